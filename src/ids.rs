@@ -1,0 +1,141 @@
+//! Names of things: one type per kind of name, so that a worker's id is never taken for a model's.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Names a worker: the hash of its normalised URL, so that every router that is given the same URL means the same
+/// worker without asking anyone. Printed as `w-` and 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(u64);
+
+impl WorkerId {
+    /// The id of the worker behind a normalised URL (see `spec::WorkerUrl`). XXH3-64 without a seed: its value is
+    /// fixed by the algorithm's specification, so it is equal on all routers and in all versions.
+    #[must_use]
+    pub fn of_url(normalised_url: &str) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_64(normalised_url.as_bytes()))
+    }
+
+    /// The id as a number: what hashing policies mix.
+    #[must_use]
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// The id with this number: for tests and for decoding.
+    #[must_use]
+    pub const fn from_u64(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "w-{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that does not name a worker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("worker id {0:?} is not `w-` and 16 hexadecimal digits")]
+pub struct ParseWorkerIdError(String);
+
+impl FromStr for WorkerId {
+    type Err = ParseWorkerIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseWorkerIdError(text.chars().take(64).collect());
+        let digits = text.strip_prefix("w-").ok_or_else(refuse)?;
+        if digits.len() != 16 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(refuse());
+        }
+        u64::from_str_radix(digits, 16).map(Self).map_err(|_| refuse())
+    }
+}
+
+impl Serialize for WorkerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for WorkerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Names a model as clients and workers write it. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelId(Arc<str>);
+
+impl ModelId {
+    /// The model called `name`, exactly as written.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for ModelId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for ModelId {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_id_prints_and_parses() {
+        let id = WorkerId::of_url("http://a:8000");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in
+            ["", "w-", "w-12", "x-0123456789abcdef", "w-0123456789ABCDEF", "w-+123456789abcde"]
+        {
+            assert!(wrong.parse::<WorkerId>().is_err(), "{wrong:?} was taken for an id");
+        }
+    }
+
+    #[test]
+    fn a_worker_id_is_the_same_in_every_version() {
+        assert_eq!(WorkerId::of_url("http://10.0.0.1:8000").to_string(), "w-f6bcaf4e2b6877e3");
+    }
+}

@@ -1,0 +1,119 @@
+//! Policies: rules that pick one candidate.
+//!
+//! A policy sees a slice of small [`Candidate`]s that are already fit to serve (ready, admitted by their breaker, below
+//! their own limit, not tried yet) and a [`Hint`] of what is known about the request. It never sees a worker, a socket
+//! or a clock. Ties are broken by chance, never by position.
+
+use std::fmt;
+
+use rand::Rng;
+
+use crate::ids::WorkerId;
+use crate::now::Now;
+
+/// A worker as a policy sees it, for one pick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which worker.
+    pub id: WorkerId,
+    /// Requests in flight on it.
+    pub load: u32,
+    /// Its share of traffic relative to the others, at least 1.
+    pub weight: u32,
+}
+
+/// What is known about a request when a worker is picked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Hint<'a> {
+    /// The session or routing key that the client sent, if any.
+    pub session: Option<&'a [u8]>,
+    /// Chained hashes of the prompt's blocks, head first; empty when there is no prompt or no policy asked for them.
+    pub blocks: &'a [u64],
+    /// Length of the prompt in bytes.
+    pub prompt_bytes: usize,
+}
+
+/// Why the candidate was picked, for metrics and for `x-smg-decision`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Decision {
+    /// The policy looks at nothing but the candidates.
+    Plain,
+    /// The longest known prefix: the matched fraction of the prompt, 0..=1.
+    Hit(f32),
+    /// A prefix matched, but its workers were too busy: affinity was given up.
+    Balance,
+    /// No known prefix was long enough.
+    Miss,
+    /// The key's own worker.
+    Sticky,
+    /// The key's own worker was too busy or gone: the next one.
+    Spill,
+    /// The policy wanted a key and the request has none.
+    NoKey,
+}
+
+impl Decision {
+    /// A name from a closed set: the metric label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Hit(_) => "hit",
+            Self::Balance => "balance",
+            Self::Miss => "miss",
+            Self::Sticky => "sticky",
+            Self::Spill => "spill",
+            Self::NoKey => "no_key",
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hit(fraction) => write!(f, "hit {fraction:.2}"),
+            other => f.write_str(other.name()),
+        }
+    }
+}
+
+/// One pick: which candidate and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pick {
+    /// Index into the slice of candidates.
+    pub index: usize,
+    /// Why that one.
+    pub decision: Decision,
+}
+
+/// A rule that picks one candidate. Called on the request path from several threads at once: an implementation holds a
+/// lock for a few look-ups at most and never blocks on anything else.
+pub trait Policy: Send + Sync + fmt::Debug {
+    /// The name under which it is chosen (`--policy`).
+    fn name(&self) -> &'static str;
+
+    /// Picks one of `candidates`; `None` only when there are none.
+    fn pick(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        now: Now,
+        rng: &mut dyn Rng,
+    ) -> Option<Pick>;
+
+    /// Told after `pick`, once the request really goes to `worker` (it may be another than the picked one after a
+    /// retry): the place to learn from. Does nothing by default.
+    fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
+        let _ = (worker, hint, now);
+    }
+
+    /// Told when `worker` left, or came back with a cold cache: what was learnt of it is void.
+    fn forget(&self, worker: WorkerId) {
+        let _ = worker;
+    }
+
+    /// Whether [`Hint::blocks`] are worth computing for this policy.
+    fn wants_blocks(&self) -> bool {
+        false
+    }
+}

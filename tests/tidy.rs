@@ -1,0 +1,221 @@
+//! The house, held by a test: who may import whom, what may not be called below the I/O line, and that each file says
+//! what it is. See ARCHITECTURE.md.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The top-level modules, lowest first, each with what it may import. A module may only name modules above it in this
+/// list, so the list is the proof that there is no cycle.
+const LAYERS: &[(&str, &[&str])] = &[
+    // vocabulary
+    ("ids", &[]),
+    ("now", &[]),
+    ("spec", &["ids"]),
+    // plain computation
+    ("prefix", &["ids", "now"]),
+    ("policy", &["ids", "now", "prefix"]),
+    ("limit", &["ids", "now"]),
+    // state machines without I/O
+    ("fleet", &["ids", "now", "spec"]),
+    // edges
+    ("clock", &["now"]),
+    ("tasks", &[]),
+    ("tls", &[]),
+    ("upstream", &["ids", "spec", "now", "clock", "tls"]),
+    // joints
+    (
+        "dispatch",
+        &["ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "upstream"],
+    ),
+    ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream"]),
+    // surface
+    (
+        "http",
+        &[
+            "ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "tasks", "tls",
+            "upstream", "dispatch",
+        ],
+    ),
+    ("mock", &["clock", "tasks"]),
+    ("cli", &["mock"]),
+    ("telemetry", &[]),
+    (
+        "config",
+        &[
+            "ids",
+            "spec",
+            "policy",
+            "prefix",
+            "limit",
+            "fleet",
+            "tls",
+            "upstream",
+            "dispatch",
+            "prober",
+            "http",
+            "cli",
+            "telemetry",
+        ],
+    ),
+    (
+        "app",
+        &[
+            "ids",
+            "now",
+            "spec",
+            "policy",
+            "prefix",
+            "limit",
+            "fleet",
+            "clock",
+            "tasks",
+            "tls",
+            "upstream",
+            "dispatch",
+            "prober",
+            "http",
+            "mock",
+            "cli",
+            "telemetry",
+            "config",
+        ],
+    ),
+];
+
+/// Modules below the I/O line: plain values in, plain values out.
+const PURE: &[&str] = &["ids", "now", "spec", "policy", "prefix", "limit", "fleet"];
+
+/// What a pure module may not name.
+const IMPURE: &[&str] = &[
+    "tokio::",
+    ".await",
+    "async fn",
+    "Instant::now",
+    "SystemTime::now",
+    "rand::rng",
+    "std::net::Tcp",
+    "std::fs",
+    "std::thread",
+];
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Production code of a file: without comments and without what follows the unit tests.
+fn production(text: &str) -> String {
+    let body = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    body.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// Each source file with the top-level module that it belongs to.
+fn modules() -> Vec<(String, PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    rust_files(&src)
+        .into_iter()
+        .filter_map(|path| {
+            let first = path.strip_prefix(&src).unwrap().components().next().unwrap();
+            let module = first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let is_test = path.file_stem().is_some_and(|s| s == "tests")
+                || path.components().any(|c| c.as_os_str() == "tests");
+            (!is_test && module != "main" && module != "lib").then(|| {
+                let text = fs::read_to_string(&path).unwrap();
+                (module, path, text)
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn modules_import_only_what_stands_above_them() {
+    let order: BTreeMap<&str, usize> =
+        LAYERS.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
+    let mut wrong = Vec::new();
+    for (module, path, text) in modules() {
+        let Some(&at) = order.get(module.as_str()) else {
+            wrong.push(format!("{module}: not in LAYERS of tests/tidy.rs"));
+            continue;
+        };
+        for (line_number, line) in production(&text).lines().enumerate() {
+            for named in line.split("crate::").skip(1) {
+                let named: String =
+                    named.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if named.is_empty() || named == module {
+                    continue;
+                }
+                if !LAYERS[at].1.contains(&named.as_str()) {
+                    wrong.push(format!(
+                        "{}:{}: {module} may not import {named}",
+                        path.display(),
+                        line_number + 1
+                    ));
+                }
+            }
+        }
+    }
+    for (at, (module, imports)) in LAYERS.iter().enumerate() {
+        for import in *imports {
+            if order.get(import).is_none_or(|i| *i >= at) {
+                wrong.push(format!(
+                    "LAYERS: {module} imports {import}, which does not stand above it"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_modules_touch_neither_clock_nor_socket_nor_chance() {
+    let mut wrong = Vec::new();
+    for (module, path, text) in modules() {
+        if !PURE.contains(&module.as_str()) {
+            continue;
+        }
+        for (line_number, line) in production(&text).lines().enumerate() {
+            for impure in IMPURE.iter().filter(|impure| line.contains(**impure)) {
+                wrong.push(format!(
+                    "{}:{}: {module} is pure, `{impure}` is not",
+                    path.display(),
+                    line_number + 1
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = rust_files(&root.join("src"));
+    files.extend(rust_files(&root.join("tests")));
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{}: no //! header", path.display());
+    }
+}
+
+#[test]
+fn no_file_promises_to_be_done_later() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in rust_files(&root.join("src")) {
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["TODO", "FIXME", "XXX", "unimplemented!(", "todo!("] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
