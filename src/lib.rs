@@ -9,5 +9,16 @@ pub mod spec;
 
 pub mod policy;
 
+pub mod limit;
+pub mod prefix;
+
+pub mod fleet;
+
 pub mod clock;
 pub mod tasks;
+pub mod tls;
+pub mod upstream;
+
+pub mod dispatch;
+
+pub mod http;

@@ -5,11 +5,68 @@
 //! or a clock. Ties are broken by chance, never by position.
 
 use std::fmt;
+use std::time::Duration;
 
 use rand::Rng;
 
 use crate::ids::WorkerId;
 use crate::now::Now;
+
+/// The policies by name (`--policy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The longest known prefix, within a bound on load.
+    CacheAware,
+    /// Smooth weighted round robin.
+    RoundRobin,
+    /// Weighted chance.
+    Random,
+    /// Two by chance, the less loaded of them.
+    PowerOfTwo,
+    /// The least loaded.
+    LeastLoad,
+    /// A ring with bounded load, keyed by session.
+    ConsistentHashing,
+    /// The same ring, keyed by the head of the prompt.
+    PrefixHash,
+    /// Sticky sessions with a time to live.
+    Manual,
+    /// By length of the prompt.
+    Bucket,
+    /// Whatever comes first, counted all the same: for a single worker.
+    Passthrough,
+}
+
+/// What the policies can be told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The policy of models that do not name one.
+    pub kind: Kind,
+    /// Matched fraction of a prompt, 0..=1, from which on cache_aware follows the prefix.
+    pub cache_threshold: f32,
+    /// Requests in flight by which the affine worker may exceed the least loaded one before affinity is given up;
+    /// both bounds must be exceeded.
+    pub balance_abs_threshold: u32,
+    /// Ratio by which it may, at least 1.
+    pub balance_rel_threshold: f32,
+    /// How long the manual policy remembers a session that is not used.
+    pub session_ttl: Duration,
+    /// Sessions that the manual policy remembers at most, least recently used out first.
+    pub max_sessions: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kind: Kind::CacheAware,
+            cache_threshold: 0.3,
+            balance_abs_threshold: 64,
+            balance_rel_threshold: 1.5,
+            session_ttl: Duration::from_secs(3600),
+            max_sessions: 1 << 20,
+        }
+    }
+}
 
 /// A worker as a policy sees it, for one pick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
