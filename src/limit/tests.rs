@@ -1,0 +1,387 @@
+//! Admission against a model: random entering, polling, dropping and giving back, one step at a time.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use proptest::prelude::*;
+
+use super::{Admission, Config, Enter, Metrics, Permit, Priority, Rejected};
+
+fn admission(max_concurrent: u32, queue_size: u32) -> Arc<Admission> {
+    Admission::new(&Config { max_concurrent: NonZeroU32::new(max_concurrent), queue_size })
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Bell(AtomicUsize);
+
+impl Bell {
+    fn rung(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn poll(enter: &mut Enter, bell: &Arc<Bell>) -> Option<Permit> {
+    let waker = Waker::from(Arc::clone(bell));
+    match Pin::new(enter).poll(&mut Context::from_waker(&waker)) {
+        Poll::Ready(permit) => Some(permit),
+        Poll::Pending => None,
+    }
+}
+
+fn poll_quietly(enter: &mut Enter) -> Option<Permit> {
+    poll(enter, &Arc::default())
+}
+
+/// (in use, waiting)
+fn numbers(admission: &Admission) -> (u32, u32) {
+    (admission.in_use(), admission.waiting())
+}
+
+#[test]
+fn never_more_than_the_limit() {
+    let admission = admission(2, 0);
+    let first = admission.try_enter().unwrap();
+    let second = admission.try_enter().unwrap();
+    assert!(admission.try_enter().is_none());
+    assert_eq!(
+        admission.enter(Priority::System).unwrap_err(),
+        Rejected::QueueFull { max_concurrent: 2, queue_size: 0 }
+    );
+    drop(first);
+    let third = admission.try_enter().unwrap();
+    assert!(admission.try_enter().is_none());
+    drop((second, third));
+    assert_eq!(numbers(&admission), (0, 0));
+}
+
+#[test]
+fn without_a_limit_nobody_waits_and_all_are_counted() {
+    let admission = admission(0, 0);
+    let permits: Vec<_> = (0..1000).map(|_| admission.try_enter().unwrap()).collect();
+    assert_eq!(numbers(&admission), (1000, 0));
+    let mut enter = admission.enter(Priority::Bulk).unwrap();
+    assert!(poll_quietly(&mut enter).is_some());
+    drop(permits);
+    assert_eq!(numbers(&admission), (0, 0));
+}
+
+#[test]
+fn a_permit_that_comes_back_goes_to_the_first_in_line() {
+    let admission = admission(1, 10);
+    let held = admission.try_enter().unwrap();
+    let (early_bell, late_bell) = (Arc::<Bell>::default(), Arc::<Bell>::default());
+    let mut early = admission.enter(Priority::Default).unwrap();
+    let mut late = admission.enter(Priority::Default).unwrap();
+    assert!(poll(&mut early, &early_bell).is_none());
+    assert!(poll(&mut late, &late_bell).is_none());
+    drop(held);
+    assert_eq!((early_bell.rung(), late_bell.rung()), (1, 0));
+    assert!(admission.try_enter().is_none(), "a newcomer jumped the queue");
+    assert!(poll(&mut late, &late_bell).is_none());
+    let permit = poll(&mut early, &early_bell).unwrap();
+    assert_eq!(numbers(&admission), (1, 1));
+    drop(permit);
+    assert_eq!(late_bell.rung(), 1);
+    assert!(poll(&mut late, &late_bell).is_some());
+}
+
+#[test]
+fn a_waiter_that_leaves_is_gone_at_once_and_passes_on_what_it_was_granted() {
+    let admission = admission(1, 2);
+    let held = admission.try_enter().unwrap();
+    let left = admission.enter(Priority::Default).unwrap();
+    let granted = admission.enter(Priority::Default).unwrap();
+    assert!(admission.enter(Priority::Default).is_err());
+    drop(left);
+    let bell = Arc::<Bell>::default();
+    let mut last = admission.enter(Priority::Default).unwrap();
+    assert!(poll(&mut last, &bell).is_none());
+    drop(held);
+    assert_eq!((numbers(&admission), bell.rung()), ((1, 1), 0));
+    drop(granted);
+    assert_eq!((numbers(&admission), bell.rung()), ((1, 0), 1));
+    assert!(poll(&mut last, &bell).is_some());
+    assert_eq!(numbers(&admission), (0, 0));
+}
+
+#[test]
+fn the_last_waker_is_the_one_that_is_woken() {
+    let admission = admission(1, 1);
+    let held = admission.try_enter().unwrap();
+    let (before, after) = (Arc::<Bell>::default(), Arc::<Bell>::default());
+    let mut enter = admission.enter(Priority::Default).unwrap();
+    assert!(poll(&mut enter, &before).is_none());
+    assert!(poll(&mut enter, &after).is_none());
+    drop(held);
+    assert_eq!((before.rung(), after.rung()), (0, 1));
+}
+
+/// Names in the order in which they get in, when they queue up in the order of `arrivals`.
+fn order(arrivals: &[(&'static str, Priority)]) -> Vec<&'static str> {
+    let admission = admission(1, u32::MAX);
+    let held = admission.try_enter();
+    let mut line: Vec<_> =
+        arrivals.iter().map(|(name, class)| (*name, admission.enter(*class).unwrap())).collect();
+    drop(held);
+    let mut served = Vec::new();
+    while !line.is_empty() {
+        let (at, permit) = line
+            .iter_mut()
+            .enumerate()
+            .find_map(|(at, (_, enter))| Some((at, poll_quietly(enter)?)))
+            .expect("a free place goes to a waiter");
+        served.push(line.remove(at).0);
+        drop(permit);
+    }
+    served
+}
+
+#[test]
+fn the_urgent_go_first_and_classes_keep_their_order() {
+    use Priority::{Bulk, Default, Interactive, System};
+    let arrivals = [
+        ("b1", Bulk),
+        ("d1", Default),
+        ("i1", Interactive),
+        ("b2", Bulk),
+        ("s1", System),
+        ("d2", Default),
+        ("s2", System),
+        ("i2", Interactive),
+    ];
+    assert_eq!(order(&arrivals), ["s1", "s2", "i1", "i2", "d1", "d2", "b1", "b2"]);
+}
+
+#[test]
+fn the_least_urgent_do_not_wait_for_ever() {
+    for (urgent, passes) in
+        [(Priority::Default, 255), (Priority::Interactive, 1023), (Priority::System, 4095)]
+    {
+        let mut arrivals = vec![("bulk", Priority::Bulk)];
+        arrivals.extend(std::iter::repeat_n(("urgent", urgent), passes + 50));
+        let passed_by = order(&arrivals).iter().position(|name| *name == "bulk").unwrap();
+        assert_eq!(passed_by, passes, "{urgent}");
+    }
+}
+
+#[test]
+fn what_was_turned_away_is_counted_by_reason() {
+    let admission = admission(1, 2);
+    let registry = prometheus::Registry::new();
+    Metrics::register(&registry, &admission).unwrap();
+    let held = admission.try_enter().unwrap();
+    let slow = admission.enter(Priority::Bulk).unwrap();
+    let waiting = admission.enter(Priority::System).unwrap();
+    assert!(admission.enter(Priority::System).is_err());
+    slow.time_out();
+    drop(admission.enter(Priority::Default).unwrap());
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    let shown: BTreeMap<&str, &str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.ends_with(" 0"))
+        .filter_map(|line| line.rsplit_once(' '))
+        .collect();
+    let expected = [
+        ("smg_admission_abandoned_total", "1"),
+        ("smg_admission_in_use", "1"),
+        ("smg_admission_queued_total{priority=\"bulk\"}", "1"),
+        ("smg_admission_queued_total{priority=\"default\"}", "1"),
+        ("smg_admission_queued_total{priority=\"system\"}", "1"),
+        ("smg_admission_rejected_total{reason=\"queue_full\"}", "1"),
+        ("smg_admission_rejected_total{reason=\"timeout\"}", "1"),
+        ("smg_admission_waiting", "1"),
+    ];
+    assert_eq!(shown, BTreeMap::from(expected), "{text}");
+    drop((held, waiting));
+    assert_eq!(numbers(&admission), (0, 0));
+}
+
+#[test]
+fn threads_never_hold_more_than_the_limit_and_none_is_left_behind() {
+    const LIMIT: u32 = 3;
+    let admission = admission(LIMIT, 8);
+    let inside = AtomicU32::new(0);
+    let entered = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (admission, inside, entered) = (&admission, &inside, &entered);
+            scope.spawn(move || {
+                let parked = std::thread::current();
+                let waker = Waker::from(Arc::new(Unpark(parked)));
+                for turn in 0..2000 {
+                    let Ok(mut enter) = admission.enter(Priority::ALL[turn % 4]) else { continue };
+                    if (turn + thread) % 7 == 0 {
+                        drop(enter);
+                        continue;
+                    }
+                    // A lost wake-up would park this thread for ever.
+                    let permit = loop {
+                        match Pin::new(&mut enter).poll(&mut Context::from_waker(&waker)) {
+                            Poll::Ready(permit) => break permit,
+                            Poll::Pending => std::thread::park(),
+                        }
+                    };
+                    assert!(inside.fetch_add(1, Ordering::SeqCst) < LIMIT);
+                    entered.fetch_add(1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    drop(permit);
+                }
+            });
+        }
+    });
+    assert!(entered.into_inner() > 1000);
+    assert_eq!(numbers(&admission), (0, 0));
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    TryEnter,
+    Enter(usize),
+    /// Poll the waiter at this place (modulo their number).
+    Poll(usize),
+    Leave(usize),
+    GiveBack(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => Just(Op::TryEnter),
+        4 => (0..4usize).prop_map(Op::Enter),
+        4 => any::<usize>().prop_map(Op::Poll),
+        1 => any::<usize>().prop_map(Op::Leave),
+        3 => any::<usize>().prop_map(Op::GiveBack),
+    ]
+}
+
+/// What admission should do, kept the slow way. Requests are numbers.
+#[derive(Default)]
+struct Model {
+    limit: usize,
+    size: usize,
+    in_use: usize,
+    arrivals: u64,
+    /// (rank, request)
+    line: Vec<(u64, usize)>,
+    granted: Vec<usize>,
+}
+
+impl Model {
+    fn enters(&mut self) -> bool {
+        let free = self.line.is_empty() && self.in_use < self.limit;
+        self.in_use += usize::from(free);
+        free
+    }
+
+    fn waits(&mut self, request: usize, class: Priority) -> bool {
+        let room = self.line.len() < self.size;
+        if room {
+            self.arrivals += 1;
+            self.line.push((self.arrivals + 10_000 - class.head_start(), request));
+            self.line.sort_by_key(|(rank, _)| *rank);
+        }
+        room
+    }
+
+    fn gives_back(&mut self) {
+        if self.line.is_empty() {
+            self.in_use -= 1;
+        } else {
+            self.granted.push(self.line.remove(0).1);
+        }
+    }
+
+    fn leaves(&mut self, request: usize) {
+        let before = self.line.len();
+        self.line.retain(|(_, other)| *other != request);
+        if self.line.len() == before {
+            self.granted.retain(|other| *other != request);
+            self.gives_back();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn it_does_what_the_model_does(
+        limit in 1..5u32,
+        size in 0..6u32,
+        ops in prop::collection::vec(op(), 1..200),
+    ) {
+        let admission = admission(limit, size);
+        let mut model =
+            Model { limit: limit as usize, size: size as usize, ..Model::default() };
+        let mut permits = Vec::new();
+        let mut waiters: Vec<(usize, Enter, Arc<Bell>, bool)> = Vec::new();
+        for (request, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::TryEnter => {
+                    let permit = admission.try_enter();
+                    prop_assert_eq!(permit.is_some(), model.enters());
+                    permits.extend(permit);
+                }
+                Op::Enter(class) => {
+                    let class = Priority::ALL[class];
+                    let enter = admission.enter(class);
+                    if model.enters() {
+                        permits.push(poll_quietly(&mut enter.unwrap()).unwrap());
+                    } else {
+                        let waits = model.waits(request, class);
+                        prop_assert_eq!(enter.is_ok(), waits);
+                        waiters.extend(enter.ok().map(|e| (request, e, Arc::default(), false)));
+                    }
+                }
+                Op::Poll(at) if !waiters.is_empty() => {
+                    let at = at % waiters.len();
+                    let (request, enter, bell, polled) = &mut waiters[at];
+                    let granted = model.granted.contains(request);
+                    prop_assert_eq!(bell.rung() > 0, granted && *polled, "a wake-up was lost");
+                    let permit = poll(enter, bell);
+                    *polled = true;
+                    prop_assert_eq!(permit.is_some(), granted);
+                    if let Some(permit) = permit {
+                        permits.push(permit);
+                        model.granted.retain(|other| other != request);
+                        drop(waiters.remove(at));
+                    }
+                }
+                Op::Leave(at) if !waiters.is_empty() => {
+                    let (request, enter, ..) = waiters.remove(at % waiters.len());
+                    drop(enter);
+                    model.leaves(request);
+                }
+                Op::GiveBack(at) if !permits.is_empty() => {
+                    drop(permits.remove(at % permits.len()));
+                    model.gives_back();
+                }
+                Op::Poll(_) | Op::Leave(_) | Op::GiveBack(_) => {}
+            }
+            let (in_use, waiting) = numbers(&admission);
+            prop_assert!(in_use <= limit && waiting <= size);
+            prop_assert_eq!((in_use as usize, waiting as usize), (model.in_use, model.line.len()));
+        }
+        drop(permits);
+        drop(waiters);
+        prop_assert_eq!(numbers(&admission), (0, 0));
+    }
+}
