@@ -23,4 +23,6 @@ pub mod dispatch;
 
 pub mod http;
 
+pub mod cli;
+pub mod config;
 pub mod telemetry;
