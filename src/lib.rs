@@ -22,3 +22,7 @@ pub mod upstream;
 pub mod dispatch;
 
 pub mod http;
+
+pub mod cli;
+pub mod config;
+pub mod telemetry;

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // edges
     ("clock", &["now"]),
     ("tasks", &[]),
-    ("tls", &[]),
+    ("tls", &["now"]),
     ("upstream", &["ids", "spec", "now", "clock", "tls"]),
     // joints
     (
@@ -40,17 +40,19 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("mock", &["clock", "tasks"]),
-    ("cli", &["mock"]),
+    ("cli", &["spec", "mock"]),
     ("telemetry", &[]),
     (
         "config",
         &[
             "ids",
+            "now",
             "spec",
             "policy",
             "prefix",
             "limit",
             "fleet",
+            "clock",
             "tls",
             "upstream",
             "dispatch",

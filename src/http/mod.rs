@@ -9,7 +9,7 @@ use crate::spec::Secret;
 use crate::tls;
 
 /// What the listeners offer and whom they let in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,

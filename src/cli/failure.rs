@@ -1,0 +1,187 @@
+//! Flags for the bad days: timeouts, retries, the breaker, health checks.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::values::{between, millis, path, positive, seconds, whole, yes_or_no};
+
+/// How long each phase of a request may take, and how long connections live.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Timeouts")]
+pub struct TimeoutArgs {
+    /// How long connecting to a worker may take, TLS included, 0.001 to 3600 seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds(0.001, 3600.0))]
+    pub connect_timeout_secs: Duration,
+    /// How long a worker may take from the request's last byte to the response's head, 0.001 to 86400 seconds.
+    ///
+    /// For a request that is no stream this is the whole time of prefill and decode: keep it long.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "600",
+        value_parser = seconds(0.001, 86_400.0)
+    )]
+    pub response_head_timeout_secs: Duration,
+    /// How long a response may pause between two chunks, 0.001 to 86400 seconds.
+    ///
+    /// Time in which the client itself does not read doesn't count.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "300",
+        value_parser = seconds(0.001, 86_400.0)
+    )]
+    pub idle_timeout_secs: Duration,
+    /// How long an attempt may take in all when its response is no stream, 0 to 86400 seconds; 0: no limit.
+    #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = seconds(0.0, 86_400.0))]
+    pub request_timeout_secs: Duration,
+    /// The same for streams, 0 to 604800 seconds; 0: no limit.
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 604_800.0))]
+    pub stream_timeout_secs: Duration,
+    /// How long an idle connection to a worker is kept, 0 to 3600 seconds.
+    ///
+    /// Shorter than what the workers' servers keep, or a request may meet a connection that is being closed.
+    #[arg(long, value_name = "SECONDS", default_value = "50", value_parser = seconds(0.0, 3600.0))]
+    pub worker_keep_alive_secs: Duration,
+    /// Idle connections kept per worker and thread, 0 to 65535.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = whole::<usize>(0, 65_535))]
+    pub worker_max_idle_connections: usize,
+}
+
+/// What is tried again, and when.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Retries")]
+pub struct RetryArgs {
+    /// Attempts after the first one, 0 to 100.
+    ///
+    /// Each goes to a worker that was not tried yet while there is one. Nothing is retried once a byte went to the
+    /// client.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = whole::<u32>(0, 100))]
+    pub retry_max_retries: u32,
+    /// Longest pause before the first retry, 0 to 3600000 milliseconds.
+    ///
+    /// The pause is drawn between zero and this.
+    #[arg(long, value_name = "MS", default_value = "50", value_parser = millis(0, 3_600_000))]
+    pub retry_initial_backoff_ms: Duration,
+    /// Longest pause before any retry, 0 to 3600000 milliseconds.
+    ///
+    /// At least --retry-initial-backoff-ms.
+    #[arg(long, value_name = "MS", default_value = "5000", value_parser = millis(0, 3_600_000))]
+    pub retry_max_backoff_ms: Duration,
+    /// Growth of the longest pause from retry to retry, 1 to 100.
+    #[arg(long, value_name = "FACTOR", default_value = "2", value_parser = between(1.0, 100.0))]
+    pub retry_backoff_multiplier: f32,
+    /// Retries as a share of recent requests, 0 to 1.
+    ///
+    /// Keeps retries from multiplying the load on workers that are failing already.
+    #[arg(long, value_name = "SHARE", default_value = "0.2", value_parser = between(0.0, 1.0))]
+    pub retry_budget_ratio: f32,
+    /// Retries per second that are allowed whatever --retry-budget-ratio says, 0 to 100000.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = between(0.0, 100_000.0))]
+    pub retry_budget_floor: f32,
+    /// Never try again: the same as --retry-max-retries 0.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub disable_retries: bool,
+}
+
+/// When traffic takes a worker out, and how it comes back.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Circuit breaker")]
+pub struct BreakerArgs {
+    /// Failed requests within --cb-window-duration-secs that take a worker out, 1 to 1000000.
+    ///
+    /// Errors of transport, timeouts and answers of 500 and above; 4xx are not failures.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive(1_000_000))]
+    pub cb_failure_threshold: NonZeroU32,
+    /// Good requests, one at a time, that bring it back, 1 to 1000000.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive(1_000_000))]
+    pub cb_success_threshold: NonZeroU32,
+    /// How long a worker stays out before one request is let through, 0.001 to 86400 seconds.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = seconds(0.001, 86_400.0)
+    )]
+    pub cb_timeout_duration_secs: Duration,
+    /// The time in which failures are counted together, 0.001 to 86400 seconds.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "120",
+        value_parser = seconds(0.001, 86_400.0)
+    )]
+    pub cb_window_duration_secs: Duration,
+    /// Never take a worker out for what its requests do.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub disable_circuit_breaker: bool,
+    /// Share of a model's workers that breaker and connect errors may take out, 0 to 100 percent.
+    ///
+    /// Beyond it the least bad stay in: a worker that may fail beats a certain 503.
+    #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = whole::<u8>(0, 100))]
+    pub max_ejection_percent: u8,
+}
+
+/// When probes take a worker out, and how it comes back.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Health checks")]
+pub struct HealthArgs {
+    /// Path that answers 2xx while a worker can serve.
+    #[arg(long, value_name = "PATH", default_value = "/health", value_parser = path)]
+    pub health_check_endpoint: String,
+    /// Time between two probes of a worker, 0.001 to 86400 seconds.
+    ///
+    /// Probes are spread over it. A connect error of a request counts at once, so this need not be short.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds(0.001, 86_400.0)
+    )]
+    pub health_check_interval_secs: Duration,
+    /// Time after which a probe has failed, 0.001 to 3600 seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds(0.001, 3600.0))]
+    pub health_check_timeout_secs: Duration,
+    /// Failed probes in a row that take a worker out, 1 to 1000.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive(1000))]
+    pub health_failure_threshold: NonZeroU32,
+    /// Good probes in a row that bring it back, 1 to 1000.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive(1000))]
+    pub health_success_threshold: NonZeroU32,
+    /// Don't probe: every worker is taken for healthy.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub disable_health_check: bool,
+}

@@ -1,0 +1,165 @@
+//! Flags of the surface: listeners, TLS, keys, probes, the end.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::values::{TenantKey, address, file, origin, seconds, secret, tenant_key, whole};
+use crate::spec::Secret;
+
+/// Where clients connect.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Listener")]
+pub struct ListenArgs {
+    /// Address to listen on.
+    ///
+    /// 0.0.0.0 listens on all IPv4 addresses, :: on all addresses, 127.0.0.1 on loopback only.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0", value_parser = address)]
+    pub host: IpAddr,
+    /// Port to listen on, 0 to 65535; 0: a free one, shown in the log.
+    ///
+    /// SMG_PORT in the form tcp://… comes from Kubernetes, which sets it for a Service named smg: it is ignored with a
+    /// warning.
+    #[arg(long, value_name = "PORT", default_value = "8000", value_parser = whole::<u16>(0, 65_535))]
+    pub port: u16,
+    /// Largest request body, 1024 to 4294967296 bytes.
+    ///
+    /// A larger one is answered 413. A body is held in memory until its request can't be retried any more.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "536870912",
+        value_parser = whole::<usize>(1024, 1 << 32)
+    )]
+    pub max_payload_size: usize,
+    /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
+    ///
+    /// Bounds clients that send a byte now and then.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds(0.001, 3600.0))]
+    pub header_timeout_secs: Duration,
+    /// How long a request's body may pause, 0.001 to 3600 seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0.001, 3600.0))]
+    pub body_timeout_secs: Duration,
+    /// Client connections at once, 1 to 1000000.
+    ///
+    /// Further ones wait to be accepted. The limit on open files (ulimit -n) must allow about twice as many.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "32768",
+        value_parser = whole::<usize>(1, 1_000_000)
+    )]
+    pub max_connections: usize,
+    /// Threads that move requests, 0 to 1024; 0: one per CPU.
+    ///
+    /// Set it to the CPU request of a container that has no CPU limit.
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<usize>(0, 1024))]
+    pub threads: usize,
+    /// Origins that browsers may call from; *: all.
+    ///
+    /// A list of scheme://host[:port]. Default: none, no CORS headers are sent.
+    #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// TLS towards clients and workers.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "TLS")]
+pub struct TlsArgs {
+    /// PEM file with the certificate chain that clients are shown.
+    ///
+    /// Needs --tls-key-path; together they turn TLS on. Default: none, plain HTTP.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub tls_cert_path: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert-path.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub tls_key_path: Option<PathBuf>,
+    /// PEM file with the authorities that client certificates must come from.
+    ///
+    /// Clients without such a certificate are refused in the handshake. Needs --tls-cert-path. Default: none, clients
+    /// are not asked for a certificate.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub client_ca_path: Option<PathBuf>,
+    /// PEM file with the authorities that certificates of https:// workers must come from.
+    ///
+    /// Default: the system's authorities.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub worker_tls_ca: Option<PathBuf>,
+    /// PEM file with the certificate chain that workers are shown.
+    ///
+    /// Needs --worker-tls-key. Default: none, for workers that don't ask.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub worker_tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --worker-tls-cert.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub worker_tls_key: Option<PathBuf>,
+}
+
+/// Who is let in.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Access")]
+pub struct AccessArgs {
+    /// Keys that clients may show as `authorization: Bearer KEY`.
+    ///
+    /// A list, so that a key can be replaced without a gap. Default: none; without --tenant-api-key too, everyone is let
+    /// in. Prefer the variable: a command line can be read by every process of the machine.
+    #[arg(long, value_name = "KEY", num_args = 1.., value_parser = secret, hide_env_values = true)]
+    pub api_key: Vec<Secret>,
+    /// Keys of tenants, as id:key.
+    ///
+    /// A list; a tenant may have several keys. The id is for logs, metrics and limits: 1 to 64 letters, digits, dashes,
+    /// underscores or dots. Default: none.
+    #[arg(
+        long,
+        value_name = "ID:KEY",
+        num_args = 1..,
+        value_parser = tenant_key,
+        hide_env_values = true
+    )]
+    pub tenant_api_key: Vec<TenantKey>,
+    /// Key for the admin routes (/workers and the like).
+    ///
+    /// Default: none; the admin routes are then open to loopback only once there are client keys, else to everyone.
+    #[arg(long, value_name = "KEY", value_parser = secret, hide_env_values = true)]
+    pub admin_api_key: Option<Secret>,
+}
+
+/// What the router's own probes say.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Probes")]
+pub struct ProbeArgs {
+    /// Further port for /liveness, /readiness and /health, 0 to 65535; 0: none.
+    ///
+    /// Served by a thread of its own on --host, so that probes are answered while the router is saturated.
+    #[arg(long, value_name = "PORT", default_value = "0", value_parser = whole::<u16>(0, 65_535))]
+    pub health_check_port: u16,
+    /// Ready workers below which /readiness says 503, 0 to 65535.
+    ///
+    /// 0 makes the router ready without a worker.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = whole::<usize>(0, 65_535))]
+    pub min_ready_workers: usize,
+}
+
+/// How the router ends.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Shutdown")]
+pub struct ShutdownArgs {
+    /// How long requests are still accepted after readiness says no, 0 to 3600 seconds.
+    ///
+    /// Long enough for the load balancer in front to notice.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds(0.0, 3600.0))]
+    pub drain_settle_secs: Duration,
+    /// How long requests and streams in flight may take to finish, 0 to 86400 seconds.
+    ///
+    /// Streams that take longer are cut and the exit status is 1. In Kubernetes, terminationGracePeriodSeconds must
+    /// exceed this and --drain-settle-secs together.
+    #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds(0.0, 86_400.0))]
+    pub shutdown_grace_period_secs: Duration,
+}

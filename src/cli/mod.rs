@@ -1,0 +1,204 @@
+//! The command line: what can be typed, and what each word means.
+//!
+//! One flattened clap group per topic. The groups are the only place that knows a flag's name, bounds, default and
+//! meaning; the name of its variable and of its key in the file follow from the flag's by rule, so `config` finds all
+//! three by walking [`command`]. Nothing here reads the process's environment or a file.
+
+use std::path::PathBuf;
+
+use clap::{Arg, CommandFactory, Parser, Subcommand};
+
+mod failure;
+mod listen;
+mod observe;
+mod routing;
+pub mod values;
+
+pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
+pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
+pub use observe::{LogLevel, ObserveArgs};
+pub use routing::{AdmissionArgs, PolicyName, RoutingArgs, WorkerArgs};
+
+/// Routes OpenAI-compatible requests to inference workers.
+///
+/// Every flag can also be given as a variable (`SMG_` and the flag's name in capitals) or as a key of the same name in a
+/// TOML file (`--config`). A flag wins over a variable, a variable over the file, the file over the default. Lists take
+/// commas, blanks or repetition.
+#[derive(Debug, Parser)]
+#[command(
+    name = "smg",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true,
+    after_help = "`smg --worker-urls http://a:8000 http://b:8000` is all that a first run needs.",
+    after_long_help = "Exit status: 0 after a clean stop, 1 when something failed at run time, 2 when the \
+                       configuration is wrong."
+)]
+pub struct Cli {
+    /// What to do; nothing: run the router.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The router's settings.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What `smg` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the router: the same as `smg` without a subcommand.
+    #[command(visible_alias = "start")]
+    Launch(Box<Args>),
+    /// Say whether a configuration is right and print what it resolves to.
+    ///
+    /// Reads flags, variables and the file as the router would, opens the certificates, and binds nothing. Prints every
+    /// setting as TOML with where it comes from; secrets are shown as `***`. Exit status 2 when something is wrong.
+    CheckConfig(Box<Args>),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell to complete in.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// What the router can be told on the command line, in variables and in a file.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+#[group(skip)]
+pub struct Args {
+    /// Read settings from this TOML file.
+    ///
+    /// Its keys are the flags' names, with dashes or underscores; `[[workers]]` tables describe workers in full. A key
+    /// that is not known is an error. The file is read once, at start.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Which workers there are.
+    #[command(flatten)]
+    pub workers: WorkerArgs,
+    /// How one of them is chosen.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
+    /// How many requests are let in.
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
+    /// Where clients connect.
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    /// TLS towards clients and workers.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// Who is let in.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// How long each phase may take.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+    /// What is tried again.
+    #[command(flatten)]
+    pub retry: RetryArgs,
+    /// When traffic takes a worker out.
+    #[command(flatten)]
+    pub breaker: BreakerArgs,
+    /// When probes take a worker out.
+    #[command(flatten)]
+    pub health: HealthArgs,
+    /// What the router's own probes say.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
+    /// Logs and metrics.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+    /// How the router ends.
+    #[command(flatten)]
+    pub shutdown: ShutdownArgs,
+}
+
+/// The whole command line as clap parses it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// The same with each flag's variable shown: for help, completions, the manual page and the documentation.
+///
+/// Parsing uses [`command`], which never looks at the environment.
+#[must_use]
+pub fn shown_command() -> clap::Command {
+    fn with_variables(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| match variable_of(&arg) {
+                Some(variable) => arg.env(variable).hide_env_values(true),
+                None => arg,
+            })
+            .mut_subcommands(with_variables)
+    }
+    with_variables(command())
+}
+
+/// The router's settings alone, as a command without subcommands.
+#[must_use]
+pub fn settings_command() -> clap::Command {
+    <Args as clap::Args>::augment_args(clap::Command::new("smg"))
+        .no_binary_name(true)
+        .disable_help_flag(true)
+}
+
+/// The name of the variable that says the same as a flag; `None` for what is no setting (`--help`).
+#[must_use]
+pub fn variable_of(arg: &Arg) -> Option<String> {
+    let long = arg.get_long()?;
+    let is_setting = !matches!(long, "help" | "version");
+    is_setting.then(|| format!("SMG_{}", long.replace('-', "_").to_ascii_uppercase()))
+}
+
+/// Whether a setting is a list: commas, blanks, repetition.
+#[must_use]
+pub fn is_list(arg: &Arg) -> bool {
+    matches!(arg.get_action(), clap::ArgAction::Append)
+}
+
+/// Whether a setting is a yes or a no, which may stand without a value.
+#[must_use]
+pub fn is_switch(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|values| values.min_values() == 0)
+}
+
+/// Whether a setting's value is never shown.
+#[must_use]
+pub fn is_secret(arg: &Arg) -> bool {
+    arg.is_hide_env_values_set()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        command().debug_assert();
+        shown_command().debug_assert();
+        settings_command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_has_a_heading_and_a_meaning() {
+        for arg in settings_command().get_arguments() {
+            let id = arg.get_id();
+            assert!(arg.get_help_heading().is_some(), "{id} has no heading");
+            assert!(arg.get_help().is_some_and(|h| h.to_string().len() > 10), "{id} has no help");
+            assert_eq!(id.as_str().replace('_', "-"), arg.get_long().unwrap(), "one name only");
+        }
+    }
+
+    #[test]
+    fn secrets_are_marked() {
+        let secret: Vec<_> = settings_command()
+            .get_arguments()
+            .filter(|a| is_secret(a))
+            .map(|a| a.get_id().to_string())
+            .collect();
+        assert_eq!(secret, ["worker_api_key", "api_key", "tenant_api_key", "admin_api_key"]);
+    }
+}

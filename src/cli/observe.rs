@@ -1,0 +1,57 @@
+//! Flags for those who watch: logs and metrics.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::values::{address, whole, yes_or_no};
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// What a human must look at
+    Error,
+    /// What went wrong and was coped with
+    Warn,
+    /// The life of the router and its workers
+    Info,
+    /// Each request
+    Debug,
+}
+
+/// Logs and metrics.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[group(skip)]
+#[command(next_help_heading = "Observability")]
+pub struct ObserveArgs {
+    /// How much is logged, to standard error.
+    ///
+    /// The variable RUST_LOG wins over it and can name modules: RUST_LOG=info,smg::dispatch=debug.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+    /// Log one JSON object per line.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub log_json: bool,
+    /// Address of the metrics port.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0", value_parser = address)]
+    pub prometheus_host: IpAddr,
+    /// Port for Prometheus besides /metrics on the main port, 0 to 65535; 0: none.
+    ///
+    /// When it is in use already, that is an error if the port was asked for, and a warning if it is the default.
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value = "29000",
+        value_parser = whole::<u16>(0, 65_535)
+    )]
+    pub prometheus_port: u16,
+}

@@ -1,0 +1,262 @@
+//! What a single value may look like: one parser per kind, each with its bounds in its error.
+//!
+//! Each of these returns a plain function from text to value; an error says what would have been right and leaves the
+//! value itself to the caller, who knows whether it may be shown. The flags use them and so do the workers' tables in
+//! the file: a weight is a weight wherever it stands.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::spec::Secret;
+
+/// A key that proves a tenant, as `id:key`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantKey {
+    /// The tenant's name: 1 to 64 letters, digits, `-`, `_` or `.`.
+    pub id: String,
+    /// Its key.
+    pub key: Secret,
+}
+
+/// A whole number from `low` to `high`, both included.
+pub(crate) fn whole<T: TryFrom<u64>>(
+    low: u64,
+    high: u64,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let digits_only = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = digits_only.then(|| text.parse::<u64>().ok()).flatten();
+        number
+            .filter(|n| (low..=high).contains(n))
+            .and_then(|n| T::try_from(n).ok())
+            .ok_or_else(|| format!("is not a whole number from {low} to {high}"))
+    }
+}
+
+/// A whole number from 1 to `high`.
+pub(crate) fn positive(
+    high: u32,
+) -> impl Fn(&str) -> Result<NonZeroU32, String> + Clone + Send + Sync + 'static {
+    let parse = whole::<u32>(1, u64::from(high));
+    move |text| parse(text).map(|n| NonZeroU32::new(n).expect("the bounds begin at 1"))
+}
+
+/// A limit: a whole number from 1 to `high`, or 0 or -1 for none.
+pub(crate) fn limit(
+    high: u32,
+) -> impl Fn(&str) -> Result<Limit, String> + Clone + Send + Sync + 'static {
+    let parse = whole::<u32>(0, u64::from(high));
+    move |text| match text {
+        "-1" => Ok(Limit(None)),
+        text => parse(text).map(|n| Limit(NonZeroU32::new(n))),
+    }
+}
+
+/// A limit that may be absent. A type of its own, since clap reads `Option` as "may be left out".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub Option<NonZeroU32>);
+
+/// A number from `low` to `high`, fractions allowed.
+pub(crate) fn between(
+    low: f32,
+    high: f32,
+) -> impl Fn(&str) -> Result<f32, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = is_decimal(text).then(|| text.parse::<f32>().ok()).flatten();
+        number
+            .filter(|n| (low..=high).contains(n))
+            .ok_or_else(|| format!("is not a number from {low} to {high}"))
+    }
+}
+
+/// A time in seconds from `low` to `high`; thousandths count, smaller parts are an error.
+pub(crate) fn seconds(
+    low: f64,
+    high: f64,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction);
+        let number = is_decimal(text).then(|| text.parse::<f64>().ok()).flatten();
+        number
+            .filter(|n| (low..=high).contains(n) && fraction.len() <= 3)
+            .map(|n| Duration::from_millis((n * 1000.0).round() as u64))
+            .ok_or_else(|| format!("is not a number of seconds from {low} to {high}"))
+    }
+}
+
+/// A time in whole milliseconds from `low` to `high`.
+pub(crate) fn millis(
+    low: u64,
+    high: u64,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    let parse = whole::<u64>(low, high);
+    move |text| {
+        parse(text)
+            .map(Duration::from_millis)
+            .map_err(|_| format!("is not a whole number of milliseconds from {low} to {high}"))
+    }
+}
+
+/// Digits with at most one point between them: what both `1` and `0.5` are, and `inf` and `1e9` are not.
+fn is_decimal(text: &str) -> bool {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    [whole, fraction]
+        .iter()
+        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Yes or no.
+pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("is none of true, false, yes, no, on, off, 1, 0".to_owned()),
+    }
+}
+
+/// An address to listen on: IPv4, IPv6 with or without brackets, or `localhost`.
+pub(crate) fn address(text: &str) -> Result<IpAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    match bare {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        bare => bare.parse().map_err(|_| {
+            "is not an IP address (0.0.0.0 or :: listens on all, 127.0.0.1 on loopback only)"
+                .to_owned()
+        }),
+    }
+}
+
+/// A secret that can stand in a header: 1 to 4096 visible ASCII characters. The mask that `check-config` prints is
+/// refused, so that a printed file can't silently become a configuration with a known key.
+pub(crate) fn secret(text: &str) -> Result<Secret, String> {
+    if text == MASK {
+        Err(format!("is {MASK:?}, which check-config prints in place of a secret"))
+    } else if text.is_empty() || text.len() > 4096 {
+        Err("is empty or longer than 4096 characters".to_owned())
+    } else if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        Err("has a character that is not visible ASCII".to_owned())
+    } else {
+        Ok(Secret::new(text))
+    }
+}
+
+/// What stands in place of a secret wherever one would be shown.
+pub const MASK: &str = "***";
+
+/// A tenant and its key.
+pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
+    if text == MASK {
+        return Err(format!("is {MASK:?}, which check-config prints in place of a secret"));
+    }
+    let (id, key) = text.split_once(':').ok_or_else(|| "is not of the form id:key".to_owned())?;
+    let is_name = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(is_name) {
+        return Err(
+            "has a tenant id that is not 1 to 64 letters, digits, dashes, underscores or dots"
+                .to_owned(),
+        );
+    }
+    let key = secret(key).map_err(|why| format!("has a key that {why}"))?;
+    Ok(TenantKey { id: id.to_owned(), key })
+}
+
+/// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
+pub(crate) fn path(text: &str) -> Result<String, String> {
+    let is_path =
+        text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|b| b.is_ascii_graphic());
+    if is_path { Ok(text.to_owned()) } else { Err("is not a path that begins with /".to_owned()) }
+}
+
+/// An origin as browsers send it, or `*`.
+pub(crate) fn origin(text: &str) -> Result<String, String> {
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let is_origin = host.is_some_and(|host| {
+        !host.is_empty()
+            && host.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@'))
+    });
+    if is_origin && text.len() <= 256 {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("is neither * nor scheme://host[:port] without a path".to_owned())
+    }
+}
+
+/// A request header's name.
+pub(crate) fn header_name(text: &str) -> Result<http::HeaderName, String> {
+    text.parse().map_err(|_| "is not the name of a header".to_owned())
+}
+
+/// A file's path: not empty.
+pub(crate) fn file(text: &str) -> Result<std::path::PathBuf, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stay_inside_their_bounds() {
+        let parse = whole::<u16>(1, 100);
+        assert_eq!(parse("100"), Ok(100));
+        for wrong in ["0", "101", "-1", "+1", "", " 1", "1.0", "0x1", "99999999999999999999999"] {
+            assert_eq!(
+                parse(wrong),
+                Err("is not a whole number from 1 to 100".to_owned()),
+                "{wrong:?}"
+            );
+        }
+        let parse = between(0.0, 1.0);
+        assert_eq!(parse("0.25"), Ok(0.25));
+        for wrong in ["1.01", "-0.1", "nan", "inf", "1e-3", ".", "1.", ".5", ""] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!((limit(9)("-1"), limit(9)("0")), (Ok(Limit(None)), Ok(Limit(None))));
+        assert_eq!(limit(9)("9"), Ok(Limit(NonZeroU32::new(9))));
+        assert!(limit(9)("10").is_err());
+    }
+
+    #[test]
+    fn seconds_may_have_thousandths() {
+        let parse = seconds(0.001, 10.0);
+        assert_eq!(parse("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse("10"), Ok(Duration::from_secs(10)));
+        for wrong in ["0", "0.0001", "1.0001", "10.001", "1s", "-1", "inf"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_a_secret_does_not_show_it() {
+        for wrong in ["hunter two", "hunter\u{e9}", ""] {
+            assert!(!secret(wrong).unwrap_err().contains("hunter"));
+        }
+        for wrong in ["hunter2", ":hunter2", "a b:hunter2", "id:", "id:hunter two"] {
+            assert!(!tenant_key(wrong).unwrap_err().contains("hunter"), "{wrong:?}");
+        }
+        assert!(secret(MASK).is_err() && tenant_key(MASK).is_err() && tenant_key("a:***").is_err());
+        let tenant = tenant_key("team-a:k:with:colons").unwrap();
+        assert_eq!((tenant.id.as_str(), tenant.key.expose()), ("team-a", "k:with:colons"));
+    }
+
+    #[test]
+    fn an_address_is_an_address() {
+        assert_eq!(address("[::1]"), address("::1"));
+        assert_eq!(address("localhost").unwrap().to_string(), "127.0.0.1");
+        for wrong in ["example.org", "0.0.0.0:80", "", "[::1"] {
+            assert!(address(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_origin_has_no_path() {
+        assert_eq!(origin("https://A.example:8443"), Ok("https://a.example:8443".to_owned()));
+        for wrong in ["a.example", "https://", "https://a/", "ftp://a", "https://u@a"] {
+            assert!(origin(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The configuration file: TOML whose keys are the flags' names, and `[[workers]]`.
+//!
+//! It is only taken apart here: each key's value becomes the text that a flag would have had, so that one parser judges
+//! both. An error never shows a line of the file, for a key may stand in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::cli;
+use crate::config::mistakes::{Mistake, did_you_mean, key, key_in};
+
+/// A file's content, taken apart.
+#[derive(Default)]
+pub(super) struct ConfigFile {
+    /// Where it was read.
+    pub(super) path: PathBuf,
+    /// Texts by the setting's id.
+    pub(super) settings: BTreeMap<String, Vec<String>>,
+    /// The `[[workers]]` tables.
+    pub(super) workers: Vec<Table>,
+}
+
+/// Takes a file apart. What is wrong does not keep the rest from being read.
+pub(super) fn take_apart(path: &Path, text: &str) -> (ConfigFile, Vec<Mistake>) {
+    let mut file = ConfigFile { path: path.to_owned(), ..ConfigFile::default() };
+    let table = match text.parse::<Table>() {
+        Ok(table) => table,
+        Err(error) => {
+            let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
+            let line = before.matches('\n').count() + 1;
+            let mistake =
+                Mistake::new(format!("{}:{line}: {}", path.display(), error.message().trim()));
+            return (file, vec![mistake]);
+        }
+    };
+    let command = cli::settings_command();
+    let known: Vec<String> =
+        command.get_arguments().map(|arg| key(arg.get_id().as_str())).collect();
+    let mut mistakes = Vec::new();
+    for (name, value) in table {
+        let id = name.replace('-', "_");
+        if id == "workers" {
+            match workers(value) {
+                Ok(tables) => file.workers = tables,
+                Err(why) => mistakes.push(Mistake::new(format!("{} {why}", key_in(path, &name)))),
+            }
+            continue;
+        }
+        if id == "config" {
+            let text = format!("{}: a file can't name another one", key_in(path, &name));
+            mistakes.push(Mistake::of_settings(&["config"], text));
+            continue;
+        }
+        let Some(arg) = command.get_arguments().find(|arg| arg.get_id().as_str() == id) else {
+            let names = known.iter().map(String::as_str).chain(["workers"]);
+            mistakes.push(
+                Mistake::new(format!("{} is not known", key_in(path, &name)))
+                    .with_hint(did_you_mean(&key(&id), names)),
+            );
+            continue;
+        };
+        let texts = match value {
+            Value::Array(elements) if cli::is_list(arg) => elements.iter().map(text_of).collect(),
+            Value::Array(_) => Err("takes one value, not a list"),
+            other => text_of(&other).map(|text| vec![text]),
+        };
+        match texts {
+            Err(why) => {
+                let text = format!("{} {why}", key_in(path, &name));
+                mistakes.push(Mistake::of_settings(&[&id], text));
+            }
+            Ok(texts) => {
+                if file.settings.insert(id.clone(), texts).is_some() {
+                    let text = format!(
+                        "{} stands there twice, with dashes and with underscores",
+                        key_in(path, &name)
+                    );
+                    mistakes.push(Mistake::of_settings(&[&id], text));
+                }
+            }
+        }
+    }
+    (file, mistakes)
+}
+
+/// The text that a flag would have had.
+pub(super) fn text_of(value: &Value) -> Result<String, &'static str> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Float(number) => Ok(number.to_string()),
+        Value::Boolean(yes) => Ok(yes.to_string()),
+        Value::Datetime(_) => Err("is a date, not a text, a number or a boolean"),
+        Value::Array(_) => Err("is a list, not a text, a number or a boolean"),
+        Value::Table(_) => Err("is a table, not a text, a number or a boolean"),
+    }
+}
+
+fn workers(value: Value) -> Result<Vec<Table>, &'static str> {
+    const WRONG: &str = "is not a list of tables: write [[workers]] above each";
+    let Value::Array(elements) = value else { return Err(WRONG) };
+    elements
+        .into_iter()
+        .map(|element| match element {
+            Value::Table(table) => Ok(table),
+            Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::Array(_) => Err(WRONG),
+        })
+        .collect()
+}

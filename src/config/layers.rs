@@ -1,0 +1,208 @@
+//! flag > variable > file > default: which text counts for each setting, and where it came from.
+//!
+//! The settings are found by walking the flags that `cli` declares, so nothing is listed twice: a new flag has its
+//! variable, its key, its place in `check-config` and in the documentation by being declared.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, FromArgMatches};
+use toml::Table;
+
+use crate::cli::values::MASK;
+use crate::cli::{self, Args};
+use crate::config::file::ConfigFile;
+use crate::config::mistakes::{Mistake, flag, key, key_in, variable};
+use crate::config::process::Process;
+use crate::config::variables::is_from_kubernetes;
+
+/// Elements of a list at most.
+const LONGEST_LIST: usize = 10_000;
+
+/// What was said in all places, the strongest of each: texts for printing, values for use.
+pub struct Settings {
+    /// The values, all inside their bounds.
+    pub args: Args,
+    pub(super) given: BTreeMap<String, Given>,
+    pub(super) workers: Vec<Table>,
+    pub(super) file: PathBuf,
+}
+
+impl Settings {
+    /// Whether somebody set this, rather than the default.
+    pub(super) fn was_given(&self, id: &str) -> bool {
+        self.given.get(id).is_some_and(|given| given.origin != Origin::Default)
+    }
+}
+
+impl fmt::Debug for Settings {
+    /// Without the workers' tables, which may hold keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("given", &self.given).finish_non_exhaustive()
+    }
+}
+
+/// Where a setting's text came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Flag,
+    Variable,
+    File,
+    Default,
+}
+
+/// A setting's text: one, or the elements of a list.
+pub(super) struct Given {
+    pub(super) texts: Vec<String>,
+    pub(super) origin: Origin,
+    secret: bool,
+}
+
+impl Given {
+    /// The texts as they may be shown.
+    pub(super) fn shown(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(|text| if self.secret { MASK } else { text.as_str() })
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} by {:?}", self.shown().collect::<Vec<_>>(), self.origin)
+    }
+}
+
+/// Puts the layers on top of each other and reads each value. A value that is wrong is noted and its default taken, so
+/// that the rest can be checked.
+pub(super) fn settle(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    file: ConfigFile,
+) -> (Settings, Vec<Mistake>) {
+    let mut mistakes = Vec::new();
+    let mut given = BTreeMap::new();
+    for arg in cli::settings_command().get_arguments() {
+        let id = arg.get_id().as_str();
+        let found = of_flag(arg, matches, &mut mistakes)
+            .or_else(|| of_variable(arg, process, &mut mistakes))
+            .or_else(|| Some((file.settings.get(id)?.clone(), Origin::File)));
+        let (texts, origin) = found.unwrap_or_else(|| {
+            let texts = arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned());
+            (texts.collect(), Origin::Default)
+        });
+        let place = match origin {
+            Origin::Flag => format!("flag {}", flag(id)),
+            Origin::Variable => format!("variable {}", variable(id)),
+            Origin::File => key_in(&file.path, &key(id)),
+            Origin::Default => "default".to_owned(),
+        };
+        let texts = if cli::is_list(arg) { elements(&texts) } else { texts };
+        if texts.len() > LONGEST_LIST {
+            let why = format!("is a list of more than {LONGEST_LIST}");
+            mistakes.push(Mistake::of_settings(&[id], format!("{place} {why}")));
+            continue;
+        }
+        let before = mistakes.len();
+        for text in &texts {
+            if let Err(why) = judge(arg, text) {
+                mistakes.push(if cli::is_secret(arg) {
+                    Mistake::of_value(id, &place, MASK, &why)
+                } else {
+                    Mistake::of_value(id, &place, text, &why)
+                });
+            }
+        }
+        if mistakes.len() == before {
+            given.insert(id.to_owned(), Given { texts, origin, secret: cli::is_secret(arg) });
+        }
+    }
+    let args = values(&given);
+    (Settings { args, given, workers: file.workers, file: file.path }, mistakes)
+}
+
+fn of_flag(
+    arg: &Arg,
+    matches: &ArgMatches,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<(Vec<String>, Origin)> {
+    let id = arg.get_id().as_str();
+    if matches.value_source(id) != Some(ValueSource::CommandLine) {
+        return None;
+    }
+    let texts: Vec<String> = matches.get_many::<String>(id)?.cloned().collect();
+    if !cli::is_list(arg) && texts.len() > 1 {
+        let text = format!("flag {} is given {} times", flag(id), texts.len());
+        mistakes.push(Mistake::of_settings(&[id], text));
+        return Some((texts.into_iter().take(1).collect(), Origin::Flag));
+    }
+    Some((texts, Origin::Flag))
+}
+
+fn of_variable(
+    arg: &Arg,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<(Vec<String>, Origin)> {
+    let name = cli::variable_of(arg)?;
+    if process.variables.get(&name)?.to_str().is_none() {
+        let text = format!("variable {name} is not UTF-8");
+        mistakes.push(Mistake::of_settings(&[arg.get_id().as_str()], text));
+        return None;
+    }
+    let text = process.variable(&name)?;
+    (!is_from_kubernetes(&name, text)).then(|| (vec![text.to_owned()], Origin::Variable))
+}
+
+/// The elements of a list, cut at commas and blanks. A text without an element stays, to be judged.
+fn elements(texts: &[String]) -> Vec<String> {
+    let cut = |text: &String| {
+        let parts: Vec<String> = text
+            .split(|c: char| c == ',' || c.is_whitespace())
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if parts.is_empty() { vec![text.clone()] } else { parts }
+    };
+    texts.iter().flat_map(cut).collect()
+}
+
+/// Asks the flag's own parser about one text.
+fn judge(arg: &Arg, text: &str) -> Result<(), String> {
+    let alone = clap::Command::new("smg")
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .arg(arg.clone())
+        .try_get_matches_from([word(arg, text)]);
+    let Err(error) = alone else { return Ok(()) };
+    let possible: Vec<String> =
+        arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    if possible.is_empty() {
+        let why = std::error::Error::source(&error);
+        Err(why.map_or_else(|| "is not accepted".to_owned(), ToString::to_string))
+    } else {
+        Err(format!("is none of {}", possible.join(", ")))
+    }
+}
+
+/// The values of settings whose texts were judged right; the default for those that are missing.
+fn values(given: &BTreeMap<String, Given>) -> Args {
+    let mut command = cli::settings_command();
+    let mut words = Vec::new();
+    for (id, given) in given {
+        if given.texts.is_empty() {
+            // An empty list in the file: nothing, rather than the default.
+            command =
+                command.mut_arg(id, |arg| arg.default_value(clap::builder::Resettable::Reset));
+        }
+        let arg = command.get_arguments().find(|arg| arg.get_id() == id.as_str());
+        let arg = arg.expect("only declared settings are given");
+        words.extend(given.texts.iter().map(|text| word(arg, text)));
+    }
+    let matches = command.try_get_matches_from(words).expect("each text was judged right");
+    Args::from_arg_matches(&matches).expect("each text was judged right")
+}
+
+fn word(arg: &Arg, text: &str) -> String {
+    format!("--{}={text}", arg.get_long().expect("a setting has a long flag"))
+}

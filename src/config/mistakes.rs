@@ -1,0 +1,154 @@
+//! What can be wrong with a configuration, and how it is said.
+//!
+//! A mistake is one line that names where the value came from, the value and the flag, variable and key that could set
+//! it, and maybe a second line with a hint. They are collected, never returned one by one: whoever starts the router
+//! learns all of them at once.
+
+use std::fmt;
+use std::path::Path;
+
+/// Every mistake of a configuration; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", lines(.0))]
+pub struct ConfigErrors(Vec<Mistake>);
+
+impl ConfigErrors {
+    /// `Err` with these mistakes, unless there are none.
+    pub(super) fn unless_empty(mistakes: Vec<Mistake>) -> Result<(), Self> {
+        if mistakes.is_empty() { Ok(()) } else { Err(Self(mistakes)) }
+    }
+
+    /// The mistakes, in the order in which they were found.
+    #[must_use]
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.0
+    }
+}
+
+impl From<Mistake> for ConfigErrors {
+    fn from(mistake: Mistake) -> Self {
+        Self(vec![mistake])
+    }
+}
+
+fn lines(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    text: String,
+    hint: Option<String>,
+    /// Ids of the settings that it is about.
+    settings: Vec<String>,
+}
+
+impl Mistake {
+    /// A mistake that is about no setting in particular.
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), hint: None, settings: Vec::new() }
+    }
+
+    /// A mistake in the value of one setting: `origin: "value" why (names)`.
+    pub(super) fn of_value(id: &str, origin: &str, value: &str, why: &str) -> Self {
+        Self {
+            text: format!("{origin}: {} ({})", value_and_reason(value, why), names(id)),
+            hint: None,
+            settings: vec![id.to_owned()],
+        }
+    }
+
+    /// A mistake in how settings go together; the first is the one to change.
+    pub(super) fn of_settings(ids: &[&str], text: impl fmt::Display) -> Self {
+        let first = ids.first().expect("a mistake of settings names one");
+        Self {
+            text: format!("{text} ({})", names(first)),
+            hint: None,
+            settings: ids.iter().map(|&id| id.to_owned()).collect(),
+        }
+    }
+
+    /// The same with a hint, if there is one.
+    pub(super) fn with_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    /// Whether it is about one of these settings.
+    pub(super) fn is_about(&self, ids: &[String]) -> bool {
+        self.settings.iter().any(|id| ids.contains(id))
+    }
+
+    /// Ids of the settings that it is about.
+    pub(super) fn settings(&self) -> &[String] {
+        &self.settings
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.text)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The three names of a setting.
+pub(super) fn names(id: &str) -> String {
+    format!("flag {}, variable {}, key {}", flag(id), variable(id), key(id))
+}
+
+/// `--like-this`.
+pub(super) fn flag(id: &str) -> String {
+    format!("--{}", key(id))
+}
+
+/// `SMG_LIKE_THIS`.
+pub(super) fn variable(id: &str) -> String {
+    format!("SMG_{}", id.to_ascii_uppercase())
+}
+
+/// `like-this`.
+pub(super) fn key(id: &str) -> String {
+    id.replace('_', "-")
+}
+
+/// A key of the file, with the file's name.
+pub(super) fn key_in(file: &Path, key: &str) -> String {
+    format!("key {key} in {}", file.display())
+}
+
+/// What is wrong with a value. A reason that speaks of the value itself stands alone.
+pub(super) fn value_and_reason(value: &str, why: &str) -> String {
+    if why.starts_with("worker url") { why.to_owned() } else { format!("{} {why}", shown(value)) }
+}
+
+/// A value as an error may show it: quoted, cut, without the password that a URL may hold.
+pub(super) fn shown(value: &str) -> String {
+    const LONGEST: usize = 200;
+    if value.contains("://") && value.contains('@') {
+        return "a url with credentials".to_owned();
+    }
+    match value.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &value[..end]),
+        None => format!("{value:?}"),
+    }
+}
+
+/// The hint for a name that is not known: the known one that looks most like it, if any looks like it at all.
+pub(super) fn did_you_mean<'a>(
+    name: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    // A letter missing, wrong, too many or swapped, and one more per four letters.
+    let tolerance = (name.len() / 4).max(1);
+    known
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(name, known), known))
+        .filter(|(distance, _)| *distance <= tolerance)
+        .min()
+        .map(|(_, known)| format!("did you mean {known}?"))
+}

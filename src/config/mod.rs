@@ -1,0 +1,222 @@
+//! The configuration: defaults < file < `SMG_*` < flags, every mistake reported at once.
+//!
+//! One direction: words, variables and file → `Settings` (what was said, each value inside its bounds) → [`Config`]
+//! (one part per module, checked as a whole). A [`Config`] that exists is right. Only [`Process::current`] looks at the
+//! process; everything else takes a [`Process`] as an argument.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::ArgMatches;
+
+use crate::cli;
+use crate::spec::WorkerSpec;
+use crate::{dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
+
+mod file;
+mod layers;
+mod mistakes;
+mod process;
+mod reference;
+mod resolve;
+mod show;
+mod usage;
+mod variables;
+mod workers;
+
+pub use layers::Settings;
+pub use mistakes::{ConfigErrors, Mistake};
+pub use process::Process;
+pub use reference::reference;
+
+use file::ConfigFile;
+use usage::Asked;
+
+/// Exit status when the configuration is wrong.
+pub const STATUS_WRONG: u8 = 2;
+
+/// Exit status when what was asked for could not be printed.
+pub const STATUS_FAILED: u8 = 1;
+
+/// Everything that the router is told, one part per module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Listeners, keys, bounds on clients.
+    pub http: http::Config,
+    /// How a worker is chosen.
+    pub policy: policy::Config,
+    /// Bounds of the prefix tree.
+    pub prefix: prefix::Config,
+    /// How many requests are let in.
+    pub limit: limit::Config,
+    /// Health and breaker.
+    pub fleet: fleet::Config,
+    /// Connections and timeouts toward workers.
+    pub upstream: upstream::Config,
+    /// Retries and waiting.
+    pub dispatch: dispatch::Config,
+    /// The workers known from the start, each once.
+    pub workers: Vec<WorkerSpec>,
+    /// Logs.
+    pub telemetry: telemetry::Config,
+}
+
+/// A configuration and what to say about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is odd but no mistake: to be logged once logs are set up.
+    pub warnings: Vec<String>,
+    /// What was said and where.
+    settings: Settings,
+}
+
+impl Loaded {
+    /// The settings as a file that resolves to the same configuration; secrets are masked.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        show::as_toml(&self.settings)
+    }
+}
+
+/// What there is to do after the command line was read.
+#[derive(Debug)]
+pub enum Start {
+    /// Run the router.
+    Router(Box<Loaded>),
+    /// Nothing: what was asked for is printed; the exit status.
+    Done(u8),
+}
+
+/// Reads what the process was started with, prints what only needs printing to `out`, and mistakes and warnings of
+/// `check-config` to `err`.
+pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) -> Start {
+    let printed = match answer(process) {
+        Ok(Answer::Router(loaded)) => return Start::Router(loaded),
+        Ok(Answer::Print { text, warnings }) => {
+            let warnings: String =
+                warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            (text, warnings, 0)
+        }
+        Err(errors) => (Vec::new(), format!("{errors}\n"), STATUS_WRONG),
+    };
+    let (text, messages, status) = printed;
+    let written = err.write_all(messages.as_bytes()).and_then(|()| out.write_all(&text));
+    match written.and_then(|()| out.flush()) {
+        // A reader that has seen enough (`smg --help | head`) is no failure.
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Start::Done(STATUS_FAILED),
+        Ok(()) | Err(_) => Start::Done(status),
+    }
+}
+
+/// What the command line asks for, nothing printed yet.
+enum Answer {
+    Router(Box<Loaded>),
+    Print { text: Vec<u8>, warnings: Vec<String> },
+}
+
+fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
+    let print = |text: Vec<u8>| Answer::Print { text, warnings: Vec::new() };
+    let (asked, mistakes) = usage::read(&process.arguments);
+    match asked {
+        Some(Asked::Router(matches)) => {
+            Ok(Answer::Router(Box::new(load(&matches, process, mistakes)?)))
+        }
+        Some(Asked::CheckConfig(matches)) => {
+            let loaded = load(&matches, process, mistakes)?;
+            let text = loaded.to_toml().into_bytes();
+            Ok(Answer::Print { text, warnings: loaded.warnings })
+        }
+        Some(Asked::Other(command)) => {
+            ConfigErrors::unless_empty(mistakes)?;
+            Ok(print(other(&command)))
+        }
+        Some(Asked::Text(text)) => Ok(print(text.into_bytes())),
+        None => {
+            ConfigErrors::unless_empty(mistakes)?;
+            Ok(print(Vec::new()))
+        }
+    }
+}
+
+fn other(command: &cli::Command) -> Vec<u8> {
+    let mut text = Vec::new();
+    match command {
+        cli::Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut cli::shown_command(), "smg", &mut text);
+        }
+        cli::Command::Man => {
+            let page = clap_mangen::Man::new(cli::shown_command());
+            page.render(&mut text).expect("writing to memory does not fail");
+        }
+        cli::Command::Launch(_) | cli::Command::CheckConfig(_) => {
+            unreachable!("these are read leniently")
+        }
+    }
+    text
+}
+
+/// Reads and checks everything; `mistakes` were made on the command line already.
+fn load(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    mut mistakes: Vec<Mistake>,
+) -> Result<Loaded, ConfigErrors> {
+    let file = read_file(matches, process, &mut mistakes);
+    let (settings, wrong_values) = layers::settle(matches, process, file);
+    mistakes.extend(wrong_values);
+    let mut warnings = variables::warnings(process);
+    let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
+    // What a wrong value was replaced with may not fit the rest: that is no mistake of its own.
+    let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
+    mistakes.extend(wrong_together.into_iter().filter(|mistake| !mistake.is_about(&wrong)));
+    mistakes.extend(wrong_files(&config, process));
+    ConfigErrors::unless_empty(mistakes)?;
+    Ok(Loaded { config, warnings, settings })
+}
+
+/// The file named by the flag, else by the variable; an empty one when there is none.
+fn read_file(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> ConfigFile {
+    let of_flag = matches.get_many::<String>("config").and_then(|mut paths| paths.next());
+    let (origin, path) = match (of_flag, process.variable("SMG_CONFIG")) {
+        (Some(path), _) => ("flag --config", path.as_str()),
+        (None, Some(path)) => ("variable SMG_CONFIG", path),
+        (None, None) => return ConfigFile::default(),
+    };
+    match (process.read)(Path::new(path)) {
+        Ok(text) => {
+            let (file, wrong) = file::take_apart(Path::new(path), &text);
+            mistakes.extend(wrong);
+            file
+        }
+        Err(error) => {
+            let why = format!("can't be read: {error}");
+            mistakes.push(Mistake::of_value("config", origin, path, &why));
+            ConfigFile::default()
+        }
+    }
+}
+
+/// What is wrong with certificates and keys, which only opening them tells.
+fn wrong_files(config: &Config, process: &Process<'_>) -> Vec<Mistake> {
+    let of_server = config
+        .http
+        .tls
+        .as_ref()
+        .map_or(Ok(()), |server| tls::server(server, process.now).map(drop));
+    let of_client = tls::check_client(&config.upstream.tls, process.now);
+    [of_server, of_client]
+        .into_iter()
+        .filter_map(Result::err)
+        .flatten()
+        .map(|error| Mistake::of_settings(&[error.file.setting()], &error))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! What the process was started with: the edge at which arguments, variables and files enter.
+//!
+//! Everything behind it takes a [`Process`], so a test is a few literals and a map.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use crate::clock::Clock;
+use crate::now::Now;
+
+/// Largest file that is read as a configuration or a key, in bytes.
+const LARGEST_FILE: u64 = 4 << 20;
+
+/// What the process was started with.
+pub struct Process<'a> {
+    /// The arguments after the program's name.
+    pub arguments: Vec<OsString>,
+    /// The environment. Variables whose name is not UTF-8 are not ours and left out.
+    pub variables: BTreeMap<String, OsString>,
+    /// Reads a text file.
+    pub read: &'a dyn Fn(&Path) -> io::Result<String>,
+    /// CPUs that the process may use.
+    pub cpus: usize,
+    /// The machine's name.
+    pub host_name: String,
+    /// The time, for certificates.
+    pub now: Now,
+}
+
+impl Process<'static> {
+    /// This process.
+    #[must_use]
+    pub fn current() -> Self {
+        let variables: BTreeMap<String, OsString> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .collect();
+        Self {
+            arguments: std::env::args_os().skip(1).collect(),
+            host_name: host_name(&variables),
+            variables,
+            read: &read_text,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            now: Clock::start().now(),
+        }
+    }
+}
+
+impl Process<'_> {
+    /// A variable that is set, not empty and text, without the blanks around it.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        let text = self.variables.get(name)?.to_str()?.trim();
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+impl fmt::Debug for Process<'_> {
+    /// The names of variables only: their values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process")
+            .field("variables", &self.variables.keys())
+            .field("cpus", &self.cpus)
+            .field("host_name", &self.host_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the machine calls itself: the kernel's word on Linux, else the shell's, else `smg`.
+fn host_name(variables: &BTreeMap<String, OsString>) -> String {
+    read_text(Path::new("/proc/sys/kernel/hostname"))
+        .ok()
+        .or_else(|| variables.get("HOSTNAME")?.clone().into_string().ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "smg".to_owned())
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if length as u64 > LARGEST_FILE {
+        return Err(io::Error::other(format!("is larger than {LARGEST_FILE} bytes")));
+    }
+    Ok(text)
+}

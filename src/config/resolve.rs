@@ -1,0 +1,329 @@
+//! From what was said to what it means: one part of [`Config`] per module, and how settings contradict each other.
+//!
+//! Every value is inside its own bounds already; here is what only two of them together tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{Args, LogLevel, PolicyName};
+use crate::config::layers::Settings;
+use crate::config::mistakes::{Mistake, flag, shown};
+use crate::config::process::Process;
+use crate::config::{Config, workers};
+use crate::spec::{Secret, WorkerSpec};
+use crate::{dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
+
+/// Headers that may carry a session's key at most: each is looked for in every request.
+const MOST_SESSION_HEADERS: usize = 16;
+
+/// The configuration that the settings mean, and how they contradict each other.
+pub(super) fn resolve(
+    settings: &Settings,
+    process: &Process<'_>,
+    warnings: &mut Vec<String>,
+) -> (Config, Vec<Mistake>) {
+    let args = &settings.args;
+    let mut mistakes = Vec::new();
+    check_access(args, &mut mistakes, warnings);
+    check_ports(settings, &mut mistakes);
+    check_retries(args, &mut mistakes);
+    if args.routing.session_header.len() > MOST_SESSION_HEADERS {
+        mistakes.push(Mistake::of_settings(
+            &["session_header"],
+            format!(
+                "--session-header has {} names, more than {MOST_SESSION_HEADERS}",
+                args.routing.session_header.len()
+            ),
+        ));
+    }
+    let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
+    mistakes.extend(wrong);
+    let config = Config {
+        http: http_config(settings, process, &mut mistakes),
+        policy: policy_config(args),
+        prefix: prefix::Config { max_entries: args.routing.max_tree_size },
+        limit: limit::Config {
+            max_concurrent: args.admission.max_concurrent_requests.0,
+            queue_size: args.admission.queue_size,
+        },
+        fleet: fleet_config(args),
+        upstream: upstream_config(args, &mut mistakes),
+        dispatch: dispatch_config(args),
+        workers: all_workers(args, described),
+        telemetry: telemetry_config(args, process, &mut mistakes),
+    };
+    (config, mistakes)
+}
+
+fn http_config(
+    settings: &Settings,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> http::Config {
+    let Args { listen, tls, access, probes, observe, routing, shutdown, .. } = &settings.args;
+    let health_listen = (probes.health_check_port != 0)
+        .then(|| SocketAddr::new(listen.host, probes.health_check_port));
+    let metrics_listen = (observe.prometheus_port != 0).then(|| http::MetricsListen {
+        address: SocketAddr::new(observe.prometheus_host, observe.prometheus_port),
+        asked_for: settings.was_given("prometheus_port"),
+    });
+    let identity =
+        pair(("tls_cert_path", &tls.tls_cert_path), ("tls_key_path", &tls.tls_key_path), mistakes);
+    if tls.client_ca_path.is_some() && tls.tls_cert_path.is_none() {
+        mistakes.push(Mistake::of_settings(
+            &["tls_cert_path", "client_ca_path"],
+            "--client-ca-path asks clients for certificates, which needs TLS: --tls-cert-path is missing",
+        ));
+    }
+    http::Config {
+        listen: SocketAddr::new(listen.host, listen.port),
+        metrics_listen,
+        health_listen,
+        tls: identity.map(|(certificate, key)| tls::ServerConfig {
+            certificate,
+            key,
+            client_ca: tls.client_ca_path.clone(),
+        }),
+        api_keys: access.api_key.clone(),
+        tenants: access
+            .tenant_api_key
+            .iter()
+            .map(|tenant| http::Tenant { id: tenant.id.clone(), key: tenant.key.clone() })
+            .collect(),
+        admin_api_key: access.admin_api_key.clone(),
+        max_body_bytes: listen.max_payload_size,
+        header_timeout: listen.header_timeout_secs,
+        body_timeout: listen.body_timeout_secs,
+        max_connections: listen.max_connections,
+        threads: if listen.threads == 0 { process.cpus } else { listen.threads },
+        min_ready_workers: probes.min_ready_workers,
+        session_headers: routing.session_header.clone(),
+        debug_headers: routing.debug_headers,
+        cors_allowed_origins: listen.cors_allowed_origins.clone(),
+        drain_settle: shutdown.drain_settle_secs,
+        shutdown_grace: shutdown.shutdown_grace_period_secs,
+        node_name: process.host_name.clone(),
+    }
+}
+
+fn policy_config(args: &Args) -> policy::Config {
+    let routing = &args.routing;
+    policy::Config {
+        kind: policy_kind(routing.policy),
+        cache_threshold: routing.cache_threshold,
+        balance_abs_threshold: routing.balance_abs_threshold,
+        balance_rel_threshold: routing.balance_rel_threshold,
+        session_ttl: routing.session_ttl_secs,
+        max_sessions: routing.max_sessions,
+    }
+}
+
+fn policy_kind(name: PolicyName) -> policy::Kind {
+    match name {
+        PolicyName::CacheAware => policy::Kind::CacheAware,
+        PolicyName::RoundRobin => policy::Kind::RoundRobin,
+        PolicyName::Random => policy::Kind::Random,
+        PolicyName::PowerOfTwo => policy::Kind::PowerOfTwo,
+        PolicyName::LeastLoad => policy::Kind::LeastLoad,
+        PolicyName::ConsistentHashing => policy::Kind::ConsistentHashing,
+        PolicyName::PrefixHash => policy::Kind::PrefixHash,
+        PolicyName::Manual => policy::Kind::Manual,
+        PolicyName::Bucket => policy::Kind::Bucket,
+        PolicyName::Passthrough => policy::Kind::Passthrough,
+    }
+}
+
+fn fleet_config(args: &Args) -> fleet::Config {
+    let Args { health, breaker, workers, .. } = args;
+    fleet::Config {
+        health: fleet::HealthConfig {
+            endpoint: health.health_check_endpoint.clone(),
+            interval: health.health_check_interval_secs,
+            timeout: health.health_check_timeout_secs,
+            failure_threshold: health.health_failure_threshold,
+            success_threshold: health.health_success_threshold,
+            disabled: health.disable_health_check,
+        },
+        breaker: fleet::BreakerConfig {
+            failure_threshold: breaker.cb_failure_threshold,
+            success_threshold: breaker.cb_success_threshold,
+            timeout: breaker.cb_timeout_duration_secs,
+            window: breaker.cb_window_duration_secs,
+            disabled: breaker.disable_circuit_breaker,
+        },
+        max_ejection_percent: breaker.max_ejection_percent,
+        drain_timeout: workers.drain_timeout_secs,
+    }
+}
+
+fn upstream_config(args: &Args, mistakes: &mut Vec<Mistake>) -> upstream::Config {
+    let Args { timeouts, tls, .. } = args;
+    upstream::Config {
+        connect_timeout: timeouts.connect_timeout_secs,
+        head_timeout: timeouts.response_head_timeout_secs,
+        idle_timeout: timeouts.idle_timeout_secs,
+        total_timeout: unless_zero(timeouts.request_timeout_secs),
+        stream_timeout: unless_zero(timeouts.stream_timeout_secs),
+        max_idle: timeouts.worker_max_idle_connections,
+        keep_alive: timeouts.worker_keep_alive_secs,
+        tls: tls::ClientConfig {
+            ca: tls.worker_tls_ca.clone(),
+            identity: pair(
+                ("worker_tls_cert", &tls.worker_tls_cert),
+                ("worker_tls_key", &tls.worker_tls_key),
+                mistakes,
+            ),
+        },
+    }
+}
+
+fn unless_zero(time: Duration) -> Option<Duration> {
+    (!time.is_zero()).then_some(time)
+}
+
+fn dispatch_config(args: &Args) -> dispatch::Config {
+    let Args { retry, admission, .. } = args;
+    dispatch::Config {
+        max_retries: if retry.disable_retries { 0 } else { retry.retry_max_retries },
+        initial_backoff: retry.retry_initial_backoff_ms,
+        max_backoff: retry.retry_max_backoff_ms,
+        backoff_multiplier: retry.retry_backoff_multiplier,
+        budget_ratio: retry.retry_budget_ratio,
+        budget_floor: retry.retry_budget_floor,
+        queue_timeout: admission.queue_timeout_secs,
+        no_worker_wait: admission.no_worker_wait_secs,
+    }
+}
+
+fn telemetry_config(
+    args: &Args,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> telemetry::Config {
+    let of_flag = match args.observe.log_level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+    };
+    let mut filter = of_flag;
+    if let Some(of_variable) = process.variable("RUST_LOG") {
+        match telemetry::check_filter(of_variable) {
+            Ok(()) => filter = of_variable,
+            Err(error) => mistakes.push(Mistake::new(format!("variable RUST_LOG: {error}"))),
+        }
+    }
+    telemetry::Config {
+        filter: filter.to_owned(),
+        json: args.observe.log_json,
+        // The convention of no-color.org: any text but an empty one.
+        colour: process.variable("NO_COLOR").is_none(),
+    }
+}
+
+/// The workers of the tables, then those of the list that have none; each with a key if there is one for all.
+fn all_workers(args: &Args, described: Vec<WorkerSpec>) -> Vec<WorkerSpec> {
+    let mut seen: BTreeSet<_> = described.iter().map(WorkerSpec::id).collect();
+    let mut workers = described;
+    workers.extend(
+        args.workers
+            .worker_urls
+            .iter()
+            .filter(|url| seen.insert(url.id()))
+            .map(|url| WorkerSpec::new(url.clone())),
+    );
+    for worker in &mut workers {
+        if worker.api_key.is_none() {
+            worker.api_key.clone_from(&args.workers.worker_api_key);
+        }
+    }
+    workers
+}
+
+/// Two files that need each other.
+fn pair(
+    (first_id, first): (&str, &Option<PathBuf>),
+    (second_id, second): (&str, &Option<PathBuf>),
+    mistakes: &mut Vec<Mistake>,
+) -> Option<(PathBuf, PathBuf)> {
+    let mut missing = |missing: &str, present: &str, path: &Path| {
+        let text = format!(
+            "{} is missing: {} is {}",
+            flag(missing),
+            flag(present),
+            shown(&path.to_string_lossy())
+        );
+        mistakes.push(Mistake::of_settings(&[missing, present], text));
+    };
+    match (first, second) {
+        (Some(first), Some(second)) => return Some((first.clone(), second.clone())),
+        (Some(path), None) => missing(second_id, first_id, path),
+        (None, Some(path)) => missing(first_id, second_id, path),
+        (None, None) => {}
+    }
+    None
+}
+
+fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<String>) {
+    let access = &args.access;
+    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    for tenant in &access.tenant_api_key {
+        let before = owners.insert(tenant.key.expose(), &tenant.id);
+        if let Some(other) = before.filter(|other| *other != tenant.id) {
+            mistakes.push(Mistake::of_settings(
+                &["tenant_api_key"],
+                format!("tenants {other} and {} have the same key", tenant.id),
+            ));
+        }
+    }
+    for key in &access.api_key {
+        if let Some(tenant) = owners.get(key.expose()) {
+            mistakes.push(Mistake::of_settings(
+                &["tenant_api_key", "api_key"],
+                format!("the key of tenant {tenant} is one of --api-key too"),
+            ));
+        }
+    }
+    let is_client_key =
+        |key: &Secret| access.api_key.contains(key) || owners.contains_key(key.expose());
+    if access.admin_api_key.as_ref().is_some_and(is_client_key) {
+        warnings.push("--admin-api-key is a client's key too: that client is an admin".to_owned());
+    }
+}
+
+fn check_ports(settings: &Settings, mistakes: &mut Vec<Mistake>) {
+    let Args { listen, probes, observe, .. } = &settings.args;
+    let mut listeners = vec![("port", SocketAddr::new(listen.host, listen.port))];
+    listeners.push(("health_check_port", SocketAddr::new(listen.host, probes.health_check_port)));
+    if settings.was_given("prometheus_port") {
+        let address = SocketAddr::new(observe.prometheus_host, observe.prometheus_port);
+        listeners.push(("prometheus_port", address));
+    }
+    listeners.retain(|(_, address)| address.port() != 0);
+    for (i, (first, a)) in listeners.iter().enumerate() {
+        for (second, b) in &listeners[i + 1..] {
+            let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+            if a.port() == b.port() && overlap {
+                let text = format!("{} and {} are both {}", flag(second), flag(first), a.port());
+                mistakes.push(Mistake::of_settings(&[second, first], text));
+            }
+        }
+    }
+}
+
+fn check_retries(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let retry = &args.retry;
+    if retry.retry_max_backoff_ms < retry.retry_initial_backoff_ms {
+        let text = format!(
+            "--retry-max-backoff-ms is {}, less than --retry-initial-backoff-ms, which is {}",
+            retry.retry_max_backoff_ms.as_millis(),
+            retry.retry_initial_backoff_ms.as_millis()
+        );
+        mistakes.push(Mistake::of_settings(
+            &["retry_max_backoff_ms", "retry_initial_backoff_ms"],
+            text,
+        ));
+    }
+}

@@ -1,0 +1,105 @@
+//! What a configuration resolves to, as a file that resolves to the same.
+//!
+//! Secrets are shown as `***`, which is refused when it is read back: a printed file must be filled in, it never turns
+//! into a router without keys or with a known one.
+
+use std::fmt::Write as _;
+
+use toml::{Table, Value};
+
+use crate::cli;
+use crate::cli::values::MASK;
+use crate::config::layers::{Origin, Settings};
+use crate::config::mistakes::{flag, key, variable};
+use crate::spec::WorkerUrl;
+
+/// The one setting of which it matters whether somebody set it: its default stays a default in the printed file.
+const ASKING_MATTERS: &str = "prometheus_port";
+
+/// The settings as TOML, grouped as in the help, each with where it comes from.
+pub(super) fn as_toml(settings: &Settings) -> String {
+    let command = cli::settings_command();
+    let mut text = String::new();
+    let mut heading = None;
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        if id == "config" {
+            continue;
+        }
+        if arg.get_help_heading() != heading {
+            heading = arg.get_help_heading();
+            let blank = if text.is_empty() { "" } else { "\n" };
+            line(&mut text, format_args!("{blank}# {}", heading.unwrap_or_default()));
+        }
+        let key = key(id);
+        let Some(given) = settings
+            .given
+            .get(id)
+            .filter(|given| !given.texts.is_empty() || given.origin != Origin::Default)
+        else {
+            line(&mut text, format_args!("# {key} is not set"));
+            continue;
+        };
+        let values: Vec<Value> = given.shown().map(|text| value(arg, text)).collect();
+        let value = if cli::is_list(arg) {
+            Value::Array(values)
+        } else {
+            values.into_iter().next().expect("a setting that is no list has one text")
+        };
+        if given.origin == Origin::Default && id == ASKING_MATTERS {
+            line(&mut text, format_args!("# {key} = {value}  # not asked for: busy is no error"));
+            continue;
+        }
+        let origin = match given.origin {
+            Origin::Flag => format!("  # by {}", flag(id)),
+            Origin::Variable => format!("  # by {}", variable(id)),
+            Origin::File => "  # by the file".to_owned(),
+            Origin::Default => String::new(),
+        };
+        let masked = if cli::is_secret(arg) { ", not shown" } else { "" };
+        line(&mut text, format_args!("{key} = {value}{origin}{masked}"));
+    }
+    if !settings.workers.is_empty() {
+        let workers = settings.workers.iter().map(|table| Value::Table(worker_table(table)));
+        let tables = Table::from_iter([("workers".to_owned(), Value::Array(workers.collect()))]);
+        line(&mut text, format_args!("\n{}", tables.to_string().trim_end()));
+    }
+    text
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("writing to a string does not fail");
+}
+
+/// A text as what it is: yes or no, number, text.
+fn value(arg: &clap::Arg, text: &str) -> Value {
+    if cli::is_switch(arg) {
+        let yes = cli::values::yes_or_no(text).expect("the text was judged right");
+        return Value::Boolean(yes);
+    }
+    let starts_as_number = text.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+    match (text.parse::<i64>(), text.parse::<f64>()) {
+        _ if cli::is_list(arg) || !starts_as_number => Value::String(text.to_owned()),
+        (Ok(whole), _) => Value::Integer(whole),
+        (Err(_), Ok(fraction)) => Value::Float(fraction),
+        (Err(_), Err(_)) => Value::String(text.to_owned()),
+    }
+}
+
+/// A worker's table with underscores, its URL as it is understood, its key hidden.
+fn worker_table(table: &Table) -> Table {
+    let mut shown = Table::new();
+    for (name, value) in table {
+        let name = name.replace('-', "_");
+        let value = match (name.as_str(), value) {
+            ("api_key", _) => Value::String(MASK.to_owned()),
+            ("url", Value::String(url)) => {
+                let url = url.parse::<WorkerUrl>().expect("the url was judged right");
+                Value::String(url.to_string())
+            }
+            (_, value) => value.clone(),
+        };
+        shown.insert(name, value);
+    }
+    shown
+}

@@ -1,0 +1,624 @@
+//! Every setting by flag, variable and key; every kind of mistake; what is printed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+use crate::now::Now;
+
+mod settings;
+mod workers;
+
+/// What a process may be started with, in literals.
+#[derive(Default, Clone)]
+struct Given {
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    /// Files by their path; `smg.toml` is named by a flag when it is there.
+    files: BTreeMap<PathBuf, String>,
+}
+
+fn given() -> Given {
+    Given::default()
+}
+
+impl Given {
+    fn flags(mut self, flags: &[&str]) -> Self {
+        self.arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn file(mut self, text: &str) -> Self {
+        self.files.insert("smg.toml".into(), text.to_owned());
+        self
+    }
+
+    fn other_file(mut self, path: &str, text: &str) -> Self {
+        self.files.insert(path.into(), text.to_owned());
+        self
+    }
+
+    fn with<T>(&self, run: impl Fn(&Process<'_>) -> T) -> T {
+        let read = |path: &Path| {
+            self.files.get(path).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
+        let mut arguments = self.arguments.clone();
+        if self.files.contains_key(Path::new("smg.toml")) {
+            arguments.push("--config=smg.toml".to_owned());
+        }
+        run(&Process {
+            arguments: arguments.into_iter().map(OsString::from).collect(),
+            variables: self.variables.iter().map(|(n, v)| (n.clone(), v.into())).collect(),
+            read: &read,
+            cpus: 3,
+            host_name: "router-0".to_owned(),
+            now: Now::at(Duration::from_secs(1_800_000_000)),
+        })
+    }
+
+    fn loaded(&self) -> Result<Loaded, ConfigErrors> {
+        self.with(|process| {
+            answer(process).map(|answer| match answer {
+                Answer::Router(loaded) => *loaded,
+                Answer::Print { text, .. } => {
+                    panic!("printed {:?}", String::from_utf8_lossy(&text))
+                }
+            })
+        })
+    }
+
+    #[track_caller]
+    fn config(&self) -> Config {
+        match self.loaded() {
+            Ok(loaded) => loaded.config,
+            Err(errors) => panic!("{errors}"),
+        }
+    }
+
+    #[track_caller]
+    fn warnings(&self) -> Vec<String> {
+        self.loaded().unwrap().warnings
+    }
+
+    #[track_caller]
+    fn errors(&self) -> String {
+        match self.loaded() {
+            Ok(loaded) => panic!("accepted as {:#?}", loaded.config),
+            Err(errors) => errors.to_string(),
+        }
+    }
+
+    /// Exit status, standard output, standard error.
+    fn run(&self) -> (u8, String, String) {
+        self.with(|process| {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let Start::Done(status) = start(process, &mut out, &mut err) else {
+                panic!("this runs a router")
+            };
+            (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+        })
+    }
+}
+
+/// Compares with a file that is reviewed like code; `SMG_UPDATE_GOLDEN=1` writes it.
+#[track_caller]
+fn check_golden(path: &str, actual: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("SMG_UPDATE_GOLDEN").is_some_and(|v| !v.is_empty()) {
+        fs::write(&file, actual).unwrap();
+        return;
+    }
+    let expected = fs::read_to_string(&file).unwrap_or_default();
+    if expected != actual {
+        let (at, (was, is)) = expected
+            .lines()
+            .chain(std::iter::repeat("(end)"))
+            .zip(actual.lines().chain(std::iter::repeat("(end)")))
+            .enumerate()
+            .find(|(_, (was, is))| was != is)
+            .unwrap_or((0, ("(line ends differ)", "")));
+        panic!(
+            "{path} is out of date; SMG_UPDATE_GOLDEN=1 cargo test --lib config writes it\n\
+             line {}:\n  file: {was}\n  now:  {is}",
+            at + 1
+        );
+    }
+}
+
+#[test]
+fn nothing_said_is_what_the_modules_take_for_granted() {
+    let config = given().config();
+    assert_eq!(config.policy, policy::Config::default());
+    assert_eq!(config.prefix, prefix::Config::default());
+    assert_eq!(config.fleet, fleet::Config::default());
+    assert_eq!(config.upstream, upstream::Config::default());
+    assert_eq!(config.dispatch, dispatch::Config::default());
+    assert_eq!(config.telemetry, telemetry::Config::default());
+    assert_eq!(config.limit, limit::Config { max_concurrent: None, queue_size: 100 });
+    assert_eq!(config.http.listen.to_string(), "0.0.0.0:8000");
+    assert_eq!(config.http.threads, 3, "one per CPU");
+    assert_eq!(config.http.node_name, "router-0");
+    assert!(config.workers.is_empty() && config.http.tls.is_none());
+    assert!(given().warnings().is_empty());
+}
+
+#[test]
+fn the_router_runs_by_three_names() {
+    let flags = ["--port", "1234", "--policy", "random"];
+    let plain = given().flags(&flags).config();
+    assert_eq!(plain.http.listen.port(), 1234);
+    for name in ["launch", "start"] {
+        assert_eq!(given().flags(&[name]).flags(&flags).config(), plain, "{name}");
+    }
+}
+
+#[test]
+fn a_list_takes_commas_blanks_and_repetition() {
+    let two = given().flags(&["--worker-urls", "http://a", "http://b"]).config();
+    let urls: Vec<_> = two.workers.iter().map(|worker| worker.url.as_str()).collect();
+    assert_eq!(urls, ["http://a:80", "http://b:80"]);
+    let variable = |text| given().variable("SMG_WORKER_URLS", text);
+    for same in [
+        given().flags(&["--worker-urls", "http://a,http://b"]),
+        given().flags(&["--worker-urls", "http://a http://b"]),
+        given().flags(&["--worker-urls=http://a, http://b,"]),
+        given().flags(&["--worker-urls", "http://a", "--worker-urls", "http://b"]),
+        given().flags(&["launch", "--worker-urls", "http://a", "http://b", "--port=8000"]),
+        variable("http://a,http://b"),
+        variable("http://a http://b"),
+        variable(" http://a ,\n http://b "),
+        given().file("worker-urls = ['http://a', 'http://b']"),
+        given().file("worker_urls = 'http://a,http://b'"),
+        given().file("worker_urls = ['http://a http://b']"),
+    ] {
+        assert_eq!(same.config().workers, two.workers, "{:?} {:?}", same.arguments, same.variables);
+    }
+}
+
+#[test]
+fn a_worker_counts_once_however_it_is_spelt() {
+    let config = given().flags(&["--worker-urls", "http://a", "HTTP://A:80/", "http://b"]).config();
+    assert_eq!(config.workers.len(), 2);
+}
+
+#[test]
+fn an_empty_list_in_the_file_empties_the_default() {
+    assert_eq!(given().config().http.session_headers, ["x-session-id"]);
+    assert!(given().file("session-header = []").config().http.session_headers.is_empty());
+}
+
+#[test]
+fn yes_and_no_have_many_spellings() {
+    let json = |given: Given| given.config().telemetry.json;
+    assert!(json(given().flags(&["--log-json"])));
+    assert!(json(given().flags(&["--log-json", "--port", "1"])));
+    for yes in ["1", "true", "yes", "on", "TRUE", "On"] {
+        assert!(json(given().flags(&[&format!("--log-json={yes}")])), "{yes}");
+        assert!(json(given().variable("SMG_LOG_JSON", yes)), "{yes}");
+        assert!(json(given().file(&format!("log-json = '{yes}'"))), "{yes}");
+    }
+    for no in ["0", "false", "no", "off", "False"] {
+        let given = given().file("log-json = true");
+        assert!(!json(given.clone().flags(&[&format!("--log-json={no}")])), "{no}");
+        assert!(!json(given.variable("SMG_LOG_JSON", no)), "{no}");
+    }
+    assert!(json(given().file("log-json = 1")) && !json(given().file("log-json = false")));
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    for (name, empty) in
+        [("SMG_PORT", ""), ("SMG_LOG_JSON", " "), ("SMG_API_KEY", ""), ("SMG_WORKER_URLS", "\t")]
+    {
+        assert_eq!(given().variable(name, empty).config(), given().config(), "{name}");
+    }
+}
+
+#[test]
+fn what_kubernetes_injects_is_ignored_with_a_warning() {
+    let given = given()
+        .variable("SMG_PORT", "tcp://10.0.0.7:80")
+        .variable("SMG_SERVICE_HOST", "10.0.0.7")
+        .variable("SMG_SERVICE_PORT", "80")
+        .variable("SMG_PORT_80_TCP", "tcp://10.0.0.7:80")
+        .variable("SMG_PROMETHEUS_PORT", "tcp://10.0.0.8:9090");
+    assert_eq!(given.config().http.listen.port(), 8000);
+    assert_eq!(given.config().http.metrics_listen.map(|m| m.asked_for), Some(false));
+    let warnings = given.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for said in
+        ["Kubernetes", "SMG_PORT, ", "SMG_SERVICE_HOST", "SMG_PORT_80_TCP", "SMG_PROMETHEUS_PORT"]
+    {
+        assert!(warnings[0].contains(said), "{warnings:?}");
+    }
+    // The file still says what the variable can't.
+    assert_eq!(given.file("port = 9").config().http.listen.port(), 9);
+}
+
+#[test]
+fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
+    let given = given().variable("SMG_WORKER_URL", "http://a").variable("SMG_REVISION", "abc");
+    assert_eq!(
+        given.warnings(),
+        ["variable SMG_WORKER_URL is not known and ignored; did you mean SMG_WORKER_URLS?"]
+    );
+}
+
+#[test]
+fn the_metrics_port_knows_whether_it_was_asked_for() {
+    let asked =
+        |given: Given| given.config().http.metrics_listen.map(|m| (m.address.port(), m.asked_for));
+    assert_eq!(asked(given()), Some((29000, false)));
+    assert_eq!(asked(given().flags(&["--prometheus-port=29000"])), Some((29000, true)));
+    assert_eq!(asked(given().variable("SMG_PROMETHEUS_PORT", "1")), Some((1, true)));
+    assert_eq!(asked(given().file("prometheus-port = 0")), None);
+}
+
+#[test]
+fn rust_log_wins_over_the_level() {
+    let filter = |given: Given| given.config().telemetry.filter;
+    assert_eq!(filter(given().flags(&["--log-level=debug"])), "debug");
+    let given = given().flags(&["--log-level=debug"]).variable("RUST_LOG", "warn,smg::http=info");
+    assert_eq!(filter(given), "warn,smg::http=info");
+    let errors = tests::given().variable("RUST_LOG", "smg=loud").errors();
+    assert!(
+        errors.starts_with("error: variable RUST_LOG:") && errors.contains("smg=loud"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn no_color_is_respected() {
+    assert!(given().config().telemetry.colour);
+    assert!(!given().variable("NO_COLOR", "1").config().telemetry.colour);
+}
+
+#[test]
+fn all_mistakes_are_reported_together() {
+    let given = given()
+        .flags(&[
+            "--port",
+            "99999",
+            "--prot",
+            "1",
+            "--cache-threshold=2",
+            "--worker-urls",
+            "a:1",
+            "ftp://b",
+        ])
+        .flags(&["--retry-max-backoff-ms", "10", "--tls-cert-path=/absent.pem", "--nonsense"])
+        .variable("SMG_QUEUE_SIZE", "many")
+        .variable("SMG_LOG_JSON", "maybe")
+        .variable("SMG_TENANT_API_KEY", "hunter2")
+        .file(
+            "worker_url = 'http://a'\npolicy = 'cache-aware'\nmax-payload-size = 'x'\nport = [1]\n\
+             cb_timeout_duration_secs = 0\nhost = 2026-01-01\n\
+             [[workers]]\nweight = 0\nurl = 'http://u:hunter2@a'\n[[workers]]\nulr = 'http://b'",
+        );
+    check_golden("tests/golden/mistakes.txt", &format!("{}\n", given.errors()));
+    let (status, out, err) = given.run();
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert_eq!(err, format!("{}\n", given.errors()));
+    assert!(!err.contains("hunter2"), "a secret is shown: {err}");
+}
+
+/// One mistake alone, and what must be said of it.
+#[track_caller]
+fn check_mistake(given: &Given, says: &[&str]) {
+    let errors = given.errors();
+    assert_eq!(errors.matches("error: ").count(), 1, "one mistake: {errors}");
+    for said in says {
+        assert!(errors.contains(said), "{said:?} is not in: {errors}");
+    }
+}
+
+#[test]
+fn a_wrong_value_names_its_place_and_its_three_names() {
+    let names = "(flag --port, variable SMG_PORT, key port)";
+    let why = "is not a whole number from 0 to 65535";
+    check_mistake(&given().flags(&["--port=x"]), &["flag --port: \"x\"", why, names]);
+    check_mistake(&given().variable("SMG_PORT", "x"), &["variable SMG_PORT: \"x\"", why, names]);
+    check_mistake(&given().file("port = 'x'"), &["key port in smg.toml: \"x\"", why, names]);
+    check_mistake(&given().variable("SMG_PORT", "tcp//10.0.0.1"), &["tcp//10.0.0.1"]);
+}
+
+#[test]
+fn a_policy_that_does_not_exist_is_told_which_do() {
+    check_mistake(
+        &given().flags(&["--policy", "roundrobin"]),
+        &["\"roundrobin\"", "is none of cache_aware, round_robin, ", "passthrough"],
+    );
+}
+
+#[test]
+fn words_that_belong_nowhere_are_named() {
+    check_mistake(
+        &given().flags(&["--worker-url", "http://a", "--port", "1"]),
+        &["there is no flag --worker-url", "hint: did you mean --worker-urls?"],
+    );
+    check_mistake(
+        &given().flags(&["--log-json", "no"]),
+        &["\"no\" belongs to no flag", "--log-json=false"],
+    );
+    check_mistake(&given().flags(&["--port"]), &["flag --port lacks its value"]);
+    check_mistake(
+        &given().flags(&["--port", "1", "--port", "2"]),
+        &["flag --port is given 2 times"],
+    );
+    check_mistake(&given().flags(&["--port="]), &["flag --port: \"\" is not a whole number"]);
+    check_mistake(&given().flags(&["--worker-urls="]), &["flag --worker-urls: worker url \"\""]);
+    let (status, _, err) = given().flags(&["lunch"]).run();
+    assert_eq!(status, 2);
+    assert!(err.starts_with("error: unrecognized subcommand 'lunch'"), "{err}");
+    let (status, _, err) = given().flags(&["completions", "tcsh"]).run();
+    assert_eq!(status, 2);
+    assert!(err.contains("tcsh") && err.contains("bash"), "{err}");
+}
+
+#[test]
+fn a_file_that_can_not_be_used_says_why() {
+    check_mistake(
+        &given().flags(&["--config", "/absent.toml"]),
+        &["flag --config: \"/absent.toml\" can't be read", "variable SMG_CONFIG"],
+    );
+    check_mistake(&given().variable("SMG_CONFIG", "/absent.toml"), &["variable SMG_CONFIG: "]);
+    let broken = given().file("port = 1\napi-key = 'hunter2");
+    check_mistake(&broken, &["smg.toml:2: "]);
+    assert!(!broken.errors().contains("hunter2"));
+    check_mistake(
+        &given().file("worker-ulrs = 'http://a'"),
+        &["key worker-ulrs in smg.toml is not known", "did you mean worker-urls?"],
+    );
+    check_mistake(
+        &given().file("[routing]\npolicy = 'random'"),
+        &["key routing in smg.toml is not known"],
+    );
+    check_mistake(&given().file("port = 1\n[host]\n"), &["key host in smg.toml is a table"]);
+    check_mistake(&given().file("port = [1, 2]"), &["takes one value, not a list"]);
+    check_mistake(&given().file("log-json = 1\nlog_json = 1"), &["stands there twice"]);
+    check_mistake(&given().file("config = 'x'"), &["a file can't name another one"]);
+    check_mistake(
+        &given().file("worker-urls = [['http://a']]"),
+        &["key worker-urls in smg.toml is a list"],
+    );
+    check_mistake(&given().file("workers = 'http://a'"), &["[[workers]]"]);
+}
+
+#[test]
+fn settings_that_contradict_each_other_name_both() {
+    for (flags, says) in [
+        (&["--tls-cert-path=/c"][..], "--tls-key-path is missing: --tls-cert-path is \"/c\""),
+        (&["--tls-key-path=/k"], "--tls-cert-path is missing: --tls-key-path is \"/k\""),
+        (&["--client-ca-path=/c"], "--tls-cert-path is missing"),
+        (&["--worker-tls-cert=/c"], "--worker-tls-key is missing"),
+        (&["--worker-tls-key=/c"], "--worker-tls-cert is missing"),
+        (
+            &["--retry-initial-backoff-ms=6000"],
+            "is 5000, less than --retry-initial-backoff-ms, which is 6000",
+        ),
+        (&["--port=9", "--health-check-port=9"], "--health-check-port and --port are both 9"),
+        (&["--port=9", "--prometheus-port=9"], "--prometheus-port and --port are both 9"),
+        (&["--tenant-api-key", "a:k", "b:k"], "tenants a and b have the same key"),
+        (
+            &["--tenant-api-key", "a:k", "--api-key", "k"],
+            "the key of tenant a is one of --api-key too",
+        ),
+    ] {
+        check_mistake(&given().flags(flags), &[says, "variable SMG_"]);
+    }
+    let many: Vec<String> = (0..17).map(|n| format!("--session-header=x-{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    check_mistake(&given().flags(&many), &["--session-header has 17 names, more than 16"]);
+    // Not in each other's way: another address, a default that gives in, the same tenant's second key.
+    given()
+        .flags(&[
+            "--host=127.0.0.1",
+            "--port=9",
+            "--prometheus-host=127.0.0.2",
+            "--prometheus-port=9",
+        ])
+        .config();
+    given().flags(&["--port=29000"]).config();
+    given().flags(&["--port=0", "--health-check-port=0", "--prometheus-port=0"]).config();
+    given().flags(&["--tenant-api-key", "a:k", "a:l"]).config();
+}
+
+#[test]
+fn a_wrong_value_makes_no_second_mistake() {
+    check_mistake(
+        &given().flags(&["--retry-max-backoff-ms=x", "--retry-initial-backoff-ms=6000"]),
+        &["flag --retry-max-backoff-ms: \"x\""],
+    );
+}
+
+#[test]
+fn certificates_that_can_not_be_used_name_their_flag() {
+    let errors = given().flags(&["--tls-cert-path=/absent/c", "--tls-key-path=/absent/k"]).errors();
+    assert_eq!(errors.matches("error: ").count(), 2, "{errors}");
+    assert!(errors.contains("--tls-cert-path /absent/c: can't be read"), "{errors}");
+    assert!(errors.contains("key tls-key-path)"), "{errors}");
+    check_mistake(
+        &given().flags(&["--worker-tls-ca=/absent"]),
+        &["--worker-tls-ca /absent: can't be read"],
+    );
+}
+
+#[test]
+fn disabling_retries_wins_over_their_number() {
+    let config = given().flags(&["--retry-max-retries=7", "--disable-retries"]).config();
+    assert_eq!(config.dispatch.max_retries, 0);
+}
+
+#[test]
+fn an_admin_key_that_clients_have_is_a_warning() {
+    let given = given().flags(&["--api-key=k", "--admin-api-key=k"]);
+    assert!(given.warnings()[0].contains("that client is an admin"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_value_that_is_no_text_is_a_mistake() {
+    use std::os::unix::ffi::OsStringExt;
+    let process = Process {
+        arguments: Vec::new(),
+        variables: [("SMG_API_KEY".to_owned(), OsString::from_vec(vec![0xff]))].into(),
+        read: &|_| unreachable!("no file is named"),
+        cpus: 1,
+        host_name: "r".to_owned(),
+        now: Now::default(),
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    assert!(matches!(start(&process, &mut out, &mut err), Start::Done(2)));
+    let err = String::from_utf8(err).unwrap();
+    assert!(err.starts_with("error: variable SMG_API_KEY is not UTF-8"), "{err}");
+}
+
+#[test]
+fn a_checked_configuration_is_printed_and_resolves_to_itself() {
+    let given = given()
+        .flags(&["--port", "9000", "--worker-urls", "http://a", "http://b", "--api-key", "hunter2"])
+        .flags(&["--queue-timeout-secs", "0.25", "--max-concurrent-requests=-1"])
+        .variable("SMG_LOG_JSON", "on")
+        .variable("SMG_BALANCE_REL_THRESHOLD", "2.25")
+        .variable("SMG_TENANT_API_KEY", "t:hunter3")
+        .variable("GPU_KEY", "hunter4")
+        .file(
+            "policy = 'random'\nsession-header = []\n\
+             [[workers]]\nhealth = { interval-secs = 3 }\nurl = 'http://C/'\napi-key-env = 'GPU_KEY'\n\
+             [[workers]]\nurl = 'http://d'\napi_key = 'hunter5'\nlabels = { policy = 'bucket' }\n",
+        );
+    let config = given.config();
+    let checked = Given {
+        arguments: [&["check-config".to_owned()], &given.arguments[..]].concat(),
+        ..given.clone()
+    };
+    let (status, toml, err) = checked.run();
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(!toml.contains("hunter"), "a secret is shown: {toml}");
+    let debug = format!("{:?}", given.loaded().unwrap());
+    assert!(debug.contains("9000") && !debug.contains("hunter"), "a secret is shown: {debug}");
+    check_golden("tests/golden/check-config.toml", &toml);
+
+    let again = tests::given().variable("GPU_KEY", "hunter4").file(&toml);
+    assert_eq!(again.errors().matches("which check-config prints in place of a secret").count(), 3);
+    let filled = toml
+        .replace("api-key = [\"***\"]  # by --api-key, not shown", "api-key = ['hunter2']")
+        .replace(
+            "tenant-api-key = [\"***\"]  # by SMG_TENANT_API_KEY, not shown",
+            "tenant-api-key = ['t:hunter3']",
+        )
+        .replace("api_key = \"***\"", "api_key = 'hunter5'");
+    let again = tests::given().variable("GPU_KEY", "hunter4").file(&filled);
+    assert_eq!(again.config(), config);
+}
+
+#[test]
+fn the_default_configuration_is_printed_and_resolves_to_itself() {
+    let (status, toml, err) = given().flags(&["check-config"]).run();
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert_eq!(given().file(&toml).config(), given().config());
+}
+
+#[test]
+fn check_config_tells_warnings_and_mistakes() {
+    let (status, out, err) = given().flags(&["check-config"]).variable("SMG_PROT", "1").run();
+    assert_eq!((status, out.is_empty()), (0, false));
+    assert_eq!(
+        err,
+        "warning: variable SMG_PROT is not known and ignored; did you mean SMG_PORT?\n"
+    );
+    let (status, out, err) = given().flags(&["check-config", "--port=x"]).run();
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(err.starts_with("error: flag --port: \"x\""), "{err}");
+}
+
+#[test]
+fn the_help_is_reviewed() {
+    let help = |flag: &str| {
+        let mut command = cli::shown_command().term_width(100);
+        let help = if flag == "-h" { command.render_help() } else { command.render_long_help() };
+        let lines: Vec<_> =
+            help.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.join("\n") + "\n"
+    };
+    check_golden("tests/golden/help-short.txt", &help("-h"));
+    check_golden("tests/golden/help.txt", &help("--help"));
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for words in [
+        &["--help"][..],
+        &["-h"],
+        &["launch", "--help"],
+        &["help", "start"],
+        &["--port=x", "--help"],
+    ] {
+        let (status, out, err) = given().flags(words).run();
+        assert_eq!((status, err.as_str()), (0, ""), "{words:?}");
+        assert!(
+            out.contains("--worker-urls") && out.contains("SMG_WORKER_URLS"),
+            "{words:?}: {out}"
+        );
+    }
+    let (status, out, _) = given().flags(&["--version"]).run();
+    assert_eq!((status, out), (0, format!("smg {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn no_help_shows_what_a_variable_holds() {
+    let command = cli::shown_command();
+    assert!(
+        command.get_arguments().filter(|arg| cli::variable_of(arg).is_some()).all(cli::is_secret)
+    );
+}
+
+#[test]
+fn completions_and_the_manual_page_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, out, err) = given().flags(&["completions", shell]).run();
+        assert_eq!((status, err.as_str()), (0, ""));
+        assert!(out.contains("worker-urls") && out.contains("check-config"), "{shell}");
+    }
+    let (status, out, _) = given().flags(&["man"]).run();
+    assert_eq!(status, 0);
+    assert!(
+        out.contains(".TH smg 1")
+            && out.contains("SMG_WORKER_URLS")
+            && out.contains("\\-\\-worker\\-urls"),
+        "{out}"
+    );
+}
+
+#[test]
+fn the_documentation_is_the_program() {
+    check_golden("docs/configuration.md", &reference());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    struct Gone(io::ErrorKind);
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for (kind, status) in [(io::ErrorKind::BrokenPipe, 0), (io::ErrorKind::StorageFull, 1)] {
+        given().flags(&["man"]).with(|process| {
+            let done = start(process, &mut Gone(kind), &mut Vec::new());
+            assert!(matches!(done, Start::Done(s) if s == status), "{done:?}");
+        });
+    }
+}

@@ -1,0 +1,311 @@
+//! Every setting: its flag, its variable and its key set the same field, and the stronger one wins.
+
+use super::{Given, given};
+use crate::cli;
+use crate::config::Config;
+
+/// A setting, two values, and where the first one is seen in the configuration.
+struct Row {
+    flag: &'static str,
+    one: &'static str,
+    other: &'static str,
+    view: fn(&Config) -> String,
+    seen: &'static str,
+}
+
+fn row(
+    flag: &'static str,
+    one: &'static str,
+    other: &'static str,
+    seen: &'static str,
+    view: fn(&Config) -> String,
+) -> Row {
+    Row { flag, one, other, view, seen }
+}
+
+/// How a value looks in a view: as `Debug` shows it.
+macro_rules! see {
+    ($($field:tt)+) => { |config| format!("{:?}", config.$($field)+) };
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = workers_and_routing();
+    rows.extend(surface());
+    rows.extend(failure());
+    rows
+}
+
+fn workers_and_routing() -> Vec<Row> {
+    vec![
+        row("worker-urls", "http://a", "http://b", "[http://a:80]", |c| {
+            format!(
+                "{:?}",
+                c.workers.iter().map(|w| &w.url).filter(|u| u.host() != "own").collect::<Vec<_>>()
+            )
+        }),
+        row("worker-api-key", "k1", "k2", "Some(\"k1\")", |c| {
+            let keys = c.workers.iter().map(|worker| worker.api_key.as_ref());
+            format!("{:?}", keys.flatten().next().map(crate::spec::Secret::expose))
+        }),
+        row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
+        row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
+        row("cache-threshold", "0.75", "0.5", "0.75", see!(policy.cache_threshold)),
+        row("balance-abs-threshold", "7", "8", "7", see!(policy.balance_abs_threshold)),
+        row("balance-rel-threshold", "7.5", "8", "7.5", see!(policy.balance_rel_threshold)),
+        row("max-tree-size", "7000", "8000", "7000", see!(prefix.max_entries)),
+        row("session-ttl-secs", "7", "8", "7s", see!(policy.session_ttl)),
+        row("max-sessions", "7", "8", "7", see!(policy.max_sessions)),
+        row(
+            "session-header",
+            "x-one, x-two",
+            "x-b",
+            "[\"x-one\", \"x-two\"]",
+            see!(http.session_headers),
+        ),
+        row("debug-headers", "true", "false", "true", see!(http.debug_headers)),
+        row("max-concurrent-requests", "7", "8", "Some(7)", see!(limit.max_concurrent)),
+        row("queue-size", "7", "8", "7", see!(limit.queue_size)),
+        row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
+        row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),
+    ]
+}
+
+fn surface() -> Vec<Row> {
+    let tls = "Some(ServerConfig { certificate: \"CERT\", key: \"KEY\", client_ca: None })";
+    vec![
+        row("host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| c.http.listen.ip().to_string()),
+        row("port", "7", "8", "7", |c| c.http.listen.port().to_string()),
+        row("max-payload-size", "7000", "8000", "7000", see!(http.max_body_bytes)),
+        row("header-timeout-secs", "7", "8", "7s", see!(http.header_timeout)),
+        row("body-timeout-secs", "7", "8", "7s", see!(http.body_timeout)),
+        row("max-connections", "7", "8", "7", see!(http.max_connections)),
+        row("threads", "7", "8", "7", see!(http.threads)),
+        row(
+            "cors-allowed-origins",
+            "http://a",
+            "http://b",
+            "[\"http://a\"]",
+            see!(http.cors_allowed_origins),
+        ),
+        row("tls-cert-path", "CERT", "OTHER_CERT", tls, see!(http.tls)),
+        row("tls-key-path", "KEY", "OTHER_KEY", tls, see!(http.tls)),
+        row("client-ca-path", "CERT", "OTHER_CERT", "Some(Some(\"CERT\"))", |c| {
+            format!("{:?}", c.http.tls.as_ref().map(|tls| &tls.client_ca))
+        }),
+        row("worker-tls-ca", "CERT", "OTHER_CERT", "Some(\"CERT\")", see!(upstream.tls.ca)),
+        row(
+            "worker-tls-cert",
+            "CERT",
+            "OTHER_CERT",
+            "Some((\"CERT\", \"KEY\"))",
+            see!(upstream.tls.identity),
+        ),
+        row(
+            "worker-tls-key",
+            "KEY",
+            "OTHER_KEY",
+            "Some((\"CERT\", \"KEY\"))",
+            see!(upstream.tls.identity),
+        ),
+        row("api-key", "k1,k2", "k3", "k1 k2", |c| {
+            c.http.api_keys.iter().map(crate::spec::Secret::expose).collect::<Vec<_>>().join(" ")
+        }),
+        row("tenant-api-key", "a:k1 b:k2", "c:k3", "a=k1 b=k2", |c| {
+            let shown = |t: &crate::http::Tenant| format!("{}={}", t.id, t.key.expose());
+            c.http.tenants.iter().map(shown).collect::<Vec<_>>().join(" ")
+        }),
+        row("admin-api-key", "k1", "k2", "Some(\"k1\")", |c| {
+            format!("{:?}", c.http.admin_api_key.as_ref().map(crate::spec::Secret::expose))
+        }),
+        row("health-check-port", "7", "8", "Some(0.0.0.0:7)", see!(http.health_listen)),
+        row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
+        row("log-level", "debug", "warn", "\"debug\"", see!(telemetry.filter)),
+        row("log-json", "true", "false", "true", see!(telemetry.json)),
+        row("prometheus-host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| {
+            c.http.metrics_listen.map_or_else(String::new, |m| m.address.ip().to_string())
+        }),
+        row("prometheus-port", "7", "8", "7", |c| {
+            c.http.metrics_listen.map_or_else(String::new, |m| m.address.port().to_string())
+        }),
+        row("drain-settle-secs", "7", "8", "7s", see!(http.drain_settle)),
+        row("shutdown-grace-period-secs", "7", "8", "7s", see!(http.shutdown_grace)),
+    ]
+}
+
+fn failure() -> Vec<Row> {
+    vec![
+        row("connect-timeout-secs", "7", "8", "7s", see!(upstream.connect_timeout)),
+        row("response-head-timeout-secs", "7", "8", "7s", see!(upstream.head_timeout)),
+        row("idle-timeout-secs", "7", "8", "7s", see!(upstream.idle_timeout)),
+        row("request-timeout-secs", "7", "8", "Some(7s)", see!(upstream.total_timeout)),
+        row("stream-timeout-secs", "7", "8", "Some(7s)", see!(upstream.stream_timeout)),
+        row("worker-keep-alive-secs", "7", "8", "7s", see!(upstream.keep_alive)),
+        row("worker-max-idle-connections", "7", "8", "7", see!(upstream.max_idle)),
+        row("retry-max-retries", "7", "8", "7", see!(dispatch.max_retries)),
+        row("retry-initial-backoff-ms", "7", "8", "7ms", see!(dispatch.initial_backoff)),
+        row("retry-max-backoff-ms", "700", "800", "700ms", see!(dispatch.max_backoff)),
+        row("retry-backoff-multiplier", "7.5", "8", "7.5", see!(dispatch.backoff_multiplier)),
+        row("retry-budget-ratio", "0.75", "0.5", "0.75", see!(dispatch.budget_ratio)),
+        row("retry-budget-floor", "7", "8", "7.0", see!(dispatch.budget_floor)),
+        row("disable-retries", "true", "false", "0", see!(dispatch.max_retries)),
+        row("cb-failure-threshold", "7", "8", "7", see!(fleet.breaker.failure_threshold)),
+        row("cb-success-threshold", "7", "8", "7", see!(fleet.breaker.success_threshold)),
+        row("cb-timeout-duration-secs", "7", "8", "7s", see!(fleet.breaker.timeout)),
+        row("cb-window-duration-secs", "7", "8", "7s", see!(fleet.breaker.window)),
+        row("disable-circuit-breaker", "true", "false", "true", see!(fleet.breaker.disabled)),
+        row("max-ejection-percent", "7", "8", "7", see!(fleet.max_ejection_percent)),
+        row("health-check-endpoint", "/seven", "/eight", "\"/seven\"", see!(fleet.health.endpoint)),
+        row("health-check-interval-secs", "7", "8", "7s", see!(fleet.health.interval)),
+        row("health-check-timeout-secs", "7", "8", "7s", see!(fleet.health.timeout)),
+        row("health-failure-threshold", "7", "8", "7", see!(fleet.health.failure_threshold)),
+        row("health-success-threshold", "7", "8", "7", see!(fleet.health.success_threshold)),
+        row("disable-health-check", "true", "false", "true", see!(fleet.health.disabled)),
+    ]
+}
+
+/// Certificates and keys for the settings that name files, since these are opened.
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Two certificates of one key, so that any of them goes with any copy of the key.
+        let key = rcgen::KeyPair::generate().unwrap();
+        for name in ["CERT", "OTHER_CERT"] {
+            let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            std::fs::write(dir.path().join(name), certificate.pem()).unwrap();
+        }
+        for name in ["KEY", "OTHER_KEY"] {
+            std::fs::write(dir.path().join(name), key.serialize_pem()).unwrap();
+        }
+        Self { dir }
+    }
+
+    /// A value with the names of files made into paths.
+    fn resolve(&self, value: &str) -> String {
+        let is_file = value.ends_with("CERT") || value.ends_with("KEY");
+        if is_file { self.path(value) } else { value.to_owned() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn hide(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.dir.path().display()), "")
+    }
+}
+
+/// Settings without which a setting means nothing, given in the weakest place.
+fn companions(flag: &str, files: &Files) -> String {
+    let cert = files.path("CERT");
+    let key = files.path("KEY");
+    match flag {
+        "tls-cert-path" => format!("tls-key-path = '{key}'\n"),
+        "tls-key-path" => format!("tls-cert-path = '{cert}'\n"),
+        "client-ca-path" => format!("tls-cert-path = '{cert}'\ntls-key-path = '{key}'\n"),
+        "worker-tls-cert" => format!("worker-tls-key = '{key}'\n"),
+        "worker-tls-key" => format!("worker-tls-cert = '{cert}'\n"),
+        "worker-api-key" => "worker-urls = 'http://own'\n".to_owned(),
+        _ => String::new(),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Flag,
+    Variable,
+    Key,
+    KeyWithUnderscores,
+}
+
+fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -> Given {
+    let variable = format!("SMG_{}", flag.to_uppercase().replace('-', "_"));
+    let bare = value.parse::<f64>().is_ok() || matches!(value, "true" | "false");
+    let quoted = if bare { value.to_owned() } else { format!("'{value}'") };
+    match place {
+        Place::Flag => given.flags(&[&format!("--{flag}={value}")]),
+        Place::Variable => given.variable(&variable, value),
+        Place::Key => {
+            text.push_str(&format!("{flag} = {quoted}\n"));
+            given
+        }
+        Place::KeyWithUnderscores => {
+            text.push_str(&format!("{} = {quoted}\n", flag.replace('-', "_")));
+            given
+        }
+    }
+}
+
+#[test]
+fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
+    use Place::{Flag, Key, KeyWithUnderscores, Variable};
+    let files = Files::new();
+    for row in rows() {
+        let one = files.resolve(row.one);
+        let other = files.resolve(row.other);
+        let seen_with = |places: &[(Place, &str)]| {
+            let mut text =
+                if places.is_empty() { String::new() } else { companions(row.flag, &files) };
+            let given = places.iter().fold(given(), |given, (place, value)| {
+                put(given, *place, row.flag, value, &mut text)
+            });
+            files.hide(&(row.view)(&given.file(&text).config()))
+        };
+        assert_ne!(seen_with(&[]), row.seen, "--{}: the default shows nothing", row.flag);
+        for places in [
+            &[(Flag, one.as_str())][..],
+            &[(Variable, &one)],
+            &[(Key, &one)],
+            &[(KeyWithUnderscores, &one)],
+            &[(Flag, &one), (Variable, &other), (Key, &other)],
+            &[(Variable, &one), (Key, &other)],
+            &[(Flag, &one), (Key, &other)],
+        ] {
+            let names: Vec<_> = places.iter().map(|(_, value)| value).collect();
+            assert_eq!(
+                seen_with(places),
+                row.seen,
+                "--{} by {} places {names:?}",
+                row.flag,
+                places.len()
+            );
+        }
+        assert_ne!(seen_with(&[(Key, &other)]), row.seen, "--{}: both values look alike", row.flag);
+    }
+}
+
+#[test]
+fn no_setting_is_left_out_of_the_table() {
+    let rows: Vec<_> = rows().iter().map(|row| row.flag).collect();
+    let flags: Vec<_> = cli::settings_command()
+        .get_arguments()
+        .map(|arg| arg.get_long().unwrap().to_owned())
+        .filter(|flag| flag != "config")
+        .collect();
+    for flag in &flags {
+        assert_eq!(rows.iter().filter(|row| *row == flag).count(), 1, "--{flag} needs one row");
+    }
+    assert_eq!(rows.len(), flags.len());
+}
+
+#[test]
+fn every_number_has_bounds() {
+    for row in rows() {
+        let is_number = row.one.parse::<f64>().is_ok();
+        if !is_number {
+            continue;
+        }
+        for wrong in ["-2", "99999999999999999999", "1e99", "NaN", "seven", "0x7"] {
+            let errors = given().flags(&[&format!("--{}={wrong}", row.flag)]).errors();
+            assert!(
+                errors.contains(&format!("flag --{}: {wrong:?} is not a", row.flag)),
+                "--{} {wrong}: {errors}",
+                row.flag
+            );
+        }
+    }
+}

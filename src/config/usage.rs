@@ -1,0 +1,162 @@
+//! From words to flags with text: the one reading of the command line.
+//!
+//! clap stops at the first mistake. So its parser is used leniently: every setting takes any text any number of times,
+//! and a word that it does not know is noted, taken out, and the rest is read again. What the texts mean is judged in
+//! `layers`, together with those of variables and file.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
+
+use crate::cli::{self, Cli};
+use crate::config::mistakes::Mistake;
+
+/// What the command line asks for.
+pub(super) enum Asked {
+    /// Run the router with what these matches and the rest say.
+    Router(ArgMatches),
+    /// Check that and print it.
+    CheckConfig(ArgMatches),
+    /// Something that has nothing to do with the router's settings.
+    Other(cli::Command),
+    /// Print this: help or the version.
+    Text(String),
+}
+
+/// Reads the arguments after the program's name. Mistakes do not keep the rest from being read.
+pub(super) fn read(arguments: &[OsString]) -> (Option<Asked>, Vec<Mistake>) {
+    let mut words = arguments.to_vec();
+    let mut mistakes = Vec::new();
+    loop {
+        let error = match lenient_command().try_get_matches_from(with_name(&words)) {
+            Ok(matches) => {
+                let (asked, mistake) = asked(matches, &words);
+                mistakes.extend(mistake);
+                return (asked, mistakes);
+            }
+            Err(error) => error,
+        };
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return (Some(Asked::Text(help(arguments, &error))), mistakes);
+        }
+        mistakes.push(usage_mistake(&error));
+        // Each turn takes a word away, so this ends.
+        if !take_out(&mut words, &error) {
+            return (None, mistakes);
+        }
+    }
+}
+
+fn with_name(words: &[OsString]) -> impl Iterator<Item = OsString> {
+    std::iter::once(OsString::from("smg")).chain(words.iter().cloned())
+}
+
+/// The command line with every setting open to any text, any number of times.
+fn lenient_command() -> clap::Command {
+    let lenient = |arg: Arg| match cli::variable_of(&arg) {
+        Some(_) => arg.action(ArgAction::Append).value_parser(clap::value_parser!(String)),
+        None => arg,
+    };
+    cli::command()
+        .mut_args(lenient)
+        .mut_subcommand("launch", |launch| launch.mut_args(lenient))
+        .mut_subcommand("check-config", |check| check.mut_args(lenient))
+}
+
+fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<Mistake>) {
+    let asked = match matches.remove_subcommand() {
+        None => Asked::Router(matches),
+        Some((name, matches)) if name == "launch" => Asked::Router(matches),
+        Some((name, matches)) if name == "check-config" => Asked::CheckConfig(matches),
+        Some(_) => {
+            let strict = cli::command()
+                .try_get_matches_from(with_name(words))
+                .and_then(|matches| Cli::from_arg_matches(&matches));
+            match strict {
+                Ok(cli) => Asked::Other(cli.command.expect("the lenient reading saw one")),
+                Err(error) => return (None, Some(usage_mistake(&error))),
+            }
+        }
+    };
+    (Some(asked), None)
+}
+
+/// The help or version that was asked for, with variables and possible values, which the lenient command does not know.
+/// What else is on the command line does not matter to it, right or wrong.
+fn help(arguments: &[OsString], lenient: &clap::Error) -> String {
+    let shown = cli::shown_command();
+    let matters = |word: &&OsString| {
+        word.to_str().is_some_and(|word| {
+            matches!(word, "-h" | "--help" | "-V" | "--version" | "help")
+                || shown.find_subcommand(word).is_some()
+        })
+    };
+    let words: Vec<OsString> = arguments.iter().filter(matters).cloned().collect();
+    match shown.try_get_matches_from(with_name(&words)) {
+        Err(error) if error.kind() == lenient.kind() => error.render().to_string(),
+        Ok(_) | Err(_) => lenient.render().to_string(),
+    }
+}
+
+fn usage_mistake(error: &clap::Error) -> Mistake {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let stray = |word: &str| {
+        Mistake::new(format!("{word:?} belongs to no flag"))
+            .with_hint(Some("a yes or no takes its value after =: --log-json=false".to_owned()))
+    };
+    if let (ErrorKind::ArgumentConflict, Some(word)) =
+        (error.kind(), context(ContextKind::InvalidSubcommand))
+    {
+        return if cli::command().find_subcommand(&word).is_some() {
+            Mistake::new(format!("subcommand {word} stands after flags"))
+                .with_hint(Some(format!("it comes first: smg {word} FLAGS")))
+        } else {
+            stray(&word)
+        };
+    }
+    match (error.kind(), context(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(word)) if word.starts_with('-') => {
+            Mistake::new(format!("there is no flag {word}"))
+                .with_hint(context(ContextKind::SuggestedArg).map(|s| format!("did you mean {s}?")))
+        }
+        (ErrorKind::UnknownArgument, Some(word)) => stray(&word),
+        (ErrorKind::InvalidValue, Some(word))
+            if context(ContextKind::InvalidValue).is_none_or(|v| v.is_empty()) =>
+        {
+            let flag = word.split_whitespace().next().unwrap_or(&word);
+            Mistake::new(format!("flag {flag} lacks its value"))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let text = text.trim().strip_prefix("error: ").unwrap_or(&text);
+            Mistake::new(text.split("\n\nUsage:").next().unwrap_or(text).trim())
+        }
+    }
+}
+
+/// Takes the word away that an error is about, with the value that may follow a flag; false when there is none.
+fn take_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
+    let context = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg]
+        .into_iter()
+        .find_map(|kind| error.get(kind));
+    let Some(ContextValue::String(named)) = context else { return false };
+    let named = named.split_whitespace().next().unwrap_or(named);
+    let at = words.iter().position(|word| {
+        let word = word.to_string_lossy();
+        word == named || word.split_once('=').is_some_and(|(flag, _)| flag == named)
+    });
+    let Some(at) = at else { return false };
+    let removed = words.remove(at);
+    let has_value_apart = error.kind() == ErrorKind::UnknownArgument
+        && named.starts_with("--")
+        && !removed.to_string_lossy().contains('=')
+        && words.get(at).is_some_and(|next| !next.to_string_lossy().starts_with('-'));
+    if has_value_apart {
+        words.remove(at);
+    }
+    true
+}

@@ -1,0 +1,360 @@
+//! `[[workers]]` tables: workers described in full.
+//!
+//! Read field by field and not by serde, so that every mistake is found and each names its key. A key of a worker may
+//! stand in the file itself, in another file or in a variable; here it is fetched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use toml::{Table, Value};
+
+use crate::cli::PolicyName;
+use crate::cli::values;
+use crate::config::file::text_of;
+use crate::config::mistakes::{Mistake, did_you_mean, key_in, shown, value_and_reason};
+use crate::config::process::Process;
+use crate::ids::ModelId;
+use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
+
+/// Models, aliases or labels of one worker at most.
+const MOST_ENTRIES: usize = 256;
+
+/// Keys of a worker's table.
+const KEYS: &[&str] = &[
+    "url",
+    "models",
+    "aliases",
+    "worker_type",
+    "labels",
+    "region",
+    "zone",
+    "priority",
+    "weight",
+    "api_key",
+    "api_key_file",
+    "api_key_env",
+    "health",
+    "max_concurrent",
+    "bootstrap_port",
+];
+
+/// Keys of its `health` table.
+const HEALTH_KEYS: &[&str] = &[
+    "endpoint",
+    "interval_secs",
+    "timeout_secs",
+    "failure_threshold",
+    "success_threshold",
+    "disabled",
+];
+
+/// Reads the tables. Mistakes in one do not keep the others from being read.
+pub(super) fn read(
+    tables: &[Table],
+    file: &Path,
+    process: &Process<'_>,
+) -> (Vec<WorkerSpec>, Vec<Mistake>) {
+    let mut mistakes = Vec::new();
+    let mut specs: Vec<WorkerSpec> = Vec::new();
+    let mut urls = BTreeMap::new();
+    for (index, table) in tables.iter().enumerate() {
+        let place = format!("workers[{index}]");
+        let mut fields = Fields::of(table, KEYS, place.clone(), file, &mut mistakes);
+        let Some(spec) = worker(&mut fields, process) else { continue };
+        if let Some(first) = urls.insert(spec.id(), index) {
+            mistakes.push(Mistake::new(format!(
+                "{}: worker {} is described by workers[{first}] already",
+                key_in(file, &format!("{place}.url")),
+                spec.url
+            )));
+            continue;
+        }
+        specs.push(spec);
+    }
+    (specs, mistakes)
+}
+
+/// A worker, if at least its URL is right.
+fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> {
+    let url: Option<WorkerUrl> =
+        fields.text("url", |text| text.parse().map_err(|e| format!("{e}")));
+    if url.is_none() && !fields.has("url") {
+        fields.wrong("url", "is missing");
+    }
+    let models = fields.list("models", model);
+    let aliases: BTreeMap<ModelId, ModelId> = fields.pairs("aliases", model, model);
+    let labels: BTreeMap<String, String> = fields.pairs("labels", label_name, label_value);
+    if let Some(policy) = labels.get("policy")
+        && PolicyName::from_str(policy, false).is_err()
+    {
+        fields.wrong("labels.policy", &format!("{} is no policy", shown(policy)));
+    }
+    check_aliases(fields, &models, &aliases);
+    let kind = fields.text("worker_type", worker_kind).unwrap_or_default();
+    let region = fields.text("region", short_text);
+    let zone = fields.text("zone", short_text);
+    let priority = fields.text("priority", priority).unwrap_or_default();
+    let weight = fields
+        .text("weight", |text| {
+            let weight: u32 = values::whole(1, 1000)(text)?;
+            Weight::try_from(weight).map_err(|e| e.to_string())
+        })
+        .unwrap_or_default();
+    let max_concurrent = fields.text("max_concurrent", values::positive(1_000_000));
+    let bootstrap_port = fields.text("bootstrap_port", values::whole::<u16>(1, 65_535));
+    let health = fields.table("health", HEALTH_KEYS, health).unwrap_or_default();
+    let api_key = api_key(fields, process);
+    Some(WorkerSpec {
+        models,
+        aliases,
+        kind,
+        labels,
+        region,
+        zone,
+        priority,
+        weight,
+        api_key,
+        health,
+        max_concurrent,
+        bootstrap_port,
+        ..WorkerSpec::new(url?)
+    })
+}
+
+fn health(fields: &mut Fields<'_>) -> HealthSpec {
+    HealthSpec {
+        endpoint: fields.text("endpoint", values::path),
+        interval: fields.text("interval_secs", values::seconds(0.001, 86_400.0)),
+        timeout: fields.text("timeout_secs", values::seconds(0.001, 3600.0)),
+        failure_threshold: fields.text("failure_threshold", values::positive(1000)),
+        success_threshold: fields.text("success_threshold", values::positive(1000)),
+        disabled: fields.text("disabled", values::yes_or_no).unwrap_or_default(),
+    }
+}
+
+/// The key itself, or what a file or a variable holds.
+fn api_key(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<Secret> {
+    const NAMES: [&str; 3] = ["api_key", "api_key_file", "api_key_env"];
+    let present: Vec<&str> = NAMES.into_iter().filter(|name| fields.has(name)).collect();
+    if present.len() > 1 {
+        fields.wrong(present[1], &format!("and {} exclude each other", present[0]));
+    }
+    let own = fields.secret("api_key", values::secret);
+    let of_file = fields.text("api_key_file", |path| {
+        let text = (process.read)(Path::new(path)).map_err(|e| format!("can't be read: {e}"))?;
+        values::secret(text.trim()).map_err(|why| format!("names a file whose text {why}"))
+    });
+    let of_variable = fields.text("api_key_env", |name| match process.variable(name) {
+        Some(text) => {
+            values::secret(text).map_err(|why| format!("names a variable whose text {why}"))
+        }
+        None => Err("names a variable that is not set".to_owned()),
+    });
+    own.or(of_file).or(of_variable)
+}
+
+fn check_aliases(
+    fields: &mut Fields<'_>,
+    models: &[ModelId],
+    aliases: &BTreeMap<ModelId, ModelId>,
+) {
+    let served: BTreeSet<&ModelId> = models.iter().collect();
+    for (alias, target) in aliases {
+        let key = format!("aliases.{alias}");
+        if served.contains(alias) {
+            fields.wrong(&key, "is a model that the worker serves");
+        } else if !served.is_empty() && !served.contains(target) {
+            fields.wrong(&key, &format!("{target:?} is not among the worker's models"));
+        }
+    }
+}
+
+fn model(text: &str) -> Result<ModelId, String> {
+    let is_name = !text.trim().is_empty() && text.len() <= 256 && !text.contains(char::is_control);
+    if is_name {
+        Ok(ModelId::from(text))
+    } else {
+        Err("is not a model's name of 1 to 256 bytes".to_owned())
+    }
+}
+
+fn label_name(text: &str) -> Result<String, String> {
+    let is_name = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a label's name of 1 to 63 visible ASCII characters".to_owned())
+    }
+}
+
+fn label_value(text: &str) -> Result<String, String> {
+    if text.len() <= 256 && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a label's value of at most 256 bytes".to_owned())
+    }
+}
+
+fn short_text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { label_value(text) }
+}
+
+fn worker_kind(text: &str) -> Result<WorkerKind, String> {
+    match text {
+        "regular" => Ok(WorkerKind::Regular),
+        "prefill" => Ok(WorkerKind::Prefill),
+        "decode" => Ok(WorkerKind::Decode),
+        _ => Err("is none of regular, prefill, decode".to_owned()),
+    }
+}
+
+fn priority(text: &str) -> Result<i32, String> {
+    i32::from_str(text)
+        .ok()
+        .filter(|n| (-1_000_000..=1_000_000).contains(n))
+        .ok_or_else(|| "is not a whole number from -1000000 to 1000000".to_owned())
+}
+
+/// A table that is read field by field.
+struct Fields<'a> {
+    values: BTreeMap<String, &'a Value>,
+    place: String,
+    file: &'a Path,
+    mistakes: &'a mut Vec<Mistake>,
+}
+
+impl<'a> Fields<'a> {
+    /// The fields of `table`, of which only those of `known` may be there.
+    fn of(
+        table: &'a Table,
+        known: &[&str],
+        place: String,
+        file: &'a Path,
+        mistakes: &'a mut Vec<Mistake>,
+    ) -> Self {
+        let mut fields = Self { values: BTreeMap::new(), place, file, mistakes };
+        for (name, value) in table {
+            let id = name.replace('-', "_");
+            if !known.contains(&id.as_str()) {
+                let hint = did_you_mean(&id, known.iter().copied());
+                let mistake = fields.mistake(name, "is not known").with_hint(hint);
+                fields.mistakes.push(mistake);
+            } else if fields.values.insert(id, value).is_some() {
+                fields.wrong(name, "stands there twice, with dashes and with underscores");
+            }
+        }
+        fields
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    fn mistake(&self, name: &str, why: &str) -> Mistake {
+        let key = key_in(self.file, &format!("{}.{name}", self.place));
+        Mistake::new(format!("{key}: {why}"))
+    }
+
+    fn wrong(&mut self, name: &str, why: &str) {
+        let mistake = self.mistake(name, why);
+        self.mistakes.push(mistake);
+    }
+
+    /// A single value.
+    fn text<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.values.get(name)?;
+        self.parsed(name, value, true, parse)
+    }
+
+    /// A single value that no error shows.
+    fn secret<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.values.get(name)?;
+        self.parsed(name, value, false, parse)
+    }
+
+    fn parsed<T>(
+        &mut self,
+        name: &str,
+        value: &Value,
+        show: bool,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = match text_of(value) {
+            Ok(text) => text,
+            Err(why) => {
+                self.wrong(name, why);
+                return None;
+            }
+        };
+        parse(&text)
+            .map_err(|why| {
+                let why = if show { value_and_reason(&text, &why) } else { why };
+                self.wrong(name, &why);
+            })
+            .ok()
+    }
+
+    /// A list of values; a single one is a list too.
+    fn list<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let Some(&value) = self.values.get(name) else { return Vec::new() };
+        let elements = match value {
+            Value::Array(elements) => elements.as_slice(),
+            single => std::slice::from_ref(single),
+        };
+        if elements.len() > MOST_ENTRIES {
+            self.wrong(name, &format!("has more than {MOST_ENTRIES} entries"));
+            return Vec::new();
+        }
+        elements.iter().filter_map(|element| self.parsed(name, element, true, &parse)).collect()
+    }
+
+    /// A table of free keys.
+    fn pairs<K: Ord, V>(
+        &mut self,
+        name: &str,
+        parse_key: impl Fn(&str) -> Result<K, String>,
+        parse: impl Fn(&str) -> Result<V, String>,
+    ) -> BTreeMap<K, V> {
+        let Some(&value) = self.values.get(name) else { return BTreeMap::new() };
+        let Value::Table(table) = value else {
+            self.wrong(name, "is not a table");
+            return BTreeMap::new();
+        };
+        if table.len() > MOST_ENTRIES {
+            self.wrong(name, &format!("has more than {MOST_ENTRIES} entries"));
+            return BTreeMap::new();
+        }
+        let mut pairs = BTreeMap::new();
+        for (key, value) in table {
+            let parsed = match parse_key(key) {
+                Ok(parsed) => parsed,
+                Err(why) => {
+                    self.wrong(name, &format!("{} {why}", shown(key)));
+                    continue;
+                }
+            };
+            if let Some(value) = self.parsed(&format!("{name}.{key}"), value, true, &parse) {
+                pairs.insert(parsed, value);
+            }
+        }
+        pairs
+    }
+
+    /// A table within the table.
+    fn table<T>(
+        &mut self,
+        name: &str,
+        known: &[&str],
+        read: impl Fn(&mut Fields<'_>) -> T,
+    ) -> Option<T> {
+        let &value = self.values.get(name)?;
+        let Value::Table(table) = value else {
+            self.wrong(name, "is not a table");
+            return None;
+        };
+        let place = format!("{}.{name}", self.place);
+        Some(read(&mut Fields::of(table, known, place, self.file, self.mistakes)))
+    }
+}
