@@ -20,9 +20,12 @@ pub mod tls;
 pub mod upstream;
 
 pub mod dispatch;
+pub mod prober;
 
 pub mod http;
 
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+
+pub mod app;

@@ -1,3 +1,61 @@
-//! The binary: arguments in, exit code out.
+//! The binary: arguments → configuration → runtime → `App::build` → run → exit code; nothing else.
 
-fn main() {}
+use std::io;
+use std::process::ExitCode;
+
+use smg::app::{App, Ending};
+use smg::config::{self, Loaded, Process, Start};
+use smg::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The router failed, or cut what was in flight.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    match config::start(&Process::current(), &mut io::stdout().lock(), &mut io::stderr().lock()) {
+        Start::Router(loaded) => match run(*loaded) {
+            Ok(Ending::Clean) => ExitCode::SUCCESS,
+            Ok(Ending::Cut) => ExitCode::from(FAILED),
+            Err(failure) => {
+                error!(error = format!("{failure:#}"), "the router could not run");
+                ExitCode::from(FAILED)
+            }
+        },
+        Start::Done(status) => ExitCode::from(status),
+    }
+}
+
+fn run(loaded: Loaded) -> anyhow::Result<Ending> {
+    telemetry::init(&loaded.config.telemetry)?;
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stops = count_signals()?;
+        let running = App::build(loaded.config)?.start()?;
+        Ok(running.run(stops).await)
+    })
+}
+
+/// Counts requests to end: SIGTERM and SIGINT.
+fn count_signals() -> anyhow::Result<watch::Receiver<u32>> {
+    let (count, counted) = watch::channel(0);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        let count = count.clone();
+        #[expect(clippy::disallowed_methods, reason = "lives as long as the process")]
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                count.send_modify(|count| *count += 1);
+            }
+        });
+    }
+    Ok(counted)
+}

@@ -118,10 +118,13 @@ impl Tasks {
 
     /// Resolves when the process ends.
     pub async fn stopped(&self) {
-        let mut stopping = self.stopping.clone();
-        // An error means that the owner is gone: the process ends as well.
-        let _owner_gone = stopping.wait_for(|stop| *stop).await.is_err();
+        turned_on(&mut self.stopping.clone()).await;
     }
+}
+
+/// Resolves when `flag` is true, or when nobody is left who could make it so: both mean the end.
+pub async fn turned_on(flag: &mut watch::Receiver<bool>) {
+    let _owner_gone = flag.wait_for(|on| *on).await.is_err();
 }
 
 /// Tells the owner when a task that must not end has ended, also by a panic.

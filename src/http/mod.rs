@@ -1,9 +1,39 @@
 //! The HTTP surface: routes, layers, endpoints and the only status codes.
+//!
+//! A request comes in at `server` (listeners and threads), goes through `shard` (one table of routes; the layers in
+//! order: name, route, keys) to `inference` (the data path) or to `local` (everything that the router answers itself),
+//! and out again through `body`. `error` is the only file that knows which status a failure has.
+
+mod auth;
+mod body;
+mod connection;
+mod error;
+mod fanout;
+mod headers;
+mod inference;
+mod local;
+mod metrics;
+mod peek;
+mod routes;
+mod server;
+mod shard;
+mod workers;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderName;
+
+pub use metrics::Metrics;
+pub use routes::{Access, ROUTES, Route};
+pub use server::{BindError, Running, Server};
+
+use crate::clock::Clock;
+use crate::dispatch;
+use crate::fleet::Fleet;
+use crate::upstream;
 
 use crate::spec::Secret;
 use crate::tls;
@@ -67,4 +97,44 @@ pub struct Tenant {
     pub id: String,
     /// Its key.
     pub key: Secret,
+}
+
+/// What the surface stands on: everything that its endpoints read or change.
+#[derive(Debug)]
+pub struct Surface {
+    /// What the listeners offer.
+    pub config: Config,
+    /// The workers.
+    pub fleet: Arc<Fleet>,
+    /// How requests reach workers.
+    pub dispatch: Arc<dispatch::Shared>,
+    /// For what the router itself asks of workers.
+    pub control: upstream::Client,
+    /// What `/metrics` shows.
+    pub registry: prometheus::Registry,
+    /// The surface's own part of it.
+    pub metrics: Metrics,
+    /// Whether the router is on its way out.
+    pub lifecycle: Lifecycle,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// Whether the router is on its way out.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    draining: AtomicBool,
+}
+
+impl Lifecycle {
+    /// From now on `/readiness` says no.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it drains.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }

@@ -1,7 +1,28 @@
-//! Toward workers: connections, timeouts by phase, the body that gives its slot back.
+//! Toward workers: connections, timeouts by phase, the body that gives its connection back.
+//!
+//! One [`Client`] per data-path thread: its idle connections belong to that thread, so that a request, its connection
+//! and its response never cross from one core to another. A connection is one hyper HTTP/1.1 connection with a task of
+//! its own; dropping it, in whatever state, closes the socket, which is how a worker learns that its client left.
 
+mod body;
+mod connection;
+mod pool;
+
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+
+pub use body::{BodyError, ResponseBody};
+use connection::Connection;
+use pool::Pool;
+
+use crate::clock::Clock;
+use crate::spec::{Secret, WorkerUrl};
 use crate::tls;
 
 /// How long each phase of an attempt may take, and how many connections are kept.
@@ -38,4 +59,296 @@ impl Default for Config {
             tls: tls::ClientConfig::default(),
         }
     }
+}
+
+/// Why a request got no response head.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The host has no address.
+    #[error("cannot resolve the worker's host")]
+    Resolve(#[source] io::Error),
+    /// No connection: nobody listens, or no route.
+    #[error("cannot connect to the worker")]
+    Connect(#[source] io::Error),
+    /// No connection in time.
+    #[error("no connection to the worker within {0:?}")]
+    ConnectTimeout(Duration),
+    /// The TLS handshake failed, or the worker wants TLS and there is no configuration for it.
+    #[error("cannot agree on TLS with the worker")]
+    Tls(#[source] io::Error),
+    /// The connection broke before a byte of the response.
+    #[error("the worker closed the connection before it answered")]
+    Reset {
+        /// Nobody listens there any more, so that nothing can be generating.
+        dead: bool,
+    },
+    /// No response head in time: the worker may be generating.
+    #[error("no answer from the worker within {0:?}")]
+    HeadTimeout(Duration),
+    /// The worker answered with something that is not HTTP.
+    #[error("the worker's answer is not HTTP")]
+    Protocol(#[source] hyper::Error),
+}
+
+impl SendError {
+    /// Whether the worker can't have started on the request, so that another one may be asked.
+    #[must_use]
+    pub fn is_safe_to_retry(&self) -> bool {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout(_)
+            | Self::Tls(_)
+            | Self::Reset { dead: true } => true,
+            Self::Reset { dead: false } | Self::HeadTimeout(_) | Self::Protocol(_) => false,
+        }
+    }
+
+    /// Whether nobody listened.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::ConnectTimeout(_)
+            | Self::Reset { dead: true } => true,
+            Self::Tls(_)
+            | Self::Reset { dead: false }
+            | Self::HeadTimeout(_)
+            | Self::Protocol(_) => false,
+        }
+    }
+
+    /// A name from a closed set, for metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Resolve(_) => "resolve",
+            Self::Connect(_) => "connect",
+            Self::ConnectTimeout(_) => "connect_timeout",
+            Self::Tls(_) => "tls",
+            Self::Reset { .. } => "reset",
+            Self::HeadTimeout(_) => "head_timeout",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+}
+
+/// A request as one attempt sends it. Borrowed: the next attempt sends the same.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// Path and query as the client sent them; the worker's own path goes before it.
+    pub path_and_query: &'a PathAndQuery,
+    /// All headers but `host` and `content-length`.
+    pub headers: &'a HeaderMap,
+    /// Sent in place of the client's `authorization`, if any.
+    pub authorization: Option<HeaderValue>,
+    /// The whole body.
+    pub body: Bytes,
+    /// Whether the response is expected to be a stream: decides which total timeout holds.
+    pub stream: bool,
+}
+
+/// Sends requests to workers, from one thread.
+#[derive(Debug)]
+pub struct Client {
+    config: Config,
+    clock: Clock,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    pool: Arc<Pool>,
+}
+
+impl Client {
+    /// A client without connections. `tls` is what `https` workers are checked against.
+    #[must_use]
+    pub fn new(config: Config, tls: Option<Arc<rustls::ClientConfig>>, clock: Clock) -> Self {
+        let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive));
+        Self { config, clock, tls, pool }
+    }
+
+    /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
+    /// closes the connection.
+    ///
+    /// A connection that was kept open may have been closed by the worker meanwhile: then the request goes over a new
+    /// one, for it was not read. See RFC 9112, 9.3.1 and 9.6.
+    ///
+    /// # Errors
+    /// If there is no response head; the error says whether the worker may have started on the request.
+    pub async fn send(
+        &self,
+        worker: &WorkerUrl,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<Response<ResponseBody>, SendError> {
+        let started = self.clock.mono();
+        while let Some(mut connection) = self.pool.take(worker.id(), started) {
+            match self.exchange(&mut connection, to_request(worker, outgoing)).await {
+                Ok(response) => {
+                    return Ok(self.respond(worker, connection, response, started, outgoing.stream));
+                }
+                // Not a byte was sent: the next one may be open.
+                Err(Failed::Unsent) => {}
+                Err(Failed::Closed) => break,
+                Err(Failed::Error(error)) => return Err(error),
+            }
+        }
+        let mut connection = self.connect(worker).await?;
+        match self.exchange(&mut connection, to_request(worker, outgoing)).await {
+            Ok(response) => {
+                Ok(self.respond(worker, connection, response, started, outgoing.stream))
+            }
+            Err(Failed::Error(error)) => Err(error),
+            Err(Failed::Unsent | Failed::Closed) => {
+                drop(connection);
+                // Is anybody still there? A worker that is gone is not generating.
+                let dead = match self.connect(worker).await {
+                    Ok(connection) => {
+                        self.pool.put(worker.id(), connection, self.clock.mono());
+                        false
+                    }
+                    Err(error) => matches!(error, SendError::Connect(_)),
+                };
+                Err(SendError::Reset { dead })
+            }
+        }
+    }
+
+    /// Asks a worker for a small document, within `timeout`.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; a body that breaks or is larger than `most` bytes is a [`SendError::Reset`].
+    pub async fn fetch(
+        &self,
+        worker: &WorkerUrl,
+        method: Method,
+        path: &str,
+        key: Option<&Secret>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let outgoing = Outgoing {
+            method: &method,
+            path_and_query: &path_and_query,
+            headers: &HeaderMap::new(),
+            authorization: key.and_then(bearer),
+            body: Bytes::new(),
+            stream: false,
+        };
+        let whole = async {
+            let response = self.send(worker, &outgoing).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            let mut text = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|_| SendError::Reset { dead: false })?;
+                if let Ok(data) = frame.into_data() {
+                    if text.len() + data.len() > most {
+                        return Err(SendError::Reset { dead: false });
+                    }
+                    text.extend_from_slice(&data);
+                }
+            }
+            Ok((status, text.freeze()))
+        };
+        tokio::time::timeout(timeout, whole).await.unwrap_or(Err(SendError::HeadTimeout(timeout)))
+    }
+
+    /// Closes connections that have been idle for too long. Called now and then by the thread that owns this client.
+    pub fn evict(&self) {
+        self.pool.evict(self.clock.mono());
+    }
+
+    async fn connect(&self, worker: &WorkerUrl) -> Result<Connection, SendError> {
+        let timeout = self.config.connect_timeout;
+        let connecting = connection::connect(worker, self.tls.as_ref());
+        tokio::time::timeout(timeout, connecting)
+            .await
+            .unwrap_or(Err(SendError::ConnectTimeout(timeout)))
+    }
+
+    /// One request over one connection, up to the head of the response.
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<hyper::body::Incoming>, Failed> {
+        let timeout = self.config.head_timeout;
+        match tokio::time::timeout(timeout, connection.sender.try_send_request(request)).await {
+            Err(_elapsed) => Err(Failed::Error(SendError::HeadTimeout(timeout))),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(mut refused)) => Err(match refused.take_message() {
+                Some(_unsent) => Failed::Unsent,
+                None => match refused.into_error() {
+                    error if error.is_parse() || error.is_parse_too_large() || error.is_user() => {
+                        Failed::Error(SendError::Protocol(error))
+                    }
+                    // Closed, reset, or ended within the head.
+                    _ => Failed::Closed,
+                },
+            }),
+        }
+    }
+
+    fn respond(
+        &self,
+        worker: &WorkerUrl,
+        connection: Connection,
+        response: Response<hyper::body::Incoming>,
+        started: Duration,
+        stream: bool,
+    ) -> Response<ResponseBody> {
+        let total = if stream { self.config.stream_timeout } else { self.config.total_timeout };
+        let closes = response.headers().get_all(header::CONNECTION).iter().any(|value| {
+            value.as_bytes().to_ascii_lowercase().windows(5).any(|word| word == b"close")
+        });
+        let home = (!closes).then(|| (Arc::clone(&self.pool), worker.id()));
+        let limits = body::Limits {
+            idle: self.config.idle_timeout,
+            deadline: total.map(|total| started + total),
+            stream,
+        };
+        response.map(|incoming| ResponseBody::new(incoming, connection, home, self.clock, limits))
+    }
+}
+
+/// Why one exchange gave no response.
+enum Failed {
+    /// Not a byte was sent.
+    Unsent,
+    /// Closed before a byte of the response.
+    Closed,
+    /// Anything else.
+    Error(SendError),
+}
+
+/// `Bearer key`; `None` if the key has characters that no header has.
+#[must_use]
+pub fn bearer(key: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn to_request(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(outgoing.body.clone()));
+    *request.method_mut() = outgoing.method.clone();
+    *request.headers_mut() = outgoing.headers.clone();
+    let target = outgoing.path_and_query.clone();
+    let target = match worker.path_prefix() {
+        "" => target,
+        prefix => format!("{prefix}{target}").parse().unwrap_or(target),
+    };
+    let mut parts = http::uri::Parts::default();
+    parts.path_and_query = Some(target);
+    *request.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
+    // A normalised authority has only characters that a header may have.
+    if let Ok(host) = HeaderValue::from_str(worker.authority()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    if let Some(authorization) = &outgoing.authorization {
+        request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+    }
+    request
 }

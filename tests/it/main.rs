@@ -1,1 +1,15 @@
-//! The integration tests.
+//! The integration tests: the real binary with real arguments, real sockets on free ports, scripted workers.
+//!
+//! One binary, a module per topic. Nothing here sleeps and hopes: `eventually` waits for a condition with a deadline and
+//! says what it saw last.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests: an unwrap is an assertion, and they run against the machine's clock"
+)]
+
+mod support;
+
+mod fidelity;

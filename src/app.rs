@@ -1,0 +1,211 @@
+//! The composition root: builds bottom-up, starts top-down, stops in reverse. It composes; it decides nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::Registry;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::dispatch::{self, Policies};
+use crate::fleet::{self, Fleet};
+use crate::http::{self, Lifecycle, Server, Surface};
+use crate::limit::{self, Admission};
+use crate::tasks::{OnEnd, TasksOwner};
+use crate::upstream::Client;
+use crate::{prefix, prober, telemetry, tls};
+
+/// A router with its sockets bound and nothing running.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    clock: Clock,
+    server: Server,
+    surface: Arc<Surface>,
+    listener_tls: Option<Arc<rustls::ServerConfig>>,
+    worker_tls: Arc<rustls::ClientConfig>,
+}
+
+/// A router that runs.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    config: http::Config,
+    surface: Arc<Surface>,
+    server: http::Running,
+    tasks: TasksOwner,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything in flight has finished.
+    Clean,
+    /// Something in flight was cut, or a part had failed.
+    Cut,
+}
+
+impl App {
+    /// Reads certificates, binds sockets and puts the parts together.
+    ///
+    /// # Errors
+    /// If a certificate can't be used or a port not be bound; the error names the file or the address, and the flag.
+    pub fn build(config: Config) -> anyhow::Result<Self> {
+        let clock = Clock::start();
+        let now = clock.now();
+        let listener_tls = config
+            .http
+            .tls
+            .as_ref()
+            .map(|wanted| tls::server(wanted, now).map(Arc::new))
+            .transpose()?;
+        let worker_tls = Arc::new(tls::client(&config.upstream.tls, now)?);
+        let server = Server::bind(&config.http)?;
+
+        let registry = Registry::new();
+        telemetry::register_build_info(&registry)?;
+        let fleet =
+            Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
+        for spec in &config.workers {
+            fleet.register(spec.clone())?;
+        }
+        let index = Arc::new(prefix::Index::new(&config.prefix));
+        prefix::Metrics::register(&registry, &index)?;
+        let dispatch_metrics = dispatch::Metrics::register(&registry)?;
+        let policies = Policies::new(config.policy.clone(), index, dispatch_metrics.clone());
+        let admission = Admission::new(&config.limit);
+        limit::Metrics::register(&registry, &admission)?;
+        let dispatch = dispatch::Shared::new(
+            config.dispatch.clone(),
+            Arc::clone(&fleet),
+            policies,
+            admission,
+            dispatch_metrics,
+        );
+        let surface = Arc::new(Surface {
+            config: config.http.clone(),
+            control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
+            dispatch: Arc::new(dispatch),
+            metrics: http::Metrics::register(&registry)?,
+            lifecycle: Lifecycle::default(),
+            registry,
+            fleet,
+            clock,
+        });
+        Ok(Self { config, clock, server, surface, listener_tls, worker_tls })
+    }
+
+    /// Starts tasks and threads on the current runtime.
+    ///
+    /// # Errors
+    /// If the system refuses a thread or a socket.
+    #[expect(clippy::disallowed_methods, reason = "chance enters here")]
+    pub fn start(self) -> anyhow::Result<Running> {
+        let tasks = TasksOwner::new();
+        let handle = tasks.handle();
+        let address = self.server.address()?;
+        if let Some(address) = self.server.metrics_address() {
+            info!(%address, "metrics");
+        }
+        if let Some(address) = self.server.health_address() {
+            info!(%address, "probes");
+        }
+        let client = Arc::new(Client::new(
+            self.config.upstream.clone(),
+            Some(Arc::clone(&self.worker_tls)),
+            self.clock,
+        ));
+        let probing = prober::run(
+            Arc::clone(&self.surface.fleet),
+            client,
+            self.clock,
+            SmallRng::from_rng(&mut rand::rng()),
+        );
+        let stopped = handle.clone();
+        handle.spawn("prober", OnEnd::Stop, async move {
+            tokio::select! {
+                ended = probing => ended,
+                () = stopped.stopped() => Ok(()),
+            }
+        });
+        let server = self.server.start(
+            &self.surface,
+            &self.config.upstream,
+            Some(&self.worker_tls),
+            self.listener_tls,
+            &handle,
+        )?;
+        info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");
+        Ok(Running { address, config: self.config.http, surface: self.surface, server, tasks })
+    }
+}
+
+impl Running {
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The workers, for a program that embeds the router.
+    #[must_use]
+    pub fn fleet(&self) -> &Arc<Fleet> {
+        &self.surface.fleet
+    }
+
+    /// Runs until `stops` counts one, or a part fails; then lets what is in flight finish. A second count ends at once.
+    pub async fn run(mut self, mut stops: watch::Receiver<u32>) -> Ending {
+        let failed = tokio::select! {
+            // An error means that nobody can ask for the end any more, which is asking for it.
+            _asked = stops.wait_for(|stops| *stops > 0) => None,
+            part = self.tasks.failed() => Some(part),
+        };
+        self.stop(failed, stops).await
+    }
+
+    async fn stop(self, failed: Option<&'static str>, mut stops: watch::Receiver<u32>) -> Ending {
+        let second = async move {
+            if stops.wait_for(|stops| *stops > 1).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(second);
+        self.surface.lifecycle.drain();
+        info!(open = self.server.open(), "draining");
+        let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
+        let draining = async {
+            // Load balancers need a moment to notice; until then requests are still welcome.
+            tokio::time::sleep(settle).await;
+            self.server.close();
+            tokio::time::timeout(self.config.shutdown_grace, self.server.drained()).await
+        };
+        let drained = tokio::select! {
+            drained = draining => drained.is_ok(),
+            () = &mut second => {
+                warn!("asked twice: ending at once");
+                false
+            }
+        };
+        let left = self.server.open();
+        if !drained && left > 0 {
+            warn!(connections = left, "cut");
+        }
+        self.server.cut();
+        self.tasks.stop(deadline(Duration::from_secs(2))).await;
+        if failed.is_some() || (!drained && left > 0) {
+            return Ending::Cut;
+        }
+        info!("ended");
+        Ending::Clean
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
+fn deadline(after: Duration) -> tokio::time::Instant {
+    tokio::time::Instant::now() + after
+}

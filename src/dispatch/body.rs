@@ -1,0 +1,167 @@
+//! The body of a response on its way to the client: counts the request until its last byte, judges the worker by how
+//! the body ended, and turns a stream that breaks into an event that clients understand.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tracing::warn;
+
+use super::metrics::Ending;
+use super::policies::Entry;
+use crate::clock::Clock;
+use crate::fleet::{Fleet, InFlight, Outcome};
+use crate::ids::WorkerId;
+use crate::limit::Permit;
+use crate::upstream::{self, BodyError};
+
+/// What a broken stream ends with, so that a client does not take it for complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// Not a stream of events: the connection is cut.
+    Cut,
+    /// A terminal event with these bytes, then the end.
+    Event(&'static str),
+}
+
+/// The body of a response.
+#[derive(Debug)]
+pub struct ResponseBody {
+    inner: upstream::ResponseBody,
+    /// Taken when the body ends.
+    account: Option<Account>,
+    stream_end: StreamEnd,
+    /// The terminal event was sent.
+    broken: bool,
+}
+
+/// What is settled when the body ends, in whatever way.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) in_flight: InFlight,
+    pub(super) permit: Option<Permit>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) entry: Arc<Entry>,
+    pub(super) clock: Clock,
+    pub(super) started: Duration,
+    pub(super) worker: WorkerId,
+    /// What a complete body says of the worker.
+    pub(super) outcome: Outcome,
+    pub(super) first_byte_seen: bool,
+}
+
+impl Account {
+    fn settle(self, ending: Ending, outcome: Outcome) {
+        let now = self.clock.now();
+        let breaker = &self.fleet.config().breaker;
+        if let Some(mode) = self.in_flight.end(outcome, now, breaker) {
+            warn!(worker = %self.worker, breaker = mode.name(), "breaker changed");
+        }
+        drop(self.permit);
+        self.entry.metrics.count(ending);
+        self.entry.metrics.duration.observe(now.mono.saturating_sub(self.started).as_secs_f64());
+    }
+}
+
+impl ResponseBody {
+    pub(super) fn new(
+        inner: upstream::ResponseBody,
+        account: Account,
+        stream_end: StreamEnd,
+    ) -> Self {
+        let mut body = Self { inner, account: Some(account), stream_end, broken: false };
+        if body.inner.is_end_stream() {
+            body.complete();
+        }
+        body
+    }
+
+    /// Whether the stream broke and said so: the connection must not be used again.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn complete(&mut self) {
+        if let Some(account) = self.account.take() {
+            let ending = if account.outcome == Outcome::Failure {
+                Ending::WorkerError
+            } else {
+                Ending::Complete
+            };
+            let outcome = account.outcome;
+            account.settle(ending, outcome);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.broken {
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(account) =
+                    this.account.as_mut().filter(|account| !account.first_byte_seen)
+                {
+                    account.first_byte_seen = true;
+                    let elapsed = account.clock.mono().saturating_sub(account.started);
+                    account.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
+                }
+                if this.inner.is_end_stream() {
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(account) = this.account.take() {
+                    warn!(worker = %account.worker, %error, "response broke off");
+                    account.settle(Ending::Broken, Outcome::Failure);
+                }
+                match this.stream_end {
+                    StreamEnd::Cut => Poll::Ready(Some(Err(error))),
+                    StreamEnd::Event(event) => {
+                        this.broken = true;
+                        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(event.as_bytes())))))
+                    }
+                }
+            }
+            None => {
+                this.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.stream_end {
+            StreamEnd::Cut => self.inner.size_hint(),
+            // The terminal event may come on top.
+            StreamEnd::Event(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            // Dropped before its end: nobody wants it any more. That says nothing of the worker.
+            account.settle(Ending::ClientLeft, Outcome::Neutral);
+        }
+    }
+}

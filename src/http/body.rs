@@ -1,0 +1,106 @@
+//! The bodies of our responses: whole ones, those that stream from a worker, those that axum makes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::connection::Exchange;
+use crate::dispatch;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A response's body. While it lives, its connection is busy with it.
+#[derive(Debug)]
+pub(super) struct Body {
+    kind: Kind,
+    /// Ends with the body.
+    exchange: Option<Exchange>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Worker(Box<dispatch::ResponseBody>),
+    Axum(axum::body::Body),
+}
+
+impl Body {
+    pub(super) fn empty() -> Self {
+        Kind::Empty.into()
+    }
+
+    pub(super) fn full(bytes: impl Into<Bytes>) -> Self {
+        Kind::Full(bytes.into()).into()
+    }
+
+    pub(super) fn worker(body: dispatch::ResponseBody) -> Self {
+        Kind::Worker(Box::new(body)).into()
+    }
+
+    pub(super) fn axum(body: axum::body::Body) -> Self {
+        Kind::Axum(body).into()
+    }
+
+    /// The body with the exchange that ends with it.
+    pub(super) fn ending(mut self, exchange: Exchange) -> Self {
+        self.exchange = Some(exchange);
+        self
+    }
+}
+
+impl From<Kind> for Body {
+    fn from(kind: Kind) -> Self {
+        Self { kind, exchange: None }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        match &mut this.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.kind = Kind::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Kind::Worker(body) => {
+                let polled = Pin::new(&mut **body).poll_frame(cx);
+                if body.is_broken()
+                    && let Some(exchange) = &this.exchange
+                {
+                    exchange.close_after();
+                }
+                polled.map_err(Into::into)
+            }
+            Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Worker(body) => body.is_end_stream(),
+            Kind::Axum(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Worker(body) => body.size_hint(),
+            Kind::Axum(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Errors as clients see them: the only file that knows which status a failure has.
+//!
+//! No worker's URL is ever told; what went wrong inside is in the log, under the same request id.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use super::body::Body;
+use super::peek::PeekError;
+use crate::dispatch::DispatchError;
+use crate::fleet::RegisterError;
+use crate::upstream::SendError;
+
+/// The error code's own header.
+pub(super) static X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");
+
+/// A failure as a client sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    /// A name from a closed set.
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) param: Option<&'static str>,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after: None }
+    }
+
+    pub(super) fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// The request's path names nothing.
+    pub(super) fn no_such_route(path: &str) -> Self {
+        let path: String = path.chars().take(200).collect();
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}"))
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "the route does not take this method",
+        )
+    }
+
+    /// No key, or a wrong one.
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "no valid API key was given")
+    }
+
+    /// The caller may not do that.
+    pub(super) fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// The body is larger than allowed.
+    pub(super) fn too_large(most: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload_too_large",
+            format!("the body is larger than the limit of {most} bytes"),
+        )
+    }
+
+    /// The body came too slowly.
+    pub(super) fn too_slow() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "the request's body did not arrive in time",
+        )
+    }
+
+    /// The body broke off or is not framed as HTTP says.
+    pub(super) fn body_broken() -> Self {
+        Self::bad_request("invalid_body", "the request's body could not be read")
+    }
+
+    pub(super) fn no_such_worker(id: &str) -> Self {
+        let id: String = id.chars().take(64).collect();
+        Self::new(StatusCode::NOT_FOUND, "worker_not_found", format!("no such worker: {id}"))
+    }
+
+    /// OpenAI's name for the class of error.
+    fn class(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            503 => "overloaded_error",
+            _ => "api_error",
+        }
+    }
+
+    /// The error as JSON. `anthropic`: with the `type` that its clients look for beside the `error`.
+    fn to_json(&self, anthropic: bool) -> Bytes {
+        let error = json!({
+            "message": self.message, "type": self.class(), "param": self.param, "code": self.code,
+        });
+        let document = if anthropic {
+            json!({ "type": "error", "error": error })
+        } else {
+            json!({ "error": error })
+        };
+        serde_json::to_vec(&document).expect("a document of strings is JSON").into()
+    }
+
+    /// The error as a response.
+    pub(super) fn into_response(self, anthropic: bool) -> Response<Body> {
+        let mut response = Response::new(Body::full(self.to_json(anthropic)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(X_SMG_ERROR_CODE.clone(), HeaderValue::from_static(self.code));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(after) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+impl axum::response::IntoResponse for ApiError {
+    fn into_response(self) -> axum::response::Response {
+        Self::into_response(self, false).map(axum::body::Body::new)
+    }
+}
+
+impl From<PeekError> for ApiError {
+    fn from(error: PeekError) -> Self {
+        let param = match error {
+            PeekError::WrongType { key, .. } => Some(key),
+            PeekError::NotUtf8(_)
+            | PeekError::NotAnObject
+            | PeekError::Malformed(_)
+            | PeekError::TooDeep(_) => None,
+        };
+        Self { param, ..Self::bad_request("invalid_json", error.to_string()) }
+    }
+}
+
+impl From<DispatchError> for ApiError {
+    fn from(error: DispatchError) -> Self {
+        let soon = Some(Duration::from_secs(1));
+        match error {
+            DispatchError::NoSuchModel => Self {
+                param: Some("model"),
+                ..Self::new(StatusCode::NOT_FOUND, "model_not_found", error.to_string())
+            },
+            DispatchError::NoneAvailable => Self {
+                retry_after: soon,
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "no_available_workers",
+                    error.to_string(),
+                )
+            },
+            DispatchError::Rejected(_) => Self {
+                retry_after: soon,
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
+            },
+            DispatchError::QueueTimeout(_) => {
+                Self::new(StatusCode::REQUEST_TIMEOUT, "queue_timeout", error.to_string())
+            }
+            DispatchError::Failed { source, .. } => Self::from(source),
+        }
+    }
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Resolve(_)
+            | SendError::Connect(_)
+            | SendError::ConnectTimeout(_)
+            | SendError::Tls(_) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_connection_failed",
+                "no connection to a worker",
+            ),
+            SendError::Reset { .. } => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_connection_failed",
+                "the worker closed the connection before it answered",
+            ),
+            SendError::Protocol(_) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_protocol_error",
+                "the worker's answer is not valid HTTP",
+            ),
+            SendError::HeadTimeout(_) => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "the worker did not answer in time",
+            ),
+        }
+    }
+}
+
+impl From<RegisterError> for ApiError {
+    fn from(error: RegisterError) -> Self {
+        let message = error.to_string();
+        match error {
+            RegisterError::Exists(_) => {
+                Self::new(StatusCode::CONFLICT, "worker_already_exists", message)
+            }
+            RegisterError::SameId { .. } => {
+                Self::new(StatusCode::CONFLICT, "worker_id_conflict", message)
+            }
+            RegisterError::Full => Self::new(StatusCode::CONFLICT, "too_many_workers", message),
+        }
+    }
+}
+
+/// What a stream of OpenAI's kind ends with when it breaks.
+pub(super) const BROKEN_OPENAI: &str = "data: {\"error\":{\"message\":\"the worker's response broke off\",\
+     \"type\":\"api_error\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
+
+/// What a stream of Anthropic's kind ends with when it breaks.
+pub(super) const BROKEN_ANTHROPIC: &str = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
+     \"message\":\"the worker's response broke off\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
+
+/// Written to a connection whose request's head does not arrive in time.
+pub(super) const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n\
+x-smg-error-code: request_timeout\r\nconnection: close\r\ncontent-length: 136\r\n\r\n\
+{\"error\":{\"message\":\"the request's head did not arrive in time\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"request_timeout\"}}\r\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_timeout_is_framed_right() {
+        let text = std::str::from_utf8(HEAD_TIMEOUT).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "the body has {} bytes",
+            body.len()
+        );
+        let document: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(document["error"]["code"], "request_timeout");
+    }
+
+    #[test]
+    fn the_terminal_events_are_events() {
+        for (event, anthropic) in [(BROKEN_OPENAI, false), (BROKEN_ANTHROPIC, true)] {
+            assert!(event.ends_with("\n\n"));
+            let data = event.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+            let document: serde_json::Value = serde_json::from_str(data).unwrap();
+            assert_eq!(document["error"]["code"], "upstream_stream_broken");
+            assert_eq!(document["type"] == "error", anthropic);
+        }
+    }
+
+    #[test]
+    fn an_error_tells_nothing_of_the_inside() {
+        let refused =
+            std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "http://10.0.0.9:8000");
+        let error = DispatchError::Failed { attempts: 2, source: SendError::Connect(refused) };
+        let shown = String::from_utf8(ApiError::from(error).to_json(false).to_vec()).unwrap();
+        assert!(!shown.contains("10.0.0.9"), "{shown}");
+    }
+}

@@ -1,0 +1,184 @@
+//! What is asked of all workers at once: their metrics, their loads, an empty cache.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::Surface;
+use crate::fleet::Worker;
+
+/// For one worker to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A worker's answer is at most this long.
+const MOST_BYTES: usize = 16 << 20;
+/// Asked at once.
+const AT_ONCE: usize = 32;
+
+type Answer = (Arc<Worker>, Result<Bytes, String>);
+
+/// Asks every worker for the first of `paths` that it has; answers in the order of workers.
+async fn ask_all(
+    surface: &Arc<Surface>,
+    method: Method,
+    paths: &'static [&'static str],
+) -> Vec<Answer> {
+    let mut workers = surface.fleet.snapshot().workers().to_vec().into_iter();
+    let mut asking = JoinSet::new();
+    let mut answers: Vec<Answer> = Vec::new();
+    loop {
+        while asking.len() < AT_ONCE
+            && let Some(worker) = workers.next()
+        {
+            asking.spawn(ask(Arc::clone(surface), worker, method.clone(), paths));
+        }
+        match asking.join_next().await {
+            None => break,
+            Some(Ok(answer)) => answers.push(answer),
+            Some(Err(_panicked)) => {}
+        }
+    }
+    answers.sort_by_key(|(worker, _)| worker.id);
+    answers
+}
+
+async fn ask(
+    surface: Arc<Surface>,
+    worker: Arc<Worker>,
+    method: Method,
+    paths: &'static [&'static str],
+) -> Answer {
+    let mut answer = Err("no answer".to_owned());
+    for path in paths {
+        let key = worker.spec.api_key.as_ref();
+        answer = match surface
+            .control
+            .fetch(&worker.spec.url, method.clone(), path, key, TIMEOUT, MOST_BYTES)
+            .await
+        {
+            Ok((status, body)) if status.is_success() => return (worker, Ok(body)),
+            Ok((status, _)) => Err(format!("status {}", status.as_u16())),
+            Err(error) => Err(error.to_string()),
+        };
+    }
+    (worker, answer)
+}
+
+/// `POST /flush_cache`: 200 when all did, 206 when some did, 502 when none did.
+pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (worker, answer) in ask_all(&surface, Method::POST, &["/flush_cache"]).await {
+        match answer {
+            Ok(_) => done.push(json!({ "id": worker.id })),
+            Err(error) => failed.push(json!({ "id": worker.id, "error": error })),
+        }
+    }
+    let status = match (done.is_empty(), failed.is_empty()) {
+        (_, true) => StatusCode::OK,
+        (false, false) => StatusCode::PARTIAL_CONTENT,
+        (true, false) => StatusCode::BAD_GATEWAY,
+    };
+    (status, Json(json!({ "flushed": done, "failed": failed }))).into_response()
+}
+
+/// `GET /get_loads`: what this router has in flight, beside what the workers say of themselves.
+pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let loads: Vec<Value> = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"])
+        .await
+        .into_iter()
+        .map(|(worker, answer)| {
+            let reported = answer.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
+            json!({ "id": worker.id, "in_flight": worker.in_flight(), "reported": reported })
+        })
+        .collect();
+    Json(json!({ "loads": loads }))
+}
+
+/// `GET /engine_metrics`: all workers' metrics as one exposition, each sample with the label `worker_addr`.
+pub(super) async fn engine_metrics(State(surface): State<Arc<Surface>>) -> Response {
+    let answers = ask_all(&surface, Method::GET, &["/metrics"]).await;
+    let pages = answers.iter().filter_map(|(worker, answer)| {
+        let text = std::str::from_utf8(answer.as_ref().ok()?).ok()?;
+        Some((worker.spec.url.authority(), text))
+    });
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], merge(pages)).into_response()
+}
+
+/// Merges expositions: of each family its help and type once, then all samples, for that is the order that the format
+/// demands.
+fn merge<'a>(pages: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    #[derive(Default)]
+    struct Family<'a> {
+        head: Vec<&'a str>,
+        samples: Vec<String>,
+    }
+    let mut families: BTreeMap<&str, Family<'_>> = BTreeMap::new();
+    for (address, page) in pages {
+        let mut current = "";
+        for line in page.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.splitn(3, ' ');
+                let (kind, name) =
+                    (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+                if matches!(kind, "HELP" | "TYPE") && !name.is_empty() {
+                    current = name;
+                    let head = &mut families.entry(name).or_default().head;
+                    let there = head.iter().any(|line| line.starts_with(&format!("# {kind} ")));
+                    if !there {
+                        head.push(line);
+                    }
+                }
+                continue;
+            }
+            let Some(end) = line.find(['{', ' ']) else { continue };
+            let (name, rest) = line.split_at(end);
+            // Samples of a histogram have the family's name and a suffix.
+            let family =
+                if !current.is_empty() && name.starts_with(current) { current } else { name };
+            let mut sample = String::with_capacity(line.len() + address.len() + 16);
+            let label = address.replace('\\', "\\\\").replace('"', "\\\"");
+            let written = match rest.strip_prefix('{') {
+                Some(labels) if labels.trim_start().starts_with('}') => {
+                    write!(sample, "{name}{{worker_addr=\"{label}\"{labels}")
+                }
+                Some(labels) => write!(sample, "{name}{{worker_addr=\"{label}\",{labels}"),
+                None => write!(sample, "{name}{{worker_addr=\"{label}\"}}{rest}"),
+            };
+            if written.is_ok() {
+                families.entry(family).or_default().samples.push(sample);
+            }
+        }
+    }
+    let mut merged = String::new();
+    for family in families.values() {
+        for line in family.head.iter().copied().chain(family.samples.iter().map(String::as_str)) {
+            merged.push_str(line);
+            merged.push('\n');
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_stay_together_and_samples_name_their_worker() {
+        let page = "# HELP x Help.\n# TYPE x histogram\nx_bucket{le=\"1\"} 1\nx_sum 2\n# TYPE y gauge\ny{} 3\n";
+        let merged = merge([("a:1", page), ("b:2", page)].into_iter());
+        let expected = "# HELP x Help.\n# TYPE x histogram\n\
+                        x_bucket{worker_addr=\"a:1\",le=\"1\"} 1\nx_sum{worker_addr=\"a:1\"} 2\n\
+                        x_bucket{worker_addr=\"b:2\",le=\"1\"} 1\nx_sum{worker_addr=\"b:2\"} 2\n\
+                        # TYPE y gauge\ny{worker_addr=\"a:1\"} 3\ny{worker_addr=\"b:2\"} 3\n";
+        assert_eq!(merged, expected);
+    }
+}

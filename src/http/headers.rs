@@ -1,0 +1,202 @@
+//! Headers on their way through: what is for one hop only stays here, everything else passes, repeated or not.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+
+/// The request's name in logs, at the worker and at the client.
+pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Where clients put a request's name, in order of preference.
+static REQUEST_IDS: [HeaderName; 4] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-correlation-id"),
+    HeaderName::from_static("x-trace-id"),
+    HeaderName::from_static("request-id"),
+];
+
+/// For one hop only (RFC 9110, 7.6.1), besides what `connection` names.
+static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Takes away what is for one hop only.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if let Some(connection) = headers.get(header::CONNECTION) {
+        // Most say `keep-alive` or `close`, which name no header worth a look-up.
+        if !matches!(connection.as_bytes(), b"keep-alive" | b"close" | b"Keep-Alive" | b"Close") {
+            let named: Vec<HeaderName> = headers
+                .get_all(header::CONNECTION)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .flat_map(|value| value.split(','))
+                .filter_map(|name| name.trim().parse().ok())
+                .collect();
+            for name in named {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// What a worker gets: everything the client sent but what is for one hop, `host`, the length (it follows from the
+/// body) and, if `ours`, the credentials that were meant for the router.
+pub(super) fn to_worker(
+    headers: &mut HeaderMap,
+    request_id: &HeaderValue,
+    ours: bool,
+    rng: &mut SmallRng,
+) {
+    strip_hop_by_hop(headers);
+    headers.remove(header::HOST);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT);
+    if ours {
+        headers.remove(header::AUTHORIZATION);
+        headers.remove(&X_API_KEY);
+    }
+    headers.insert(X_REQUEST_ID.clone(), request_id.clone());
+    if !headers.contains_key(&TRACEPARENT) {
+        headers.insert(TRACEPARENT.clone(), traceparent(rng));
+    }
+}
+
+/// The request's name: the client's, if it sent one that a header and a log line can carry, else a new one.
+pub(super) fn request_id(headers: &HeaderMap, rng: &mut SmallRng) -> HeaderValue {
+    let given = REQUEST_IDS.iter().find_map(|name| headers.get(name)).filter(|id| {
+        let id = id.as_bytes();
+        !id.is_empty() && id.len() <= 128 && id.iter().all(u8::is_ascii_graphic)
+    });
+    given.cloned().unwrap_or_else(|| {
+        let mut id = [0u8; 32];
+        hex(&rng.random::<[u8; 16]>(), &mut id);
+        HeaderValue::from_bytes(&id).expect("hexadecimal digits are a header")
+    })
+}
+
+/// A new trace with this request as its root, sampled (W3C Trace Context, 3.2).
+fn traceparent(rng: &mut SmallRng) -> HeaderValue {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    let mut random = rng.random::<[u8; 24]>();
+    // All zeros would be invalid.
+    random[0] |= 1;
+    random[16] |= 1;
+    hex(&random[..16], &mut text[3..35]);
+    hex(&random[16..], &mut text[36..52]);
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits are a header")
+}
+
+fn hex(bytes: &[u8], out: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (byte, pair) in bytes.iter().zip(out.chunks_exact_mut(2)) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+}
+
+/// The key that a caller shows: `Authorization: Bearer …`, or `x-api-key` as Anthropic's clients send it.
+pub(super) fn shown_key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let value = value.as_bytes();
+        let (scheme, key) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+    });
+    bearer.or_else(|| headers.get(&X_API_KEY).map(HeaderValue::as_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
+    fn passed(pairs: &[(&str, &str)], ours: bool) -> Vec<String> {
+        let mut map = headers(pairs);
+        to_worker(&mut map, &HeaderValue::from_static("id"), ours, &mut SmallRng::seed_from_u64(1));
+        map.remove(&TRACEPARENT);
+        map.remove(&X_REQUEST_ID);
+        map.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_is_for_one_hop_stays_here() {
+        let sent = [
+            ("host", "smg"),
+            ("connection", "keep-alive, X-Secret"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "3"),
+            ("accept", "a"),
+            ("accept", "b"),
+            ("x-own", "kept"),
+        ];
+        assert_eq!(passed(&sent, false), ["accept: a", "accept: b", "x-own: kept"]);
+    }
+
+    #[test]
+    fn only_our_own_credentials_are_taken() {
+        let sent = [("authorization", "Bearer k"), ("x-api-key", "k")];
+        assert_eq!(passed(&sent, true), Vec::<String>::new());
+        assert_eq!(passed(&sent, false).len(), 2);
+    }
+
+    #[test]
+    fn a_request_keeps_its_name_or_gets_one() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        assert_eq!(
+            request_id(&headers(&[("request-id", "b"), ("x-correlation-id", "a")]), &mut rng),
+            "a"
+        );
+        let long = "x".repeat(129);
+        for wrong in ["", "two words", &long] {
+            let made = request_id(&headers(&[("x-request-id", wrong)]), &mut rng);
+            assert_eq!(made.len(), 32, "{wrong:?} was kept");
+        }
+        let other = request_id(&HeaderMap::new(), &mut rng);
+        assert_ne!(other, request_id(&HeaderMap::new(), &mut rng));
+    }
+
+    #[test]
+    fn a_trace_is_passed_on_or_begun() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let id = HeaderValue::from_static("id");
+        let mut map = headers(&[("traceparent", "00-theirs")]);
+        to_worker(&mut map, &id, false, &mut rng);
+        assert_eq!(map[&TRACEPARENT], "00-theirs");
+        let mut map = HeaderMap::new();
+        to_worker(&mut map, &id, false, &mut rng);
+        let made = map[&TRACEPARENT].to_str().unwrap();
+        let lengths: Vec<usize> = made.split('-').map(str::len).collect();
+        assert_eq!(lengths, [2, 32, 16, 2], "{made}");
+    }
+
+    #[test]
+    fn a_key_is_found_in_both_places() {
+        assert_eq!(shown_key(&headers(&[("authorization", "bearer k")])), Some(&b"k"[..]));
+        assert_eq!(shown_key(&headers(&[("x-api-key", "k")])), Some(&b"k"[..]));
+        assert_eq!(shown_key(&headers(&[("authorization", "Basic k")])), None);
+        assert_eq!(shown_key(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,165 @@
+//! The inference endpoints: one generic pass-through for JSON and multipart, streaming or not.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use super::Config;
+use super::body::Body;
+use super::connection::Exchange;
+use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
+use super::headers;
+use super::peek::{self, Peek};
+use super::shard::{Inbound, Shard};
+use crate::dispatch::{self, Dispatched, StreamEnd};
+use crate::limit::Priority;
+
+static X_SMG_ROUTING_KEY: HeaderName = HeaderName::from_static("x-smg-routing-key");
+static X_SMG_PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");
+
+/// Serves one inference request.
+pub(super) async fn serve(
+    shard: &Shard,
+    request: Request<Incoming>,
+    inbound: &Inbound,
+    exchange: &Exchange,
+) -> Result<Response<Body>, ApiError> {
+    let config = &shard.surface().config;
+    let (parts, incoming) = request.into_parts();
+    let path_and_query =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut headers = parts.headers;
+    // What is left of a body that was not read would be taken for the next request.
+    let body = read(incoming, &headers, config).await.inspect_err(|_| exchange.close_after())?;
+    let peek = look(&parts.method, &headers, &body)?;
+    let priority = match headers.get(&X_SMG_PRIORITY) {
+        None => Priority::Default,
+        Some(value) => value.to_str().unwrap_or_default().parse().map_err(|error| ApiError {
+            param: Some("x-smg-priority"),
+            ..ApiError::bad_request("invalid_priority", format!("{error}"))
+        })?,
+    };
+    // What the client says for routing, else a session's header, else what the body says.
+    let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
+        .chain(&config.session_headers)
+        .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
+        .cloned();
+    let session = session_header.as_ref().map(HeaderValue::as_bytes);
+    headers::to_worker(
+        &mut headers,
+        &inbound.request_id,
+        inbound.caller.key_is_ours,
+        &mut shard.rng(),
+    );
+    let request = dispatch::Request {
+        method: parts.method,
+        path_and_query,
+        headers,
+        body: body.clone(),
+        model: peek.model.as_deref(),
+        model_at: peek.model_at.clone(),
+        stream: peek.stream,
+        stream_end: StreamEnd::Event(if inbound.anthropic {
+            BROKEN_ANTHROPIC
+        } else {
+            BROKEN_OPENAI
+        }),
+        session: session.or(peek.session.as_deref().map(str::as_bytes)),
+        prompt: &peek.prompt,
+        priority,
+    };
+    let Dispatched { response, trace } = shard.dispatcher().dispatch(&request).await?;
+    let mut response = response.map(Body::worker);
+    headers::strip_hop_by_hop(response.headers_mut());
+    if config.debug_headers {
+        show(&trace, response.headers_mut());
+    }
+    Ok(response)
+}
+
+/// Reads a request's body whole: it may have to be sent more than once, and routing looks into it.
+async fn read(
+    mut incoming: Incoming,
+    headers: &HeaderMap,
+    config: &Config,
+) -> Result<Bytes, ApiError> {
+    let most = config.max_body_bytes;
+    let told = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<usize>().ok());
+    if told.is_some_and(|told| told > most) {
+        return Err(ApiError::too_large(most));
+    }
+    let Some(first) = piece(&mut incoming, config.body_timeout).await? else {
+        return Ok(Bytes::new());
+    };
+    if Pin::new(&incoming).is_end_stream() && first.len() <= most {
+        // The usual case: one piece, and no copy of it.
+        return Ok(first);
+    }
+    // What a client announces is not reserved before it comes.
+    let mut whole = BytesMut::with_capacity(told.unwrap_or(0).min(1 << 20).max(first.len()));
+    let mut next = Some(first);
+    while let Some(data) = next {
+        if whole.len() + data.len() > most {
+            return Err(ApiError::too_large(most));
+        }
+        whole.extend_from_slice(&data);
+        next = piece(&mut incoming, config.body_timeout).await?;
+    }
+    Ok(whole.freeze())
+}
+
+/// The next piece of the body; trailers are passed over.
+async fn piece(incoming: &mut Incoming, timeout: Duration) -> Result<Option<Bytes>, ApiError> {
+    loop {
+        let frame = tokio::time::timeout(timeout, incoming.frame())
+            .await
+            .map_err(|_elapsed| ApiError::too_slow())?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(_broken)) => return Err(ApiError::body_broken()),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => return Ok(Some(data)),
+                Err(_trailers) => {}
+            },
+        }
+    }
+}
+
+/// Reads what routing needs.
+fn look<'a>(method: &Method, headers: &HeaderMap, body: &'a Bytes) -> Result<Peek<'a>, ApiError> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if content_type.starts_with("multipart/form-data") {
+        let model = peek::multipart_model(body, content_type).map(Into::into);
+        return Ok(Peek { model, ..Peek::default() });
+    }
+    if body.is_empty() && method == Method::GET {
+        return Ok(Peek::default());
+    }
+    Ok(peek::peek(body)?)
+}
+
+/// Tells the client how its response came to be.
+fn show(trace: &dispatch::Trace, headers: &mut HeaderMap) {
+    let shown = [
+        ("x-smg-worker", trace.worker.to_string()),
+        ("x-smg-policy", trace.policy.to_owned()),
+        ("x-smg-decision", trace.decision.to_string()),
+        ("x-smg-attempts", trace.attempts.to_string()),
+        ("x-smg-overhead-ms", format!("{:.3}", trace.overhead.as_secs_f64() * 1000.0)),
+    ];
+    for (name, value) in shown {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}

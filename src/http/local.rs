@@ -1,0 +1,118 @@
+//! What the router answers itself: probes, models, metrics, its own API description, and the admin routes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::{StatusCode, header};
+use prometheus::TextEncoder;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::{Surface, fanout, workers};
+
+/// The routes that the router answers itself. Keys are checked before a request gets here.
+pub(super) fn router(surface: Arc<Surface>) -> Router {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/engine_metrics", get(fanout::engine_metrics))
+        .route("/get_loads", get(fanout::loads))
+        .route("/flush_cache", post(fanout::flush_cache))
+        .route("/workers", get(workers::list).post(workers::add))
+        .route(
+            "/workers/{id}",
+            get(workers::show).put(workers::replace).patch(workers::change).delete(workers::remove),
+        )
+        .route("/workers/{id}/drain", post(workers::drain).delete(workers::resume))
+        .route(
+            "/workers/{id}/override",
+            post(workers::override_health).delete(workers::lift_override),
+        )
+        .with_state(Arc::clone(&surface))
+        .merge(public(surface))
+}
+
+/// Probes, metrics and the API's description: what the further ports serve as well.
+pub(super) fn public(surface: Arc<Surface>) -> Router {
+    Router::new()
+        .route("/liveness", get(async || "OK"))
+        .route("/readiness", get(readiness))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/openapi.yaml", get(openapi))
+        .with_state(surface)
+}
+
+/// Whether load balancers should send requests here. Does not depend on any other router.
+async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
+    let (ready, total) = {
+        let snapshot = surface.fleet.load();
+        (snapshot.ready(), snapshot.workers().len())
+    };
+    let reason = if surface.lifecycle.is_draining() {
+        Some("draining")
+    } else if ready < surface.config.min_ready_workers {
+        Some("insufficient healthy workers")
+    } else {
+        None
+    };
+    let status = if reason.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let mut document =
+        json!({ "status": "ready", "healthy_workers": ready, "total_workers": total });
+    if let Some(reason) = reason {
+        document["status"] = "not ready".into();
+        document["reason"] = reason.into();
+    }
+    (status, Json(document)).into_response()
+}
+
+/// That the process works, and who it is.
+async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    Json(json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "node_name": surface.config.node_name,
+        "ha_mode": "standalone",
+        "draining": surface.lifecycle.is_draining(),
+    }))
+}
+
+/// The models that workers really have, in OpenAI's shape.
+async fn models(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let snapshot = surface.fleet.snapshot();
+    let names: BTreeSet<&str> = snapshot
+        .models()
+        .filter(|(id, model)| {
+            // An alias is another name, not a model.
+            model.members.iter().any(|member| {
+                member.renamed.is_none() && matches!(&member.worker.models, crate::fleet::Models::Known(own) if own.contains(id))
+            })
+        })
+        .map(|(id, _)| id.as_str())
+        .collect();
+    let data: Vec<Value> = names
+        .into_iter()
+        .map(|name| json!({ "id": name, "object": "model", "created": 0, "owned_by": "smg" }))
+        .collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+async fn metrics(State(surface): State<Arc<Surface>>) -> Result<Response, ApiError> {
+    surface.fleet.show_metrics();
+    let text =
+        TextEncoder::new().encode_to_string(&surface.registry.gather()).map_err(|error| {
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "metrics_unavailable",
+                error.to_string(),
+            )
+        })?;
+    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/yaml")], include_str!("openapi.yaml")).into_response()
+}

@@ -1,0 +1,93 @@
+//! What the HTTP surface shows to Prometheus. Handles are resolved once per route and status.
+
+use std::sync::{Arc, OnceLock};
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+/// The metric families of the HTTP surface.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    pub(super) connections: IntGauge,
+    pub(super) connections_refused: IntCounter,
+}
+
+/// Statuses that get a handle of their own; others are looked up.
+const USUAL: [u16; 12] = [200, 202, 400, 401, 404, 408, 413, 429, 499, 502, 503, 504];
+
+/// The handles of one route.
+#[derive(Debug)]
+pub(super) struct RouteMetrics {
+    route: &'static str,
+    family: IntCounterVec,
+    usual: [OnceLock<IntCounter>; USUAL.len()],
+    pub(super) duration: Histogram,
+}
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// If a family of the same name is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let buckets = [
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
+            1800.0,
+        ]
+        .to_vec();
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "smg_http_requests_total",
+                    "Requests by status and route; 499: the client left before the answer.",
+                ),
+                &["status", "route"],
+            )?,
+            duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "smg_http_request_duration_seconds",
+                    "Time from a request's head to the last byte of its response.",
+                )
+                .buckets(buckets),
+                &["route"],
+            )?,
+            connections: IntGauge::new("smg_http_connections", "Open connections of clients.")?,
+            connections_refused: IntCounter::new(
+                "smg_http_connections_refused_total",
+                "Connections closed at once because there were as many as allowed.",
+            )?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_refused.clone()))?;
+        Ok(metrics)
+    }
+
+    /// The handles of a route, which must be one of the route table's.
+    pub(super) fn route(&self, route: &'static str) -> Arc<RouteMetrics> {
+        Arc::new(RouteMetrics {
+            route,
+            family: self.requests.clone(),
+            usual: Default::default(),
+            duration: self.duration.with_label_values(&[route]),
+        })
+    }
+}
+
+impl RouteMetrics {
+    pub(super) fn count(&self, status: u16) {
+        match USUAL.iter().position(|usual| *usual == status) {
+            Some(at) => self.usual[at].get_or_init(|| self.counter(status)).inc(),
+            None => self.counter(status).inc(),
+        }
+    }
+
+    fn counter(&self, status: u16) -> IntCounter {
+        // A status has three digits, so that no two pairs of labels run into each other.
+        self.family.with_label_values(&[status.to_string().as_str(), self.route])
+    }
+}

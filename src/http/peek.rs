@@ -1,0 +1,404 @@
+//! Reads what routing needs from a request's JSON, and nothing else.
+//!
+//! The bytes stay bytes: the scanner notes where the values of a few top-level keys lie and steps over everything else
+//! at the speed of `memchr`. It does not build a document, does not unescape the prompt, does not recurse. It checks
+//! the outline (balanced brackets, terminated strings, a single object, bounded nesting, UTF-8); what is wrong deeper
+//! inside is for the worker to say.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use memchr::memchr2;
+use smallvec::SmallVec;
+
+/// Brackets within brackets at most: no engine's request needs more than a few.
+const MAX_DEPTH: usize = 128;
+
+/// What a request says about itself.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Peek<'a> {
+    pub(super) model: Option<Cow<'a, str>>,
+    /// Where the model's value lies, quotes included.
+    pub(super) model_at: Option<Range<usize>>,
+    pub(super) stream: bool,
+    /// `prompt_cache_key`, else `user`.
+    pub(super) session: Option<Cow<'a, str>>,
+    /// The pieces of the prompt as they lie: tools, system, then messages, prompt, input or text.
+    pub(super) prompt: SmallVec<[&'a [u8]; 3]>,
+}
+
+/// Why a body is not a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PeekError {
+    #[error("the body is not valid UTF-8 (byte {0})")]
+    NotUtf8(usize),
+    #[error("the body is not a JSON object")]
+    NotAnObject,
+    #[error("the body is not valid JSON (byte {0})")]
+    Malformed(usize),
+    #[error("the body nests deeper than {MAX_DEPTH} levels (byte {0})")]
+    TooDeep(usize),
+    #[error("`{key}` is not a {wanted}")]
+    WrongType { key: &'static str, wanted: &'static str },
+}
+
+/// Reads `body`.
+pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
+    std::str::from_utf8(body).map_err(|e| PeekError::NotUtf8(e.valid_up_to()))?;
+    let mut scan = Scan { body, at: 0 };
+    scan.blanks();
+    if scan.next() != Some(b'{') {
+        return Err(PeekError::NotAnObject);
+    }
+    let mut peek = Peek::default();
+    let (mut tools, mut system, mut prompt, mut user) = (None, None, None, None);
+    scan.blanks();
+    if scan.peek() == Some(b'}') {
+        scan.at += 1;
+    } else {
+        loop {
+            scan.blanks();
+            let key = scan.string()?;
+            scan.blanks();
+            scan.expect(b':')?;
+            scan.blanks();
+            let value = scan.value()?;
+            let text = &body[value.clone()];
+            // The quotes come with the key. Of a key that stands twice the last one counts, as in most parsers.
+            match &body[key] {
+                b"\"model\"" => {
+                    peek.model = string_or_null(text, "model")?;
+                    peek.model_at = Some(value);
+                }
+                b"\"stream\"" => {
+                    peek.stream = match text {
+                        b"true" => true,
+                        b"false" | b"null" => false,
+                        _ => return Err(PeekError::WrongType { key: "stream", wanted: "boolean" }),
+                    };
+                }
+                b"\"prompt_cache_key\"" => {
+                    peek.session = string_or_null(text, "prompt_cache_key").unwrap_or(None)
+                }
+                // Anything but a string is for the worker to refuse.
+                b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
+                b"\"tools\"" => tools = Some(text),
+                b"\"system\"" | b"\"instructions\"" => system = Some(text),
+                b"\"messages\"" => prompt = Some(text),
+                b"\"prompt\"" | b"\"input\"" | b"\"text\"" if prompt.is_none() => {
+                    prompt = Some(text)
+                }
+                _ => {}
+            }
+            scan.blanks();
+            match scan.next() {
+                Some(b',') => {}
+                Some(b'}') => break,
+                _ => return Err(PeekError::Malformed(scan.at.saturating_sub(1))),
+            }
+        }
+    }
+    scan.blanks();
+    if scan.at != body.len() {
+        return Err(PeekError::Malformed(scan.at));
+    }
+    peek.session = peek.session.or(user);
+    peek.prompt =
+        [tools, system, prompt].into_iter().flatten().filter(|piece| *piece != b"null").collect();
+    Ok(peek)
+}
+
+fn string_or_null<'a>(
+    text: &'a [u8],
+    key: &'static str,
+) -> Result<Option<Cow<'a, str>>, PeekError> {
+    let wrong = PeekError::WrongType { key, wanted: "string" };
+    match text {
+        b"null" => Ok(None),
+        [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => {
+            Ok(Some(Cow::Borrowed(std::str::from_utf8(inner).map_err(|_| wrong)?)))
+        }
+        _ => serde_json::from_slice::<String>(text)
+            .map(|name| Some(Cow::Owned(name)))
+            .map_err(|_| wrong),
+    }
+}
+
+/// A place in the body.
+struct Scan<'a> {
+    body: &'a [u8],
+    at: usize,
+}
+
+impl Scan<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.body.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek();
+        self.at += 1;
+        byte
+    }
+
+    fn expect(&mut self, wanted: u8) -> Result<(), PeekError> {
+        if self.next() == Some(wanted) { Ok(()) } else { Err(PeekError::Malformed(self.at - 1)) }
+    }
+
+    fn blanks(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    /// Steps over a string; returns where it lies, quotes included.
+    fn string(&mut self) -> Result<Range<usize>, PeekError> {
+        let start = self.at;
+        self.expect(b'"')?;
+        loop {
+            let rest = self.body.get(self.at..).unwrap_or_default();
+            let Some(skip) = memchr2(b'"', b'\\', rest) else {
+                return Err(PeekError::Malformed(start));
+            };
+            self.at += skip + 1;
+            if rest[skip] == b'"' {
+                return Ok(start..self.at);
+            }
+            // Whatever is escaped, it is not the end.
+            self.at += 1;
+        }
+    }
+
+    /// Steps over a value; returns where it lies.
+    fn value(&mut self) -> Result<Range<usize>, PeekError> {
+        let start = self.at;
+        match self.peek() {
+            Some(b'"') => self.string(),
+            Some(b'{' | b'[') => self.brackets().map(|()| start..self.at),
+            Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
+                while matches!(
+                    self.peek(),
+                    Some(b'-' | b'+' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'E')
+                ) {
+                    self.at += 1;
+                }
+                let scalar = &self.body[start..self.at];
+                let is_word = matches!(scalar, b"true" | b"false" | b"null");
+                let is_number = || serde_json::from_slice::<serde_json::Number>(scalar).is_ok();
+                if is_word || is_number() {
+                    Ok(start..self.at)
+                } else {
+                    Err(PeekError::Malformed(start))
+                }
+            }
+            _ => Err(PeekError::Malformed(start)),
+        }
+    }
+
+    /// Steps over an array or object with all that is in it. A stack of bits tells which bracket closes which.
+    fn brackets(&mut self) -> Result<(), PeekError> {
+        let mut objects = 0u128;
+        let mut depth = 0usize;
+        loop {
+            let Some(byte) = self.peek() else { return Err(PeekError::Malformed(self.at)) };
+            match byte {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                b'{' | b'[' => {
+                    if depth == MAX_DEPTH {
+                        return Err(PeekError::TooDeep(self.at));
+                    }
+                    objects = objects << 1 | u128::from(byte == b'{');
+                    depth += 1;
+                }
+                b'}' | b']' => {
+                    if (objects & 1 == 1) != (byte == b'}') {
+                        return Err(PeekError::Malformed(self.at));
+                    }
+                    objects >>= 1;
+                    depth -= 1;
+                    if depth == 0 {
+                        self.at += 1;
+                        return Ok(());
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
+    }
+}
+
+/// The model that a multipart form names: the value of its part `model`, if there is a short one.
+pub(super) fn multipart_model<'a>(body: &'a [u8], content_type: &str) -> Option<&'a str> {
+    let boundary = content_type.split(';').find_map(|part| {
+        let value = part.trim().strip_prefix("boundary=")?;
+        Some(value.trim_matches('"'))
+    })?;
+    let delimiter = format!("--{boundary}");
+    let mut rest = body;
+    // A form has a handful of parts.
+    for _ in 0..64 {
+        let at = memchr::memmem::find(rest, delimiter.as_bytes())?;
+        rest = &rest[at + delimiter.len()..];
+        let head_end = memchr::memmem::find(rest, b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&rest[..head_end]).ok();
+        let value = &rest[head_end + 4..];
+        let names_model = head.is_some_and(|head| {
+            head.lines().any(|line| {
+                line.to_ascii_lowercase().starts_with("content-disposition:")
+                    && line.contains("name=\"model\"")
+            })
+        });
+        if names_model {
+            let end = memchr::memmem::find(value, b"\r\n")?;
+            return std::str::from_utf8(&value[..end])
+                .ok()
+                .filter(|name| !name.is_empty() && name.len() <= 512);
+        }
+        rest = value;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &str, expect: impl FnOnce(Peek<'_>)) {
+        expect(peek(body.as_bytes()).unwrap_or_else(|error| panic!("{body} was refused: {error}")));
+    }
+
+    fn refused(body: &[u8]) -> PeekError {
+        peek(body).expect_err("it was taken for a request")
+    }
+
+    #[test]
+    fn what_routing_needs_is_found() {
+        check(
+            r#" {"a":[1,{"model":"inner"}], "model" : "m\u0031" ,"stream":true,"user":"u"} "#,
+            |peek| {
+                assert_eq!(peek.model.as_deref(), Some("m1"));
+                assert_eq!(peek.session.as_deref(), Some("u"));
+                assert!(peek.stream);
+            },
+        );
+        check("{}", |peek| assert_eq!(peek, Peek::default()));
+        check(r#"{"model":null,"stream":null,"messages":null}"#, |peek| {
+            assert_eq!((peek.model, peek.stream, peek.prompt.len()), (None, false, 0));
+        });
+        check(r#"{"user":"u","prompt_cache_key":"k"}"#, |peek| {
+            assert_eq!(peek.session.as_deref(), Some("k"))
+        });
+        check(r#"{"user":7,"n":-1.5e+3}"#, |peek| assert_eq!(peek.session, None));
+    }
+
+    #[test]
+    fn the_prompt_is_taken_as_it_lies_and_in_the_engines_order() {
+        check(r#"{"messages":[ {"role":"user"} ],"system":"s","tools":[1]}"#, |peek| {
+            let pieces: Vec<&[u8]> = peek.prompt.to_vec();
+            assert_eq!(pieces, [&b"[1]"[..], b"\"s\"", br#"[ {"role":"user"} ]"#]);
+        });
+        check(r#"{"prompt":"a\"b"}"#, |peek| assert_eq!(peek.prompt.to_vec(), [&br#""a\"b""#[..]]));
+    }
+
+    #[test]
+    fn the_last_of_two_keys_counts() {
+        check(r#"{"model":"a","model":"b"}"#, |peek| assert_eq!(peek.model.as_deref(), Some("b")));
+    }
+
+    #[test]
+    fn what_is_no_request_says_why() {
+        assert_eq!(refused(b"[]"), PeekError::NotAnObject);
+        assert_eq!(refused(b""), PeekError::NotAnObject);
+        assert_eq!(refused(b"{\"a\":\"\xff\"}"), PeekError::NotUtf8(6));
+        for body in [
+            "{",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1",
+            "{\"a\":1,}",
+            "{\"a\":[}",
+            "{\"a\":[1}",
+            "{\"a\":{]}",
+            "{\"a\":tru}",
+            "{\"a\":01}",
+            "{\"a\":1}x",
+            "{\"a\":\"b}",
+            "{'a':1}",
+            "{\"a\":\"\\",
+            "{\"a\" 1}",
+            "{\"a\":1 \"b\":2}",
+        ] {
+            assert!(matches!(refused(body.as_bytes()), PeekError::Malformed(_)), "{body}");
+        }
+        assert!(matches!(refused(br#"{"model":1}"#), PeekError::WrongType { key: "model", .. }));
+        assert!(matches!(
+            refused(br#"{"stream":"yes"}"#),
+            PeekError::WrongType { key: "stream", .. }
+        ));
+    }
+
+    #[test]
+    fn absurd_nesting_is_refused_without_recursion() {
+        let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));
+        assert!(peek(deep(MAX_DEPTH).as_bytes()).is_ok());
+        assert!(matches!(refused(deep(MAX_DEPTH + 1).as_bytes()), PeekError::TooDeep(_)));
+        assert!(matches!(refused("{\"a\":[".repeat(1_000_000).as_bytes()), PeekError::TooDeep(_)));
+    }
+
+    #[test]
+    fn the_model_is_found_where_it_lies() {
+        let body = br#"{ "x": 1.0, "model" : "nick","y":"\u00e9"}"#;
+        assert_eq!(&body[peek(body).unwrap().model_at.unwrap()], b"\"nick\"");
+    }
+
+    #[test]
+    fn a_form_names_its_model() {
+        let form = "--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n\x01--\r\n\
+                    --X\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--X--\r\n";
+        assert_eq!(
+            multipart_model(form.as_bytes(), "multipart/form-data; boundary=X"),
+            Some("whisper")
+        );
+        assert_eq!(
+            multipart_model(form.as_bytes(), "multipart/form-data; boundary=\"X\""),
+            Some("whisper")
+        );
+        assert_eq!(multipart_model(b"--X", "multipart/form-data; boundary=X"), None);
+        assert_eq!(multipart_model(form.as_bytes(), "multipart/form-data"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _either = peek(&body).is_ok();
+            let _either = multipart_model(&body, "multipart/form-data; boundary=a").is_some();
+        }
+
+        #[test]
+        fn no_json_like_text_makes_it_panic(body in "[{}\\[\\]\",:a\\\\ 0tn]{0,40}") {
+            let _either = peek(body.as_bytes()).is_ok();
+        }
+
+        #[test]
+        fn whatever_a_parser_accepts_is_accepted(
+            model in any::<String>(), stream in any::<bool>(), text in any::<String>(), number in any::<f64>()
+        ) {
+            let document = serde_json::json!({
+                "n": number, "messages": [{"role": "user", "content": text}], "model": model, "stream": stream,
+            });
+            for body in [serde_json::to_vec(&document).unwrap(), serde_json::to_vec_pretty(&document).unwrap()] {
+                let peek = peek(&body).unwrap();
+                prop_assert_eq!(peek.model.as_deref(), Some(model.as_str()));
+                prop_assert_eq!(peek.stream, stream);
+                let messages: serde_json::Value = serde_json::from_slice(peek.prompt[0]).unwrap();
+                prop_assert_eq!(&messages, &document["messages"]);
+            }
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Listeners and threads: who accepts connections, and which thread serves them.
+//!
+//! The data path runs on threads of its own, each with a runtime of its own: a connection, the requests on it and their
+//! connections to workers stay on one thread. One task accepts and gives each connection to the thread that has the
+//! fewest. Sockets are bound before anything runs, so that a test can read the real ports and a busy port is told at
+//! once.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "connections are tasks that end with their connection, counted here"
+)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::connection::{Patience, State, serve_http1};
+use super::shard::Shard;
+use super::{Config, Surface, local};
+use crate::dispatch::Dispatcher;
+use crate::tasks::{OnEnd, Tasks, turned_on};
+use crate::upstream::{self, Client};
+
+/// Connections that wait for their thread to take them.
+const HANDOVER: usize = 1024;
+
+/// How long a client's connection may idle between two requests.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// How often a thread looks for connections to workers that are no longer needed.
+const EVICT: Duration = Duration::from_secs(5);
+
+/// A port that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({setting}): {source}")]
+pub struct BindError {
+    /// What was wanted.
+    pub address: SocketAddr,
+    /// The flags that ask for it.
+    pub setting: &'static str,
+    /// Why not.
+    pub source: io::Error,
+}
+
+/// Bound sockets, not served yet.
+#[derive(Debug)]
+pub struct Server {
+    api: TcpListener,
+    metrics: Option<TcpListener>,
+    health: Option<TcpListener>,
+}
+
+/// What a running server can be told.
+#[derive(Debug)]
+pub struct Running {
+    /// Clients' connections that are open.
+    open: watch::Receiver<usize>,
+    stop_accepting: watch::Sender<bool>,
+    closing: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Binds all ports.
+    ///
+    /// # Errors
+    /// If one that was asked for can't be bound. A busy default metrics port is only logged.
+    pub fn bind(config: &Config) -> Result<Self, BindError> {
+        let api = bind(config.listen, "--host, --port")?;
+        let metrics = match config.metrics_listen {
+            None => None,
+            Some(wanted) => match bind(wanted.address, "--prometheus-host, --prometheus-port") {
+                Ok(listener) => Some(listener),
+                Err(error) if !wanted.asked_for => {
+                    warn!(%error, "metrics are served on the main port only");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let health =
+            config.health_listen.map(|address| bind(address, "--health-check-port")).transpose()?;
+        Ok(Self { api, metrics, health })
+    }
+
+    /// Where clients connect.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.api.local_addr()
+    }
+
+    /// Where Prometheus may scrape, if anywhere but on the main port.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where probes are answered, if anywhere but on the main port.
+    #[must_use]
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Starts threads and accepts connections.
+    ///
+    /// # Errors
+    /// If a socket can't be given to a runtime, or a thread not be started.
+    pub fn start(
+        self,
+        surface: &Arc<Surface>,
+        upstream: &upstream::Config,
+        worker_tls: Option<&Arc<rustls::ClientConfig>>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        tasks: &Tasks,
+    ) -> io::Result<Running> {
+        let (open_tx, open) = watch::channel(0usize);
+        let open_tx = Arc::new(open_tx);
+        let (stop_accepting, stopped) = watch::channel(false);
+        let (closing, closing_rx) = watch::channel(false);
+        let (cut, cut_rx) = watch::channel(false);
+        let acceptor = tls.map(TlsAcceptor::from);
+        let mut threads = Vec::new();
+        let mut lanes = Vec::new();
+        for at in 0..surface.config.threads.max(1) {
+            let (sender, receiver) = mpsc::channel(HANDOVER);
+            let load = Arc::new(AtomicUsize::new(0));
+            let client = Client::new(upstream.clone(), worker_tls.cloned(), surface.clock);
+            let chance = SmallRng::from_rng(&mut rand::rng());
+            let dispatcher = Dispatcher::new(
+                Arc::clone(&surface.dispatch),
+                client,
+                surface.clock,
+                SmallRng::from_rng(&mut rand::rng()),
+            );
+            let shard = Arc::new(Shard::new(Arc::clone(surface), dispatcher, chance));
+            let port = Port {
+                shard,
+                acceptor: acceptor.clone(),
+                closing: closing_rx.clone(),
+                cut: cut_rx.clone(),
+            };
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("smg-data-{at}"))
+                    .spawn(move || port.run(receiver))?,
+            );
+            lanes.push(Lane { sender, load });
+        }
+        let accepting = Accepting {
+            listener: to_tokio(self.api)?,
+            lanes,
+            open: open_tx,
+            most: surface.config.max_connections,
+            metrics: surface.metrics.clone(),
+        };
+        tasks.spawn("http.api", OnEnd::Stop, accepting.run(stopped));
+        if let Some(listener) = self.metrics {
+            let listener = to_tokio(listener)?;
+            let serving = serve_public(listener, Arc::clone(surface), tasks.stopping());
+            tasks.spawn("http.metrics", OnEnd::Stop, serving);
+        }
+        if let Some(listener) = self.health {
+            // A thread of its own: probes are answered also when the data path is saturated.
+            let surface = Arc::clone(surface);
+            let stopping = tasks.stopping();
+            threads.push(std::thread::Builder::new().name("smg-health".to_owned()).spawn(
+                move || {
+                    let serving = async {
+                        let listener = to_tokio(listener)?;
+                        serve_public(listener, surface, stopping).await
+                    };
+                    if let Err(error) =
+                        runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serving))
+                    {
+                        warn!(%error, "the health port ended");
+                    }
+                },
+            )?);
+        }
+        Ok(Running { open, stop_accepting, closing, cut, threads })
+    }
+}
+
+impl Running {
+    /// Accepts no more connections and ends each open one after the exchange that is under way.
+    pub fn close(&self) {
+        self.stop_accepting.send_replace(true);
+        self.closing.send_replace(true);
+    }
+
+    /// Resolves when no client is connected any more.
+    pub async fn drained(&self) {
+        let mut open = self.open.clone();
+        // An error means that the acceptor is gone with all its connections.
+        let _gone = open.wait_for(|open| *open == 0).await.is_err();
+    }
+
+    /// Clients' connections that are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        *self.open.borrow()
+    }
+
+    /// Cuts what is still open and ends the threads.
+    pub fn cut(self) {
+        self.close();
+        self.cut.send_replace(true);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                warn!("a thread of the data path has panicked");
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr, setting: &'static str) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            None,
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(4096)?;
+        Ok(socket.into())
+    };
+    listen().map_err(|source| BindError { address, setting, source })
+}
+
+fn to_tokio(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(listener)
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// A connection on its way to its thread, with what counts it.
+struct Handover {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+}
+
+/// Counts a connection as long as it lives.
+struct Counted {
+    load: Arc<AtomicUsize>,
+    open: Arc<watch::Sender<usize>>,
+    gauge: prometheus::IntGauge,
+}
+
+impl Counted {
+    fn new(
+        load: &Arc<AtomicUsize>,
+        open: &Arc<watch::Sender<usize>>,
+        gauge: &prometheus::IntGauge,
+    ) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        open.send_modify(|open| *open += 1);
+        gauge.inc();
+        Self { load: Arc::clone(load), open: Arc::clone(open), gauge: gauge.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.open.send_modify(|open| *open -= 1);
+        self.gauge.dec();
+    }
+}
+
+/// The way to one thread.
+struct Lane {
+    sender: mpsc::Sender<Handover>,
+    load: Arc<AtomicUsize>,
+}
+
+struct Accepting {
+    listener: tokio::net::TcpListener,
+    lanes: Vec<Lane>,
+    open: Arc<watch::Sender<usize>>,
+    most: usize,
+    metrics: super::Metrics,
+}
+
+impl Accepting {
+    async fn run(self, mut stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = turned_on(&mut stopped) => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.hand_over(stream, peer),
+                Err(error) => {
+                    // Most likely no file descriptors are left: connections wait in the kernel until some are.
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        // From here on the kernel refuses new connections. The task ends with the process, as others must.
+        drop(self.listener);
+        std::future::pending().await
+    }
+
+    fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+        if *self.open.borrow() >= self.most {
+            self.metrics.connections_refused.inc();
+            return;
+        }
+        let Some(lane) = self.lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        let Ok(stream) = stream.into_std() else { return };
+        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections);
+        if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
+            // The thread is a thousand connections behind: closing is the kindest answer.
+            self.metrics.connections_refused.inc();
+        }
+    }
+}
+
+/// One thread's end: takes connections and serves them.
+struct Port {
+    shard: Arc<Shard>,
+    acceptor: Option<TlsAcceptor>,
+    closing: watch::Receiver<bool>,
+    cut: watch::Receiver<bool>,
+}
+
+impl Port {
+    fn run(self, receiver: mpsc::Receiver<Handover>) {
+        match runtime() {
+            Ok(runtime) => {
+                runtime.block_on(self.serve(receiver));
+                // What is left is cut here.
+                runtime.shutdown_background();
+            }
+            Err(error) => warn!(%error, "a thread of the data path could not be started"),
+        }
+    }
+
+    async fn serve(self, mut receiver: mpsc::Receiver<Handover>) {
+        let mut cut = self.cut.clone();
+        let mut evict = tokio::time::interval(EVICT);
+        loop {
+            tokio::select! {
+                handover = receiver.recv() => match handover {
+                    Some(handover) => self.take(handover),
+                    None => break,
+                },
+                _tick = evict.tick() => self.shard.dispatcher().upstream().evict(),
+                () = turned_on(&mut cut) => return,
+            }
+        }
+        turned_on(&mut cut).await;
+    }
+
+    fn take(&self, handover: Handover) {
+        let Handover { stream, peer, counted } = handover;
+        let shard = Arc::clone(&self.shard);
+        let acceptor = self.acceptor.clone();
+        let closing = self.closing.clone();
+        tokio::spawn(async move {
+            let _counted = counted;
+            let stream = match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    debug!(%error, "a connection could not be taken over");
+                    return;
+                }
+            };
+            // Small chunks of a stream must not wait for acknowledgements: a delayed one costs 40 ms.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "a connection was gone before it was served");
+                return;
+            }
+            match acceptor {
+                None => serve(shard, stream, peer, closing).await,
+                Some(acceptor) => Box::pin(serve_tls(shard, acceptor, stream, peer, closing)).await,
+            }
+        });
+    }
+}
+
+async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let patience = Patience { head: shard.surface().config.header_timeout, idle: IDLE };
+    let state = State::new(shard.surface().clock);
+    let service_state = Arc::clone(&state);
+    let service = service_fn(move |request| {
+        let shard = Arc::clone(&shard);
+        let state = Arc::clone(&service_state);
+        async move { shard.handle(request, peer, &state).await }
+    });
+    serve_http1(stream, service, state, patience, closing).await;
+}
+
+async fn serve_tls(
+    shard: Arc<Shard>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut closing: watch::Receiver<bool>,
+) {
+    let timeout = shard.surface().config.header_timeout;
+    let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_elapsed) => {
+            debug!(%peer, "TLS handshake took too long");
+            return;
+        }
+    };
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return serve(shard, stream, peer, closing).await;
+    }
+    let state = State::new(shard.surface().clock);
+    let service = service_fn(move |request| {
+        let shard = Arc::clone(&shard);
+        let state = Arc::clone(&state);
+        async move { shard.handle(request, peer, &state).await }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(hyper_util::rt::TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(256)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = turned_on(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        debug!(%peer, %error, "connection of a client ended");
+    }
+}
+
+/// Serves probes and metrics on a further port.
+async fn serve_public(
+    listener: tokio::net::TcpListener,
+    surface: Arc<Surface>,
+    mut stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let router = local::public(Arc::clone(&surface));
+    let patience = Patience { head: surface.config.header_timeout, idle: IDLE };
+    let open = Arc::new(tokio::sync::Semaphore::new(256));
+    loop {
+        let (stream, _peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = turned_on(&mut stopping) => return Ok(()),
+        };
+        // Nobody needs more than a few connections here.
+        let Ok(permit) = Arc::clone(&open).try_acquire_owned() else { continue };
+        let service = TowerToHyperService::new(router.clone());
+        let state = State::new(surface.clock);
+        let closing = stopping.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            serve_http1(stream, service, state, patience, closing).await;
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! One thread of the data path: takes requests of its connections through the layers, in order: name, route, keys.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use parking_lot::{Mutex, MutexGuard};
+use rand::rngs::SmallRng;
+use tower::ServiceExt as _;
+use tracing::debug;
+
+use super::auth::{Caller, Keys};
+use super::body::Body;
+use super::connection::{Exchange, State};
+use super::error::ApiError;
+use super::headers::{self, X_REQUEST_ID};
+use super::metrics::RouteMetrics;
+use super::routes::{self, Access, Found, ROUTES, Serves};
+use super::{Surface, inference, local};
+use crate::dispatch::Dispatcher;
+
+/// What one thread needs to serve requests.
+#[derive(Debug)]
+pub(super) struct Shard {
+    surface: Arc<Surface>,
+    dispatcher: Dispatcher,
+    keys: Keys,
+    local: axum::Router,
+    /// By place in the table of routes; the last one is for what is not in it.
+    metrics: Vec<Arc<RouteMetrics>>,
+    // A shard belongs to one thread: never contended.
+    rng: Mutex<SmallRng>,
+}
+
+/// What the layers found out about a request.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    pub(super) request_id: HeaderValue,
+    pub(super) caller: Caller,
+    /// The client speaks Anthropic's API.
+    pub(super) anthropic: bool,
+}
+
+impl Shard {
+    pub(super) fn new(surface: Arc<Surface>, dispatcher: Dispatcher, rng: SmallRng) -> Self {
+        let metrics = ROUTES.iter().map(|route| route.path).chain(["other"]);
+        let metrics = metrics.map(|path| surface.metrics.route(path)).collect();
+        Self {
+            keys: Keys::new(&surface.config),
+            local: local::router(Arc::clone(&surface)),
+            metrics,
+            dispatcher,
+            surface,
+            rng: Mutex::new(rng),
+        }
+    }
+
+    pub(super) fn surface(&self) -> &Arc<Surface> {
+        &self.surface
+    }
+
+    pub(super) fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    pub(super) fn rng(&self) -> MutexGuard<'_, SmallRng> {
+        self.rng.lock()
+    }
+
+    /// Answers one request.
+    pub(super) async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        state: &Arc<State>,
+    ) -> Result<Response<Body>, Infallible> {
+        let mut exchange = state.begin();
+        let request_id = headers::request_id(request.headers(), &mut self.rng());
+        let origin = self.allowed_origin(request.headers());
+        let found = routes::find(request.method(), request.uri().path());
+        let at = if let Found::At(at) = found { at } else { ROUTES.len() };
+        exchange.count_as(Arc::clone(&self.metrics[at]));
+        let anthropic = request.uri().path() == "/v1/messages";
+        let answer = match found {
+            Found::At(at) => self.answer(at, request, peer, request_id.clone(), &exchange).await,
+            Found::OtherMethod | Found::Nothing
+                if origin.is_some() && request.method() == Method::OPTIONS =>
+            {
+                Ok(preflight(request.headers()))
+            }
+            Found::OtherMethod => Err(ApiError::method_not_allowed()),
+            Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
+        };
+        let mut response = answer.unwrap_or_else(|error| {
+            debug!(request_id = ?request_id, status = %error.status, code = error.code, "refused");
+            error.into_response(anthropic)
+        });
+        exchange.answered(response.status().as_u16());
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID.clone(), request_id);
+        if let Some(origin) = origin {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.append(header::VARY, HeaderValue::from_static("origin"));
+        }
+        Ok(response.map(|body| body.ending(exchange)))
+    }
+
+    async fn answer(
+        &self,
+        at: usize,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        request_id: HeaderValue,
+        exchange: &Exchange,
+    ) -> Result<Response<Body>, ApiError> {
+        let route = &ROUTES[at];
+        let caller = match route.access {
+            Access::Public => None,
+            Access::Client => Some(self.keys.client(request.headers())),
+            Access::Admin => Some(
+                self.keys
+                    .admin(request.headers(), peer.ip())
+                    .map(|()| Caller { tenant: None, key_is_ours: true }),
+            ),
+        };
+        // A body that is not read would be taken for the next request.
+        let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;
+        let anthropic = route.serves == Serves::AnthropicWorker;
+        match route.serves {
+            Serves::Worker | Serves::AnthropicWorker => {
+                let caller = caller.unwrap_or(Caller { tenant: None, key_is_ours: false });
+                debug!(
+                    ?request_id,
+                    route = route.path,
+                    tenant = caller.tenant.as_deref(),
+                    "inference"
+                );
+                let inbound = Inbound { request_id, caller, anthropic };
+                inference::serve(self, request, &inbound, exchange).await
+            }
+            Serves::Local => {
+                debug!(?request_id, route = route.path, method = %request.method(), "local");
+                let answered = self.local.clone().oneshot(request.map(axum::body::Body::new)).await;
+                Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))
+            }
+        }
+    }
+
+    /// The origin to name in the response, if the request has one and it is allowed.
+    fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let allowed = &self.surface.config.cors_allowed_origins;
+        if allowed.is_empty() {
+            return None;
+        }
+        let origin = headers.get(header::ORIGIN)?;
+        allowed
+            .iter()
+            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+            .then(|| origin.clone())
+    }
+}
+
+/// What a browser asks before it sends a request to another origin (Fetch Standard, 3.2.2).
+fn preflight(headers: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let answers = response.headers_mut();
+    answers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+    );
+    answers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        wanted.unwrap_or_else(|| HeaderValue::from_static("*")),
+    );
+    answers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}

@@ -1,0 +1,439 @@
+//! The admin routes of workers: add, read, change, drain, override, remove.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Surface;
+use super::error::ApiError;
+use crate::fleet::{Models, Override, Worker};
+use crate::ids::{ModelId, WorkerId};
+use crate::now::Now;
+use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
+
+/// A worker's spec as the API speaks it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpecDocument {
+    url: WorkerUrl,
+    #[serde(default, alias = "model_ids")]
+    models: Vec<ModelId>,
+    #[serde(default, alias = "model", skip_serializing)]
+    model_id: Option<ModelId>,
+    #[serde(default)]
+    aliases: BTreeMap<ModelId, ModelId>,
+    #[serde(default)]
+    worker_type: WorkerKind,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    region: Option<String>,
+    #[serde(default)]
+    zone: Option<String>,
+    #[serde(default)]
+    priority: i32,
+    #[serde(default)]
+    weight: Weight,
+    /// Write-only.
+    #[serde(default, skip_serializing)]
+    api_key: Option<String>,
+    /// Variable of the router's environment that holds the key.
+    #[serde(default, skip_serializing)]
+    api_key_env: Option<String>,
+    /// File on the router's machine that holds the key.
+    #[serde(default, skip_serializing)]
+    api_key_file: Option<String>,
+    #[serde(default)]
+    health: HealthDocument,
+    #[serde(default)]
+    max_concurrent: Option<NonZeroU32>,
+    #[serde(default)]
+    bootstrap_port: Option<u16>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthDocument {
+    #[serde(default)]
+    endpoint: Option<String>,
+    #[serde(default)]
+    interval_secs: Option<f64>,
+    #[serde(default)]
+    timeout_secs: Option<f64>,
+    #[serde(default)]
+    failure_threshold: Option<NonZeroU32>,
+    #[serde(default)]
+    success_threshold: Option<NonZeroU32>,
+    #[serde(default)]
+    disabled: bool,
+}
+
+impl SpecDocument {
+    fn of(spec: &WorkerSpec) -> Self {
+        Self {
+            url: spec.url.clone(),
+            models: spec.models.clone(),
+            model_id: None,
+            aliases: spec.aliases.clone(),
+            worker_type: spec.kind,
+            labels: spec.labels.clone(),
+            region: spec.region.clone(),
+            zone: spec.zone.clone(),
+            priority: spec.priority,
+            weight: spec.weight,
+            api_key: None,
+            api_key_env: None,
+            api_key_file: None,
+            health: HealthDocument {
+                endpoint: spec.health.endpoint.clone(),
+                interval_secs: spec.health.interval.map(|interval| interval.as_secs_f64()),
+                timeout_secs: spec.health.timeout.map(|timeout| timeout.as_secs_f64()),
+                failure_threshold: spec.health.failure_threshold,
+                success_threshold: spec.health.success_threshold,
+                disabled: spec.health.disabled,
+            },
+            max_concurrent: spec.max_concurrent,
+            bootstrap_port: spec.bootstrap_port,
+        }
+    }
+
+    fn into_spec(self) -> Result<WorkerSpec, ApiError> {
+        let api_key = self.key()?;
+        if let Some(policy) = self.labels.get("policy")
+            && let Err(error) = policy.parse::<crate::policy::Kind>()
+        {
+            return Err(invalid("labels", error));
+        }
+        if let Some(endpoint) =
+            self.health.endpoint.as_ref().filter(|endpoint| !endpoint.starts_with('/'))
+        {
+            return Err(invalid(
+                "health",
+                format!("health.endpoint {endpoint:?} does not begin with a slash"),
+            ));
+        }
+        let mut models = self.models;
+        models.extend(self.model_id);
+        Ok(WorkerSpec {
+            url: self.url,
+            models,
+            aliases: self.aliases,
+            kind: self.worker_type,
+            labels: self.labels,
+            region: self.region,
+            zone: self.zone,
+            priority: self.priority,
+            weight: self.weight,
+            api_key,
+            health: HealthSpec {
+                endpoint: self.health.endpoint,
+                interval: seconds("health.interval_secs", self.health.interval_secs)?,
+                timeout: seconds("health.timeout_secs", self.health.timeout_secs)?,
+                failure_threshold: self.health.failure_threshold,
+                success_threshold: self.health.success_threshold,
+                disabled: self.health.disabled,
+            },
+            max_concurrent: self.max_concurrent,
+            bootstrap_port: self.bootstrap_port,
+        })
+    }
+
+    fn key(&self) -> Result<Option<Secret>, ApiError> {
+        let key = match (&self.api_key, &self.api_key_env, &self.api_key_file) {
+            (None, None, None) => return Ok(None),
+            (Some(key), None, None) => key.clone(),
+            (None, Some(name), None) => std::env::var(name).map_err(|_| {
+                invalid("api_key_env", format!("variable {name:?} is not set or not text"))
+            })?,
+            (None, None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
+                invalid("api_key_file", format!("cannot read {path:?}: {error}"))
+            })?,
+            _ => {
+                return Err(invalid("api_key", "give one of api_key, api_key_env and api_key_file"));
+            }
+        };
+        let key = Secret::new(key.trim());
+        if key.expose().is_empty() || crate::upstream::bearer(&key).is_none() {
+            return Err(invalid(
+                "api_key",
+                "the key is empty or has characters that no header has",
+            ));
+        }
+        Ok(Some(key))
+    }
+}
+
+fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>, ApiError> {
+    match value {
+        None => Ok(None),
+        Some(value) if (0.01..=86_400.0).contains(&value) => {
+            Ok(Some(Duration::from_secs_f64(value)))
+        }
+        Some(value) => {
+            Err(invalid("health", format!("{name} {value} is not between 0.01 and 86400")))
+        }
+    }
+}
+
+fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
+    ApiError { param: Some(param), ..ApiError::bad_request("invalid_worker", message.to_string()) }
+}
+
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
+}
+
+/// A worker as the API shows it. Its key is never among it.
+fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
+    let models = match &worker.models {
+        Models::Unknown => Value::Null,
+        Models::Any => json!(["*"]),
+        Models::Known(models) => json!(models),
+    };
+    let verdict = worker.verdict_at(now).map(|verdict| {
+        let seconds_left = verdict.until.map(|until| until.saturating_sub(now.mono).as_secs_f64());
+        json!({ "healthy": verdict.healthy, "reason": verdict.reason, "seconds_left": seconds_left })
+    });
+    json!({
+        "id": worker.id,
+        "state": worker.state().name(),
+        "models": models,
+        "in_flight": worker.in_flight(),
+        "breaker": worker.breaker_mode(now, &surface.fleet.config().breaker).name(),
+        "head_latency_seconds": worker.latency().map(|latency| latency.as_secs_f64()),
+        "override": verdict,
+        "has_api_key": worker.spec.api_key.is_some(),
+        "spec": SpecDocument::of(&worker.spec),
+        "info": worker.info,
+    })
+}
+
+fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
+    let parsed: WorkerId = id.parse().map_err(|_| ApiError::no_such_worker(id))?;
+    surface.fleet.load().worker(parsed).cloned().ok_or_else(|| ApiError::no_such_worker(id))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    model: Option<String>,
+}
+
+/// `GET /workers[?model=]`
+pub(super) async fn list(
+    State(surface): State<Arc<Surface>>,
+    Query(query): Query<ListQuery>,
+) -> Json<Value> {
+    let now = surface.clock.now();
+    let snapshot = surface.fleet.snapshot();
+    let serves = |worker: &Worker| match (&query.model, &worker.models) {
+        (None, _) | (Some(_), Models::Any) => true,
+        (Some(_), Models::Unknown) => false,
+        (Some(wanted), Models::Known(models)) => {
+            models.iter().any(|model| model.as_str() == wanted)
+        }
+    };
+    let workers: Vec<Value> = snapshot
+        .workers()
+        .iter()
+        .filter(|worker| serves(worker))
+        .map(|worker| document(worker, &surface, now))
+        .collect();
+    Json(json!({ "workers": workers, "total": workers.len() }))
+}
+
+/// `POST /workers`: accepted at once, used as soon as it is found healthy and its models are known.
+pub(super) async fn add(
+    State(surface): State<Arc<Surface>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let spec = read::<SpecDocument>(&body)?.into_spec()?;
+    let id = surface.fleet.register(spec)?;
+    tracing::info!(worker = %id, "worker added");
+    let location = format!("/workers/{id}");
+    let answer = Json(json!({ "id": id, "state": "pending", "location": location }));
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location.clone())], answer).into_response())
+}
+
+/// `GET /workers/{id}`
+pub(super) async fn show(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let worker = find(&surface, &id)?;
+    Ok(Json(document(&worker, &surface, surface.clock.now())))
+}
+
+/// `PUT /workers/{id}`: another spec for the same URL.
+pub(super) async fn replace(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let worker = find(&surface, &id)?;
+    let spec = read::<SpecDocument>(&body)?.into_spec()?;
+    respecify(&surface, &worker, spec)
+}
+
+/// `PATCH /workers/{id}`: parts of the spec (RFC 7396). A key that is not mentioned stays.
+pub(super) async fn change(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let worker = find(&surface, &id)?;
+    let patch: Value = read(&body)?;
+    let Value::Object(fields) = &patch else {
+        return Err(ApiError::bad_request("invalid_json", "the patch is not an object"));
+    };
+    let keeps_key =
+        !["api_key", "api_key_env", "api_key_file"].iter().any(|name| fields.contains_key(*name));
+    let mut whole = serde_json::to_value(SpecDocument::of(&worker.spec))
+        .map_err(|error| ApiError::bad_request("invalid_worker", error.to_string()))?;
+    merge(&mut whole, &patch);
+    let document: SpecDocument = serde_json::from_value(whole)
+        .map_err(|error| ApiError::bad_request("invalid_worker", error.to_string()))?;
+    let mut spec = document.into_spec()?;
+    if keeps_key {
+        spec.api_key.clone_from(&worker.spec.api_key);
+    }
+    respecify(&surface, &worker, spec)
+}
+
+fn respecify(
+    surface: &Surface,
+    worker: &Worker,
+    spec: WorkerSpec,
+) -> Result<Json<Value>, ApiError> {
+    if spec.id() != worker.id {
+        let message = "the url is the worker's identity: add another worker instead";
+        return Err(invalid("url", message));
+    }
+    let id = spec.id().to_string();
+    surface.fleet.respecify(spec);
+    tracing::info!(worker = %id, "worker changed");
+    let worker = find(surface, &id)?;
+    Ok(Json(document(&worker, surface, surface.clock.now())))
+}
+
+/// Merges `patch` into `target`; null takes a member away (RFC 7396, 2).
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Value::Object(target) = target else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            target.remove(name);
+        } else {
+            merge(target.entry(name.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// `DELETE /workers/{id}`: no new requests, those in flight finish, then it is gone.
+pub(super) async fn remove(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let worker = find(&surface, &id)?;
+    surface.fleet.remove(worker.id, surface.clock.now());
+    tracing::info!(worker = %id, in_flight = worker.in_flight(), "worker leaves");
+    let answer =
+        Json(json!({ "id": worker.id, "state": "draining", "in_flight": worker.in_flight() }));
+    Ok((StatusCode::ACCEPTED, answer).into_response())
+}
+
+/// `POST /workers/{id}/drain`: no new requests, without removing it.
+pub(super) async fn drain(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    set_draining(&surface, &id, true)
+}
+
+/// `DELETE /workers/{id}/drain`: takes it back.
+pub(super) async fn resume(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    set_draining(&surface, &id, false)
+}
+
+fn set_draining(surface: &Surface, id: &str, draining: bool) -> Result<Json<Value>, ApiError> {
+    let worker = find(surface, id)?;
+    surface.fleet.drain(worker.id, draining);
+    tracing::info!(worker = id, draining, "worker cordoned or resumed");
+    let worker = find(surface, id)?;
+    Ok(Json(document(&worker, surface, surface.clock.now())))
+}
+
+/// An operator's verdict.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OverrideDocument {
+    healthy: bool,
+    reason: String,
+    /// Seconds after which it lapses; without: it holds until it is lifted.
+    #[serde(default)]
+    ttl_secs: Option<f64>,
+}
+
+/// `POST /workers/{id}/override`
+pub(super) async fn override_health(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let worker = find(&surface, &id)?;
+    let asked: OverrideDocument = read(&body)?;
+    if asked.reason.trim().is_empty() || asked.reason.len() > 500 {
+        return Err(invalid(
+            "reason",
+            "a reason of 1 to 500 bytes is needed, for the next person who looks",
+        ));
+    }
+    let now = surface.clock.now();
+    let until = match asked.ttl_secs {
+        None => None,
+        Some(ttl) if (0.01..=31_536_000.0).contains(&ttl) => {
+            Some(now.mono + Duration::from_secs_f64(ttl))
+        }
+        Some(ttl) => {
+            return Err(invalid(
+                "ttl_secs",
+                format!("ttl_secs {ttl} is not between 0.01 and a year"),
+            ));
+        }
+    };
+    tracing::info!(worker = %id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
+    let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
+    surface.fleet.override_worker(worker.id, Some(verdict));
+    let worker = find(&surface, &id)?;
+    Ok(Json(document(&worker, &surface, now)))
+}
+
+/// `DELETE /workers/{id}/override`
+pub(super) async fn lift_override(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let worker = find(&surface, &id)?;
+    surface.fleet.override_worker(worker.id, None);
+    tracing::info!(worker = %id, "override lifted");
+    let worker = find(&surface, &id)?;
+    Ok(Json(document(&worker, &surface, surface.clock.now())))
+}

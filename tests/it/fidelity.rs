@@ -1,0 +1,273 @@
+//! Bytes stay bytes, streams stream, and a client that leaves stops its worker.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::support::client;
+use crate::support::router::Router;
+use crate::support::worker::{Talk, Worker};
+
+const INFERENCE: [&str; 14] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/rerank",
+    "/v1/classify",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/audio/transcriptions",
+    "/generate",
+    "/v1/tokenize",
+    "/v1/detokenize",
+    "/v1/score",
+    "/v1/images/generations",
+];
+
+/// A worker that answers with the body that it got.
+async fn echo() -> Worker {
+    Worker::start(|mut talk| async move {
+        let body = talk.seen.body.clone();
+        talk.answer(200, "x-twice: a\r\nx-twice: b\r\ncontent-type: application/json\r\n", &body)
+            .await;
+        talk
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_the_worker_gets_is_what_the_client_sent() {
+    let worker = echo().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let odd = "\t{ \"model\" : \"m\",\r\n \"x\":[1.0,1e2,-0],\"\\u00e9\":\"\\ud83d\\ude00 \u{e9}\", \"model_\":null }\n ";
+    let big = format!("{{\"model\":\"m\",\"messages\":\"{}\"}}", "x\\n\u{fc}".repeat(2 << 20));
+    assert!(big.len() >= 8 << 20);
+    for path in INFERENCE {
+        for body in [odd, &big] {
+            let answer = router.post(&format!("{path}?a=%20b&a"), body).await;
+            assert_eq!(
+                answer.status,
+                200,
+                "{path}: {}",
+                answer.text().chars().take(200).collect::<String>()
+            );
+            assert!(answer.body == body.as_bytes(), "{path}: the answer's bytes differ");
+            let seen = worker.seen().pop().unwrap();
+            assert!(seen.body == body.as_bytes(), "{path}: the body at the worker differs");
+            assert_eq!(seen.path, format!("{path}?a=%20b&a"));
+            assert_eq!(seen.all("content-length"), [body.len().to_string()]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_form_passes_as_it_is() {
+    let worker = echo().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let mut form = b"--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--X\r\n\
+                     Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n"
+        .to_vec();
+    form.extend((0..=255).cycle().take(100_000));
+    form.extend_from_slice(b"\r\n--X--\r\n");
+    let headers = [("content-type", "multipart/form-data; boundary=X")];
+    let answer = router.send("POST", "/v1/audio/transcriptions", &headers, &form).await;
+    assert_eq!((answer.status, answer.body == form), (200, true));
+    assert!(worker.seen()[0].body == form);
+}
+
+#[tokio::test]
+async fn headers_pass_both_ways_repeated_ones_repeated() {
+    let worker = echo().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let headers = [
+        ("accept", "a"),
+        ("accept", "b"),
+        ("authorization", "Bearer theirs"),
+        ("x-own", "\u{e4}"),
+        ("connection", "keep-alive, x-hop"),
+        ("x-hop", "1"),
+        ("te", "trailers"),
+        ("x-correlation-id", "my-id"),
+    ];
+    let answer = router.send("POST", "/generate", &headers, b"{\"model\":\"m\"}").await;
+    let twice: Vec<_> = answer.headers.get_all("x-twice").iter().collect();
+    assert_eq!(twice, ["a", "b"]);
+    assert_eq!(answer.header("x-request-id"), Some("my-id"));
+    assert_eq!(answer.header("x-smg-worker"), None, "nothing internal is told unasked");
+    let seen = worker.seen().pop().unwrap();
+    assert_eq!(seen.all("accept"), ["a", "b"]);
+    assert_eq!(seen.all("authorization"), ["Bearer theirs"]);
+    assert_eq!(seen.all("x-own"), ["\u{e4}"]);
+    assert_eq!(seen.all("x-request-id"), ["my-id"]);
+    assert_eq!(seen.all("traceparent").len(), 1);
+    assert_eq!(seen.all("host"), [worker.url().trim_start_matches("http://")]);
+    for gone in ["x-hop", "te", "connection"] {
+        assert_eq!(seen.all(gone), Vec::<&str>::new(), "{gone} is for one hop");
+    }
+}
+
+#[tokio::test]
+async fn a_workers_own_error_passes_unchanged() {
+    let worker = Worker::start(|mut talk| async move {
+        let status: u16 = talk.seen.all("x-want")[0].parse().unwrap();
+        talk.answer(status, "x-own: 1\r\n", b"{\"detail\": \"mine\" }").await;
+        talk
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &["--disable-retries"]).await;
+    for status in ["400", "401", "404", "422", "429", "500", "503"] {
+        let answer =
+            router.send("POST", "/generate", &[("x-want", status)], b"{\"model\":\"m\"}").await;
+        assert_eq!(
+            (answer.status.to_string().as_str(), answer.text().as_str()),
+            (status, "{\"detail\": \"mine\" }")
+        );
+        assert_eq!(answer.header("x-own"), Some("1"));
+    }
+}
+
+/// A worker that streams what the test sends it, and says when the router hung up.
+async fn told_chunk_by_chunk() -> (Worker, mpsc::Sender<&'static str>, oneshot::Receiver<Instant>) {
+    let (tell, told) = mpsc::channel::<&'static str>(8);
+    let (gone, hung_up) = oneshot::channel();
+    let parts = Arc::new(Mutex::new(Some((told, gone))));
+    let worker = Worker::start(move |mut talk: Talk| {
+        let parts = parts.lock().unwrap().take();
+        async move {
+            let (mut told, gone) = parts.expect("one request only");
+            let mut begun = false;
+            loop {
+                tokio::select! {
+                    next = told.recv() => match next {
+                        Some(_) if !begun => {
+                            begun = true;
+                            talk.begin_stream().await;
+                        }
+                        Some(data) => talk.chunk(data).await.unwrap(),
+                        None => {
+                            talk.end_stream().await;
+                            return talk;
+                        }
+                    },
+                    () = talk.hung_up() => {
+                        let _test_gone = gone.send(Instant::now()).is_err();
+                        talk.close();
+                        return talk;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    (worker, tell, hung_up)
+}
+
+const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
+
+#[tokio::test]
+async fn the_first_chunk_is_there_before_the_second_is_made() {
+    let (worker, tell, _) = told_chunk_by_chunk().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    tell.send("head").await.unwrap();
+    let mut stream =
+        client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
+    assert_eq!(stream.headers["content-type"], "text/event-stream");
+    for data in ["data: 1\n\n", "data: 2\n\n"] {
+        tell.send(data).await.unwrap();
+        let piece = tokio::time::timeout(Duration::from_secs(5), stream.next())
+            .await
+            .expect("it was held back");
+        assert_eq!(piece.unwrap().unwrap(), data);
+    }
+    drop(tell);
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_mid_stream_stops_its_worker() {
+    let (worker, tell, hung_up) = told_chunk_by_chunk().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    tell.send("head").await.unwrap();
+    let mut stream =
+        client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
+    tell.send("data: 1\n\n").await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let left = Instant::now();
+    drop(stream);
+    let seen = tokio::time::timeout(Duration::from_secs(5), hung_up)
+        .await
+        .expect("the worker never saw it")
+        .unwrap();
+    assert!(seen - left < Duration::from_millis(100), "the worker saw it after {:?}", seen - left);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_first_byte_stops_its_worker() {
+    let (worker, _tell, hung_up) = told_chunk_by_chunk().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let address = router.address();
+    let waiting = tokio::spawn(async move {
+        client::begin(address, "POST", "/v1/chat/completions", &[], CHAT).await.map(drop)
+    });
+    crate::support::eventually("the worker has the request", || async {
+        if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
+    })
+    .await;
+    let left = Instant::now();
+    waiting.abort();
+    let seen = tokio::time::timeout(Duration::from_secs(5), hung_up)
+        .await
+        .expect("the worker never saw it")
+        .unwrap();
+    assert!(seen - left < Duration::from_millis(100), "the worker saw it after {:?}", seen - left);
+    crate::support::eventually("its slot is given back", || async {
+        let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
+        if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_costs_no_memory() {
+    const CHUNK: usize = 64 << 10;
+    const ALL: usize = 100 << 20;
+    let written = Arc::new(Mutex::new(0usize));
+    let count = Arc::clone(&written);
+    let worker = Worker::start(move |mut talk| {
+        let count = Arc::clone(&count);
+        async move {
+            talk.begin_stream().await;
+            let data = "x".repeat(CHUNK);
+            while *count.lock().unwrap() < ALL {
+                if talk.chunk(&data).await.is_err() {
+                    talk.close();
+                    return talk;
+                }
+                *count.lock().unwrap() += CHUNK;
+            }
+            talk.end_stream().await;
+            talk
+        }
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    // What the first request costs once is not what is measured.
+    router.post("/v1/tokenize", b"{}").await;
+    *written.lock().unwrap() = 0;
+    let before = router.memory();
+    let mut stream =
+        client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let after = router.memory();
+    let sent = *written.lock().unwrap();
+    assert!(sent < ALL / 2, "the worker was not slowed down: it sent {sent} bytes");
+    let grown = after.saturating_sub(before);
+    assert!(grown < 8 << 20, "the router grew by {grown} bytes while the worker sent {sent}");
+    let mut got = 0;
+    while let Some(piece) = stream.next().await {
+        got += piece.unwrap().len();
+    }
+    assert_eq!(got, ALL, "everything arrived once the client read on");
+}

@@ -1,0 +1,190 @@
+//! A worker that does exactly as a test tells it, byte by byte. (`smg mock-worker` is the realistic one.)
+//!
+//! It answers `/health` and `/v1/models` by itself; everything else is given to the test's script as a [`Talk`].
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request exactly as it came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// In order, repeated ones repeated, names as they came.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Seen {
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        self.headers
+            .iter()
+            .filter(|(own, _)| own.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+            .collect()
+    }
+}
+
+/// One request and the connection to answer it on.
+pub(crate) struct Talk {
+    pub(crate) seen: Seen,
+    stream: TcpStream,
+    keep: bool,
+}
+
+impl Talk {
+    /// Writes raw bytes. An error means that the router hung up.
+    pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await?;
+        self.stream.flush().await
+    }
+
+    /// A whole answer, framed by its length.
+    pub(crate) async fn answer(&mut self, status: u16, headers: &str, body: &[u8]) {
+        let head =
+            format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n", body.len());
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body);
+        let _router_gone = self.write(bytes).await.is_err();
+    }
+
+    /// The head of a stream of events.
+    pub(crate) async fn begin_stream(&mut self) {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        let _router_gone = self.write(head).await.is_err();
+    }
+
+    /// One chunk of it.
+    pub(crate) async fn chunk(&mut self, data: &str) -> std::io::Result<()> {
+        self.write(format!("{:x}\r\n{data}\r\n", data.len())).await
+    }
+
+    /// Its end.
+    pub(crate) async fn end_stream(&mut self) {
+        let _router_gone = self.write("0\r\n\r\n").await.is_err();
+    }
+
+    /// Resolves when the router hangs up.
+    pub(crate) async fn hung_up(&mut self) {
+        let mut rest = [0u8; 64];
+        loop {
+            match self.stream.read(&mut rest).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Closes the connection after the script has ended.
+    pub(crate) fn close(&mut self) {
+        self.keep = false;
+    }
+}
+
+type Script = Arc<dyn Fn(Talk) -> Pin<Box<dyn Future<Output = Talk> + Send>> + Send + Sync>;
+
+/// A running worker. Gone when dropped.
+pub(crate) struct Worker {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Worker {
+    /// A worker that serves the model `m` and answers by `script`, which gives the [`Talk`] back.
+    pub(crate) async fn start<F, R>(script: F) -> Self
+    where
+        F: Fn(Talk) -> R + Send + Sync + 'static,
+        R: Future<Output = Talk> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let script: Script = Arc::new(move |talk| Box::pin(script(talk)));
+        let record = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(serve(stream, Arc::clone(&script), Arc::clone(&record)));
+            }
+        });
+        Self { address, seen, task }
+    }
+
+    /// A worker that answers every request with `{}`.
+    pub(crate) async fn plain() -> Self {
+        Self::start(|mut talk| async move {
+            talk.answer(200, "content-type: application/json\r\n", b"{}").await;
+            talk
+        })
+        .await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The requests that the script has got so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn serve(mut stream: TcpStream, script: Script, record: Arc<Mutex<Vec<Seen>>>) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    while let Some(seen) = read(&mut stream).await {
+        let mut talk = Talk { seen: seen.clone(), stream, keep: true };
+        match seen.path.as_str() {
+            "/health" => talk.answer(200, "", b"").await,
+            "/v1/models" => talk.answer(200, "", br#"{"object":"list","data":[{"id":"m"}]}"#).await,
+            "/get_server_info" | "/get_model_info" if seen.method == "GET" => {
+                talk.answer(404, "", b"").await
+            }
+            _ => {
+                record.lock().unwrap().push(seen);
+                talk = script(talk).await;
+            }
+        }
+        if !talk.keep {
+            return;
+        }
+        stream = talk.stream;
+    }
+}
+
+/// Reads one request; `None` when the connection is closed.
+async fn read(stream: &mut TcpStream) -> Option<Seen> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let text = String::from_utf8(head).unwrap();
+    let mut lines = text.split("\r\n");
+    let mut words = lines.next().unwrap().split(' ');
+    let mut seen = Seen {
+        method: words.next().unwrap().to_owned(),
+        path: words.next().unwrap().to_owned(),
+        ..Seen::default()
+    };
+    for line in lines.filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        seen.headers.push((name.to_owned(), value.to_owned()));
+    }
+    let length = seen.all("content-length").first().map_or(0, |length| length.parse().unwrap());
+    seen.body = vec![0; length];
+    stream.read_exact(&mut seen.body).await.ok()?;
+    Some(seen)
+}
