@@ -356,6 +356,14 @@ fn words_that_belong_nowhere_are_named() {
     );
     check_mistake(&given().flags(&["--port="]), &["flag --port: \"\" is not a whole number"]);
     check_mistake(&given().flags(&["--worker-urls="]), &["flag --worker-urls: worker url \"\""]);
+    check_mistake(
+        &given().flags(&["--worker-urls", "http://a", "check-config"]),
+        &["worker url \"check-config\"", "hint: a subcommand comes first: smg check-config FLAGS"],
+    );
+    check_mistake(
+        &given().flags(&["--port", "1", "check-config"]),
+        &["subcommand check-config stands after flags", "hint: it comes first"],
+    );
     let (status, _, err) = given().flags(&["lunch"]).run();
     assert_eq!(status, 2);
     assert!(err.starts_with("error: unrecognized subcommand 'lunch'"), "{err}");
