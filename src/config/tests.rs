@@ -382,6 +382,8 @@ fn a_file_that_can_not_be_used_says_why() {
     let broken = given().file("port = 1\napi-key = 'hunter2");
     check_mistake(&broken, &["smg.toml:2: "]);
     assert!(!broken.errors().contains("hunter2"));
+    // What the file may say is not missed.
+    check_mistake(&broken.flags(&["--tls-cert-path=/c"]), &["smg.toml:2: "]);
     check_mistake(
         &given().file("worker-ulrs = 'http://a'"),
         &["key worker-ulrs in smg.toml is not known", "did you mean worker-urls?"],
