@@ -60,7 +60,7 @@ pub struct ListenArgs {
     pub threads: usize,
     /// Origins that browsers may call from; *: all.
     ///
-    /// A list of scheme://host[:port]. Default: none, no CORS headers are sent.
+    /// A list of `scheme://host[:port]`. Default: none, no CORS headers are sent.
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]
     pub cors_allowed_origins: Vec<String>,
 }

@@ -22,8 +22,8 @@ pub(super) struct ConfigFile {
     pub(super) workers: Vec<Table>,
 }
 
-/// Takes a file apart. What is wrong does not keep the rest from being read.
-pub(super) fn take_apart(path: &Path, text: &str) -> (ConfigFile, Vec<Mistake>) {
+/// Takes a file apart. What is wrong does not keep the rest from being read, unless it is no TOML.
+pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mistake>) {
     let mut file = ConfigFile { path: path.to_owned(), ..ConfigFile::default() };
     let table = match text.parse::<Table>() {
         Ok(table) => table,
@@ -32,7 +32,7 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (ConfigFile, Vec<Mistake>) 
             let line = before.matches('\n').count() + 1;
             let mistake =
                 Mistake::new(format!("{}:{line}: {}", path.display(), error.message().trim()));
-            return (file, vec![mistake]);
+            return (None, vec![mistake]);
         }
     };
     let command = cli::settings_command();
@@ -82,7 +82,7 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (ConfigFile, Vec<Mistake>) 
             }
         }
     }
-    (file, mistakes)
+    (Some(file), mistakes)
 }
 
 /// The text that a flag would have had.

@@ -106,11 +106,12 @@ pub(super) fn settle(
         let before = mistakes.len();
         for text in &texts {
             if let Err(why) = judge(arg, text) {
-                mistakes.push(if cli::is_secret(arg) {
-                    Mistake::of_value(id, &place, MASK, &why)
-                } else {
-                    Mistake::of_value(id, &place, text, &why)
-                });
+                let shown = if cli::is_secret(arg) { MASK } else { text };
+                let is_subcommand =
+                    cli::is_list(arg) && cli::command().find_subcommand(text).is_some();
+                let hint =
+                    is_subcommand.then(|| format!("a subcommand comes first: smg {text} FLAGS"));
+                mistakes.push(Mistake::of_value(id, &place, shown, &why).with_hint(hint));
             }
         }
         if mistakes.len() == before {

@@ -117,7 +117,6 @@ enum Answer {
 }
 
 fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
-    let print = |text: Vec<u8>| Answer::Print { text, warnings: Vec::new() };
     let (asked, mistakes) = usage::read(&process.arguments);
     match asked {
         Some(Asked::Router(matches)) => {
@@ -130,17 +129,19 @@ fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
         }
         Some(Asked::Other(command)) => {
             ConfigErrors::unless_empty(mistakes)?;
-            Ok(print(other(&command)))
+            Ok(other(&command))
         }
-        Some(Asked::Text(text)) => Ok(print(text.into_bytes())),
+        Some(Asked::Text(text)) => {
+            Ok(Answer::Print { text: text.into_bytes(), warnings: Vec::new() })
+        }
         None => {
             ConfigErrors::unless_empty(mistakes)?;
-            Ok(print(Vec::new()))
+            unreachable!("the command line is not understood for a reason")
         }
     }
 }
 
-fn other(command: &cli::Command) -> Vec<u8> {
+fn other(command: &cli::Command) -> Answer {
     let mut text = Vec::new();
     match command {
         cli::Command::Completions { shell } => {
@@ -154,7 +155,7 @@ fn other(command: &cli::Command) -> Vec<u8> {
             unreachable!("these are read leniently")
         }
     }
-    text
+    Answer::Print { text, warnings: Vec::new() }
 }
 
 /// Reads and checks everything; `mistakes` were made on the command line already.
@@ -164,42 +165,42 @@ fn load(
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
     let file = read_file(matches, process, &mut mistakes);
-    let (settings, wrong_values) = layers::settle(matches, process, file);
+    let file_is_understood = file.is_some();
+    let (settings, wrong_values) = layers::settle(matches, process, file.unwrap_or_default());
     mistakes.extend(wrong_values);
     let mut warnings = variables::warnings(process);
     let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
-    // What a wrong value was replaced with may not fit the rest: that is no mistake of its own.
+    // What a wrong value was replaced with may not fit the rest: that is no mistake of its own. Nor is what lacks its
+    // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
-    mistakes.extend(wrong_together.into_iter().filter(|mistake| !mistake.is_about(&wrong)));
+    let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
+    mistakes.extend(wrong_together.into_iter().filter(is_own));
     mistakes.extend(wrong_files(&config, process));
     ConfigErrors::unless_empty(mistakes)?;
     Ok(Loaded { config, warnings, settings })
 }
 
-/// The file named by the flag, else by the variable; an empty one when there is none.
+/// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.
 fn read_file(
     matches: &ArgMatches,
     process: &Process<'_>,
     mistakes: &mut Vec<Mistake>,
-) -> ConfigFile {
+) -> Option<ConfigFile> {
     let of_flag = matches.get_many::<String>("config").and_then(|mut paths| paths.next());
     let (origin, path) = match (of_flag, process.variable("SMG_CONFIG")) {
         (Some(path), _) => ("flag --config", path.as_str()),
         (None, Some(path)) => ("variable SMG_CONFIG", path),
-        (None, None) => return ConfigFile::default(),
+        (None, None) => return Some(ConfigFile::default()),
     };
-    match (process.read)(Path::new(path)) {
-        Ok(text) => {
-            let (file, wrong) = file::take_apart(Path::new(path), &text);
-            mistakes.extend(wrong);
-            file
-        }
-        Err(error) => {
+    let text = (process.read)(Path::new(path))
+        .map_err(|error| {
             let why = format!("can't be read: {error}");
             mistakes.push(Mistake::of_value("config", origin, path, &why));
-            ConfigFile::default()
-        }
-    }
+        })
+        .ok()?;
+    let (file, wrong) = file::take_apart(Path::new(path), &text);
+    mistakes.extend(wrong);
+    file
 }
 
 /// What is wrong with certificates and keys, which only opening them tells.

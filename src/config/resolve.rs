@@ -29,15 +29,7 @@ pub(super) fn resolve(
     check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
     check_retries(args, &mut mistakes);
-    if args.routing.session_header.len() > MOST_SESSION_HEADERS {
-        mistakes.push(Mistake::of_settings(
-            &["session_header"],
-            format!(
-                "--session-header has {} names, more than {MOST_SESSION_HEADERS}",
-                args.routing.session_header.len()
-            ),
-        ));
-    }
+    check_session_headers(args, &mut mistakes);
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
     let config = Config {
@@ -325,5 +317,13 @@ fn check_retries(args: &Args, mistakes: &mut Vec<Mistake>) {
             &["retry_max_backoff_ms", "retry_initial_backoff_ms"],
             text,
         ));
+    }
+}
+
+fn check_session_headers(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let names = args.routing.session_header.len();
+    if names > MOST_SESSION_HEADERS {
+        let text = format!("--session-header has {names} names, more than {MOST_SESSION_HEADERS}");
+        mistakes.push(Mistake::of_settings(&["session_header"], text));
     }
 }

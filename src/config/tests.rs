@@ -356,6 +356,14 @@ fn words_that_belong_nowhere_are_named() {
     );
     check_mistake(&given().flags(&["--port="]), &["flag --port: \"\" is not a whole number"]);
     check_mistake(&given().flags(&["--worker-urls="]), &["flag --worker-urls: worker url \"\""]);
+    check_mistake(
+        &given().flags(&["--worker-urls", "http://a", "check-config"]),
+        &["worker url \"check-config\"", "hint: a subcommand comes first: smg check-config FLAGS"],
+    );
+    check_mistake(
+        &given().flags(&["--port", "1", "check-config"]),
+        &["subcommand check-config stands after flags", "hint: it comes first"],
+    );
     let (status, _, err) = given().flags(&["lunch"]).run();
     assert_eq!(status, 2);
     assert!(err.starts_with("error: unrecognized subcommand 'lunch'"), "{err}");
@@ -374,6 +382,8 @@ fn a_file_that_can_not_be_used_says_why() {
     let broken = given().file("port = 1\napi-key = 'hunter2");
     check_mistake(&broken, &["smg.toml:2: "]);
     assert!(!broken.errors().contains("hunter2"));
+    // What the file may say is not missed.
+    check_mistake(&broken.flags(&["--tls-cert-path=/c"]), &["smg.toml:2: "]);
     check_mistake(
         &given().file("worker-ulrs = 'http://a'"),
         &["key worker-ulrs in smg.toml is not known", "did you mean worker-urls?"],
