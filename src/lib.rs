@@ -22,3 +22,5 @@ pub mod upstream;
 pub mod dispatch;
 
 pub mod http;
+
+pub mod mock;
