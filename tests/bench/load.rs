@@ -56,10 +56,10 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Bytes of a session's shared system prompt.
-    #[arg(long, default_value_t = 2500)]
+    #[arg(long, default_value_t = 1200)]
     system_bytes: usize,
     /// Bytes that a session adds in each turn.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 700)]
     turn_bytes: usize,
     /// Turns of a session.
     #[arg(long, default_value_t = 10)]
