@@ -5,15 +5,15 @@
 //! meaningless: an answer is `w0 w1 w2 …`, so that a lost or swapped chunk shows.
 //!
 //! In reading order: [`config`] (what it is told) · [`worker`] (sockets) · `service` (routes) · `engine` (slots, time,
-//! counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body` (what is read
-//! and said). Then [`traffic`]
-//! (sessions and pace), [`client`], [`histogram`].
+//! counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body` (what is read and said). Then
+//! [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
 
 mod answer;
 mod ask;
 mod body;
 pub mod client;
 pub mod config;
+pub mod demo;
 mod engine;
 pub mod histogram;
 mod listed;

@@ -140,6 +140,25 @@ impl FixedRate {
     }
 }
 
+/// What a chat's answer says, whole or as a stream, as it stands in the JSON: what [`Session::answered`] wants.
+#[must_use]
+pub fn said(answer: &[u8]) -> String {
+    const KEY: &[u8] = b"\"content\":\"";
+    let mut said = Vec::new();
+    let mut rest = answer;
+    while let Some(start) = memchr::memmem::find(rest, KEY).map(|at| at + KEY.len()) {
+        rest = &rest[start..];
+        let mut end = 0;
+        while end < rest.len() && rest[end] != b'"' {
+            end += 1 + usize::from(rest[end] == b'\\');
+        }
+        let end = end.min(rest.len());
+        said.extend_from_slice(&rest[..end]);
+        rest = &rest[end..];
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
 /// Adds words until `bytes` are written.
 fn push_words(text: &mut String, bytes: usize, rng: &mut StdRng) {
     const WORDS: [&str; 24] = [
@@ -204,6 +223,17 @@ mod tests {
         let body = |seed| Session::start(&Chats::default(), seed).ask();
         assert_eq!(body(5), body(5));
         assert_ne!(body(5), body(6));
+    }
+
+    #[test]
+    fn what_was_said_is_found_whole_and_in_pieces() {
+        assert_eq!(said(br#"{"message":{"content":"a\"b\\"},"x":"y"}"#), r#"a\"b\\"#);
+        let stream =
+            b"data: {\"delta\":{\"content\":\"\"}}\n\ndata: {\"delta\":{\"content\":\"w0 \"}}\n\n\
+                       data: {\"delta\":{\"content\":\"w1 \"}}\n\ndata: [DONE]\n\n";
+        assert_eq!(said(stream), "w0 w1 ");
+        assert_eq!(said(br#"{"content":"broken off\"#), r"broken off\");
+        assert_eq!(said(b"{}"), "");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use smg::mock::client::{Connection, request};
 use smg::mock::histogram::Histogram;
-use smg::mock::traffic::{Chats, FixedRate, Session};
+use smg::mock::traffic::{Chats, FixedRate, Session, said};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::LocalSet;
 
@@ -252,7 +252,7 @@ impl Asker {
                 if Instant::now() >= self.window.until {
                     return;
                 }
-                session.answered(&content(&answer));
+                session.answered(&said(&answer));
             }
         }
     }
@@ -376,18 +376,6 @@ fn event_ends(piece: &[u8], at_line_end: &mut bool) -> u64 {
     }
     *at_line_end = piece.last() == Some(&b'\n');
     events
-}
-
-/// The content of a chat's answer, as it stands in the JSON.
-fn content(answer: &[u8]) -> String {
-    let Some(start) = memchr::memmem::find(answer, b"\"content\":\"").map(|at| at + 11) else {
-        return String::new();
-    };
-    let mut end = start;
-    while end < answer.len() && answer[end] != b'"' {
-        end += 1 + usize::from(answer[end] == b'\\');
-    }
-    String::from_utf8_lossy(&answer[start..end.min(answer.len())]).into_owned()
 }
 
 fn number(answer: &[u8], key: &[u8]) -> u64 {
