@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -16,6 +16,10 @@ use crate::mock::listed;
 use crate::mock::script::{Faults, Script};
 use crate::mock::worker::{Cut, Last, Worker};
 
+/// Who answered.
+const WORKER: HeaderName = HeaderName::from_static("x-mock-worker");
+/// What to do wrong.
+const SCRIPT: HeaderName = HeaderName::from_static("x-mock");
 /// Tokens that the model claims to hold.
 pub(super) const MAX_MODEL_TOKENS: u32 = 131_072;
 /// Largest request body.
@@ -40,7 +44,7 @@ pub(super) async fn serve(
         Route::About(about) => self::about(worker, about),
         Route::Infer(kind) => infer(worker, kind, head, body).await?,
     };
-    response.headers_mut().insert("x-mock-worker", worker.name_header());
+    response.headers_mut().insert(WORKER, worker.name_header());
     Ok(response)
 }
 
@@ -137,7 +141,7 @@ async fn infer(
     body: Incoming,
 ) -> Result<Response<Body>, Cut> {
     let mut job = worker.engine().begin();
-    let own_script = head.headers.get("x-mock").cloned();
+    let own_script = head.headers.get(SCRIPT).cloned();
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
     let body = match collect(body).await {
         Ok(body) => body,

@@ -330,7 +330,8 @@ where
 {
     // Boxed, so that the connection may be taken apart at its end.
     let service = service_fn(|request| Box::pin(service::serve(&worker, request)));
-    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection =
+        http1::Builder::new().writev(false).serve_connection(TokioIo::new(stream), service);
     let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     let mut stream = connection.into_parts().io.into_inner();
     let cut =
