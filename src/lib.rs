@@ -29,3 +29,5 @@ pub mod config;
 pub mod telemetry;
 
 pub mod app;
+
+pub mod mock;

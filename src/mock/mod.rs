@@ -1,0 +1,27 @@
+//! A worker that needs no GPU, traffic for it, and the demo.
+//!
+//! The worker speaks the OpenAI, Anthropic and SGLang shapes, takes as long as it is told to, remembers prompt prefixes
+//! as an engine does and misbehaves on request. Tests, the demo and the benchmarks all run against it. What it says is
+//! meaningless: an answer is `w0 w1 w2 …`, so that a lost or swapped chunk shows.
+//!
+//! In reading order: [`config`] (what it is told) · [`worker`] (sockets) · `service` (routes) · `engine` (slots, time,
+//! counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body` (what is read and said). Then
+//! [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
+
+mod answer;
+mod ask;
+mod body;
+pub mod client;
+pub mod config;
+pub mod demo;
+mod engine;
+pub mod histogram;
+mod listed;
+pub mod prefix_cache;
+pub mod script;
+mod service;
+pub mod traffic;
+pub mod worker;
+
+pub use config::{Args, Config};
+pub use engine::Stats;
