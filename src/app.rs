@@ -1,5 +1,6 @@
 //! The composition root: builds bottom-up, starts top-down, stops in reverse. It composes; it decides nothing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,15 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config, Process, Start};
 use crate::dispatch::{self, Policies};
 use crate::fleet::{self, Fleet};
 use crate::http::{self, Lifecycle, Server, Surface};
 use crate::limit::{self, Admission};
+use crate::mock::demo::{DemoError, RunningRouter};
 use crate::tasks::{OnEnd, TasksOwner};
 use crate::upstream::Client;
-use crate::{prefix, prober, telemetry, tls};
+use crate::{mock, prefix, prober, telemetry, tls};
 
 /// A router with its sockets bound and nothing running.
 #[derive(Debug)]
@@ -208,4 +210,43 @@ impl Running {
 #[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
 fn deadline(after: Duration) -> tokio::time::Instant {
     tokio::time::Instant::now() + after
+}
+
+/// Runs `smg demo`: a router with its defaults in front of the demo's workers.
+///
+/// # Errors
+/// If something can't be started, or a request fails where nobody watches.
+pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
+    mock::demo::run(args, async |workers| {
+        let running = App::build(demo_config(&workers)?)?.start()?;
+        let addresses = vec![running.address()];
+        let (stop, stops) = watch::channel(0);
+        let stop = Box::pin(async move {
+            stop.send_replace(1);
+            running.run(stops).await;
+        });
+        Ok(RunningRouter { addresses, stop })
+    })
+    .await
+}
+
+/// The configuration that a person would type for the demo, read as if typed.
+fn demo_config(workers: &[String]) -> anyhow::Result<Config> {
+    let flags = [
+        "--host=127.0.0.1",
+        "--port=0",
+        "--prometheus-port=0",
+        "--drain-settle-secs=0",
+        "--worker-urls",
+    ];
+    let arguments =
+        flags.into_iter().chain(workers.iter().map(String::as_str)).map(Into::into).collect();
+    let process = Process { arguments, variables: BTreeMap::new(), ..Process::current() };
+    let mut mistakes = Vec::new();
+    match config::start(&process, &mut std::io::sink(), &mut mistakes) {
+        Start::Router(loaded) => Ok(loaded.config),
+        Start::MockWorkers(_) | Start::Demo(_) | Start::Done(_) => {
+            anyhow::bail!("{}", String::from_utf8_lossy(&mistakes))
+        }
+    }
 }

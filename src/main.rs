@@ -1,11 +1,12 @@
 //! The binary: arguments → configuration → runtime → `App::build` → run → exit code; nothing else.
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use smg::app::{App, Ending};
+use smg::app::{self, App, Ending};
 use smg::config::{self, Loaded, Process, Start};
-use smg::telemetry;
+use smg::{mock, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -27,8 +28,26 @@ fn main() -> ExitCode {
                 ExitCode::from(FAILED)
             }
         },
+        Start::MockWorkers(configs) => told(block_on(mock::worker::run(configs))),
+        Start::Demo(args) => told(block_on(app::demo(args))),
         Start::Done(status) => ExitCode::from(status),
     }
+}
+
+/// The exit status of a command that has no log: what failed goes to standard error.
+fn told<E: Display>(ended: anyhow::Result<Result<(), E>>) -> ExitCode {
+    let failure = match ended {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure.to_string(),
+        Err(failure) => format!("{failure:#}"),
+    };
+    // Standard error may be closed: the exit status says it as well.
+    let _unheard = writeln!(io::stderr(), "error: {failure}").is_err();
+    ExitCode::from(FAILED)
+}
+
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }
 
 fn run(loaded: Loaded) -> anyhow::Result<Ending> {
@@ -36,12 +55,11 @@ fn run(loaded: Loaded) -> anyhow::Result<Ending> {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    block_on(async {
         let stops = count_signals()?;
         let running = App::build(loaded.config)?.start()?;
         Ok(running.run(stops).await)
-    })
+    })?
 }
 
 /// Counts requests to end: SIGTERM and SIGINT.

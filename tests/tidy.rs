@@ -60,6 +60,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "cli",
             "telemetry",
+            "mock",
         ],
     ),
     (

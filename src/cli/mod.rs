@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 
+use crate::mock;
+
 mod failure;
 mod listen;
 mod observe;
@@ -62,6 +64,10 @@ pub enum Command {
     },
     /// Print the manual page.
     Man,
+    /// Be an OpenAI-compatible worker that needs no GPU: for trying things out and for tests.
+    MockWorker(Box<mock::Args>),
+    /// Show a router at work: four mock workers, some users who chat, one live screen.
+    Demo(mock::demo::Args),
 }
 
 /// What the router can be told on the command line, in variables and in a file.

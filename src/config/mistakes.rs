@@ -13,6 +13,11 @@ use std::path::Path;
 pub struct ConfigErrors(Vec<Mistake>);
 
 impl ConfigErrors {
+    /// A single mistake.
+    pub(super) fn one(mistake: Mistake) -> Self {
+        Self(vec![mistake])
+    }
+
     /// `Err` with these mistakes, unless there are none.
     pub(super) fn unless_empty(mistakes: Vec<Mistake>) -> Result<(), Self> {
         if mistakes.is_empty() { Ok(()) } else { Err(Self(mistakes)) }

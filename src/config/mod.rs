@@ -11,7 +11,7 @@ use clap::ArgMatches;
 
 use crate::cli;
 use crate::spec::WorkerSpec;
-use crate::{dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
+use crate::{dispatch, fleet, http, limit, mock, policy, prefix, telemetry, tls, upstream};
 
 mod file;
 mod layers;
@@ -85,6 +85,10 @@ impl Loaded {
 pub enum Start {
     /// Run the router.
     Router(Box<Loaded>),
+    /// Run mock workers.
+    MockWorkers(Vec<mock::Config>),
+    /// Run the demo.
+    Demo(mock::demo::Args),
     /// Nothing: what was asked for is printed; the exit status.
     Done(u8),
 }
@@ -94,6 +98,8 @@ pub enum Start {
 pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) -> Start {
     let printed = match answer(process) {
         Ok(Answer::Router(loaded)) => return Start::Router(loaded),
+        Ok(Answer::MockWorkers(configs)) => return Start::MockWorkers(configs),
+        Ok(Answer::Demo(args)) => return Start::Demo(args),
         Ok(Answer::Print { text, warnings }) => {
             let warnings: String =
                 warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -113,6 +119,8 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
 /// What the command line asks for, nothing printed yet.
 enum Answer {
     Router(Box<Loaded>),
+    MockWorkers(Vec<mock::Config>),
+    Demo(mock::demo::Args),
     Print { text: Vec<u8>, warnings: Vec<String> },
 }
 
@@ -129,7 +137,7 @@ fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
         }
         Some(Asked::Other(command)) => {
             ConfigErrors::unless_empty(mistakes)?;
-            Ok(other(&command))
+            other(command)
         }
         Some(Asked::Text(text)) => {
             Ok(Answer::Print { text: text.into_bytes(), warnings: Vec::new() })
@@ -141,11 +149,18 @@ fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
     }
 }
 
-fn other(command: &cli::Command) -> Answer {
+fn other(command: cli::Command) -> Result<Answer, ConfigErrors> {
     let mut text = Vec::new();
     match command {
+        cli::Command::MockWorker(args) => {
+            return match args.configs() {
+                Ok(configs) => Ok(Answer::MockWorkers(configs)),
+                Err(error) => Err(ConfigErrors::one(Mistake::new(error.to_string()))),
+            };
+        }
+        cli::Command::Demo(args) => return Ok(Answer::Demo(args)),
         cli::Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut cli::shown_command(), "smg", &mut text);
+            clap_complete::generate(shell, &mut cli::shown_command(), "smg", &mut text);
         }
         cli::Command::Man => {
             let page = clap_mangen::Man::new(cli::shown_command());
@@ -155,7 +170,7 @@ fn other(command: &cli::Command) -> Answer {
             unreachable!("these are read leniently")
         }
     }
-    Answer::Print { text, warnings: Vec::new() }
+    Ok(Answer::Print { text, warnings: Vec::new() })
 }
 
 /// Reads and checks everything; `mistakes` were made on the command line already.

@@ -158,7 +158,10 @@ impl SpecDocument {
                 invalid("api_key_file", format!("cannot read {path:?}: {error}"))
             })?,
             _ => {
-                return Err(invalid("api_key", "give one of api_key, api_key_env and api_key_file"));
+                return Err(invalid(
+                    "api_key",
+                    "give one of api_key, api_key_env and api_key_file",
+                ));
             }
         };
         let key = Secret::new(key.trim());

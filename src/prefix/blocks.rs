@@ -122,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_prompt_without_a_full_block_is_hashed_whole() {
-        assert_eq!(blocks_of(&[]), []);
-        assert_eq!(blocks_of(&[b"", b""]), []);
+        assert_eq!(blocks_of(&[]), Vec::<u64>::new());
+        assert_eq!(blocks_of(&[b"", b""]), Vec::<u64>::new());
         assert_eq!(blocks_of(&[b"hello"]).len(), 1);
         assert_eq!(blocks_of(&[b"hel", b"lo"]), blocks_of(&[b"hello"]));
         assert_ne!(blocks_of(&[b"hello"]), blocks_of(&[b"hullo"]));

@@ -185,7 +185,13 @@ impl Client {
         while let Some(mut connection) = self.pool.take(worker.id(), started) {
             match self.exchange(&mut connection, to_request(worker, outgoing)).await {
                 Ok(response) => {
-                    return Ok(self.respond(worker, connection, response, started, outgoing.stream));
+                    return Ok(self.respond(
+                        worker,
+                        connection,
+                        response,
+                        started,
+                        outgoing.stream,
+                    ));
                 }
                 // Not a byte was sent: the next one may be open.
                 Err(Failed::Unsent) => {}
