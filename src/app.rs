@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use prometheus::Registry;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
@@ -220,6 +221,14 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
     mock::demo::run(args, async |workers| {
         let running = App::build(demo_config(&workers)?)?.start()?;
         let addresses = vec![running.address()];
+        let ready = async {
+            while running.fleet().load().ready() < workers.len() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), ready)
+            .await
+            .context("the workers did not become ready")?;
         let (stop, stops) = watch::channel(0);
         let stop = Box::pin(async move {
             stop.send_replace(1);

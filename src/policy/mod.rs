@@ -2,15 +2,39 @@
 //!
 //! A policy sees a slice of small [`Candidate`]s that are already fit to serve (ready, admitted by their breaker, below
 //! their own limit, not tried yet) and a [`Hint`] of what is known about the request. It never sees a worker, a socket
-//! or a clock. Ties are broken by chance, never by position.
+//! or a clock. Ties are broken by chance, never by position. Loads are compared as (load + 1) / weight everywhere, so
+//! that a worker of twice the weight is as busy with twice the requests.
+//!
+//! A policy learns in [`Policy::sent`], when the request goes out, and not in [`Policy::pick`]: after a retry the worker
+//! that got the request is another than the one that was picked first.
+
+mod bucket;
+mod cache_aware;
+mod choose;
+mod consistent_hashing;
+mod least_load;
+mod manual;
+mod passthrough;
+mod power_of_two;
+mod prefix_hash;
+mod random;
+mod rendezvous;
+mod round_robin;
+mod sessions;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 
 use crate::ids::WorkerId;
 use crate::now::Now;
+use crate::prefix;
 
 /// The policies by name (`--policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,6 +59,76 @@ pub enum Kind {
     Bucket,
     /// Whatever comes first, counted all the same: for a single worker.
     Passthrough,
+}
+
+impl Kind {
+    /// All policies, the default first.
+    pub const ALL: [Self; 10] = [
+        Self::CacheAware,
+        Self::RoundRobin,
+        Self::Random,
+        Self::PowerOfTwo,
+        Self::LeastLoad,
+        Self::ConsistentHashing,
+        Self::PrefixHash,
+        Self::Manual,
+        Self::Bucket,
+        Self::Passthrough,
+    ];
+
+    /// The name for `--policy`, the worker label `policy` and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CacheAware => "cache_aware",
+            Self::RoundRobin => "round_robin",
+            Self::Random => "random",
+            Self::PowerOfTwo => "power_of_two",
+            Self::LeastLoad => "least_load",
+            Self::ConsistentHashing => "consistent_hashing",
+            Self::PrefixHash => "prefix_hash",
+            Self::Manual => "manual",
+            Self::Bucket => "bucket",
+            Self::Passthrough => "passthrough",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A text that names no policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policy {0:?} is not one of {names}", names = Kind::ALL.map(Kind::name).join(", "))]
+pub struct ParseKindError(String);
+
+impl FromStr for Kind {
+    type Err = ParseKindError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| ParseKindError(text.chars().take(64).collect()))
+    }
+}
+
+/// The policy called `kind`. One instance may serve several models; `index` may be shared by several policies.
+#[must_use]
+pub fn build(kind: Kind, config: &Config, index: Arc<prefix::Index>) -> Arc<dyn Policy> {
+    match kind {
+        Kind::CacheAware => Arc::new(cache_aware::CacheAware::new(config, index)),
+        Kind::RoundRobin => Arc::new(round_robin::RoundRobin::default()),
+        Kind::Random => Arc::new(random::Random),
+        Kind::PowerOfTwo => Arc::new(power_of_two::PowerOfTwo),
+        Kind::LeastLoad => Arc::new(least_load::LeastLoad),
+        Kind::ConsistentHashing => Arc::new(consistent_hashing::ConsistentHashing),
+        Kind::PrefixHash => Arc::new(prefix_hash::PrefixHash),
+        Kind::Manual => Arc::new(manual::Manual::new(config)),
+        Kind::Bucket => Arc::new(bucket::Bucket::new(config)),
+        Kind::Passthrough => Arc::new(passthrough::Passthrough),
+    }
 }
 
 /// What the policies can be told.
@@ -97,9 +191,9 @@ pub enum Decision {
     Plain,
     /// The longest known prefix: the matched fraction of the prompt, 0..=1.
     Hit(f32),
-    /// A prefix matched, but its workers were too busy: affinity was given up.
+    /// The worker that the prompt belongs to was too busy: affinity was given up for the least loaded.
     Balance,
-    /// No known prefix was long enough.
+    /// No known prefix was long enough; or the session is new.
     Miss,
     /// The key's own worker.
     Sticky,

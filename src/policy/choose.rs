@@ -1,0 +1,76 @@
+//! Choices that policies share: by load, by weight, by chance.
+//!
+//! All arithmetic is in whole numbers that can't overflow: a load plus one and a weight have at most 33 and 32 bits.
+
+use std::cmp::Ordering;
+
+use rand::Rng;
+
+use super::{Candidate, Config, Pick};
+
+/// A number below `n`, each as likely (to within 2^-64); 0 if `n` is 0.
+pub(super) fn below(rng: &mut dyn Rng, n: u64) -> u64 {
+    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
+}
+
+/// The weight, 1 at least.
+pub(super) fn weight(candidate: &Candidate) -> u64 {
+    u64::from(candidate.weight.max(1))
+}
+
+/// Compares (load + 1) / weight.
+pub(super) fn compare_load(a: &Candidate, b: &Candidate) -> Ordering {
+    // At most 2^32 * (2^32 - 1).
+    let left = (u64::from(a.load) + 1) * weight(b);
+    let right = (u64::from(b.load) + 1) * weight(a);
+    left.cmp(&right)
+}
+
+/// The one with the lowest (load + 1) / weight, one of them by chance if there are several.
+pub(super) fn least_loaded<'a>(
+    candidates: impl Iterator<Item = (usize, &'a Candidate)> + Clone,
+    rng: &mut dyn Rng,
+) -> Option<usize> {
+    let mut rest = candidates.clone();
+    let (mut index, mut least) = rest.next()?;
+    let mut equals = 1;
+    for (at, candidate) in rest {
+        match compare_load(candidate, least) {
+            Ordering::Less => (index, least, equals) = (at, candidate, 1),
+            Ordering::Equal => equals += 1,
+            Ordering::Greater => {}
+        }
+    }
+    if equals == 1 {
+        return Some(index);
+    }
+    let chosen = below(rng, equals) as usize;
+    candidates
+        .filter(|(_, candidate)| compare_load(candidate, least).is_eq())
+        .nth(chosen)
+        .map(|(at, _)| at)
+}
+
+/// The sum of all weights.
+pub(super) fn total_weight(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(weight).sum()
+}
+
+/// Whether the load of `candidate` keeps within the bounds that affinity is held in: it is given up when the load
+/// exceeds that of the `least` loaded one by more than `balance_abs_threshold` and more than `balance_rel_threshold`
+/// times. A `least` of another weight counts as if it had the weight of `candidate`.
+pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &Config) -> bool {
+    let load = f64::from(candidate.load) + 1.0;
+    let scale = weight(candidate) as f64 / weight(least) as f64;
+    let fair = (f64::from(least.load) + 1.0) * scale;
+    // Below 1, or no number at all, the ratio would say "exceeded" of equals.
+    let ratio = f64::from(config.balance_rel_threshold).max(1.0);
+    load - fair <= f64::from(config.balance_abs_threshold) || load <= fair * ratio
+}
+
+impl Pick {
+    /// The candidate at `index`, for the reason `decision`.
+    pub(super) const fn new(index: usize, decision: super::Decision) -> Self {
+        Self { index, decision }
+    }
+}

@@ -1,0 +1,132 @@
+//! Smooth weighted round robin.
+//!
+//! Each worker has a pass, the virtual time of its next turn; the earliest goes, and its next turn is a stride of
+//! 1 / weight later (stride scheduling: C. Waldspurger, W. Weihl, 1995). Turns of one worker so lie evenly spread, and
+//! with equal weights it is the plain cycle. A worker begins somewhere within its first stride by chance, so that
+//! several routers that start together do not march in step.
+//!
+//! The state goes by worker id and is told nothing of what a worker is: it holds for any subset of candidates, as after
+//! a retry or for several models. A worker that was away and whose pass lies far behind begins anew instead of catching
+//! up on all that it missed.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use rand::Rng;
+
+use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
+use crate::ids::WorkerId;
+use crate::now::Now;
+
+/// A stride of weight 1. With it a pass lasts for 2^44 turns of one worker.
+const STRIDE: u64 = 1 << 20;
+/// Workers that are remembered; beyond that all begin anew, which costs the evenness of one round.
+const MAX_WORKERS: usize = 1 << 16;
+
+/// Picks by turns.
+#[derive(Debug, Default)]
+pub(super) struct RoundRobin {
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    slots: Vec<Slot>,
+    places: HashMap<WorkerId, usize>,
+    /// The slot of each candidate of this pick: kept for its memory.
+    line: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    worker: WorkerId,
+    pass: u64,
+}
+
+/// In [`Turns::line`]: not known yet.
+const NEW: usize = usize::MAX;
+
+impl Policy for RoundRobin {
+    fn name(&self) -> &'static str {
+        Kind::RoundRobin.name()
+    }
+
+    fn pick(
+        &self,
+        candidates: &[Candidate],
+        _hint: &Hint<'_>,
+        _now: Now,
+        rng: &mut dyn Rng,
+    ) -> Option<Pick> {
+        let index = self.turns.lock().next(candidates, rng)?;
+        Some(Pick::new(index, Decision::Plain))
+    }
+
+    fn forget(&self, worker: WorkerId) {
+        self.turns.lock().remove(worker);
+    }
+}
+
+impl Turns {
+    fn next(&mut self, candidates: &[Candidate], rng: &mut dyn Rng) -> Option<usize> {
+        if self.slots.len() + candidates.len() > MAX_WORKERS {
+            self.slots.clear();
+            self.places.clear();
+        }
+        self.find(candidates);
+        // Whoever takes part has its pass within one stride of the others: the picked one was the earliest.
+        let known = || self.line.iter().filter(|at| **at != NEW).map(|at| self.slots[*at].pass);
+        let longest = candidates.iter().map(stride).max()?;
+        let stale = known().max().unwrap_or(0).saturating_sub(longest);
+        let base = known().filter(|pass| *pass >= stale).min().unwrap_or(0);
+
+        let mut earliest: Option<(u64, usize, usize)> = None;
+        for (index, candidate) in candidates.iter().enumerate() {
+            let mut at = self.line[index];
+            if at == NEW {
+                at = self.slots.len();
+                self.places.insert(candidate.id, at);
+                let pass = base + choose::below(rng, stride(candidate));
+                self.slots.push(Slot { worker: candidate.id, pass });
+            } else if self.slots[at].pass < stale {
+                self.slots[at].pass = base + choose::below(rng, stride(candidate));
+            }
+            let pass = self.slots[at].pass;
+            if earliest.is_none_or(|(first, ..)| pass < first) {
+                earliest = Some((pass, index, at));
+            }
+        }
+        let (pass, index, at) = earliest?;
+        self.slots[at].pass = pass + stride(&candidates[index]);
+        Some(index)
+    }
+
+    /// Fills `line`. Candidates come in much the same order each time, so the slot behind the last one is tried before
+    /// the map.
+    fn find(&mut self, candidates: &[Candidate]) {
+        self.line.clear();
+        let mut guess = 0;
+        for candidate in candidates {
+            let guessed = self.slots.get(guess).is_some_and(|slot| slot.worker == candidate.id);
+            let at = if guessed {
+                guess
+            } else {
+                self.places.get(&candidate.id).copied().unwrap_or(NEW)
+            };
+            guess = at.wrapping_add(1);
+            self.line.push(at);
+        }
+    }
+
+    fn remove(&mut self, worker: WorkerId) {
+        let Some(at) = self.places.remove(&worker) else { return };
+        self.slots.swap_remove(at);
+        if let Some(moved) = self.slots.get(at) {
+            self.places.insert(moved.worker, at);
+        }
+    }
+}
+
+fn stride(candidate: &Candidate) -> u64 {
+    (STRIDE / choose::weight(candidate)).max(1)
+}

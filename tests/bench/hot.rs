@@ -1,0 +1,188 @@
+//! What a request costs before it is sent: admission, hashing the prompt, finding its prefix, picking a worker.
+//!
+//! `cargo bench --bench hot`, or with a filter such as `-- prefix`. Figures are worth something only with machine,
+//! commit and command beside them; see docs/benchmarks.md.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
+
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rand::rngs::{SmallRng, StdRng};
+use rand::{RngExt, SeedableRng};
+
+use smg::ids::{ModelId, WorkerId};
+use smg::limit::{self, Admission};
+use smg::now::Now;
+use smg::policy::{self, Candidate, Hint, Kind};
+use smg::prefix::{self, Index};
+
+const SEED: u64 = 1;
+/// Blocks of an 8 KB prompt.
+const DEPTH: usize = 32;
+const ENTRIES: usize = 1_000_000;
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(30);
+    targets = hashing, tree, picking, admitting
+}
+criterion_main!(benches);
+
+fn hashing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hash");
+    let root = prefix::root(&ModelId::from("model"));
+    for kib in [8, 128] {
+        let prompt: Vec<u8> = random_bytes(kib << 10);
+        group.throughput(Throughput::Bytes(prompt.len() as u64));
+        let mut blocks = Vec::new();
+        group.bench_function(format!("{kib}_kib"), |bencher| {
+            bencher.iter(|| {
+                prefix::chain(root, &[black_box(&prompt)], &mut blocks);
+                blocks.last().copied()
+            });
+        });
+    }
+    // Tools and system before the messages: two blocks lie across segments.
+    let prompt = random_bytes(8 << 10);
+    group.throughput(Throughput::Bytes(prompt.len() as u64));
+    let mut blocks = Vec::new();
+    group.bench_function("8_kib_in_3_segments", |bencher| {
+        let (tools, rest) = prompt.split_at(3000);
+        let (system, messages) = rest.split_at(700);
+        bencher.iter(|| {
+            prefix::chain(root, black_box(&[tools, system, messages]), &mut blocks);
+            blocks.last().copied()
+        });
+    });
+    group.finish();
+}
+
+fn tree(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("prefix");
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let index = Index::new(&prefix::Config { max_entries: ENTRIES });
+    let prompts: Vec<Vec<u64>> = (0..ENTRIES / DEPTH + 2000).map(|_| blocks(&mut rng)).collect();
+    for (at, prompt) in prompts.iter().enumerate() {
+        index.insert(prompt, WorkerId::from_u64(at as u64 % 64), Now::default());
+    }
+    let entries = index.entries();
+    assert!(entries >= ENTRIES * 99 / 100, "only {entries} entries");
+    #[expect(clippy::print_stderr, reason = "a figure of its own")]
+    {
+        let bytes = index.bytes() as f64 / entries as f64;
+        eprintln!("prefix: {entries} entries, {bytes:.1} bytes each");
+    }
+
+    // Each look-up another prompt in random order, so that most of what it reads is in no near cache. Prepared outside
+    // of the measurement: the prompt's own blocks have just been hashed when it is looked up.
+    let mut draw = SmallRng::seed_from_u64(SEED);
+    let everyone = |_| true;
+    for (name, known) in [("all", DEPTH), ("three_quarters", DEPTH * 3 / 4), ("one_block", 1)] {
+        group.bench_function(BenchmarkId::new("longest_8_kib_known", name), |bencher| {
+            bencher.iter_batched_ref(
+                || {
+                    let mut prompt = prompts[draw.random_range(0..prompts.len())].clone();
+                    prompt[known..].iter_mut().for_each(|block| *block = draw.random());
+                    prompt
+                },
+                |prompt| index.longest(prompt, Now::default(), everyone).map(|m| m.depth),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.bench_function(BenchmarkId::new("longest_8_kib_known", "nothing"), |bencher| {
+        bencher.iter_batched_ref(
+            || blocks(&mut draw),
+            |prompt| index.longest(prompt, Now::default(), everyone).map(|m| m.depth),
+            BatchSize::SmallInput,
+        );
+    });
+    // Served again by the worker that has it: what each turn of a conversation does to its head.
+    group.bench_function("insert_8_kib_known", |bencher| {
+        bencher.iter_batched_ref(
+            || {
+                let at = draw.random_range(0..prompts.len());
+                (&prompts[at], WorkerId::from_u64(at as u64 % 64))
+            },
+            |(prompt, worker)| index.insert(prompt, *worker, Now::default()),
+            BatchSize::SmallInput,
+        );
+    });
+    // The index is at its bound: each block evicts another.
+    group.bench_function("insert_8_kib_new", |bencher| {
+        bencher.iter_batched_ref(
+            || blocks(&mut draw),
+            |prompt| index.insert(prompt, WorkerId::from_u64(1), Now::default()),
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+fn picking(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pick");
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let prompts: Vec<Vec<u64>> = (0..1000).map(|_| blocks(&mut rng)).collect();
+    for kind in Kind::ALL {
+        for (count, even) in [(8, true), (64, true), (256, true), (256, false)] {
+            let candidates: Vec<Candidate> = (0..count)
+                .map(|_| Candidate {
+                    id: WorkerId::from_u64(rng.random()),
+                    load: rng.random_range(0..8),
+                    weight: if even { 1 } else { rng.random_range(1..9) },
+                })
+                .collect();
+            let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 16 }));
+            let policy = policy::build(kind, &policy::Config::default(), index);
+            for (at, prompt) in prompts.iter().enumerate() {
+                let key = at.to_le_bytes();
+                let hint = Hint { session: Some(&key), blocks: prompt, prompt_bytes: 100 * at };
+                policy.sent(candidates[at % count].id, &hint, Now::default());
+            }
+            let name = format!("{count}{}", if even { "" } else { "_weighted" });
+            group.bench_function(BenchmarkId::new(kind.name(), name), |bencher| {
+                let mut draw = SmallRng::seed_from_u64(SEED);
+                let mut at = 0;
+                bencher.iter(|| {
+                    at = (at + 1) % prompts.len();
+                    let key = at.to_le_bytes();
+                    let hint =
+                        Hint { session: Some(&key), blocks: &prompts[at], prompt_bytes: 100 * at };
+                    policy.pick(black_box(&candidates), &hint, Now::default(), &mut draw).unwrap()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn admitting(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("admission");
+    let config = limit::Config { max_concurrent: NonZeroU32::new(100), queue_size: 100 };
+    let admission = Admission::new(&config);
+    group.bench_function("try_enter_and_give_back", |bencher| {
+        bencher.iter(|| admission.try_enter().unwrap());
+    });
+    let taken: Vec<_> = (0..100).map(|_| admission.try_enter().unwrap()).collect();
+    group.bench_function("wait_and_leave", |bencher| {
+        bencher.iter(|| admission.enter(limit::Priority::Default).unwrap());
+    });
+    drop(taken);
+    group.finish();
+}
+
+fn random_bytes(len: usize) -> Vec<u8> {
+    let mut rng = StdRng::seed_from_u64(SEED);
+    (0..len).map(|_| rng.random()).collect()
+}
+
+fn blocks(rng: &mut impl rand::Rng) -> Vec<u64> {
+    (0..DEPTH).map(|_| rng.random_range(1..=u64::MAX)).collect()
+}
