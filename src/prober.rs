@@ -46,7 +46,18 @@ struct Schedule {
 struct Answer {
     worker: WorkerId,
     probe: Option<Probe>,
-    looked: Option<Option<Discovered>>,
+    look: Look,
+}
+
+/// What a look at what a worker serves gave.
+#[derive(Debug)]
+enum Look {
+    /// It was not looked at.
+    NotNow,
+    /// It could not be read this time.
+    Failed,
+    /// This.
+    Found(Discovered),
 }
 
 /// Probes the fleet until the task is dropped.
@@ -111,10 +122,10 @@ fn settle(
     let Some(schedule) = schedules.get_mut(&answer.worker) else { return };
     schedule.asking = false;
     let worker = answer.worker;
-    match &answer.looked {
-        None => {}
-        Some(None) => schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2)),
-        Some(Some(found)) => {
+    match &answer.look {
+        Look::NotNow => {}
+        Look::Failed => schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2)),
+        Look::Found(found) => {
             schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
             if fleet.discovered(worker, found.clone()) {
                 info!(%worker, models = ?found.models, "worker's models are known");
@@ -124,7 +135,7 @@ fn settle(
     if let Some(probe) = answer.probe {
         let snapshot = fleet.snapshot();
         let own = snapshot.worker(worker).and_then(|worker| worker.spec.health.interval);
-        let interval = own.unwrap_or(fleet.config().health.interval);
+        let interval = own.unwrap_or_else(|| fleet.config().health.interval);
         schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
         match fleet.report_probe(worker, probe) {
             Some(Change::Up { cold }) => {
@@ -151,8 +162,8 @@ async fn ask(
     probe: bool,
     look: bool,
 ) -> Answer {
-    let timeout = worker.spec.health.timeout.unwrap_or(fleet.config().health.timeout);
-    let mut answer = Answer { worker: worker.id, probe: None, looked: None };
+    let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
+    let mut answer = Answer { worker: worker.id, probe: None, look: Look::NotNow };
     if probe {
         let endpoint =
             worker.spec.health.endpoint.as_deref().unwrap_or(&fleet.config().health.endpoint);
@@ -175,7 +186,7 @@ async fn ask(
         );
     }
     if look && answer.probe.is_none_or(|probe| probe == Probe::Good) {
-        answer.looked = Some(look_at(&client, &worker, timeout).await);
+        answer.look = look_at(&client, &worker, timeout).await.map_or(Look::Failed, Look::Found);
     }
     answer
 }

@@ -72,6 +72,7 @@ impl Given {
                 Answer::Print { text, .. } => {
                     panic!("printed {:?}", String::from_utf8_lossy(&text))
                 }
+                Answer::MockWorkers(_) | Answer::Demo(_) => panic!("it is not the router"),
             })
         })
     }

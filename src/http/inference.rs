@@ -70,7 +70,7 @@ pub(super) async fn serve(
         } else {
             BROKEN_OPENAI
         }),
-        session: session.or(peek.session.as_deref().map(str::as_bytes)),
+        session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
         prompt: &peek.prompt,
         priority,
     };

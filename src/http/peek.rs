@@ -78,7 +78,7 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                     };
                 }
                 b"\"prompt_cache_key\"" => {
-                    peek.session = string_or_null(text, "prompt_cache_key").unwrap_or(None)
+                    peek.session = string_or_null(text, "prompt_cache_key").unwrap_or(None);
                 }
                 // Anything but a string is for the worker to refuse.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
@@ -86,7 +86,7 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 b"\"system\"" | b"\"instructions\"" => system = Some(text),
                 b"\"messages\"" => prompt = Some(text),
                 b"\"prompt\"" | b"\"input\"" | b"\"text\"" if prompt.is_none() => {
-                    prompt = Some(text)
+                    prompt = Some(text);
                 }
                 _ => {}
             }
@@ -292,7 +292,7 @@ mod tests {
             assert_eq!((peek.model, peek.stream, peek.prompt.len()), (None, false, 0));
         });
         check(r#"{"user":"u","prompt_cache_key":"k"}"#, |peek| {
-            assert_eq!(peek.session.as_deref(), Some("k"))
+            assert_eq!(peek.session.as_deref(), Some("k"));
         });
         check(r#"{"user":7,"n":-1.5e+3}"#, |peek| assert_eq!(peek.session, None));
     }

@@ -134,8 +134,8 @@ fn leads_to(path: &str, pattern: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn finds(method: Method, path: &str) -> Option<(&'static str, &'static str)> {
-        match find(&method, path) {
+    fn finds(method: &Method, path: &str) -> Option<(&'static str, &'static str)> {
+        match find(method, path) {
             Found::At(at) => Some((ROUTES[at].method, ROUTES[at].path)),
             Found::OtherMethod | Found::Nothing => None,
         }
@@ -143,13 +143,13 @@ mod tests {
 
     #[test]
     fn a_request_finds_its_route() {
-        assert_eq!(finds(Method::POST, "/v1/messages"), Some(("POST", "/v1/messages")));
-        assert_eq!(finds(Method::PATCH, "/workers/w-1"), Some(("PATCH", "/workers/{id}")));
+        assert_eq!(finds(&Method::POST, "/v1/messages"), Some(("POST", "/v1/messages")));
+        assert_eq!(finds(&Method::PATCH, "/workers/w-1"), Some(("PATCH", "/workers/{id}")));
         assert_eq!(
-            finds(Method::POST, "/workers/w-1/drain"),
+            finds(&Method::POST, "/workers/w-1/drain"),
             Some(("POST", "/workers/{id}/drain"))
         );
-        assert_eq!(finds(Method::HEAD, "/health"), Some(("GET", "/health")));
+        assert_eq!(finds(&Method::HEAD, "/health"), Some(("GET", "/health")));
         assert_eq!(find(&Method::GET, "/v1/messages"), Found::OtherMethod);
         assert_eq!(find(&Method::GET, "/workers/"), Found::Nothing);
         assert_eq!(find(&Method::GET, "/v1/models/x"), Found::Nothing);

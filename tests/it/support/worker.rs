@@ -151,7 +151,7 @@ async fn serve(mut stream: TcpStream, script: Script, record: Arc<Mutex<Vec<Seen
             "/health" => talk.answer(200, "", b"").await,
             "/v1/models" => talk.answer(200, "", br#"{"object":"list","data":[{"id":"m"}]}"#).await,
             "/get_server_info" | "/get_model_info" if seen.method == "GET" => {
-                talk.answer(404, "", b"").await
+                talk.answer(404, "", b"").await;
             }
             _ => {
                 record.lock().unwrap().push(seen);
