@@ -4,10 +4,11 @@
 //! as an engine does and misbehaves on request. Tests, the demo and the benchmarks all run against it. What it says is
 //! meaningless: an answer is `w0 w1 w2 …`, so that a lost or swapped chunk shows.
 //!
-//! In reading order: [`config`] (what it is told) · [`worker`] (sockets) · `service` (routes) · `engine` (slots, time,
+//! In reading order: [`config`] (what it is told) · [`worker`] (sockets) · `route`, `service`, `about`, `form` (requests) · `engine` (slots, time,
 //! counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body` (what is read and said). Then
 //! [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
 
+mod about;
 mod answer;
 mod ask;
 mod body;
@@ -15,9 +16,11 @@ pub mod client;
 pub mod config;
 pub mod demo;
 mod engine;
+mod form;
 pub mod histogram;
 mod listed;
 pub mod prefix_cache;
+mod route;
 pub mod script;
 mod service;
 pub mod traffic;
