@@ -73,40 +73,25 @@ impl Turns {
             self.slots.clear();
             self.places.clear();
         }
-        self.find(candidates);
-        // Whoever takes part has its pass within one stride of the others: the picked one was the earliest.
-        let known = || self.line.iter().filter(|at| **at != NEW).map(|at| self.slots[*at].pass);
-        let longest = candidates.iter().map(stride).max()?;
-        let stale = known().max().unwrap_or(0).saturating_sub(longest);
-        let base = known().filter(|pass| *pass >= stale).min().unwrap_or(0);
-
-        let mut earliest: Option<(u64, usize, usize)> = None;
-        for (index, candidate) in candidates.iter().enumerate() {
-            let mut at = self.line[index];
-            if at == NEW {
-                at = self.slots.len();
-                self.places.insert(candidate.id, at);
-                let pass = base + choose::below(rng, stride(candidate));
-                self.slots.push(Slot { worker: candidate.id, pass });
-            } else if self.slots[at].pass < stale {
-                self.slots[at].pass = base + choose::below(rng, stride(candidate));
-            }
-            let pass = self.slots[at].pass;
-            if earliest.is_none_or(|(first, ..)| pass < first) {
-                earliest = Some((pass, index, at));
-            }
-        }
-        let (pass, index, at) = earliest?;
-        self.slots[at].pass = pass + stride(&candidates[index]);
+        let lightest = candidates.iter().map(choose::weight).min()?;
+        let known = self.find(candidates);
+        // Whoever takes part has its pass within one stride of the others, for the picked one was the earliest.
+        let stale = known.latest.saturating_sub(stride(lightest));
+        let (pass, index) = match known.earliest {
+            Some((pass, index)) if known.all && pass >= stale => (pass, index),
+            Some(_) | None => self.begin_anew(candidates, stale, rng)?,
+        };
+        self.slots[self.line[index]].pass = pass + stride(choose::weight(&candidates[index]));
         Some(index)
     }
 
     /// Fills `line`. Candidates come in much the same order each time, so the slot behind the last one is tried before
     /// the map.
-    fn find(&mut self, candidates: &[Candidate]) {
+    fn find(&mut self, candidates: &[Candidate]) -> Known {
         self.line.clear();
+        let mut known = Known { all: true, latest: 0, earliest: None };
         let mut guess = 0;
-        for candidate in candidates {
+        for (index, candidate) in candidates.iter().enumerate() {
             let guessed = self.slots.get(guess).is_some_and(|slot| slot.worker == candidate.id);
             let at = if guessed {
                 guess
@@ -115,7 +100,51 @@ impl Turns {
             };
             guess = at.wrapping_add(1);
             self.line.push(at);
+            match self.slots.get(at) {
+                Some(Slot { pass, .. }) => {
+                    known.latest = known.latest.max(*pass);
+                    if known.earliest.is_none_or(|(first, _)| *pass < first) {
+                        known.earliest = Some((*pass, index));
+                    }
+                }
+                None => known.all = false,
+            }
         }
+        known
+    }
+
+    /// Gives those that are new, or whose pass is `stale`, a place within their stride from the earliest of the others,
+    /// and says which candidate is the earliest then.
+    fn begin_anew(
+        &mut self,
+        candidates: &[Candidate],
+        stale: u64,
+        rng: &mut dyn Rng,
+    ) -> Option<(u64, usize)> {
+        let passes = self.line.iter().filter_map(|at| self.slots.get(*at)).map(|slot| slot.pass);
+        let base = passes.filter(|pass| *pass >= stale).min().unwrap_or(0);
+        let mut earliest: Option<(u64, usize)> = None;
+        for (index, candidate) in candidates.iter().enumerate() {
+            let begin = base + choose::below(rng, stride(choose::weight(candidate)));
+            let at = self.line[index];
+            let pass = match self.slots.get_mut(at) {
+                Some(slot) if slot.pass >= stale => slot.pass,
+                Some(slot) => {
+                    slot.pass = begin;
+                    begin
+                }
+                None => {
+                    self.line[index] = self.slots.len();
+                    self.places.insert(candidate.id, self.slots.len());
+                    self.slots.push(Slot { worker: candidate.id, pass: begin });
+                    begin
+                }
+            };
+            if earliest.is_none_or(|(first, _)| pass < first) {
+                earliest = Some((pass, index));
+            }
+        }
+        earliest
     }
 
     fn remove(&mut self, worker: WorkerId) {
@@ -127,6 +156,18 @@ impl Turns {
     }
 }
 
-fn stride(candidate: &Candidate) -> u64 {
-    (STRIDE / choose::weight(candidate)).max(1)
+/// What is known of the candidates of this pick.
+#[derive(Debug)]
+struct Known {
+    /// Whether all have a slot.
+    all: bool,
+    /// The highest pass.
+    latest: u64,
+    /// The lowest pass, and the index of its candidate.
+    earliest: Option<(u64, usize)>,
+}
+
+/// Virtual time between two turns of a worker of this weight.
+fn stride(weight: u64) -> u64 {
+    (STRIDE / weight).max(1)
 }
