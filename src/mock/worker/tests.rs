@@ -385,6 +385,23 @@ async fn a_client_that_leaves_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn a_client_that_reads_nothing_holds_the_worker_back() {
+    let mock = serving(Config::default()).await;
+    let script = "x-mock: {\"output_tokens\":100,\"chunk_bytes\":1048576}\r\nconnection: close\r\n";
+    let mut client = TcpStream::connect(mock.address).await.unwrap();
+    let asked = request("POST", "/v1/chat/completions", "mock", script, br#"{"stream":true}"#);
+    client.write_all(&asked).await.unwrap();
+    eventually(&mock.worker, |stats| stats.completion_tokens > 0).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let made = mock.worker.stats().completion_tokens;
+    assert!(made < 50, "{made} MiB were made for nobody");
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.len() > 100 << 20 && answer.ends_with(b"data: [DONE]\n\n\r\n0\r\n\r\n"));
+    assert_eq!(mock.worker.stats().completed, 1);
+}
+
+#[tokio::test]
 async fn a_stopped_worker_cuts_its_connections_and_frees_its_port() {
     let mock = serving(Config::default()).await;
     let mut client = TcpStream::connect(mock.address).await.unwrap();
