@@ -138,11 +138,14 @@ impl Shard {
                     "inference"
                 );
                 let inbound = Inbound { request_id, caller, anthropic };
-                inference::serve(self, request, &inbound, exchange).await
+                // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
+                // the response streams.
+                Box::pin(inference::serve(self, request, &inbound, exchange)).await
             }
             Serves::Local => {
                 debug!(?request_id, route = route.path, method = %request.method(), "local");
-                let answered = self.local.clone().oneshot(request.map(axum::body::Body::new)).await;
+                let answering = self.local.clone().oneshot(request.map(axum::body::Body::new));
+                let answered = Box::pin(answering).await;
                 Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))
             }
         }
