@@ -19,7 +19,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    match config::start(&Process::current(), &mut io::stdout().lock(), &mut io::stderr().lock()) {
+    // Not in the scrutinee: the locks would live as long as the router, and the first line that another thread logs
+    // would wait for ever.
+    let start =
+        config::start(&Process::current(), &mut io::stdout().lock(), &mut io::stderr().lock());
+    match start {
         Start::Router(loaded) => match run(*loaded) {
             Ok(Ending::Clean) => ExitCode::SUCCESS,
             Ok(Ending::Cut) => ExitCode::from(FAILED),
