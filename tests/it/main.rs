@@ -13,3 +13,4 @@ mod support;
 
 mod failure;
 mod fidelity;
+mod shutdown;
