@@ -11,6 +11,7 @@
 
 mod support;
 
+mod admission;
 mod failure;
 mod fidelity;
 mod shutdown;
