@@ -14,4 +14,5 @@ mod support;
 mod admission;
 mod failure;
 mod fidelity;
+mod policies;
 mod shutdown;
