@@ -51,14 +51,11 @@ fn ask(router: &Router, name: &str, priority: &str) -> JoinHandle<Answer> {
 /// Waits until exactly `n` requests are in the queue.
 async fn waiting(router: &Router, n: usize) {
     eventually(&format!("{n} requests wait"), || async {
-        let text = router.get("/metrics").await.text();
-        let seen: Vec<_> = text.lines().filter(|line| line.starts_with(WAITING)).collect();
-        if seen == [format!("{WAITING} {n}")] { Ok(()) } else { Err(format!("{seen:?}")) }
+        let seen = router.metric("smg_admission_waiting").await;
+        if seen == n as f64 { Ok(()) } else { Err(seen) }
     })
     .await;
 }
-
-const WAITING: &str = "smg_admission_waiting";
 
 /// Waits until the worker has seen `n` requests.
 async fn arrived(worker: &Worker, n: usize) {

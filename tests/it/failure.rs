@@ -73,6 +73,7 @@ async fn a_worker_killed_under_load_costs_no_request() {
     workers[3].kill().await;
     load.answers(300).await;
     assert_eq!(load.stop().await, Vec::<String>::new());
+    assert!(router.log().contains("attempt failed"), "nobody met a dead worker");
 }
 
 #[tokio::test]
@@ -357,7 +358,7 @@ async fn a_stream_that_breaks_says_so_and_is_not_tried_again() {
             assert!(text.contains("data: {\"n\":1}\n\n"), "{text}");
             assert!(!text.contains("[DONE]"), "{text}");
             assert_eq!(text.contains("event: error\n"), is_anthropic, "{text}");
-            let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).last().unwrap();
+            let data = text.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap();
             let event: serde_json::Value = serde_json::from_str(data).unwrap();
             assert_eq!(event["error"]["code"], "upstream_stream_broken");
             assert_eq!(event["type"] == "error", is_anthropic);

@@ -1,6 +1,5 @@
 //! The end: what is in flight finishes, what is new is told in time, and nobody waits for the idle.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,21 +21,19 @@ async fn gated(gate: &Arc<Semaphore>) -> Worker {
     Worker::start(move |talk: Talk| gated_stream(talk, Arc::clone(&gate))).await
 }
 
-fn gated_stream(mut talk: Talk, gate: Arc<Semaphore>) -> impl Future<Output = Talk> + Send {
-    async move {
-        talk.begin_stream().await;
-        talk.chunk("data: 1\n\n").await.unwrap();
-        tokio::select! {
-            permit = gate.acquire() => permit.unwrap().forget(),
-            () = talk.hung_up() => {
-                talk.close();
-                return talk;
-            }
+async fn gated_stream(mut talk: Talk, gate: Arc<Semaphore>) -> Talk {
+    talk.begin_stream().await;
+    talk.chunk("data: 1\n\n").await.unwrap();
+    tokio::select! {
+        permit = gate.acquire() => permit.unwrap().forget(),
+        () = talk.hung_up() => {
+            talk.close();
+            return talk;
         }
-        talk.chunk("data: [DONE]\n\n").await.unwrap();
-        talk.end_stream().await;
-        talk
     }
+    talk.chunk("data: [DONE]\n\n").await.unwrap();
+    talk.end_stream().await;
+    talk
 }
 
 /// Begins `n` streams and reads the first event of each.
