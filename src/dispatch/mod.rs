@@ -411,10 +411,11 @@ impl Dispatcher {
         let mut found = candidates::of(members, tried, now, fleet.config());
         let mut untried = true;
         if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
-            // All were asked: then anyone but the one that has just failed, and that one only if it is alone.
+            // All were asked: then anyone but the one that has just failed, and that one only if it is alone. One that
+            // is merely full is worth waiting for, if that is allowed.
             untried = false;
             found = candidates::of(members, std::slice::from_ref(last), now, fleet.config());
-            if found.list.is_empty() {
+            if found.list.is_empty() && !found.full {
                 found = candidates::of(members, &[], now, fleet.config());
             }
         }

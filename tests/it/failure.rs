@@ -285,6 +285,45 @@ async fn a_retry_goes_to_who_was_not_asked_and_never_back_to_who_just_failed() {
 }
 
 #[tokio::test]
+async fn a_retry_waits_for_a_full_worker_rather_than_go_back() {
+    let (failing, _) = switched().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let full = Worker::start(move |mut talk| {
+        let gate = Arc::clone(&opened);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            talk.answer(200, JSON, b"{}").await;
+            talk
+        }
+    })
+    .await;
+    let flags = ["--no-worker-wait-secs", "10", "--disable-circuit-breaker"];
+    let router = Router::before(&[failing.url()], &[&flags[..], &MANY_RETRIES].concat()).await;
+    add(&router, json!({ "url": full.url(), "max_concurrent": 1 })).await;
+    router.knows_ready(2).await;
+    let address = router.address();
+    let ask = || tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
+    let first = ask();
+    eventually("one is at the worker that is then full", || async {
+        if full.seen().len() == 1 { Ok(()) } else { Err(failing.seen().len()) }
+    })
+    .await;
+    let before = failing.seen().len();
+    let second = ask();
+    eventually("the second has failed", || async {
+        let seen = failing.seen().len();
+        if seen == before + 1 { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    // Time enough to go back many times: the back-off is a few milliseconds.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    gate.add_permits(2);
+    assert_eq!((first.await.unwrap().status, second.await.unwrap().status), (200, 200));
+    assert_eq!(failing.seen().len(), before + 1);
+}
+
+#[tokio::test]
 async fn retries_have_a_budget() {
     let (worker, _) = switched().await;
     let flags = ["--retry-budget-floor", "0", "--retry-budget-ratio", "0.2"];
