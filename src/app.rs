@@ -194,6 +194,12 @@ impl Running {
                 false
             }
         };
+        if !drained {
+            // Idle connections go by themselves as soon as they are told: only what is busy is cut.
+            self.server.close();
+            let _some_are_busy =
+                tokio::time::timeout(IDLE_LEAVE, self.server.drained()).await.is_err();
+        }
         let left = self.server.open();
         if !drained && left > 0 {
             warn!(connections = left, "cut");
@@ -207,6 +213,9 @@ impl Running {
         Ending::Clean
     }
 }
+
+/// How long idle connections get to be closed when the end can't wait.
+const IDLE_LEAVE: Duration = Duration::from_millis(100);
 
 #[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
 fn deadline(after: Duration) -> tokio::time::Instant {

@@ -19,6 +19,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    // Thousands of connections with a few small buffers each: huge pages would make all of each buffer resident. A
+    // kernel that can't turn them off has none.
+    let _unsupported = rustix::thread::disable_transparent_huge_pages(true).is_err();
     // Not locked: in a `match` the locks would live as long as the router, and who logs from another thread would wait.
     let start = config::start(&Process::current(), &mut io::stdout(), &mut io::stderr());
     match start {

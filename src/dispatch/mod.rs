@@ -281,9 +281,6 @@ impl Dispatcher {
                                 "4xx"
                             });
                             self.end(chosen.in_flight, worker.id, judge(status), now);
-                            if !chosen.others {
-                                tried.clear();
-                            }
                             wait_for(wait).await;
                             continue;
                         }
@@ -292,7 +289,7 @@ impl Dispatcher {
                         worker: worker.id,
                         policy: chosen.entry.policy.name(),
                         decision: chosen.decision,
-                        attempts: attempts.made().max(1),
+                        attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
                         overhead: sent_at.mono.saturating_sub(started),
                     };
                     let account = Account {
@@ -324,9 +321,6 @@ impl Dispatcher {
                     match self.next(&mut attempts, attempt, chosen.others, now) {
                         Next::Again(wait) => {
                             shared.metrics.count_retry(error.name());
-                            if !chosen.others {
-                                tried.clear();
-                            }
                             wait_for(wait).await;
                         }
                         Next::GiveUp => {
@@ -415,6 +409,16 @@ impl Dispatcher {
         let hint = request.hint(blocks);
         let now = self.clock.now();
         let mut found = candidates::of(members, tried, now, fleet.config());
+        let mut untried = true;
+        if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
+            // All were asked: then anyone but the one that has just failed, and that one only if it is alone. One that
+            // is merely full is worth waiting for, if that is allowed.
+            untried = false;
+            found = candidates::of(members, std::slice::from_ref(last), now, fleet.config());
+            if found.list.is_empty() && !found.full {
+                found = candidates::of(members, &[], now, fleet.config());
+            }
+        }
         loop {
             let pick = entry.policy.pick(&found.list, &hint, now, &mut *self.rng.lock());
             let Some(pick) = pick else { return Err(DispatchError::NoneAvailable) };
@@ -432,7 +436,7 @@ impl Dispatcher {
                 in_flight,
                 entry: Arc::clone(entry),
                 decision: pick.decision,
-                others: found.list.len() > 1,
+                others: untried && found.list.len() > 1,
             });
         }
     }

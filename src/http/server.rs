@@ -169,7 +169,7 @@ impl Server {
             most: surface.config.max_connections,
             metrics: surface.metrics.clone(),
         };
-        tasks.spawn("http.api", OnEnd::Stop, accepting.run(stopped));
+        tasks.spawn("http.api", OnEnd::Stop, accepting.run(stopped, tasks.stopping()));
         if let Some(listener) = self.metrics {
             let listener = to_tokio(listener)?;
             let serving = serve_public(listener, Arc::clone(surface), tasks.stopping());
@@ -303,7 +303,11 @@ struct Accepting {
 }
 
 impl Accepting {
-    async fn run(self, mut stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        mut stopped: watch::Receiver<bool>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -320,7 +324,8 @@ impl Accepting {
         }
         // From here on the kernel refuses new connections. The task ends with the process, as others must.
         drop(self.listener);
-        std::future::pending().await
+        turned_on(&mut stopping).await;
+        Ok(())
     }
 
     fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {

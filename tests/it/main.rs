@@ -11,4 +11,8 @@
 
 mod support;
 
+mod admission;
+mod failure;
 mod fidelity;
+mod policies;
+mod shutdown;

@@ -103,6 +103,48 @@ pub(crate) async fn begin(
     Ok(Stream { status: parts.status.as_u16(), headers: parts.headers, body, connection })
 }
 
+/// A connection that is kept between requests, as clients in production do.
+pub(crate) struct Connection {
+    address: SocketAddr,
+    sender: http1::SendRequest<Full<Bytes>>,
+    _connection: Abort,
+}
+
+impl Connection {
+    pub(crate) async fn open(
+        address: SocketAddr,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(tcp)).await?;
+        let connection = tokio::spawn(async move {
+            let _ended = connection.await;
+        });
+        Ok(Self { address, sender, _connection: Abort(Some(connection)) })
+    }
+
+    /// Posts a body and waits for the whole answer.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let mut request = http::Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("host", self.address.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request.body(Full::new(body.into()))?).await?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+    }
+}
+
 struct Abort(Option<tokio::task::JoinHandle<()>>);
 
 impl Abort {

@@ -1,6 +1,8 @@
 //! What the tests stand on: routers as processes, workers that do as they are told, clients, patience.
 
 pub(crate) mod client;
+pub(crate) mod load;
+pub(crate) mod mock;
 pub(crate) mod router;
 pub(crate) mod worker;
 

@@ -1,0 +1,467 @@
+//! Each policy keeps its promise, seen from the workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+
+use serde_json::json;
+use smg::mock::traffic::{Chats, Session};
+
+use crate::support::client::{self, Answer, Connection};
+use crate::support::eventually;
+use crate::support::mock::{self, Mock};
+use crate::support::router::Router;
+use crate::support::worker::Worker;
+
+const CHAT: &str = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hello"}]}"#;
+
+/// A router in front of `mocks` with one policy, which tells what it decided.
+async fn router(mocks: &[Mock], policy: &str, flags: &[&str]) -> Router {
+    let flags = [&["--debug-headers", "--policy", policy], flags].concat();
+    Router::before(&mock::urls(mocks), &flags).await
+}
+
+/// A kept connection to it.
+async fn connect(router: &Router) -> Connection {
+    Connection::open(router.address()).await.unwrap()
+}
+
+async fn ask(connection: &mut Connection, headers: &[(&str, &str)], body: &str) -> Answer {
+    let answer = connection.post("/v1/chat/completions", headers, body.to_owned()).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer
+}
+
+/// Who served it.
+fn worker(answer: &Answer) -> String {
+    answer.header("x-mock-worker").unwrap().to_owned()
+}
+
+/// Sends `n` equal requests, one after the other; how many each worker got, by its name.
+async fn shares(router: &Router, n: usize) -> BTreeMap<String, usize> {
+    let mut connection = connect(router).await;
+    let mut shares = BTreeMap::new();
+    for _ in 0..n {
+        *shares.entry(worker(&ask(&mut connection, &[], CHAT).await)).or_default() += 1;
+    }
+    shares
+}
+
+fn named(shares: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    shares.iter().map(|(name, share)| ((*name).to_owned(), *share)).collect()
+}
+
+/// The id of the worker at `url`.
+async fn id_of(router: &Router, url: &str) -> String {
+    let all = router.get("/workers").await.json();
+    let is = |worker: &&serde_json::Value| {
+        worker["spec"]["url"].as_str().unwrap().trim_end_matches('/') == url
+    };
+    let found = all["workers"].as_array().unwrap().iter().find(is).expect("it is registered");
+    found["id"].as_str().unwrap().to_owned()
+}
+
+/// Fails unless each of `workers` got its share of `total` to within `tolerance` of it.
+fn spread(shares: &BTreeMap<String, usize>, workers: usize, tolerance: f64) {
+    let total: usize = shares.values().sum();
+    let fair = total as f64 / workers as f64;
+    assert_eq!(shares.len(), workers, "{shares:?}");
+    for share in shares.values() {
+        assert!((*share as f64 - fair).abs() <= fair * tolerance, "{shares:?}");
+    }
+}
+
+/// Requests that stay at their worker until this is dropped: each made by `body`, none answered.
+struct Busy(Vec<client::Stream>);
+
+/// Lets `worker` alone be asked, keeps `n` streams open there, and lets the others be asked again.
+async fn keep_busy(router: &Router, mocks: &[Mock], worker: usize, n: usize) -> Busy {
+    let mut others = Vec::new();
+    for other in mocks.iter().filter(|other| other.name() != mocks[worker].name()) {
+        others.push(format!("/workers/{}/drain", id_of(router, &other.url()).await));
+    }
+    for path in &others {
+        assert_eq!(router.send("POST", path, &[], b"").await.status, 200);
+    }
+    let headers = [("x-mock", r#"{"stall_after_chunks":1}"#)];
+    let body = br#"{"model":"m","stream":true,"messages":[]}"#;
+    let mut streams = Vec::new();
+    for _ in 0..n {
+        let path = "/v1/chat/completions";
+        let stream = client::begin(router.address(), "POST", path, &headers, body).await.unwrap();
+        assert_eq!(stream.status, 200);
+        streams.push(stream);
+    }
+    for path in &others {
+        assert_eq!(router.send("DELETE", path, &[], b"").await.status, 200);
+    }
+    assert_eq!(mocks[worker].stats().in_flight, n as u64);
+    Busy(streams)
+}
+
+#[tokio::test]
+async fn round_robin_gives_shares_by_weight() {
+    let mocks = Mock::several(3).await;
+    // From the file.
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for (mock, weight) in mocks.iter().zip([1, 2, 3]) {
+        writeln!(file, "[[workers]]\nurl = \"{}\"\nweight = {weight}", mock.url()).unwrap();
+    }
+    let path = file.path().to_str().unwrap();
+    let router = Router::start(&["--config", path, "--policy", "round_robin"]).await;
+    router.knows_ready(3).await;
+    assert_eq!(shares(&router, 60).await, named(&[("w0", 10), ("w1", 20), ("w2", 30)]));
+    // Through the API.
+    let url = mocks[0].url();
+    let path = format!("/workers/{}", id_of(&router, &url).await);
+    let spec = json!({ "url": url, "weight": 5 }).to_string();
+    assert_eq!(router.send("PUT", &path, &[], spec.as_bytes()).await.status, 200);
+    let shares = shares(&router, 100).await;
+    // The turn that was under way when the weight changed may shift one.
+    for (name, share) in [("w0", 50_usize), ("w1", 20), ("w2", 30)] {
+        assert!(shares[name].abs_diff(share) <= 2, "{shares:?}");
+    }
+}
+
+#[tokio::test]
+async fn round_robin_takes_turns() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "round_robin", &["--threads", "2"]).await;
+    // Over several connections, which several threads serve.
+    for _ in 0..5 {
+        assert_eq!(shares(&router, 8).await, named(&[("w0", 2), ("w1", 2), ("w2", 2), ("w3", 2)]));
+    }
+}
+
+#[tokio::test]
+async fn least_load_avoids_the_busy_one() {
+    let mocks = Mock::several(3).await;
+    let router = router(&mocks, "least_load", &[]).await;
+    let busy = keep_busy(&router, &mocks, 1, 1).await;
+    let shares = shares(&router, 100).await;
+    // By chance among equals: 50 each, and 5 is one standard deviation.
+    assert!(!shares.contains_key("w1") && shares["w0"].abs_diff(50) <= 30, "{shares:?}");
+    assert_eq!(busy.0.len(), 1);
+}
+
+#[tokio::test]
+async fn power_of_two_spreads_and_avoids_the_busy_one() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "power_of_two", &[]).await;
+    spread(&shares(&router, 400).await, 4, 0.5);
+    let _busy = keep_busy(&router, &mocks, 2, 5).await;
+    // It loses against whomever it is compared with.
+    assert!(!shares(&router, 100).await.contains_key("w2"));
+}
+
+#[tokio::test]
+async fn random_spreads_by_weight() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "random", &[]).await;
+    spread(&shares(&router, 400).await, 4, 0.5);
+    let path = format!("/workers/{}", id_of(&router, &mocks[0].url()).await);
+    assert_eq!(router.send("PATCH", &path, &[], br#"{"weight":9}"#).await.status, 200);
+    let shares = shares(&router, 400).await;
+    // Nine of twelve: 300, and 9 is one standard deviation.
+    assert!((250..350).contains(&shares["w0"]), "{shares:?}");
+}
+
+/// Where each of `n` keys goes.
+async fn owners(router: &Router, n: usize) -> Vec<String> {
+    let mut connection = connect(router).await;
+    let mut owners = Vec::new();
+    for key in 0..n {
+        let key = format!("session-{key}");
+        owners.push(worker(&ask(&mut connection, &[("x-session-id", &key)], CHAT).await));
+    }
+    owners
+}
+
+fn moved(before: &[String], after: &[String]) -> usize {
+    before.iter().zip(after).filter(|(before, after)| before != after).count()
+}
+
+fn counts(owners: &[String]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for owner in owners {
+        *counts.entry(owner.clone()).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test]
+async fn consistent_hashing_moves_few_keys() {
+    let mut mocks = Mock::several(4).await;
+    let router = router(&mocks, "consistent_hashing", &[]).await;
+    let before = owners(&router, 200).await;
+    // 50 each, and 6 is one standard deviation.
+    spread(&counts(&before), 4, 0.6);
+    assert_eq!(owners(&router, 200).await, before, "keys move though nothing has changed");
+    // One more takes its share, and nothing else moves.
+    mocks.push(Mock::start("w4").await);
+    let spec = json!({ "url": mocks[4].url() }).to_string();
+    assert_eq!(router.post("/workers", spec).await.status, 202);
+    router.knows_ready(5).await;
+    let more = owners(&router, 200).await;
+    assert!((10..=80).contains(&moved(&before, &more)), "{} of 200 moved", moved(&before, &more));
+    assert!(before.iter().zip(&more).all(|(before, more)| before == more || more == "w4"));
+    // It goes, and all is as it was.
+    let path = format!("/workers/{}", id_of(&router, &mocks[4].url()).await);
+    assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
+    router.knows_ready(4).await;
+    assert_eq!(owners(&router, 200).await, before);
+}
+
+#[tokio::test]
+async fn consistent_hashing_reads_the_key_where_it_may_be() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "consistent_hashing", &["--session-header", "x-chat"]).await;
+    let mut connection = connect(&router).await;
+    let mut owner = async |headers: &[(&str, &str)], body: &str| {
+        worker(&ask(&mut connection, headers, body).await)
+    };
+    let user = |key: &str| format!(r#"{{"model":"m","user":"{key}"}}"#);
+    let cache_key = |key: &str| format!(r#"{{"user":"u","model":"m","prompt_cache_key":"{key}"}}"#);
+    let other = r#"{"model":"m","user":"other","prompt_cache_key":"another"}"#;
+    let mut seen = BTreeSet::new();
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        let here = owner(&[("x-smg-routing-key", key)], CHAT).await;
+        assert_eq!(owner(&[("x-smg-routing-key", key), ("x-chat", "z")], other).await, here);
+        assert_eq!(owner(&[("x-chat", key)], other).await, here);
+        assert_eq!(owner(&[], &cache_key(key)).await, here);
+        assert_eq!(owner(&[], &user(key)).await, here);
+        seen.insert(here);
+    }
+    assert!(seen.len() > 1, "all keys go to {seen:?}");
+}
+
+#[tokio::test]
+async fn consistent_hashing_spills_above_its_bound() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "consistent_hashing", &[]).await;
+    // All of one session, and all at once: 1.25 times a quarter of them is what one worker may have.
+    let headers = [("x-session-id", "one"), ("x-mock", r#"{"stall_after_chunks":1}"#)];
+    let body = br#"{"model":"m","stream":true,"messages":[]}"#;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        let path = "/v1/chat/completions";
+        streams.push(client::begin(router.address(), "POST", path, &headers, body).await.unwrap());
+    }
+    let loads: Vec<_> = mocks.iter().map(|mock| mock.stats().in_flight).collect();
+    assert_eq!(loads.iter().sum::<u64>(), 40);
+    assert!(loads.iter().max() <= Some(&13), "{loads:?}");
+    let decisions: BTreeSet<_> =
+        streams.iter().map(|stream| stream.headers["x-smg-decision"].to_str().unwrap()).collect();
+    assert_eq!(decisions, BTreeSet::from(["spill", "sticky"]));
+}
+
+#[tokio::test]
+async fn manual_keeps_a_session_where_it_began() {
+    let mut mocks = Mock::several(3).await;
+    let router = router(&mocks, "manual", &[]).await;
+    let before = owners(&router, 60).await;
+    spread(&counts(&before), 3, 0.8);
+    // Unlike a hash, a newcomer takes nothing away.
+    mocks.push(Mock::start("w3").await);
+    let spec = json!({ "url": mocks[3].url() }).to_string();
+    assert_eq!(router.post("/workers", spec).await.status, 202);
+    router.knows_ready(4).await;
+    assert_eq!(owners(&router, 60).await, before);
+    // Whose worker leaves finds another one and stays there.
+    let gone = before[0].clone();
+    let leaver = mocks.iter().find(|mock| mock.name() == gone).unwrap();
+    let path = format!("/workers/{}", id_of(&router, &leaver.url()).await);
+    assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
+    router.knows_ready(3).await;
+    let after = owners(&router, 60).await;
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before == after, *before != gone);
+    }
+    assert_eq!(owners(&router, 60).await, after);
+}
+
+/// A prompt whose first `same` KiB are equal for one `topic`, and whose end is that of `question`.
+fn prompt(topic: usize, same: usize, question: usize) -> String {
+    let head = format!("topic {topic} ").repeat(same * 1024 / 8);
+    json!({ "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": format!("{head} question {question}") }] })
+        .to_string()
+}
+
+#[tokio::test]
+async fn prefix_hash_brings_equal_heads_together() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "prefix_hash", &[]).await;
+    let mut connection = connect(&router).await;
+    let mut owners = Vec::new();
+    for topic in 0..80 {
+        let mut of_topic = BTreeSet::new();
+        for question in 0..3 {
+            of_topic.insert(worker(&ask(&mut connection, &[], &prompt(topic, 2, question)).await));
+        }
+        assert_eq!(of_topic.len(), 1, "topic {topic} is spread over {of_topic:?}");
+        owners.extend(of_topic);
+    }
+    // 20 each, and 3.9 is one standard deviation.
+    spread(&counts(&owners), 4, 0.9);
+}
+
+#[tokio::test]
+async fn bucket_keeps_long_prompts_from_short_ones() {
+    let mocks = Mock::several(2).await;
+    let router = router(&mocks, "bucket", &[]).await;
+    let mut connection = connect(&router).await;
+    let of = |bytes: usize| {
+        format!(r#"{{"model":"m","max_tokens":1,"prompt":"{}"}}"#, "x".repeat(bytes))
+    };
+    let (short, long) = (of(1000), of(16_000));
+    // As many bytes in short prompts as in long ones: one worker each, once it has seen some.
+    let mut round = async || {
+        let mut workers = [BTreeMap::<String, usize>::new(), BTreeMap::new()];
+        for nth in 0..34 {
+            let is_long = nth % 17 == 16;
+            let body = if is_long { &long } else { &short };
+            let name = worker(&ask(&mut connection, &[], body).await);
+            *workers[usize::from(is_long)].entry(name).or_default() += 1;
+        }
+        workers
+    };
+    for _ in 0..5 {
+        round().await;
+    }
+    let mut agreed = 0;
+    let mut all = 0;
+    for _ in 0..5 {
+        let [short, long] = round().await;
+        let most = short.iter().max_by_key(|(_, n)| **n).unwrap();
+        agreed +=
+            most.1 + long.iter().filter(|(name, _)| *name != most.0).map(|(_, n)| n).sum::<usize>();
+        all += 34;
+    }
+    // A prompt at the boundary may go either way.
+    assert!(agreed * 100 >= all * 85, "{agreed} of {all} went to their bucket");
+}
+
+#[tokio::test]
+async fn conversations_stay_where_their_cache_is() {
+    const CHATS: u64 = 24;
+    const TURNS: u32 = 6;
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "cache_aware", &[]).await;
+    let chats = Chats {
+        model: "m".to_owned(),
+        system_prompts: 0,
+        turn_bytes: 600,
+        turns: TURNS,
+        max_tokens: 8,
+        stream: false,
+        ..Chats::default()
+    };
+    let mut sessions: Vec<_> = (0..CHATS).map(|seed| Session::start(&chats, seed)).collect();
+    // All at once, turn by turn, each on a connection of its own.
+    let mut last: Vec<Option<String>> = vec![None; sessions.len()];
+    let (mut same, mut turns) = (0, 0);
+    for _ in 0..TURNS {
+        let asked: Vec<_> = sessions
+            .iter_mut()
+            .map(|session| {
+                let (body, address) = (session.ask().unwrap(), router.address());
+                tokio::spawn(async move {
+                    let mut connection = Connection::open(address).await.unwrap();
+                    ask(&mut connection, &[], &body).await
+                })
+            })
+            .collect();
+        for (at, asked) in asked.into_iter().enumerate() {
+            let answer = asked.await.unwrap();
+            let said =
+                answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+            sessions[at].answered(&said);
+            let now = worker(&answer);
+            if let Some(before) = last[at].replace(now.clone()) {
+                turns += 1;
+                same += usize::from(before == now);
+            }
+        }
+    }
+    assert_eq!(turns, (TURNS as usize - 1) * sessions.len());
+    assert!(same * 100 >= turns * 95, "{same} of {turns} turns stayed with their worker");
+    let used: BTreeSet<_> = last.into_iter().flatten().collect();
+    assert_eq!(used.len(), 4, "only {used:?} were used");
+    // The workers' own caches say so as well: most of a conversation's prompt has been there before.
+    let (cached, all) = mocks.iter().fold((0, 0), |(cached, all), mock| {
+        let stats = mock.stats();
+        (cached + stats.cached_tokens, all + stats.prompt_tokens)
+    });
+    assert!(cached * 100 >= all * 60, "{cached} of {all} prompt tokens were cached");
+}
+
+#[tokio::test]
+async fn distinct_prefixes_spread_and_nobody_is_favoured_at_idle() {
+    let mocks = Mock::several(4).await;
+    let router = router(&mocks, "cache_aware", &[]).await;
+    let mut connection = connect(&router).await;
+    let mut shares = BTreeMap::<String, usize>::new();
+    for topic in 0..200 {
+        // One after the other: no load ever tells the workers apart.
+        let answer = ask(&mut connection, &[], &prompt(topic, 1, 0)).await;
+        assert_eq!(answer.header("x-smg-decision"), Some("miss"), "topic {topic}");
+        *shares.entry(worker(&answer)).or_default() += 1;
+    }
+    let most = shares.values().max().unwrap();
+    // 50 is the mean, 6 one standard deviation.
+    assert!(shares.len() == 4 && *most <= 80, "{shares:?}");
+}
+
+#[tokio::test]
+async fn an_overloaded_affine_worker_is_left() {
+    let mocks = Mock::several(3).await;
+    let flags = ["--balance-abs-threshold", "4", "--balance-rel-threshold", "1.5"];
+    let router = router(&mocks, "cache_aware", &flags).await;
+    let mut connection = connect(&router).await;
+    let affine = worker(&ask(&mut connection, &[], &prompt(0, 2, 0)).await);
+    let at = mocks.iter().position(|mock| mock.name() == affine).unwrap();
+    // Within the bound it stays.
+    let busy = keep_busy(&router, &mocks, at, 4).await;
+    for question in 1..5 {
+        let answer = ask(&mut connection, &[], &prompt(0, 2, question)).await;
+        assert!(answer.header("x-smg-decision").unwrap().starts_with("hit"));
+        assert_eq!(worker(&answer), affine);
+    }
+    // Above it another one takes over, and is then the one with the prefix.
+    drop(busy);
+    eventually("it is idle", || async {
+        let in_flight = mocks[at].stats().in_flight;
+        if in_flight == 0 { Ok(()) } else { Err(in_flight) }
+    })
+    .await;
+    let _busy = keep_busy(&router, &mocks, at, 6).await;
+    let answer = ask(&mut connection, &[], &prompt(0, 2, 6)).await;
+    assert_eq!(answer.header("x-smg-decision"), Some("balance"));
+    let heir = worker(&answer);
+    assert_ne!(heir, affine);
+    for question in 7..12 {
+        let answer = ask(&mut connection, &[], &prompt(0, 2, question)).await;
+        assert!(answer.header("x-smg-decision").unwrap().starts_with("hit"));
+        assert_eq!(worker(&answer), heir);
+    }
+}
+
+#[tokio::test]
+async fn a_workers_label_sets_its_models_policy() {
+    let workers = [Worker::plain().await, Worker::plain().await, Worker::plain().await];
+    let router = Router::start(&["--debug-headers", "--policy", "random"]).await;
+    for (worker, (model, labels)) in
+        workers.iter().zip([("one", json!({ "policy": "manual" })), ("two", json!({}))])
+    {
+        let spec = json!({ "url": worker.url(), "models": [model], "labels": labels });
+        assert_eq!(router.post("/workers", spec.to_string()).await.status, 202);
+    }
+    router.knows_ready(2).await;
+    for (model, policy) in [("one", "manual"), ("two", "random")] {
+        let answer = router.post("/generate", json!({ "model": model }).to_string()).await;
+        assert_eq!((answer.status, answer.header("x-smg-policy")), (200, Some(policy)));
+    }
+    let spec = json!({ "url": workers[2].url(), "labels": { "policy": "best" } }).to_string();
+    let wrong = router.post("/workers", spec).await;
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.text().contains("best"), "{}", wrong.text());
+}

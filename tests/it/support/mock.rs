@@ -1,0 +1,108 @@
+//! The realistic worker: within the test's process, where it can be looked into, or as a process that can be killed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use smg::mock::script::Faults;
+use smg::mock::worker::Worker;
+use smg::mock::{Config, Stats};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use super::router::command;
+
+/// A mock worker in this process. It serves the model `m`, and dies when dropped.
+pub(crate) struct Mock {
+    worker: Arc<Worker>,
+    address: SocketAddr,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Mock {
+    /// One that is called `name` and answers at once.
+    pub(crate) async fn start(name: &str) -> Self {
+        Self::with(Config { name: Some(name.to_owned()), ..Config::default() }).await
+    }
+
+    /// `n` of them, called w0, w1, ….
+    pub(crate) async fn several(n: usize) -> Vec<Self> {
+        let mut mocks = Vec::new();
+        for at in 0..n {
+            mocks.push(Self::start(&format!("w{at}")).await);
+        }
+        mocks
+    }
+
+    /// One as `config` says, apart from the model.
+    pub(crate) async fn with(config: Config) -> Self {
+        let bound = Worker::bind(Config { models: vec!["m".to_owned()], ..config }).await.unwrap();
+        let (worker, address) = (bound.worker(), bound.address());
+        let serving = tokio::spawn(bound.serve(std::future::pending()));
+        Self { worker, address, serving }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.worker.name()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.worker.stats()
+    }
+
+    /// What it does to requests from now on, as `PUT /_mock/faults` takes it.
+    pub(crate) fn faults(&self, json: &str) {
+        self.worker.set_faults(Faults::parse(json.as_bytes()).unwrap());
+    }
+
+    /// Dies as a process does: nobody listens any more, and every connection is cut.
+    pub(crate) async fn kill(&mut self) {
+        if !self.serving.is_finished() {
+            self.serving.abort();
+            let _cancelled = (&mut self.serving).await.is_err();
+        }
+    }
+
+    /// Comes back at the same address, with an empty cache.
+    pub(crate) async fn restart(&mut self) {
+        self.kill().await;
+        let name = self.name().to_owned();
+        *self = Self::with(Config { listen: self.address, name: Some(name), ..Config::default() })
+            .await;
+    }
+}
+
+impl Drop for Mock {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+pub(crate) fn urls(mocks: &[Mock]) -> Vec<String> {
+    mocks.iter().map(Mock::url).collect()
+}
+
+/// `smg mock-worker` as a process. Killed when dropped.
+pub(crate) struct Process {
+    child: tokio::process::Child,
+    pub(crate) url: String,
+}
+
+impl Process {
+    /// Starts one that serves the model `m`, and waits until it listens.
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
+        let mut child =
+            command().args(["mock-worker", "--model", "m"]).args(arguments).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.next_line().await.unwrap().expect("it says where it listens");
+        let url = line.rsplit(' ').next().unwrap().to_owned();
+        Self { child, url }
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
