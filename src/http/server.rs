@@ -322,6 +322,12 @@ impl Accepting {
                 }
             }
         }
+        // Those that the kernel has taken already would be reset.
+        while let Ok(Ok((stream, peer))) =
+            tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
+        {
+            self.hand_over(stream, peer);
+        }
         // From here on the kernel refuses new connections. The task ends with the process, as others must.
         drop(self.listener);
         turned_on(&mut stopping).await;
