@@ -19,7 +19,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    match config::start(&Process::current(), &mut io::stdout().lock(), &mut io::stderr().lock()) {
+    // Not locked: in a `match` the locks would live as long as the router, and who logs from another thread would wait.
+    let start = config::start(&Process::current(), &mut io::stdout(), &mut io::stderr());
+    match start {
         Start::Router(loaded) => match run(*loaded) {
             Ok(Ending::Clean) => ExitCode::SUCCESS,
             Ok(Ending::Cut) => ExitCode::from(FAILED),
