@@ -60,7 +60,7 @@ class Anthropic(unittest.TestCase):
 
     def test_a_model_of_a_wrong_type_is_a_bad_request(self):
         with self.assertRaises(anthropic.BadRequestError) as caught:
-            self.client.messages.create(model=["a"], messages=HELLO, max_tokens=5)
+            self.client.messages.create(model=7, messages=HELLO, max_tokens=5)
         self.assertEqual(caught.exception.body["error"]["type"], "invalid_request_error")
 
     def test_a_workers_own_errors_keep_their_types(self):
