@@ -11,4 +11,8 @@
 
 mod support;
 
+mod access;
+mod api;
+mod bad_input;
+mod demo;
 mod fidelity;
