@@ -16,3 +16,5 @@ mod api;
 mod bad_input;
 mod demo;
 mod fidelity;
+mod observe;
+mod tls;
