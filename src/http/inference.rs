@@ -75,7 +75,11 @@ pub(super) async fn serve(
         prompt: &peek.prompt,
         priority,
     };
-    let Dispatched { response, trace } = shard.dispatcher().dispatch(&request).await?;
+    let Dispatched { response, trace } = shard
+        .dispatcher()
+        .dispatch(&request)
+        .await
+        .map_err(|error| ApiError::from(error).about_model(peek.model.as_deref()))?;
     let mut response = response.map(Body::worker);
     headers::strip_hop_by_hop(response.headers_mut());
     if config.debug_headers {

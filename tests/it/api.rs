@@ -204,3 +204,14 @@ async fn browsers_may_call_from_allowed_origins_only() {
     let plain = router.send("GET", "/v1/models", &ask[..1], b"").await;
     assert_eq!(plain.header("access-control-allow-origin"), Some("https://a.example"));
 }
+
+#[tokio::test]
+async fn a_router_can_stand_behind_a_router() {
+    let worker = Worker::plain().await;
+    let inner = Router::before(&[worker.url()], &[]).await;
+    let outer = Router::before(&[inner.url("")], &[]).await;
+    let answer =
+        outer.send("POST", "/generate", &[("x-request-id", "one")], br#"{"model":"m"}"#).await;
+    assert_eq!((answer.status, answer.header("x-request-id")), (200, Some("one")));
+    assert_eq!(worker.seen()[0].all("x-request-id"), ["one"]);
+}

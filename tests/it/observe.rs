@@ -128,7 +128,7 @@ async fn errors_are_the_reviewed_ones_and_every_answer_has_a_name() {
 #[tokio::test]
 async fn probes_say_why() {
     let worker = Worker::plain().await;
-    let router = Router::start(&["--drain-settle-secs", "60"]).await;
+    let mut router = Router::start(&["--drain-settle-secs", "60"]).await;
     assert_eq!(
         (router.get("/liveness").await.status, router.get("/health").await.status),
         (200, 200)
@@ -149,6 +149,10 @@ async fn probes_say_why() {
     .await;
     let health = router.get("/health").await.json();
     assert_eq!((&health["draining"], &health["status"]), (&true.into(), &"ok".into()));
+    let asked_again = std::time::Instant::now();
+    router.signal("TERM");
+    router.ended().await;
+    assert!(asked_again.elapsed().as_secs() < 30, "a second signal ends at once");
 }
 
 /// A port that was free a moment ago: the flag takes 0 for "none".

@@ -92,6 +92,7 @@ class OpenAi(unittest.TestCase):
         with self.assertRaises(openai.NotFoundError) as caught:
             self.client.chat.completions.create(model="no-such-model", messages=HELLO)
         self.assertEqual((caught.exception.code, caught.exception.param), ("model_not_found", "model"))
+        self.assertIn("no-such-model", caught.exception.message)
         self.assertTrue(caught.exception.request_id)
 
     def test_a_model_of_a_wrong_type_is_a_bad_request(self):
