@@ -89,6 +89,17 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "worker_not_found", format!("no such worker: {id}"))
     }
 
+    /// The same, naming the model that was asked for, if that is what does not exist.
+    pub(super) fn about_model(mut self, model: Option<&str>) -> Self {
+        if self.code == "model_not_found"
+            && let Some(model) = model
+        {
+            let model: String = model.chars().take(200).collect();
+            self.message = format!("the model {model} does not exist or no worker serves it");
+        }
+        self
+    }
+
     /// OpenAI's name for the class of error.
     fn class(&self) -> &'static str {
         match self.status.as_u16() {

@@ -10,7 +10,6 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use super::Config;
 use super::body::Body;
 use super::connection::Exchange;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
@@ -36,7 +35,9 @@ pub(super) async fn serve(
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut headers = parts.headers;
     // What is left of a body that was not read would be taken for the next request.
-    let body = read(incoming, &headers, config).await.inspect_err(|_| exchange.close_after())?;
+    let body = read(incoming, &headers, config.max_body_bytes, config.body_timeout)
+        .await
+        .inspect_err(|_| exchange.close_after())?;
     let peek = look(&parts.method, &headers, &body)?;
     let priority = match headers.get(&X_SMG_PRIORITY) {
         None => Priority::Default,
@@ -74,7 +75,11 @@ pub(super) async fn serve(
         prompt: &peek.prompt,
         priority,
     };
-    let Dispatched { response, trace } = shard.dispatcher().dispatch(&request).await?;
+    let Dispatched { response, trace } = shard
+        .dispatcher()
+        .dispatch(&request)
+        .await
+        .map_err(|error| ApiError::from(error).about_model(peek.model.as_deref()))?;
     let mut response = response.map(Body::worker);
     headers::strip_hop_by_hop(response.headers_mut());
     if config.debug_headers {
@@ -84,12 +89,12 @@ pub(super) async fn serve(
 }
 
 /// Reads a request's body whole: it may have to be sent more than once, and routing looks into it.
-async fn read(
+pub(super) async fn read(
     mut incoming: Incoming,
     headers: &HeaderMap,
-    config: &Config,
+    most: usize,
+    timeout: Duration,
 ) -> Result<Bytes, ApiError> {
-    let most = config.max_body_bytes;
     let told = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -97,7 +102,7 @@ async fn read(
     if told.is_some_and(|told| told > most) {
         return Err(ApiError::too_large(most));
     }
-    let Some(first) = piece(&mut incoming, config.body_timeout).await? else {
+    let Some(first) = piece(&mut incoming, timeout).await? else {
         return Ok(Bytes::new());
     };
     if Pin::new(&incoming).is_end_stream() && first.len() <= most {
@@ -112,7 +117,7 @@ async fn read(
             return Err(ApiError::too_large(most));
         }
         whole.extend_from_slice(&data);
-        next = piece(&mut incoming, config.body_timeout).await?;
+        next = piece(&mut incoming, timeout).await?;
     }
     Ok(whole.freeze())
 }

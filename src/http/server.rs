@@ -16,17 +16,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use super::body::Body;
 use super::connection::{Patience, State, serve_http1};
 use super::shard::Shard;
 use super::{Config, Surface, local};
@@ -499,8 +502,18 @@ async fn serve_public(
         };
         // Nobody needs more than a few connections here.
         let Ok(permit) = Arc::clone(&open).try_acquire_owned() else { continue };
-        let service = TowerToHyperService::new(router.clone());
+        let router = router.clone();
         let state = State::new(surface.clock);
+        let busy = Arc::clone(&state);
+        // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
+        let service = service_fn(move |request: Request<Incoming>| {
+            let exchange = busy.begin();
+            let answering = router.clone().oneshot(request.map(axum::body::Body::new));
+            async move {
+                let answered = answering.await;
+                answered.map(|answer| answer.map(|body| Body::axum(body).ending(exchange)))
+            }
+        });
         let closing = stopping.clone();
         tokio::spawn(async move {
             let _permit = permit;

@@ -21,6 +21,9 @@ use super::routes::{self, Access, Found, ROUTES, Serves};
 use super::{Surface, inference, local};
 use crate::dispatch::Dispatcher;
 
+/// Largest body that a route of our own reads, in bytes: documents about workers are small.
+const LARGEST_OWN_BODY: usize = 1 << 20;
+
 /// What one thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -144,8 +147,15 @@ impl Shard {
             }
             Serves::Local => {
                 debug!(?request_id, route = route.path, method = %request.method(), "local");
-                let answering = self.local.clone().oneshot(request.map(axum::body::Body::new));
-                let answered = Box::pin(answering).await;
+                let config = &self.surface.config;
+                let (parts, incoming) = request.into_parts();
+                let most = config.max_body_bytes.min(LARGEST_OWN_BODY);
+                let body =
+                    Box::pin(inference::read(incoming, &parts.headers, most, config.body_timeout))
+                        .await
+                        .inspect_err(|_| exchange.close_after())?;
+                let request = Request::from_parts(parts, axum::body::Body::from(body));
+                let answered = Box::pin(self.local.clone().oneshot(request)).await;
                 Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))
             }
         }

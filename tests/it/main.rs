@@ -11,8 +11,14 @@
 
 mod support;
 
+mod access;
 mod admission;
+mod api;
+mod bad_input;
+mod demo;
 mod failure;
 mod fidelity;
+mod observe;
 mod policies;
 mod shutdown;
+mod tls;

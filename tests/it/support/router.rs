@@ -97,6 +97,10 @@ impl Router {
         self.address
     }
 
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         client::send(self.address, "GET", path, &[], b"").await
     }

@@ -1,0 +1,322 @@
+//! Bad input gets a clear answer or a closed connection: never a panic, a hang or growth.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::router::{Router, command};
+use crate::support::worker::Worker;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes raw bytes and returns all that comes back until the router closes, or until `PATIENCE` is over.
+async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The router may hang up before it has read everything.
+    let _hung_up = stream.write_all(bytes.as_ref()).await.is_err();
+    rest(&mut stream).await
+}
+
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let reading = async {
+        let mut piece = [0u8; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut piece).await {
+            answer.extend_from_slice(&piece[..read]);
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("neither an answer's end nor a close");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A chat request whose connection closes after the answer.
+fn chat(headers: &str, body: &str) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n{body}"
+    )
+}
+
+async fn still_serves(router: &Router) {
+    assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
+    assert!(!router.log().contains("panicked"), "{}", router.log());
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_request_is_a_400_with_a_reason() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let deep = format!(r#"{{"model":"m","x":{}"#, "[".repeat(1_000_000));
+    let bodies: [&[u8]; 13] = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\"m\"",
+        b"{\"model\":\"m\"",
+        b"{\"model\":\"m\"} x",
+        b"{'model':'m'}",
+        b"{\"model\":7}",
+        b"{\"model\":{}}",
+        b"{\"model\":\"m\",\"x\":\"\xff\xfe\"}",
+        b"\xef\xbb\xbf\x00\x01",
+        deep.as_bytes(),
+    ];
+    for body in bodies {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        for path in ["/v1/chat/completions", "/v1/messages"] {
+            let answer = router.post(path, body).await;
+            assert_eq!(answer.status, 400, "{shown:?} at {path}: {}", answer.text());
+            assert_eq!(answer.code(), "invalid_json", "{shown:?}");
+            assert!(!answer.json()["error"]["message"].as_str().unwrap().is_empty());
+        }
+    }
+    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
+    still_serves(&router).await;
+}
+
+#[tokio::test]
+async fn one_byte_too_many_is_a_413_and_one_less_is_not() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &["--max-payload-size", "2048"]).await;
+    let body = |length: usize| format!("{{\"x\":\"{}\"}}", "y".repeat(length - 8));
+    assert_eq!(router.post("/generate", body(2048)).await.status, 200);
+    let answer = router.post("/generate", body(2049)).await;
+    assert_eq!((answer.status, answer.code().as_str()), (413, "payload_too_large"));
+    let chunked = |length: usize| {
+        let body = body(length);
+        chat("transfer-encoding: chunked\r\n", &format!("{length:x}\r\n{body}\r\n0\r\n\r\n"))
+    };
+    let answer = raw(router.address(), chunked(2048)).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer = raw(router.address(), chunked(2049)).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let answer = router.post("/workers", body(2049)).await;
+    assert_eq!((answer.status, answer.code().as_str()), (413, "payload_too_large"));
+}
+
+#[tokio::test]
+async fn who_sends_too_slowly_is_told_so() {
+    let worker = Worker::plain().await;
+    let limits = ["--header-timeout-secs", "0.5", "--body-timeout-secs", "0.5"];
+    let router = Router::before(&[worker.url()], &limits).await;
+    for path in ["/v1/chat/completions", "/workers"] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{{");
+        let began = Instant::now();
+        let answer = raw(router.address(), head).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "a slow body to {path}: {answer:?}");
+        assert!(began.elapsed() > Duration::from_millis(450), "it had no time at all");
+    }
+    // A byte now and then is no progress: the head has one deadline.
+    let (mut reading, mut writing) =
+        TcpStream::connect(router.address()).await.unwrap().into_split();
+    let dripping = tokio::spawn(async move {
+        let mut drops =
+            b"GET /health HTTP/1.1\r\nhost: a\r\nx: ".iter().chain(std::iter::repeat(&b'x'));
+        while let Some(drop) = drops.next()
+            && writing.write_all(&[*drop]).await.is_ok()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut answer = Vec::new();
+    let _reset = tokio::time::timeout(PATIENCE, reading.read_to_end(&mut answer))
+        .await
+        .expect("a dripping client was not cut off")
+        .is_err();
+    dripping.abort();
+    assert!(answer.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&answer));
+    still_serves(&router).await;
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_refused() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let bomb = format!("GET /health HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(1000));
+    let long = format!("GET /health HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let body = r#"{"model":"m"}"#;
+    let refused = [
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\n\n\r\n\r\n".to_owned(), "400"),
+        ("\0\0\0\0 no HTTP at all\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/9.9\r\n\r\n".to_owned(), "400"),
+        (bomb, "431"),
+        (long, "431"),
+        (chat("content-length: -1\r\n", body), "400"),
+        (chat("content-length: 13\r\ncontent-length: 14\r\n", body), "400"),
+        (chat("content-length: 99999999999999999999999\r\n", body), "400"),
+        (chat("transfer-encoding: chunked\r\n", "zz\r\n\r\n"), "400"),
+        (chat("transfer-encoding: chunked\r\n", "ffffffffffffffffff\r\n"), "400"),
+        (chat("transfer-encoding: gzip\r\n", body), "400"),
+    ];
+    for (bytes, status) in refused {
+        let shown = bytes.chars().take(120).collect::<String>();
+        let answer = raw(router.address(), &bytes).await;
+        assert!(
+            answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{shown:?}: {answer:?}"
+        );
+    }
+    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
+    still_serves(&router).await;
+}
+
+#[tokio::test]
+async fn odd_but_right_http_is_served() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let body = r#"{"model":"m"}"#;
+    let one = format!("POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 13\r\n\r\n{body}");
+    let pipelined = format!("{one}{one}{}", chat("content-length: 13\r\n", body));
+    let answer = raw(router.address(), pipelined).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 3, "{answer}");
+    let old = format!("POST /generate HTTP/1.0\r\ncontent-length: 13\r\n\r\n{body}");
+    let answer = raw(router.address(), old).await;
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    let mut patient = TcpStream::connect(router.address()).await.unwrap();
+    let head = chat("content-length: 13\r\nexpect: 100-continue\r\n", "");
+    patient.write_all(head.as_bytes()).await.unwrap();
+    let mut go = [0u8; 25];
+    tokio::time::timeout(PATIENCE, patient.read_exact(&mut go))
+        .await
+        .expect("told to go on")
+        .unwrap();
+    assert_eq!(&go, b"HTTP/1.1 100 Continue\r\n\r\n");
+    patient.write_all(body.as_bytes()).await.unwrap();
+    assert!(rest(&mut patient).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_half_closed_client_has_hung_up() {
+    // Its worker never answers: only the client's end can give the place back.
+    let worker = Worker::start(|mut talk| async move {
+        talk.hung_up().await;
+        talk.close();
+        talk
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let mut half = TcpStream::connect(router.address()).await.unwrap();
+    let body = r#"{"model":"m"}"#;
+    half.write_all(chat("content-length: 13\r\n", body).as_bytes()).await.unwrap();
+    crate::support::eventually("the worker has it", || async {
+        if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
+    })
+    .await;
+    half.shutdown().await.unwrap();
+    assert_eq!(rest(&mut half).await, "");
+    crate::support::eventually("its place is free", || async {
+        let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
+        if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
+    })
+    .await;
+    assert!(!router.log().contains("panicked"), "{}", router.log());
+}
+
+#[tokio::test]
+async fn bad_requests_leave_nothing_behind() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let burst = async |count: usize| {
+        for nth in 0..count {
+            let answer = match nth % 4 {
+                0 => raw(router.address(), chat("content-length: 3\r\n", "{x}")).await,
+                1 => raw(router.address(), "nonsense\r\n\r\n").await,
+                2 => raw(router.address(), format!("GET /{nth} HTTP/1.0\r\n\r\n")).await,
+                _ => {
+                    raw(router.address(), chat("content-length: 13\r\n", r#"{"model": 123}"#)).await
+                }
+            };
+            assert!(answer.starts_with("HTTP/1."), "{answer:?}");
+        }
+    };
+    burst(400).await;
+    let before = router.memory();
+    burst(4000).await;
+    let grown = router.memory().saturating_sub(before);
+    assert!(grown < 2 << 20, "4000 bad requests cost {grown} bytes");
+    still_serves(&router).await;
+}
+
+/// Runs the binary to its end: status and standard error.
+async fn run(arguments: &[&str]) -> (i32, String) {
+    let running = command().args(arguments).output();
+    let output = tokio::time::timeout(Duration::from_secs(20), running).await;
+    let output = output.expect("it ends").unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test]
+async fn a_port_in_use_names_itself() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (status, told) =
+        run(&["--host", "127.0.0.1", "--port", &port, "--prometheus-port", "0"]).await;
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("--port") && told.contains(&port), "{told}");
+    let (status, told) = run(&[
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--prometheus-host",
+        "127.0.0.1",
+        "--prometheus-port",
+        &port,
+    ])
+    .await;
+    assert_eq!(status, 1, "{told}");
+    assert!(told.contains("--prometheus-port") && told.contains(&port), "{told}");
+}
+
+#[tokio::test]
+async fn all_mistakes_are_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad.pem");
+    std::fs::write(&bad, "no certificate").unwrap();
+    let bad = bad.to_str().unwrap();
+    let missing = dir.path().join("missing.pem");
+    let missing = missing.to_str().unwrap();
+    let (status, told) = run(&[
+        "--port",
+        "99999",
+        "--policy",
+        "best",
+        "--worker-urls",
+        "ftp://a",
+        "--retry-max-retries",
+        "-5",
+        "--tls-cert-path",
+        bad,
+        "--tls-key-path",
+        missing,
+    ])
+    .await;
+    assert_eq!(status, 2, "{told}");
+    let named = [
+        "--port",
+        "99999",
+        "--policy",
+        "best",
+        "--worker-urls",
+        "ftp://a",
+        "--retry-max-retries",
+        "--tls-cert-path",
+        bad,
+        "--tls-key-path",
+        missing,
+    ];
+    for name in named {
+        assert!(told.contains(name), "{name} is not named in:\n{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_names_itself() {
+    for path in ["/no/such/file.toml", "/"] {
+        let (status, told) = run(&["--config", path]).await;
+        assert_eq!(status, 2, "{told}");
+        assert!(told.contains("--config") && told.contains(path), "{told}");
+    }
+}

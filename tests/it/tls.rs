@@ -1,0 +1,215 @@
+//! TLS on both sides: what the listener shows and demands, what workers are checked against and shown.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::support::eventually;
+use crate::support::router::Router;
+use crate::support::worker::Worker;
+
+/// An authority and a folder with what it signed: `ca.pem`, and `own.pem` with `own.key` for this machine.
+struct Authority {
+    dir: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(dir.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let own = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        std::fs::write(dir.path().join("own.pem"), own.pem()).unwrap();
+        std::fs::write(dir.path().join("own.key"), key.serialize_pem()).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+}
+
+fn now() -> smg::now::Now {
+    smg::clock::Clock::start().now()
+}
+
+/// A client that trusts `server` and shows a certificate of `own`, offering the protocols `alpn`.
+fn connector(server: &Authority, own: Option<&Authority>, alpn: &[&[u8]]) -> TlsConnector {
+    let config = smg::tls::ClientConfig {
+        ca: Some(server.path("ca.pem")),
+        identity: own.map(|own| (own.path("own.pem"), own.path("own.key"))),
+    };
+    let mut config = smg::tls::client(&config, now()).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Sends a chat request over TLS with the protocol that was agreed; the protocol, status and request id that came.
+async fn ask(
+    router: &Router,
+    connector: &TlsConnector,
+) -> Result<(Vec<u8>, u16, bool), Box<dyn std::error::Error>> {
+    let tcp = TcpStream::connect(router.address()).await?;
+    let tls = connector.connect(ServerName::try_from("localhost")?, tcp).await?;
+    let agreed = tls.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+    let body = Full::new(bytes::Bytes::from_static(b"{\"model\":\"m\"}"));
+    let request = http::Request::post("https://localhost/generate").header("host", "localhost");
+    let request = request.body(body)?;
+    let response = if agreed == b"h2" {
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        sender.send_request(request).await?
+    } else {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        sender.send_request(request).await?
+    };
+    let (parts, body) = response.into_parts();
+    body.collect().await?;
+    Ok((agreed, parts.status.as_u16(), parts.headers.contains_key("x-request-id")))
+}
+
+/// Waits until the log says that the worker is up: the probe paths are behind TLS, too.
+async fn worker_is_up(router: &Router) {
+    eventually("the worker is up", || async {
+        let log = router.log();
+        if log.contains("worker is up") { Ok(()) } else { Err(log) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clients_speak_http_1_and_2_by_alpn() {
+    let authority = Authority::new();
+    let worker = Worker::plain().await;
+    let (cert, key) = (authority.text("own.pem"), authority.text("own.key"));
+    let router = Router::start(&[
+        "--worker-urls",
+        &worker.url(),
+        "--tls-cert-path",
+        &cert,
+        "--tls-key-path",
+        &key,
+    ])
+    .await;
+    worker_is_up(&router).await;
+    for (offered, agreed) in
+        [(&[&b"h2"[..], b"http/1.1"][..], &b"h2"[..]), (&[b"http/1.1"], b"http/1.1"), (&[], b"")]
+    {
+        let answer = ask(&router, &connector(&authority, None, offered)).await.unwrap();
+        assert_eq!(answer, (agreed.to_vec(), 200, true));
+    }
+    let stranger = connector(&Authority::new(), None, &[]);
+    assert!(ask(&router, &stranger).await.is_err(), "the router shows its own certificate");
+    assert!(!router.log().contains("panicked"));
+}
+
+#[tokio::test]
+async fn client_certificates_can_be_required() {
+    let (server, clients) = (Authority::new(), Authority::new());
+    let worker = Worker::plain().await;
+    let (cert, key, ca) = (server.text("own.pem"), server.text("own.key"), clients.text("ca.pem"));
+    let router = Router::start(&[
+        "--worker-urls",
+        &worker.url(),
+        "--tls-cert-path",
+        &cert,
+        "--tls-key-path",
+        &key,
+        "--client-ca-path",
+        &ca,
+    ])
+    .await;
+    worker_is_up(&router).await;
+    for alpn in [&[&b"h2"[..]][..], &[b"http/1.1"]] {
+        let (_, status, _) = ask(&router, &connector(&server, Some(&clients), alpn)).await.unwrap();
+        assert_eq!(status, 200);
+        for wrong in [None, Some(&server)] {
+            assert!(ask(&router, &connector(&server, wrong, alpn)).await.is_err());
+        }
+    }
+    assert_eq!(worker.seen().len(), 2, "nobody else came through");
+}
+
+/// A worker behind TLS that demands a certificate of `clients`; its URL. It lives as long as the test.
+async fn tls_worker(own: &Authority, clients: &Authority) -> String {
+    let config = smg::tls::ServerConfig {
+        certificate: own.path("own.pem"),
+        key: own.path("own.key"),
+        client_ca: Some(clients.path("ca.pem")),
+    };
+    let mut config = smg::tls::server(&config, now()).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                    let body = match request.uri().path() {
+                        "/v1/models" => "{\"data\":[{\"id\":\"m\"}]}",
+                        _ => "{}",
+                    };
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body.to_owned()))
+                });
+                let connection = hyper::server::conn::http1::Builder::new();
+                let _client_gone =
+                    connection.serve_connection(TokioIo::new(stream), service).await.is_err();
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn workers_are_checked_and_shown_a_certificate() {
+    let (own, routers) = (Authority::new(), Authority::new());
+    let url = tls_worker(&own, &routers).await;
+    let (ca, cert, key) = (own.text("ca.pem"), routers.text("own.pem"), routers.text("own.key"));
+    let right = ["--worker-tls-ca", &ca, "--worker-tls-cert", &cert, "--worker-tls-key", &key];
+    let router = Router::before(std::slice::from_ref(&url), &right).await;
+    assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
+
+    // Taken for healthy unasked and its model told, so that the request itself meets the worker.
+    let foreign = routers.text("ca.pem");
+    let wrong_ca =
+        ["--worker-tls-ca", &foreign, "--worker-tls-cert", &cert, "--worker-tls-key", &key];
+    let no_certificate = ["--worker-tls-ca", &ca];
+    for flags in [&wrong_ca[..], &no_certificate] {
+        let mut all = vec!["--disable-retries"];
+        all.extend(flags);
+        let router = Router::start(&all).await;
+        let spec =
+            serde_json::json!({ "url": url, "models": ["m"], "health": { "disabled": true } });
+        assert_eq!(router.post("/workers", spec.to_string()).await.status, 202);
+        let answer = router.post("/generate", r#"{"model":"m"}"#).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "upstream_connection_failed"),
+            "{flags:?}: {}",
+            answer.text()
+        );
+        assert!(!answer.text().contains("127.0.0.1"), "no worker's address is told");
+    }
+}
