@@ -18,7 +18,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("prefix", &["ids", "now"]),
     ("policy", &["ids", "now", "prefix"]),
     ("limit", &["ids", "now"]),
+    ("crdt", &["ids", "now"]),
     // state machines without I/O
+    ("cluster", &["ids", "now", "spec", "crdt"]),
     ("fleet", &["ids", "now", "spec"]),
     // edges
     ("clock", &["now"]),
@@ -86,7 +88,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules below the I/O line: plain values in, plain values out.
-const PURE: &[&str] = &["ids", "now", "spec", "policy", "prefix", "limit", "fleet"];
+const PURE: &[&str] = &["ids", "now", "spec", "policy", "prefix", "limit", "crdt", "cluster", "fleet"];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[

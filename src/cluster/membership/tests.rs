@@ -1,0 +1,1 @@
+//! Tests of the membership, played by hand.
