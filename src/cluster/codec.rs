@@ -66,13 +66,15 @@ pub enum Kind {
     StillHere = 6,
     /// A node is about to leave, or leaves.
     Goodbye = 7,
+    /// To a member that is suspected: refute.
+    Suspicion = 8,
     /// Replicated state.
     State = 32,
 }
 
 impl Kind {
     /// All kinds of this version.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Swim,
         Self::Hello,
         Self::Welcome,
@@ -80,6 +82,7 @@ impl Kind {
         Self::Challenge,
         Self::StillHere,
         Self::Goodbye,
+        Self::Suspicion,
         Self::State,
     ];
 

@@ -8,7 +8,7 @@ use smg::cluster::membership::RefusalReason;
 
 use crate::checks::{Violation, disagreements};
 use crate::families::{FAMILIES, Family};
-use crate::world::{World, planner};
+use crate::world::{RESOLVE, World, planner};
 
 /// What a history came to.
 pub(crate) struct Outcome {
@@ -77,7 +77,7 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
 
 /// After the last fault: agreement within the formula, and for ten seconds more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
-    let bound = world.slots[0].config.convergence(world.slots.len());
+    let bound = world.slots[0].config.convergence(world.slots.len()) + RESOLVE;
     let last_fault = world.now;
     world.run_while_not(bound, Duration::from_millis(250), |world| disagreements(world).is_empty())?;
     for _ in 0..10 {

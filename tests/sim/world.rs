@@ -22,6 +22,9 @@ use crate::checks::{Checks, Violation};
 /// What the calendar shows when a world begins.
 pub(crate) const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
+/// Time between two questions to the name service.
+pub(crate) const RESOLVE: Duration = Duration::from_secs(3);
+
 /// Frames that a stalled process has not read yet; more are lost, as a full socket would lose them.
 const MAX_INBOX: usize = 1024;
 
@@ -33,7 +36,8 @@ pub(crate) struct Slot {
     pub cluster: ClusterId,
     /// Protocol version on the wire.
     pub version: (u8, u8),
-    pub seeds: Vec<SocketAddr>,
+    /// Slots whose addresses its name service gives, as they are when it asks.
+    pub seeds: Vec<usize>,
     pub config: membership::Config,
     /// The calendar's error, in milliseconds.
     pub clock_error: i64,
@@ -92,6 +96,7 @@ enum Happening {
     Deliver { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     Wake { slot: usize, life: u32 },
     Resume { slot: usize, life: u32 },
+    Resolve { slot: usize, life: u32 },
     Depart { slot: usize, life: u32 },
     Stop { slot: usize, life: u32 },
 }
@@ -183,7 +188,7 @@ impl World {
 
     /// `n` slots that all know each other's addresses, none running.
     pub(crate) fn add_cluster(&mut self, n: u16, config: &membership::Config) {
-        let seeds: Vec<_> = (0..n).map(address_number).collect();
+        let seeds: Vec<_> = (0..usize::from(n)).collect();
         for i in 0..n {
             let slot = self.add(&format!("n{i}"), i, config);
             self.slots[slot].seeds.clone_from(&seeds);
@@ -205,11 +210,12 @@ impl World {
         let generation = place.disk.map_or(by_clock, |disk| by_clock.max(Generation(disk.0 + 1)));
         place.disk = place.disk.is_some().then_some(generation);
         let config = Config { cluster: place.cluster, membership: place.config.clone() };
-        let (name, address, seeds) = (place.name.clone(), place.address, place.seeds.clone());
+        let (name, address) = (place.name.clone(), place.address);
         let mut rng = StdRng::from_rng(&mut self.rng);
         let mut node = Node::try_new(config, name, generation, address, now, &mut rng)
             .expect("the simulator's configurations are sound");
-        node.join(now, &seeds);
+        node.join(now, &self.resolve(slot));
+        self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
         self.note(&format!("{slot} starts as {}", node.me().node));
         let inbox = Vec::new();
         let process =
@@ -259,6 +265,11 @@ impl World {
             self.drain(slot)?;
         }
         Ok(())
+    }
+
+    /// What the name service tells a slot.
+    fn resolve(&self, slot: usize) -> Vec<SocketAddr> {
+        self.slots[slot].seeds.iter().map(|seed| self.slots[*seed].address).collect()
     }
 
     /// Both clocks as the process of `slot` reads them.
@@ -355,6 +366,15 @@ impl World {
                 }
                 self.drain(slot)
             }
+            Happening::Resolve { slot, life } => {
+                let (now, seeds) = (self.clock(slot), self.resolve(slot));
+                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                if !process.stalled {
+                    process.node.join(now, &seeds);
+                }
+                self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
+                self.drain(slot)
+            }
             Happening::Depart { slot, life } => {
                 let now = self.clock(slot);
                 let Some(process) = self.living(slot, life) else { return Ok(()) };
@@ -396,7 +416,13 @@ impl World {
             }
             return Ok(());
         }
-        process.node.handle_frame(now, from, &bytes);
+        if place.version.0 == codec::VERSION.0 {
+            process.node.handle_frame(now, from, &bytes);
+        } else if bytes.first() == Some(&place.version.0)
+            && let Some(bytes) = as_of_major(codec::VERSION.0, &bytes)
+        {
+            process.node.handle_frame(now, from, &bytes);
+        }
         self.drain(slot)
     }
 
@@ -549,6 +575,13 @@ impl World {
         let text = format!("{slot}: {event:?}");
         self.note(&text);
     }
+}
+
+/// A frame of another major version as this version would have sent it: what routers of that version read.
+fn as_of_major(major: u8, bytes: &[u8]) -> Option<Vec<u8>> {
+    let (header, payload) = bytes.split_first_chunk::<{ codec::HEADER_BYTES }>()?;
+    let cluster = ClusterId(u64::from_le_bytes(header[4..12].try_into().ok()?));
+    Some(codec::frame_of_version((major, header[1]), header[2], cluster, payload))
 }
 
 /// The address with a number.

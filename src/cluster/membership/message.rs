@@ -98,3 +98,10 @@ pub(super) struct Goodbye {
     /// Not only announced but done: nobody needs to probe it.
     pub(super) gone: bool,
 }
+
+/// To a member that has been suspected for a while: its refutation did not arrive, or it was never told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Suspicion {
+    pub(super) suspect: Identity,
+    pub(super) incarnation: u16,
+}

@@ -33,7 +33,7 @@ pub use crate::cluster::membership::state::{MemberState, Transition};
 
 use crate::cluster::codec::{self, ClusterId, Frame, Kind, PayloadError};
 use crate::cluster::membership::knock::Knocking;
-use crate::cluster::membership::message::Goodbye;
+use crate::cluster::membership::message::{Goodbye, Suspicion};
 use crate::cluster::membership::packet::PacketCodec;
 use crate::cluster::membership::table::{Record, Table};
 use crate::cluster::timers::Timers;
@@ -140,6 +140,7 @@ enum Due {
     Contest,
     Renew { at: Duration },
     Goodbye,
+    TellSuspects,
     Sweep,
 }
 
@@ -168,6 +169,8 @@ pub struct Membership {
     timers: Timers<Due>,
     rng: StdRng,
     effects: Effects,
+    /// Whether a round of `tell_suspects` is scheduled.
+    tells_suspects: bool,
     /// The probe under way: whom, its number, since when.
     probe: Option<(NodeName, u8, Duration)>,
     /// The size that foca's configuration was made for.
@@ -209,6 +212,7 @@ impl Membership {
             timers: Timers::default(),
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
+            tells_suspects: false,
             probe: None,
             tuned_for: 1,
             outgoing: VecDeque::new(),
@@ -247,6 +251,7 @@ impl Membership {
             Kind::Challenge => self.handle_challenge(now, &frame.decode()?),
             Kind::StillHere => self.handle_still_here(now, &frame.decode()?),
             Kind::Goodbye => self.handle_goodbye(now, frame.decode()?),
+            Kind::Suspicion => self.handle_suspicion(now, frame.decode()?),
             Kind::State => self.counters.stray_messages += 1,
         }
         Ok(())
@@ -275,6 +280,7 @@ impl Membership {
                         self.renew(now);
                     }
                 }
+                Due::TellSuspects => self.tell_suspects(now),
                 Due::Goodbye => self.repeat_goodbye(now),
                 Due::Sweep => self.sweep(now),
             }
@@ -510,6 +516,38 @@ impl Membership {
         self.events.push_back(Event::Renewed(renewed));
     }
 
+    /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
+    /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
+    fn tell_suspects(&mut self, now: Now) {
+        let suspects: Vec<_> = self
+            .table
+            .iter()
+            .filter(|record| record.state == Some(MemberState::Suspected))
+            .map(|record| (record.identity.clone(), record.incarnation))
+            .collect();
+        self.tells_suspects = !suspects.is_empty();
+        for (suspect, incarnation) in suspects {
+            let (to, name) = (suspect.address, suspect.name.clone());
+            self.send_message(to, Some(name), Kind::Suspicion, &Suspicion { suspect, incarnation });
+        }
+        if self.tells_suspects {
+            let at = now.mono + self.config.probe_period;
+            self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+        }
+    }
+
+    fn handle_suspicion(&mut self, now: Now, suspicion: Suspicion) {
+        let Suspicion { suspect, incarnation } = suspicion;
+        if suspect == *self.swim.identity() && self.me.refused.is_none() {
+            let about_me = Member::new(suspect, incarnation, State::Suspect);
+            self.drive(now, |swim, effects| {
+                swim.apply_many(std::iter::once(about_me), false, effects)
+            });
+        } else {
+            self.counters.stray_messages += 1;
+        }
+    }
+
     fn reidentify(&mut self, now: Now, identity: Identity) {
         self.drive(now, |swim, effects| {
             swim.change_identity(identity, &mut *effects)?;
@@ -523,6 +561,11 @@ impl Membership {
         let others = self.swim.iter_membership_state().filter(|member| member.id().name != *mine);
         self.table.absorb(now.mono, self.config.forget_after, others, down_since);
         while let Some(transition) = self.table.pop_transition() {
+            if transition.to == Some(MemberState::Suspected) && !self.tells_suspects {
+                self.tells_suspects = true;
+                let at = now.mono + self.config.probe_period;
+                self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+            }
             self.events.push_back(Event::Member(transition));
         }
         self.notice_namesake_in_list(now);
