@@ -101,14 +101,20 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
         Fault::Mend => world.net = Net::clean(),
         Fault::Crash(slot) => world.crash(slot),
         Fault::Start(slot) => {
-            if world.slots[slot].process.is_none() {
+            // Two processes can't be bound to one address.
+            let address = world.slots[slot].address;
+            if world.slots[slot].process.is_none() && !world.is_taken(address, slot) {
                 world.start(slot)?;
             }
         }
         Fault::LoseDisk(slot) => world.slots[slot].disk = None,
         Fault::ClockJump(slot, by) => world.slots[slot].clock_error += by,
         Fault::Stall(slot, time) => world.stall(slot, time),
-        Fault::Move(slot, address) => world.readdress(slot, address)?,
+        Fault::Move(slot, address) => {
+            if !world.is_taken(address_number(address), slot) {
+                world.readdress(slot, address)?;
+            }
+        }
         Fault::Leave(slot, drain) => world.leave(slot, drain)?,
         Fault::Garbage(slot) => {
             let length = world.rng.random_range(0..2000);

@@ -267,6 +267,11 @@ impl World {
         Ok(())
     }
 
+    /// Whether a process of another slot is bound to `address`.
+    pub(crate) fn is_taken(&self, address: SocketAddr, by_other_than: usize) -> bool {
+        self.running().any(|(i, _)| i != by_other_than && self.slots[i].address == address)
+    }
+
     /// What the name service tells a slot.
     fn resolve(&self, slot: usize) -> Vec<SocketAddr> {
         self.slots[slot].seeds.iter().map(|seed| self.slots[*seed].address).collect()

@@ -6,8 +6,8 @@
 //!
 //! A name has one holder. Whoever is asked by a newcomer for a name that a live member has *at another address* asks
 //! the holder whether it is still there; if it is, the newcomer is refused, if not, it is the holder who has moved. Two
-//! processes of one name that met behind everybody's back settle it between themselves: the younger steps back. An
-//! answer counts only if it names the generation it answers to, so that delayed ones do nothing.
+//! processes of one name that meet settle it between themselves: who is in a cluster comes before who is not, then the
+//! older before the younger. An answer counts only if it names the generation it answers to, so that delayed ones do nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -71,7 +71,8 @@ impl Membership {
     }
 
     pub(super) fn knock_at(&mut self, address: SocketAddr) {
-        let hello = Hello { identity: self.swim.identity().clone(), dialled: address };
+        let (identity, seated) = (self.swim.identity().clone(), self.is_seated());
+        let hello = Hello { identity, dialled: address, seated };
         self.send_message(address, None, Kind::Hello, &hello);
     }
 
@@ -138,7 +139,7 @@ impl Membership {
         self.knocking.challenged.insert(it.name.clone(), (hello.clone(), from));
         let at = now.mono + self.config.challenge_timeout;
         self.timers.schedule(at, RANK_OWN, Due::Answer(it.name.clone()));
-        self.challenge(holder, it.clone());
+        self.challenge(holder, it.clone(), hello.seated);
     }
 
     fn handle_hello_of_namesake(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
@@ -156,7 +157,7 @@ impl Membership {
             // It takes over.
             self.welcome(now, from, hello);
         } else {
-            self.settle_with_namesake(it.clone());
+            self.settle_with_namesake(it.clone(), hello.seated);
         }
     }
 
@@ -308,7 +309,9 @@ impl Membership {
             return;
         }
         match refusal.reason {
-            RefusalReason::DuplicateName(holder) => self.handle_live_namesake(now, &holder),
+            RefusalReason::DuplicateName(holder) => {
+                self.handle_live_namesake(now, &holder, refusal.seated);
+            }
             RefusalReason::ForeignCluster(_) => {
                 // Other addresses may be right, so this ends nothing; it is told, for somebody must mend it.
                 self.events.push_back(Event::Refused(refusal.reason));
@@ -318,7 +321,7 @@ impl Membership {
 
     /// Somebody thinks that `holder` has a name that somebody else claims.
     pub(super) fn handle_challenge(&mut self, now: Now, challenge: &Challenge) {
-        let Challenge { holder, claimant, asker } = challenge;
+        let Challenge { holder, claimant, asker, seated } = challenge;
         let me = self.swim.identity().clone();
         let is_about_me = holder.name == me.name
             && holder.generation == me.generation
@@ -329,41 +332,53 @@ impl Membership {
             self.counters.stray_messages += 1;
             return;
         }
-        let answer = StillHere { holder: me, claimant: claimant.clone() };
+        let answer = StillHere { holder: me, claimant: claimant.clone(), seated: self.is_seated() };
         self.send_message(*asker, None, Kind::StillHere, &answer);
         self.note_contest(now, claimant);
-        self.settle_with_namesake(claimant.clone());
+        self.settle_with_namesake(claimant.clone(), *seated);
     }
 
     pub(super) fn handle_still_here(&mut self, now: Now, answer: &StillHere) {
-        let StillHere { holder, claimant } = answer;
+        let StillHere { holder, claimant, seated } = answer;
         let me = self.swim.identity();
         if holder.name != claimant.name || !holder.is_plausible() {
             self.counters.stray_messages += 1;
         } else if claimant.name == me.name {
             if claimant.generation == me.generation {
-                self.handle_live_namesake(now, holder);
+                self.handle_live_namesake(now, holder, *seated);
             } else {
                 self.counters.stray_messages += 1;
             }
         } else if let Some((hello, _)) = self.knocking.challenged.remove(&claimant.name) {
-            let it = hello.identity;
-            self.refuse(&it, holder.clone());
+            self.refuse(&hello.identity, holder.clone(), *seated);
         }
     }
 
-    /// `namesake` was just heard of, perhaps only by an old message: the younger is refused, an older is asked.
-    fn settle_with_namesake(&mut self, namesake: Identity) {
+    /// Whether this node is in the cluster, and so keeps its name before any newcomer.
+    fn is_seated(&self) -> bool {
+        self.me.state == MemberState::Alive && self.me.refused.is_none()
+    }
+
+    /// Whether this node yields its name to `other`: who is in comes before who is not, then the older comes first.
+    fn yields_to(&self, other: &Identity, other_seated: bool) -> bool {
+        let rank = |seated: bool, generation: Generation| (!seated, generation);
+        let mine = rank(self.is_seated(), self.swim.identity().generation);
+        mine > rank(other_seated, other.generation)
+    }
+
+    /// `namesake` was just heard of, perhaps only by an old message: who must yield is refused, who need not is asked.
+    fn settle_with_namesake(&mut self, namesake: Identity, seated: bool) {
         let me = self.swim.identity().clone();
-        if namesake.generation > me.generation {
-            self.refuse(&namesake, me);
+        let i_am_seated = self.is_seated();
+        if self.yields_to(&namesake, seated) {
+            self.challenge(namesake, me, i_am_seated);
         } else {
-            self.challenge(namesake, me);
+            self.refuse(&namesake, me, i_am_seated);
         }
     }
 
-    /// It is certain that `holder`, another process of this node's name, lives. The younger steps back.
-    fn handle_live_namesake(&mut self, now: Now, holder: &Identity) {
+    /// It is certain that `holder`, another process of this node's name, lives: one of the two steps back.
+    fn handle_live_namesake(&mut self, now: Now, holder: &Identity, seated: bool) {
         let me = self.swim.identity().clone();
         if holder.name != me.name || holder.generation == me.generation || self.me.departed {
             return;
@@ -371,11 +386,11 @@ impl Membership {
         if self.me.state == MemberState::Leaving {
             // It has taken over; nothing is left to say.
             self.me.departed = true;
-        } else if holder.generation < me.generation {
+        } else if self.yields_to(holder, seated) {
             self.step_back(now, holder.clone());
         } else {
             self.note_contest(now, holder);
-            self.refuse(holder, me.clone());
+            self.refuse(holder, me.clone(), self.is_seated());
             if holder.claim() >= me.claim() && holder.is_plausible() {
                 self.reidentify(now, me.raised_above(holder.claim()));
             }
@@ -396,18 +411,20 @@ impl Membership {
         }
     }
 
-    fn refuse(&mut self, newcomer: &Identity, holder: Identity) {
+    fn refuse(&mut self, newcomer: &Identity, holder: Identity, seated: bool) {
         self.counters.refusals += 1;
         let refusal = Refusal {
             to: newcomer.generation,
             reason: RefusalReason::DuplicateName(holder),
+            seated,
         };
         self.send_message(newcomer.address, Some(newcomer.name.clone()), Kind::Refusal, &refusal);
     }
 
-    fn challenge(&mut self, holder: Identity, claimant: Identity) {
+    fn challenge(&mut self, holder: Identity, claimant: Identity, seated: bool) {
         let (to, name) = (holder.address, holder.name.clone());
-        let challenge = Challenge { holder, claimant, asker: self.swim.identity().address };
+        let asker = self.swim.identity().address;
+        let challenge = Challenge { holder, claimant, asker, seated };
         self.send_message(to, Some(name), Kind::Challenge, &challenge);
     }
 
@@ -418,6 +435,7 @@ impl Membership {
             let refusal = Refusal {
                 to: hello.identity.generation,
                 reason: RefusalReason::ForeignCluster(hello.dialled),
+                seated: true,
             };
             let bytes = codec::frame(Kind::Refusal, frame.cluster, &codec::encode(&refusal));
             self.send(hello.identity.address, None, bytes);
@@ -468,7 +486,7 @@ impl Membership {
         let is_over = *asked >= CONTESTS;
         let namesake = namesake.clone();
         if self.me.state != MemberState::Leaving && self.me.refused.is_none() {
-            self.challenge(namesake, self.swim.identity().clone());
+            self.challenge(namesake, self.swim.identity().clone(), self.is_seated());
         }
         if !is_over {
             let at = now.mono + self.config.probe_period;

@@ -20,6 +20,8 @@ pub(super) struct Hello {
     pub(super) identity: Identity,
     /// The address that was knocked at: a node that hears its own knock learns that this address is its own.
     pub(super) dialled: SocketAddr,
+    /// Whether it is in a cluster already, and only looks for those it lost.
+    pub(super) seated: bool,
 }
 
 /// Come in.
@@ -60,6 +62,8 @@ pub(super) struct Refusal {
     /// Whom it answers.
     pub(super) to: Generation,
     pub(super) reason: RefusalReason,
+    /// Whether the holder is in a cluster.
+    pub(super) seated: bool,
 }
 
 /// Why a newcomer can't come in.
@@ -82,6 +86,8 @@ pub(super) struct Challenge {
     pub(super) claimant: Identity,
     /// Who asks.
     pub(super) asker: SocketAddr,
+    /// Whether the claimant is in a cluster already.
+    pub(super) seated: bool,
 }
 
 /// Still here.
@@ -89,6 +95,8 @@ pub(super) struct Challenge {
 pub(super) struct StillHere {
     pub(super) holder: Identity,
     pub(super) claimant: Identity,
+    /// Whether the holder is in a cluster.
+    pub(super) seated: bool,
 }
 
 /// Said by a node that will go, and passed on by who hears it for the first time.
