@@ -88,7 +88,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules below the I/O line: plain values in, plain values out.
-const PURE: &[&str] = &["ids", "now", "spec", "policy", "prefix", "limit", "crdt", "cluster", "fleet"];
+const PURE: &[&str] =
+    &["ids", "now", "spec", "policy", "prefix", "limit", "crdt", "cluster", "fleet"];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[

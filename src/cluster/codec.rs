@@ -262,14 +262,14 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let good = frame(Kind::Swim, CLUSTER, b"abc");
         assert_eq!(Frame::read(&good[..5]), Err(FrameError::TooShort(5)));
-        assert_eq!(
-            Frame::read(&good[..22]),
-            Err(FrameError::Length { promised: 3, found: 2 })
-        );
+        assert_eq!(Frame::read(&good[..22]), Err(FrameError::Length { promised: 3, found: 2 }));
         let long = vec![0; MAX_FRAME_BYTES + 1];
         assert_eq!(Frame::read(&long), Err(FrameError::TooLong(MAX_FRAME_BYTES + 1)));
         let later = frame_of_version((VERSION.0 + 1, 0), 1, CLUSTER, b"abc");
-        assert_eq!(Frame::read(&later), Err(FrameError::Version { major: VERSION.0 + 1, minor: 0 }));
+        assert_eq!(
+            Frame::read(&later),
+            Err(FrameError::Version { major: VERSION.0 + 1, minor: 0 })
+        );
         let minor = frame_of_version((VERSION.0, VERSION.1 + 1), 200, CLUSTER, b"abc");
         assert_eq!(Frame::read(&minor), Err(FrameError::UnknownKind(200)));
     }
@@ -303,7 +303,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(frame) = Frame::read(&bytes) {
-                let _ = frame.decode::<Vec<String>>();
+                drop(frame.decode::<Vec<String>>());
             }
         }
     }

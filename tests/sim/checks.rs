@@ -52,8 +52,9 @@ impl Checks {
         events: &[Event],
     ) -> Result<(), Violation> {
         let Some(process) = &world.slots[slot].process else { return Ok(()) };
-        let violated =
-            |check, what| Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") });
+        let violated = |check, what| {
+            Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") })
+        };
         let (node, life) = (&process.node, process.life);
         let me = node.me();
 
@@ -78,7 +79,10 @@ impl Checks {
         // SingleWriter: one process per (name, generation), ever.
         let writer = *self.writers.entry(me.node.clone()).or_insert(life);
         if writer != life {
-            return violated("SingleWriter", format!("writes as {}, as life {writer} did", me.node));
+            return violated(
+                "SingleWriter",
+                format!("writes as {}, as life {writer} did", me.node),
+            );
         }
 
         for event in events {
@@ -105,7 +109,7 @@ impl Checks {
         }
 
         let version_changed = !events.is_empty();
-        if version_changed || world.steps % 64 == 0 {
+        if version_changed || world.steps.is_multiple_of(64) {
             self.look_at_members(world, slot)?;
         }
         Ok(())
@@ -113,8 +117,9 @@ impl Checks {
 
     fn look_at_members(&mut self, world: &World, slot: usize) -> Result<(), Violation> {
         let Some(process) = &world.slots[slot].process else { return Ok(()) };
-        let violated =
-            |check, what| Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") });
+        let violated = |check, what| {
+            Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") })
+        };
         let (node, life) = (&process.node, process.life);
         let members: BTreeMap<_, _> =
             node.members().map(|member| (member.node.name.clone(), member)).collect();
@@ -142,7 +147,8 @@ impl Checks {
         self.most_timers = self.most_timers.max(timers);
         let slots = world.slots.len();
         if names > slots || timers > 64 + 24 * slots || backlog > slots + 1 {
-            let what = format!("{names} names, {timers} timers, {backlog} updates for {slots} slots");
+            let what =
+                format!("{names} names, {timers} timers, {backlog} updates for {slots} slots");
             return violated("Boundedness", what);
         }
         let counters = node.membership().counters();
@@ -197,7 +203,11 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
                 }
             }
             for member in members.values() {
-                let runs = inside.iter().any(|(_, other)| other.node.me().node == member.node);
+                let runs = world.running().any(|(_, other)| {
+                    let expected =
+                        if other.leaving { MemberState::Leaving } else { MemberState::Alive };
+                    other.node.me().node == member.node && member.state == expected
+                });
                 if !runs && member.state != MemberState::Down {
                     let node = &member.node;
                     found.push(format!("{} lists the dead {node} as {}", me.node, member.state));

@@ -57,7 +57,11 @@ pub(crate) const FAMILIES: &[Family] = &[
             plan.at(rng.random_range(20_000..60_000), Fault::Mend);
             plan
         },
-        sometimes: &["a suspicion was refuted", "a false DOWN was renewed", "a stale suspicion was dropped"],
+        sometimes: &[
+            "a suspicion was refuted",
+            "a false DOWN was renewed",
+            "a stale suspicion was dropped",
+        ],
     },
     Family {
         name: "disorder",
@@ -370,7 +374,8 @@ pub(crate) const FAMILIES: &[Family] = &[
                 };
                 plan.at(at, fault);
             }
-            let last = plan.faults.iter().map(|(at, _)| *at).max().unwrap_or_default().max(ms(last));
+            let last =
+                plan.faults.iter().map(|(at, _)| *at).max().unwrap_or_default().max(ms(last));
             plan.faults.push((last, Fault::Mend));
             plan
         },

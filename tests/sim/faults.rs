@@ -45,9 +45,14 @@ pub(crate) enum Fault {
     /// Somebody sends garbage to a slot.
     Garbage(usize),
     /// A slot starts with the same name as another.
-    Namesake { of: usize, address: u16 },
+    Namesake {
+        of: usize,
+        address: u16,
+    },
     /// A slot of another cluster starts, knocking at this one's addresses.
-    Foreigner { address: u16 },
+    Foreigner {
+        address: u16,
+    },
 }
 
 /// What happens when, until when, and for whom.

@@ -6,7 +6,7 @@
 //! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   one history again, told as it happens
 //! ```
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![expect(clippy::print_stdout, reason = "a test")]
 
 mod checks;
 mod families;

@@ -25,7 +25,9 @@ pub(crate) fn play_family(name: &str) {
     };
     if let Some(seed) = number("SMG_SIM_SEED") {
         match play(family, seed, true) {
-            Ok(outcome) => println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached),
+            Ok(outcome) => {
+                println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached)
+            }
             Err(violation) => panic!("{violation}"),
         }
         return;
@@ -79,7 +81,9 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let bound = world.slots[0].config.convergence(world.slots.len()) + RESOLVE;
     let last_fault = world.now;
-    world.run_while_not(bound, Duration::from_millis(250), |world| disagreements(world).is_empty())?;
+    world.run_while_not(bound, Duration::from_millis(250), |world| {
+        disagreements(world).is_empty()
+    })?;
     for _ in 0..10 {
         let found = disagreements(world);
         if let Some(first) = found.first() {
@@ -87,7 +91,10 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
             return Err(Violation {
                 check: "Convergence",
                 at: world.now,
-                what: format!("{after:?} after the last fault, bound {bound:?}: {first} (and {} more)", found.len() - 1),
+                what: format!(
+                    "{after:?} after the last fault, bound {bound:?}: {first} (and {} more)",
+                    found.len() - 1
+                ),
             });
         }
         world.run_for(Duration::from_secs(1))?;
@@ -118,7 +125,11 @@ fn collect_rare_states(world: &mut World) {
     };
     let holder_gone = world.slots.iter().enumerate().any(|(i, slot)| {
         slot.process.as_ref().is_some_and(namesake_runs)
-            && world.slots.iter().take(i).any(|other| other.name == slot.name && other.process.is_none())
+            && world
+                .slots
+                .iter()
+                .take(i)
+                .any(|other| other.name == slot.name && other.process.is_none())
     });
     if holder_gone {
         reached.insert("a namesake came in after the holder had gone");

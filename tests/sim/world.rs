@@ -218,8 +218,7 @@ impl World {
         self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
         self.note(&format!("{slot} starts as {}", node.me().node));
         let inbox = Vec::new();
-        let process =
-            Process { node, life, stalled: false, inbox, wake: None, leaving: false };
+        let process = Process { node, life, stalled: false, inbox, wake: None, leaving: false };
         self.slots[slot].process = Some(process);
         self.drain(slot)
     }
@@ -404,9 +403,9 @@ impl World {
         bytes: Vec<u8>,
     ) -> Result<(), Violation> {
         // Of two slots at one address, the one that came last has it.
-        let Some(slot) = self.slots.iter().rposition(|slot| {
-            slot.address == to && slot.process.is_some()
-        }) else {
+        let Some(slot) =
+            self.slots.iter().rposition(|slot| slot.address == to && slot.process.is_some())
+        else {
             return Ok(());
         };
         self.trace(1, slot, &bytes);
@@ -482,7 +481,13 @@ impl World {
     }
 
     /// Hands bytes to the network.
-    pub(crate) fn transmit(&mut self, slot: usize, from: SocketAddr, to: SocketAddr, mut bytes: Vec<u8>) {
+    pub(crate) fn transmit(
+        &mut self,
+        slot: usize,
+        from: SocketAddr,
+        to: SocketAddr,
+        mut bytes: Vec<u8>,
+    ) {
         let receiver = self.slots.iter().rposition(|s| s.address == to && s.process.is_some());
         let pair = receiver.map(|receiver| (slot, receiver));
         if pair.is_some_and(|pair| self.net.cut.contains(&pair)) || self.chance(self.net.drop) {

@@ -36,7 +36,9 @@ pub struct Config {
     pub knock_alone_period: Duration,
     /// The same while not alone: at join addresses without an alive member, and at members that are down.
     pub knock_period: Duration,
-    /// At how many addresses to knock per round.
+    /// At how many addresses to knock per round while alone; all come in turn.
+    pub knock_alone_fanout: NonZeroUsize,
+    /// The same while not alone.
     pub knock_fanout: NonZeroUsize,
     /// How long the holder of a name that somebody else claims may take to say that it is still there.
     pub challenge_timeout: Duration,
@@ -68,6 +70,7 @@ impl Config {
             packet_bytes: NonZeroUsize::new(64 * 1024).expect("64 KiB is not zero"),
             knock_alone_period: Duration::from_millis(1500),
             knock_period: Duration::from_secs(4),
+            knock_alone_fanout: NonZeroUsize::new(16).expect("16 is not zero"),
             knock_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
             challenge_timeout: Duration::from_millis(200),
             goodbye_period: Duration::from_secs(1),
@@ -155,7 +158,8 @@ impl Config {
 
     /// foca's configuration for a cluster of `size`.
     pub(super) fn foca(&self, size: usize) -> foca::Config {
-        let periodic = |frequency, num_members| Some(foca::PeriodicParams { frequency, num_members });
+        let periodic =
+            |frequency, num_members| Some(foca::PeriodicParams { frequency, num_members });
         let logarithmic = 4.0 * decades(size.saturating_add(1)).ceil();
         foca::Config {
             probe_period: self.probe_period,

@@ -62,7 +62,8 @@ impl Identity {
 /// bits. The random bits tell apart two lives that begin with the same reading, as after a clock was set back.
 #[must_use]
 pub fn generation_at(wall: std::time::Duration, chance: u32) -> Generation {
-    let millis = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX).min((Identity::MAX_CLAIM >> 20) - 1);
+    let millis =
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX).min((Identity::MAX_CLAIM >> 20) - 1);
     Generation((millis << 20) | u64::from(chance & 0xf_ffff))
 }
 

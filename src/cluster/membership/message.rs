@@ -70,7 +70,9 @@ pub(super) struct Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum RefusalReason {
     /// Somebody alive has the name.
-    #[error("the name is taken by {0}, which is alive; give this router another --mesh-server-name")]
+    #[error(
+        "the name is taken by {0}, which is alive; give this router another --mesh-server-name"
+    )]
     DuplicateName(Identity),
     /// The address belongs to another cluster.
     #[error("{0} belongs to another cluster; check --mesh-cluster-id and --mesh-peer-urls")]

@@ -2,27 +2,30 @@
 //!
 //! [`Membership`] is a state machine: packets, time and commands in, packets and events out. foca probes, suspects,
 //! refutes and gossips. What is added here: identities that survive a false DOWN (`identity`), knocking that never
-//! gives up and names that can't be taken twice (`knock`), goodbyes, the five states (`table`), and three guards that
+//! gives up (`knock`), names that can't be taken twice (`names`), goodbyes, the five states (`table`), and three guards that
 //! foca's driver owes it: timers are never lost, a suspicion that was refuted never kills, and a process that was
 //! frozen doesn't accuse the others of its own silence.
 //!
 //! Not guaranteed: that two nodes list the same members at the same moment; nothing here is a consensus.
 
 mod config;
+mod drive;
+mod goodbye;
 mod identity;
 mod knock;
 mod message;
+mod names;
 mod packet;
 mod state;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use foca::{Foca, Member, NoCustomBroadcast, Notification, Runtime, State, Timer};
+use foca::{Foca, NoCustomBroadcast, Timer};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
@@ -32,10 +35,10 @@ pub use crate::cluster::membership::message::RefusalReason;
 pub use crate::cluster::membership::state::{MemberState, Transition};
 
 use crate::cluster::codec::{self, ClusterId, Frame, Kind, PayloadError};
+use crate::cluster::membership::drive::Effects;
 use crate::cluster::membership::knock::Knocking;
-use crate::cluster::membership::message::{Goodbye, Suspicion};
 use crate::cluster::membership::packet::PacketCodec;
-use crate::cluster::membership::table::{Record, Table};
+use crate::cluster::membership::table::Table;
 use crate::cluster::timers::Timers;
 use crate::ids::{NodeId, NodeName};
 use crate::now::Now;
@@ -250,7 +253,7 @@ impl Membership {
             Kind::Refusal => self.handle_refusal(now, frame.decode()?),
             Kind::Challenge => self.handle_challenge(now, &frame.decode()?),
             Kind::StillHere => self.handle_still_here(now, &frame.decode()?),
-            Kind::Goodbye => self.handle_goodbye(now, frame.decode()?),
+            Kind::Goodbye => self.handle_goodbye(now, &frame.decode()?),
             Kind::Suspicion => self.handle_suspicion(now, frame.decode()?),
             Kind::State => self.counters.stray_messages += 1,
         }
@@ -318,9 +321,9 @@ impl Membership {
             return;
         }
         self.leave(now);
+        // Not by foca's own message: gossip that overtakes the goodbye would show this node as DOWN.
         self.say_goodbye(true);
         self.me.departed = true;
-        self.drive(now, |swim, effects| swim.leave_cluster(effects));
     }
 
     /// Goes on at another address: the pod moved, or the address turned out to be wrong.
@@ -336,7 +339,9 @@ impl Membership {
     pub fn forget(&mut self, now: Now, name: &NodeName) -> bool {
         let is_down = self.table.get(name).is_some_and(|r| r.state == Some(MemberState::Down));
         if is_down && let Some(identity) = self.table.forget(name) {
-            self.drive(now, |swim, effects| swim.handle_timer(Timer::RemoveDown(identity), effects));
+            self.drive(now, |swim, effects| {
+                swim.handle_timer(Timer::RemoveDown(identity), effects)
+            });
         }
         is_down
     }
@@ -402,209 +407,8 @@ impl Membership {
     }
 }
 
-/// Driving foca.
+/// What the parts share.
 impl Membership {
-    fn handle_packet(&mut self, now: Now, packet: &[u8]) {
-        if self.me.refused.is_some() {
-            return;
-        }
-        let mut from_ourselves = false;
-        self.drive(now, |swim, effects| {
-            let result = swim.handle_data(packet, effects);
-            from_ourselves = matches!(result, Err(foca::Error::DataFromOurselves));
-            result
-        });
-        if from_ourselves {
-            self.notice_namesake_packet(now, packet);
-        }
-    }
-
-    fn handle_swim_timer(&mut self, now: Now, timer: Timer<Identity>) {
-        // foca 2.0.0 takes a suspicion that was refuted for one that was confirmed when its timer fires, and tells
-        // the refuting member that it is dead. So such timers never reach it.
-        if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
-            let still_suspected = self.swim.iter_members().any(|member| {
-                member.id() == member_id
-                    && member.incarnation() == *incarnation
-                    && member.state() == State::Suspect
-            });
-            if !still_suspected {
-                self.counters.stale_suspicions += 1;
-                return;
-            }
-        }
-        self.drive(now, |swim, effects| swim.handle_timer(timer, effects));
-    }
-
-    /// Lets foca act, then takes over what it wants done.
-    fn drive(
-        &mut self,
-        now: Now,
-        act: impl FnOnce(&mut Swim, &mut Effects) -> Result<(), foca::Error>,
-    ) {
-        let mut effects = std::mem::take(&mut self.effects);
-        if let Err(error) = act(&mut self.swim, &mut effects) {
-            self.counters.refused_packets += 1;
-            tracing::debug!(%error, "refused by the membership protocol");
-        }
-        for (to, packet) in effects.packets.drain(..) {
-            self.send_packet(&to, &packet);
-        }
-        for (after, timer) in effects.timers.drain(..) {
-            match timer {
-                // The table decides when a member is forgotten; one timer per DOWN would pile up.
-                Timer::RemoveDown(_) => {}
-                other => {
-                    let rank = rank(&other);
-                    self.timers.schedule(now.mono + after, rank, Due::Swim(other));
-                }
-            }
-        }
-        if let Some((peer, number)) = effects.pinged.take() {
-            self.probe = Some((peer, number, now.mono));
-        }
-        if let Some((peer, number)) = effects.acked.take()
-            && let Some((probed, expected, since)) = &self.probe
-            && (probed, expected) == (&peer, &number)
-        {
-            let rtt = now.mono.saturating_sub(*since);
-            self.probe = None;
-            if let Some(record) = self.table.get_mut(&peer) {
-                record.rtt = Some(rtt);
-            }
-        }
-        self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
-        let connected = std::mem::take(&mut effects.connected);
-        let defunct = std::mem::take(&mut effects.defunct);
-        let heard = effects.heard.take();
-        self.effects = effects;
-        self.absorb(now, &BTreeMap::new());
-        if connected && self.me.state == MemberState::Init {
-            self.turn(now, MemberState::Alive);
-        }
-        if defunct {
-            self.handle_defunct(now, heard.as_ref());
-        }
-    }
-
-    /// The cluster takes this node for dead. It lives: it renews, at once the first time, then at most once per probe
-    /// period; and it knocks at who said so, to learn how much it must claim.
-    fn handle_defunct(&mut self, now: Now, accuser: Option<&Identity>) {
-        if self.me.departed || self.me.refused.is_some() {
-            return;
-        }
-        if let Some(accuser) = accuser {
-            self.knock_at(accuser.address);
-        }
-        if now.mono >= self.me.renew_at {
-            self.renew(now);
-        } else {
-            let at = self.me.renew_at;
-            self.timers.schedule(at, RANK_OWN, Due::Renew { at });
-        }
-    }
-
-    fn renew(&mut self, now: Now) {
-        if self.me.departed || self.me.refused.is_some() {
-            return;
-        }
-        self.me.renew_at = now.mono + self.config.probe_period;
-        self.counters.renewals += 1;
-        let identity = self.swim.identity();
-        let renewed = identity.raised_above(identity.claim());
-        self.reidentify(now, renewed.clone());
-        self.events.push_back(Event::Renewed(renewed));
-    }
-
-    /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
-    /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
-    fn tell_suspects(&mut self, now: Now) {
-        let suspects: Vec<_> = self
-            .table
-            .iter()
-            .filter(|record| record.state == Some(MemberState::Suspected))
-            .map(|record| (record.identity.clone(), record.incarnation))
-            .collect();
-        self.tells_suspects = !suspects.is_empty();
-        for (suspect, incarnation) in suspects {
-            let (to, name) = (suspect.address, suspect.name.clone());
-            self.send_message(to, Some(name), Kind::Suspicion, &Suspicion { suspect, incarnation });
-        }
-        if self.tells_suspects {
-            let at = now.mono + self.config.probe_period;
-            self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
-        }
-    }
-
-    fn handle_suspicion(&mut self, now: Now, suspicion: Suspicion) {
-        let Suspicion { suspect, incarnation } = suspicion;
-        if suspect == *self.swim.identity() && self.me.refused.is_none() {
-            let about_me = Member::new(suspect, incarnation, State::Suspect);
-            self.drive(now, |swim, effects| {
-                swim.apply_many(std::iter::once(about_me), false, effects)
-            });
-        } else {
-            self.counters.stray_messages += 1;
-        }
-    }
-
-    fn reidentify(&mut self, now: Now, identity: Identity) {
-        self.drive(now, |swim, effects| {
-            swim.change_identity(identity, &mut *effects)?;
-            // foca waits for the next packet before it probes again; there may be none.
-            swim.apply_many(std::iter::empty(), false, effects)
-        });
-    }
-
-    fn absorb(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
-        let mine = &self.swim.identity().name;
-        let others = self.swim.iter_membership_state().filter(|member| member.id().name != *mine);
-        self.table.absorb(now.mono, self.config.forget_after, others, down_since);
-        while let Some(transition) = self.table.pop_transition() {
-            if transition.to == Some(MemberState::Suspected) && !self.tells_suspects {
-                self.tells_suspects = true;
-                let at = now.mono + self.config.probe_period;
-                self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
-            }
-            self.events.push_back(Event::Member(transition));
-        }
-        self.notice_namesake_in_list(now);
-        self.retune();
-    }
-
-    /// Suspicion and the number of transmissions grow with the cluster; small changes are ignored.
-    fn retune(&mut self) {
-        let size = self.swim.num_members() + 1;
-        if size * 5 > self.tuned_for * 6 || size * 5 < self.tuned_for * 4 {
-            self.tuned_for = size;
-            self.swim
-                .set_config(self.config.foca(size))
-                .expect("the periods that foca fixes never change");
-        }
-    }
-
-    fn turn(&mut self, now: Now, to: MemberState) {
-        let from = std::mem::replace(&mut self.me.state, to);
-        if from != to {
-            self.me.since = now.mono;
-            self.events.push_back(Event::Me { from, to });
-        }
-    }
-
-    fn sweep(&mut self, now: Now) {
-        for identity in self.table.sweep(now.mono, self.config.max_members.get()) {
-            self.drive(now, |swim, effects| swim.handle_timer(Timer::RemoveDown(identity), effects));
-        }
-        self.absorb(now, &BTreeMap::new());
-        self.schedule_sweep(now.mono);
-    }
-
-    fn schedule_sweep(&mut self, now: Duration) {
-        let period =
-            (self.config.forget_after / 16).clamp(Duration::from_millis(100), NEWCOMER_LISTED);
-        self.timers.schedule(now + period, RANK_OWN, Due::Sweep);
-    }
-
     fn send_packet(&mut self, to: &Identity, packet: &[u8]) {
         let left = self.table.get(&to.name).is_some_and(|record| {
             record.state.is_none() && record.identity.generation == to.generation
@@ -616,7 +420,13 @@ impl Membership {
         self.send(to.address, Some(to.name.clone()), bytes);
     }
 
-    fn send_message(&mut self, to: SocketAddr, peer: Option<NodeName>, kind: Kind, message: &impl serde::Serialize) {
+    fn send_message(
+        &mut self,
+        to: SocketAddr,
+        peer: Option<NodeName>,
+        kind: Kind,
+        message: &impl serde::Serialize,
+    ) {
         let bytes = codec::frame(kind, self.cluster, &codec::encode(message));
         self.send(to, peer, bytes);
     }
@@ -627,62 +437,6 @@ impl Membership {
             self.counters.dropped_frames += 1;
         }
         self.outgoing.push_back(Outgoing { to, peer, bytes });
-    }
-}
-
-/// Goodbyes.
-impl Membership {
-    fn repeat_goodbye(&mut self, now: Now) {
-        if self.me.state == MemberState::Leaving {
-            self.say_goodbye(false);
-            self.timers.schedule(now.mono + self.config.goodbye_period, RANK_OWN, Due::Goodbye);
-        }
-    }
-
-    fn say_goodbye(&mut self, gone: bool) {
-        let goodbye = Goodbye { identity: self.swim.identity().clone(), gone };
-        let everybody: Vec<_> = self.table.present().map(address_of).collect();
-        for (peer, address) in everybody {
-            self.send_message(address, Some(peer), Kind::Goodbye, &goodbye);
-        }
-    }
-
-    fn handle_goodbye(&mut self, now: Now, goodbye: Goodbye) {
-        let Goodbye { identity, gone } = &goodbye;
-        let Some(record) = self.table.get(&identity.name) else {
-            self.counters.stray_messages += 1;
-            return;
-        };
-        if record.identity.generation != identity.generation {
-            self.counters.stray_messages += 1;
-            return;
-        }
-        let was_listed = record.state.is_some();
-        let held = record.identity.clone();
-        let mut news = self.table.mark_leaving(now.mono, &identity.name, identity.generation);
-        if *gone && was_listed {
-            news = true;
-            let dead = Member::down(held);
-            self.drive(now, |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
-        } else {
-            self.absorb(now, &BTreeMap::new());
-        }
-        if news {
-            self.relay_goodbye(&goodbye);
-        }
-    }
-
-    /// Whoever hears a goodbye for the first time tells a few more: the leaver may not reach everybody.
-    fn relay_goodbye(&mut self, goodbye: &Goodbye) {
-        let others: Vec<_> = self
-            .table
-            .present()
-            .filter(|record| record.identity.name != goodbye.identity.name)
-            .map(address_of)
-            .collect();
-        for (peer, address) in self.pick(others, self.config.gossip_fanout.get()) {
-            self.send_message(address, Some(peer), Kind::Goodbye, goodbye);
-        }
     }
 
     /// Up to `count` of `from`, by chance.
@@ -697,71 +451,5 @@ impl Membership {
     }
 }
 
-fn address_of(record: &Record) -> (NodeName, SocketAddr) {
-    (record.identity.name.clone(), record.identity.address)
-}
-
 /// Own timers come after foca's of the same moment.
 const RANK_OWN: u8 = 10;
-
-/// foca's order of timers that are due at the same moment; its own `Ord` does not tell how far apart they are.
-const fn rank(timer: &Timer<Identity>) -> u8 {
-    match timer {
-        Timer::SendIndirectProbe { .. } => 0,
-        Timer::ProbeRandomMember(_) => 1,
-        Timer::ChangeSuspectToDown { .. } => 2,
-        Timer::PeriodicAnnounce(_) => 3,
-        Timer::PeriodicGossip(_) => 4,
-        Timer::RemoveDown(_) => 5,
-        Timer::PeriodicAnnounceDown(_) => 6,
-    }
-}
-
-/// What foca wants done, collected while it acts.
-#[derive(Debug, Default)]
-struct Effects {
-    packets: Vec<(Identity, Vec<u8>)>,
-    timers: Vec<(Duration, Timer<Identity>)>,
-    connected: bool,
-    defunct: bool,
-    failed_probes: u32,
-    /// Who sent the packet that foca acts on.
-    heard: Option<Identity>,
-    pinged: Option<(NodeName, u8)>,
-    acked: Option<(NodeName, u8)>,
-}
-
-impl Runtime<Identity> for Effects {
-    fn notify(&mut self, notification: Notification<'_, Identity>) {
-        match notification {
-            Notification::Active => self.connected = true,
-            Notification::Defunct => self.defunct = true,
-            Notification::ProbeFailed(..) => self.failed_probes += 1,
-            Notification::DataReceived(header) => {
-                if let foca::Message::Ack(number) = header.message {
-                    self.acked = Some((header.src.name.clone(), number));
-                }
-                self.heard = Some(header.src.clone());
-            }
-            Notification::DataSent(header) => {
-                if let foca::Message::Ping(number) = header.message {
-                    self.pinged = Some((header.dst.name.clone(), number));
-                }
-            }
-            // The table compares the lists instead: foca tells of no suspicion, so that its notices are not enough.
-            Notification::MemberUp(_)
-            | Notification::MemberDown(_)
-            | Notification::Rename(..)
-            | Notification::Idle
-            | Notification::Rejoin(_) => {}
-        }
-    }
-
-    fn send_to(&mut self, to: Identity, data: &[u8]) {
-        self.packets.push((to, data.to_vec()));
-    }
-
-    fn submit_after(&mut self, timer: Timer<Identity>, after: Duration) {
-        self.timers.push((after, timer));
-    }
-}

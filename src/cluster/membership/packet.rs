@@ -65,17 +65,17 @@ impl PacketCodec {
 }
 
 fn plausible(identity: &Identity) -> Result<(), PacketError> {
-    if identity.is_plausible() {
-        Ok(())
-    } else {
-        Err(PacketError::Implausible(identity.clone()))
-    }
+    if identity.is_plausible() { Ok(()) } else { Err(PacketError::Implausible(identity.clone())) }
 }
 
 impl Codec<Identity> for PacketCodec {
     type Error = PacketError;
 
-    fn encode_header(&mut self, header: &Header<Identity>, buf: impl BufMut) -> Result<(), PacketError> {
+    fn encode_header(
+        &mut self,
+        header: &Header<Identity>,
+        buf: impl BufMut,
+    ) -> Result<(), PacketError> {
         Self::write(header, buf)
     }
 
@@ -85,7 +85,11 @@ impl Codec<Identity> for PacketCodec {
         Ok(header)
     }
 
-    fn encode_member(&mut self, member: &Member<Identity>, buf: impl BufMut) -> Result<(), PacketError> {
+    fn encode_member(
+        &mut self,
+        member: &Member<Identity>,
+        buf: impl BufMut,
+    ) -> Result<(), PacketError> {
         Self::write(member, buf)
     }
 
@@ -161,8 +165,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = PacketCodec.decode_header(&bytes[..]);
-            let _ = PacketCodec.decode_member(&bytes[..]);
+            drop(PacketCodec.decode_header(&bytes[..]));
+            drop(PacketCodec.decode_member(&bytes[..]));
         }
     }
 }

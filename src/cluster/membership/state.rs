@@ -55,7 +55,10 @@ impl MemberState {
             (None, Some(_)) => true,
             (None, None) => false,
             // A newcomer comes in, or gives up.
-            (Some(Self::Init), Some(Self::Alive | Self::Suspected | Self::Down | Self::Leaving) | None) => true,
+            (
+                Some(Self::Init),
+                Some(Self::Alive | Self::Suspected | Self::Down | Self::Leaving) | None,
+            ) => true,
             (Some(Self::Init), Some(Self::Init)) => false,
             (Some(Self::Alive), Some(Self::Suspected | Self::Down | Self::Leaving)) => true,
             (Some(Self::Suspected), Some(Self::Alive | Self::Down | Self::Leaving)) => true,

@@ -83,7 +83,12 @@ impl Table {
     }
 
     /// Notes that a life said goodbye; whether that was news.
-    pub(super) fn mark_leaving(&mut self, now: Duration, name: &NodeName, generation: Generation) -> bool {
+    pub(super) fn mark_leaving(
+        &mut self,
+        now: Duration,
+        name: &NodeName,
+        generation: Generation,
+    ) -> bool {
         let Some(record) = self.records.get_mut(name) else { return false };
         if record.identity.generation != generation || record.leaving {
             return false;
@@ -160,7 +165,9 @@ impl Table {
             let mut absent: Vec<_> = self
                 .records
                 .values()
-                .filter(|record| !over(record) && !record.state.is_some_and(MemberState::is_present))
+                .filter(|record| {
+                    !over(record) && !record.state.is_some_and(MemberState::is_present)
+                })
                 .map(|record| (record.forget_at, record.identity.name.clone()))
                 .collect();
             absent.sort();
