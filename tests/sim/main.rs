@@ -7,11 +7,14 @@
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a test")]
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 mod checks;
 mod families;
 mod faults;
+mod numbers;
 mod runner;
+mod states;
 mod world;
 
 use crate::runner::play_family;

@@ -26,7 +26,7 @@ pub(crate) fn play_family(name: &str) {
     if let Some(seed) = number("SMG_SIM_SEED") {
         match play(family, seed, true) {
             Ok(outcome) => {
-                println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached)
+                println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached);
             }
             Err(violation) => panic!("{violation}"),
         }

@@ -13,7 +13,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use smg::cluster::codec::{self, ClusterId, Frame, Kind};
 use smg::cluster::membership::{self, Event};
 use smg::cluster::{Config, Node, Transmit};
-use smg::ids::{Generation, NodeId, NodeName};
+use smg::ids::{Generation, NodeName};
 use smg::now::Now;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -291,11 +291,6 @@ impl World {
     /// Slots with a process.
     pub(crate) fn running(&self) -> impl Iterator<Item = (usize, &Process)> {
         self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, slot.process.as_ref()?)))
-    }
-
-    /// Which life of which router runs in a slot.
-    pub(crate) fn node_id(&self, slot: usize) -> Option<NodeId> {
-        self.node(slot).map(|node| node.me().node)
     }
 
     /// Plays until `until`.

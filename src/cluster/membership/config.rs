@@ -16,7 +16,8 @@ pub struct Config {
     pub probe_timeout: Duration,
     /// How many others are asked to probe, and how many hear a refutation at once.
     pub indirect_probes: NonZeroUsize,
-    /// How long a suspected member may refute, in a cluster of up to ten; grows with the logarithm of the size.
+    /// How long a suspected member may refute, in a cluster of up to fifty; above, it grows with the logarithm of the
+    /// size.
     pub suspicion: Duration,
     /// How often an update is passed on, at least; grows with the logarithm of the size.
     pub transmissions: NonZeroU8,
@@ -57,7 +58,7 @@ impl Config {
     #[must_use]
     pub const fn lan() -> Self {
         Self {
-            probe_period: Duration::from_secs(1),
+            probe_period: Duration::from_millis(800),
             probe_timeout: Duration::from_millis(300),
             indirect_probes: NonZeroUsize::new(3).expect("3 is not zero"),
             suspicion: Duration::from_secs(3),
@@ -141,10 +142,11 @@ impl Config {
         mistakes
     }
 
-    /// How long a suspected member may refute in a cluster of `size`.
+    /// How long a suspected member may refute in a cluster of `size`: gossip needs longer in larger ones, which shows
+    /// above fifty.
     #[must_use]
     pub fn suspicion_at(&self, size: usize) -> Duration {
-        self.suspicion.mul_f64(decades(size).max(1.0))
+        self.suspicion.mul_f64(decades(size / 5).max(1.0))
     }
 
     /// The longest that it may take, after the last fault, until `size` nodes agree: a round of knocking, the longest
@@ -233,9 +235,9 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let wrong = Config {
-            probe_timeout: Duration::from_millis(501),
+            probe_timeout: Duration::from_millis(401),
             gossip_period: Duration::ZERO,
-            suspicion: Duration::from_millis(999),
+            suspicion: Duration::from_millis(799),
             packet_bytes: NonZeroUsize::new(100).unwrap(),
             ..Config::lan()
         };
@@ -244,8 +246,8 @@ mod tests {
             told,
             [
                 "gossip period is zero",
-                "probe timeout 501ms is more than half of the probe period 1s",
-                "suspicion 999ms is shorter than the probe period 1s",
+                "probe timeout 401ms is more than half of the probe period 800ms",
+                "suspicion 799ms is shorter than the probe period 800ms",
                 "packet size 100 is not between 1400 and 524288 bytes",
             ]
         );
@@ -255,7 +257,8 @@ mod tests {
     fn suspicion_and_transmissions_grow_with_the_logarithm() {
         let lan = Config::lan();
         assert_eq!(lan.suspicion_at(3), Duration::from_secs(3));
-        assert_eq!(lan.suspicion_at(100), Duration::from_secs(6));
+        assert_eq!(lan.suspicion_at(50), Duration::from_secs(3));
+        assert_eq!(lan.suspicion_at(500), Duration::from_secs(6));
         assert_eq!(lan.foca(3).max_transmissions.get(), 10);
         assert_eq!(lan.foca(1000).max_transmissions.get(), 16);
     }
