@@ -226,17 +226,23 @@ impl Membership {
         let me = self.swim.identity().clone();
         if known.generation > me.generation {
             // A later life than this one has written rows. Going on below it would mean to be taken for its past.
-            let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
-            let reborn = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
-            let reborn = reborn.raised_above(known.claim());
-            self.events.push_back(Event::Reborn { was: me.node(), is: reborn.node() });
-            self.reidentify(now, reborn);
+            self.be_reborn_above(now, known);
         } else if known.claim() >= me.claim() {
             self.counters.renewals += 1;
             let raised = me.raised_above(known.claim());
             self.reidentify(now, raised.clone());
             self.events.push_back(Event::Renewed(raised));
         }
+    }
+
+    pub(super) fn be_reborn_above(&mut self, now: Now, known: &Identity) {
+        let me = self.swim.identity().clone();
+        // By chance, for two who are reborn above the same past must not meet.
+        let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
+        let reborn = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
+        let reborn = reborn.raised_above(known.claim());
+        self.events.push_back(Event::Reborn { was: me.node(), is: reborn.node() });
+        self.reidentify(now, reborn);
     }
 
     /// Takes over a member list. The dead are only added if nobody here knows them: a list from the other side of a

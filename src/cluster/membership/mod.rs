@@ -335,6 +335,13 @@ impl Membership {
         }
     }
 
+    /// Begins a later life without a new process: the others take the present one for history, or somebody else writes
+    /// as it.
+    pub fn begin_life(&mut self, now: Now) {
+        let above = self.swim.identity().clone();
+        self.be_reborn_above(now, &above);
+    }
+
     /// Stops listing a member that is down.
     pub fn forget(&mut self, now: Now, name: &NodeName) -> bool {
         let is_down = self.table.get(name).is_some_and(|r| r.state == Some(MemberState::Down));
@@ -380,6 +387,27 @@ impl Membership {
                 rtt: record.rtt,
             })
         })
+    }
+
+    /// Whether another member, dead or alive, is listed under `name`.
+    #[must_use]
+    pub fn lists(&self, name: &NodeName) -> bool {
+        self.table.get(name).is_some_and(|record| record.state.is_some())
+    }
+
+    /// Where a life of a member is reached, if it is believed to be there.
+    #[must_use]
+    pub fn address_of(&self, node: &NodeId) -> Option<SocketAddr> {
+        let record = self.table.get(&node.name)?;
+        let is_there = record.state.is_some_and(MemberState::is_present)
+            && record.identity.generation == node.generation;
+        is_there.then_some(record.identity.address)
+    }
+
+    /// Whether this node has left.
+    #[must_use]
+    pub const fn has_departed(&self) -> bool {
+        self.me.departed
     }
 
     /// Why this node can't come in, while it can't.
