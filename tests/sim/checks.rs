@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use smg::cluster::membership::{Event, MemberState};
+use smg::cluster::Event;
+use smg::cluster::membership::{self, MemberState};
 use smg::ids::{NodeId, NodeName};
 
 use crate::world::{Slot, World};
@@ -69,9 +70,9 @@ impl Checks {
             return violated("SelfLiveness", format!("lists itself as {}", me.state));
         }
         for event in events {
-            if let Event::Me { from: MemberState::Alive, to: MemberState::Init } = event
-                && node.membership().refused().is_none()
-            {
+            let fell_back =
+                membership::Event::Me { from: MemberState::Alive, to: MemberState::Init };
+            if *event == Event::Membership(fell_back) && node.membership().refused().is_none() {
                 return violated("SelfLiveness", "fell back to INIT without being refused".into());
             }
         }
@@ -86,7 +87,7 @@ impl Checks {
         }
 
         for event in events {
-            let Event::Member(transition) = event else { continue };
+            let Event::Membership(membership::Event::Member(transition)) = event else { continue };
             // LegalTransitions: the state machine's own table.
             if !MemberState::is_legal(transition.from, transition.to) {
                 return violated("LegalTransitions", format!("{transition:?}"));
@@ -142,6 +143,11 @@ impl Checks {
             }
         }
 
+        // VectorHonesty: who is equally far holds the same rows.
+        if let Some(lie) = crate::ledger::dishonest(world) {
+            return violated("VectorHonesty", lie);
+        }
+
         // Boundedness: nothing grows with the number of faults.
         let (names, timers, backlog) = node.membership().sizes();
         self.most_timers = self.most_timers.max(timers);
@@ -152,7 +158,7 @@ impl Checks {
             return violated("Boundedness", what);
         }
         let counters = node.membership().counters();
-        if counters.dropped_frames > 0 {
+        if counters.dropped_frames + node.frames().dropped_events + node.frames().oversized > 0 {
             return violated("Boundedness", "frames were dropped before they were sent".into());
         }
         Ok(())
@@ -202,6 +208,16 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
                     Some(_) => {}
                 }
             }
+            for (_, other) in &inside {
+                for store in crate::ledger::COMPARED {
+                    let print =
+                        |process: &crate::world::Process| process.node.state().fingerprint(store);
+                    if print(process) != print(other) {
+                        let it = other.node.me().node;
+                        found.push(format!("{} and {it} hold different {store}", me.node));
+                    }
+                }
+            }
             for member in members.values() {
                 let runs = world.running().any(|(_, other)| {
                     let expected =
@@ -214,6 +230,9 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
                 }
             }
         }
+    }
+    if found.is_empty() {
+        found = world.ledger.unkept(world);
     }
     found
 }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use smg::ids::Generation;
+use rand::rngs::StdRng;
+use smg::cluster::state::Write;
+use smg::cluster::state::policy::PolicyRecord;
+use smg::ids::{Generation, ModelId};
 
 use crate::checks::Violation;
 use crate::world::{Net, World, address_number};
@@ -44,6 +47,10 @@ pub(crate) enum Fault {
     Leave(usize, Duration),
     /// Somebody sends garbage to a slot.
     Garbage(usize),
+    /// A slot writes something.
+    Write(usize),
+    /// A slot writes a row that is too large.
+    WriteTooMuch(usize),
     /// A slot starts with the same name as another.
     Namesake {
         of: usize,
@@ -66,6 +73,18 @@ impl Plan {
         self.faults.push((Duration::from_millis(millis), fault));
     }
 
+    /// Adds writes on all slots throughout the plan, a few after its last fault.
+    pub(crate) fn add_writes(&mut self, rng: &mut StdRng, slots: usize) {
+        let last = self.faults.iter().map(|(at, _)| *at).max().unwrap_or_default();
+        for _ in 0..rng.random_range(10..60) {
+            let at = last.mul_f64(rng.random());
+            self.faults.push((at, Fault::Write(rng.random_range(0..slots))));
+        }
+        if rng.random_bool(0.1) {
+            self.faults.push((last, Fault::WriteTooMuch(rng.random_range(0..slots))));
+        }
+    }
+
     /// Plays the plan; returns at the time of the last fault.
     pub(crate) fn play(&self, world: &mut World) -> Result<(), Violation> {
         let mut faults = self.faults.clone();
@@ -80,7 +99,9 @@ impl Plan {
 
 /// Lets one fault happen now.
 pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> {
-    world.note(&format!("fault: {fault:?}"));
+    if !matches!(fault, Fault::Write(_)) {
+        world.note(&format!("fault: {fault:?}"));
+    }
     match fault {
         Fault::Drop(p) => world.net.drop = p,
         Fault::Duplicate(p) => world.net.duplicate = p,
@@ -126,6 +147,13 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
             let bytes = (0..length).map(|_| world.rng.random()).collect();
             let to = world.slots[slot].address;
             world.transmit(slot, address_number(60_000), to, bytes);
+        }
+        Fault::Write(slot) => world.write_something(slot)?,
+        Fault::WriteTooMuch(slot) => {
+            let policy = "p".repeat(2 << 20);
+            let (parameters, weights) = Default::default();
+            let record = PolicyRecord { policy, parameters, weights };
+            world.write(slot, Write::Policy(ModelId::from("large"), Some(record)))?;
         }
         Fault::Namesake { of, address } => {
             let name = world.slots[of].name.clone();

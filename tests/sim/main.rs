@@ -12,6 +12,7 @@
 mod checks;
 mod families;
 mod faults;
+mod ledger;
 mod numbers;
 mod runner;
 mod states;

@@ -70,7 +70,9 @@ pub(crate) fn play_family(name: &str) {
 pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome, Violation> {
     let mut world = World::new(seed);
     world.verbose = verbose;
-    let plan = (family.prepare)(&mut planner(seed), &mut world);
+    let mut rng = planner(seed);
+    let mut plan = (family.prepare)(&mut rng, &mut world);
+    plan.add_writes(&mut rng, world.slots.len());
     plan.play(&mut world)?;
     converge(&mut world)?;
     collect_rare_states(&mut world);
@@ -80,6 +82,7 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
 /// After the last fault: agreement within the formula, and for ten seconds more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let bound = world.slots[0].config.convergence(world.slots.len()) + RESOLVE;
+    let bound = bound + world.slots[0].replication.digest_interval * 8;
     let last_fault = world.now;
     world.run_while_not(bound, Duration::from_millis(250), |world| {
         disagreements(world).is_empty()

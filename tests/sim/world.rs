@@ -11,13 +11,16 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use smg::cluster::codec::{self, ClusterId, Frame, Kind};
-use smg::cluster::membership::{self, Event};
-use smg::cluster::{Config, Node, Transmit};
+use smg::cluster::membership;
+use smg::cluster::replication;
+use smg::cluster::state::{Version, Write};
+use smg::cluster::{Config, Event, Node, Transmit};
 use smg::ids::{Generation, NodeName};
 use smg::now::Now;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checks::{Checks, Violation};
+use crate::ledger::Ledger;
 
 /// What the calendar shows when a world begins.
 pub(crate) const EPOCH: Duration = Duration::from_secs(1_800_000_000);
@@ -39,6 +42,7 @@ pub(crate) struct Slot {
     /// Slots whose addresses its name service gives, as they are when it asks.
     pub seeds: Vec<usize>,
     pub config: membership::Config,
+    pub replication: replication::Config,
     /// The calendar's error, in milliseconds.
     pub clock_error: i64,
     /// The largest generation that was written down.
@@ -143,6 +147,7 @@ pub(crate) struct World {
     /// Printed as it happens, for a replay.
     pub verbose: bool,
     pub checks: Checks,
+    pub ledger: Ledger,
     /// Rare states that were reached.
     pub reached: BTreeSet<&'static str>,
     pub traffic: Traffic,
@@ -162,6 +167,7 @@ impl World {
             trace: Xxh3::new(),
             verbose: false,
             checks: Checks::default(),
+            ledger: Ledger::default(),
             reached: BTreeSet::new(),
             traffic: Traffic::default(),
             steps: 0,
@@ -178,6 +184,7 @@ impl World {
             version: codec::VERSION,
             seeds: Vec::new(),
             config: config.clone(),
+            replication: replication::Config::default(),
             clock_error: 0,
             disk: None,
             process: None,
@@ -209,7 +216,11 @@ impl World {
         let by_clock = membership::generation_at(now.wall, self.rng.random());
         let generation = place.disk.map_or(by_clock, |disk| by_clock.max(Generation(disk.0 + 1)));
         place.disk = place.disk.is_some().then_some(generation);
-        let config = Config { cluster: place.cluster, membership: place.config.clone() };
+        let config = Config {
+            cluster: place.cluster,
+            membership: place.config.clone(),
+            replication: place.replication.clone(),
+        };
         let (name, address) = (place.name.clone(), place.address);
         let mut rng = StdRng::from_rng(&mut self.rng);
         let mut node = Node::try_new(config, name, generation, address, now, &mut rng)
@@ -224,9 +235,37 @@ impl World {
     }
 
     pub(crate) fn crash(&mut self, slot: usize) {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        ledger.process_ends(self, slot);
+        self.ledger = ledger;
         if self.slots[slot].process.take().is_some() {
             self.note(&format!("{slot} ends"));
         }
+    }
+
+    /// A process writes a row.
+    pub(crate) fn write(
+        &mut self,
+        slot: usize,
+        write: Write,
+    ) -> Result<Option<Version>, Violation> {
+        let now = self.clock(slot);
+        let Some(process) = &mut self.slots[slot].process else { return Ok(None) };
+        let written = process.node.update(now, write);
+        if let Err(refused) = &written {
+            self.reached.insert("a row was refused to its author");
+            self.note(&format!("{slot}: {refused}"));
+        }
+        self.drain(slot)?;
+        Ok(written.ok().flatten())
+    }
+
+    /// A process writes something by chance.
+    pub(crate) fn write_something(&mut self, slot: usize) -> Result<(), Violation> {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        let result = ledger.write(self, slot);
+        self.ledger = ledger;
+        result
     }
 
     /// Freezes a process for a while.
@@ -451,7 +490,10 @@ impl World {
         for event in &events {
             self.note_event(slot, event);
         }
-        if events.iter().any(|event| matches!(event, Event::Reborn { .. })) {
+        if events
+            .iter()
+            .any(|event| matches!(event, Event::Membership(membership::Event::Reborn { .. })))
+        {
             let place = &mut self.slots[slot];
             if let (Some(disk), Some(process)) = (&mut place.disk, &place.process) {
                 *disk = process.node.me().node.generation;
@@ -553,18 +595,23 @@ impl World {
     }
 
     fn note_event(&mut self, slot: usize, event: &Event) {
+        let Event::Membership(event) = event else { return };
         match event {
-            Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
-            Event::Reborn { .. } => self.reached.insert("a life was reborn above its past"),
-            Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
+            membership::Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
+            membership::Event::Reborn { .. } => {
+                self.reached.insert("a life was reborn above its past")
+            }
+            membership::Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
                 self.reached.insert("a duplicate name was refused")
             }
-            Event::Refused(membership::RefusalReason::ForeignCluster(_)) => {
+            membership::Event::Refused(membership::RefusalReason::ForeignCluster(_)) => {
                 self.reached.insert("a foreign cluster was refused")
             }
-            Event::NameContested(_) => self.reached.insert("a holder noticed its namesake"),
-            Event::Me { .. } => false,
-            Event::Member(transition) => {
+            membership::Event::NameContested(_) => {
+                self.reached.insert("a holder noticed its namesake")
+            }
+            membership::Event::Me { .. } => false,
+            membership::Event::Member(transition) => {
                 use smg::cluster::membership::MemberState::{Alive, Down, Leaving, Suspected};
                 match (transition.from, transition.to) {
                     (Some(Suspected), Some(Alive)) => {
