@@ -13,6 +13,7 @@ pub mod policy;
 pub mod limit;
 pub mod prefix;
 
+pub mod cluster;
 pub mod fleet;
 
 pub mod clock;

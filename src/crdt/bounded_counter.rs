@@ -106,6 +106,22 @@ impl<A: Ord + Clone> BoundedCounter<A> {
         Ok(Self { granted: BTreeMap::from([((from, to), *cell)]), ..Self::default() })
     }
 
+    /// Learns all that `from` ever passed on to `to`: a row of the replicated form. Says whether that was new.
+    pub fn raise_granted(&mut self, from: A, to: A, total: u64) -> bool {
+        let cell = self.granted.entry((from, to)).or_insert(0);
+        let news = total > *cell;
+        *cell = total.max(*cell);
+        news
+    }
+
+    /// Learns all that `actor` has spent: a row of the replicated form. Says whether that was new.
+    pub fn raise_spent(&mut self, actor: A, total: u64) -> bool {
+        let cell = self.spent.entry(actor).or_insert(0);
+        let news = total > *cell;
+        *cell = total.max(*cell);
+        news
+    }
+
     /// What all actors together have spent, as far as this replica knows.
     #[must_use]
     pub fn spent(&self) -> u64 {

@@ -89,6 +89,11 @@ impl HybridClock {
         Self { author, max_ahead_ms: millis(max_ahead), last: (0, 0), steps_back: 0 }
     }
 
+    /// Goes on as another author, not falling behind what was given or seen.
+    pub fn hand_over(&mut self, author: Author) {
+        self.author = author;
+    }
+
     /// A stamp greater than all that this clock gave or saw, unless the wall was set back by more than the bound: then
     /// it starts again from the wall, for a clock that stays ahead would have all its writes refused.
     pub fn tick(&mut self, now: Now) -> Stamp {
