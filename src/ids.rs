@@ -128,6 +128,12 @@ impl NodeName {
     /// Longest name, in bytes: what a DNS name may have.
     pub const MAX_BYTES: usize = 253;
 
+    /// The name that sorts before all others: where a range of names begins.
+    #[must_use]
+    pub fn least() -> Self {
+        Self("!".into())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -7,6 +7,7 @@ pub mod ids;
 pub mod now;
 pub mod spec;
 
+pub mod crdt;
 pub mod policy;
 
 pub mod limit;

@@ -15,10 +15,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("now", &[]),
     ("spec", &["ids"]),
     // plain computation
+    ("crdt", &["ids", "now"]),
     ("prefix", &["ids", "now"]),
     ("policy", &["ids", "now", "prefix"]),
     ("limit", &["ids", "now"]),
-    ("crdt", &["ids", "now"]),
     // state machines without I/O
     ("cluster", &["ids", "now", "spec", "crdt"]),
     ("fleet", &["ids", "now", "spec"]),
@@ -89,7 +89,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] =
-    &["ids", "now", "spec", "policy", "prefix", "limit", "crdt", "cluster", "fleet"];
+    &["ids", "now", "spec", "crdt", "policy", "prefix", "limit", "cluster", "fleet"];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[
