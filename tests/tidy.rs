@@ -98,7 +98,7 @@ const IMPURE: &[&str] = &[
     "async fn",
     "Instant::now",
     "SystemTime::now",
-    "rand::rng",
+    "rand::rng()",
     "std::net::Tcp",
     "std::fs",
     "std::thread",

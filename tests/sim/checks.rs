@@ -144,7 +144,9 @@ impl Checks {
         }
 
         // VectorHonesty: who is equally far holds the same rows.
-        if let Some(lie) = crate::ledger::dishonest(world) {
+        if world.compares_state
+            && let Some(lie) = crate::ledger::dishonest(world)
+        {
             return violated("VectorHonesty", lie);
         }
 
@@ -208,7 +210,7 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
                     Some(_) => {}
                 }
             }
-            for (_, other) in &inside {
+            for (_, other) in inside.iter().filter(|_| world.compares_state) {
                 for store in crate::ledger::COMPARED {
                     let print =
                         |process: &crate::world::Process| process.node.state().fingerprint(store);
@@ -231,7 +233,7 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
             }
         }
     }
-    if found.is_empty() {
+    if found.is_empty() && world.compares_state {
         found = world.ledger.unkept(world);
     }
     found

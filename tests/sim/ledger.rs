@@ -12,8 +12,9 @@ use smg::cluster::state::policy::PolicyRecord;
 use smg::cluster::state::totals::Outcome;
 use smg::cluster::state::worker::WorkerRecord;
 use smg::cluster::state::{Version, Write};
-use smg::ids::{ModelId, WorkerId};
+use smg::ids::{ModelId, NodeId, WorkerId};
 use smg::spec::{WorkerSpec, WorkerUrl};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::checks::Violation;
 use crate::world::World;
@@ -141,8 +142,8 @@ impl Ledger {
         };
         let is_safe = |deed: &Deed| holds(deed.life) || deed.copies.iter().any(|life| holds(*life));
         let mut found = Vec::new();
-        for (_, process) in world.running() {
-            let is_in = !process.leaving && process.node.membership().refused().is_none();
+        for (slot, process) in world.running() {
+            let is_in = world.is_ours(slot) && !process.leaving && process.node.membership().refused().is_none();
             if !is_in {
                 continue;
             }
@@ -175,23 +176,48 @@ impl Ledger {
     }
 }
 
-/// Nodes that are equally far in a store but hold different rows: their versions lie.
+/// Nodes that are equally far in everything that makes a store, but hold different rows of a writer that runs: their
+/// versions lie. Rows of former lives are left out, for they go when they have been taken over.
 pub(crate) fn dishonest(world: &World) -> Option<String> {
+    let ours: Vec<_> = world
+        .running()
+        .filter(|(slot, process)| {
+            let stays = !process.leaving && process.node.membership().refused().is_none();
+            world.is_ours(*slot) && stays
+        })
+        .collect();
     for store in COMPARED {
-        let mut seen: BTreeMap<Vec<(String, u64)>, (u64, String)> = BTreeMap::new();
-        for (_, process) in world.running() {
-            let state = process.node.state();
-            let versions: Vec<_> =
-                state.versions(store).map(|(node, version)| (node.to_string(), version)).collect();
-            let (print, me) = (state.fingerprint(store), process.node.me().node.to_string());
-            if let Some((other_print, other)) = seen.get(&versions)
-                && *other_print != print
-            {
-                return Some(format!(
-                    "{me} and {other} have the same versions of {store} and other rows"
-                ));
+        let mut seen: BTreeMap<(NodeId, Vec<(NodeId, u64)>), (u64, NodeId)> = BTreeMap::new();
+        for (_, process) in &ours {
+            let (me, state) = (process.node.me().node, process.node.state());
+            let vector: Vec<_> =
+                state.versions(store).map(|(node, version)| (node.clone(), version)).collect();
+            for (_, writer) in &ours {
+                let writer = writer.node.me().node;
+                let Some((_, version)) = vector.iter().find(|(id, _)| *id == writer) else {
+                    continue;
+                };
+                let mut rows = Xxh3::new();
+                for (key, version) in state.living_rows(store, &writer, *version) {
+                    rows.update(&key);
+                    rows.update(&version.to_le_bytes());
+                }
+                // In a shared store the rows of one writer are removed by others.
+                let depends_on = if store.is_shared() {
+                    vector.clone()
+                } else {
+                    vec![(writer.clone(), *version)]
+                };
+                let rows = rows.digest();
+                if let Some((other_rows, other)) = seen.get(&(writer.clone(), depends_on.clone()))
+                    && *other_rows != rows
+                {
+                    return Some(format!(
+                        "{me} and {other} are at {version} of {writer} in {store} and hold other rows"
+                    ));
+                }
+                seen.insert((writer, depends_on), (rows, me.clone()));
             }
-            seen.insert(versions, (print, me));
         }
     }
     None

@@ -148,6 +148,8 @@ pub(crate) struct World {
     pub verbose: bool,
     pub checks: Checks,
     pub ledger: Ledger,
+    /// Whether all must hold the same rows in the end: not with clocks so wrong that stamps are not believed.
+    pub compares_state: bool,
     /// Rare states that were reached.
     pub reached: BTreeSet<&'static str>,
     pub traffic: Traffic,
@@ -168,6 +170,7 @@ impl World {
             verbose: false,
             checks: Checks::default(),
             ledger: Ledger::default(),
+            compares_state: true,
             reached: BTreeSet::new(),
             traffic: Traffic::default(),
             steps: 0,
@@ -325,6 +328,12 @@ impl World {
 
     pub(crate) fn node(&self, slot: usize) -> Option<&Node> {
         self.slots[slot].process.as_ref().map(|process| &process.node)
+    }
+
+    /// Whether a slot belongs to the cluster that is tested: not to another one, nor to another major version.
+    pub(crate) fn is_ours(&self, slot: usize) -> bool {
+        let slot = &self.slots[slot];
+        slot.cluster == ClusterId::of("test") && slot.version.0 == codec::VERSION.0
     }
 
     /// Slots with a process.

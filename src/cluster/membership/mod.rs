@@ -18,8 +18,6 @@ mod names;
 mod packet;
 mod state;
 mod table;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -481,3 +479,6 @@ impl Membership {
 
 /// Own timers come after foca's of the same moment.
 const RANK_OWN: u8 = 10;
+
+#[cfg(test)]
+mod tests;
