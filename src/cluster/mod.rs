@@ -318,6 +318,11 @@ impl Node {
                 membership::Event::Member(transition) => self.follow_member(now, transition),
                 membership::Event::Reborn { is, .. } => {
                     self.replication.begin_life(now, is.clone());
+                    // All ties are cut by that; none of the others has gone.
+                    let present = self.membership.members().filter(|m| m.state.is_present());
+                    for member in present {
+                        self.replication.peer_up(now, member.node);
+                    }
                 }
                 membership::Event::Me { .. }
                 | membership::Event::Renewed(_)

@@ -11,7 +11,7 @@ use rand::RngExt;
 use smg::cluster::state::policy::PolicyRecord;
 use smg::cluster::state::totals::Outcome;
 use smg::cluster::state::worker::WorkerRecord;
-use smg::cluster::state::{Version, Write};
+use smg::cluster::state::{StoreId, Version, Write};
 use smg::ids::{ModelId, NodeId, WorkerId};
 use smg::spec::{WorkerSpec, WorkerUrl};
 use xxhash_rust::xxh3::Xxh3;
@@ -20,12 +20,8 @@ use crate::checks::Violation;
 use crate::world::World;
 
 /// The stores that must be equal on all nodes once the faults are over; the others end with time or with their writer.
-pub(crate) const COMPARED: [smg::cluster::state::StoreId; 4] = [
-    smg::cluster::state::StoreId::Workers,
-    smg::cluster::state::StoreId::Policies,
-    smg::cluster::state::StoreId::Rules,
-    smg::cluster::state::StoreId::Totals,
-];
+pub(crate) const COMPARED: [StoreId; 4] =
+    [StoreId::Workers, StoreId::Policies, StoreId::Rules, StoreId::Totals];
 
 /// One write, and who can vouch for it.
 #[derive(Debug, Clone)]
@@ -67,8 +63,8 @@ impl Ledger {
     /// Lets a slot write something by chance.
     pub(crate) fn write(&mut self, world: &mut World, slot: usize) -> Result<(), Violation> {
         let Some(process) = &world.slots[slot].process else { return Ok(()) };
-        let is_writer =
-            !process.stalled && !process.leaving && process.node.membership().refused().is_none();
+        let is_in = !process.leaving && process.node.membership().refused().is_none();
+        let is_writer = world.is_ours(slot) && !process.stalled && is_in;
         if !is_writer {
             return Ok(());
         }
@@ -143,7 +139,9 @@ impl Ledger {
         let is_safe = |deed: &Deed| holds(deed.life) || deed.copies.iter().any(|life| holds(*life));
         let mut found = Vec::new();
         for (slot, process) in world.running() {
-            let is_in = world.is_ours(slot) && !process.leaving && process.node.membership().refused().is_none();
+            let is_in = world.is_ours(slot)
+                && !process.leaving
+                && process.node.membership().refused().is_none();
             if !is_in {
                 continue;
             }
@@ -187,16 +185,14 @@ pub(crate) fn dishonest(world: &World) -> Option<String> {
         })
         .collect();
     for store in COMPARED {
-        let mut seen: BTreeMap<(NodeId, Vec<(NodeId, u64)>), (u64, NodeId)> = BTreeMap::new();
+        let mut seen: BTreeMap<(NodeId, BTreeMap<NodeId, u64>), (u64, NodeId)> = BTreeMap::new();
         for (_, process) in &ours {
             let (me, state) = (process.node.me().node, process.node.state());
-            let vector: Vec<_> =
+            let vector: BTreeMap<_, _> =
                 state.versions(store).map(|(node, version)| (node.clone(), version)).collect();
             for (_, writer) in &ours {
                 let writer = writer.node.me().node;
-                let Some((_, version)) = vector.iter().find(|(id, _)| *id == writer) else {
-                    continue;
-                };
+                let Some(version) = vector.get(&writer) else { continue };
                 let mut rows = Xxh3::new();
                 for (key, version) in state.living_rows(store, &writer, *version) {
                     rows.update(&key);
@@ -206,12 +202,15 @@ pub(crate) fn dishonest(world: &World) -> Option<String> {
                 let depends_on = if store.is_shared() {
                     vector.clone()
                 } else {
-                    vec![(writer.clone(), *version)]
+                    BTreeMap::from([(writer.clone(), *version)])
                 };
                 let rows = rows.digest();
                 if let Some((other_rows, other)) = seen.get(&(writer.clone(), depends_on.clone()))
                     && *other_rows != rows
                 {
+                    if world.verbose {
+                        tell_rows(world, store);
+                    }
                     return Some(format!(
                         "{me} and {other} are at {version} of {writer} in {store} and hold other rows"
                     ));
@@ -221,4 +220,22 @@ pub(crate) fn dishonest(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// What each node holds of a store, for whoever replays a history.
+fn tell_rows(world: &World, store: StoreId) {
+    for (slot, process) in world.running() {
+        let state = process.node.state();
+        println!("{slot}: {}", process.node.me().node);
+        for (writer, version) in state.versions(store) {
+            let rows: Vec<_> = state
+                .living_rows(store, writer, version)
+                .into_iter()
+                .map(|(key, version)| {
+                    format!("{version}:{:x}", xxhash_rust::xxh3::xxh3_64(&key) & 0xfff)
+                })
+                .collect();
+            println!("   {writer} at {version}: {}", rows.join(" "));
+        }
+    }
 }

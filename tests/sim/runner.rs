@@ -91,6 +91,9 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
         let found = disagreements(world);
         if let Some(first) = found.first() {
             let after = world.now - last_fault;
+            if world.verbose {
+                tell_all(world, &found);
+            }
             return Err(Violation {
                 check: "Convergence",
                 at: world.now,
@@ -103,6 +106,24 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
         world.run_for(Duration::from_secs(1))?;
     }
     Ok(())
+}
+
+/// What each node holds, for whoever replays a history.
+fn tell_all(world: &World, found: &[String]) {
+    for line in found {
+        println!("{line}");
+    }
+    for (slot, process) in world.running() {
+        let (node, replication) = (&process.node, process.node.replication());
+        println!("{slot}: {} writes as {}", node.me().node, replication.me());
+        println!("   reaches {:?}", replication.members().collect::<Vec<_>>());
+        for store in crate::ledger::COMPARED {
+            let versions: Vec<_> = node.state().versions(store).collect();
+            println!("   {store} {:016x} {versions:?}", node.state().fingerprint(store));
+        }
+        println!("   {:?}", replication.counters());
+        println!("   {:?}", node.frames());
+    }
 }
 
 fn collect_rare_states(world: &mut World) {

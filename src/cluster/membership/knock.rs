@@ -14,7 +14,7 @@ use rand::RngExt;
 use crate::cluster::codec::{self, Frame, Kind, PayloadError};
 use crate::cluster::membership::identity::Identity;
 use crate::cluster::membership::message::{
-    Hello, Listed, ListedState, MAX_WELCOME_MEMBERS, Refusal, RefusalReason, Welcome,
+    Goodbye, Hello, Listed, ListedState, MAX_WELCOME_MEMBERS, Refusal, RefusalReason, Welcome,
 };
 use crate::cluster::membership::state::MemberState;
 use crate::cluster::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN};
@@ -171,12 +171,13 @@ impl Membership {
             },
         };
         let others = self.table.iter().filter_map(|record| {
-            let state = match record.state? {
-                MemberState::Init => return None,
-                MemberState::Alive => ListedState::Alive,
-                MemberState::Suspected => ListedState::Suspected,
-                MemberState::Leaving => ListedState::Leaving,
-                MemberState::Down => ListedState::Down(now.mono.saturating_sub(record.since)),
+            let state = match record.state {
+                None => ListedState::Gone,
+                Some(MemberState::Init) => return None,
+                Some(MemberState::Alive) => ListedState::Alive,
+                Some(MemberState::Suspected) => ListedState::Suspected,
+                Some(MemberState::Leaving) => ListedState::Leaving,
+                Some(MemberState::Down) => ListedState::Down(now.mono.saturating_sub(record.since)),
             };
             let (identity, incarnation) = (record.identity.clone(), record.incarnation);
             (identity.name != it.name).then_some(Listed { identity, incarnation, state })
@@ -222,7 +223,7 @@ impl Membership {
     }
 
     /// Makes this node believable to those who know `known` under its name.
-    fn claim_more_than(&mut self, now: Now, known: &Identity) {
+    pub(super) fn claim_more_than(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
         if known.generation > me.generation {
             // A later life than this one has written rows. Going on below it would mean to be taken for its past.
@@ -252,6 +253,7 @@ impl Membership {
         let mut updates = Vec::new();
         let mut down_since = BTreeMap::new();
         let mut leaving = Vec::new();
+        let mut gone = Vec::new();
         for Listed { identity, incarnation, state } in members {
             if identity.name == mine || !identity.is_plausible() {
                 continue;
@@ -269,6 +271,7 @@ impl Membership {
                     leaving.push((identity.name.clone(), identity.generation));
                     updates.push(Member::new(identity, incarnation, State::Alive));
                 }
+                ListedState::Gone => gone.push(Goodbye { identity, gone: true }),
                 ListedState::Down(ago) => {
                     if is_unknown
                         && ago < self.config.forget_after
@@ -289,6 +292,9 @@ impl Membership {
         }
         // Hands over what foca wanted done above.
         self.drive(now, |_, _| applied);
+        for goodbye in gone {
+            self.take_goodbye(now, &goodbye);
+        }
     }
 
     /// A frame of another cluster. A newcomer is told, in a frame of its own cluster; everything else is dropped.

@@ -52,6 +52,8 @@ pub(super) enum ListedState {
     Alive,
     Suspected,
     Leaving,
+    /// Said goodbye and went: whoever takes it for dead need not.
+    Gone,
     /// With the time since: so that it is forgotten everywhere at the same moment and not told round for ever.
     Down(Duration),
 }

@@ -35,6 +35,7 @@ pub use crate::cluster::membership::state::{MemberState, Transition};
 use crate::cluster::codec::{self, ClusterId, Frame, Kind, PayloadError};
 use crate::cluster::membership::drive::Effects;
 use crate::cluster::membership::knock::Knocking;
+use crate::cluster::membership::message::Goodbye;
 use crate::cluster::membership::packet::PacketCodec;
 use crate::cluster::membership::table::Table;
 use crate::cluster::timers::Timers;
@@ -141,6 +142,7 @@ enum Due {
     Contest,
     Renew { at: Duration },
     Goodbye,
+    RelayGoodbyes,
     TellSuspects,
     Sweep,
 }
@@ -170,6 +172,8 @@ pub struct Membership {
     timers: Timers<Due>,
     rng: StdRng,
     effects: Effects,
+    /// Goodbyes that are passed on, and for how many rounds more.
+    relays: Vec<(Goodbye, u32)>,
     /// Whether a round of `tell_suspects` is scheduled.
     tells_suspects: bool,
     /// The probe under way: whom, its number, since when.
@@ -213,6 +217,7 @@ impl Membership {
             timers: Timers::default(),
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
+            relays: Vec::new(),
             tells_suspects: false,
             probe: None,
             tuned_for: 1,
@@ -281,6 +286,7 @@ impl Membership {
                         self.renew(now);
                     }
                 }
+                Due::RelayGoodbyes => self.relay_goodbyes(now),
                 Due::TellSuspects => self.tell_suspects(now),
                 Due::Goodbye => self.repeat_goodbye(now),
                 Due::Sweep => self.sweep(now),

@@ -140,7 +140,8 @@ impl Membership {
             self.note_contest(now, holder);
             self.refuse(holder, me.clone(), self.is_seated());
             if holder.claim() >= me.claim() && holder.is_plausible() {
-                self.reidentify(now, me.raised_above(holder.claim()));
+                // Others may have taken it for a later life of this node.
+                self.claim_more_than(now, holder);
             }
         }
     }
