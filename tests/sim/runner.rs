@@ -82,7 +82,8 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
 /// After the last fault: agreement within the formula, and for ten seconds more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let bound = world.slots[0].config.convergence(world.slots.len()) + RESOLVE;
-    let bound = bound + world.slots[0].replication.digest_interval * 8;
+    let replication = &world.slots[0].replication;
+    let bound = bound + replication.digest_interval * 8 + replication.audit_interval * 8;
     let last_fault = world.now;
     world.run_while_not(bound, Duration::from_millis(250), |world| {
         disagreements(world).is_empty()

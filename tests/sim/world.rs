@@ -187,7 +187,11 @@ impl World {
             version: codec::VERSION,
             seeds: Vec::new(),
             config: config.clone(),
-            replication: replication::Config::default(),
+            // Audits as often as a history is long enough to need them.
+            replication: replication::Config {
+                audit_interval: Duration::from_secs(3),
+                ..replication::Config::default()
+            },
             clock_error: 0,
             disk: None,
             process: None,
@@ -254,11 +258,13 @@ impl World {
     ) -> Result<Option<Version>, Violation> {
         let now = self.clock(slot);
         let Some(process) = &mut self.slots[slot].process else { return Ok(None) };
+        let what = format!("{write:.80?}");
         let written = process.node.update(now, write);
         if let Err(refused) = &written {
             self.reached.insert("a row was refused to its author");
             self.note(&format!("{slot}: {refused}"));
         }
+        self.note(&format!("{slot} writes {what}: {written:?}"));
         self.drain(slot)?;
         Ok(written.ok().flatten())
     }

@@ -77,7 +77,8 @@ pub enum Event {
     /// This node was declared down while it was alive, and has said so under a renewed identity. Nothing was reset.
     Renewed(Identity),
     /// Others know a later life under this node's name than it had taken for itself (the clock was set back, the disk
-    /// is gone): it goes on as another writer.
+    /// is gone): it goes on as another writer. Whatever it counts from its start it must count from zero again, for what
+    /// was counted is kept as that of a former life.
     Reborn {
         /// What it was until now.
         was: NodeId,

@@ -122,6 +122,14 @@ impl Table {
         for member in members {
             seen += 1;
             let identity = member.id();
+            let is_past = self.records.get(&identity.name).is_some_and(|record| {
+                record.state == Some(MemberState::Init)
+                    && record.identity.claim() > identity.claim()
+            });
+            if is_past {
+                // A later life stands at the door.
+                continue;
+            }
             let leaving = self.records.get(&identity.name).is_some_and(|record| {
                 record.leaving && record.identity.generation == identity.generation
             });
@@ -143,8 +151,7 @@ impl Table {
                 self.set(now, identity, member.incarnation(), state, forget_at);
             }
         }
-        let known = self.records.values().filter(|r| r.state != Some(MemberState::Init)).count();
-        debug_assert!(seen <= known, "each member of foca's list has a record");
+        debug_assert!(seen <= self.records.len(), "each member of foca's list has a record");
     }
 
     /// Drops records whose time is over; names those that foca must forget too.
