@@ -153,11 +153,13 @@ impl Replication {
         for store in StoreId::ALL {
             for writer in self.state.replica(store).writers() {
                 let replica = self.state.replica(store);
-                if !replica.has_tombstones(writer) {
+                // Where a peer has closed the writer its tombstones are yet to be said again by this node.
+                let closed = self.peers.values().any(|peer| peer.retired.contains(&writer));
+                if closed || !replica.has_tombstones(writer) {
                     continue;
                 }
                 let mut stable = replica.applied(writer);
-                for peer in self.peers.values().filter(|peer| !peer.retired.contains(&writer)) {
+                for peer in self.peers.values() {
                     let level = replica.applied(peer.writer) >= peer.known((store, peer.writer));
                     let acked = if level { peer.known((store, writer)) } else { 0 };
                     stable = stable.min(acked);

@@ -215,7 +215,10 @@ impl World {
                 {
                     let mut rng = rng(self.rng.next_u64());
                     let c = replica.handle_tick(now, &mut rng);
-                    if c.touches(StoreId::Policies) || c.touches(StoreId::Sessions) {
+                    if c.touches(StoreId::Policies)
+                        || c.touches(StoreId::Sessions)
+                        || c.touches(StoreId::Workers)
+                    {
                         self.dbg_key(at, "tick");
                     }
                     self.check(at);
@@ -236,10 +239,16 @@ impl World {
                     );
                     let pol = match &message {
                         Message::Delta(d) => {
-                            matches!(d.store.store(), Some(StoreId::Policies | StoreId::Sessions))
+                            matches!(
+                                d.store.store(),
+                                Some(StoreId::Policies | StoreId::Sessions | StoreId::Workers)
+                            )
                         }
                         Message::Snapshot(d) => {
-                            matches!(d.store.store(), Some(StoreId::Policies | StoreId::Sessions))
+                            matches!(
+                                d.store.store(),
+                                Some(StoreId::Policies | StoreId::Sessions | StoreId::Workers)
+                            )
                         }
                         Message::Retired(_) => true,
                         _ => false,
@@ -332,7 +341,7 @@ impl World {
         let replica = self.nodes[at].replica.as_mut().unwrap();
         let what = format!("{write:?}");
         let wrote = replica.update(now, write).unwrap().is_some();
-        if what.starts_with("Policy") || what.starts_with("Session") {
+        if what.starts_with("Policy") || what.starts_with("Session") || what.contains("Worker") {
             self.dbg_key(at, &what);
         }
         self.transmit(at);
@@ -560,6 +569,19 @@ impl World {
         let Ok(k) = std::env::var("SMG_KEY") else { return };
         let key = ModelId::new(k.clone());
         let Some(r) = &self.nodes[at].replica else { return };
+        if k == "workers" {
+            for n in 0..12 {
+                let id = WorkerId::from_u64(n);
+                let url: crate::spec::WorkerUrl = format!("http://{id}:1").parse().unwrap();
+                eprintln!(
+                    "{:?} {} {what} KEY{n}: {}",
+                    self.now,
+                    r.me(),
+                    r.state.workers.dump(&r.state.writers, &url.id())
+                );
+            }
+            return;
+        }
         if let Ok(n) = k.parse() {
             eprintln!(
                 "{:?} {} {what}: {}",
