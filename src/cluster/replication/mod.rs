@@ -201,6 +201,9 @@ pub struct Replication {
     next_session: u64,
     /// Writers that a peer calls history and that are not yet so here.
     fences: BTreeMap<Writer, (NodeName, StoreVersions)>,
+    started: Duration,
+    /// When a peer came up last.
+    last_up: Duration,
     warm: bool,
     fenced: bool,
     /// The peer that was served last, for turns.
@@ -230,6 +233,8 @@ impl Replication {
             joins: BTreeMap::new(),
             next_session: 1,
             fences: BTreeMap::new(),
+            started: now.mono,
+            last_up: now.mono,
             warm: false,
             fenced: false,
             turn: None,
@@ -313,6 +318,7 @@ impl Replication {
             return;
         }
         peer.up = true;
+        self.last_up = now.mono;
         peer.credit = CHUNK_BYTES;
         // The first peer is asked for everything; of the others only their own rows, or each would send everything.
         let digest = self.digest(now, first);
@@ -701,12 +707,20 @@ impl Replication {
     }
 
     fn is_level_with_somebody(&self) -> bool {
-        self.peers.values().filter(|peer| peer.up && peer.greeted).any(|peer| {
-            peer.known.iter().all(|((store, writer), version)| {
-                self.state.writers.retired(*writer).is_some()
+        self.peers.values().any(|peer| peer.up && self.has_all_of(peer))
+    }
+
+    /// Whether everything that a peer said it has is here, as far as it still means something.
+    fn has_all_of(&self, peer: &Peer) -> bool {
+        let writers = &self.state.writers;
+        peer.greeted
+            && peer.known.iter().all(|((store, writer), version)| {
+                *writer == self.state.me
+                    || writers.retired(*writer).is_some()
+                    || self.fences.contains_key(writer)
+                    || (store.ends_with_writer() && writers.is_over(*writer))
                     || self.state.replica(*store).applied(*writer) >= *version
             })
-        })
     }
 }
 

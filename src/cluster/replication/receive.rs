@@ -75,8 +75,14 @@ impl Replication {
     }
 
     fn on_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
-        let (streams, retired) = self.streams(&digest.claims);
+        let (streams, mut retired) = self.streams(&digest.claims);
         let mut changes = Changes::default();
+        // A node that was forgotten and still runs must hear, until it does, that it has to begin again.
+        let sender = self.peers.get(from).map(|peer| peer.writer);
+        retired.extend(
+            sender
+                .filter(|writer| self.state.writers.is_over(*writer) && !retired.contains(writer)),
+        );
         let greeting = self.peers.get(from).is_some_and(|peer| !peer.greeted);
         if greeting {
             // Its membership may have found this node later than it was found: what was said before got lost.

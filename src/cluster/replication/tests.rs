@@ -303,6 +303,7 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     // A collected tombstone: nobody who comes later can live on deltas.
     donors[0].update(at(0), Write::RemoveWorker(spec(0).id())).unwrap();
     donors[0].handle_tick(at(1), &mut world::rng(1));
+    donors[0].collect(at(20_000));
     let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
     donors[0].peer_up(at(2), b.clone());
     donors[1].peer_up(at(2), a.clone());
@@ -438,19 +439,19 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
             exchange(at(ms), both);
         }
     };
-    run(&mut both, 150, 3000);
+    run(&mut both, 150, 13_000);
     assert_eq!(both[0].counters().retired, 1, "nobody but a was left to agree");
-    both[0].update(at(3000), Write::RemoveWorker(spec(1).id())).unwrap();
+    both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
     // It comes back as it was, is told that it is history, and begins again.
-    both[0].peer_up(at(3100), id("b", 1));
-    both[1].peer_up(at(3100), id("a", 1));
-    run(&mut both, 3100, 6000);
+    both[0].peer_up(at(13_100), id("b", 1));
+    both[1].peer_up(at(13_100), id("a", 1));
+    run(&mut both, 13_100, 16_000);
     assert!(both[1].is_fenced());
-    both[1].begin_life(at(6000), id("b", 2));
-    both[0].peer_up(at(6000), id("b", 2));
-    both[1].peer_down(at(6000), &id("a", 1));
-    both[1].peer_up(at(6000), id("a", 1));
-    run(&mut both, 6000, 12_000);
+    both[1].begin_life(at(16_000), id("b", 2));
+    both[0].peer_up(at(16_000), id("b", 2));
+    both[1].peer_down(at(16_000), &id("a", 1));
+    both[1].peer_up(at(16_000), id("a", 1));
+    run(&mut both, 16_000, 24_000);
     for replica in &both {
         let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
         assert_eq!(workers, [spec(2).id()], "{}: one removed, one kept", replica.me());

@@ -9,7 +9,8 @@
 //! adds again (R3), and waits in `pending` for adds that have not come yet (R5); a row with neither add nor kills is
 //! kept as a tombstone by relays too (R4); a killed row without kills of its own just vanishes (R6); a replica that is
 //! behind `floor`, the tombstones already collected, joins a snapshot by key ranges (R7), pending kills included (R8).
-//! One thing is ours: an add that took a dead writer's place names its *ancestors*, and dies with them.
+//! One thing is ours: an add that took a dead writer's place names its *ancestors*, and its writer ends it when they are
+//! removed or replaced by somebody who had not seen that they were adopted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -330,6 +331,48 @@ impl<S: Store> Table<S> {
         self.row(key, writer).and_then(Row::value)
     }
 
+    /// Values that were adopted, and whose ancestors are remembered: for checks.
+    #[cfg(test)]
+    pub(crate) fn adopted_values(&self, key: &S::Key) -> impl Iterator<Item = &S::Value> {
+        let rows = self.cells.get(key).into_iter().flatten();
+        rows.filter(|(_, row)| !row.ancestors().is_empty()).filter_map(|(_, row)| row.value())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn dump(&self, writers: &Writers, key: &S::Key) -> String {
+        let n = |d: &[(Writer, u64)]| {
+            d.iter()
+                .map(|(w, v)| {
+                    format!("{}:{v}", writers.id(*w).map_or("?".into(), ToString::to_string))
+                })
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        self.cells
+            .get(key)
+            .into_iter()
+            .flatten()
+            .map(|(w, r)| {
+                format!(
+                    "[{}:{} {:?} kills {} anc {}]",
+                    n(&[(*w, r.version)]),
+                    "",
+                    r.value(),
+                    n(r.kills()),
+                    n(r.ancestors())
+                )
+            })
+            .collect::<Vec<_>>()
+            .join(" ")
+            + &format!(
+                " pending {:?}",
+                self.pending
+                    .iter()
+                    .filter_map(|(w, k)| Some((n(&[(*w, *k.get(key)?)]),)))
+                    .collect::<Vec<_>>()
+            )
+    }
+
     fn row(&self, key: &S::Key, writer: Writer) -> Option<&Row<S::Value>> {
         self.cells.get(key)?.iter().find(|(w, _)| *w == writer).map(|(_, row)| row)
     }
@@ -432,10 +475,8 @@ impl<S: Store> Table<S> {
         if let Some(mut row) = self.take(key, writer)
             && !row.kills().is_empty()
         {
+            // The ancestors stay: they tell its kills that took a place from those that removed.
             row.body = Body::Dead;
-            if let Some(causes) = &mut row.causes {
-                causes.ancestors.clear();
-            }
             self.place(key.clone(), writer, row);
         }
     }
@@ -579,38 +620,64 @@ where
         Ok(version)
     }
 
-    /// Takes the place of up to `budget` living rows of `of`, a writer that is over; says how many.
-    pub(crate) fn adopt(&mut self, cx: &mut Context<'_>, of: Writer, budget: usize) -> usize {
+    /// Takes the place of up to `budget` rows of `of`, a writer that is over; says how many. Where others still apply the
+    /// rows of `of` themselves it is enough to take over its adds; where they no longer do (`closing`), what its rows
+    /// remove must be said again as well.
+    pub(crate) fn adopt(
+        &mut self,
+        cx: &mut Context<'_>,
+        of: Writer,
+        closing: bool,
+        budget: usize,
+    ) -> usize {
         let Some(log) = self.logs.get(&of) else { return 0 };
-        let living = log.by_version.iter().filter(|(version, _)| !log.tombstones.contains(version));
-        let carrying = log.by_version.iter().filter(|(v, _)| log.tombstones.contains(v));
-        let keys: Vec<(u64, S::Key)> = living
-            .chain(carrying)
-            .filter(|(_, key)| self.value_of(key, of).is_some())
+        let keys: Vec<(u64, S::Key)> = log
+            .by_version
+            .iter()
+            .filter(|(_, key)| closing || self.value_of(key, of).is_some())
             .take(budget)
             .map(|(version, key)| (*version, key.clone()))
             .collect();
         let mut adopted = 0;
         for (version, key) in keys {
-            let value = self.value_of(&key, of).expect("filtered above").clone();
+            let Some(row) = self.row(&key, of) else { continue };
+            let value = row.value().cloned();
+            let mut said = if closing { row.kills().to_vec() } else { Dots::new() };
+            said.retain(|(writer, _)| *writer != cx.me);
+            if value.is_none() && said.is_empty() {
+                self.take(&key, of);
+                continue;
+            }
             let (mut kills, _) = self.seen(&key, cx.me);
-            join_dots(&mut kills, [(of, version)]);
-            let own = self.row(&key, cx.me).filter(|row| row.value().is_some());
-            let (merged, ancestors) = match own {
-                // What this node added itself stands by itself; so does what it adopts with it.
-                Some(row) if row.ancestors().is_empty() => (row.value().cloned(), Dots::new()),
-                Some(row) => {
-                    let mut ancestors = row.ancestors().to_vec();
-                    join_dots(&mut ancestors, [(of, version)]);
-                    (row.value().cloned(), ancestors)
-                }
-                None => (None, vec![(of, version)]),
+            join_dots(&mut kills, said);
+            let own = self.row(&key, cx.me).filter(|own| own.value().is_some());
+            // What this node had added itself is the same add under a new version: who removed it removed this.
+            let mut ancestors = match own {
+                Some(own) if own.ancestors().is_empty() => vec![(cx.me, own.version)],
+                Some(own) => own.ancestors().to_vec(),
+                None => Dots::new(),
             };
-            let mut merged = merged.unwrap_or_else(|| value.clone());
-            merged.merge(&value);
-            if self.write(cx, key.clone(), Some(merged), kills, ancestors).is_ok() {
-                self.kill_quietly(cx, &key, of, version);
+            let mut add = own.and_then(Row::value).cloned();
+            if let Some(value) = value {
+                join_dots(&mut kills, [(of, version)]);
+                let news = match &mut add {
+                    Some(own) => own.merge(&value),
+                    None => {
+                        add = Some(value);
+                        true
+                    }
+                };
+                if news {
+                    join_dots(&mut ancestors, [(of, version)]);
+                }
+            }
+            if self.write(cx, key.clone(), add, kills, ancestors).is_ok() {
                 adopted += 1;
+                if closing {
+                    self.take(&key, of);
+                } else {
+                    self.kill_quietly(cx, &key, of, version);
+                }
             }
         }
         adopted
@@ -638,28 +705,31 @@ impl<S: Store> Table<S> {
 
     /// Kills the adds of `of` under `key` up to `version`, now or when they come; also what descends from them.
     fn kill(&mut self, cx: &mut Context<'_>, key: &S::Key, of: Writer, version: u64) -> bool {
-        let mut changed = self.kill_quietly(cx, key, of, version);
-        let mut orphans: SmallVec<[Writer; 2]> = SmallVec::new();
-        for (writer, row) in self.cells.get_mut(key).into_iter().flatten() {
-            let Some(causes) = &mut row.causes else { continue };
-            if causes.ancestors.iter().any(|(w, v)| *w == of && *v <= version) {
-                causes.ancestors.retain(|(w, v)| !(*w == of && *v <= version));
-                if causes.ancestors.is_empty() {
-                    orphans.push(*writer);
-                }
-            }
+        let changed = self.kill_quietly(cx, key, of, version);
+        self.kill_descendant(cx, key, (of, version)) | changed
+    }
+
+    /// Ends this node's own row under `key` if it took the place of adds of `of` up to `version`, which were removed, or
+    /// replaced by their own writer. Only the adopter judges that, and says so by a tombstone: whoever knows less, or
+    /// has forgotten more, would judge otherwise.
+    fn kill_descendant(
+        &mut self,
+        cx: &mut Context<'_>,
+        key: &S::Key,
+        (of, version): (Writer, u64),
+    ) -> bool {
+        let own = self.cells.get_mut(key).into_iter().flatten().find(|(w, _)| *w == cx.me);
+        let Some((_, Row { causes: Some(causes), body: Body::Live(_), .. })) = own else {
+            return false;
+        };
+        let before = causes.ancestors.len();
+        causes.ancestors.retain(|(w, v)| !(*w == of && *v <= version));
+        if causes.ancestors.len() == before || !causes.ancestors.is_empty() {
+            return false;
         }
-        for writer in orphans {
-            changed = true;
-            if writer == cx.me {
-                // Others may hear of this add after they forgot the kill, so it ends with a tombstone of its own.
-                let (kills, _) = self.seen(key, cx.me);
-                self.write(cx, key.clone(), None, kills, Dots::new()).expect("it only shrinks");
-            } else {
-                self.drop_add(key, writer);
-            }
-        }
-        changed
+        let (kills, _) = self.seen(key, cx.me);
+        self.write(cx, key.clone(), None, kills, Dots::new()).expect("it only shrinks");
+        true
     }
 
     /// The same, but what descends from the killed adds lives on: they were adopted, not removed.
@@ -698,7 +768,10 @@ impl<S: Store> Table<S> {
     }
 
     fn apply_or_refuse(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        if raw.key.len() > MAX_KEY_BYTES || raw.content.len() > S::ID.max_content_bytes() {
+        if raw.version == 0
+            || raw.key.len() > MAX_KEY_BYTES
+            || raw.content.len() > S::ID.max_content_bytes()
+        {
             return Applied::Refused;
         }
         let Ok(key) = row::decode_key::<S::Key>(raw.key.as_slice()) else {
@@ -740,46 +813,42 @@ impl<S: Store> Table<S> {
             dots.filter_map(|(id, v)| Some((writers.intern(&id)?, v))).collect::<Dots>()
         };
         let kills = number(cx.writers, content.kills);
-        let mut ancestors = number(cx.writers, content.ancestors);
+        let ancestors = number(cx.writers, content.ancestors);
         let ended = S::ID.ends_with_writer() && cx.writers.is_over(writer);
+        if ended {
+            self.log(writer).hole = Some(1);
+        }
         let expired = content
             .add
             .as_ref()
             .and_then(|value| S::expires_ms(&key, value))
             .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(cx.now.wall));
-        let descends = !ancestors.is_empty();
-        ancestors.retain(|dot| !self.is_killed_by_removal(&key, writer, *dot));
-        let killed = self.is_killed(&key, (writer, version)) || (descends && ancestors.is_empty());
+        let killed = self.is_killed(&key, (writer, version));
         let add = content.add.filter(|_| !(ended || expired || killed));
         let gone = (ended || expired || killed) && kills.is_empty();
         let has = add.is_some();
         if !gone {
             let body = add.map_or(Body::Dead, Body::Live);
-            let causes = causes(kills.clone(), if has { ancestors.clone() } else { Dots::new() });
+            let causes = causes(kills.clone(), ancestors.clone());
             self.place(key.clone(), writer, Row { version, key_hash, bytes, body, causes });
         }
         let mut changed = had || has;
+        // Its writer has replaced what others may have adopted from it.
+        changed |= writer != cx.me && self.kill_descendant(cx, &key, (writer, version - 1));
         for (of, up_to) in kills {
-            // The add that took a dead writer's place does not kill itself with what it adopted.
-            changed |= if ancestors.iter().any(|(w, v)| *w == of && *v <= up_to) {
-                self.kill_quietly(cx, &key, of, up_to)
-            } else {
-                self.kill(cx, &key, of, up_to)
+            // An add that took a dead writer's place does not kill itself with what it adopted, but what others adopted
+            // from before that.
+            let adopted = ancestors.iter().find(|(w, v)| *w == of && *v <= up_to).copied();
+            changed |= match adopted {
+                Some((_, version)) => {
+                    self.kill_quietly(cx, &key, of, up_to)
+                        | self.kill_descendant(cx, &key, (of, version - 1))
+                }
+                None => self.kill(cx, &key, of, up_to),
             };
         }
         self.bound_tombstones();
         if changed { Applied::Changed } else { Applied::Nothing }
-    }
-
-    /// Whether somebody else than `adopter` removed `dot`: the adopter's own kill is how it took its place.
-    fn is_killed_by_removal(&self, key: &S::Key, adopter: Writer, dot: (Writer, u64)) -> bool {
-        let removes = |row: &Row<S::Value>| {
-            row.kills().iter().any(|(w, v)| *w == dot.0 && *v >= dot.1)
-                && !row.ancestors().contains(&dot)
-        };
-        self.cells
-            .get(key)
-            .is_some_and(|cell| cell.iter().any(|(w, row)| *w != adopter && removes(row)))
     }
 
     /// The content, if it can be read and believed.
@@ -847,10 +916,9 @@ pub(crate) trait Replica: Debug {
     fn expire(&mut self, now: Now) -> usize;
     /// Reads again what is in quarantine: a stamp may have become believable.
     fn release(&mut self, cx: &mut Context<'_>) -> usize;
-    /// Drops every row of `writer`, silently.
-    fn drop_rows(&mut self, writer: Writer) -> usize {
-        self.drop_rows_up_to(writer, u64::MAX)
-    }
+    /// Drops every row of `writer`, whose measurements mean nothing any more. This node no longer vouches for them: it may
+    /// be the only one that takes the writer for dead.
+    fn end(&mut self, writer: Writer) -> usize;
     /// Drops the rows of `writer` up to `version`, silently.
     fn drop_rows_up_to(&mut self, writer: Writer, version: u64) -> usize;
     /// Drops the log of `writer` with all that is left in it.
@@ -1172,6 +1240,14 @@ impl<S: Store> Replica for Table<S> {
         released
     }
 
+    fn end(&mut self, writer: Writer) -> usize {
+        match self.logs.get_mut(&writer) {
+            Some(log) => log.hole = Some(1),
+            None => return 0,
+        }
+        self.drop_rows_up_to(writer, u64::MAX)
+    }
+
     fn drop_rows_up_to(&mut self, writer: Writer, version: u64) -> usize {
         let Some(log) = self.logs.get(&writer) else { return 0 };
         let keys: Vec<S::Key> =
@@ -1183,7 +1259,7 @@ impl<S: Store> Replica for Table<S> {
     }
 
     fn retire(&mut self, writer: Writer) {
-        self.drop_rows(writer);
+        self.drop_rows_up_to(writer, u64::MAX);
         self.logs.remove(&writer);
         self.pending.remove(&writer);
     }

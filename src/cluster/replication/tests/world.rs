@@ -50,6 +50,8 @@ struct Node {
     gone: BTreeSet<u64>,
     /// Requests counted by lives that are over, as far as anybody could know.
     counted: u64,
+    /// The others have forgotten it while it runs, so they may have adopted what it replaces or removes now.
+    isolated: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +126,7 @@ impl World {
                 seen: BTreeMap::new(),
                 gone: BTreeSet::new(),
                 counted: 0,
+                isolated: false,
             });
             world.start(at);
         }
@@ -211,7 +214,13 @@ impl World {
                     && now.mono >= replica.next_deadline()
                 {
                     let mut rng = rng(self.rng.next_u64());
-                    replica.handle_tick(now, &mut rng);
+                    let c = replica.handle_tick(now, &mut rng);
+                    if c.touches(StoreId::Policies)
+                        || c.touches(StoreId::Sessions)
+                        || c.touches(StoreId::Workers)
+                    {
+                        self.dbg_key(at, "tick");
+                    }
                     self.check(at);
                 }
                 self.transmit(at);
@@ -223,7 +232,31 @@ impl World {
                     && let Some(replica) = &mut self.nodes[to].replica
                 {
                     self.delivered += 1;
+                    let what = format!(
+                        "{} from {from}: {}",
+                        message.kind(),
+                        format!("{message:?}").chars().take(300).collect::<String>()
+                    );
+                    let pol = match &message {
+                        Message::Delta(d) => {
+                            matches!(
+                                d.store.store(),
+                                Some(StoreId::Policies | StoreId::Sessions | StoreId::Workers)
+                            )
+                        }
+                        Message::Snapshot(d) => {
+                            matches!(
+                                d.store.store(),
+                                Some(StoreId::Policies | StoreId::Sessions | StoreId::Workers)
+                            )
+                        }
+                        Message::Retired(_) => true,
+                        _ => false,
+                    };
                     let changes = replica.handle_message(now, &from, message);
+                    if !changes.conflict && pol {
+                        self.dbg_key(to, &what);
+                    }
                     assert!(!changes.conflict, "two processes write as {id}");
                     self.check(to);
                     self.begin_life_if_fenced(to);
@@ -258,6 +291,7 @@ impl World {
         let now = self.now_at(at);
         let node = &mut self.nodes[at];
         node.id.generation.0 += 1;
+        node.isolated = false;
         let id = node.id.clone();
         node.replica.as_mut().unwrap().begin_life(now, id);
         for other in 0..self.nodes.len() {
@@ -305,7 +339,11 @@ impl World {
     pub(super) fn update(&mut self, at: usize, write: Write) -> bool {
         let now = self.now_at(at);
         let replica = self.nodes[at].replica.as_mut().unwrap();
+        let what = format!("{write:?}");
         let wrote = replica.update(now, write).unwrap().is_some();
+        if what.starts_with("Policy") || what.starts_with("Session") || what.contains("Worker") {
+            self.dbg_key(at, &what);
+        }
         self.transmit(at);
         wrote
     }
@@ -329,7 +367,12 @@ impl World {
                 if remove && seen.is_empty() {
                     return 0;
                 }
-                self.superseded.extend(seen);
+                if self.nodes[at].isolated {
+                    self.uncertain.extend(seen);
+                    self.uncertain.insert(self.next_number);
+                } else {
+                    self.superseded.extend(seen);
+                }
                 if remove {
                     Write::Policy(key, None)
                 } else {
@@ -482,9 +525,13 @@ impl World {
     fn revive(&mut self, at: usize, with_disk: bool) {
         self.nodes[at].id.generation.0 += 1;
         self.nodes[at].counted = 0;
+        self.nodes[at].isolated = false;
         self.start(at);
         if with_disk {
             let now = self.now_at(at);
+            // What it had saved may be brought back if it adopts it before it meets anybody who knows better.
+            let stale: Vec<u64> = self.written.keys().copied().collect();
+            self.uncertain.extend(stale);
             for (store, chunks) in std::mem::take(&mut self.nodes[at].disk) {
                 let replica = self.nodes[at].replica.as_mut().unwrap();
                 replica.restore(now, store, chunks);
@@ -498,6 +545,7 @@ impl World {
         if self.living() <= 2 {
             return;
         }
+        self.nodes[at].isolated = true;
         for other in 0..self.nodes.len() {
             if other == at {
                 continue;
@@ -517,17 +565,65 @@ impl World {
         }
     }
 
+    fn dbg_key(&self, at: usize, what: &str) {
+        let Ok(k) = std::env::var("SMG_KEY") else { return };
+        let key = ModelId::new(k.clone());
+        let Some(r) = &self.nodes[at].replica else { return };
+        if k == "workers" {
+            for n in 0..12 {
+                let id = WorkerId::from_u64(n);
+                let url: crate::spec::WorkerUrl = format!("http://{id}:1").parse().unwrap();
+                eprintln!(
+                    "{:?} {} {what} KEY{n}: {}",
+                    self.now,
+                    r.me(),
+                    r.state.workers.dump(&r.state.writers, &url.id())
+                );
+            }
+            return;
+        }
+        if let Ok(n) = k.parse() {
+            eprintln!(
+                "{:?} {} {what}: {}",
+                self.now,
+                r.me(),
+                r.state.sessions.dump(&r.state.writers, &SessionKey(n))
+            );
+            return;
+        }
+        eprintln!(
+            "{:?} {} {what}: {}",
+            self.now,
+            r.me(),
+            r.state.policies.dump(&r.state.writers, &key)
+        );
+    }
+
     /// What must hold at every moment.
     fn check(&mut self, at: usize) {
         let seed = self.seed;
-        let Some(replica) = &self.nodes[at].replica else { return };
-        let me = replica.me().clone();
+        if self.nodes[at].replica.is_none() {
+            return;
+        }
+        let me = self.replica(at).me().clone();
         // No resurrection: what has been seen to go never comes back.
         for n in 0..6 {
             let key = ModelId::new(format!("m{n}"));
             let here = self.values(at, &key);
+            // What is adopted while somebody removes it shows until its adopter hears of that.
+            let adopted = self.replica(at).state.policies.adopted_values(&key);
+            let adopted: Vec<u64> =
+                adopted.filter_map(|value| value.get()?.policy.parse().ok()).collect();
+            self.uncertain.extend(adopted);
             let node = &self.nodes[at];
-            let back: Vec<&u64> = here.intersection(&node.gone).collect();
+            // A value that an adoption merged into a later one may show again beside it; one that somebody has replaced or
+            // removed may not.
+            let back: Vec<&u64> = here
+                .intersection(&node.gone)
+                .filter(|number| {
+                    self.superseded.contains(number) && !self.uncertain.contains(number)
+                })
+                .collect();
             assert!(back.is_empty(), "seed {seed}: {back:?} came back under {key} at {me}");
             if node.seen.get(&key) != Some(&here) {
                 let node = &mut self.nodes[at];
