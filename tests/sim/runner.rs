@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smg::cluster::membership::RefusalReason;
 
-use crate::checks::{Violation, disagreements};
+use crate::checks::{Violation, differences, disagreements};
 use crate::families::{FAMILIES, Family};
 use crate::world::{RESOLVE, World, planner};
 
@@ -79,34 +79,50 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
     Ok(Outcome { trace_hash: world.trace_hash(), reached: world.reached, steps: world.steps })
 }
 
-/// After the last fault: agreement within the formula, and for ten seconds more.
+/// After the last fault: everybody lists everybody within the formula, and ever after; and then the state is the same
+/// everywhere within some digests and audits more. What is taken over from former lives may change it once more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
-    let bound = world.slots[0].config.convergence(world.slots.len()) + RESOLVE;
-    let replication = &world.slots[0].replication;
-    let bound = bound + replication.digest_interval * 8 + replication.audit_interval * 8;
     let last_fault = world.now;
-    world.run_while_not(bound, Duration::from_millis(250), |world| {
-        disagreements(world).is_empty()
-    })?;
-    for _ in 0..10 {
+    let slot = &world.slots[0];
+    let bound = slot.config.convergence(world.slots.len()) + RESOLVE;
+    let state_bound =
+        bound + slot.replication.digest_interval * 8 + slot.replication.audit_interval * 8;
+    let look = Duration::from_millis(250);
+    world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
+    let mut calm = 0;
+    loop {
         let found = disagreements(world);
-        if let Some(first) = found.first() {
-            let after = world.now - last_fault;
-            if world.verbose {
-                tell_all(world, &found);
-            }
-            return Err(Violation {
-                check: "Convergence",
-                at: world.now,
-                what: format!(
-                    "{after:?} after the last fault, bound {bound:?}: {first} (and {} more)",
-                    found.len() - 1
-                ),
-            });
+        if !found.is_empty() {
+            return Err(not_converged(world, last_fault, bound, &found));
+        }
+        let found = differences(world);
+        calm = if found.is_empty() { calm + 1 } else { 0 };
+        if calm == 6 {
+            return Ok(());
+        }
+        if world.now > last_fault + state_bound + Duration::from_secs(6) {
+            return Err(not_converged(world, last_fault, state_bound, &found));
         }
         world.run_for(Duration::from_secs(1))?;
     }
-    Ok(())
+}
+
+fn not_converged(
+    world: &World,
+    last_fault: Duration,
+    bound: Duration,
+    found: &[String],
+) -> Violation {
+    let after = world.now - last_fault;
+    if world.verbose {
+        tell_all(world, found);
+    }
+    let first = found.first().map_or("it was not calm for long enough", String::as_str);
+    let what = format!(
+        "{after:?} after the last fault, bound {bound:?}: {first} (and {} more)",
+        found.len().saturating_sub(1)
+    );
+    Violation { check: "Convergence", at: world.now, what }
 }
 
 /// What each node holds, for whoever replays a history.

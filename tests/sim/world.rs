@@ -528,6 +528,12 @@ impl World {
         self.traffic.bytes += bytes.len() as u64;
         if place.version != codec::VERSION {
             bytes = self.as_of_version(slot, &bytes);
+            if self.chance(0.1) {
+                // A kind that only later versions have.
+                let (version, cluster) = (self.slots[slot].version, self.slots[slot].cluster);
+                let novelty = codec::frame_of_version(version, 200, cluster, b"from the future");
+                self.transmit(slot, from, to, novelty);
+            }
         }
         self.transmit(slot, from, to, bytes);
     }
@@ -565,12 +571,9 @@ impl World {
     }
 
     /// What a router of another version sends instead: a later minor version appends fields and has kinds of its own.
-    fn as_of_version(&mut self, slot: usize, bytes: &[u8]) -> Vec<u8> {
+    fn as_of_version(&self, slot: usize, bytes: &[u8]) -> Vec<u8> {
         let version = self.slots[slot].version;
         let Ok(frame) = Frame::read(bytes) else { return bytes.to_vec() };
-        if version.0 == codec::VERSION.0 && self.chance(0.1) {
-            return codec::frame_of_version(version, 200, frame.cluster, b"from the future");
-        }
         let mut payload = frame.payload.to_vec();
         if frame.kind != Kind::Swim {
             payload.extend(b"appended");
