@@ -14,7 +14,7 @@ pub mod replication;
 pub mod state;
 pub mod timers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub struct Config {
     pub membership: membership::Config,
     /// Digests, audits, budgets.
     pub replication: replication::Config,
+    /// A writer of rows that is no member for this long has gone before this node came, and is history.
+    pub unlisted_after: Duration,
 }
 
 /// What happened.
@@ -117,6 +119,11 @@ pub struct Node {
     rng: StdRng,
     events: VecDeque<Event>,
     frames: FrameCounters,
+    unlisted_after: Duration,
+    /// Writers that are no members, and since when.
+    unlisted: BTreeMap<NodeId, Duration>,
+    /// When to look for such writers again.
+    look_at: Duration,
     /// The time of the last input: what is sent is sent at that time.
     now: Now,
 }
@@ -147,6 +154,9 @@ impl Node {
             rng: StdRng::from_rng(rng),
             events: VecDeque::new(),
             frames: FrameCounters::default(),
+            unlisted_after: config.unlisted_after,
+            unlisted: BTreeMap::new(),
+            look_at: now.mono,
             now,
         })
     }
@@ -181,6 +191,10 @@ impl Node {
         if self.is_in_touch() && self.replication.next_deadline() <= now.mono {
             let changes = self.replication.handle_tick(now, &mut self.rng);
             self.follow_replication(now, changes);
+        }
+        if now.mono >= self.look_at {
+            self.look_at = now.mono + Duration::from_secs(1);
+            self.end_unlisted_writers(now);
         }
     }
 
@@ -354,6 +368,21 @@ impl Node {
         }
         if !changes.is_empty() {
             self.tell(Event::Changed(changes));
+        }
+    }
+
+    /// A joiner is given rows of nodes that left before it came; nobody will ever tell it that they did.
+    fn end_unlisted_writers(&mut self, now: Now) {
+        let writers = self.replication.state().writers();
+        let me = &self.replication.me().name;
+        let unlisted = writers.current().filter(|(writer, id)| {
+            id.name != *me && !writers.is_over(*writer) && !self.membership.lists(&id.name)
+        });
+        let since = |id: &NodeId| self.unlisted.get(id).copied().unwrap_or(now.mono);
+        self.unlisted = unlisted.map(|(_, id)| (id.clone(), since(id))).collect();
+        let over = now.mono.saturating_sub(self.unlisted_after);
+        for (id, _) in self.unlisted.iter().filter(|(_, since)| **since <= over) {
+            self.replication.peer_forgotten(now, id);
         }
     }
 

@@ -352,9 +352,8 @@ impl Replication {
     /// A peer is gone for good: nobody waits for its acks any more, and the lowest living name adopts what it decided.
     pub fn peer_forgotten(&mut self, now: Now, id: &NodeId) {
         self.peer_down(now, id);
-        if let Some(peer) = self.peers.get(&id.name)
-            && peer.id == *id
-        {
+        if self.peers.get(&id.name).is_none_or(|peer| peer.id == *id) {
+            // Also one that never was a peer here: its rows came from others, and it was gone before this node came.
             self.peers.remove(&id.name);
             self.forgotten.insert(id.name.clone());
         }
