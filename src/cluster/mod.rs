@@ -14,7 +14,7 @@ pub mod replication;
 pub mod state;
 pub mod timers;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -46,8 +46,6 @@ pub struct Config {
     pub membership: membership::Config,
     /// Digests, audits, budgets.
     pub replication: replication::Config,
-    /// A writer of rows that is no member for this long has gone before this node came, and is history.
-    pub unlisted_after: Duration,
 }
 
 /// What happened.
@@ -119,10 +117,7 @@ pub struct Node {
     rng: StdRng,
     events: VecDeque<Event>,
     frames: FrameCounters,
-    unlisted_after: Duration,
-    /// Writers that are no members, and since when.
-    unlisted: BTreeMap<NodeId, Duration>,
-    /// When to look for such writers again.
+    /// When to look for writers that are history again.
     look_at: Duration,
     /// The time of the last input: what is sent is sent at that time.
     now: Now,
@@ -154,8 +149,6 @@ impl Node {
             rng: StdRng::from_rng(rng),
             events: VecDeque::new(),
             frames: FrameCounters::default(),
-            unlisted_after: config.unlisted_after,
-            unlisted: BTreeMap::new(),
             look_at: now.mono,
             now,
         })
@@ -371,18 +364,23 @@ impl Node {
         }
     }
 
-    /// A joiner is given rows of nodes that left before it came; nobody will ever tell it that they did.
+    /// A joiner is given rows of nodes that left before it came, and no goodbye of them. That others call them history
+    /// while they are no members here is enough; that they are no members is not, for who is down may be unknown here.
     fn end_unlisted_writers(&mut self, now: Now) {
         let writers = self.replication.state().writers();
         let me = &self.replication.me().name;
-        let unlisted = writers.current().filter(|(writer, id)| {
-            id.name != *me && !writers.is_over(*writer) && !self.membership.lists(&id.name)
-        });
-        let since = |id: &NodeId| self.unlisted.get(id).copied().unwrap_or(now.mono);
-        self.unlisted = unlisted.map(|(_, id)| (id.clone(), since(id))).collect();
-        let over = now.mono.saturating_sub(self.unlisted_after);
-        for (id, _) in self.unlisted.iter().filter(|(_, since)| **since <= over) {
-            self.replication.peer_forgotten(now, id);
+        let unlisted: Vec<NodeId> = writers
+            .current()
+            .filter(|(writer, id)| {
+                id.name != *me
+                    && !writers.is_over(*writer)
+                    && !self.membership.lists(&id.name)
+                    && self.replication.is_history_elsewhere(*writer)
+            })
+            .map(|(_, id)| id.clone())
+            .collect();
+        for id in unlisted {
+            self.replication.peer_forgotten(now, &id);
         }
     }
 

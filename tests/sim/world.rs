@@ -227,7 +227,6 @@ impl World {
             cluster: place.cluster,
             membership: place.config.clone(),
             replication: place.replication.clone(),
-            unlisted_after: Duration::from_secs(10),
         };
         let (name, address) = (place.name.clone(), place.address);
         let mut rng = StdRng::from_rng(&mut self.rng);

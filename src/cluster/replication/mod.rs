@@ -362,6 +362,11 @@ impl Replication {
         }
     }
 
+    /// Whether a peer has said that `writer` is history, which it is not here.
+    pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
+        self.fences.contains_key(&writer)
+    }
+
     /// All members but this one that are not forgotten, each with whether it can be reached.
     pub fn members(&self) -> impl Iterator<Item = (&NodeId, bool)> {
         self.peers.values().map(|peer| (&peer.id, peer.up))
