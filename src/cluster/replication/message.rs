@@ -98,6 +98,8 @@ pub struct Claim {
 /// How far a replica is in some streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
+    /// Grows with each ack and digest of the sender: what it no longer says counts only if it is newer than what it said.
+    pub said: u64,
     /// The writers that are spoken of.
     pub writers: Vec<NodeId>,
     /// Per stream, how far.
@@ -265,7 +267,8 @@ impl ClaimsBuilder {
         self.claims.claims.is_empty()
     }
 
-    pub(crate) fn build(self) -> Claims {
-        self.claims
+    /// The claims; `said` is 0 where they are no statement but a question.
+    pub(crate) fn build(self, said: u64) -> Claims {
+        Claims { said, ..self.claims }
     }
 }

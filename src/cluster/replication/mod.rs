@@ -199,6 +199,8 @@ pub struct Replication {
     asked: BTreeMap<Stream, Duration>,
     joins: BTreeMap<StoreId, Join>,
     next_session: u64,
+    /// Acks and digests so far.
+    said: u64,
     /// Writers that a peer calls history and that are not yet so here.
     fences: BTreeMap<Writer, (NodeName, StoreVersions)>,
     started: Duration,
@@ -232,6 +234,7 @@ impl Replication {
             asked: BTreeMap::new(),
             joins: BTreeMap::new(),
             next_session: 1,
+            said: 0,
             fences: BTreeMap::new(),
             started: now.mono,
             last_up: now.mono,
@@ -293,11 +296,11 @@ impl Replication {
     }
 
     /// A peer can be reached, perhaps in a new life: it and this node say how far they are.
-    pub fn peer_up(&mut self, now: Now, id: NodeId) {
+    pub fn peer_up(&mut self, now: Now, id: &NodeId) {
         if id.name == self.me.name {
             return;
         }
-        let Some(writer) = self.state.writers.intern(&id) else {
+        let Some(writer) = self.state.writers.intern(id) else {
             self.counters.refused_messages += 1;
             return;
         };
@@ -308,7 +311,7 @@ impl Replication {
         }
         self.forgotten.remove(&id.name);
         let former = self.peers.get(&id.name).map(|peer| (peer.id.clone(), peer.writer));
-        if former.as_ref().is_none_or(|(known, _)| *known != id) {
+        if former.as_ref().is_none_or(|(known, _)| known != id) {
             self.peers.insert(id.name.clone(), Peer::new(id.clone(), writer));
         }
         self.state.writers.set_down(writer, false);
@@ -473,8 +476,7 @@ impl Replication {
     }
 
     /// How far this node is in everything.
-    #[must_use]
-    pub fn digest(&self, now: Now, relay: bool) -> Digest {
+    fn digest(&mut self, now: Now, relay: bool) -> Digest {
         let mut claims = ClaimsBuilder::default();
         for (writer, id) in self.state.writers.current() {
             for store in StoreId::ALL {
@@ -485,7 +487,8 @@ impl Replication {
                 }
             }
         }
-        Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
+        self.said += 1;
+        Digest { wall_ms: millis(now.wall), relay, claims: claims.build(self.said) }
     }
 
     /// Rows that arrived long enough ago that their writer's own push must have reached everybody that it can reach.
@@ -609,7 +612,8 @@ impl Replication {
                 claims.push(id, store, replica.applied(writer), replica.floor(writer));
             }
         }
-        (!claims.is_empty()).then(|| Message::Ack(claims.build()))
+        self.said += 1;
+        (!claims.is_empty()).then(|| Message::Ack(claims.build(self.said)))
     }
 
     fn next_delta(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
@@ -718,12 +722,12 @@ impl Replication {
     fn has_all_of(&self, peer: &Peer) -> bool {
         let writers = &self.state.writers;
         peer.greeted
-            && peer.known.iter().all(|((store, writer), version)| {
+            && peer.known.iter().all(|((store, writer), known)| {
                 *writer == self.state.me
                     || writers.retired(*writer).is_some()
                     || self.fences.contains_key(writer)
                     || (store.ends_with_writer() && writers.is_over(*writer))
-                    || self.state.replica(*store).applied(*writer) >= *version
+                    || self.state.replica(*store).applied(*writer) >= known.version
             })
     }
 }

@@ -29,6 +29,14 @@ pub(crate) struct Cursor {
     pub(crate) sent_at: Duration,
 }
 
+/// How far a peer is in a stream.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known {
+    pub(crate) version: u64,
+    /// In which of its statements it said so.
+    pub(crate) said: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
@@ -37,7 +45,9 @@ pub(crate) struct Peer {
     /// It has said how far it is since it came up: before that, what it lacks is unknown.
     pub(crate) greeted: bool,
     /// How far it is, as it said.
-    pub(crate) known: BTreeMap<Stream, u64>,
+    pub(crate) known: BTreeMap<Stream, Known>,
+    /// The newest statement that was heard of it.
+    pub(crate) said: u64,
     /// Writers that are history to it.
     pub(crate) retired: BTreeSet<Writer>,
     pub(crate) cursors: BTreeMap<Stream, Cursor>,
@@ -65,6 +75,7 @@ impl Peer {
             up: false,
             greeted: false,
             known: BTreeMap::new(),
+            said: 0,
             retired: BTreeSet::new(),
             cursors: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -106,14 +117,15 @@ impl Peer {
     }
 
     pub(crate) fn known(&self, stream: Stream) -> u64 {
-        self.known.get(&stream).copied().unwrap_or(0)
+        self.known.get(&stream).map_or(0, |known| known.version)
     }
 
     /// It has said, or shown by sending it, that it has `version`.
-    pub(crate) fn learn(&mut self, stream: Stream, version: u64) {
-        let known = self.known.entry(stream).or_insert(0);
-        *known = version.max(*known);
-        let known = *known;
+    pub(crate) fn learn(&mut self, stream: Stream, version: u64, said: u64) {
+        let known = self.known.entry(stream).or_default();
+        known.version = version.max(known.version);
+        known.said = said.max(known.said);
+        let known = known.version;
         if let Some(cursor) = self.cursors.get_mut(&stream)
             && known >= cursor.sent
         {
@@ -132,8 +144,10 @@ impl Peer {
         if target <= from {
             return;
         }
-        let cursor =
-            self.cursors.entry(stream).or_insert(Cursor { sent: from, ..Cursor::default() });
+        let cursor = self
+            .cursors
+            .entry(stream)
+            .or_insert_with(|| Cursor { sent: from, ..Cursor::default() });
         cursor.target = target.max(cursor.target);
         if cursor.sent < cursor.target {
             self.due.insert(stream);

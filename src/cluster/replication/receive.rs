@@ -95,8 +95,10 @@ impl Replication {
             peer.wall_ahead_ms = i64::try_from(ahead).unwrap_or(i64::MAX);
         }
         for (stream, version, floor) in &streams {
-            changes.conflict |= self.learn(now, from, *stream, *version, *floor);
+            changes.conflict |=
+                self.learn(now, from, *stream, (*version, *floor), digest.claims.said);
         }
+        self.note_silence(from, &streams, digest.claims.said);
         if !retired.is_empty() {
             let message = self.retired_message(&retired);
             self.say(from, message);
@@ -134,17 +136,36 @@ impl Replication {
         changes
     }
 
+    /// What a peer had of a writer that is over, and no longer speaks of, it has retired.
+    fn note_silence(&mut self, from: &NodeName, streams: &[(Stream, u64, u64)], said: u64) {
+        let spoken: std::collections::BTreeSet<Writer> =
+            streams.iter().map(|((_, writer), _, _)| *writer).collect();
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        let silent: Vec<Writer> = peer
+            .known
+            .iter()
+            .filter(|((_, writer), known)| known.said < said && !spoken.contains(writer))
+            .map(|((_, writer), _)| *writer)
+            .filter(|writer| self.state.writers.is_over(*writer))
+            .collect();
+        for writer in silent {
+            peer.known.retain(|(_, of), _| *of != writer);
+            peer.retired.insert(writer);
+        }
+    }
+
     /// A peer has said how far it is in a stream. Says whether somebody writes as this node.
     fn learn(
         &mut self,
         now: Now,
         from: &NodeName,
         stream: Stream,
-        version: u64,
-        floor: u64,
+        (version, floor): (u64, u64),
+        said: u64,
     ) -> bool {
         if let Some(peer) = self.peers.get_mut(from) {
-            peer.learn(stream, version);
+            peer.said = peer.said.max(said);
+            peer.learn(stream, version, said);
         }
         let (store, writer) = stream;
         let mine = self.state.replica(store).applied(writer);
@@ -156,7 +177,8 @@ impl Replication {
             if writer == self.state.me {
                 return true;
             }
-            let behind = self.behind.entry(stream).or_insert((version, from.clone(), now.mono));
+            let behind =
+                self.behind.entry(stream).or_insert_with(|| (version, from.clone(), now.mono));
             if version > behind.0 {
                 (behind.0, behind.1) = (version, from.clone());
             }
@@ -168,7 +190,7 @@ impl Replication {
         let (streams, _) = self.streams(claims);
         let mut changes = Changes::default();
         for (stream, version, floor) in streams {
-            changes.conflict |= self.learn(now, from, stream, version, floor);
+            changes.conflict |= self.learn(now, from, stream, (version, floor), claims.said);
         }
         changes
     }
@@ -257,7 +279,8 @@ impl Replication {
             self.note_move(stream, applied);
         }
         if let Some(peer) = self.peers.get_mut(from) {
-            peer.learn(stream, delta.to);
+            let said = peer.said + 1;
+            peer.learn(stream, delta.to, said);
             peer.ack_due.insert(stream);
             peer.unacked_bytes += bytes;
             let delay = if peer.unacked_bytes >= CHUNK_BYTES {
@@ -298,7 +321,7 @@ impl Replication {
         }
         if !claims.is_empty() {
             self.counters.pulls += 1;
-            self.say(from, Message::Pull(claims.build()));
+            self.say(from, Message::Pull(claims.build(0)));
         }
     }
 

@@ -148,7 +148,7 @@ impl Replication {
             }
         }
         let (after, end) = (section.after, section.end);
-        let claims = claims.build();
+        let claims = claims.build(0);
         Some(SnapshotChunk { store: store.into(), session, after, end, claims, rows, pending })
     }
 

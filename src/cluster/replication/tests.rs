@@ -155,8 +155,8 @@ fn pair() -> (Replication, Replication) {
     let (a, b) = (id("a", 1), id("b", 1));
     let mut one = Replication::new(a.clone(), Config::default(), at(0));
     let mut two = Replication::new(b.clone(), Config::default(), at(0));
-    one.peer_up(at(0), b);
-    two.peer_up(at(0), a);
+    one.peer_up(at(0), &b);
+    two.peer_up(at(0), &a);
     (one, two)
 }
 
@@ -270,8 +270,9 @@ fn a_gap_is_pulled_and_not_jumped() {
 
 #[test]
 fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
-    let (mut a, b) = pair();
-    a.handle_message(at(0), b.me(), Message::Digest(b.digest(at(0), true)));
+    let (mut a, mut b) = pair();
+    let digest = Message::Digest(b.digest(at(0), true));
+    a.handle_message(at(0), b.me(), digest);
     let mut sent = 0;
     for round in 0..2000u64 {
         for n in 0..50 {
@@ -305,8 +306,8 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     donors[0].handle_tick(at(1), &mut world::rng(1));
     donors[0].collect(at(20_000));
     let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
-    donors[0].peer_up(at(2), b.clone());
-    donors[1].peer_up(at(2), a.clone());
+    donors[0].peer_up(at(2), &b);
+    donors[1].peer_up(at(2), &a);
     for ms in (2..5000).step_by(50) {
         for donor in &mut donors {
             donor.handle_tick(at(ms), &mut world::rng(ms));
@@ -318,8 +319,8 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     // A third asks a, loses it half way and goes on with b.
     let mut joiner = Replication::new(id("c", 1), config, at(5000));
     let c = joiner.me().clone();
-    joiner.peer_up(at(5000), a.clone());
-    donors[0].peer_up(at(5000), c.clone());
+    joiner.peer_up(at(5000), &a);
+    donors[0].peer_up(at(5000), &c);
     let mut chunks = 0;
     let mut switched = false;
     for ms in (5000..15_000).step_by(20) {
@@ -341,8 +342,8 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
         if chunks == 2 && !switched {
             switched = true;
             joiner.peer_down(at(ms), &a);
-            donors[1].peer_up(at(ms), c.clone());
-            joiner.peer_up(at(ms), b.clone());
+            donors[1].peer_up(at(ms), &c);
+            joiner.peer_up(at(ms), &b);
         }
     }
     assert!(switched);
@@ -376,9 +377,10 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
 fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
     // Alone, and with a peer that never acknowledges anything.
     for with_peer in [false, true] {
-        let (mut a, b) = pair();
+        let (mut a, mut b) = pair();
         if with_peer {
-            a.handle_message(at(0), b.me(), Message::Digest(b.digest(at(0), true)));
+            let digest = Message::Digest(b.digest(at(0), true));
+            a.handle_message(at(0), b.me(), digest);
         } else {
             a.peer_forgotten(at(0), b.me());
         }
@@ -411,8 +413,8 @@ fn hints_reach_everybody_and_a_joiner_gets_the_hot_set() {
     assert_eq!(both[1].state().prefixes().len(), 3);
     let c = id("c", 1);
     let mut joiner = Replication::new(c.clone(), Config::default(), at(100));
-    joiner.peer_up(at(100), both[1].me().clone());
-    both[1].peer_up(at(100), c);
+    joiner.peer_up(at(100), both[1].me());
+    both[1].peer_up(at(100), &c);
     let [_, b] = both;
     let mut pair = [b, joiner];
     exchange(at(100), &mut pair);
@@ -443,14 +445,14 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
     assert_eq!(both[0].counters().retired, 1, "nobody but a was left to agree");
     both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
     // It comes back as it was, is told that it is history, and begins again.
-    both[0].peer_up(at(13_100), id("b", 1));
-    both[1].peer_up(at(13_100), id("a", 1));
+    both[0].peer_up(at(13_100), &id("b", 1));
+    both[1].peer_up(at(13_100), &id("a", 1));
     run(&mut both, 13_100, 16_000);
     assert!(both[1].is_fenced());
     both[1].begin_life(at(16_000), id("b", 2));
-    both[0].peer_up(at(16_000), id("b", 2));
+    both[0].peer_up(at(16_000), &id("b", 2));
     both[1].peer_down(at(16_000), &id("a", 1));
-    both[1].peer_up(at(16_000), id("a", 1));
+    both[1].peer_up(at(16_000), &id("a", 1));
     run(&mut both, 16_000, 24_000);
     for replica in &both {
         let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();

@@ -370,7 +370,7 @@ impl State {
                 let id = record.id;
                 let entry = WorkerEntry::told(LwwRegister::of(stamp, record));
                 let (table, mut cx) = with_table!(self, now, workers, cx);
-                (StoreId::Workers, Some(table.put_shared(&mut cx, id, entry)?))
+                (StoreId::Workers, Some(table.put_shared(&mut cx, &id, entry)?))
             }
             Write::OverrideWorker(id, verdict) => {
                 let entry = WorkerEntry::overridden(LwwRegister::of(stamp, verdict));
@@ -379,7 +379,7 @@ impl State {
                     let reason = format!("worker {id} is not registered");
                     return Err(RefusedRow::Invalid { store: StoreId::Workers, reason });
                 }
-                (StoreId::Workers, Some(table.put_shared(&mut cx, id, entry)?))
+                (StoreId::Workers, Some(table.put_shared(&mut cx, &id, entry)?))
             }
             Write::RemoveWorker(id) => {
                 let (table, mut cx) = with_table!(self, now, workers, cx);
@@ -398,7 +398,7 @@ impl State {
                 let version = match policy {
                     Some(policy) => {
                         let value = LwwRegister::of(stamp, policy);
-                        Some(table.put_shared(&mut cx, model, value)?)
+                        Some(table.put_shared(&mut cx, &model, value)?)
                     }
                     None => table.remove_shared(&mut cx, &model)?,
                 };
@@ -408,7 +408,7 @@ impl State {
                 let (table, mut cx) = with_table!(self, now, rules, cx);
                 let version = match rule {
                     Some(rule) => {
-                        Some(table.put_shared(&mut cx, id, LwwRegister::of(stamp, rule))?)
+                        Some(table.put_shared(&mut cx, &id, LwwRegister::of(stamp, rule))?)
                     }
                     None => table.remove_shared(&mut cx, &id)?,
                 };
@@ -432,13 +432,13 @@ impl State {
                 let version = match change {
                     SessionWrite::Use { worker, ttl } => {
                         let session = Session::first(worker, stamp, used_ms, ttl);
-                        Some(table.put_shared(&mut cx, key, session)?)
+                        Some(table.put_shared(&mut cx, &key, session)?)
                     }
                     SessionWrite::Rebind { worker, ttl } => {
                         // A binding that is removed first can't win by being the earliest.
                         let before = table.merged(&key);
                         let session = Session::again(before.as_ref(), worker, stamp, used_ms, ttl);
-                        Some(table.put_shared(&mut cx, key, session)?)
+                        Some(table.put_shared(&mut cx, &key, session)?)
                     }
                     SessionWrite::End => table.remove_shared(&mut cx, &key)?,
                 };

@@ -338,41 +338,6 @@ impl<S: Store> Table<S> {
         rows.filter(|(_, row)| !row.ancestors().is_empty()).filter_map(|(_, row)| row.value())
     }
 
-    #[cfg(test)]
-    pub(crate) fn dump(&self, writers: &Writers, key: &S::Key) -> String {
-        let n = |d: &[(Writer, u64)]| {
-            d.iter()
-                .map(|(w, v)| {
-                    format!("{}:{v}", writers.id(*w).map_or("?".into(), ToString::to_string))
-                })
-                .collect::<Vec<_>>()
-                .join(",")
-        };
-        self.cells
-            .get(key)
-            .into_iter()
-            .flatten()
-            .map(|(w, r)| {
-                format!(
-                    "[{}:{} {:?} kills {} anc {}]",
-                    n(&[(*w, r.version)]),
-                    "",
-                    r.value(),
-                    n(r.kills()),
-                    n(r.ancestors())
-                )
-            })
-            .collect::<Vec<_>>()
-            .join(" ")
-            + &format!(
-                " pending {:?}",
-                self.pending
-                    .iter()
-                    .filter_map(|(w, k)| Some((n(&[(*w, *k.get(key)?)]),)))
-                    .collect::<Vec<_>>()
-            )
-    }
-
     fn row(&self, key: &S::Key, writer: Writer) -> Option<&Row<S::Value>> {
         self.cells.get(key)?.iter().find(|(w, _)| *w == writer).map(|(_, row)| row)
     }
@@ -604,18 +569,18 @@ where
     pub(crate) fn put_shared(
         &mut self,
         cx: &mut Context<'_>,
-        key: S::Key,
+        key: &S::Key,
         change: S::Value,
     ) -> Result<u64, RefusedRow> {
-        let (mut kills, others) = self.seen(&key, cx.me);
+        let (mut kills, others) = self.seen(key, cx.me);
         join_dots(&mut kills, others.iter().copied());
         let mut value = change;
-        for (_, seen) in self.values(&key) {
+        for (_, seen) in self.values(key) {
             value.merge(seen);
         }
         let version = self.write(cx, key.clone(), Some(value), kills, Dots::new())?;
         for (writer, version) in others {
-            self.kill(cx, &key, writer, version);
+            self.kill(cx, key, writer, version);
         }
         Ok(version)
     }
@@ -799,7 +764,7 @@ impl<S: Store> Table<S> {
         let had = self.take(&key, writer).is_some_and(|row| row.counts());
         let version = raw.version;
         let bytes = small(raw.key.len() + raw.content.len());
-        let Some(content) = self.read(cx, &key, raw) else {
+        let Some(content) = Self::read(cx, &key, raw) else {
             if S::ID.ends_with_writer() && cx.writers.is_over(writer) {
                 return if had { Applied::Changed } else { Applied::Nothing };
             }
@@ -852,7 +817,7 @@ impl<S: Store> Table<S> {
     }
 
     /// The content, if it can be read and believed.
-    fn read(&self, cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Content<S::Value>> {
+    fn read(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Content<S::Value>> {
         let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
         if let Some(value) = &content.add {
             S::validate(key, value).ok()?;
@@ -1231,7 +1196,7 @@ impl<S: Store> Replica for Table<S> {
         let mut released = 0;
         for (key, writer) in self.quarantine.clone() {
             let Some(raw) = self.raw(cx.writers, writer, &key) else { continue };
-            if self.read(cx, &key, &raw).is_some() {
+            if Self::read(cx, &key, &raw).is_some() {
                 let hash = key_hash(cx.writers, writer, raw.key.as_slice());
                 self.insert(cx, writer, key, &raw, hash);
                 released += 1;
