@@ -328,7 +328,7 @@ impl Node {
                     // All ties are cut by that; none of the others has gone.
                     let present = self.membership.members().filter(|m| m.state.is_present());
                     for member in present {
-                        self.replication.peer_up(now, member.node);
+                        self.replication.peer_up(now, &member.node);
                     }
                 }
                 membership::Event::Me { .. }
@@ -344,7 +344,7 @@ impl Node {
         let Transition { node, to, .. } = transition;
         match to {
             Some(MemberState::Alive | MemberState::Suspected | MemberState::Leaving) => {
-                self.replication.peer_up(now, node.clone());
+                self.replication.peer_up(now, node);
             }
             Some(MemberState::Down) => self.replication.peer_down(now, node),
             Some(MemberState::Init) => {}

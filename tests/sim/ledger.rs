@@ -152,7 +152,9 @@ impl Ledger {
                     None if is_safe(&fact.added) && !is_there => {
                         found.push(format!("NoDataLoss: {me} lost {id}, {fact:?}"));
                     }
-                    Some(removed) if is_safe(removed) && is_there => {
+                    // A later life that adopts a row before it hears of its removal adds it anew, and an add wins
+                    // over a removal that has not seen it. So a removal is only sure while the adding life goes on.
+                    Some(removed) if is_there && is_safe(removed) && holds(fact.added.life) => {
                         found.push(format!("NoResurrection: {me} has {id} again, {fact:?}"));
                     }
                     None | Some(_) => {}
