@@ -369,7 +369,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                         plan.at(at + rng.random_range(0..20_000), Fault::Start(a));
                         Fault::Crash(a)
                     }
-                    10 => Fault::ClockJump(a, rng.random_range(-5000..5000)),
+                    10 => Fault::ClockJump(a, rng.random_range(-15_000..5000)),
                     11 => {
                         let time = rng.random_range(100..15_000);
                         last = last.max(at + time);

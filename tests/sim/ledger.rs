@@ -48,10 +48,10 @@ pub(crate) struct Ledger {
 }
 
 /// A worker of this number.
-pub(crate) fn worker(number: u64) -> WorkerRecord {
+pub(crate) fn worker_spec(number: u64) -> WorkerSpec {
     let url: WorkerUrl =
         format!("http://10.{}.{}.1:8000", number / 250 % 250, number % 250).parse().expect("a url");
-    WorkerRecord::from(&WorkerSpec::new(url))
+    WorkerSpec::new(url)
 }
 
 fn model() -> ModelId {
@@ -71,7 +71,7 @@ impl Ledger {
         self.writes += 1;
         let what = world.rng.random_range(0..10);
         if what < 5 {
-            let record = worker(self.facts.len() as u64);
+            let record = WorkerRecord::from(&worker_spec(self.facts.len() as u64));
             let id = record.id;
             if let Some(version) = world.write(slot, Write::PutWorker(record))? {
                 let added = Deed { slot, life, version, copies: Vec::new() };

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use rand::RngExt;
 use smg::cluster::membership::{Config, MemberState};
+use smg::cluster::state::Write;
+use smg::cluster::state::worker::WorkerRecord;
 
 use crate::checks::{Violation, disagreements};
 use crate::faults::{Fault, inflict};
+use crate::ledger::worker_spec;
 use crate::world::{Traffic, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -211,6 +214,49 @@ fn numbers_false_downs() -> Result<(), Violation> {
                 loss * 100.0
             );
         }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "prints tables; see the head of this file"]
+fn numbers_visibility() -> Result<(), Violation> {
+    println!(
+        "Milliseconds of virtual time until a write is on all nodes, median / 99th percentile.\n"
+    );
+    println!(
+        "| N | visible everywhere | state frames per write | deliveries per write | promise kept |"
+    );
+    println!("|---|---|---|---|---|");
+    for n in SIZES {
+        let mut world = up(n, 3)?;
+        let mut sample = Sample::default();
+        let writes = 100;
+        let received = |world: &World| -> u64 {
+            world.running().map(|(_, p)| p.node.replication().counters().rows_received).sum()
+        };
+        let before = received(&world);
+        world.traffic = Traffic::default();
+        for number in 0..writes {
+            let slot = world.rng.random_range(0..usize::from(n));
+            let spec = worker_spec(number);
+            world.write(slot, Write::PutWorker(WorkerRecord::from(&spec)))?;
+            let took = world.run_while_not(SECOND * 5, Duration::from_micros(200), |w| {
+                w.running().all(|(_, p)| p.node.state().worker(spec.id()).is_some())
+            })?;
+            sample.0.push(took.expect("a write is seen within 5 s"));
+            let pause = world.rng.random_range(Duration::ZERO..SECOND / 2);
+            world.run_for(pause)?;
+        }
+        let deliveries = (received(&world) - before) as f64 / writes as f64;
+        let frames = world.traffic.state_frames as f64 / writes as f64;
+        let [median, worst] = [0.5, 0.99].map(|q| sample.quantile(q).as_secs_f64() * 1000.0);
+        let kept = median < 10.0 && worst < 100.0 && deliveries <= 1.1 * f64::from(n - 1);
+        println!(
+            "| {n} | {median:.1} / {worst:.1} | {frames:.1} | {deliveries:.2} of {} | {} |",
+            n - 1,
+            if kept { "yes" } else { "no" }
+        );
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use smg::cluster::codec::{self, ClusterId, Frame, Kind};
 use smg::cluster::membership;
 use smg::cluster::replication;
 use smg::cluster::state::{Version, Write};
-use smg::cluster::{Config, Event, Node, Transmit};
+use smg::cluster::{Config, Event, Lane, Node, Transmit};
 use smg::ids::{Generation, NodeName};
 use smg::now::Now;
 use xxhash_rust::xxh3::Xxh3;
@@ -129,11 +129,12 @@ impl Ord for Item {
     }
 }
 
-/// Frames and bytes handed to the network, by kind of frame.
+/// What was handed to the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     pub frames: u64,
     pub bytes: u64,
+    pub state_frames: u64,
 }
 
 pub(crate) struct World {
@@ -523,7 +524,8 @@ impl World {
     fn send(&mut self, slot: usize, transmit: Transmit) {
         let place = &self.slots[slot];
         let from = place.address;
-        let Transmit { to, mut bytes, .. } = transmit;
+        let Transmit { to, lane, mut bytes, .. } = transmit;
+        self.traffic.state_frames += u64::from(lane == Lane::State);
         self.traffic.frames += 1;
         self.traffic.bytes += bytes.len() as u64;
         if place.version != codec::VERSION {

@@ -96,7 +96,7 @@ impl Table {
         record.leaving = true;
         let (identity, incarnation) = (record.identity.clone(), record.incarnation);
         match record.state {
-            Some(MemberState::Alive | MemberState::Suspected | MemberState::Init) => {
+            Some(MemberState::Alive | MemberState::Suspected) => {
                 let forget_at = record.forget_at;
                 self.set(now, &identity, incarnation, Some(MemberState::Leaving), forget_at);
             }
@@ -105,7 +105,8 @@ impl Table {
                 let forget_at = record.forget_at;
                 self.set(now, &identity, incarnation, None, forget_at);
             }
-            Some(MemberState::Leaving) | None => {}
+            // A newcomer is not a member yet: it is dropped in time like any that does not come in.
+            Some(MemberState::Init | MemberState::Leaving) | None => {}
         }
         true
     }
@@ -310,6 +311,16 @@ mod tests {
         let mut table = Table::default();
         absorb(&mut table, &[Member::alive(identity("a", 2))]);
         assert!(!table.mark_leaving(HOUR, &"a".parse().unwrap(), Generation(1)));
+    }
+
+    #[test]
+    fn a_newcomer_that_leaves_before_it_came_in_is_dropped() {
+        let mut table = Table::default();
+        table.list_newcomer(Duration::ZERO, &identity("a", 1), Duration::from_secs(5));
+        table.mark_leaving(Duration::ZERO, &"a".parse().unwrap(), Generation(1));
+        assert_eq!(told(&mut table), ["a@1 - INIT"]);
+        table.sweep(Duration::from_secs(5), 10);
+        assert_eq!(told(&mut table), ["a@1 INIT -"]);
     }
 
     #[test]
