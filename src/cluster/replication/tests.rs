@@ -394,7 +394,7 @@ fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
         let sizes = a.state().sizes(StoreId::Load);
         assert_eq!(sizes.entries, 0);
         assert!(
-            sizes.tombstones <= 4096 && sizes.bytes + 200 * sizes.tombstones < 1 << 20,
+            sizes.tombstones <= 2048 && sizes.bytes + 250 * sizes.tombstones < 1 << 20,
             "{sizes:?}"
         );
     }

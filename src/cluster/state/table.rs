@@ -34,7 +34,7 @@ pub const BUCKETS: usize = 64;
 /// An expired row is invisible at once but stays this long, so that clocks may differ.
 const EXPIRY_GRACE_MS: u64 = 60_000;
 /// Tombstones that a table may always keep; beyond, at most two per living row.
-const FREE_TOMBSTONES: usize = 4096;
+const FREE_TOMBSTONES: usize = 2048;
 /// Bytes of unreadable contents that a table keeps for others.
 const QUARANTINE_BYTES: usize = 1 << 20;
 /// Kills that may wait for their adds.
@@ -1260,3 +1260,6 @@ impl<S: Store> Replica for Table<S> {
         self.logs.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
