@@ -405,3 +405,119 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(7);
+
+    fn node(name: &str, host: u8) -> Node {
+        let config = Config {
+            cluster: CLUSTER,
+            membership: membership::Config::lan(),
+            replication: replication::Config::default(),
+        };
+        let address = address(host);
+        let mut rng = StdRng::seed_from_u64(u64::from(host));
+        let name = name.parse().unwrap();
+        Node::try_new(config, name, Generation(u64::from(host)), address, now(), &mut rng).unwrap()
+    }
+
+    fn address(host: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, host], 39527))
+    }
+
+    fn now() -> Now {
+        Now::at(Duration::from_secs(1_000_000))
+    }
+
+    /// Frames that two nodes exchange until they fall silent.
+    fn exchange(a: &mut Node, b: &mut Node) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        loop {
+            let before = frames.len();
+            while let Some(transmit) = a.poll_transmit() {
+                b.handle_frame(now(), address(1), &transmit.bytes);
+                frames.push(transmit.bytes);
+            }
+            while let Some(transmit) = b.poll_transmit() {
+                a.handle_frame(now(), address(2), &transmit.bytes);
+                frames.push(transmit.bytes);
+            }
+            if frames.len() == before {
+                return frames;
+            }
+        }
+    }
+
+    fn pair() -> (Node, Node, Vec<Vec<u8>>) {
+        let (mut a, mut b) = (node("a", 1), node("b", 2));
+        a.join(now(), &[]);
+        b.join(now(), &[address(1)]);
+        let frames = exchange(&mut a, &mut b);
+        (a, b, frames)
+    }
+
+    #[test]
+    fn who_joins_is_a_peer_of_both_parts() {
+        let (a, b, _) = pair();
+        assert_eq!(a.members().map(|m| m.state).collect::<Vec<_>>(), [MemberState::Alive]);
+        assert!(b.replication().members().all(|(_, is_up)| is_up));
+        assert_eq!((a.frames().misdirected, b.frames().misdirected), (0, 0));
+    }
+
+    #[test]
+    fn state_for_another_life_is_not_taken() {
+        let (mut a, b, _) = pair();
+        let former = NodeId { name: a.me().node.name, generation: Generation(0) };
+        let message = Message::HotSetRequest;
+        let letter = Letter { from: b.me().node, to: former, message };
+        let bytes = codec::frame(Kind::State, CLUSTER, &codec::encode(&letter));
+        a.handle_frame(now(), address(2), &bytes);
+        assert_eq!(a.frames().misdirected, 1);
+    }
+
+    #[test]
+    fn who_has_left_says_nothing_more() {
+        let (mut a, mut b, _) = pair();
+        b.depart(now());
+        exchange(&mut a, &mut b);
+        assert_eq!((a.members().count(), b.next_deadline()), (0, None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_of_any_kind_is_taken_or_refused(
+            kind in proptest::sample::select(&Kind::ALL[..]),
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let (mut a, _, _) = pair();
+            a.handle_frame(now(), address(9), &codec::frame(kind, CLUSTER, &payload));
+            while a.poll_transmit().is_some() {}
+            a.handle_timeout(now() + Duration::from_millis(100));
+        }
+
+        #[test]
+        fn a_real_frame_with_changed_bytes_is_taken_or_refused(
+            which in any::<proptest::sample::Index>(),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let (mut a, mut b, frames) = pair();
+            let frame = Frame::read(which.get::<Vec<u8>>(&frames)).unwrap();
+            let mut payload = frame.payload.to_vec();
+            for (at, byte) in changes {
+                if !payload.is_empty() {
+                    *at.get_mut(&mut payload) = byte;
+                }
+            }
+            for node in [&mut a, &mut b] {
+                node.handle_frame(now(), address(9), &codec::frame(frame.kind, CLUSTER, &payload));
+                while node.poll_transmit().is_some() {}
+                node.handle_timeout(now() + Duration::from_millis(100));
+            }
+        }
+    }
+}

@@ -390,7 +390,6 @@ pub(crate) const FAMILIES: &[Family] = &[
             "a suspect went down",
             "the dead came back",
             "a false DOWN was renewed",
-            "a life was reborn above its past",
         ],
     },
 ];
