@@ -61,6 +61,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             "a suspicion was refuted",
             "a false DOWN was renewed",
             "a stale suspicion was dropped",
+            "a row was refused to its author",
         ],
     },
     Family {
