@@ -129,14 +129,17 @@ impl Checks {
         let highest = self.highest.entry(life).or_default();
         highest.retain(|name, _| members.contains_key(name));
         for (name, member) in &members {
+            if member.state == MemberState::Init {
+                // Who only knocks may give up; then the life that is known is listed again.
+                continue;
+            }
             let claim = member.node.generation.0.saturating_add(member.renewal);
             let known = (claim, member.incarnation);
-            // Who is dead has no incarnation, and who is new none yet.
+            // Who is dead has no incarnation.
             let known = if member.state.is_present() { known } else { (claim, u16::MAX) };
             let before = highest.insert(name.clone(), (claim, member.incarnation));
             if let Some(before) = before
                 && before > known
-                && member.state != MemberState::Init
             {
                 let what = format!("{name} went back from {before:?} to {known:?}");
                 return violated("IncarnationMonotonic", what);
