@@ -636,9 +636,12 @@ impl World {
         for node in &self.nodes {
             let replica = node.replica.as_ref().unwrap();
             for store in StoreId::ALL {
-                assert_eq!(
-                    replica.state().fingerprint(store),
-                    first.state().fingerprint(store),
+                // Rows whose counts another row contains may be gone here and not yet there, where a node that was
+                // forgotten goes on because all who forgot it have died; the sums are compared below.
+                let contained = self.faults.lives && store == StoreId::Totals;
+                assert!(
+                    contained
+                        || replica.state().fingerprint(store) == first.state().fingerprint(store),
                     "seed {seed}: {store} differs between {} and {}\n{:?}\n{:?}",
                     replica.me(),
                     first.me(),
