@@ -20,7 +20,7 @@ fn seeds() -> std::ops::Range<u64> {
     let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match read("SMG_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..read("SMG_SEEDS").unwrap_or(40),
+        None => 0..read("SMG_SEEDS").unwrap_or(24),
     }
 }
 
