@@ -52,7 +52,7 @@ pub enum Message {
     AuditPull(AuditPull),
     /// All rows of those buckets.
     AuditRows(AuditRows),
-    /// These writers are history: nothing of them is accepted any more.
+    /// These writers are history, or about to be.
     Retired(Vec<RetiredWriter>),
     /// Hints about prefixes, told once.
     Hints(Vec<HintRun>),
@@ -225,6 +225,9 @@ pub struct AuditRows {
 pub struct RetiredWriter {
     /// Which life of which node.
     pub writer: NodeId,
+    /// Nothing of it is left at the sender: what `versions` cover and is still there elsewhere is dead. Otherwise it is
+    /// only over: it must begin another life, and what it wrote is yet to be adopted.
+    pub closed: bool,
     /// How far each store's stream of it had come, in the order of the stores.
     pub versions: Vec<u64>,
 }

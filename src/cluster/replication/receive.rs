@@ -355,11 +355,10 @@ impl Replication {
         let mut retired = Vec::new();
         for writer in writers {
             let Some(id) = self.state.writers.id(*writer) else { continue };
-            let versions = match self.state.writers.retired(*writer) {
-                Some(retired) => retired.versions,
-                None => StoreId::ALL.map(|store| self.state.replica(store).applied(*writer)),
-            };
-            retired.push(RetiredWriter { writer: id.clone(), versions: versions.to_vec() });
+            let closed = self.state.writers.retired(*writer).map(|retired| retired.versions);
+            let versions = closed.unwrap_or_default().to_vec();
+            let (writer, closed) = (id.clone(), closed.is_some());
+            retired.push(RetiredWriter { writer, closed, versions });
         }
         Message::Retired(retired)
     }
@@ -372,11 +371,13 @@ impl Replication {
             for (mine, theirs) in versions.iter_mut().zip(&history.versions) {
                 *mine = *theirs;
             }
-            if let Some(peer) = self.peers.get_mut(from) {
-                peer.retired.insert(writer);
-            }
-            if self.state.writers.retired(writer).is_none() {
-                self.fences.insert(writer, (from.clone(), versions));
+            if history.closed {
+                if let Some(peer) = self.peers.get_mut(from) {
+                    peer.retired.insert(writer);
+                }
+                if self.state.writers.retired(writer).is_none() {
+                    self.fences.insert(writer, (from.clone(), versions));
+                }
             }
             if writer == self.state.me {
                 self.fenced = true;

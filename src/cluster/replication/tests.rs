@@ -20,7 +20,7 @@ fn seeds() -> std::ops::Range<u64> {
     let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match read("SMG_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..read("SMG_SEEDS").unwrap_or(40),
+        None => 0..read("SMG_SEEDS").unwrap_or(24),
     }
 }
 
@@ -426,21 +426,12 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
     let (a, b) = pair();
     let mut both = [a, b];
     exchange(at(0), &mut both);
-    let spec = |n: u64| crate::spec::WorkerSpec::new(format!("http://w{n}:1").parse().unwrap());
     both[1].update(at(10), Write::PutWorker((&spec(1)).into())).unwrap();
     exchange(at(10), &mut both);
     // b is cut off and forgotten; meanwhile both write.
     both[0].peer_forgotten(at(100), &id("b", 1));
     both[1].peer_down(at(100), &id("a", 1));
     both[1].update(at(110), Write::PutWorker((&spec(2)).into())).unwrap();
-    let run = |both: &mut [Replication; 2], from: u64, to: u64| {
-        for ms in (from..to).step_by(50) {
-            for replica in both.iter_mut() {
-                replica.handle_tick(at(ms), &mut world::rng(ms));
-            }
-            exchange(at(ms), both);
-        }
-    };
     run(&mut both, 150, 13_000);
     assert_eq!(both[0].counters().retired, 1, "nobody but a was left to agree");
     both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
@@ -457,5 +448,54 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
     for replica in &both {
         let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
         assert_eq!(workers, [spec(2).id()], "{}: one removed, one kept", replica.me());
+    }
+}
+
+/// Two replicas and time going by.
+fn run(both: &mut [Replication; 2], from: u64, to: u64) {
+    for ms in (from..to).step_by(50) {
+        for replica in both.iter_mut() {
+            replica.handle_tick(at(ms), &mut world::rng(ms));
+        }
+        exchange(at(ms), both);
+    }
+}
+
+fn spec(n: u64) -> crate::spec::WorkerSpec {
+    crate::spec::WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+}
+
+#[test]
+fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    run(&mut both, 0, 1000);
+    for n in 1..=2 {
+        both[1].update(at(1000), Write::PutWorker((&spec(n)).into())).unwrap();
+    }
+    run(&mut both, 1000, 2000);
+    // b starts again and gets its former life's rows from a.
+    let reborn = id("b", 2);
+    both[1] = Replication::new(reborn.clone(), Config::default(), at(2000));
+    both[0].peer_down(at(2000), &id("b", 1));
+    both[0].peer_up(at(2000), &reborn);
+    both[1].peer_up(at(2000), &id("a", 1));
+    run(&mut both, 2000, 4000);
+    assert_eq!(both[1].state().workers().count(), 2);
+    assert_eq!(both[1].counters().adopted, 0, "not before it has been level for a while");
+    // Cut off from each other for a moment: b adopts, a removes.
+    let mut ms = 4000;
+    while both[1].counters().adopted == 0 {
+        ms += 50;
+        assert!(ms < 10_000, "it never adopts");
+        both[1].handle_tick(at(ms), &mut world::rng(ms));
+    }
+    both[0].update(at(ms), Write::RemoveWorker(spec(1).id())).unwrap();
+    run(&mut both, ms, ms + 5000);
+    for replica in &both {
+        let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
+        assert_eq!(workers, [spec(2).id()], "{}", replica.me());
+        let lives = replica.state().writers().current().count();
+        assert_eq!(lives, 2, "{}: the former life is history", replica.me());
     }
 }

@@ -27,9 +27,9 @@ impl Store for Workers {
 
     fn validate(key: &WorkerId, value: &WorkerEntry) -> Result<(), String> {
         if let Some(record) = value.record() {
-            let spec = WorkerSpec::try_from(record).map_err(|error| error.to_string())?;
-            if record.id != *key || spec.id() != *key {
-                return Err(format!("the record under {key} is that of {}", spec.id()));
+            let url = record.check().map_err(|error| error.to_string())?;
+            if record.id != *key || url.id() != *key {
+                return Err(format!("the record under {key} is that of {}", url.id()));
             }
         }
         match value.verdict() {
@@ -133,6 +133,28 @@ pub struct WorkerRecord {
     bootstrap_port: Option<u16>,
 }
 
+impl WorkerRecord {
+    /// Whether it is a spec, without making one: a snapshot has ten thousand of them.
+    fn check(&self) -> Result<WorkerUrl, WorkerRecordError> {
+        let url: WorkerUrl = self.url.parse()?;
+        if url.as_str() != self.url {
+            return Err(WorkerRecordError::Spelling(self.url.clone()));
+        }
+        Weight::try_from(self.weight)?;
+        self.kind()?;
+        Ok(url)
+    }
+
+    fn kind(&self) -> Result<WorkerKind, WorkerRecordError> {
+        match self.kind {
+            0 => Ok(WorkerKind::Regular),
+            1 => Ok(WorkerKind::Prefill),
+            2 => Ok(WorkerKind::Decode),
+            kind => Err(WorkerRecordError::Kind(kind)),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct HealthRecord {
     endpoint: Option<String>,
@@ -203,21 +225,13 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
     type Error = WorkerRecordError;
 
     fn try_from(record: &WorkerRecord) -> Result<Self, Self::Error> {
-        let url: WorkerUrl = record.url.parse()?;
-        if url.as_str() != record.url {
-            return Err(WorkerRecordError::Spelling(record.url.clone()));
-        }
+        let url = record.check()?;
         let health = record.health.clone();
         Ok(Self {
             url,
             models: record.models.clone(),
             aliases: record.aliases.clone(),
-            kind: match record.kind {
-                0 => WorkerKind::Regular,
-                1 => WorkerKind::Prefill,
-                2 => WorkerKind::Decode,
-                kind => return Err(WorkerRecordError::Kind(kind)),
-            },
+            kind: record.kind()?,
             labels: record.labels.clone(),
             region: record.region.clone(),
             zone: record.zone.clone(),

@@ -470,13 +470,17 @@ impl World {
         self.totals.of_the_dead.push(*replica.counters());
         // What it had not told anybody may be lost, and with it what that had superseded lives on: both ends are open for
         // everything under the keys concerned.
-        let me = replica.state.me;
-        let told = (0..self.nodes.len()).filter_map(|other| {
-            let other = self.nodes[other].replica.as_ref()?;
-            let writer = other.state.writers.number(replica.me())?;
-            Some(other.state.replica(StoreId::Policies).applied(writer))
+        // The same holds for what others wrote and only it still had.
+        let alone_with = replica.state.versions(StoreId::Policies).any(|(id, version)| {
+            let others = self.nodes.iter().filter_map(|other| other.replica.as_ref());
+            !others.into_iter().any(|other| {
+                other.state.writers.number(id).is_some_and(|writer| {
+                    other.state.writers.retired(writer).is_some()
+                        || other.state.replica(StoreId::Policies).applied(writer) >= version
+                })
+            })
         });
-        if told.max().unwrap_or(0) < replica.state.replica(StoreId::Policies).applied(me) {
+        if alone_with {
             self.uncertain.extend(self.written.keys());
         }
         let node = &mut self.nodes[at];
@@ -636,9 +640,12 @@ impl World {
         for node in &self.nodes {
             let replica = node.replica.as_ref().unwrap();
             for store in StoreId::ALL {
-                assert_eq!(
-                    replica.state().fingerprint(store),
-                    first.state().fingerprint(store),
+                // Rows whose counts another row contains may be gone here and not yet there, where a node that was
+                // forgotten goes on because all who forgot it have died; the sums are compared below.
+                let contained = self.faults.lives && store == StoreId::Totals;
+                assert!(
+                    contained
+                        || replica.state().fingerprint(store) == first.state().fingerprint(store),
                     "seed {seed}: {store} differs between {} and {}\n{:?}\n{:?}",
                     replica.me(),
                     first.me(),
