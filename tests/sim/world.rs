@@ -343,6 +343,11 @@ impl World {
         slot.cluster == ClusterId::of("test") && slot.version.0 == codec::VERSION.0
     }
 
+    /// Whether some process has ended.
+    pub(crate) fn has_lost_a_life(&self) -> bool {
+        self.running().count() < self.lives as usize
+    }
+
     /// Slots with a process.
     pub(crate) fn running(&self) -> impl Iterator<Item = (usize, &Process)> {
         self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, slot.process.as_ref()?)))
