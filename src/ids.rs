@@ -119,6 +119,119 @@ impl fmt::Debug for ModelId {
     }
 }
 
+/// Names a router among the others, across its restarts (`--mesh-server-name`). Cheap to clone; compared as text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    /// Longest name, in bytes: what a DNS name may have.
+    pub const MAX_BYTES: usize = 253;
+
+    /// The name that sorts before all others: where a range of names begins.
+    #[must_use]
+    pub fn least() -> Self {
+        Self("!".into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that does not name a node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseNodeNameError {
+    /// Nothing at all.
+    #[error("node name is empty")]
+    Empty,
+    /// Longer than [`NodeName::MAX_BYTES`].
+    #[error("node name is {0} bytes long, the limit is 253")]
+    TooLong(usize),
+    /// A blank, a control character, or one that is not ASCII.
+    #[error("node name {0:?} has a character that is not a visible ASCII one")]
+    BadCharacter(String),
+}
+
+impl FromStr for NodeName {
+    type Err = ParseNodeNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err(ParseNodeNameError::Empty);
+        }
+        if text.len() > Self::MAX_BYTES {
+            return Err(ParseNodeNameError::TooLong(text.len()));
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(ParseNodeNameError::BadCharacter(text.to_owned()));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Borrow<str> for NodeName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Grows at each start of a router's process, so that a restarted node is a new writer and its counters never run
+/// backward. It says nothing about time.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// One life of a router: who writes rows, who is talked to. Ordered by name, then generation; printed `name@generation`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId {
+    /// Which router.
+    pub name: NodeName,
+    /// Which of its lives.
+    pub generation: Generation,
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.generation)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +250,18 @@ mod tests {
     #[test]
     fn a_worker_id_is_the_same_in_every_version() {
         assert_eq!(WorkerId::of_url("http://10.0.0.1:8000").to_string(), "w-f6bcaf4e2b6877e3");
+    }
+
+    #[test]
+    fn a_node_name_is_visible_ascii_of_a_bounded_length() {
+        let name: NodeName = "smg-0".parse().unwrap();
+        let id = NodeId { name, generation: Generation(7) };
+        assert_eq!(id.to_string(), "smg-0@7");
+        assert!("".parse::<NodeName>().is_err());
+        assert!("a b".parse::<NodeName>().is_err());
+        assert!("a\u{e9}".parse::<NodeName>().is_err());
+        assert!("x".repeat(253).parse::<NodeName>().is_ok());
+        assert_eq!("x".repeat(254).parse::<NodeName>(), Err(ParseNodeNameError::TooLong(254)));
+        assert!(serde_json::from_str::<NodeName>("\"a\\n\"").is_err());
     }
 }

@@ -7,11 +7,13 @@ pub mod ids;
 pub mod now;
 pub mod spec;
 
+pub mod crdt;
 pub mod policy;
 
 pub mod limit;
 pub mod prefix;
 
+pub mod cluster;
 pub mod fleet;
 
 pub mod clock;

@@ -15,10 +15,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("now", &[]),
     ("spec", &["ids"]),
     // plain computation
+    ("crdt", &["ids", "now"]),
     ("prefix", &["ids", "now"]),
     ("policy", &["ids", "now", "prefix"]),
     ("limit", &["ids", "now"]),
     // state machines without I/O
+    ("cluster", &["ids", "now", "spec", "crdt"]),
     ("fleet", &["ids", "now", "spec"]),
     // edges
     ("clock", &["now"]),
@@ -89,7 +91,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules below the I/O line: plain values in, plain values out.
-const PURE: &[&str] = &["ids", "now", "spec", "policy", "prefix", "limit", "fleet"];
+const PURE: &[&str] =
+    &["ids", "now", "spec", "crdt", "policy", "prefix", "limit", "cluster", "fleet"];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[
@@ -98,7 +101,7 @@ const IMPURE: &[&str] = &[
     "async fn",
     "Instant::now",
     "SystemTime::now",
-    "rand::rng",
+    "rand::rng()",
     "std::net::Tcp",
     "std::fs",
     "std::thread",

@@ -1,0 +1,736 @@
+//! Replication: how the rows of each writer reach every node, whatever is lost, doubled, late or restarted.
+//!
+//! A state machine without I/O. A writer sends its new rows to every peer, coalesced per store; a peer applies a delta only
+//! if it has everything before it, else it pulls. Once a second a digest goes to a random peer, which answers with what the
+//! sender lacks, whoever wrote it. Who is behind collected tombstones joins a snapshot; fingerprints audit the rest. The
+//! module is cut by topic: `receive` (messages in), `snapshot`, `audit`, `lives` (adoption, retirement, collection).
+//!
+//! What is not guaranteed: that a write survives if its node dies before any peer has it; hints about prefixes.
+
+mod audit;
+mod lives;
+pub mod message;
+mod peer;
+mod receive;
+mod snapshot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::cluster::replication::message::{ClaimsBuilder, Delta, Digest, Message, Offer, Urgency};
+use crate::cluster::replication::peer::{Peer, Stream};
+use crate::cluster::replication::snapshot::Join;
+use crate::cluster::state::table::RefusedRow;
+use crate::cluster::state::writers::{StoreVersions, Writer};
+use crate::cluster::state::{STORES, State, StoreId, Version, Write, prefixes};
+use crate::crdt::stamp::{HybridClock, millis};
+use crate::ids::{NodeId, NodeName, WorkerId};
+use crate::now::Now;
+
+/// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// How often what is not urgent is looked after.
+const ROUND: Duration = Duration::from_millis(250);
+/// Acks wait this long for more to say.
+const ACK_DELAY: Duration = Duration::from_millis(100);
+/// Hints are told this often.
+const HINT_DELAY: Duration = Duration::from_millis(50);
+/// What a peer lacks is served by others than its writer only once it is this old, at least: the writer's own push is
+/// faster.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// What replication can be told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Time between digests.
+    pub digest_interval: Duration,
+    /// Time between audits; each waits this long and up to as long again.
+    pub audit_interval: Duration,
+    /// What was sent and not acknowledged is sent again after this long; what was asked for is asked again.
+    pub retry: Duration,
+    /// Bytes of deltas that may be on their way to a peer.
+    pub window_bytes: usize,
+    /// Bytes per second of relayed rows and snapshots that a peer is given.
+    pub repair_bytes_per_second: usize,
+    /// How far ahead of this node's wall a stamp may be.
+    pub max_ahead: Duration,
+    /// How long a retired writer is refused.
+    pub fence: Duration,
+    /// Bounds of the hints.
+    pub prefixes: prefixes::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            digest_interval: Duration::from_secs(1),
+            audit_interval: Duration::from_secs(30),
+            retry: Duration::from_secs(1),
+            window_bytes: 1 << 20,
+            repair_bytes_per_second: 16 << 20,
+            max_ahead: HybridClock::MAX_AHEAD,
+            fence: Duration::from_secs(48 * 3600),
+            prefixes: prefixes::Config::default(),
+        }
+    }
+}
+
+/// What a message has changed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    stores: u16,
+    /// Rows that are different now.
+    pub rows: usize,
+    /// Hints that were news.
+    pub hints: usize,
+    /// The others take this life of this node for history: it must begin another, see [`Replication::begin_life`].
+    pub fenced: bool,
+    /// Somebody else has written as this life of this node.
+    pub conflict: bool,
+}
+
+impl Changes {
+    /// Whether nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether rows of `store` have.
+    #[must_use]
+    pub fn touches(&self, store: StoreId) -> bool {
+        self.stores >> store.index() & 1 == 1
+    }
+
+    fn touch(&mut self, store: StoreId, rows: usize) {
+        if rows > 0 {
+            self.stores |= 1 << store.index();
+            self.rows += rows;
+        }
+    }
+
+    /// Both changes together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            stores: self.stores | other.stores,
+            rows: self.rows + other.rows,
+            hints: self.hints + other.hints,
+            fenced: self.fenced | other.fenced,
+            conflict: self.conflict | other.conflict,
+        }
+    }
+}
+
+/// What has been counted since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Bytes of rows sent, per store in the order of [`StoreId::ALL`].
+    pub sent_bytes: [u64; STORES],
+    /// Bytes of rows received, per store.
+    pub received_bytes: [u64; STORES],
+    /// Rows sent in deltas.
+    pub rows_sent: u64,
+    /// Rows received in deltas.
+    pub rows_received: u64,
+    /// Of those, rows that were known.
+    pub rows_known: u64,
+    /// Deltas that could not be applied because something before them was missing.
+    pub gaps: u64,
+    /// Pulls sent.
+    pub pulls: u64,
+    /// Streams that were sent again because no ack came.
+    pub retries: u64,
+    /// Snapshots begun here.
+    pub snapshots_joined: u64,
+    /// Parts of snapshots served.
+    pub snapshot_chunks_served: u64,
+    /// Rows that an audit put right.
+    pub repaired: u64,
+    /// Buckets that an audit could not put right because they are too large.
+    pub unrepairable: u64,
+    /// Foreign rows that were not kept: too long, too many, or under a key that can't be read.
+    pub refused_rows: u64,
+    /// Foreign rows that were kept without a value: a stamp from the future, a content that can't be read.
+    pub quarantined_rows: u64,
+    /// Rows that left quarantine.
+    pub released_rows: u64,
+    /// Messages that contradict themselves or come from a stranger.
+    pub refused_messages: u64,
+    /// Things said about stores that this router does not have.
+    pub unknown_stores: u64,
+    /// Small messages that were dropped because a peer's outbox was full.
+    pub dropped_messages: u64,
+    /// Tombstones collected.
+    pub collected: u64,
+    /// Rows of former lives and of the dead that this node took over.
+    pub adopted: u64,
+    /// Writers retired.
+    pub retired: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Flush {
+    due: Option<Duration>,
+    last: Option<Duration>,
+}
+
+/// One replica: this node's rows, its copies of the others' rows, and what it must say to whom.
+#[derive(Debug)]
+pub struct Replication {
+    me: NodeId,
+    config: Config,
+    state: State,
+    peers: BTreeMap<NodeName, Peer>,
+    forgotten: BTreeSet<NodeName>,
+    flushes: [Flush; STORES],
+    hints_at: Option<Duration>,
+    next_round: Duration,
+    next_digest: Option<Duration>,
+    next_audit: Option<Duration>,
+    /// Streams that moved within the last one or two settling times, each with where it stood before.
+    moved: [BTreeMap<Stream, u64>; 2],
+    moved_at: Duration,
+    /// Streams in which a peer is ahead: how far, who, since when.
+    behind: BTreeMap<Stream, (u64, NodeName, Duration)>,
+    /// Streams that were asked for, until when to wait.
+    asked: BTreeMap<Stream, Duration>,
+    joins: BTreeMap<StoreId, Join>,
+    next_session: u64,
+    /// Acks and digests so far.
+    said: u64,
+    /// Writers that a peer calls history and that are not yet so here.
+    fences: BTreeMap<Writer, (NodeName, StoreVersions)>,
+    started: Duration,
+    /// When a peer came up last.
+    last_up: Duration,
+    warm: bool,
+    fenced: bool,
+    /// The peer that was served last, for turns.
+    turn: Option<NodeName>,
+    counters: Counters,
+}
+
+impl Replication {
+    /// The replica of `me`, which knows nothing and nobody.
+    #[must_use]
+    pub fn new(me: NodeId, config: Config, now: Now) -> Self {
+        let state = State::new(&me, config.max_ahead, config.prefixes);
+        Self {
+            me,
+            state,
+            peers: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            flushes: [Flush::default(); STORES],
+            hints_at: None,
+            next_round: now.mono,
+            next_digest: None,
+            next_audit: None,
+            moved: [BTreeMap::new(), BTreeMap::new()],
+            moved_at: now.mono,
+            behind: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            next_session: 1,
+            said: 0,
+            fences: BTreeMap::new(),
+            started: now.mono,
+            last_up: now.mono,
+            warm: false,
+            fenced: false,
+            turn: None,
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// Writes a row of this node; the version is what a receipt waits for, `None` when there was nothing to remove.
+    ///
+    /// # Errors
+    /// The row is outside its bounds; nothing has changed.
+    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
+        let version = self.state.write(now, write)?;
+        if let Some(version) = version {
+            self.announce(now, version.store);
+        }
+        Ok(version)
+    }
+
+    /// Learns that `worker` served a prompt with these chained blocks, and tells the others soon.
+    pub fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
+        self.state.prefixes.served(now, worker, blocks);
+        if self.state.prefixes.has_waiting() && self.hints_at.is_none() {
+            self.hints_at = Some(now.mono + HINT_DELAY);
+        }
+    }
+
+    /// Forgets all hints at a worker that left or came back with a cold cache.
+    pub fn forget_prefixes(&mut self, worker: WorkerId) {
+        self.state.prefixes.forget(worker);
+    }
+
+    /// New rows of `store` are to be sent: at once if the last ones went long enough ago, else with those that come.
+    fn announce(&mut self, now: Now, store: StoreId) {
+        let flush = &mut self.flushes[store.index()];
+        if flush.due.is_none() {
+            let earliest = flush.last.map_or(Duration::ZERO, |last| last + store.coalescing());
+            flush.due = Some(now.mono.max(earliest));
+        }
+    }
+
+    fn own_versions(&self) -> [u64; STORES] {
+        StoreId::ALL.map(|store| self.state.replica(store).applied(self.state.me))
+    }
+
+    /// Announces stores whose own stream moved while foreign rows were applied.
+    fn announce_moved(&mut self, now: Now, before: [u64; STORES]) {
+        for (store, (before, after)) in
+            StoreId::ALL.iter().zip(before.iter().zip(self.own_versions()))
+        {
+            if after > *before {
+                self.announce(now, *store);
+            }
+        }
+    }
+
+    /// A peer can be reached, perhaps in a new life: it and this node say how far they are.
+    pub fn peer_up(&mut self, now: Now, id: &NodeId) {
+        if id.name == self.me.name {
+            return;
+        }
+        let Some(writer) = self.state.writers.intern(id) else {
+            self.counters.refused_messages += 1;
+            return;
+        };
+        if let Some(peer) = self.peers.get(&id.name)
+            && peer.id.generation > id.generation
+        {
+            return;
+        }
+        self.forgotten.remove(&id.name);
+        let former = self.peers.get(&id.name).map(|peer| (peer.id.clone(), peer.writer));
+        if former.as_ref().is_none_or(|(known, _)| known != id) {
+            self.peers.insert(id.name.clone(), Peer::new(id.clone(), writer));
+        }
+        self.state.writers.set_down(writer, false);
+        let first = !self.peers.values().any(|peer| peer.up);
+        let peer = self.peers.get_mut(&id.name).expect("just inserted");
+        if peer.up {
+            return;
+        }
+        peer.up = true;
+        self.last_up = now.mono;
+        peer.credit = CHUNK_BYTES;
+        // The first peer is asked for everything; of the others only their own rows, or each would send everything.
+        let digest = self.digest(now, first);
+        let mut dropped = 0;
+        let is_over = self.state.writers.is_over(writer);
+        let retired = is_over.then(|| self.retired_message(&[writer]));
+        if let Some(peer) = self.peers.get_mut(&id.name) {
+            dropped += peer.say(Message::Digest(digest));
+            if first && self.state.prefixes.is_empty() {
+                dropped += peer.say(Message::HotSetRequest);
+            }
+            if let Some(retired) = retired {
+                dropped += peer.say(retired);
+            }
+        }
+        self.counters.dropped_messages += dropped;
+    }
+
+    /// A peer can't be reached. What it measured is hidden, what it decided stays.
+    pub fn peer_down(&mut self, _now: Now, id: &NodeId) {
+        if let Some(peer) = self.peers.get_mut(&id.name)
+            && peer.id == *id
+        {
+            peer.cut();
+        }
+        if let Some(writer) = self.state.writers.number(id) {
+            self.state.writers.set_down(writer, true);
+        }
+    }
+
+    /// A peer is gone for good: nobody waits for its acks any more, and the lowest living name adopts what it decided.
+    pub fn peer_forgotten(&mut self, now: Now, id: &NodeId) {
+        self.peer_down(now, id);
+        if self.peers.get(&id.name).is_none_or(|peer| peer.id == *id) {
+            // Also one that never was a peer here: its rows came from others, and it was gone before this node came.
+            self.peers.remove(&id.name);
+            self.forgotten.insert(id.name.clone());
+        }
+        if let Some(writer) = self.state.writers.number(id) {
+            self.state.writers.end(writer);
+        }
+    }
+
+    /// Whether a peer has said that `writer` is history, which it is not here.
+    pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
+        self.fences.contains_key(&writer)
+    }
+
+    /// All members but this one that are not forgotten, each with whether it can be reached.
+    pub fn members(&self) -> impl Iterator<Item = (&NodeId, bool)> {
+        self.peers.values().map(|peer| (&peer.id, peer.up))
+    }
+
+    /// Begins a new life after the others took the present one for history, or after a false start. What the former life
+    /// decided is adopted; `generation` must be higher than any that this name had.
+    pub fn begin_life(&mut self, now: Now, me: NodeId) {
+        debug_assert!(
+            me.name == self.me.name && me.generation > self.me.generation,
+            "a later life"
+        );
+        if let Some(writer) = self.state.begin_life(&me) {
+            self.me = me;
+            self.state.me = writer;
+            self.fenced = false;
+            self.flushes = [Flush::default(); STORES];
+            for peer in self.peers.values_mut() {
+                peer.cut();
+            }
+            self.next_round = now.mono;
+        }
+    }
+
+    /// Looks after everything that time brings: call it when [`Replication::next_deadline`] has come.
+    pub fn handle_tick(&mut self, now: Now, rng: &mut dyn Rng) -> Changes {
+        let mut changes = Changes::default();
+        let before = self.own_versions();
+        if now.mono >= self.next_round {
+            self.next_round = now.mono + ROUND;
+            changes = self.round(now);
+        }
+        let jitter = |rng: &mut dyn Rng, interval: Duration| {
+            let nanos = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
+            Duration::from_nanos(rng.next_u64() % nanos)
+        };
+        if !self.peers.values().any(|peer| peer.up) {
+            self.next_digest = None;
+            self.next_audit = None;
+        } else {
+            let interval = self.config.digest_interval;
+            let due = self.next_digest.get_or_insert_with(|| now.mono + jitter(rng, interval));
+            if now.mono >= *due {
+                *due = now.mono + interval;
+                let digest = self.digest(now, true);
+                self.say_to_any(Message::Digest(digest), rng);
+            }
+            let interval = self.config.audit_interval;
+            let due =
+                self.next_audit.get_or_insert_with(|| now.mono + interval + jitter(rng, interval));
+            if now.mono >= *due {
+                *due = now.mono + interval + jitter(rng, interval);
+                self.audit_any(now, rng);
+                changes = changes.and(self.release(now));
+            }
+        }
+        if self.hints_at.is_some_and(|at| now.mono >= at) {
+            self.tell_hints(now);
+        }
+        self.announce_moved(now, before);
+        changes
+    }
+
+    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Duration {
+        let flushes = self.flushes.iter().filter_map(|flush| flush.due);
+        let acks = self.peers.values().filter_map(|peer| peer.ack_at);
+        let timers = [self.next_digest, self.next_audit, self.hints_at];
+        flushes.chain(acks).chain(timers.into_iter().flatten()).fold(self.next_round, Duration::min)
+    }
+
+    fn any_up(&self, rng: &mut dyn Rng) -> Option<NodeName> {
+        let up: Vec<&NodeName> =
+            self.peers.iter().filter(|(_, peer)| peer.up).map(|(name, _)| name).collect();
+        let count = u64::try_from(up.len()).unwrap_or(u64::MAX);
+        let at = usize::try_from(rng.next_u64().checked_rem(count)?).ok()?;
+        up.get(at).map(|name| (*name).clone())
+    }
+
+    fn say(&mut self, to: &NodeName, message: Message) {
+        if let Some(peer) = self.peers.get_mut(to)
+            && peer.up
+        {
+            self.counters.dropped_messages += peer.say(message);
+        }
+    }
+
+    fn say_to_any(&mut self, message: Message, rng: &mut dyn Rng) {
+        if let Some(name) = self.any_up(rng) {
+            self.say(&name, message);
+        }
+    }
+
+    fn tell_hints(&mut self, now: Now) {
+        let runs = self.state.prefixes.flush();
+        self.hints_at = self.state.prefixes.has_waiting().then(|| now.mono + HINT_DELAY);
+        if runs.is_empty() {
+            return;
+        }
+        for peer in self.peers.values_mut().filter(|peer| peer.up) {
+            self.counters.dropped_messages += peer.say(Message::Hints(runs.clone()));
+        }
+    }
+
+    /// How far this node is in everything.
+    fn digest(&mut self, now: Now, relay: bool) -> Digest {
+        let mut claims = ClaimsBuilder::default();
+        for (writer, id) in self.state.writers.current() {
+            for store in StoreId::ALL {
+                let replica = self.state.replica(store);
+                let version = replica.applied(writer);
+                if version > 0 {
+                    claims.push(id, store, version, replica.floor(writer));
+                }
+            }
+        }
+        self.said += 1;
+        Digest { wall_ms: millis(now.wall), relay, claims: claims.build(self.said) }
+    }
+
+    /// Rows that arrived long enough ago that their writer's own push must have reached everybody that it can reach.
+    fn settled(&self, stream: Stream) -> u64 {
+        let before = self.moved[1].get(&stream).or_else(|| self.moved[0].get(&stream));
+        before.copied().unwrap_or_else(|| self.state.replica(stream.0).applied(stream.1))
+    }
+
+    /// What looks after itself: four times a second, in time proportional to streams that moved, not to rows.
+    fn round(&mut self, now: Now) -> Changes {
+        let mut changes = Changes::default();
+        if now.mono >= self.moved_at + SETTLE {
+            self.moved_at = now.mono;
+            self.moved[1] = std::mem::take(&mut self.moved[0]);
+        }
+        for store in StoreId::ALL {
+            let (table, _) = self.state.replica_mut(store, now);
+            let expired = table.expire(now);
+            changes.touch(store, expired);
+        }
+        self.state.prefixes.expire(now, 4096);
+        self.retry(now);
+        self.pull_what_is_missing(now);
+        self.look_after_joins(now);
+        changes = changes.and(self.look_after_lives(now));
+        self.collect(now);
+        let refill = self.config.repair_bytes_per_second / 4;
+        for peer in self.peers.values_mut() {
+            peer.credit = (peer.credit + refill).min(refill.max(CHUNK_BYTES));
+        }
+        if !self.warm {
+            self.warm = self.is_level_with_somebody();
+        }
+        changes
+    }
+
+    /// Sends again what was not acknowledged in time.
+    fn retry(&mut self, now: Now) {
+        let retry = self.config.retry;
+        for peer in self.peers.values_mut().filter(|peer| peer.up) {
+            let late: Vec<Stream> = peer
+                .cursors
+                .iter()
+                .filter(|(_, c)| c.in_flight > 0 && now.mono >= c.sent_at + retry)
+                .map(|(stream, _)| *stream)
+                .collect();
+            for stream in late {
+                self.counters.retries += 1;
+                let known = peer.known(stream);
+                peer.rewind(stream, known);
+            }
+        }
+    }
+
+    /// The next message to send, if any. A message that the link drops is made up for later.
+    pub fn poll_transmit(&mut self, now: Now) -> Option<(NodeId, Message, Urgency)> {
+        self.open_flushes(now);
+        let names: Vec<NodeName> = {
+            // Peers take turns, so that one with much to catch up with does not hold up the others.
+            let after = self.turn.clone();
+            let up = |(_, peer): &(&NodeName, &Peer)| peer.up;
+            let later = self.peers.iter().filter(up).map(|(name, _)| name);
+            let (mut later, earlier): (Vec<_>, Vec<_>) =
+                later.cloned().partition(|name| after.as_ref().is_none_or(|after| name > after));
+            later.extend(earlier);
+            later
+        };
+        for name in names {
+            if let Some((message, urgency)) = self.next_for(now, &name) {
+                let id = self.peers.get(&name)?.id.clone();
+                self.turn = Some(name);
+                return Some((id, message, urgency));
+            }
+        }
+        None
+    }
+
+    fn open_flushes(&mut self, now: Now) {
+        for store in StoreId::ALL {
+            let flush = &mut self.flushes[store.index()];
+            if flush.due.is_none_or(|due| due > now.mono) {
+                continue;
+            }
+            *flush = Flush { due: None, last: Some(now.mono) };
+            let stream = (store, self.state.me);
+            let target = self.state.replica(store).applied(self.state.me);
+            for peer in self.peers.values_mut().filter(|peer| peer.up && peer.greeted) {
+                let known = peer.known(stream);
+                peer.serve(stream, known, target);
+            }
+        }
+    }
+
+    fn next_for(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
+        let peer = self.peers.get_mut(name)?;
+        if let Some(message) = peer.outbox.pop_front() {
+            return Some((message, Urgency::Now));
+        }
+        if peer.ack_at.is_some_and(|at| now.mono >= at) {
+            return Some((self.ack(name)?, Urgency::Now));
+        }
+        if let Some(delta) = self.next_delta(now, name) {
+            return Some(delta);
+        }
+        self.next_chunk(name).map(|message| (message, Urgency::Bulk))
+    }
+
+    /// Says how far this node is where it moved on, and in its own streams of those stores: who counts an ack must have
+    /// what the acknowledging node had written until then.
+    fn ack(&mut self, name: &NodeName) -> Option<Message> {
+        let peer = self.peers.get_mut(name)?;
+        peer.ack_at = None;
+        peer.unacked_bytes = 0;
+        let mut streams = std::mem::take(&mut peer.ack_due);
+        let stores: BTreeSet<StoreId> = streams.iter().map(|(store, _)| *store).collect();
+        streams.extend(stores.into_iter().map(|store| (store, self.state.me)));
+        let mut claims = ClaimsBuilder::default();
+        for (store, writer) in streams {
+            if let Some(id) = self.state.writers.id(writer) {
+                let replica = self.state.replica(store);
+                claims.push(id, store, replica.applied(writer), replica.floor(writer));
+            }
+        }
+        self.said += 1;
+        (!claims.is_empty()).then(|| Message::Ack(claims.build(self.said)))
+    }
+
+    fn next_delta(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
+        let me = self.state.me;
+        loop {
+            let peer = self.peers.get_mut(name)?;
+            if peer.in_flight >= self.config.window_bytes {
+                return None;
+            }
+            let stream = peer.due.iter().find(|(_, writer)| *writer == me || peer.credit > 0);
+            let stream = *stream?;
+            let (store, writer) = stream;
+            let from = peer.cursors.get(&stream).map_or(0, |cursor| cursor.sent);
+            let replica = self.state.replica(store);
+            let floor = replica.floor(writer);
+            let Some(id) = self.state.writers.id(writer).cloned() else {
+                peer.stop(stream);
+                continue;
+            };
+            if from < floor {
+                peer.stop(stream);
+                let offer = Offer { store: store.into(), writer: id, floor };
+                return Some((Message::Offer(offer), Urgency::Now));
+            }
+            let (rows, to) = replica.rows_after(&self.state.writers, writer, from, CHUNK_BYTES);
+            if to <= from {
+                peer.stop(stream);
+                continue;
+            }
+            let bytes: usize = rows.iter().map(|row| row.wire_bytes()).sum();
+            peer.sent(stream, to, bytes.max(1), now.mono);
+            if writer != me {
+                peer.credit = peer.credit.saturating_sub(bytes);
+            }
+            self.counters.rows_sent += rows.len() as u64;
+            self.counters.sent_bytes[store.index()] += bytes as u64;
+            let urgency = if writer != me {
+                Urgency::Bulk
+            } else if store.coalescing() <= Duration::from_millis(10) {
+                Urgency::Now
+            } else {
+                Urgency::Soon
+            };
+            let delta = Delta { store: store.into(), writer: id, from, to, floor, rows };
+            return Some((Message::Delta(delta), urgency));
+        }
+    }
+
+    /// What this node holds.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Who this node is.
+    #[must_use]
+    pub fn me(&self) -> &NodeId {
+        &self.me
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Whether this node has once had all that some peer had: what a joiner waits for before it is ready.
+    #[must_use]
+    pub fn is_warm(&self) -> bool {
+        self.warm
+    }
+
+    /// Whether the others take this life for history.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Which members are known to have applied a write of this node.
+    pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, bool)> {
+        let stream = (version.store, self.state.me);
+        self.peers.values().map(move |peer| (&peer.id, peer.known(stream) >= version.version))
+    }
+
+    /// By how many of this node's writes a peer is known to be behind, over all stores; `None` for a stranger.
+    #[must_use]
+    pub fn lag(&self, peer: &NodeName) -> Option<u64> {
+        let peer = self.peers.get(peer)?;
+        let own = self.own_versions();
+        Some(StoreId::ALL.iter().zip(own).fold(0, |lag, (store, version)| {
+            lag + version.saturating_sub(peer.known((*store, self.state.me)))
+        }))
+    }
+
+    /// How far a peer's wall clock was ahead of this node's when it last said, in milliseconds.
+    #[must_use]
+    pub fn wall_ahead_ms(&self, peer: &NodeName) -> Option<i64> {
+        self.peers.get(peer).map(|peer| peer.wall_ahead_ms)
+    }
+
+    fn is_level_with_somebody(&self) -> bool {
+        self.peers.values().any(|peer| peer.up && self.has_all_of(peer))
+    }
+
+    /// Whether everything that a peer said it has is here, as far as it still means something.
+    fn has_all_of(&self, peer: &Peer) -> bool {
+        let writers = &self.state.writers;
+        peer.greeted
+            && peer.known.iter().all(|((store, writer), known)| {
+                *writer == self.state.me
+                    || writers.retired(*writer).is_some()
+                    || self.fences.contains_key(writer)
+                    || (store.ends_with_writer() && writers.is_over(*writer))
+                    || self.state.replica(*store).applied(*writer) >= known.version
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! The writers of rows: each life of each node, under a small number that is this node's own.
+//!
+//! A writer is *over* once a later life of its name is known or its node was forgotten: it will write no more, so what ends
+//! with a router's life ends, and somebody adopts the rest. It is *retired* once nothing of it is left and everybody has
+//! seen all that it wrote; the versions seen then stay as a fence, so that a late packet can't open it again.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::state::STORES;
+use crate::crdt::stamp::Author;
+use crate::ids::{Generation, NodeId, NodeName};
+use crate::now::Now;
+
+/// A writer's number on this node; never reused while the process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Writer(u32);
+
+/// Versions of one writer, per store, in the order of `StoreId`.
+pub type StoreVersions = [u64; STORES];
+
+/// What a retired writer had written when it was retired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retired {
+    pub(crate) at: Now,
+    pub(crate) versions: StoreVersions,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: NodeId,
+    author: Author,
+    down: bool,
+    over: bool,
+    retired: Option<Retired>,
+}
+
+/// All writers that this node knows of.
+#[derive(Debug, Default)]
+pub struct Writers {
+    entries: BTreeMap<Writer, Entry>,
+    by_id: BTreeMap<NodeId, Writer>,
+    next: u32,
+}
+
+impl Writers {
+    /// Writers that are remembered at most; a stranger's flood of names ends here.
+    pub const MAX: usize = 4096;
+
+    /// The number of `id`, given now if it has none; `None` when there are too many writers.
+    pub fn intern(&mut self, id: &NodeId) -> Option<Writer> {
+        if let Some(writer) = self.by_id.get(id) {
+            return Some(*writer);
+        }
+        if self.entries.len() >= Self::MAX {
+            return None;
+        }
+        let writer = Writer(self.next);
+        self.next += 1;
+        let mut over = false;
+        for (other, number) in self.lives(&id.name) {
+            if other.generation > id.generation {
+                over = true;
+            } else if let Some(entry) = self.entries.get_mut(&number) {
+                entry.over = true;
+            }
+        }
+        let author = Author::of(id);
+        self.by_id.insert(id.clone(), writer);
+        self.entries
+            .insert(writer, Entry { id: id.clone(), author, down: false, over, retired: None });
+        Some(writer)
+    }
+
+    fn lives(&self, name: &NodeName) -> Vec<(NodeId, Writer)> {
+        let first = NodeId { name: name.clone(), generation: Generation(0) };
+        let last = NodeId { name: name.clone(), generation: Generation(u64::MAX) };
+        self.by_id.range(first..=last).map(|(id, writer)| (id.clone(), *writer)).collect()
+    }
+
+    /// The number of `id`, if it has one.
+    #[must_use]
+    pub fn number(&self, id: &NodeId) -> Option<Writer> {
+        self.by_id.get(id).copied()
+    }
+
+    /// Whose number this is.
+    #[must_use]
+    pub fn id(&self, writer: Writer) -> Option<&NodeId> {
+        self.entries.get(&writer).map(|entry| &entry.id)
+    }
+
+    pub(crate) fn author(&self, writer: Writer) -> Author {
+        self.entries.get(&writer).map_or_else(Author::default, |entry| entry.author)
+    }
+
+    /// Whether the writer's process is believed to run: what it measures may be shown.
+    #[must_use]
+    pub fn is_live(&self, writer: Writer) -> bool {
+        self.entries.get(&writer).is_some_and(|e| !e.down && !e.over && e.retired.is_none())
+    }
+
+    /// Whether the writer will write no more.
+    #[must_use]
+    pub fn is_over(&self, writer: Writer) -> bool {
+        self.entries.get(&writer).is_some_and(|entry| entry.over)
+    }
+
+    pub(crate) fn retired(&self, writer: Writer) -> Option<&Retired> {
+        self.entries.get(&writer).and_then(|entry| entry.retired.as_ref())
+    }
+
+    pub(crate) fn set_down(&mut self, writer: Writer, down: bool) -> bool {
+        self.entries.get_mut(&writer).is_some_and(|entry| {
+            let changed = entry.down != down;
+            entry.down = down;
+            changed
+        })
+    }
+
+    pub(crate) fn end(&mut self, writer: Writer) {
+        if let Some(entry) = self.entries.get_mut(&writer) {
+            entry.over = true;
+        }
+    }
+
+    pub(crate) fn retire(&mut self, writer: Writer, retired: Retired) {
+        if let Some(entry) = self.entries.get_mut(&writer) {
+            entry.over = true;
+            entry.retired = Some(retired);
+        }
+    }
+
+    /// Forgets fences that were put up before `oldest`.
+    pub(crate) fn forget_fences(&mut self, oldest: std::time::Duration) {
+        let old: Vec<Writer> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.retired.is_some_and(|retired| retired.at.mono < oldest))
+            .map(|(writer, _)| *writer)
+            .collect();
+        for writer in old {
+            if let Some(entry) = self.entries.remove(&writer) {
+                self.by_id.remove(&entry.id);
+            }
+        }
+    }
+
+    /// Writers that are not retired, in the order of their numbers.
+    pub(crate) fn current(&self) -> impl Iterator<Item = (Writer, &NodeId)> {
+        self.entries.iter().filter(|(_, e)| e.retired.is_none()).map(|(w, e)| (*w, &e.id))
+    }
+
+    /// How many writers are remembered, the retired ones among them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}

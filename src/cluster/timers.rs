@@ -1,0 +1,141 @@
+//! One heap for everything that must happen later.
+//!
+//! A state machine below the I/O line can't sleep: it says when it next wants to be woken (`next_deadline`) and is
+//! told the time when it is. The heap stays inside the machine that owns it, so that no timer is ever lost to a full
+//! channel: a lost probe timer would end failure detection for good.
+//!
+//! Ties are broken by rank, then by age, never by chance: foca demands that the indirect probe of a round comes before
+//! the next round, and equal runs must be equal.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+/// Things to do, each at a moment of the monotonic clock.
+#[derive(Debug)]
+pub struct Timers<T> {
+    heap: BinaryHeap<Reverse<Entry<T>>>,
+    issued: u64,
+}
+
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Self { heap: BinaryHeap::new(), issued: 0 }
+    }
+}
+
+impl<T> Timers<T> {
+    /// Remembers to do `what` at `at`; of what is due at the same moment, the lower `rank` comes first.
+    pub fn schedule(&mut self, at: Duration, rank: u8, what: T) {
+        self.issued += 1;
+        self.heap.push(Reverse(Entry { at, rank, issued: self.issued, what }));
+    }
+
+    /// When the next thing is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.heap.peek().map(|Reverse(entry)| entry.at)
+    }
+
+    /// Takes the next thing that is due at `now`.
+    pub fn pop_due(&mut self, now: Duration) -> Option<T> {
+        if self.next_deadline()? > now {
+            return None;
+        }
+        self.heap.pop().map(|Reverse(entry)| entry.what)
+    }
+
+    /// Moves everything `by` later, in unchanged order: for a process that was frozen and must not count the time.
+    pub fn postpone(&mut self, by: Duration) {
+        // The order is unchanged, so that rebuilding the heap moves nothing.
+        self.heap = std::mem::take(&mut self.heap)
+            .into_iter()
+            .map(|Reverse(entry)| Reverse(Entry { at: entry.at + by, ..entry }))
+            .collect();
+    }
+
+    /// How many things wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    at: Duration,
+    rank: u8,
+    issued: u64,
+    what: T,
+}
+
+impl<T> Entry<T> {
+    fn order(&self) -> (Duration, u8, u64) {
+        (self.at, self.rank, self.issued)
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.order() == other.order()
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn what_is_due_comes_by_time_then_rank_then_age() {
+        let mut timers = Timers::default();
+        timers.schedule(ms(20), 0, "later");
+        timers.schedule(ms(10), 1, "second");
+        timers.schedule(ms(10), 0, "first");
+        timers.schedule(ms(10), 1, "third");
+        assert_eq!(timers.next_deadline(), Some(ms(10)));
+        let mut due = Vec::new();
+        while let Some(what) = timers.pop_due(ms(15)) {
+            due.push(what);
+        }
+        assert_eq!(due, ["first", "second", "third"]);
+        assert_eq!(timers.pop_due(ms(19)), None);
+        assert_eq!(timers.pop_due(ms(20)), Some("later"));
+        assert!(timers.is_empty());
+    }
+
+    #[test]
+    fn a_frozen_process_does_not_count_the_time() {
+        let mut timers = Timers::default();
+        timers.schedule(ms(10), 0, "a");
+        timers.schedule(ms(30), 0, "b");
+        timers.postpone(ms(100));
+        assert_eq!(timers.len(), 2);
+        assert_eq!(timers.pop_due(ms(109)), None);
+        assert_eq!(timers.pop_due(ms(110)), Some("a"));
+        assert_eq!(timers.next_deadline(), Some(ms(130)));
+    }
+}

@@ -1,0 +1,51 @@
+//! The simulator: production nodes, virtual time, every fault, thousands of histories.
+//!
+//! ```text
+//! cargo sim                                            each family with 200 seeds
+//! SMG_SIM_SEEDS=10000 cargo sim --release              by hand, before a release
+//! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   one history again, told as it happens
+//! ```
+
+#![expect(clippy::print_stdout, reason = "a test")]
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
+
+mod checks;
+mod families;
+mod faults;
+mod ledger;
+mod numbers;
+mod runner;
+mod states;
+mod world;
+
+use crate::runner::play_family;
+
+macro_rules! families {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            play_family(stringify!($name));
+        })*
+
+        #[test]
+        fn every_family_is_played() {
+            let played: Vec<_> = families::FAMILIES.iter().map(|family| family.name).collect();
+            assert_eq!(played, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+families! {
+    cold_start loss disorder one_way_cut partition crash_restart stall slow_link clocks addresses duplicate_names
+    foreign_cluster mixed_versions corruption leaving chaos
+}
+
+#[test]
+fn the_same_seed_is_the_same_history() {
+    for family in families::FAMILIES {
+        for seed in [1, 2, 3] {
+            let [a, b] = [(); 2].map(|()| runner::play(family, seed, false).unwrap().trace_hash);
+            assert_eq!(a, b, "{} with seed {seed}", family.name);
+        }
+    }
+}
