@@ -158,10 +158,11 @@ impl Server {
                 closing: closing_rx.clone(),
                 cut: cut_rx.clone(),
             };
+            let runtime = runtime()?;
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("smg-data-{at}"))
-                    .spawn(move || port.run(receiver))?,
+                    .spawn(move || port.run(runtime, receiver))?,
             );
             lanes.push(Lane { sender, load });
         }
@@ -181,16 +182,16 @@ impl Server {
         if let Some(listener) = self.health {
             // A thread of its own: probes are answered also when the data path is saturated.
             let surface = Arc::clone(surface);
-            let stopping = tasks.stopping();
+            // Ends with the data path's threads: they are joined together.
+            let stopping = cut_rx;
+            let runtime = runtime()?;
             threads.push(std::thread::Builder::new().name("smg-health".to_owned()).spawn(
                 move || {
                     let serving = async {
                         let listener = to_tokio(listener)?;
                         serve_public(listener, surface, stopping).await
                     };
-                    if let Err(error) =
-                        runtime().map_err(Into::into).and_then(|runtime| runtime.block_on(serving))
-                    {
+                    if let Err(error) = runtime.block_on(serving) {
                         warn!(%error, "the health port ended");
                     }
                 },
@@ -342,8 +343,10 @@ impl Accepting {
             self.metrics.connections_refused.inc();
             return;
         }
-        let Some(lane) = self.lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed))
-        else {
+        // A thread that is lost takes nothing: its idle lane must not attract everything.
+        let open = self.lanes.iter().filter(|lane| !lane.sender.is_closed());
+        let Some(lane) = open.min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else {
+            self.metrics.connections_refused.inc();
             return;
         };
         let Ok(stream) = stream.into_std() else { return };
@@ -364,15 +367,10 @@ struct Port {
 }
 
 impl Port {
-    fn run(self, receiver: mpsc::Receiver<Handover>) {
-        match runtime() {
-            Ok(runtime) => {
-                runtime.block_on(self.serve(receiver));
-                // What is left is cut here.
-                runtime.shutdown_background();
-            }
-            Err(error) => warn!(%error, "a thread of the data path could not be started"),
-        }
+    fn run(self, runtime: tokio::runtime::Runtime, receiver: mpsc::Receiver<Handover>) {
+        runtime.block_on(self.serve(receiver));
+        // What is left is cut here.
+        runtime.shutdown_background();
     }
 
     async fn serve(self, mut receiver: mpsc::Receiver<Handover>) {
@@ -422,7 +420,11 @@ async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let patience = Patience { head: shard.surface().config.header_timeout, idle: IDLE };
+    let patience = Patience {
+        head: shard.surface().config.header_timeout,
+        idle: IDLE,
+        write: shard.surface().config.body_timeout,
+    };
     let state = State::new(shard.surface().clock);
     let service_state = Arc::clone(&state);
     let service = service_fn(move |request| {
@@ -486,7 +488,11 @@ async fn serve_public(
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let router = local::public(Arc::clone(&surface));
-    let patience = Patience { head: surface.config.header_timeout, idle: IDLE };
+    let patience = Patience {
+        head: surface.config.header_timeout,
+        idle: IDLE,
+        write: surface.config.body_timeout,
+    };
     let open = Arc::new(tokio::sync::Semaphore::new(256));
     loop {
         let (stream, _peer) = tokio::select! {

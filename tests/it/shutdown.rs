@@ -204,3 +204,14 @@ async fn a_request_that_waits_for_its_worker_finishes_too() {
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert_eq!(router.ended().await, 0);
 }
+
+#[tokio::test]
+async fn a_health_port_does_not_hold_it_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    drop(listener);
+    let mut router = Router::start(&["--health-check-port", &port]).await;
+    router.signal("TERM");
+    let ended = tokio::time::timeout(Duration::from_secs(10), router.ended()).await;
+    assert_eq!(ended.expect("it hangs"), 0);
+}
