@@ -69,14 +69,20 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut schedules: HashMap<WorkerId, Schedule> = HashMap::new();
     let mut asking: JoinSet<Answer> = JoinSet::new();
+    let mut turn = 0usize;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _tick = tick.tick() => {}
             Some(answer) = asking.join_next() => {
-                if let Ok(answer) = answer {
-                    settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng);
+                match answer {
+                    Ok(answer) => settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng),
+                    Err(error) => {
+                        // Whose it was is not known: all may be asked again.
+                        warn!(%error, "a probe panicked");
+                        schedules.values_mut().for_each(|schedule| schedule.asking = false);
+                    }
                 }
                 continue;
             }
@@ -84,7 +90,13 @@ pub async fn run(
         fleet.sweep(clock.now());
         let snapshot = fleet.snapshot();
         schedules.retain(|id, _| snapshot.worker(*id).is_some());
-        for worker in snapshot.workers() {
+        // Each turn begins with another worker, so that some that never answer do not keep the rest from being asked.
+        let (later, first) = snapshot.workers().split_at(turn.min(snapshot.workers().len()));
+        turn = (turn + 1) % snapshot.workers().len().max(1);
+        if turn == 0 {
+            client.evict();
+        }
+        for worker in first.iter().chain(later) {
             if asking.len() >= AT_ONCE {
                 break;
             }
@@ -96,7 +108,9 @@ pub async fn run(
             }
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
             let probe = probed && (wish || schedule.probe_at <= now);
-            let look = schedule.look_at <= now;
+            let unknown =
+                worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
+            let look = schedule.look_at <= now || unknown;
             if probe || look {
                 schedule.asking = true;
                 asking.spawn(ask(
@@ -200,9 +214,9 @@ async fn look_at(client: &Client, worker: &Worker, timeout: Duration) -> Option<
     let mut info = None;
     for path in ["/get_server_info", "/get_model_info"] {
         if let Ok((StatusCode::OK, body)) = read(path).await
-            && let Ok(found @ Value::Object(_)) = serde_json::from_slice::<Value>(&body)
+            && let Ok(Value::Object(found)) = serde_json::from_slice::<Value>(&body)
         {
-            info = Some(found);
+            info = Some(told(found));
             break;
         }
     }
@@ -222,6 +236,31 @@ async fn look_at(client: &Client, worker: &Worker, timeout: Duration) -> Option<
     Some(Discovered { models, info })
 }
 
+/// What an engine may tell everyone who may see the workers. Some tell their keys as well, and figures that change all
+/// the time.
+const TOLD: [&str; 12] = [
+    "version",
+    "model_path",
+    "model_id",
+    "served_model_name",
+    "tokenizer_path",
+    "is_generation",
+    "context_length",
+    "max_model_len",
+    "max_total_num_tokens",
+    "max_running_requests",
+    "tp_size",
+    "dp_size",
+];
+
+fn told(mut info: serde_json::Map<String, Value>) -> Value {
+    info.retain(|name, value| {
+        TOLD.contains(&name.as_str())
+            && (value.is_string() || value.is_number() || value.is_boolean())
+    });
+    Value::Object(info)
+}
+
 /// The ids of a list in OpenAI's shape; `None`: it is no such list.
 fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
     let document: Value = serde_json::from_slice(body).ok()?;
@@ -238,6 +277,13 @@ fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engines_keys_are_not_kept() {
+        let info = serde_json::json!({"version": "1", "api_key": "k", "admin_api_key": "a", "tp_size": 2, "model_path": {}});
+        let Value::Object(info) = info else { unreachable!() };
+        assert_eq!(told(info), serde_json::json!({"version": "1", "tp_size": 2}));
+    }
 
     #[test]
     fn a_list_of_models_is_read_and_nothing_else() {

@@ -31,19 +31,20 @@ static HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Takes away what is for one hop only.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(connection) = headers.get(header::CONNECTION) {
-        // Most say `keep-alive` or `close`, which name no header worth a look-up.
-        if !matches!(connection.as_bytes(), b"keep-alive" | b"close" | b"Keep-Alive" | b"Close") {
-            let named: Vec<HeaderName> = headers
-                .get_all(header::CONNECTION)
-                .iter()
-                .filter_map(|value| value.to_str().ok())
-                .flat_map(|value| value.split(','))
-                .filter_map(|name| name.trim().parse().ok())
-                .collect();
-            for name in named {
-                headers.remove(name);
-            }
+    // Most say `keep-alive` or `close`, which name no header worth a look-up.
+    let is_usual = |value: &HeaderValue| {
+        matches!(value.as_bytes(), b"keep-alive" | b"close" | b"Keep-Alive" | b"Close")
+    };
+    if !headers.get_all(header::CONNECTION).iter().all(is_usual) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
         }
     }
     for name in &HOP_BY_HOP {

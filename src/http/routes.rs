@@ -67,7 +67,8 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/v1/models", Access::Client),
     ask("/health_generate"),
     ask("/get_model_info"),
-    ask("/get_server_info"),
+    // SGLang's tells the engine's own keys.
+    Route { access: Access::Admin, ..ask("/get_server_info") },
     local("GET", "/liveness", Access::Public),
     local("GET", "/readiness", Access::Public),
     local("GET", "/health", Access::Public),

@@ -106,8 +106,9 @@ impl SpecDocument {
         }
     }
 
-    fn into_spec(self) -> Result<WorkerSpec, ApiError> {
-        let api_key = self.key()?;
+    /// `may_refer`: variables and files of the router's may be named, for an administrator has proven to be one.
+    fn into_spec(self, may_refer: bool) -> Result<WorkerSpec, ApiError> {
+        let api_key = self.key(may_refer)?;
         if let Some(policy) = self.labels.get("policy")
             && let Err(error) = policy.parse::<crate::policy::Kind>()
         {
@@ -147,14 +148,20 @@ impl SpecDocument {
         })
     }
 
-    fn key(&self) -> Result<Option<Secret>, ApiError> {
+    fn key(&self, may_refer: bool) -> Result<Option<Secret>, ApiError> {
+        let refers = self.api_key_env.is_some() || self.api_key_file.is_some();
+        if refers && !may_refer {
+            // What they hold is sent to the worker: without an admin key anybody could have any of it sent anywhere.
+            let message = "api_key_env and api_key_file need a router with --admin-api-key";
+            return Err(ApiError { param: Some("api_key_env"), ..ApiError::forbidden(message) });
+        }
         let key = match (&self.api_key, &self.api_key_env, &self.api_key_file) {
             (None, None, None) => return Ok(None),
             (Some(key), None, None) => key.clone(),
             (None, Some(name), None) => std::env::var(name).map_err(|_| {
                 invalid("api_key_env", format!("variable {name:?} is not set or not text"))
             })?,
-            (None, None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
+            (None, None, Some(path)) => read_key_file(path).map_err(|error| {
                 invalid("api_key_file", format!("cannot read {path:?}: {error}"))
             })?,
             _ => {
@@ -173,6 +180,15 @@ impl SpecDocument {
         }
         Ok(Some(key))
     }
+}
+
+/// Reads a small regular file: a pipe would block the thread, a device fill the memory.
+fn read_key_file(path: &str) -> std::io::Result<String> {
+    let about = std::fs::metadata(path)?;
+    if !about.is_file() || about.len() > 64 << 10 {
+        return Err(std::io::Error::other("it is not a regular file of at most 64 KiB"));
+    }
+    std::fs::read_to_string(path)
 }
 
 fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>, ApiError> {
@@ -221,6 +237,11 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
     })
 }
 
+/// Whoever got here has shown the admin key, if there is one.
+fn may_refer(surface: &Surface) -> bool {
+    surface.config.admin_api_key.is_some()
+}
+
 fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
     let parsed: WorkerId = id.parse().map_err(|_| ApiError::no_such_worker(id))?;
     surface.fleet.load().worker(parsed).cloned().ok_or_else(|| ApiError::no_such_worker(id))
@@ -259,7 +280,7 @@ pub(super) async fn add(
     State(surface): State<Arc<Surface>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let spec = read::<SpecDocument>(&body)?.into_spec()?;
+    let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
     let id = surface.fleet.register(spec)?;
     tracing::info!(worker = %id, "worker added");
     let location = format!("/workers/{id}");
@@ -283,7 +304,7 @@ pub(super) async fn replace(
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
     let worker = find(&surface, &id)?;
-    let spec = read::<SpecDocument>(&body)?.into_spec()?;
+    let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
     respecify(&surface, &worker, spec)
 }
 
@@ -305,7 +326,7 @@ pub(super) async fn change(
     merge(&mut whole, &patch);
     let document: SpecDocument = serde_json::from_value(whole)
         .map_err(|error| ApiError::bad_request("invalid_worker", error.to_string()))?;
-    let mut spec = document.into_spec()?;
+    let mut spec = document.into_spec(may_refer(&surface))?;
     if keeps_key {
         spec.api_key.clone_from(&worker.spec.api_key);
     }
