@@ -40,12 +40,16 @@ pub struct ListenArgs {
     /// Bounds clients that send a byte now and then.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds(0.001, 3600.0))]
     pub header_timeout_secs: Duration,
-    /// How long a request's body may pause, 0.001 to 3600 seconds.
+    /// How long a client may pause within a body, 0.001 to 3600 seconds.
+    ///
+    /// While it sends a request's body (which as a whole may take ten times as long), and while it takes a response: who
+    /// takes nothing for so long is cut off, because its request holds a place at a worker.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0.001, 3600.0))]
     pub body_timeout_secs: Duration,
     /// Client connections at once, 1 to 1000000.
     ///
-    /// Further ones wait to be accepted. The limit on open files (ulimit -n) must allow about twice as many.
+    /// Further ones are closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
+    /// many.
     #[arg(
         long,
         value_name = "N",

@@ -29,6 +29,8 @@ pub(super) struct State {
     busy: AtomicU32,
     /// `Clock::mono` in nanoseconds when it was last not busy.
     idle_since: AtomicU64,
+    /// `Clock::mono` in nanoseconds since when the client takes nothing of what is there for it; 0: it takes.
+    stalled_since: AtomicU64,
     /// Bytes of a next request have come.
     head_begun: AtomicBool,
     /// The head did not come in time.
@@ -43,6 +45,7 @@ impl State {
             clock,
             busy: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
+            stalled_since: AtomicU64::new(0),
             head_begun: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             close: AtomicBool::new(false),
@@ -65,6 +68,26 @@ impl State {
             started: self.clock.mono(),
             route: None,
             answered: false,
+        }
+    }
+
+    /// Notes whether the client takes what is written.
+    fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
+        if written.is_ready() {
+            if self.stalled_since.load(Ordering::Relaxed) != 0 {
+                self.stalled_since.store(0, Ordering::Relaxed);
+            }
+        } else if self.stalled_since.load(Ordering::Relaxed) == 0 {
+            let now = u64::try_from(self.clock.mono().as_nanos()).unwrap_or(u64::MAX);
+            self.stalled_since.store(now.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// How long the client has taken nothing although something is there for it.
+    fn stalled_for(&self) -> Duration {
+        match self.stalled_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.clock.mono().saturating_sub(Duration::from_nanos(since)),
         }
     }
 
@@ -132,6 +155,8 @@ pub(super) struct Patience {
     pub(super) head: Duration,
     /// Without a request.
     pub(super) idle: Duration,
+    /// For the client to take the next piece of a response.
+    pub(super) write: Duration,
 }
 
 /// A stream that notes when a head begins, and that ends by itself, with a word of explanation, when it takes too long.
@@ -157,8 +182,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        if buf.filled().len() > before && this.state.busy.load(Ordering::Relaxed) == 0 {
-            this.state.head_begun.store(true, Ordering::Relaxed);
+        if buf.filled().len() > before
+            && this.state.busy.load(Ordering::Relaxed) == 0
+            && !this.state.head_begun.swap(true, Ordering::Relaxed)
+        {
+            // From here on the head's own time counts.
+            this.state.mark_idle();
         }
         Poll::Ready(Ok(()))
     }
@@ -170,7 +199,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.state.wrote(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -186,7 +217,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.state.wrote(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -243,6 +276,11 @@ pub(super) async fn serve_http1<T, S, B>(
                 connection.as_mut().graceful_shutdown();
             }
             End::Look => {
+                if state.stalled_for() >= patience.write {
+                    // Its request holds a place at a worker for as long as it is here.
+                    debug!("a client took nothing of its response for too long");
+                    return;
+                }
                 let begun = state.head_begun.load(Ordering::Relaxed);
                 let most = if begun { patience.head } else { patience.idle };
                 let left = state.idle_for().map_or(patience.head, |idle| most.saturating_sub(idle));

@@ -59,6 +59,7 @@ pub(super) async fn serve(
         &mut shard.rng(),
     );
     let request = dispatch::Request {
+        request_id: &inbound.request_id,
         method: parts.method,
         path_and_query,
         headers,
@@ -81,6 +82,10 @@ pub(super) async fn serve(
         .await
         .map_err(|error| ApiError::from(error).about_model(peek.model.as_deref()))?;
     let mut response = response.map(Body::worker);
+    if response.headers().contains_key(header::TRANSFER_ENCODING) {
+        // Of a worker that gives both, the length does not count (RFC 9112, 6.3).
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     headers::strip_hop_by_hop(response.headers_mut());
     if config.debug_headers {
         show(&trace, response.headers_mut());
@@ -109,6 +114,23 @@ pub(super) async fn read(
         // The usual case: one piece, and no copy of it.
         return Ok(first);
     }
+    // However small its pieces are: a byte a minute does not keep a request open for ever.
+    tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, told, most, timeout))
+        .await
+        .map_err(|_elapsed| ApiError::too_slow())?
+}
+
+/// A whole body may take this many times as long as one pause in it.
+const PATIENCE: u32 = 10;
+
+/// Reads the body on from its first piece.
+async fn rest(
+    mut incoming: Incoming,
+    first: Bytes,
+    told: Option<usize>,
+    most: usize,
+    timeout: Duration,
+) -> Result<Bytes, ApiError> {
     // What a client announces is not reserved before it comes.
     let mut whole = BytesMut::with_capacity(told.unwrap_or(0).min(1 << 20).max(first.len()));
     let mut next = Some(first);
@@ -143,7 +165,10 @@ async fn piece(incoming: &mut Incoming, timeout: Duration) -> Result<Option<Byte
 fn look<'a>(method: &Method, headers: &HeaderMap, body: &'a Bytes) -> Result<Peek<'a>, ApiError> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if content_type.starts_with("multipart/form-data") {
+    let is_form = content_type
+        .get(..19)
+        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/form-data"));
+    if is_form {
         let model = peek::multipart_model(body, content_type).map(Into::into);
         return Ok(Peek { model, ..Peek::default() });
     }

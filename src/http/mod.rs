@@ -59,7 +59,7 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
-    /// Time between two pieces of a request's body.
+    /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
     /// Client connections at once.
     pub max_connections: usize,

@@ -108,6 +108,7 @@ impl SendError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
+            Self::Connect(error) | Self::Resolve(error) if is_our_own(error) => false,
             Self::Resolve(_)
             | Self::Connect(_)
             | Self::ConnectTimeout(_)
@@ -132,6 +133,15 @@ impl SendError {
             Self::Protocol(_) => "protocol",
         }
     }
+}
+
+/// Whether the router has run out of something, which says nothing of the worker: file descriptors (its own or the
+/// machine's) or local ports.
+fn is_our_own(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
 /// A request as one attempt sends it. Borrowed: the next attempt sends the same.
@@ -183,7 +193,10 @@ impl Client {
     ) -> Result<Response<ResponseBody>, SendError> {
         let started = self.clock.mono();
         while let Some(mut connection) = self.pool.take(worker.id(), started) {
-            match self.exchange(&mut connection, to_request(worker, outgoing)).await {
+            match self
+                .exchange(&mut connection, to_request(worker, outgoing), outgoing.stream)
+                .await
+            {
                 Ok(response) => {
                     return Ok(self.respond(
                         worker,
@@ -200,7 +213,7 @@ impl Client {
             }
         }
         let mut connection = self.connect(worker).await?;
-        match self.exchange(&mut connection, to_request(worker, outgoing)).await {
+        match self.exchange(&mut connection, to_request(worker, outgoing), outgoing.stream).await {
             Ok(response) => {
                 Ok(self.respond(worker, connection, response, started, outgoing.stream))
             }
@@ -266,6 +279,11 @@ impl Client {
         self.pool.evict(self.clock.mono());
     }
 
+    /// How long an exchange may take as a whole.
+    fn total(&self, stream: bool) -> Option<Duration> {
+        if stream { self.config.stream_timeout } else { self.config.total_timeout }
+    }
+
     async fn connect(&self, worker: &WorkerUrl) -> Result<Connection, SendError> {
         let timeout = self.config.connect_timeout;
         let connecting = connection::connect(worker, self.tls.as_ref());
@@ -279,8 +297,12 @@ impl Client {
         &self,
         connection: &mut Connection,
         request: Request<Full<Bytes>>,
+        stream: bool,
     ) -> Result<Response<hyper::body::Incoming>, Failed> {
-        let timeout = self.config.head_timeout;
+        // An answer that is no stream takes most of its time before its head: the total holds here as well.
+        let timeout = self
+            .total(stream)
+            .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout));
         match tokio::time::timeout(timeout, connection.sender.try_send_request(request)).await {
             Err(_elapsed) => Err(Failed::Error(SendError::HeadTimeout(timeout))),
             Ok(Ok(response)) => Ok(response),
@@ -305,7 +327,7 @@ impl Client {
         started: Duration,
         stream: bool,
     ) -> Response<ResponseBody> {
-        let total = if stream { self.config.stream_timeout } else { self.config.total_timeout };
+        let total = self.total(stream);
         let closes = response.headers().get_all(header::CONNECTION).iter().any(|value| {
             value.as_bytes().to_ascii_lowercase().windows(5).any(|word| word == b"close")
         });

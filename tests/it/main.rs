@@ -19,6 +19,7 @@ mod demo;
 mod failure;
 mod fidelity;
 mod observe;
+mod patience;
 mod policies;
 mod shutdown;
 mod tls;
