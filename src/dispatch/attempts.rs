@@ -23,6 +23,8 @@ pub(super) enum Next {
 pub(super) enum Attempt {
     /// The worker can't have started on it.
     NotStarted,
+    /// The worker died with it: nothing is generating, but the request itself may be what killed it.
+    Died,
     /// It may be generating: sending it again could do the work twice.
     MayHaveStarted,
     /// It answered with this status and perhaps said when to come back.
@@ -33,6 +35,8 @@ pub(super) enum Attempt {
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     made: u32,
+    /// A worker died with it.
+    killed: bool,
 }
 
 impl Attempts {
@@ -57,9 +61,12 @@ impl Attempts {
         }
         let wait = match attempt {
             Attempt::MayHaveStarted => return Next::GiveUp,
-            // Another worker may well be there: why wait?
-            Attempt::NotStarted if others => Duration::ZERO,
-            Attempt::NotStarted => self.backoff(config, rng),
+            // One worker may die of old age. Two that died with the same request may have died of it.
+            Attempt::Died if std::mem::replace(&mut self.killed, true) => return Next::GiveUp,
+            // Another worker may well be there: why wait? And no budget either: nothing was asked of anybody, and when a
+            // worker dies all that was in flight on it comes at once.
+            Attempt::NotStarted | Attempt::Died if others => return Next::Again(Duration::ZERO),
+            Attempt::NotStarted | Attempt::Died => self.backoff(config, rng),
             Attempt::Answered(status, _) if !is_retryable(status) => return Next::GiveUp,
             Attempt::Answered(_, Some(after)) if !others => {
                 if after > config.max_backoff {
@@ -169,6 +176,29 @@ mod tests {
         }
         for status in [200, 206, 301, 400, 401, 404, 409, 413, 422, 501, 505] {
             assert_eq!(after(answered(status, None), true), Next::GiveUp, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_kills_workers_is_not_sent_for_ever() {
+        let config = Config::default();
+        let budget = Budget::new(&config);
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut attempts = Attempts::default();
+        let mut next = |attempt| attempts.next(attempt, true, &config, &budget, NOW, &mut rng);
+        assert_eq!(next(Attempt::Died), Next::Again(Duration::ZERO));
+        assert_eq!(next(Attempt::Died), Next::GiveUp);
+    }
+
+    #[test]
+    fn a_death_with_many_in_flight_is_not_rationed() {
+        let config = Config::default();
+        let budget = Budget::new(&config);
+        let mut rng = SmallRng::seed_from_u64(4);
+        for _ in 0..1000 {
+            let next =
+                Attempts::default().next(Attempt::Died, true, &config, &budget, NOW, &mut rng);
+            assert_eq!(next, Next::Again(Duration::ZERO));
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) fn of(
 ) -> Candidates {
     let mut found = Candidates::default();
     let mut ejected: SmallVec<[(bool, std::time::Duration, u32); 16]> = SmallVec::new();
-    let mut considered = 0usize;
+    let (mut considered, mut out) = (0usize, 0usize);
     for (at, member) in (0u32..).zip(members) {
         match member.worker.fitness(now, &config.breaker) {
             Fitness::Out => continue,
@@ -38,16 +38,19 @@ pub(super) fn of(
             Fitness::Fit if tried.contains(&member.worker.id) => {}
             Fitness::Fit => found.push(at, member),
             Fitness::Ejected { since, unreachable } => {
-                // Counted although it was tried: it is one of those that are out.
-                ejected.push((unreachable, since, at));
+                out += 1;
+                if !tried.contains(&member.worker.id) {
+                    ejected.push((unreachable, since, at));
+                }
             }
         }
         considered += 1;
     }
     let allowed = considered * usize::from(config.max_ejection_percent) / 100;
-    if found.list.is_empty() && tried.is_empty() && ejected.len() > allowed {
+    if found.list.is_empty() && out > allowed {
+        // Those that listen first, then those that are out the longest.
         ejected.sort_unstable();
-        let back = ejected.len() - allowed;
+        let back = out - allowed;
         found.anyway = true;
         for (_, _, at) in ejected.into_iter().take(back) {
             found.push(at, &members[at as usize]);

@@ -80,6 +80,8 @@ pub struct Request<'a> {
     pub method: Method,
     /// Path and query as the client sent them.
     pub path_and_query: PathAndQuery,
+    /// Its name in the log.
+    pub request_id: &'a HeaderValue,
     /// What the worker gets, apart from `host`, `content-length` and its own `authorization`.
     pub headers: HeaderMap,
     /// The body as the client sent it.
@@ -281,6 +283,8 @@ impl Dispatcher {
                                 "4xx"
                             });
                             self.end(chosen.in_flight, worker.id, judge(status), now);
+                            // Not read to its end: the connection closes, rather than wait with us.
+                            drop(response);
                             wait_for(wait).await;
                             continue;
                         }
@@ -304,7 +308,10 @@ impl Dispatcher {
                         first_byte_seen: false,
                     };
                     let is_events = is_event_stream(response.headers());
-                    let stream_end = if is_events { request.stream_end } else { StreamEnd::Cut };
+                    // An event in clear text means nothing within a compressed stream.
+                    let is_plain = !response.headers().contains_key(header::CONTENT_ENCODING);
+                    let stream_end =
+                        if is_events && is_plain { request.stream_end } else { StreamEnd::Cut };
                     let response =
                         response.map(|body| ResponseBody::new(body, account, stream_end));
                     return Ok(Dispatched { response, trace });
@@ -314,10 +321,17 @@ impl Dispatcher {
                     if error.is_unreachable() {
                         worker.mark_unreachable(now);
                     }
-                    warn!(worker = %worker.id, error = %chain(&error), "attempt failed");
+                    warn!(
+                        worker = %worker.id, request_id = ?request.request_id, error = %chain(&error),
+                        "attempt failed"
+                    );
                     self.end(chosen.in_flight, worker.id, Outcome::Failure, now);
                     let safe = error.is_safe_to_retry();
-                    let attempt = if safe { Attempt::NotStarted } else { Attempt::MayHaveStarted };
+                    let attempt = match &error {
+                        SendError::Reset { dead: true } => Attempt::Died,
+                        _ if safe => Attempt::NotStarted,
+                        _ => Attempt::MayHaveStarted,
+                    };
                     match self.next(&mut attempts, attempt, chosen.others, now) {
                         Next::Again(wait) => {
                             shared.metrics.count_retry(error.name());

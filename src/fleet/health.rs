@@ -83,7 +83,10 @@ impl Health {
             Probe::Good => {
                 self.bad = 0;
                 self.good = self.good.saturating_add(1);
-                if self.healthy || (self.was_ready && self.good < successes.get()) {
+                if self.healthy {
+                    return None;
+                }
+                if self.was_ready && self.good < successes.get() {
                     return None;
                 }
                 self.healthy = true;
@@ -107,8 +110,7 @@ impl Health {
 
     /// Takes it for healthy without asking: probes are disabled.
     pub(super) fn assume_good(&mut self) {
-        self.healthy = true;
-        self.was_ready = true;
+        *self = Self { healthy: true, was_ready: true, ..Self::default() };
     }
 
     /// Notes that a request found nobody listening.
@@ -153,6 +155,20 @@ mod tests {
             last = change.or(last);
         }
         (health.state(), last)
+    }
+
+    #[test]
+    fn assumed_good_starts_afresh() {
+        let threshold = NonZeroU32::new(3).unwrap();
+        let mut health = Health::default();
+        for _ in 0..3 {
+            health.count(Probe::Bad, threshold, threshold);
+        }
+        health.assume_good();
+        assert_eq!(health.state(), State::Ready);
+        let changes: Vec<_> =
+            (0..3).map(|_| health.count(Probe::Bad, threshold, threshold)).collect();
+        assert_eq!(changes, [None, None, Some(Change::Down)]);
     }
 
     #[test]

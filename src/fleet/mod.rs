@@ -380,18 +380,28 @@ impl Fleet {
     /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
     /// whether that changed anything.
     pub fn discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
-        let snapshot = self.snapshot();
-        let Some(worker) = snapshot.worker(id) else { return false };
-        let models =
-            if worker.spec.models.is_empty() { discovered.models } else { worker.models.clone() };
-        let info = discovered.info.map(Arc::new).or_else(|| worker.info.clone());
-        if models == worker.models && info == worker.info {
+        let Discovered { models, info } = discovered;
+        let info = info.map(Arc::new);
+        let brings_news = |worker: &Worker| {
+            (worker.spec.models.is_empty() && worker.models != models)
+                || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
+        };
+        // Looked at first without the lock: most looks find what is known already.
+        if !self.load().worker(id).is_some_and(|worker| brings_news(worker)) {
             return false;
         }
         self.update(id, |worker| {
-            worker.models = models;
-            worker.info = info;
+            // What its spec names is not overruled, and that is decided under the lock: it may have changed.
+            if worker.spec.models.is_empty() {
+                worker.models.clone_from(&models);
+            }
+            worker.info = info.clone().or_else(|| worker.info.take());
         })
+    }
+
+    /// A worker's cache was emptied: what was learnt of it is void.
+    pub fn mark_cold(&self, id: WorkerId) {
+        self.update(id, |worker| worker.cache_epoch += 1);
     }
 
     /// Brings the gauges that are computed, not counted, up to date; called before a scrape.

@@ -181,8 +181,14 @@ impl Worker {
         if !unreachable && breaker.admits(now.mono, config) {
             return self.room();
         }
+        let since = if unreachable {
+            let until = self.live.unreachable_until.load(Ordering::Relaxed);
+            Duration::from_nanos(until).saturating_sub(UNREACHABLE_FOR)
+        } else {
+            breaker.opened_at()
+        };
         match self.room() {
-            Fitness::Fit => Fitness::Ejected { since: breaker.opened_at(), unreachable },
+            Fitness::Fit => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }

@@ -235,12 +235,12 @@ impl From<RegisterError> for ApiError {
     }
 }
 
-/// What a stream of OpenAI's kind ends with when it breaks.
-pub(super) const BROKEN_OPENAI: &str = "data: {\"error\":{\"message\":\"the worker's response broke off\",\
+/// What a stream of OpenAI's kind ends with when it breaks. It may have broken within a line: the blank lines end that.
+pub(super) const BROKEN_OPENAI: &str = "\n\ndata: {\"error\":{\"message\":\"the worker's response broke off\",\
      \"type\":\"api_error\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
 
 /// What a stream of Anthropic's kind ends with when it breaks.
-pub(super) const BROKEN_ANTHROPIC: &str = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
+pub(super) const BROKEN_ANTHROPIC: &str = "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
      \"message\":\"the worker's response broke off\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
 
 /// Written to a connection whose request's head does not arrive in time.

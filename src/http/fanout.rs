@@ -77,7 +77,10 @@ pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for (worker, answer) in ask_all(&surface, Method::POST, &["/flush_cache"]).await {
         match answer {
-            Ok(_) => done.push(json!({ "id": worker.id })),
+            Ok(_) => {
+                surface.fleet.mark_cold(worker.id);
+                done.push(json!({ "id": worker.id }));
+            }
             Err(error) => failed.push(json!({ "id": worker.id, "error": error })),
         }
     }
