@@ -12,10 +12,16 @@ use super::body::Body;
 use super::peek::PeekError;
 use crate::dispatch::DispatchError;
 use crate::fleet::RegisterError;
+use crate::limit::Rejected;
 use crate::upstream::SendError;
 
 /// The error code's own header.
 pub(super) static X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");
+
+// As OpenAI's clients know them.
+static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+static X_RATELIMIT_REMAINING: HeaderName =
+    HeaderName::from_static("x-ratelimit-remaining-requests");
 
 /// A failure as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,11 +32,23 @@ pub(super) struct ApiError {
     pub(super) message: String,
     pub(super) param: Option<&'static str>,
     pub(super) retry_after: Option<Duration>,
+    /// The limit that was reached, in requests: told with nothing remaining.
+    pub(super) limit: Option<u32>,
+    /// The methods that the route takes.
+    pub(super) allow: Option<String>,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None, retry_after: None }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            limit: None,
+            allow: None,
+        }
     }
 
     pub(super) fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
@@ -43,12 +61,13 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}"))
     }
 
-    pub(super) fn method_not_allowed() -> Self {
-        Self::new(
+    pub(super) fn method_not_allowed(allow: String) -> Self {
+        let error = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             "the route does not take this method",
-        )
+        );
+        Self { allow: Some(allow), ..error }
     }
 
     /// No key, or a wrong one.
@@ -136,6 +155,13 @@ impl ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if let Some(limit) = self.limit {
+            headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
+            headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
+        }
+        if let Some(allow) = self.allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
@@ -178,8 +204,9 @@ impl From<DispatchError> for ApiError {
                     error.to_string(),
                 )
             },
-            DispatchError::Rejected(_) => Self {
+            DispatchError::Rejected(Rejected::QueueFull { max_concurrent, .. }) => Self {
                 retry_after: soon,
+                limit: Some(max_concurrent),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
             DispatchError::QueueTimeout(_) => {

@@ -116,6 +116,16 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
     found
 }
 
+/// The methods that a path takes, as an `allow` header lists them.
+pub(super) fn methods_of(path: &str) -> String {
+    let methods: Vec<_> = ROUTES
+        .iter()
+        .filter(|route| leads_to(path, route.path))
+        .map(|route| route.method)
+        .collect();
+    methods.join(", ")
+}
+
 fn leads_to(path: &str, pattern: &str) -> bool {
     if !pattern.contains('{') {
         return path == pattern;
@@ -154,6 +164,12 @@ mod tests {
         assert_eq!(find(&Method::GET, "/v1/messages"), Found::OtherMethod);
         assert_eq!(find(&Method::GET, "/workers/"), Found::Nothing);
         assert_eq!(find(&Method::GET, "/v1/models/x"), Found::Nothing);
+    }
+
+    #[test]
+    fn a_path_tells_its_methods() {
+        assert_eq!(methods_of("/workers"), "GET, POST");
+        assert_eq!(methods_of("/workers/w-1/drain"), "POST, DELETE");
     }
 
     #[test]

@@ -93,7 +93,9 @@ impl Shard {
             {
                 Ok(preflight(request.headers()))
             }
-            Found::OtherMethod => Err(ApiError::method_not_allowed()),
+            Found::OtherMethod => {
+                Err(ApiError::method_not_allowed(routes::methods_of(request.uri().path())))
+            }
             Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
         };
         let mut response = answer.unwrap_or_else(|error| {

@@ -116,6 +116,8 @@ async fn the_queue_holds_its_size_and_sends_the_rest_away() {
         assert_eq!((answer.status, answer.code().as_str()), (429, "too_many_requests"));
         assert_eq!(answer.header("x-smg-error-code"), Some("too_many_requests"));
         assert!(answer.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+        assert_eq!(answer.header("x-ratelimit-limit-requests"), Some("2"));
+        assert_eq!(answer.header("x-ratelimit-remaining-requests"), Some("0"));
     }
     assert_eq!((good, rejected, worker.seen().len()), (5, 25, 5));
     waiting(&router, 0).await;
