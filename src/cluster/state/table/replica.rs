@@ -188,8 +188,8 @@ impl<S: Store> Replica for Table<S> {
         let to = end.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
         let mut pending = Vec::new();
         for (writer, keys) in &self.pending {
-            for (key, version) in keys.range((from.clone(), to.clone())) {
-                pending.push((*writer, row::encode_key(key).into(), *version));
+            for (key, kill) in keys.range((from.clone(), to.clone())) {
+                pending.push((*writer, row::encode_key(key).into(), *kill));
             }
         }
         let end = end.map(|key| row::encode_key(key).into());
@@ -259,10 +259,10 @@ impl<S: Store> Replica for Table<S> {
                 changed += 1;
             }
         }
-        for (writer, key, version) in &section.pending {
+        for (writer, key, kill) in &section.pending {
             if let Ok(key) = row::decode_key::<S::Key>(key.as_slice())
                 && inside(&key)
-                && self.kill(cx, &key, *writer, *version)
+                && self.kill(cx, &key, *writer, *kill)
             {
                 changed += 1;
             }
