@@ -6,8 +6,8 @@ use std::ops::Bound;
 
 use crate::cluster::state::row::{self, Blob, RawRow};
 use crate::cluster::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Mark, Row, Section, Store,
-    Table, bucket_of, encode_content, key_hash,
+    Applied, BUCKETS, Body, Context, Dots, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Mark, Row, Section,
+    Store, Table, bucket_of, causes, encode_content, key_hash,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::stamp::millis;
@@ -286,7 +286,8 @@ impl<S: Store> Replica for Table<S> {
             let key = self.logs[&writer].by_version[version].clone();
             let mut row = self.take(&key, writer).expect("the log names rows that are there");
             if row.counts() {
-                row.causes = None;
+                // The ancestors stay: a removal of theirs may still come from somebody who was away for long.
+                row.causes = causes(Dots::new(), row.ancestors().to_vec());
                 self.place(key, writer, row);
             }
         }

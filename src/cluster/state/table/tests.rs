@@ -238,3 +238,16 @@ fn a_waiting_kill_of_a_removal_ends_what_was_adopted() {
     snapshot(&other, &mut adopter, 1, 1 << 20);
     assert!(adopter.holds().is_empty());
 }
+
+#[test]
+fn a_removal_ends_what_was_adopted_also_when_its_kills_were_collected() {
+    let [former, mut adopter, _] = adopted_and_heard_of();
+    let mut remover = Replica::new(3);
+    delta(&former, &mut remover, 3, 0, 1 << 20);
+    remover.with(3, |table, cx| table.remove_shared(cx, &key(0))).unwrap();
+    let own = adopter.writers.number(&writer(1)).unwrap();
+    assert_eq!(adopter.table.collect(own, u64::MAX), 1);
+    assert_eq!(adopter.holds(), BTreeSet::from([(0, 1)]));
+    delta(&remover, &mut adopter, 1, 3, 1 << 20);
+    assert!(adopter.holds().is_empty());
+}
