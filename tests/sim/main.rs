@@ -55,6 +55,16 @@ fn a_snapshot_does_not_end_what_was_adopted() {
 }
 
 #[test]
+fn a_removal_ends_what_was_adopted_and_collected_before_it_came() {
+    play_again("chaos", 12);
+}
+
+#[test]
+fn a_newcomer_does_not_collect_what_the_unreachable_have_not_seen() {
+    play_again("chaos", 122);
+}
+
+#[test]
 fn the_same_seed_is_the_same_history() {
     for family in families::FAMILIES {
         for seed in [1, 2, 3] {
