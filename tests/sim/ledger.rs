@@ -152,9 +152,7 @@ impl Ledger {
                     None if is_safe(&fact.added) && !is_there => {
                         found.push(format!("NoDataLoss: {me} lost {id}, {fact:?}"));
                     }
-                    // A later life that adopts a row before it hears of its removal adds it anew, and an add wins
-                    // over a removal that has not seen it. So a removal is only sure while the adding life goes on.
-                    Some(removed) if is_there && is_safe(removed) && holds(fact.added.life) => {
+                    Some(removed) if is_there && is_safe(removed) => {
                         found.push(format!("NoResurrection: {me} has {id} again, {fact:?}"));
                     }
                     None | Some(_) => {}

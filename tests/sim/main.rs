@@ -40,6 +40,30 @@ families! {
     foreign_cluster mixed_versions corruption leaving chaos
 }
 
+/// Histories that failed once, each named for the rule that was missing. The rule itself has a test beside the code.
+#[track_caller]
+fn play_again(family: &str, seed: u64) {
+    let family = families::FAMILIES.iter().find(|known| known.name == family).expect("a family");
+    if let Err(violation) = runner::play(family, seed, false) {
+        panic!("{} with seed {seed}: {violation}", family.name);
+    }
+}
+
+#[test]
+fn a_snapshot_does_not_end_what_was_adopted() {
+    play_again("chaos", 494);
+}
+
+#[test]
+fn a_removal_ends_what_was_adopted_and_collected_before_it_came() {
+    play_again("chaos", 12);
+}
+
+#[test]
+fn a_newcomer_does_not_collect_what_the_unreachable_have_not_seen() {
+    play_again("chaos", 122);
+}
+
 #[test]
 fn the_same_seed_is_the_same_history() {
     for family in families::FAMILIES {

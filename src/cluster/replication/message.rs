@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::state::StoreId;
 use crate::cluster::state::prefixes::HintRun;
 use crate::cluster::state::row::{Blob, RawRow};
+use crate::cluster::state::table::Kill;
 use crate::ids::NodeId;
 
 /// A store as it travels.
@@ -171,8 +172,8 @@ pub struct SnapshotChunk {
     pub claims: Claims,
     /// Place in `claims.writers`, row.
     pub rows: Vec<(u16, RawRow)>,
-    /// Kills that wait at the donor: whose adds, under which key, up to which version.
-    pub pending: Vec<(u16, Blob, u64)>,
+    /// Kills that wait at the donor: whose adds, under which key, which of them.
+    pub pending: Vec<(u16, Blob, Kill)>,
 }
 
 /// Fingerprints of a writer's living rows by bucket.

@@ -342,6 +342,14 @@ impl Replication {
 
     /// A peer can't be reached. What it measured is hidden, what it decided stays.
     pub fn peer_down(&mut self, _now: Now, id: &NodeId) {
+        if id.name != self.me.name
+            && !self.peers.contains_key(&id.name)
+            && let Some(writer) = self.state.writers.intern(id)
+        {
+            // A joiner hears of members that it never met. It waits for their acks like everybody else: what it collects
+            // without them, the others collect after it.
+            self.peers.insert(id.name.clone(), Peer::new(id.clone(), writer));
+        }
         if let Some(peer) = self.peers.get_mut(&id.name)
             && peer.id == *id
         {

@@ -139,7 +139,7 @@ impl Replication {
         let rows = section.rows.into_iter();
         let rows = rows.filter_map(|(writer, row)| Some((place(writer)?, row))).collect();
         let pending = section.pending.into_iter();
-        let pending = pending.filter_map(|(w, key, v)| Some((place(w)?, key, v))).collect();
+        let pending = pending.filter_map(|(w, key, kill)| Some((place(w)?, key, kill))).collect();
         for mark in section.marks {
             if let Some(id) = writers.id(mark.writer)
                 && writers.retired(mark.writer).is_none()
@@ -212,8 +212,8 @@ impl Replication {
             rows.push((writer(place)?, row));
         }
         let mut pending = Vec::new();
-        for (place, key, version) in chunk.pending {
-            pending.push((writer(place)?, key, version));
+        for (place, key, kill) in chunk.pending {
+            pending.push((writer(place)?, key, kill));
         }
         self.counters.received_bytes[store.index()] += bytes as u64;
         let section =

@@ -10,7 +10,8 @@
 //! kept as a tombstone by relays too (R4); a killed row without kills of its own just vanishes (R6); a replica that is
 //! behind `floor`, the tombstones already collected, joins a snapshot by key ranges (R7), pending kills included (R8).
 //! One thing is ours: an add that took a dead writer's place names its *ancestors*, and its writer ends it when they are
-//! removed or replaced by somebody who had not seen that they were adopted.
+//! removed or replaced by somebody who had not seen that they were adopted. So a kill that waits says which of the two it
+//! is: the adoption's own kills, come back by a snapshot, must not end what was adopted.
 
 mod replica;
 #[cfg(test)]
@@ -20,8 +21,8 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::cluster::state::StoreId;
@@ -140,8 +141,8 @@ pub(crate) struct Section {
     pub(crate) end: Option<Blob>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) rows: Vec<(Writer, RawRow)>,
-    /// Kills that wait: whose adds, under which key, up to which version.
-    pub(crate) pending: Vec<(Writer, Blob, u64)>,
+    /// Kills that wait: whose adds, under which key.
+    pub(crate) pending: Vec<(Writer, Blob, Kill)>,
 }
 
 #[derive(Debug, Clone)]
@@ -151,6 +152,28 @@ enum Body<V> {
     Dead,
     /// In quarantine; `None` when there was no room to keep it.
     Opaque(Option<Blob>),
+}
+
+/// Which adds of a writer under a key are dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Kill {
+    /// Adds up to here.
+    pub up_to: u64,
+    /// Adds up to here were removed or replaced, so that what was adopted from them ends too; those above were only
+    /// adopted, and live on in that.
+    pub removed: u64,
+}
+
+impl Kill {
+    /// Adds up to `version` were removed or replaced.
+    fn of_removed(version: u64) -> Self {
+        Self { up_to: version, removed: version }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.up_to = self.up_to.max(other.up_to);
+        self.removed = self.removed.max(other.removed);
+    }
 }
 
 type Dots = Vec<(Writer, u64)>;
@@ -263,7 +286,7 @@ pub struct Table<S: Store> {
     cells: BTreeMap<S::Key, Cell<S::Value>>,
     logs: BTreeMap<Writer, Log<S::Key>>,
     /// Kills of adds that are not covered yet, by whose adds they are.
-    pending: BTreeMap<Writer, BTreeMap<S::Key, u64>>,
+    pending: BTreeMap<Writer, BTreeMap<S::Key, Kill>>,
     expiries: BTreeSet<(u64, Writer, S::Key)>,
     quarantine: BTreeSet<(S::Key, Writer)>,
     quarantine_bytes: usize,
@@ -493,10 +516,10 @@ impl<S: Store> Table<S> {
             || self.logs.get(&writer).is_some_and(|log| log.applied >= version)
     }
 
-    /// Kills the adds of `of` under `key` up to `version`, now or when they come; also what descends from them.
-    fn kill(&mut self, cx: &mut Context<'_>, key: &S::Key, of: Writer, version: u64) -> bool {
-        let changed = self.kill_quietly(cx, key, of, version);
-        self.kill_descendant(cx, key, (of, version)) | changed
+    /// Kills adds of `of` under `key`, now or when they come; also what descends from those that were removed.
+    fn kill(&mut self, cx: &mut Context<'_>, key: &S::Key, of: Writer, kill: Kill) -> bool {
+        let changed = self.kill_quietly(cx, key, of, kill);
+        self.kill_descendant(cx, key, (of, kill.removed)) | changed
     }
 
     /// Ends this node's own row under `key` if it took the place of adds of `of` up to `version`, which were removed, or
@@ -522,17 +545,16 @@ impl<S: Store> Table<S> {
         true
     }
 
-    /// The same, but what descends from the killed adds lives on: they were adopted, not removed.
-    fn kill_quietly(&mut self, cx: &Context<'_>, key: &S::Key, of: Writer, version: u64) -> bool {
-        let hit = self.row(key, of).is_some_and(|row| row.version <= version && row.counts());
+    /// The same, but what descends from the killed adds is not looked at.
+    fn kill_quietly(&mut self, cx: &Context<'_>, key: &S::Key, of: Writer, kill: Kill) -> bool {
+        let hit = self.row(key, of).is_some_and(|row| row.version <= kill.up_to && row.counts());
         if hit {
             self.drop_add(key, of);
         }
-        if !self.covers(cx.writers, of, version) {
+        if !self.covers(cx.writers, of, kill.up_to) {
             let waiting: usize = self.pending.values().map(BTreeMap::len).sum();
             if waiting < MAX_PENDING {
-                let up_to = self.pending.entry(of).or_default().entry(key.clone()).or_insert(0);
-                *up_to = version.max(*up_to);
+                self.pending.entry(of).or_default().entry(key.clone()).or_default().join(kill);
             }
         }
         hit
@@ -540,7 +562,10 @@ impl<S: Store> Table<S> {
 
     fn is_killed(&self, key: &S::Key, dot: (Writer, u64)) -> bool {
         let kills = |dots: &[(Writer, u64)]| dots.iter().any(|(w, v)| *w == dot.0 && *v >= dot.1);
-        self.pending.get(&dot.0).and_then(|keys| keys.get(key)).is_some_and(|v| *v >= dot.1)
+        self.pending
+            .get(&dot.0)
+            .and_then(|keys| keys.get(key))
+            .is_some_and(|kill| kill.up_to >= dot.1)
             || self
                 .cells
                 .get(key)
@@ -628,14 +653,9 @@ impl<S: Store> Table<S> {
         for (of, up_to) in kills {
             // An add that took a dead writer's place does not kill itself with what it adopted, but what others adopted
             // from before that.
-            let adopted = ancestors.iter().find(|(w, v)| *w == of && *v <= up_to).copied();
-            changed |= match adopted {
-                Some((_, version)) => {
-                    self.kill_quietly(cx, &key, of, up_to)
-                        | self.kill_descendant(cx, &key, (of, version - 1))
-                }
-                None => self.kill(cx, &key, of, up_to),
-            };
+            let adopted = ancestors.iter().find(|(w, v)| *w == of && *v <= up_to);
+            let removed = adopted.map_or(up_to, |(_, version)| version.saturating_sub(1));
+            changed |= self.kill(cx, &key, of, Kill { up_to, removed });
         }
         self.bound_tombstones();
         if changed { Applied::Changed } else { Applied::Nothing }
@@ -661,7 +681,7 @@ impl<S: Store> Table<S> {
         }
         log.applied = version;
         if let Some(waiting) = self.pending.get_mut(&writer) {
-            waiting.retain(|_, up_to| *up_to > version);
+            waiting.retain(|_, kill| kill.up_to > version);
             if waiting.is_empty() {
                 self.pending.remove(&writer);
             }

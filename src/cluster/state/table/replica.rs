@@ -6,8 +6,8 @@ use std::ops::Bound;
 
 use crate::cluster::state::row::{self, Blob, RawRow};
 use crate::cluster::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Mark, Row, Section, Store,
-    Table, bucket_of, encode_content, key_hash,
+    Applied, BUCKETS, Body, Context, Dots, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Mark, Row, Section,
+    Store, Table, bucket_of, causes, encode_content, key_hash,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::stamp::millis;
@@ -188,8 +188,8 @@ impl<S: Store> Replica for Table<S> {
         let to = end.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
         let mut pending = Vec::new();
         for (writer, keys) in &self.pending {
-            for (key, version) in keys.range((from.clone(), to.clone())) {
-                pending.push((*writer, row::encode_key(key).into(), *version));
+            for (key, kill) in keys.range((from.clone(), to.clone())) {
+                pending.push((*writer, row::encode_key(key).into(), *kill));
             }
         }
         let end = end.map(|key| row::encode_key(key).into());
@@ -259,10 +259,10 @@ impl<S: Store> Replica for Table<S> {
                 changed += 1;
             }
         }
-        for (writer, key, version) in &section.pending {
+        for (writer, key, kill) in &section.pending {
             if let Ok(key) = row::decode_key::<S::Key>(key.as_slice())
                 && inside(&key)
-                && self.kill(cx, &key, *writer, *version)
+                && self.kill(cx, &key, *writer, *kill)
             {
                 changed += 1;
             }
@@ -286,7 +286,8 @@ impl<S: Store> Replica for Table<S> {
             let key = self.logs[&writer].by_version[version].clone();
             let mut row = self.take(&key, writer).expect("the log names rows that are there");
             if row.counts() {
-                row.causes = None;
+                // The ancestors stay: a removal of theirs may still come from somebody who was away for long.
+                row.causes = causes(Dots::new(), row.ancestors().to_vec());
                 self.place(key, writer, row);
             }
         }

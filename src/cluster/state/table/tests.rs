@@ -202,3 +202,52 @@ fn two(replicas: &mut [Replica], a: usize, b: usize) -> (&Replica, &mut Replica)
     let [a, b] = replicas.get_disjoint_mut([a, b]).unwrap();
     (a, b)
 }
+
+/// Replica 1 has adopted the only row of replica 0, whose writer is over; replica 2 hears of that without having had the
+/// row itself, so that the kills in it wait there.
+fn adopted_and_heard_of() -> [Replica; 3] {
+    let [mut former, mut adopter, mut other] = [0, 1, 2].map(Replica::new);
+    let value = value(&mut former.clock, 1);
+    former.with(0, |table, cx| table.put_shared(cx, &key(0), value)).unwrap();
+    delta(&former, &mut adopter, 1, 0, 1 << 20);
+    let of = adopter.writers.number(&writer(0)).unwrap();
+    assert_eq!(adopter.with(1, |table, cx| table.adopt(cx, of, false, 10)), 1);
+    delta(&adopter, &mut other, 2, 1, 1 << 20);
+    assert_eq!(other.holds(), BTreeSet::from([(0, 1)]));
+    assert_eq!(other.table.sizes().pending, 1, "the row of the former life was never here");
+    [former, adopter, other]
+}
+
+#[test]
+fn a_waiting_kill_of_an_adoption_does_not_end_what_was_adopted() {
+    let [_, mut adopter, other] = adopted_and_heard_of();
+    snapshot(&other, &mut adopter, 1, 1 << 20);
+    assert_eq!(adopter.holds(), BTreeSet::from([(0, 1)]));
+}
+
+#[test]
+fn a_waiting_kill_of_a_removal_ends_what_was_adopted() {
+    let [former, mut adopter, mut other] = adopted_and_heard_of();
+    // Replica 3 removes the row before it hears of the adoption; its tombstone is collected where the kill waits.
+    let mut remover = Replica::new(3);
+    delta(&former, &mut remover, 3, 0, 1 << 20);
+    remover.with(3, |table, cx| table.remove_shared(cx, &key(0))).unwrap();
+    delta(&remover, &mut other, 2, 3, 1 << 20);
+    let of = other.writers.number(&writer(3)).unwrap();
+    assert_eq!(other.table.collect(of, u64::MAX), 1);
+    snapshot(&other, &mut adopter, 1, 1 << 20);
+    assert!(adopter.holds().is_empty());
+}
+
+#[test]
+fn a_removal_ends_what_was_adopted_also_when_its_kills_were_collected() {
+    let [former, mut adopter, _] = adopted_and_heard_of();
+    let mut remover = Replica::new(3);
+    delta(&former, &mut remover, 3, 0, 1 << 20);
+    remover.with(3, |table, cx| table.remove_shared(cx, &key(0))).unwrap();
+    let own = adopter.writers.number(&writer(1)).unwrap();
+    assert_eq!(adopter.table.collect(own, u64::MAX), 1);
+    assert_eq!(adopter.holds(), BTreeSet::from([(0, 1)]));
+    delta(&remover, &mut adopter, 1, 3, 1 << 20);
+    assert!(adopter.holds().is_empty());
+}

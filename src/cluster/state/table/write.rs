@@ -2,8 +2,8 @@
 
 use crate::cluster::state::row::{self, MAX_KEY_BYTES, MAX_KILLS};
 use crate::cluster::state::table::{
-    Body, Context, Dots, RefusedRow, Replica, Row, Store, Table, causes, encode_content, join_dots,
-    key_hash, small,
+    Body, Context, Dots, Kill, RefusedRow, Replica, Row, Store, Table, causes, encode_content,
+    join_dots, key_hash, small,
 };
 use crate::cluster::state::writers::Writer;
 use crate::crdt::Merge;
@@ -93,7 +93,7 @@ impl<S: Store> Table<S> {
         join_dots(&mut kills, others.iter().copied());
         let version = self.write(cx, key.clone(), None, kills, Dots::new())?;
         for (writer, version) in others {
-            self.kill(cx, key, writer, version);
+            self.kill(cx, key, writer, Kill::of_removed(version));
         }
         Ok(Some(version))
     }
@@ -118,7 +118,7 @@ where
         }
         let version = self.write(cx, key.clone(), Some(value), kills, Dots::new())?;
         for (writer, version) in others {
-            self.kill(cx, key, writer, version);
+            self.kill(cx, key, writer, Kill::of_removed(version));
         }
         Ok(version)
     }
@@ -179,7 +179,8 @@ where
                 if closing {
                     self.take(&key, of);
                 } else {
-                    self.kill_quietly(cx, &key, of, version);
+                    let removed = version.saturating_sub(1);
+                    self.kill_quietly(cx, &key, of, Kill { up_to: version, removed });
                 }
             }
         }
