@@ -5,6 +5,10 @@
 //! SMG_SIM_SEEDS=10000 cargo sim --release              by hand, before a release
 //! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   one history again, told as it happens
 //! ```
+//!
+//! Known to fail beyond the 200 seeds that the gate plays: chaos seeds 912 and 999 of the first 1,000 bring a removed worker
+//! back (NoResurrection). The check VectorHonesty still looks only at histories in which no process ended, and audits run
+//! every 3 s here against 30 s in production, so that the promise of equal state 10 s after a heal is not asserted.
 
 #![expect(clippy::print_stdout, reason = "a test")]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
