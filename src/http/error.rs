@@ -1,6 +1,6 @@
 //! Errors as clients see them: the only file that knows which status a failure has.
 //!
-//! No worker's URL is ever told; what went wrong inside is in the log, under the same request id.
+//! No worker's URL is ever told; what went wrong inside is in the log.
 
 use std::time::Duration;
 
