@@ -29,7 +29,7 @@ pub(super) enum Ending {
     Broken,
     /// The client left.
     ClientLeft,
-    /// No worker could be asked, or none answered.
+    /// The last attempt got no answer. What was turned away before an attempt is counted by `smg_http_requests_total`.
     Failed,
 }
 
