@@ -18,6 +18,7 @@ use crate::dispatch::{self, Policies};
 use crate::fleet::{self, Fleet};
 use crate::http::{self, Lifecycle, Server, Surface};
 use crate::limit::{self, Admission};
+use crate::mesh::{self, Mesh};
 use crate::mock::demo::{DemoError, RunningRouter};
 use crate::tasks::{OnEnd, TasksOwner};
 use crate::upstream::Client;
@@ -32,6 +33,7 @@ pub struct App {
     surface: Arc<Surface>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
     worker_tls: Arc<rustls::ClientConfig>,
+    mesh: Option<Mesh>,
 }
 
 /// A router that runs.
@@ -41,6 +43,7 @@ pub struct Running {
     config: http::Config,
     surface: Arc<Surface>,
     server: http::Running,
+    mesh: Option<mesh::Running>,
     tasks: TasksOwner,
 }
 
@@ -90,6 +93,16 @@ impl App {
             admission,
             dispatch_metrics,
         );
+        let clients =
+            mesh::Clients { listen: server.address()?, secure: config.http.tls.is_some() };
+        let mesh = config
+            .mesh
+            .clone()
+            .map(|wanted| {
+                let metrics = mesh::Metrics::register(&registry)?;
+                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients)?)
+            })
+            .transpose()?;
         let surface = Arc::new(Surface {
             config: config.http.clone(),
             control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
@@ -98,9 +111,13 @@ impl App {
             lifecycle: Lifecycle::default(),
             registry,
             fleet,
+            client_url: mesh
+                .as_ref()
+                .map_or_else(|| clients.url_alone(), |mesh| clients.url(mesh.address().ip())),
+            mesh: mesh.as_ref().map(|mesh| mesh.handle().clone()),
             clock,
         });
-        Ok(Self { config, clock, server, surface, listener_tls, worker_tls })
+        Ok(Self { config, clock, server, surface, listener_tls, worker_tls, mesh })
     }
 
     /// Starts tasks and threads on the current runtime.
@@ -136,6 +153,7 @@ impl App {
                 () = stopped.stopped() => Ok(()),
             }
         });
+        let mesh = self.mesh.map(|mesh| mesh.start(&handle)).transpose()?;
         let server = self.server.start(
             &self.surface,
             &self.config.upstream,
@@ -144,7 +162,14 @@ impl App {
             &handle,
         )?;
         info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");
-        Ok(Running { address, config: self.config.http, surface: self.surface, server, tasks })
+        Ok(Running {
+            address,
+            config: self.config.http,
+            surface: self.surface,
+            server,
+            mesh,
+            tasks,
+        })
     }
 }
 
@@ -166,6 +191,7 @@ impl Running {
         let failed = tokio::select! {
             // An error means that nobody can ask for the end any more, which is asking for it.
             _asked = stops.wait_for(|stops| *stops > 0) => None,
+            () = self.surface.lifecycle.asked_to_end() => None,
             part = self.tasks.failed() => Some(part),
         };
         self.stop(failed, stops).await
@@ -179,6 +205,10 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
+        if let Some(mesh) = &self.surface.mesh {
+            // Told before anything stops, so that nobody takes the silence for a death.
+            mesh.leave().await;
+        }
         info!(open = self.server.open(), "draining");
         let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
         let draining = async {
@@ -206,6 +236,9 @@ impl Running {
         }
         self.server.cut();
         self.tasks.stop(deadline(Duration::from_secs(2))).await;
+        if let Some(mesh) = self.mesh {
+            mesh.depart().await;
+        }
         if failed.is_some() || (!drained && left > 0) {
             return Ending::Cut;
         }

@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod fleet;
 
 pub mod clock;
+pub mod mesh;
 pub mod tasks;
 pub mod tls;
 pub mod upstream;

@@ -27,6 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tasks", &[]),
     ("tls", &["now"]),
     ("upstream", &["ids", "spec", "now", "clock", "tls"]),
+    ("mesh", &["ids", "now", "cluster", "clock", "tasks"]),
     // joints
     (
         "dispatch",
@@ -38,11 +39,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         "http",
         &[
             "ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "tasks", "tls",
-            "upstream", "dispatch",
+            "upstream", "mesh", "dispatch",
         ],
     ),
     ("mock", &["clock", "tasks"]),
-    ("cli", &["spec", "mock"]),
+    ("cli", &["ids", "spec", "mesh", "mock"]),
     ("telemetry", &[]),
     (
         "config",
@@ -53,10 +54,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "policy",
             "prefix",
             "limit",
+            "cluster",
             "fleet",
             "clock",
             "tls",
             "upstream",
+            "mesh",
             "dispatch",
             "prober",
             "http",
@@ -79,6 +82,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "tasks",
             "tls",
             "upstream",
+            "mesh",
             "dispatch",
             "prober",
             "http",

@@ -12,12 +12,14 @@ use crate::mock;
 
 mod failure;
 mod listen;
+mod mesh;
 mod observe;
 mod routing;
 pub mod values;
 
 pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
+pub use mesh::{MeshArgs, MeshProfile};
 pub use observe::{LogLevel, ObserveArgs};
 pub use routing::{AdmissionArgs, PolicyName, RoutingArgs, WorkerArgs};
 
@@ -113,6 +115,9 @@ pub struct Args {
     /// What the router's own probes say.
     #[command(flatten)]
     pub probes: ProbeArgs,
+    /// Several routers as one.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
     /// Logs and metrics.
     #[command(flatten)]
     pub observe: ObserveArgs,

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::ids::NodeName;
+use crate::mesh::{JoinAddress, ParseJoinAddressError};
 use crate::spec::Secret;
 
 /// A key that proves a tenant, as `id:key`.
@@ -96,6 +98,33 @@ pub(crate) fn millis(
             .map(Duration::from_millis)
             .map_err(|_| format!("is not a whole number of milliseconds from {low} to {high}"))
     }
+}
+
+/// A time with its unit (`800ms`, `1s`, `5m`, `24h`, `1h 30m`), from `low` to `high` milliseconds.
+pub(crate) fn span(
+    low: u64,
+    high: u64,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    let bounds = Duration::from_millis(low)..=Duration::from_millis(high);
+    move |text| {
+        humantime::parse_duration(text).ok().filter(|time| bounds.contains(time)).ok_or_else(|| {
+            let [low, high] =
+                [bounds.start(), bounds.end()].map(|b| humantime::format_duration(*b));
+            format!("is not a time with a unit (ms, s, m, h, d) from {low} to {high}")
+        })
+    }
+}
+
+/// The name of a router or of a cluster.
+pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
+    text.parse().map_err(|_| {
+        format!("is not a name of 1 to {} visible ASCII characters", NodeName::MAX_BYTES)
+    })
+}
+
+/// Where another router may be.
+pub(crate) fn peer_url(text: &str) -> Result<JoinAddress, String> {
+    text.parse().map_err(|error: ParseJoinAddressError| error.to_string())
 }
 
 /// Digits with at most one point between them: what both `1` and `0.5` are, and `inf` and `1e9` are not.
@@ -227,6 +256,17 @@ mod tests {
         assert_eq!(parse("10"), Ok(Duration::from_secs(10)));
         for wrong in ["0", "0.0001", "1.0001", "10.001", "1s", "-1", "inf"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_has_a_unit() {
+        let parse = span(100, 60_000);
+        assert_eq!(parse("800ms"), Ok(Duration::from_millis(800)));
+        assert_eq!(parse("1m"), Ok(Duration::from_secs(60)));
+        for wrong in ["1", "99ms", "61s", "-1s", "", "1 fortnight"] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.ends_with("from 100ms to 1m"), "{wrong:?}: {error}");
         }
     }
 

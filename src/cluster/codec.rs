@@ -86,6 +86,22 @@ impl Kind {
         Self::State,
     ];
 
+    /// The name under which it is counted.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Swim => "swim",
+            Self::Hello => "hello",
+            Self::Welcome => "welcome",
+            Self::Refusal => "refusal",
+            Self::Challenge => "challenge",
+            Self::StillHere => "still_here",
+            Self::Goodbye => "goodbye",
+            Self::Suspicion => "suspicion",
+            Self::State => "state",
+        }
+    }
+
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -181,6 +197,12 @@ impl<'a> Frame<'a> {
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
         decode(self.payload)
     }
+}
+
+/// What a frame says that it holds, unread otherwise.
+#[must_use]
+pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
+    bytes.get(2).and_then(|kind| Kind::from_byte(*kind))
 }
 
 /// Puts a header before `payload`.

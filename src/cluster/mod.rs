@@ -14,7 +14,7 @@ pub mod replication;
 pub mod state;
 pub mod timers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ pub struct Transmit {
     pub peer: Option<NodeName>,
     /// On which connection.
     pub lane: Lane,
+    /// What it is, from a closed set: for metrics.
+    pub kind: &'static str,
     /// The frame.
     pub bytes: Vec<u8>,
 }
@@ -117,6 +119,8 @@ pub struct Node {
     rng: StdRng,
     events: VecDeque<Event>,
     frames: FrameCounters,
+    /// Frames taken, by what they were.
+    received: BTreeMap<&'static str, u64>,
     /// When to look for writers that are history again.
     look_at: Duration,
     /// The time of the last input: what is sent is sent at that time.
@@ -149,6 +153,7 @@ impl Node {
             rng: StdRng::from_rng(rng),
             events: VecDeque::new(),
             frames: FrameCounters::default(),
+            received: BTreeMap::new(),
             look_at: now.mono,
             now,
         })
@@ -164,6 +169,7 @@ impl Node {
         let handled = if frame.kind == Kind::State && frame.cluster == self.cluster {
             self.handle_letter(now, &frame)
         } else {
+            *self.received.entry(frame.kind.name()).or_default() += 1;
             self.membership.handle_frame(now, from, &frame)
         };
         match handled {
@@ -213,7 +219,8 @@ impl Node {
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if let Some(outgoing) = self.membership.poll_transmit() {
             let membership::Outgoing { to, peer, bytes } = outgoing;
-            return Some(Transmit { to, peer, lane: Lane::Swim, bytes });
+            let kind = codec::kind_of(&bytes).map_or("unknown", Kind::name);
+            return Some(Transmit { to, peer, lane: Lane::Swim, kind, bytes });
         }
         while self.is_in_touch()
             && let Some((to, message, _urgency)) = self.replication.poll_transmit(self.now)
@@ -224,13 +231,14 @@ impl Node {
             };
             let from = self.replication.me().clone();
             let peer = Some(to.name.clone());
+            let kind = message.kind();
             let payload = codec::encode(&Letter { from, to, message });
             if payload.len() > codec::MAX_FRAME_BYTES - codec::HEADER_BYTES {
                 self.frames.oversized += 1;
                 continue;
             }
             let bytes = codec::frame(Kind::State, self.cluster, &payload);
-            return Some(Transmit { to: address, peer, lane: Lane::State, bytes });
+            return Some(Transmit { to: address, peer, lane: Lane::State, kind, bytes });
         }
         None
     }
@@ -303,6 +311,12 @@ impl Node {
         self.frames
     }
 
+    /// Frames received since the start, by what they were: a closed set, for metrics.
+    #[must_use]
+    pub const fn received(&self) -> &BTreeMap<&'static str, u64> {
+        &self.received
+    }
+
     /// Whether state is exchanged: not by who has left, nor by who was refused its name and must not write under it.
     fn is_in_touch(&self) -> bool {
         self.membership.refused().is_none() && !self.membership.has_departed()
@@ -314,6 +328,7 @@ impl Node {
             self.frames.misdirected += 1;
             return Ok(());
         }
+        *self.received.entry(message.kind()).or_default() += 1;
         let changes = self.replication.handle_message(now, &from, message);
         self.follow_replication(now, changes);
         Ok(())

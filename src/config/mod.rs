@@ -11,8 +11,9 @@ use clap::ArgMatches;
 
 use crate::cli;
 use crate::spec::WorkerSpec;
-use crate::{dispatch, fleet, http, limit, mock, policy, prefix, telemetry, tls, upstream};
+use crate::{dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls, upstream};
 
+mod cluster;
 mod file;
 mod layers;
 mod mistakes;
@@ -57,6 +58,8 @@ pub struct Config {
     pub dispatch: dispatch::Config,
     /// The workers known from the start, each once.
     pub workers: Vec<WorkerSpec>,
+    /// Several routers as one; `None`: this one alone.
+    pub mesh: Option<mesh::Config>,
     /// Logs.
     pub telemetry: telemetry::Config,
 }

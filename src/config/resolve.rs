@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{Args, LogLevel, PolicyName};
+use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
@@ -44,6 +45,7 @@ pub(super) fn resolve(
         upstream: upstream_config(args, &mut mistakes),
         dispatch: dispatch_config(args),
         workers: all_workers(args, described),
+        mesh: mesh_config(settings, process, &mut mistakes, warnings),
         telemetry: telemetry_config(args, process, &mut mistakes),
     };
     (config, mistakes)
@@ -96,7 +98,8 @@ fn http_config(
         cors_allowed_origins: listen.cors_allowed_origins.clone(),
         drain_settle: shutdown.drain_settle_secs,
         shutdown_grace: shutdown.shutdown_grace_period_secs,
-        node_name: process.host_name.clone(),
+        node_name: node_name(&settings.args.mesh, process)
+            .map_or_else(|_| process.host_name.clone(), |name| name.to_string()),
     }
 }
 
@@ -288,6 +291,10 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
 fn check_ports(settings: &Settings, mistakes: &mut Vec<Mistake>) {
     let Args { listen, probes, observe, .. } = &settings.args;
     let mut listeners = vec![("port", SocketAddr::new(listen.host, listen.port))];
+    if settings.args.mesh.enable_mesh {
+        let mesh = &settings.args.mesh;
+        listeners.push(("mesh_port", SocketAddr::new(mesh.mesh_host, mesh.mesh_port)));
+    }
     listeners.push(("health_check_port", SocketAddr::new(listen.host, probes.health_check_port)));
     if settings.was_given("prometheus_port") {
         let address = SocketAddr::new(observe.prometheus_host, observe.prometheus_port);

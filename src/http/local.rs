@@ -12,7 +12,7 @@ use prometheus::TextEncoder;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::{Surface, fanout, workers};
+use super::{Surface, fanout, ha, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -31,6 +31,12 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
             "/workers/{id}/override",
             post(workers::override_health).delete(workers::lift_override),
         )
+        .route("/ha/health", get(ha::health))
+        .route("/ha/status", get(ha::status))
+        .route("/ha/drift", get(ha::drift))
+        .route("/ha/routers", get(ha::routers))
+        .route("/ha/events", get(ha::events))
+        .route("/ha/shutdown", post(ha::shutdown))
         .with_state(Arc::clone(&surface))
         .merge(public(surface))
 }
@@ -75,7 +81,7 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "node_name": surface.config.node_name,
-        "ha_mode": "standalone",
+        "ha_mode": if surface.mesh.is_some() { "mesh" } else { "standalone" },
         "draining": surface.lifecycle.is_draining(),
     }))
 }

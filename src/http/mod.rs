@@ -9,6 +9,7 @@ mod body;
 mod connection;
 mod error;
 mod fanout;
+mod ha;
 mod headers;
 mod inference;
 mod local;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderName;
+use tokio::sync::Notify;
 
 pub use metrics::Metrics;
 pub use routes::{Access, ROUTES, Route};
@@ -33,6 +35,7 @@ pub use server::{BindError, Running, Server};
 use crate::clock::Clock;
 use crate::dispatch;
 use crate::fleet::Fleet;
+use crate::mesh;
 use crate::upstream;
 
 use crate::spec::Secret;
@@ -116,6 +119,10 @@ pub struct Surface {
     pub metrics: Metrics,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
+    /// The other routers, if there may be any.
+    pub mesh: Option<mesh::Handle>,
+    /// Where clients reach this router.
+    pub client_url: String,
     /// Time.
     pub clock: Clock,
 }
@@ -124,12 +131,24 @@ pub struct Surface {
 #[derive(Debug, Default)]
 pub struct Lifecycle {
     draining: AtomicBool,
+    /// Somebody asked for the end over HTTP.
+    asked: Notify,
 }
 
 impl Lifecycle {
     /// From now on `/readiness` says no.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks for the end, as a signal does.
+    pub fn ask_to_end(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Resolves once somebody has asked for the end.
+    pub async fn asked_to_end(&self) {
+        self.asked.notified().await;
     }
 
     /// Whether it drains.

@@ -11,6 +11,8 @@ pub enum Access {
     Client,
     /// Administrators.
     Admin,
+    /// Whoever may end the router: administrators with a key; without one, only this machine.
+    Operator,
 }
 
 /// What answers.
@@ -87,6 +89,12 @@ pub const ROUTES: &[Route] = &[
     local("DELETE", "/workers/{id}/drain", Access::Admin),
     local("POST", "/workers/{id}/override", Access::Admin),
     local("DELETE", "/workers/{id}/override", Access::Admin),
+    local("GET", "/ha/health", Access::Admin),
+    local("GET", "/ha/status", Access::Admin),
+    local("GET", "/ha/drift", Access::Admin),
+    local("GET", "/ha/routers", Access::Client),
+    local("GET", "/ha/events", Access::Client),
+    local("POST", "/ha/shutdown", Access::Operator),
 ];
 
 /// What a request's method and path lead to.

@@ -124,11 +124,15 @@ impl Shard {
         let caller = match route.access {
             Access::Public => None,
             Access::Client => Some(self.keys.client(request.headers())),
-            Access::Admin => Some(
-                self.keys
-                    .admin(request.headers(), peer.ip())
-                    .map(|()| Caller { tenant: None, key_is_ours: true }),
-            ),
+            Access::Admin | Access::Operator => {
+                let keys = &self.keys;
+                let admitted = if route.access == Access::Operator {
+                    keys.operator(request.headers(), peer.ip())
+                } else {
+                    keys.admin(request.headers(), peer.ip())
+                };
+                Some(admitted.map(|()| Caller { tenant: None, key_is_ours: true }))
+            }
         };
         // A body that is not read would be taken for the next request.
         let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;

@@ -32,7 +32,42 @@ fn rows() -> Vec<Row> {
     let mut rows = workers_and_routing();
     rows.extend(surface());
     rows.extend(failure());
+    rows.extend(mesh());
     rows
+}
+
+/// How a value of the mesh looks, once there is one.
+macro_rules! see_mesh {
+    ($($field:tt)+) => {
+        |config| config.mesh.as_ref().map_or("none".to_owned(), |mesh| format!("{:?}", mesh.$($field)+))
+    };
+}
+
+fn mesh() -> Vec<Row> {
+    vec![
+        row("enable-mesh", "true", "false", "true", |c| c.mesh.is_some().to_string()),
+        row("mesh-server-name", "node1", "node2", "node1", see_mesh!(name)),
+        row("mesh-host", "127.0.0.1", "::1", "127.0.0.1", see_mesh!(listen.ip())),
+        row("mesh-port", "7", "8", "7", see_mesh!(listen.port())),
+        row("mesh-peer-urls", "a:1, b", "c", "[\"a:1\", \"b:39527\"]", |c| {
+            let join = c.mesh.iter().flat_map(|mesh| &mesh.join);
+            format!("{:?}", join.map(ToString::to_string).collect::<Vec<_>>())
+        }),
+        row(
+            "mesh-advertise-host",
+            "10.0.0.1",
+            "10.0.0.2",
+            "Some(10.0.0.1)",
+            see_mesh!(advertise.flag),
+        ),
+        row("mesh-cluster-id", "one", "two", "\"one\"", see_mesh!(cluster_name)),
+        row("mesh-profile", "wan", "lan", "5s", see_mesh!(node.membership.probe_period)),
+        row("mesh-probe-interval", "700ms", "2s", "700ms", see_mesh!(node.membership.probe_period)),
+        row("mesh-probe-timeout", "70ms", "80ms", "70ms", see_mesh!(node.membership.probe_timeout)),
+        row("mesh-suspicion-timeout", "7s", "8s", "7s", see_mesh!(node.membership.suspicion)),
+        row("mesh-sync-interval", "7s", "8s", "7s", see_mesh!(node.replication.digest_interval)),
+        row("mesh-forget-after", "7h", "8h", "25200s", see_mesh!(node.membership.forget_after)),
+    ]
 }
 
 fn workers_and_routing() -> Vec<Row> {
@@ -210,6 +245,7 @@ fn companions(flag: &str, files: &Files) -> String {
         "worker-tls-cert" => format!("worker-tls-key = '{key}'\n"),
         "worker-tls-key" => format!("worker-tls-cert = '{cert}'\n"),
         "worker-api-key" => "worker-urls = 'http://own'\n".to_owned(),
+        flag if flag.starts_with("mesh-") => "enable-mesh = true\n".to_owned(),
         _ => String::new(),
     }
 }

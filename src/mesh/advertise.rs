@@ -1,0 +1,128 @@
+//! The address at which the others reach this router, found rather than asked for.
+//!
+//! `--mesh-advertise-host`, else `--mesh-host` if it names one address, else `POD_IP` (Kubernetes), else the address from
+//! which this machine reaches the first join address, else the one of its default route, else any that is not loopback.
+//! All addresses (`0.0.0.0`) is listened on, never advertised.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use super::join::JoinAddress;
+
+/// Where an advertised address came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `--mesh-advertise-host`.
+    Flag,
+    /// `--mesh-host`.
+    Listen,
+    /// `POD_IP`.
+    Pod,
+    /// The route to a join address.
+    RouteToPeers,
+    /// The default route.
+    DefaultRoute,
+    /// The first interface that is not loopback.
+    Interface,
+    /// Nothing else is there: only routers of this machine can come.
+    Loopback,
+}
+
+/// What was said of the address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// `--mesh-advertise-host`.
+    pub flag: Option<IpAddr>,
+    /// `POD_IP`.
+    pub pod: Option<IpAddr>,
+}
+
+/// Chooses the address. Blocks while a name is resolved; sends nothing.
+pub(super) fn choose(wanted: &Wanted, listen: IpAddr, join: &[JoinAddress]) -> (IpAddr, Source) {
+    let said =
+        [(wanted.flag, Source::Flag), (Some(listen), Source::Listen), (wanted.pod, Source::Pod)]
+            .into_iter()
+            .find_map(|(address, source)| Some((address.filter(is_one)?, source)));
+    said.or_else(|| {
+        let found = join.iter().find_map(|address| route_to(address.host(), address.port()))?;
+        Some((found, Source::RouteToPeers))
+    })
+    // No packet is sent: a datagram socket only looks the route up. The addresses are documentation's (RFC 5737, 3849).
+    .or_else(|| {
+        let found = route_to("192.0.2.1", 9).or_else(|| route_to("2001:db8::1", 9))?;
+        Some((found, Source::DefaultRoute))
+    })
+    .or_else(|| Some((first_interface()?, Source::Interface)))
+    .unwrap_or_else(|| (loopback_like(listen), Source::Loopback))
+}
+
+fn is_one(address: &IpAddr) -> bool {
+    !address.is_unspecified()
+}
+
+/// The address from which this machine would send to a host; `None` for its own.
+fn route_to(host: &str, port: u16) -> Option<IpAddr> {
+    let target = std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).ok()?.next()?;
+    let any = if target.is_ipv4() {
+        SocketAddr::from(([0; 4], 0))
+    } else {
+        SocketAddr::from(([0; 16], 0))
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    let mine = socket.local_addr().ok()?.ip();
+    // What leads to ourselves says nothing of the way to others; loopback on both ends is a cluster on one machine.
+    let is_mine = mine == target.ip() && !mine.is_loopback();
+    (is_one(&mine) && !is_mine).then_some(mine)
+}
+
+fn first_interface() -> Option<IpAddr> {
+    let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
+        .ok()?
+        .into_iter()
+        .filter(|interface| !interface.is_loopback() && !interface.is_link_local())
+        .map(|interface| interface.ip())
+        .collect();
+    // IPv4 first, as most clusters are; then the same one each time.
+    addresses.sort_by_key(|address| (address.is_ipv6(), *address));
+    addresses.into_iter().next()
+}
+
+fn loopback_like(listen: IpAddr) -> IpAddr {
+    match listen {
+        IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(_) => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_said_comes_first() {
+        let wanted = Wanted { flag: Some(ip("10.1.1.1")), pod: Some(ip("10.2.2.2")) };
+        assert_eq!(choose(&wanted, ip("10.3.3.3"), &[]), (ip("10.1.1.1"), Source::Flag));
+        let wanted = Wanted { flag: None, ..wanted };
+        assert_eq!(choose(&wanted, ip("10.3.3.3"), &[]), (ip("10.3.3.3"), Source::Listen));
+        assert_eq!(choose(&wanted, ip("0.0.0.0"), &[]), (ip("10.2.2.2"), Source::Pod));
+    }
+
+    #[test]
+    fn the_way_to_the_others_tells_the_address() {
+        let join = ["127.0.0.1:39527".parse().unwrap()];
+        let found = choose(&Wanted::default(), ip("0.0.0.0"), &join);
+        assert_eq!(found, (ip("127.0.0.1"), Source::RouteToPeers));
+    }
+
+    #[test]
+    fn all_addresses_are_never_advertised() {
+        for listen in ["0.0.0.0", "::"] {
+            let wanted = Wanted { flag: Some(ip(listen)), pod: Some(ip(listen)) };
+            assert!(!choose(&wanted, ip(listen), &[]).0.is_unspecified());
+        }
+    }
+}

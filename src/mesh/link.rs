@@ -1,0 +1,351 @@
+//! The way to one peer: two connections, one for membership and one for state, each with a queue and a task.
+//!
+//! A link is dialled when there is something to send and again after it broke, at most twice a second while it stays
+//! broken. Both ends of a connection introduce themselves before a frame goes out, so that a reused address never gets
+//! frames that were meant for somebody else. HTTP/2 pings find a connection that died without a word.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rand::RngExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_stream::Stream;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{debug, info};
+
+use super::metrics::Metrics;
+use super::queue::{Bounds, Queue};
+use super::wire::proto::Envelope;
+use super::wire::proto::mesh_client::MeshClient;
+use super::wire::{self, Introduction, MAX_MESSAGE_BYTES, OpeningError};
+use crate::clock::Clock;
+use crate::cluster::Lane;
+use crate::ids::NodeId;
+
+/// Membership frames that wait for a peer: more than a second's worth would be history when it arrives.
+const SWIM: Bounds = Bounds { frames: 64, bytes: 4 << 20 };
+
+/// State that waits for a peer: more than replication ever has on its way to one.
+const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
+
+/// How long a dial and an introduction may take, each.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time between two pings, and for the answer to one: a dead connection is known after the sum.
+const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// A connection that lasted this long was a good one: the next dial need not wait.
+const GOOD: Duration = Duration::from_secs(5);
+
+/// What all links share.
+#[derive(Debug)]
+pub(super) struct Dialler {
+    pub(super) me: Arc<ArcSwap<Introduction>>,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) board: Arc<Board>,
+}
+
+/// How the connection for one lane is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// Whether frames can go.
+    pub up: bool,
+    /// `Clock::mono` since when.
+    pub since: Duration,
+    /// Why it broke or could not be made the last time; kept until it is up again.
+    pub error: Option<String>,
+}
+
+/// How the way to one address is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkStatus {
+    /// Who answered there.
+    pub node: Option<NodeId>,
+    /// Where clients reach it, as it says.
+    pub client_url: Option<String>,
+    /// Membership; `None`: not dialled yet.
+    pub swim: Option<LaneStatus>,
+    /// State; `None`: not dialled yet.
+    pub state: Option<LaneStatus>,
+}
+
+impl LinkStatus {
+    /// The status of a lane.
+    #[must_use]
+    pub const fn lane(&self, lane: Lane) -> Option<&LaneStatus> {
+        match lane {
+            Lane::Swim => self.swim.as_ref(),
+            Lane::State => self.state.as_ref(),
+        }
+    }
+
+    fn lane_mut(&mut self, lane: Lane) -> &mut Option<LaneStatus> {
+        match lane {
+            Lane::Swim => &mut self.swim,
+            Lane::State => &mut self.state,
+        }
+    }
+
+    /// The newest reason why something does not work.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        [&self.swim, &self.state]
+            .into_iter()
+            .flatten()
+            .filter(|lane| !lane.up)
+            .max_by_key(|lane| lane.since)
+            .and_then(|lane| lane.error.as_deref())
+    }
+}
+
+/// Where the links tell how they are. Written by their tasks, read by `/ha/health` and the metrics.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    // A line per address, held to copy it.
+    links: Mutex<BTreeMap<SocketAddr, LinkStatus>>,
+}
+
+impl Board {
+    pub(super) fn all(&self) -> BTreeMap<SocketAddr, LinkStatus> {
+        self.links.lock().clone()
+    }
+
+    fn went_up(&self, to: SocketAddr, lane: Lane, now: Duration, it: Introduction) {
+        let mut links = self.links.lock();
+        let link = links.entry(to).or_default();
+        *link.lane_mut(lane) = Some(LaneStatus { up: true, since: now, error: None });
+        link.client_url = Some(it.client_url).filter(|url| !url.is_empty());
+        link.node = Some(it.node);
+    }
+
+    /// Whether that is news: the same failure again is not.
+    fn went_down(&self, to: SocketAddr, lane: Lane, now: Duration, error: &str) -> bool {
+        let mut links = self.links.lock();
+        let status = links.entry(to).or_default().lane_mut(lane);
+        let since = status.as_ref().filter(|status| !status.up).map(|status| status.since);
+        let is_news = since.is_none()
+            || status.as_ref().is_some_and(|status| status.error.as_deref() != Some(error));
+        let error = Some(error.to_owned());
+        *status = Some(LaneStatus { up: false, since: since.unwrap_or(now), error });
+        is_news
+    }
+
+    fn remove(&self, to: SocketAddr) {
+        self.links.lock().remove(&to);
+    }
+}
+
+/// The way to one address.
+#[derive(Debug)]
+pub(super) struct Link {
+    to: SocketAddr,
+    swim: Arc<Queue>,
+    state: Arc<Queue>,
+    board: Arc<Board>,
+    tasks: [tokio::task::AbortHandle; 2],
+    /// `Clock::mono` of the last frame.
+    pub(super) used: Duration,
+}
+
+impl Link {
+    /// A link that dials as soon as there is something to send.
+    #[expect(clippy::disallowed_methods, reason = "the link owns both tasks and aborts them")]
+    pub(super) fn new(to: SocketAddr, dialler: &Arc<Dialler>) -> Self {
+        let swim = Arc::new(Queue::new(SWIM));
+        let state = Arc::new(Queue::new(STATE));
+        let tasks = [(Lane::Swim, &swim), (Lane::State, &state)].map(|(lane, queue)| {
+            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue));
+            tokio::spawn(keeping).abort_handle()
+        });
+        let board = Arc::clone(&dialler.board);
+        Self { to, swim, state, board, tasks, used: Duration::ZERO }
+    }
+
+    /// Queues a frame; how many had to go for it.
+    pub(super) fn send(&self, lane: Lane, frame: bytes::Bytes) -> u64 {
+        self.queue(lane).push(frame)
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.swim.is_empty() && self.state.is_empty()
+    }
+
+    fn queue(&self, lane: Lane) -> &Queue {
+        match lane {
+            Lane::Swim => &self.swim,
+            Lane::State => &self.state,
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.swim.close();
+        self.state.close();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.board.remove(self.to);
+    }
+}
+
+/// Why a connection could not be made, or ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("no connection within {DIAL_TIMEOUT:?}")]
+    ConnectTimeout,
+    #[error("connected, but no introduction within {DIAL_TIMEOUT:?}")]
+    Silent,
+    #[error("refused: {0}")]
+    Refused(#[from] OpeningError),
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    #[error("the other side ended the connection")]
+    Ended,
+}
+
+/// Keeps a connection while there is something to send.
+async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queue>) {
+    let mut backoff = FIRST_BACKOFF;
+    while queue.wanted().await {
+        let began = dialler.clock.mono();
+        let Err(error) = converse(&dialler, to, lane, &queue).await;
+        let now = dialler.clock.mono();
+        dialler.metrics.link_failed(lane);
+        let error = error.to_string();
+        if dialler.board.went_down(to, lane, now, &error) {
+            info!(%to, ?lane, %error, "no connection");
+        } else {
+            debug!(%to, ?lane, %error, "still no connection");
+        }
+        if now.saturating_sub(began) >= GOOD {
+            backoff = FIRST_BACKOFF;
+        }
+        #[expect(clippy::disallowed_methods, reason = "a driver of its own: when to dial again")]
+        let jitter = rand::rng().random_range(0.75..1.25);
+        tokio::time::sleep(backoff.mul_f64(jitter)).await;
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+    }
+}
+
+/// One connection, from the dial to its end.
+async fn converse(
+    dialler: &Dialler,
+    to: SocketAddr,
+    lane: Lane,
+    queue: &Arc<Queue>,
+) -> Result<Infallible, LinkError> {
+    let channel = dial(to).await?;
+    let mut client = MeshClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let me = dialler.me.load();
+    let (open, opened) = oneshot::channel();
+    let outbound = Outbound {
+        first: Some(wire::opening_envelope(wire::opening(&me, None))),
+        opened,
+        is_open: false,
+        queue: Arc::clone(queue),
+    };
+    let introduction = async {
+        let call = match lane {
+            Lane::Swim => client.swim(outbound).await,
+            Lane::State => client.sync(outbound).await,
+        };
+        let mut inbound = call.map_err(|status| broken(&status))?.into_inner();
+        let opening = wire::first(inbound.message().await.map_err(|status| broken(&status))?)?;
+        Ok::<_, LinkError>((wire::introduced(&opening, me.cluster)?, inbound))
+    };
+    let (it, mut inbound) =
+        tokio::time::timeout(DIAL_TIMEOUT, introduction).await.unwrap_or(Err(LinkError::Silent))?;
+    debug!(%to, ?lane, node = %it.node, "connected");
+    dialler.board.went_up(to, lane, dialler.clock.mono(), it);
+    // The stream lives as long as the call, so it is still there.
+    let _ended = open.send(()).is_err();
+    loop {
+        match inbound.message().await.map_err(|status| broken(&status))? {
+            // Later versions may say something here.
+            Some(_unknown) => {}
+            None => return Err(LinkError::Ended),
+        }
+    }
+}
+
+fn broken(status: &tonic::Status) -> LinkError {
+    let mut text = status.message().to_owned();
+    // tonic's own message is often only "transport error"; the cause says what happened.
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    LinkError::Broken(text)
+}
+
+async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
+    let endpoint = Endpoint::from_static("http://mesh")
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    let connector = tower::service_fn(move |_| async move {
+        let tcp = TcpStream::connect(to).await?;
+        // A probe must not wait for an acknowledgement.
+        tcp.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(TokioIo::new(tcp))
+    });
+    let connecting = endpoint.connect_with_connector(connector);
+    match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
+        Err(_elapsed) => Err(LinkError::ConnectTimeout),
+        Ok(Ok(channel)) => Ok(channel),
+        Ok(Err(error)) => {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            Err(LinkError::Connect(cause.to_string()))
+        }
+    }
+}
+
+/// What goes out on one connection: our opening at once, frames once the other side has introduced itself.
+struct Outbound {
+    first: Option<Envelope>,
+    opened: oneshot::Receiver<()>,
+    is_open: bool,
+    queue: Arc<Queue>,
+}
+
+impl Stream for Outbound {
+    type Item = Envelope;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Envelope>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if !self.is_open {
+            match ready!(Pin::new(&mut self.opened).poll(cx)) {
+                Ok(()) => self.is_open = true,
+                Err(_gone) => return Poll::Ready(None),
+            }
+        }
+        self.queue.poll_pop(cx).map(|frame| frame.map(wire::envelope))
+    }
+}

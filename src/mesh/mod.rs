@@ -1,0 +1,471 @@
+//! The machinery that connects routers: sockets, clock and tasks around `cluster`, which does the thinking.
+//!
+//! Everything here runs on a thread and runtime of its own, so that a flood of requests never delays a probe and makes a
+//! healthy router look dead. One task, the driver, owns the `cluster::Node`; links carry its frames out, the server brings
+//! the others' in, `join` resolves names. The rest of the router holds a [`Handle`]: the newest [`View`], happenings as
+//! they happen, and visits to the node.
+//!
+//! Not here: what any of it means for requests. That is `bridge`'s and `fleet`'s.
+
+mod advertise;
+mod driver;
+mod join;
+mod link;
+mod metrics;
+mod queue;
+mod server;
+mod status;
+mod wire;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rand::RngExt as _;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+pub use advertise::{Source, Wanted};
+pub use join::{JoinAddress, ParseJoinAddressError};
+pub use link::{LaneStatus, LinkStatus};
+pub use metrics::Metrics;
+pub use status::{
+    ConnectionStatus, Drift, Health, JoinStatus, NodeStatus, PeerStatus, Router, Status,
+    StoreStatus, rfc3339,
+};
+
+use crate::clock::Clock;
+pub use crate::cluster::membership::MemberState;
+
+use crate::cluster::membership::{Identity, MemberView, RefusalReason, Transition, generation_at};
+use crate::cluster::{self, Node};
+use crate::ids::{NodeId, NodeName};
+use crate::now::Now;
+use crate::tasks::{OnEnd, Tasks};
+use driver::{Command, Driver, Inputs, Outputs};
+use join::Resolutions;
+use link::{Board, Dialler};
+use server::{Inbox, Service};
+use wire::Introduction;
+
+/// The port of the mesh.
+pub const DEFAULT_PORT: u16 = 39527;
+
+/// Frames that wait for the driver, on each lane.
+const INBOX: usize = 1024;
+
+/// Commands that wait for the driver; who asks waits.
+const COMMANDS: usize = 64;
+
+/// Happenings that a slow listener may be behind before it misses some.
+const HAPPENINGS: usize = 1024;
+
+/// When each store was last compared with, or changed by, another router: since the Unix epoch.
+pub type Synced = std::collections::BTreeMap<cluster::state::StoreId, Duration>;
+
+/// How long the end of the mesh may take: LEAVING was told long before.
+const DEPARTURE: Duration = Duration::from_secs(2);
+
+/// What the mesh is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// This router's name.
+    pub name: NodeName,
+    /// The cluster's name, for people.
+    pub cluster_name: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// What was said of the address to be reached at.
+    pub advertise: Wanted,
+    /// Where others may be.
+    pub join: Vec<JoinAddress>,
+    /// Everything else: timings, bounds, the cluster's id.
+    pub node: cluster::Config,
+}
+
+/// A mesh that can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Its port could not be had.
+    #[error("cannot listen on {address} (--mesh-host, --mesh-port): {source}")]
+    Listen {
+        /// What was wanted.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its numbers can't work.
+    #[error("the mesh can't work like this: {0}")]
+    Config(String),
+}
+
+/// A mesh with its port bound and nothing running.
+#[derive(Debug)]
+pub struct Mesh {
+    handle: Handle,
+    node: Node,
+    inputs: Inputs,
+    outputs: Outputs,
+    dialler: Arc<Dialler>,
+    service: Service,
+    listener: TcpListener,
+    stop: watch::Sender<bool>,
+    /// Where others reach it.
+    address: SocketAddr,
+    source: Source,
+}
+
+/// Everybody that this router knows of, as of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// This router.
+    pub me: MemberView,
+    /// The others that are listed, the dead included, by name.
+    pub members: Vec<MemberView>,
+    /// Why this router can't join, while it can't.
+    pub refused: Option<RefusalReason>,
+    /// Grows with each change.
+    pub version: u64,
+}
+
+impl View {
+    /// The others that take part: ALIVE and, since that is only information, SUSPECTED.
+    pub fn present(&self) -> impl Iterator<Item = &MemberView> {
+        self.members.iter().filter(|member| match member.state {
+            MemberState::Alive | MemberState::Suspected => true,
+            MemberState::Init | MemberState::Down | MemberState::Leaving => false,
+        })
+    }
+
+    /// Whether there is anybody else.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        self.present().next().is_some()
+    }
+}
+
+/// Something that happened in the cluster, as seen from here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happening {
+    /// Counted from 1 since the start of this router.
+    pub number: u64,
+    /// When, since the Unix epoch.
+    pub at: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Another router's state changed.
+    Member {
+        /// Whose, and how.
+        transition: Transition,
+        /// Where it is, while it is listed.
+        address: Option<SocketAddr>,
+    },
+    /// This router's state changed.
+    Me {
+        /// Before.
+        from: MemberState,
+        /// After.
+        to: MemberState,
+    },
+    /// This router was declared DOWN while alive, and said so.
+    Renewed,
+    /// This router goes on as another writer.
+    Reborn {
+        /// As which.
+        is: NodeId,
+    },
+    /// This router can't join.
+    Refused(RefusalReason),
+    /// Another live router claims this one's name.
+    NameContested(Identity),
+}
+
+/// What the rest of the router holds of a running mesh. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    config: Arc<Config>,
+    clock: Clock,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<Arc<View>>,
+    happenings: broadcast::Sender<Arc<Happening>>,
+    board: Arc<Board>,
+    resolutions: Resolutions,
+    me: Arc<ArcSwap<Introduction>>,
+}
+
+/// A mesh that runs.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Mesh {
+    /// Binds the port and finds out where this router is reached. `clients` says how clients reach it, which is told
+    /// to the others.
+    ///
+    /// # Errors
+    /// If the port can't be had, or the configuration is one that can't work.
+    #[expect(clippy::disallowed_methods, reason = "chance enters here")]
+    pub fn bind(
+        config: Config,
+        clock: Clock,
+        metrics: Metrics,
+        clients: Clients,
+    ) -> Result<Self, BindError> {
+        let (listener, bound) = listen(config.listen)
+            .map_err(|source| BindError::Listen { address: config.listen, source })?;
+        let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
+        let address = SocketAddr::new(ip, bound.port());
+        let now = clock.now();
+        let mut rng = rand::rng();
+        let generation = generation_at(now.wall, rng.random());
+        let name = config.name.clone();
+        let node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
+            .map_err(|mistakes| {
+                let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                BindError::Config(lines.join("; "))
+            })?;
+        let me = Arc::new(ArcSwap::from_pointee(Introduction {
+            node: node.me().node,
+            address,
+            cluster: config.node.cluster,
+            client_url: clients.url(ip),
+        }));
+        let (swim_tx, swim) = mpsc::channel(INBOX);
+        let (state_tx, state) = mpsc::channel(INBOX);
+        let (commands_tx, commands) = mpsc::channel(COMMANDS);
+        let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0 };
+        let (view_tx, view) = watch::channel(Arc::new(first));
+        let (happenings, _) = broadcast::channel(HAPPENINGS);
+        let (stop, stopping) = watch::channel(false);
+        let board = Arc::new(Board::default());
+        let dialler = Dialler {
+            me: Arc::clone(&me),
+            clock,
+            metrics: metrics.clone(),
+            board: Arc::clone(&board),
+        };
+        let inbox = Inbox { swim: swim_tx, state: state_tx };
+        Ok(Self {
+            handle: Handle {
+                config: Arc::new(config),
+                clock,
+                commands: commands_tx,
+                view,
+                happenings: happenings.clone(),
+                board,
+                resolutions: Resolutions::default(),
+                me: Arc::clone(&me),
+            },
+            node,
+            inputs: Inputs { swim, state, commands },
+            outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
+            dialler: Arc::new(dialler),
+            service: Service { me, inbox, metrics, stopping },
+            listener,
+            stop,
+            address,
+            source,
+        })
+    }
+
+    /// Where others reach it.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the rest of the router holds. It answers once the mesh runs.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system refuses a thread or a runtime.
+    pub fn start(self, tasks: &Tasks) -> io::Result<Running> {
+        let Self { handle, node, inputs, outputs, dialler, service, listener, stop, .. } = self;
+        let clock = handle.clock;
+        info!(
+            node = %node.me().node,
+            address = %self.address,
+            source = ?self.source,
+            cluster = handle.config.cluster_name,
+            "mesh"
+        );
+        if self.source == Source::Loopback {
+            warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
+        }
+        let joining = join::run(
+            handle.config.join.clone(),
+            Arc::clone(&handle.resolutions),
+            handle.commands.clone(),
+            handle.views(),
+            service.stopping.clone(),
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (ended_tx, ended) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
+            // Dropped at the end, also of a panic: whoever watches learns it.
+            let _ended = ended_tx;
+            runtime.block_on(async move {
+                let driver = Driver::new(node, clock, inputs, outputs, dialler);
+                let serving = async {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    server::run(listener, service).await
+                };
+                tokio::select! {
+                    biased;
+                    () = driver.run() => {}
+                    ended = async { tokio::try_join!(serving, joining) } => {
+                        if let Err(error) = ended {
+                            error!(%error, "the mesh port can't be served");
+                        }
+                    }
+                }
+            });
+        })?;
+        let stopping = tasks.clone();
+        tasks.spawn("mesh", OnEnd::Stop, async move {
+            tokio::select! {
+                // Never sent, only dropped.
+                _dropped = ended => {}
+                () = stopping.stopped() => {}
+            }
+            Ok(())
+        });
+        Ok(Running { handle, stop, thread })
+    }
+}
+
+/// How clients reach this router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients {
+    /// The port's address, perhaps all addresses.
+    pub listen: SocketAddr,
+    /// Whether it speaks TLS.
+    pub secure: bool,
+}
+
+impl Clients {
+    /// The URL, with `reached` where the port listens on all addresses.
+    #[must_use]
+    pub fn url(self, reached: IpAddr) -> String {
+        let ip = if self.listen.ip().is_unspecified() { reached } else { self.listen.ip() };
+        let scheme = if self.secure { "https" } else { "http" };
+        format!("{scheme}://{}", SocketAddr::new(ip, self.listen.port()))
+    }
+
+    /// The URL of a router without a mesh.
+    #[must_use]
+    pub fn url_alone(self) -> String {
+        self.url(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
+    }
+}
+
+impl Running {
+    /// Tells everybody that this router is gone, sends what is queued, and ends the thread.
+    pub async fn depart(self) {
+        let Self { handle, stop, thread } = self;
+        let (done, departed) = oneshot::channel();
+        let departing = async {
+            // An error means that the driver has ended already.
+            if handle.commands.send(Command::Depart(done)).await.is_ok() {
+                let _ended = departed.await.is_err();
+            }
+        };
+        if tokio::time::timeout(DEPARTURE, departing).await.is_err() {
+            warn!("the mesh did not end in time");
+        }
+        stop.send_replace(true);
+        // Joined where waiting is allowed; it has nothing left to do.
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        match tokio::time::timeout(DEPARTURE, joined).await {
+            Ok(Ok(Ok(()))) => info!("left the mesh"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("the mesh's thread has panicked"),
+            Err(_elapsed) => warn!("the mesh's thread did not end in time"),
+        }
+    }
+}
+
+impl Handle {
+    /// Who is there, as of now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// The same, with a way to wait for the next.
+    #[must_use]
+    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// What happens from now on. Who is slow misses some, and is told how many.
+    #[must_use]
+    pub fn happenings(&self) -> broadcast::Receiver<Arc<Happening>> {
+        self.happenings.subscribe()
+    }
+
+    /// The cluster's name.
+    #[must_use]
+    pub fn cluster_name(&self) -> &str {
+        &self.config.cluster_name
+    }
+
+    /// How the ways to the others are, by address.
+    #[must_use]
+    pub fn links(&self) -> std::collections::BTreeMap<SocketAddr, LinkStatus> {
+        self.board.all()
+    }
+
+    /// Looks at the node, on the mesh's thread; `None` if that has ended or does not answer within a second. Not for
+    /// the request path.
+    pub async fn visit<T: Send + 'static>(
+        &self,
+        visit: impl FnOnce(&mut Node, &Synced, Now) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        let visit = Box::new(move |node: &mut Node, synced: &Synced, now| {
+            // Who asked may not wait any more.
+            let _unheard = answer.send(visit(node, synced, now)).is_err();
+        });
+        let asking = async {
+            self.commands.send(Command::Visit(visit)).await.ok()?;
+            answered.await.ok()
+        };
+        tokio::time::timeout(VISIT_TIMEOUT, asking).await.ok().flatten()
+    }
+
+    /// Tells everybody that this router will go. It stays a member until it departs.
+    pub async fn leave(&self) {
+        // An error means that the driver has ended: it can't be a member then.
+        let _ended = self.commands.send(Command::Leave).await.is_err();
+    }
+}
+
+/// How long the driver may take to answer.
+const VISIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    let listener: TcpListener = socket.into();
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
