@@ -1,6 +1,7 @@
 //! The composition root: builds bottom-up, starts top-down, stops in reverse. It composes; it decides nothing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +181,12 @@ impl Running {
         self.address
     }
 
+    /// Where other routers connect; `None` without a mesh.
+    #[must_use]
+    pub fn mesh_address(&self) -> Option<SocketAddr> {
+        Some(self.surface.mesh.as_ref()?.view().me.address)
+    }
+
     /// The workers, for a program that embeds the router.
     #[must_use]
     pub fn fleet(&self) -> &Arc<Fleet> {
@@ -260,43 +267,69 @@ fn deadline(after: Duration) -> tokio::time::Instant {
 /// # Errors
 /// If something can't be started, or a request fails where nobody watches.
 pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
-    mock::demo::run(args, async |workers| {
-        let running = App::build(demo_config(&workers)?)?.start()?;
-        let addresses = vec![running.address()];
+    let count = args.routers;
+    mock::demo::run(args, async move |workers| {
+        let mut routers: Vec<Running> = Vec::new();
+        for nth in 1..=count {
+            // The others are told of the first only, and find each other.
+            let first = routers.first().and_then(Running::mesh_address);
+            routers.push(App::build(demo_config(&workers, nth, count, first)?)?.start()?);
+        }
+        let others = usize::from(count) - 1;
+        let is_up = |router: &Running| {
+            let peers = router.surface.mesh.as_ref().map_or(0, |m| m.view().present().count());
+            router.fleet().load().ready() >= workers.len() && peers >= others
+        };
         let ready = async {
-            while running.fleet().load().ready() < workers.len() {
+            while !routers.iter().all(is_up) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), ready)
             .await
-            .context("the workers did not become ready")?;
+            .context("the routers and workers did not become ready")?;
+        let addresses = routers.iter().map(Running::address).collect();
         let (stop, stops) = watch::channel(0);
         let stop = Box::pin(async move {
             stop.send_replace(1);
-            running.run(stops).await;
+            for router in routers {
+                router.run(stops.clone()).await;
+            }
         });
         Ok(RunningRouter { addresses, stop })
     })
     .await
 }
 
-/// The configuration that a person would type for the demo, read as if typed.
-fn demo_config(workers: &[String]) -> anyhow::Result<Config> {
-    let flags = [
+/// The configuration that a person would type for a router of the demo, read as if typed.
+fn demo_config(
+    workers: &[String],
+    nth: u8,
+    count: u8,
+    first: Option<SocketAddr>,
+) -> anyhow::Result<Config> {
+    let mut arguments: Vec<OsString> = [
         "--host=127.0.0.1",
         "--port=0",
         "--prometheus-port=0",
         "--drain-settle-secs=0",
         "--worker-urls",
-    ];
-    let arguments =
-        flags.into_iter().chain(workers.iter().map(String::as_str)).map(Into::into).collect();
+    ]
+    .into_iter()
+    .chain(workers.iter().map(String::as_str))
+    .map(Into::into)
+    .collect();
+    if count > 1 {
+        arguments
+            .extend(["--enable-mesh", "--mesh-host=127.0.0.1", "--mesh-port=0"].map(Into::into));
+        arguments.push(format!("--mesh-server-name=router-{nth}").into());
+        arguments.extend(first.map(|address| format!("--mesh-peer-urls={address}").into()));
+    }
     let process = Process { arguments, variables: BTreeMap::new(), ..Process::current() };
     let mut mistakes = Vec::new();
     match config::start(&process, &mut std::io::sink(), &mut mistakes) {
         Start::Router(loaded) => Ok(loaded.config),
-        Start::MockWorkers(_) | Start::Demo(_) | Start::Done(_) => {
+        Start::MockWorkers(_) | Start::Demo(_) | Start::Console(_) | Start::Done(_) => {
             anyhow::bail!("{}", String::from_utf8_lossy(&mistakes))
         }
     }

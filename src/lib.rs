@@ -29,6 +29,7 @@ pub mod http;
 
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod telemetry;
 
 pub mod app;

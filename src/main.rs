@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use smg::app::{self, App, Ending};
 use smg::config::{self, Loaded, Process, Start};
-use smg::{mock, telemetry};
+use smg::{console, mock, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         },
         Start::MockWorkers(configs) => told(block_on(mock::worker::run(configs))),
         Start::Demo(args) => told(block_on(app::demo(args))),
+        Start::Console(command) => told(block_on(console::run(command, &mut io::stdout()))),
         Start::Done(status) => ExitCode::from(status),
     }
 }

@@ -43,7 +43,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("mock", &["clock", "tasks"]),
-    ("cli", &["ids", "spec", "mesh", "mock"]),
+    ("console", &["spec", "clock", "tls", "upstream"]),
+    ("cli", &["ids", "spec", "mesh", "console", "mock"]),
     ("telemetry", &[]),
     (
         "config",
@@ -63,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dispatch",
             "prober",
             "http",
+            "console",
             "cli",
             "telemetry",
             "mock",

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 
-use crate::mock;
+use crate::{console, mock};
 
 mod failure;
 mod listen;
@@ -68,6 +68,9 @@ pub enum Command {
     Man,
     /// Be an OpenAI-compatible worker that needs no GPU: for trying things out and for tests.
     MockWorker(Box<mock::Args>),
+    /// Show the cluster that a router belongs to.
+    #[command(subcommand)]
+    Mesh(console::Command),
     /// Show a router at work: four mock workers, some users who chat, one live screen.
     Demo(mock::demo::Args),
 }

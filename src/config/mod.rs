@@ -11,7 +11,9 @@ use clap::ArgMatches;
 
 use crate::cli;
 use crate::spec::WorkerSpec;
-use crate::{dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls, upstream};
+use crate::{
+    console, dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls, upstream,
+};
 
 mod cluster;
 mod file;
@@ -92,6 +94,8 @@ pub enum Start {
     MockWorkers(Vec<mock::Config>),
     /// Run the demo.
     Demo(mock::demo::Args),
+    /// Show the cluster.
+    Console(console::Command),
     /// Nothing: what was asked for is printed; the exit status.
     Done(u8),
 }
@@ -103,6 +107,7 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Ok(Answer::Router(loaded)) => return Start::Router(loaded),
         Ok(Answer::MockWorkers(configs)) => return Start::MockWorkers(configs),
         Ok(Answer::Demo(args)) => return Start::Demo(args),
+        Ok(Answer::Console(command)) => return Start::Console(command),
         Ok(Answer::Print { text, warnings }) => {
             let warnings: String =
                 warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -124,6 +129,7 @@ enum Answer {
     Router(Box<Loaded>),
     MockWorkers(Vec<mock::Config>),
     Demo(mock::demo::Args),
+    Console(console::Command),
     Print { text: Vec<u8>, warnings: Vec<String> },
 }
 
@@ -162,6 +168,7 @@ fn other(command: cli::Command) -> Result<Answer, ConfigErrors> {
             };
         }
         cli::Command::Demo(args) => return Ok(Answer::Demo(args)),
+        cli::Command::Mesh(command) => return Ok(Answer::Console(command)),
         cli::Command::Completions { shell } => {
             clap_complete::generate(shell, &mut cli::shown_command(), "smg", &mut text);
         }

@@ -72,7 +72,9 @@ impl Given {
                 Answer::Print { text, .. } => {
                     panic!("printed {:?}", String::from_utf8_lossy(&text))
                 }
-                Answer::MockWorkers(_) | Answer::Demo(_) => panic!("it is not the router"),
+                Answer::MockWorkers(_) | Answer::Demo(_) | Answer::Console(_) => {
+                    panic!("it is not the router")
+                }
             })
         })
     }

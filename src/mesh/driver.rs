@@ -43,6 +43,9 @@ const UNUSED: Duration = Duration::from_secs(30);
 /// Links at once: members and join addresses are far fewer.
 const MAX_LINKS: usize = 8192;
 
+/// How long a claim to this router's name is shown: longer than it takes to be scraped and to page somebody.
+const CONTEST_SHOWN: Duration = Duration::from_secs(300);
+
 /// How often what was written is noted, to tell how old an unconfirmed write is.
 const LAG_SAMPLES: usize = 300;
 
@@ -110,6 +113,8 @@ pub(super) struct Driver {
     written: VecDeque<(Duration, u64)>,
     /// Peers that metrics speak of.
     measured: BTreeSet<NodeName>,
+    /// `Clock::mono` when another router last claimed this one's name.
+    contested: Option<Duration>,
     departing: Option<oneshot::Sender<()>>,
 }
 
@@ -138,6 +143,7 @@ impl Driver {
             state_frames: 0,
             written: VecDeque::new(),
             measured: BTreeSet::new(),
+            contested: None,
             departing: None,
         }
     }
@@ -310,6 +316,7 @@ impl Driver {
             }
             membership::Event::NameContested(identity) => {
                 warn!(by = %identity, "another live router claims this one's name");
+                self.contested = Some(self.clock.mono());
                 What::NameContested(identity)
             }
         };
@@ -514,7 +521,9 @@ impl Driver {
             membership::RefusalReason::DuplicateName(_) => true,
             membership::RefusalReason::ForeignCluster(_) => false,
         });
-        self.metrics.name_conflict.set(i64::from(contested));
+        let recently =
+            self.contested.is_some_and(|at| self.clock.mono().saturating_sub(at) < CONTEST_SHOWN);
+        self.metrics.name_conflict.set(i64::from(contested || recently));
     }
 
     /// Sends what is queued, as far as peers take it.

@@ -79,6 +79,15 @@ impl Metrics {
                 .buckets(vec![0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5]),
         )?;
         registry.register(Box::new(turn.clone()))?;
+        let link_failures = counters(
+            "smg_mesh_connection_failures_total",
+            "Connections to other routers that broke or could not be made.",
+            &["lane"],
+        )?;
+        for lane in [Lane::Swim, Lane::State] {
+            // Shown from the start, so that a rate has where to begin.
+            link_failures.with_label_values(&[lane_name(lane)]).reset();
+        }
         Ok(Self {
             peers: gauge(
                 "smg_mesh_peers_total",
@@ -190,11 +199,7 @@ impl Metrics {
                 "Connections to other routers, by what they carry and whether they are up.",
                 &["lane", "state"],
             )?,
-            link_failures: counters(
-                "smg_mesh_connection_failures_total",
-                "Connections to other routers that broke or could not be made.",
-                &["lane"],
-            )?,
+            link_failures,
         })
     }
 

@@ -52,7 +52,16 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
 #[tokio::test]
 async fn metrics_are_the_reviewed_ones() {
     let worker = Worker::plain().await;
-    let router = Router::before(&[worker.url()], &[]).await;
+    let flags = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    let mesh = address(&router, "mesh").to_string();
+    let named = ["--mesh-server-name", "peer", "--mesh-peer-urls", &mesh];
+    let _peer = Router::start(&[&flags[..], &named].concat()).await;
+    eventually("the peer was probed", || async {
+        let text = router.get("/metrics").await.text();
+        if text.contains("smg_mesh_probe_rtt_seconds") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
     router.post("/generate", BODY).await;
     router.post("/generate", r#"{"model":"other"}"#).await;
     let mut list = String::new();

@@ -3,7 +3,7 @@
 use super::*;
 
 fn args() -> Args {
-    Args { once: true, seconds: 1, users: 8, seed: 1 }
+    Args { once: true, seconds: 1, users: 8, routers: 1, seed: 1 }
 }
 
 /// In the router's place: nothing between the users and `addresses`.

@@ -1,0 +1,369 @@
+//! `smg mesh`: the cluster on a terminal, asked of a router over HTTP as anybody could.
+//!
+//! It holds no state and decides nothing; `diff` only compares what routers say of themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+
+use crate::clock::Clock;
+use crate::spec::{Secret, WorkerUrl};
+use crate::upstream::{self, Client, Outgoing};
+
+/// How long a router may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Largest answer that is read, in bytes: far more than a full cluster says.
+const LARGEST: usize = 16 << 20;
+
+/// What to show.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Show the routers of the cluster and what they agree on.
+    Status(Target),
+    /// Show what happens in the cluster, as it happens, until Ctrl-C.
+    Events(Target),
+    /// Ask every router what it holds, and say where they differ; exit status 1 if they do.
+    Diff(Target),
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// A router of the cluster.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    pub router: WorkerUrl,
+    /// Key for the router's admin routes, if it asks for one.
+    #[arg(long, value_name = "KEY", hide_env_values = true, value_parser = key)]
+    pub admin_api_key: Option<Secret>,
+    /// Print what the router said, as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn key(text: &str) -> Result<Secret, String> {
+    let is_key = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    is_key.then(|| Secret::new(text)).ok_or_else(|| "is not visible ASCII".to_owned())
+}
+
+/// Why there is nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// TLS can't be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsErrors),
+    /// The router could not be asked.
+    #[error("{router}: {source}")]
+    Send {
+        /// Which.
+        router: String,
+        /// Why.
+        source: upstream::SendError,
+    },
+    /// It did not answer with what was asked for.
+    #[error("{router}: answered {status}: {text}")]
+    Refused {
+        /// Which.
+        router: String,
+        /// The status.
+        status: u16,
+        /// What it said.
+        text: String,
+    },
+    /// It said something else.
+    #[error("{router}: this is not what a router says: {source}")]
+    Answer {
+        /// Which.
+        router: String,
+        /// Where it stops being JSON.
+        source: serde_json::Error,
+    },
+    /// The stream of events broke.
+    #[error("{router}: the stream of events ended")]
+    Ended {
+        /// Which.
+        router: String,
+    },
+    /// Routers hold different things.
+    #[error("they differ")]
+    Differ,
+    /// Nobody reads.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// If a router can't be asked, or `diff` finds a difference.
+pub async fn run(command: Command, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
+    match command {
+        Command::Status(target) => {
+            let asked = Asker::new(&target)?.ask(&target.router, "/ha/status").await?;
+            let text = if target.json { pretty(&asked) } else { status(&asked) };
+            out.write_all(text.as_bytes())?;
+            Ok(())
+        }
+        Command::Diff(target) => diff(&target, out).await,
+        Command::Events(target) => events(&target, out).await,
+    }
+}
+
+/// Asks routers.
+struct Asker {
+    client: Client,
+    key: Option<Secret>,
+}
+
+impl Asker {
+    fn new(target: &Target) -> Result<Self, ConsoleError> {
+        let clock = Clock::start();
+        let config = upstream::Config { connect_timeout: PATIENCE, ..upstream::Config::default() };
+        let tls = target
+            .router
+            .is_secure()
+            .then(|| crate::tls::client(&config.tls, clock.now()))
+            .transpose()?
+            .map(std::sync::Arc::new);
+        Ok(Self { client: Client::new(config, tls, clock), key: target.admin_api_key.clone() })
+    }
+
+    async fn ask(&self, router: &WorkerUrl, path: &str) -> Result<Value, ConsoleError> {
+        let name = || router.to_string();
+        let (status, body) = self
+            .client
+            .fetch(router, Method::GET, path, self.key.as_ref(), PATIENCE, LARGEST)
+            .await
+            .map_err(|source| ConsoleError::Send { router: name(), source })?;
+        if !status.is_success() {
+            let text = String::from_utf8_lossy(&body).chars().take(500).collect();
+            return Err(ConsoleError::Refused { router: name(), status: status.as_u16(), text });
+        }
+        serde_json::from_slice(&body)
+            .map_err(|source| ConsoleError::Answer { router: name(), source })
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Columns as wide as what is in them.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let widths: Vec<_> = (0..columns)
+        .map(|at| rows.iter().filter_map(|row| row.get(at)).map(String::len).max().unwrap_or(0))
+        .collect();
+    let mut shown = String::new();
+    for row in rows {
+        let line = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect::<Vec<_>>()
+            .join("  ");
+        shown.push_str(line.trim_end());
+        shown.push('\n');
+    }
+    shown
+}
+
+fn header(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+fn status(status: &Value) -> String {
+    let mut shown = String::new();
+    // Writing to a string does not fail.
+    let _infallible = writeln!(
+        shown,
+        "{}, as {} sees it: {} routers, {} of them taking part\n",
+        status["cluster"].as_str().map_or("one router".to_owned(), |c| format!("cluster {c}")),
+        text(&status["node_name"]),
+        text(&status["node_count"]),
+        text(&status["alive_count"]),
+    )
+    .is_err();
+    let mut rows = vec![header(&["ROUTER", "STATUS", "ADDRESS", "FOR"])];
+    for node in status["nodes"].as_array().into_iter().flatten() {
+        let seconds = Duration::from_secs(node["status_seconds"].as_u64().unwrap_or_default());
+        rows.push(vec![
+            text(&node["name"]),
+            text(&node["status"]),
+            text(&node["address"]),
+            humantime::format_duration(seconds).to_string(),
+        ]);
+    }
+    shown.push_str(&table(&rows));
+    shown.push('\n');
+    let mut rows = vec![header(&["STORE", "ENTRIES", "BYTES", "DIGEST", "LAST SYNC"])];
+    for (name, store) in status["stores"].as_object().into_iter().flatten() {
+        let cells = ["entry_count", "bytes", "digest", "last_sync"].map(|key| text(&store[key]));
+        rows.push(std::iter::once(name.clone()).chain(cells).collect());
+    }
+    shown.push_str(&table(&rows));
+    shown
+}
+
+async fn diff(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
+    let asker = Asker::new(target)?;
+    let list = asker.ask(&target.router, "/ha/routers").await?;
+    let mut held: BTreeMap<String, Result<Value, String>> = BTreeMap::new();
+    for router in list["routers"].as_array().into_iter().flatten() {
+        let name = text(&router["name"]);
+        if !matches!(router["status"].as_str(), Some("ALIVE" | "SUSPECTED")) {
+            held.insert(name, Err(text(&router["status"])));
+            continue;
+        }
+        let answer = match router["url"].as_str().map(str::parse::<WorkerUrl>) {
+            Some(Ok(url)) => asker.ask(&url, "/ha/status").await.map_err(|e| e.to_string()),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("its address for clients is not known".to_owned()),
+        };
+        held.insert(name, answer);
+    }
+    let (shown, differ) = compare(&held);
+    if target.json {
+        let all: BTreeMap<_, _> = held
+            .iter()
+            .map(|(name, answer)| {
+                let told = match answer {
+                    Ok(status) => status["stores"].clone(),
+                    Err(error) => serde_json::json!({ "error": error }),
+                };
+                (name.clone(), told)
+            })
+            .collect();
+        writeln!(out, "{:#}", serde_json::json!({ "equal": !differ, "routers": all }))?;
+    } else {
+        out.write_all(shown.as_bytes())?;
+    }
+    if differ { Err(ConsoleError::Differ) } else { Ok(()) }
+}
+
+/// A table of digests, a column per router, and whether any two differ or one could not be asked.
+fn compare(held: &BTreeMap<String, Result<Value, String>>) -> (String, bool) {
+    let mut differ = false;
+    let mut notes = String::new();
+    let mut stores: BTreeSet<&str> = BTreeSet::new();
+    for (name, answer) in held {
+        match answer {
+            Ok(status) => {
+                stores
+                    .extend(status["stores"].as_object().into_iter().flatten().map(|(s, _)| &**s));
+            }
+            Err(error) => {
+                differ = true;
+                // Writing to a string does not fail.
+                let _infallible = writeln!(notes, "{name}: {error}").is_err();
+            }
+        }
+    }
+    let answered = || held.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().ok()?)));
+    let mut rows = vec![
+        std::iter::once("STORE".to_owned())
+            .chain(answered().map(|(name, _)| name.clone()))
+            .chain([String::new()])
+            .collect::<Vec<_>>(),
+    ];
+    for store in stores {
+        let digests: Vec<_> =
+            answered().map(|(_, status)| text(&status["stores"][store]["digest"])).collect();
+        let equal = digests.windows(2).all(|pair| pair[0] == pair[1]);
+        differ |= !equal;
+        let verdict = if equal { "equal" } else { "DIFFERENT" }.to_owned();
+        rows.push(std::iter::once(store.to_owned()).chain(digests).chain([verdict]).collect());
+    }
+    (table(&rows) + &notes, differ)
+}
+
+async fn events(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
+    let asker = Asker::new(target)?;
+    let name = || target.router.to_string();
+    let outgoing = Outgoing {
+        method: &Method::GET,
+        path_and_query: &PathAndQuery::from_static("/ha/events"),
+        headers: &HeaderMap::new(),
+        authorization: asker.key.as_ref().and_then(upstream::bearer),
+        body: bytes::Bytes::new(),
+        stream: true,
+    };
+    let response = asker
+        .client
+        .send(&target.router, &outgoing)
+        .await
+        .map_err(|source| ConsoleError::Send { router: name(), source })?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut waiting = String::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(data) = frame.into_data() else { continue };
+        waiting.push_str(&String::from_utf8_lossy(&data));
+        if status != 200 {
+            continue;
+        }
+        while let Some((event, rest)) = waiting.split_once("\n\n") {
+            if let Some(line) = one_line(event) {
+                writeln!(out, "{line}")?;
+                out.flush()?;
+            }
+            waiting = rest.to_owned();
+        }
+    }
+    if status == 200 {
+        Err(ConsoleError::Ended { router: name() })
+    } else {
+        Err(ConsoleError::Refused { router: name(), status, text: waiting })
+    }
+}
+
+/// A server-sent event as one line; `None` for what only keeps the connection open.
+fn one_line(event: &str) -> Option<String> {
+    let field =
+        |name: &str| event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    Some(format!("{} {}", field("event")?, field("data")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn holds(digest: &str) -> Result<Value, String> {
+        Ok(json!({ "stores": { "workers": { "digest": digest } } }))
+    }
+
+    #[test]
+    fn a_difference_is_named() {
+        let equal = BTreeMap::from([("a".to_owned(), holds("1")), ("b".to_owned(), holds("1"))]);
+        assert_eq!(compare(&equal), ("STORE    a  b\nworkers  1  1  equal\n".to_owned(), false));
+        let other = BTreeMap::from([("a".to_owned(), holds("1")), ("b".to_owned(), holds("2"))]);
+        assert!(compare(&other).0.contains("DIFFERENT") && compare(&other).1);
+        let gone =
+            BTreeMap::from([("a".to_owned(), holds("1")), ("b".to_owned(), Err("DOWN".into()))]);
+        assert!(compare(&gone).0.contains("b: DOWN") && compare(&gone).1);
+    }
+
+    #[test]
+    fn an_event_is_a_line_and_a_comment_is_none() {
+        let event = "event: member\nid: 3\ndata: {\"name\":\"node2\"}";
+        assert_eq!(one_line(event), Some("member {\"name\":\"node2\"}".to_owned()));
+        assert_eq!(one_line(": still here"), None);
+    }
+}

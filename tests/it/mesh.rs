@@ -1,0 +1,421 @@
+//! Several routers as one, as their users meet them: real processes on loopback, the commands of the document, `/ha/*`.
+//!
+//! What needs more than one machine (partitions, addresses that change) is in `tests/chaos`.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::client;
+use crate::support::eventually;
+use crate::support::router::Router;
+
+/// 32 bytes each.
+const KEYS: [&str; 2] = [
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+];
+
+/// A router of a cluster on loopback, on a mesh port that the system chose.
+async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> Router {
+    let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
+    let mut arguments = vec!["--enable-mesh", "--mesh-server-name", name, "--mesh-port", "0"];
+    arguments.extend(["--mesh-host", "127.0.0.1"]);
+    if !peers.is_empty() {
+        arguments.push("--mesh-peer-urls");
+        arguments.extend(peers.iter().map(String::as_str));
+    }
+    arguments.extend(more);
+    Router::start(&arguments).await
+}
+
+/// Where other routers reach it.
+fn mesh_address(router: &Router) -> SocketAddr {
+    let log = router.log();
+    let event: Value = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .find(|event: &Value| event["message"] == "mesh")
+        .unwrap_or_else(|| panic!("no mesh in\n{log}"));
+    event["address"].as_str().unwrap().parse().unwrap()
+}
+
+/// Three routers: the others are told of the first only.
+async fn cluster(more: &[&str]) -> Vec<Router> {
+    let mut routers = vec![router("node1", &[], more).await];
+    let first = [mesh_address(&routers[0])];
+    for name in ["node2", "node3"] {
+        routers.push(router(name, &first, more).await);
+    }
+    for router in &routers {
+        sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
+    }
+    routers
+}
+
+async fn nodes(router: &Router) -> Vec<(String, String)> {
+    let status = router.get("/ha/status").await.json();
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    nodes.iter().map(|node| (text(&node["name"]), text(&node["status"]))).collect()
+}
+
+/// Waits until a router lists exactly these.
+async fn sees(router: &Router, expected: &[(&str, &str)]) {
+    let expected: Vec<_> =
+        expected.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect();
+    eventually(&format!("it lists {expected:?}"), || async {
+        let seen = nodes(router).await;
+        if seen == expected { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+/// What a document looks like: its keys, with the kind of each value.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect()
+        }
+        Value::Array(items) => items.first().map_or_else(|| json!([]), |item| json!([shape(item)])),
+        Value::String(_) => json!("text"),
+        Value::Number(_) => json!("number"),
+        Value::Bool(_) => json!("yes or no"),
+        Value::Null => json!(null),
+    }
+}
+
+/// Takes from `whole` what `part` names.
+fn cut(whole: &Value, part: &Value) -> Value {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => part
+            .iter()
+            .filter_map(|(name, part)| Some((name.clone(), cut(whole.get(name)?, part))))
+            .collect(),
+        (Value::Array(whole), Value::Array(part)) => part
+            .first()
+            .map_or_else(|| json!([]), |part| whole.iter().map(|item| cut(item, part)).collect()),
+        (whole, _) => whole.clone(),
+    }
+}
+
+#[tokio::test]
+async fn three_routers_find_each_other_through_one() {
+    let routers = cluster(&[]).await;
+    for router in &routers {
+        eventually("it counts its peers", || async {
+            let peers = router.metric("smg_mesh_peers_total").await;
+            let connections =
+                router.metric("smg_mesh_connections{lane=\"state\",state=\"up\"}").await;
+            if peers == 2.0 && connections == 2.0 { Ok(()) } else { Err((peers, connections)) }
+        })
+        .await;
+        let health = router.get("/ha/health").await;
+        assert_eq!(health.status, 200);
+        assert_eq!(health.json()["status"], "ok", "{}", health.text());
+        assert_eq!(router.get("/health").await.json()["ha_mode"], "mesh");
+    }
+    let list = routers[1].get("/ha/routers").await.json();
+    let urls: Vec<_> =
+        list["routers"].as_array().unwrap().iter().map(|r| r["url"].clone()).collect();
+    let expected: Vec<_> =
+        routers.iter().map(|r| json!(format!("http://{}", r.address()))).collect();
+    assert_eq!(urls, expected);
+}
+
+/// The document's JSON, key by key; more keys are allowed.
+#[tokio::test]
+async fn the_status_has_the_documents_shape() {
+    let document: Value = serde_json::from_str(include_str!("../golden/ha-status.json")).unwrap();
+    let routers = cluster(&[]).await;
+    eventually("all stores were compared once", || async {
+        let status = routers[0].get("/ha/status").await.json();
+        let seen = shape(&cut(&status, &document));
+        if seen == shape(&document) { Ok(()) } else { Err(status) }
+    })
+    .await;
+    let status = routers[0].get("/ha/status").await.json();
+    assert_eq!((&status["node_name"], &status["node_count"]), (&json!("node1"), &json!(3)));
+    let sync = status["stores"]["workers"]["last_sync"].as_str().unwrap();
+    assert!(sync.ends_with('Z') && sync.contains('T'), "{sync}");
+}
+
+#[tokio::test]
+async fn alone_the_answers_are_for_the_one_router() {
+    let router = Router::start(&[]).await;
+    let status = router.get("/ha/status").await.json();
+    assert_eq!((&status["node_count"], &status["ha_mode"]), (&json!(1), &json!("standalone")));
+    assert_eq!(status["nodes"][0]["status"], "ALIVE");
+    for path in ["/ha/health", "/ha/drift", "/ha/routers"] {
+        assert_eq!(router.get(path).await.status, 200, "{path}");
+    }
+    assert_eq!(router.get("/ha/keys").await.code(), "mesh_disabled");
+    assert!(!router.log().contains("39527"));
+}
+
+#[tokio::test]
+async fn a_dead_router_is_down_and_stays_listed() {
+    let mut routers = cluster(&[]).await;
+    let killed = Instant::now();
+    let dead = routers.remove(1);
+    dead.signal("KILL");
+    for router in &routers {
+        sees(router, &[("node1", "ALIVE"), ("node2", "DOWN"), ("node3", "ALIVE")]).await;
+        let status = router.metric("smg_mesh_peer_status{peer=\"node2\"}").await;
+        assert_eq!((status, router.metric("smg_mesh_peers_total").await), (0.0, 1.0));
+        let transitions = "smg_mesh_state_transitions_total";
+        let suspected =
+            format!("{transitions}{{from_state=\"ALIVE\",peer=\"node2\",to_state=\"SUSPECTED\"}}");
+        assert!(router.metric(&suspected).await >= 1.0, "DOWN came without SUSPECTED");
+    }
+    assert!(killed.elapsed() < Duration::from_secs(9), "{:?}", killed.elapsed());
+    let health = routers[0].get("/ha/health").await.json();
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["reasons"][0], "node2 is DOWN");
+    // Back with the same name, on another port: no ghost, no second row.
+    let first = [mesh_address(&routers[0])];
+    let _back = router("node2", &first, &[]).await;
+    for router in &routers {
+        sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
+    }
+}
+
+/// By signal and over HTTP: the same.
+#[tokio::test]
+async fn who_leaves_says_so_and_is_nowhere_listed_after() {
+    for over_http in [false, true] {
+        let mut routers = cluster(&["--drain-settle-secs", "1"]).await;
+        let mut events =
+            client::begin(routers[0].address(), "GET", "/ha/events", &[], b"").await.unwrap();
+        let mut leaver = routers.remove(2);
+        let begun = Instant::now();
+        if over_http {
+            assert_eq!(leaver.post("/ha/shutdown", "").await.status, 202);
+        } else {
+            leaver.signal("TERM");
+        }
+        let mut told = String::new();
+        while !told.contains("\"to\":\"LEAVING\"") {
+            let piece = tokio::time::timeout(Duration::from_secs(5), events.next());
+            told += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
+        }
+        assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+        assert!(told.starts_with("event: routers\n"), "{told}");
+        assert_eq!(leaver.ended().await, 0);
+        for router in &routers {
+            sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
+            let metrics = router.get("/metrics").await.text();
+            assert!(!metrics.contains("smg_mesh_peer_status{peer=\"node3\"}"));
+            assert!(!metrics.contains("to_state=\"DOWN\""), "somebody was paged");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_router_of_a_name_is_refused_and_the_first_goes_on() {
+    let routers = cluster(&[]).await;
+    let first = [mesh_address(&routers[0])];
+    let second = router("node2", &first, &[]).await;
+    eventually("it is refused", || async {
+        let health = second.get("/ha/health").await.json();
+        if health["status"] == "refused" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    let health = second.get("/ha/health").await.json();
+    let reason = health["reasons"][0].as_str().unwrap();
+    assert!(reason.contains("node2") && reason.contains("--mesh-server-name"), "{reason}");
+    for contested in [&second, &routers[1]] {
+        eventually("somebody is told of it", || async {
+            let conflict = contested.metric("smg_mesh_name_conflict").await;
+            if conflict == 1.0 { Ok(()) } else { Err(conflict) }
+        })
+        .await;
+    }
+    for router in &routers {
+        sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
+    }
+}
+
+#[tokio::test]
+async fn another_cluster_is_another_cluster() {
+    let one = router("node1", &[], &[]).await;
+    let other = router("node2", &[mesh_address(&one)], &["--mesh-cluster-id", "other"]).await;
+    eventually("it says why it does not come in", || async {
+        let health = other.get("/ha/health").await.json();
+        let error = health["join"][0]["error"].as_str().unwrap_or_default().to_owned();
+        if error.contains("--mesh-cluster-id") { Ok(()) } else { Err(health) }
+    })
+    .await;
+    assert_eq!(other.get("/ha/health").await.json()["status"], "joining");
+    sees(&one, &[("node1", "ALIVE")]).await;
+}
+
+#[tokio::test]
+async fn a_join_address_where_nobody_is_is_named_with_its_error() {
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let more = ["--mesh-peer-urls", "nowhere.invalid"];
+    let router = router("node1", &[address], &more).await;
+    eventually("both are named", || async {
+        let health = router.get("/ha/health").await.json();
+        let errors: Vec<_> =
+            health["join"].as_array().unwrap().iter().map(|j| j["error"].clone()).collect();
+        let told = errors.len() == 2 && errors.iter().all(Value::is_string);
+        if told && health["status"] == "joining" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    // It serves meanwhile.
+    assert_eq!(router.get("/liveness").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
+    let routers = cluster(&["--mesh-encryption-key", KEYS[0]]).await;
+    let first = [mesh_address(&routers[0])];
+    for (name, more) in [
+        ("plain", &[][..]),
+        ("wrong", &["--mesh-encryption-key", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="][..]),
+    ] {
+        let stranger = router(name, &first, more).await;
+        eventually("it is told why", || async {
+            let health = stranger.get("/ha/health").await.json();
+            let error = health["join"][0]["error"].as_str().unwrap_or_default().to_owned();
+            if error.contains("key") { Ok(()) } else { Err(health) }
+        })
+        .await;
+    }
+    sees(&routers[0], &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
+    let refused = "smg_mesh_rejected_total{reason=\"no_shared_key\"}";
+    assert!(routers[0].metric(refused).await >= 1.0);
+
+    let all_took = |answer: &client::Answer| {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let told = answer.json();
+        assert_eq!(told["nodes"].as_object().unwrap().len(), 3, "{told}");
+        told["id"].as_str().unwrap().to_owned()
+    };
+    let installed = routers[1].post("/ha/keys", json!({ "key": KEYS[1] }).to_string()).await;
+    let new = all_took(&installed);
+    let keys = routers[2].get("/ha/keys").await.json();
+    let old = keys["in_use"].as_str().unwrap().to_owned();
+    assert_eq!(keys["keys"].as_array().unwrap().len(), 2);
+    assert!(!keys.to_string().contains(KEYS[1]));
+    let in_use = routers[2].send("DELETE", &format!("/ha/keys/{old}"), &[], b"").await;
+    assert_eq!((in_use.status, in_use.code().as_str()), (409, "key_in_use"));
+    all_took(&routers[2].send("PUT", &format!("/ha/keys/{new}"), &[], b"").await);
+    all_took(&routers[0].send("DELETE", &format!("/ha/keys/{old}"), &[], b"").await);
+    // A newcomer with the new key only.
+    let _newcomer = router("node4", &first, &["--mesh-encryption-key", KEYS[1]]).await;
+    for router in &routers {
+        sees(
+            router,
+            &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE"), ("node4", "ALIVE")],
+        )
+        .await;
+        let lost = router.get("/metrics").await.text();
+        assert!(!lost.contains("to_state=\"SUSPECTED\""), "a rotation cost a suspicion");
+    }
+}
+
+/// A folder with an authority and certificates for routers.
+struct Certificates {
+    dir: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(dir.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { dir, issuer: Issuer::new(params, key) }
+    }
+
+    /// Flags of a router called so.
+    fn flags(&self, name: &str) -> Vec<String> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| self.dir.path().join(format!("{name}.{kind}"));
+        std::fs::write(path("pem"), certificate.pem()).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        let ca = self.dir.path().join("ca.pem");
+        vec![
+            format!("--mesh-tls-cert={}", path("pem").display()),
+            format!("--mesh-tls-key={}", path("key").display()),
+            format!("--mesh-tls-ca={}", ca.display()),
+        ]
+    }
+}
+
+async fn secured(name: &str, peers: &[SocketAddr], flags: &[String]) -> Router {
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    router(name, peers, &flags).await
+}
+
+#[tokio::test]
+async fn mutual_tls_binds_names_to_certificates() {
+    let ours = Certificates::new();
+    let one = secured("node1", &[], &ours.flags("node1")).await;
+    let first = [mesh_address(&one)];
+    let two = secured("node2", &first, &ours.flags("node2")).await;
+    for router in [&one, &two] {
+        sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
+    }
+    let thief = secured("node1x", &first, &ours.flags("node3")).await;
+    let foreign = secured("node4", &first, &Certificates::new().flags("node4")).await;
+    let plain = router("node5", &first, &[]).await;
+    for stranger in [&thief, &foreign, &plain] {
+        eventually("it is told why", || async {
+            let health = stranger.get("/ha/health").await.json();
+            if health["join"][0]["error"].is_string() { Ok(()) } else { Err(health) }
+        })
+        .await;
+    }
+    assert!(one.metric("smg_mesh_rejected_total{reason=\"name\"}").await >= 1.0);
+    assert!(one.metric("smg_mesh_rejected_total{reason=\"tls\"}").await >= 1.0);
+    sees(&one, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
+}
+
+#[tokio::test]
+async fn what_is_no_router_costs_a_counter_and_nothing_else() {
+    let routers = cluster(&[]).await;
+    let address = mesh_address(&routers[0]);
+    let huge = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0xff; 1 << 16]].concat();
+    for bytes in [&b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..], &[0; 4096], &huge] {
+        let mut stranger = TcpStream::connect(address).await.unwrap();
+        // It may be closed before all is written.
+        let _cut = stranger.write_all(bytes).await.is_err();
+        let mut answer = Vec::new();
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20), stranger.read_to_end(&mut answer));
+        assert!(ended.await.is_ok(), "the connection stays open for {} bytes", bytes.len());
+    }
+    eventually("they are counted", || async {
+        let seen = routers[0].metric("smg_mesh_rejected_total{reason=\"not_http2\"}").await;
+        if seen >= 3.0 { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    sees(&routers[0], &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
+    let suspected = routers[1].get("/metrics").await.text();
+    assert!(!suspected.contains("to_state=\"SUSPECTED\""));
+}
+
+#[tokio::test]
+async fn only_this_machine_or_an_admin_ends_a_router() {
+    let mut open = Router::start(&[]).await;
+    assert_eq!(open.post("/ha/shutdown", "").await.status, 202);
+    assert_eq!(open.ended().await, 0);
+    let mut keyed = Router::start(&["--admin-api-key", "k"]).await;
+    assert_eq!(keyed.post("/ha/shutdown", "").await.status, 401);
+    let admin = [("authorization", "Bearer k")];
+    assert_eq!(keyed.send("POST", "/ha/shutdown", &admin, b"").await.status, 202);
+    assert_eq!(keyed.ended().await, 0);
+}
