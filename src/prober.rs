@@ -158,6 +158,7 @@ fn settle(
                 schedule.look_at = now;
             }
             Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
+            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
@@ -194,7 +195,11 @@ async fn ask(
                 }
                 Err(error) => {
                     debug!(worker = %worker.id, %error, "probe failed");
-                    if error.is_unreachable() { Probe::Unreachable } else { Probe::Bad }
+                    match error {
+                        error if error.is_gone() => Probe::Gone,
+                        error if error.is_unreachable() => Probe::Unreachable,
+                        _ => Probe::Bad,
+                    }
                 }
             },
         );

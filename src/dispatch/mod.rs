@@ -319,7 +319,7 @@ impl Dispatcher {
                 Err(error) => {
                     shared.metrics.count_send_error(error.name());
                     if error.is_unreachable() {
-                        worker.mark_unreachable(now);
+                        worker.mark_unreachable(now, error.is_gone());
                     }
                     warn!(
                         worker = %worker.id, request_id = ?request.request_id, error = %chain(&error),

@@ -169,7 +169,7 @@ fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
     assert!(!worker.take_probe_wish());
-    worker.mark_unreachable(NOW);
+    worker.mark_unreachable(NOW, true);
     assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
     assert!(worker.take_probe_wish() && !worker.take_probe_wish());
     fleet.report_probe(id, Probe::Good);

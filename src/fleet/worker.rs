@@ -231,11 +231,11 @@ impl Worker {
         Some(guard)
     }
 
-    /// Notes that nobody listened: it is out at once, and a probe is wanted.
-    pub fn mark_unreachable(&self, now: Now) {
+    /// Notes that nobody listened (`gone`), or that no connection came about: it is out at once, and a probe is wanted.
+    pub fn mark_unreachable(&self, now: Now, gone: bool) {
         let until = (now + UNREACHABLE_FOR).mono_nanos();
         self.live.unreachable_until.store(until, Ordering::Relaxed);
-        self.live.health.lock().mark_unreachable();
+        self.live.health.lock().mark_unreachable(gone);
         self.live.probe_wanted.store(true, Ordering::Relaxed);
     }
 

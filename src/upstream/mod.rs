@@ -111,7 +111,24 @@ impl SendError {
         }
     }
 
-    /// Whether nobody listened.
+    /// Whether nobody listens there any more: the process that did is gone, and what it had in memory with it.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Connect(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+            ),
+            Self::Reset { dead } => *dead,
+            Self::Resolve(_)
+            | Self::ConnectTimeout(_)
+            | Self::Tls(_)
+            | Self::HeadTimeout(_)
+            | Self::Protocol(_) => false,
+        }
+    }
+
+    /// Whether no connection came about, for whatever reason that is not our own.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
@@ -222,7 +239,7 @@ impl Client {
                         self.pool.put(worker.id(), connection, self.clock.mono());
                         false
                     }
-                    Err(error) => matches!(error, SendError::Connect(_)),
+                    Err(error) => error.is_gone(),
                 };
                 Err(SendError::Reset { dead })
             }
