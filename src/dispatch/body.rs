@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::fleet::{Fleet, InFlight, Outcome};
 use crate::ids::WorkerId;
 use crate::limit::Permit;
-use crate::upstream::{self, BodyError};
+use crate::upstream;
 
 /// What a broken stream ends with, so that a client does not take it for complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,17 @@ pub enum StreamEnd {
     Cut,
     /// A terminal event with these bytes, then the end.
     Event(&'static str),
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The worker broke off, or took too long.
+    #[error(transparent)]
+    Worker(upstream::BodyError),
+    /// The worker was let go, and its time to finish is over.
+    #[error("the worker was taken away")]
+    TakenAway,
 }
 
 /// The body of a response.
@@ -110,7 +121,17 @@ impl Body for ResponseBody {
         if this.broken {
             return Poll::Ready(None);
         }
-        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+        let mut polled = Pin::new(&mut this.inner)
+            .poll_frame(cx)
+            .map(|frame| frame.map(|frame| frame.map_err(BodyError::Worker)));
+        if let Some(account) = &mut this.account
+            && (polled.is_pending() || account.in_flight.is_cut())
+            && account.in_flight.poll_cut(cx).is_ready()
+        {
+            this.inner.close();
+            polled = Poll::Ready(Some(Err(BodyError::TakenAway)));
+        }
+        match ready!(polled) {
             Some(Ok(frame)) => {
                 if let Some(account) =
                     this.account.as_mut().filter(|account| !account.first_byte_seen)

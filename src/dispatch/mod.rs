@@ -11,6 +11,7 @@ mod policies;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tracing::{debug, warn};
 
 use attempts::{Attempt, Attempts, Budget, Next};
 use body::Account;
-pub use body::{ResponseBody, StreamEnd};
+pub use body::{BodyError, ResponseBody, StreamEnd};
 use metrics::Ending;
 pub use metrics::Metrics;
 use policies::Entry;
@@ -247,7 +248,7 @@ impl Dispatcher {
         let mut tried: SmallVec<[WorkerId; 4]> = SmallVec::new();
         let mut blocks = Blocks::default();
         loop {
-            let chosen = self.choose_or_wait(request, &tried, &mut blocks).await?;
+            let mut chosen = self.choose_or_wait(request, &tried, &mut blocks).await?;
             let worker = &chosen.worker;
             let sent_at = self.clock.now();
             let hint = request.hint(&blocks);
@@ -263,7 +264,8 @@ impl Dispatcher {
                     .map_or_else(|| request.body.clone(), |model| request.renamed(model)),
                 stream: request.stream,
             };
-            let answer = self.upstream.send(&worker.spec.url, &outgoing).await;
+            let sending = self.upstream.send(&worker.spec.url, &outgoing);
+            let answer = unless_cut(&mut chosen.in_flight, sending).await;
             let now = self.clock.now();
             tried.push(worker.id);
             match answer {
@@ -495,6 +497,20 @@ fn retry_after(headers: &HeaderMap, now: Now) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
     Some(date.saturating_sub(now.wall))
+}
+
+/// The answer, unless the worker is taken away before it comes: then the connection is closed, and the worker may have
+/// started on the request.
+async fn unless_cut<T>(
+    in_flight: &mut InFlight,
+    sending: impl Future<Output = Result<T, SendError>>,
+) -> Result<T, SendError> {
+    let mut sending = std::pin::pin!(sending);
+    std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(answer),
+        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Reset { dead: false })),
+    })
+    .await
 }
 
 async fn wait_for(time: Duration) {

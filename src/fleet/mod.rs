@@ -5,6 +5,7 @@
 //! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
 
 mod breaker;
+mod cut;
 mod health;
 mod metrics;
 mod worker;
@@ -334,7 +335,8 @@ impl Fleet {
         there
     }
 
-    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over.
+    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over: what is still in
+    /// flight there ends then.
     pub fn sweep(&self, now: Now) {
         let gone = |worker: &Worker| {
             worker
@@ -348,6 +350,7 @@ impl Fleet {
             workers.retain(|worker| {
                 let gone = gone(worker);
                 if gone {
+                    worker.live().cut().end();
                     self.metrics.forget(worker.id);
                 }
                 !gone

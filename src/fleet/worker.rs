@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::cut::{Cut, Place};
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -74,6 +76,7 @@ pub(super) struct Live {
     latency_nanos: AtomicU64,
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
+    cut: Cut,
     metrics: WorkerMetrics,
 }
 
@@ -99,6 +102,7 @@ impl Worker {
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
+            cut: Cut::default(),
             metrics,
         };
         Self {
@@ -214,7 +218,8 @@ impl Worker {
         }
         self.live.metrics.in_flight.inc();
         // From here on the guard gives the place back.
-        let mut guard = InFlight { live: Arc::clone(&self.live), ticket: None };
+        let mut guard =
+            InFlight { live: Arc::clone(&self.live), ticket: None, place: Place::default() };
         let closed = self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8;
         let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
         if !closed {
@@ -294,6 +299,11 @@ impl Live {
         self.unreachable_until.store(0, Ordering::Relaxed);
     }
 
+    /// Ends what is in flight.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
     fn show_breaker(&self, mode: Mode) {
         self.breaker_mode.store(mode as u8, Ordering::Relaxed);
         self.metrics.show_breaker(mode);
@@ -308,9 +318,21 @@ pub struct InFlight {
     live: Arc<Live>,
     /// `None`: begun while the breaker was closed, which is what most are.
     ticket: Option<Ticket>,
+    place: Place,
 }
 
 impl InFlight {
+    /// Ready once the worker was taken away with the request still in flight on it: then it must end.
+    pub fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.live.cut.poll(&mut self.place, cx)
+    }
+
+    /// Whether the worker was taken away.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.live.cut.is_over()
+    }
+
     /// The head of the response arrived after `elapsed`.
     pub fn head_after(&self, elapsed: Duration) {
         let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -348,6 +370,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.live.cut.leave(&mut self.place);
         if let Some(ticket) = self.ticket.take() {
             self.live.breaker.lock().release(ticket);
         }

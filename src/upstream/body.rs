@@ -97,6 +97,12 @@ impl ResponseBody {
         self.limits.stream
     }
 
+    /// Closes the connection: nothing more comes.
+    pub fn close(&mut self) {
+        self.connection = None;
+        self.home = None;
+    }
+
     /// The connection is not needed any more: others may have it, if it can be used again.
     fn give_back(&mut self) {
         if let (Some(connection), Some((pool, worker))) = (self.connection.take(), self.home.take())
