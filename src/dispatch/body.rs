@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tracing::warn;
 
+use super::chain;
 use super::metrics::Ending;
 use super::policies::Entry;
 use crate::clock::Clock;
@@ -59,6 +60,8 @@ pub(super) struct Account {
     pub(super) clock: Clock,
     pub(super) started: Duration,
     pub(super) worker: WorkerId,
+    /// For the log. A copy: the client's own is a slice of all that it sent.
+    pub(super) request_id: Box<[u8]>,
     /// What a complete body says of the worker.
     pub(super) outcome: Outcome,
     pub(super) first_byte_seen: bool,
@@ -147,7 +150,12 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 if let Some(account) = this.account.take() {
-                    warn!(worker = %account.worker, %error, "response broke off");
+                    warn!(
+                        worker = %account.worker,
+                        request_id = %account.request_id.escape_ascii(),
+                        error = %chain(&error),
+                        "response broke off"
+                    );
                     account.settle(Ending::Broken, Outcome::Failure);
                 }
                 match this.stream_end {

@@ -300,6 +300,7 @@ impl Dispatcher {
                     };
                     let account = Account {
                         worker: worker.id,
+                        request_id: request.request_id.as_bytes().into(),
                         in_flight: chosen.in_flight,
                         permit: permit.take(),
                         fleet: Arc::clone(&shared.fleet),

@@ -25,8 +25,9 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
     .await;
     let router = Router::before(&[worker.url()], &["--drain-timeout-secs", "1"]).await;
     let address = router.address();
+    let named = [("x-request-id", "cut-1")];
     let mut stream =
-        client::begin(address, "POST", "/v1/chat/completions", &[], STREAM).await.unwrap();
+        client::begin(address, "POST", "/v1/chat/completions", &named, STREAM).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "data: 1\n\n");
     let silent = tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
     eventually("both are at the worker", || async {
@@ -43,4 +44,10 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
     let silent = tokio::time::timeout(Duration::from_secs(10), silent).await;
     assert_eq!(silent.expect("the request goes on").unwrap().status, 502);
     assert_eq!(router.get(&path).await.status, 404);
+    eventually("the log says whose response broke off", || async {
+        let log = router.log();
+        let told = |line: &str| line.contains("response broke off") && line.contains("cut-1");
+        if log.lines().any(told) { Ok(()) } else { Err(log) }
+    })
+    .await;
 }
