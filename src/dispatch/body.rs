@@ -53,7 +53,8 @@ pub struct ResponseBody {
 /// What is settled when the body ends, in whatever way.
 #[derive(Debug)]
 pub(super) struct Account {
-    pub(super) in_flight: InFlight,
+    /// `None`: the worker was judged by its head already.
+    pub(super) in_flight: Option<InFlight>,
     pub(super) permit: Option<Permit>,
     pub(super) fleet: Arc<Fleet>,
     pub(super) entry: Arc<Entry>,
@@ -71,7 +72,7 @@ impl Account {
     fn settle(self, ending: Ending, outcome: Outcome) {
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
-        if let Some(mode) = self.in_flight.end(outcome, now, breaker) {
+        if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {
             warn!(worker = %self.worker, breaker = mode.name(), "breaker changed");
         }
         drop(self.permit);
@@ -127,9 +128,10 @@ impl Body for ResponseBody {
         let mut polled = Pin::new(&mut this.inner)
             .poll_frame(cx)
             .map(|frame| frame.map(|frame| frame.map_err(BodyError::Worker)));
-        if let Some(account) = &mut this.account
-            && (polled.is_pending() || account.in_flight.is_cut())
-            && account.in_flight.poll_cut(cx).is_ready()
+        if let Some(in_flight) =
+            this.account.as_mut().and_then(|account| account.in_flight.as_mut())
+            && (polled.is_pending() || in_flight.is_cut())
+            && in_flight.poll_cut(cx).is_ready()
         {
             this.inner.close();
             polled = Poll::Ready(Some(Err(BodyError::TakenAway)));

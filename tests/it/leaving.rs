@@ -1,8 +1,10 @@
 //! Workers that leave, and what becomes of the requests that they had.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::support::client;
 use crate::support::eventually;
@@ -48,6 +50,41 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
         let log = router.log();
         let told = |line: &str| line.contains("response broke off") && line.contains("cut-1");
         if log.lines().any(told) { Ok(()) } else { Err(log) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let worker = Worker::start(move |mut talk| {
+        let opened = Arc::clone(&opened);
+        async move {
+            opened.acquire().await.unwrap().forget();
+            talk.answer(500, "x-own: 1\r\n", b"mine").await;
+            talk
+        }
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let asked =
+        tokio::spawn(client::send(router.address(), "POST", "/generate", &[], br#"{"model":"m"}"#));
+    eventually("the worker has the request", || async {
+        if worker.seen().len() == 1 { Ok(()) } else { Err(()) }
+    })
+    .await;
+    let all = router.get("/workers").await.json();
+    let path = format!("/workers/{}/drain", all["workers"][0]["id"].as_str().unwrap());
+    assert_eq!(router.send("POST", &path, &[], b"").await.status, 200);
+    gate.add_permits(10);
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status, answer.header("x-own")), (500, Some("1")), "{}", answer.text());
+    assert_eq!(answer.body, "mine");
+    assert_eq!(worker.seen().len(), 1);
+    eventually("its slot is given back", || async {
+        let all = router.get("/workers").await.json();
+        if all["workers"][0]["in_flight"] == json!(0) { Ok(()) } else { Err(all) }
     })
     .await;
 }
