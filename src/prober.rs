@@ -138,7 +138,10 @@ fn settle(
     let worker = answer.worker;
     match &answer.look {
         Look::NotNow => {}
-        Look::Failed => schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2)),
+        Look::Failed => {
+            fleet.could_not_read(worker);
+            schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+        }
         Look::Found(found) => {
             schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
             if fleet.discovered(worker, found.clone()) {

@@ -123,8 +123,8 @@ pub struct Snapshot {
     any: Vec<Member>,
     /// Every worker of which the models are known, for requests that name none.
     everyone: Vec<Member>,
-    /// Some worker's models are not known yet: a model that nobody has may still turn up.
-    incomplete: bool,
+    /// Those whose models are not known yet.
+    unread: Vec<Arc<Worker>>,
 }
 
 /// A model and who serves it.
@@ -150,7 +150,7 @@ pub struct Member {
 pub enum ServedBy<'a> {
     /// These workers.
     Members(&'a [Member]),
-    /// Nobody yet, but some worker's models are still unknown.
+    /// Nobody yet, but what some worker serves may be known any moment.
     NobodyYet,
     /// Nobody: the model does not exist here.
     Nobody,
@@ -195,9 +195,12 @@ impl Snapshot {
             None => &self.everyone,
             Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
         };
+        // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
+        // which something may be heard any moment keeps a name from being a mistake.
+        let too_early = self.everyone.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
-            [] if self.incomplete => ServedBy::NobodyYet,
-            [] if model.is_none() && !self.workers.is_empty() => ServedBy::NobodyYet,
+            [] if too_early => ServedBy::NobodyYet,
+            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
             [] => ServedBy::Nobody,
             members => ServedBy::Members(members),
         }
@@ -402,6 +405,13 @@ impl Fleet {
         })
     }
 
+    /// What a worker serves could not be read.
+    pub fn could_not_read(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().count_failed_look();
+        }
+    }
+
     /// A worker's cache was emptied: what was learnt of it is void.
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| worker.cache_epoch += 1);
@@ -445,7 +455,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
         match &worker.models {
             Models::Unknown => {
-                snapshot.incomplete = true;
+                snapshot.unread.push(Arc::clone(worker));
                 continue;
             }
             Models::Any => snapshot.any.push(member()),

@@ -77,11 +77,16 @@ pub(super) struct Live {
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
     cut: Cut,
+    /// Looks at what it serves that failed, in a row.
+    failed_looks: AtomicU32,
     metrics: WorkerMetrics,
 }
 
 /// How long a connect error keeps a worker out when no probe says otherwise.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
+
+/// A worker that could not be read so many times does not make others wait for what it may have.
+const MOST_LOOKS: u32 = 5;
 
 impl Worker {
     pub(super) fn new(spec: Arc<WorkerSpec>, config: &Config, metrics: WorkerMetrics) -> Self {
@@ -103,6 +108,7 @@ impl Worker {
             breaker: Mutex::default(),
             health: Mutex::new(health),
             cut: Cut::default(),
+            failed_looks: AtomicU32::new(0),
             metrics,
         };
         Self {
@@ -138,6 +144,14 @@ impl Worker {
             State::Ready if self.models == Models::Unknown => State::Pending,
             state => state,
         }
+    }
+
+    /// Whether what it serves, which is not known, may be known any moment: it is not out for any reason, and has not
+    /// refused to tell again and again.
+    pub(super) fn may_tell(&self) -> bool {
+        !self.draining
+            && matches!(self.live.probed_state(), State::Pending | State::Ready)
+            && self.live.failed_looks.load(Ordering::Relaxed) < MOST_LOOKS
     }
 
     /// What its breaker does with requests.
@@ -292,6 +306,11 @@ impl Live {
         let counted = count(&mut health);
         self.state.store(health.state() as u8, Ordering::Relaxed);
         counted
+    }
+
+    /// What it serves could not be read.
+    pub(super) fn count_failed_look(&self) {
+        self.failed_looks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A probe found it listening.

@@ -88,3 +88,21 @@ async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_model_that_nobody_has_does_not_exist_even_if_somebody_tells_nothing() {
+    let plain = Worker::plain().await;
+    let router = Router::before(&[plain.url()], &[]).await;
+    // Nobody listens there.
+    let dead = json!({ "url": "http://127.0.0.1:9" }).to_string();
+    assert_eq!(router.post("/workers", dead).await.status, 202);
+    let ask = async || router.post("/generate", r#"{"model":"typo"}"#).await;
+    let first = ask().await;
+    assert!(first.status == 503 || first.status == 404, "{}", first.text());
+    eventually("the one that tells nothing is given up", || async {
+        let answer = ask().await;
+        if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
+}
