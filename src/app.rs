@@ -231,7 +231,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
         let running = App::build(demo_config(&workers)?)?.start()?;
         let addresses = vec![running.address()];
         let ready = async {
-            while running.fleet().load().ready() < workers.len() {
+            while running.fleet().ready().0 < workers.len() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

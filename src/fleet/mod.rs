@@ -13,6 +13,7 @@ mod worker;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -206,9 +207,8 @@ impl Snapshot {
         }
     }
 
-    /// Workers that serve right now.
-    #[must_use]
-    pub fn ready(&self) -> usize {
+    /// Workers that serve right now; counts them.
+    fn ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
     }
 }
@@ -219,6 +219,8 @@ pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
+    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `writing`.
+    ready: AtomicUsize,
     /// Taken by writers, so that two changes can't lose one another.
     writing: Mutex<()>,
 }
@@ -255,7 +257,13 @@ impl Fleet {
     /// A fleet without workers.
     #[must_use]
     pub fn new(config: Config, metrics: Metrics) -> Self {
-        Self { config, metrics, snapshot: ArcSwap::default(), writing: Mutex::new(()) }
+        Self {
+            config,
+            metrics,
+            snapshot: ArcSwap::default(),
+            ready: AtomicUsize::new(0),
+            writing: Mutex::new(()),
+        }
     }
 
     /// What workers are judged by.
@@ -273,6 +281,13 @@ impl Fleet {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// Workers that serve, and all of them, without looking at each.
+    #[must_use]
+    pub fn ready(&self) -> (usize, usize) {
+        let all = self.load().workers.len();
+        (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
     /// Adds a worker.
@@ -379,6 +394,9 @@ impl Fleet {
         });
         if cold || change == Some(Change::Up { cold: true }) {
             self.update(id, |worker| worker.cache_epoch += 1);
+        } else if change.is_some() {
+            let _one_at_a_time = self.writing.lock();
+            self.ready.store(self.load().ready(), Ordering::Relaxed);
         }
         change
     }
@@ -443,7 +461,9 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        self.snapshot.store(Arc::new(build(old.version + 1, workers)));
+        let snapshot = build(old.version + 1, workers);
+        self.ready.store(snapshot.ready(), Ordering::Relaxed);
+        self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
     }
 }

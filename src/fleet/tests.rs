@@ -94,6 +94,27 @@ fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
 }
 
 #[test]
+fn those_that_serve_are_counted() {
+    let fleet = fleet();
+    let a = ready(&fleet, "http://a", &["m"]);
+    let b = fleet.register(spec("http://b", &[])).unwrap();
+    assert_eq!(fleet.ready(), (1, 2));
+    fleet.report_probe(b, Probe::Good);
+    assert_eq!(fleet.ready(), (1, 2), "its models are not known");
+    fleet.discovered(b, Discovered { models: Models::Any, info: None });
+    assert_eq!(fleet.ready(), (2, 2));
+    fleet.drain(a, true);
+    assert_eq!(fleet.ready(), (1, 2));
+    for _ in 0..3 {
+        fleet.report_probe(b, Probe::Bad);
+    }
+    assert_eq!(fleet.ready(), (0, 2));
+    fleet.report_probe(b, Probe::Good);
+    fleet.remove(a, NOW);
+    assert_eq!(fleet.ready(), (1, 1));
+}
+
+#[test]
 fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
