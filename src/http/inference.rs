@@ -40,6 +40,8 @@ pub(super) async fn serve(
         .inspect_err(|_| exchange.close_after())?;
     let peek = look(&parts.method, &headers, &body)?;
     let priority = match headers.get(&X_SMG_PRIORITY) {
+        // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
+        None if parts.method == Method::GET => Priority::System,
         None => Priority::Default,
         Some(value) => value.to_str().unwrap_or_default().parse().map_err(|error| ApiError {
             param: Some("x-smg-priority"),
