@@ -46,6 +46,11 @@ pub(super) fn public(surface: Arc<Surface>) -> Router {
         .with_state(surface)
 }
 
+/// What the further ports say to everything else.
+pub(super) async fn nothing(uri: http::Uri) -> ApiError {
+    ApiError::no_such_route(uri.path())
+}
+
 /// Whether load balancers should send requests here. Does not depend on any other router.
 async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready();

@@ -17,6 +17,7 @@ mod peek;
 mod routes;
 mod server;
 mod shard;
+mod watched;
 mod workers;
 
 use std::net::SocketAddr;

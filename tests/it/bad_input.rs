@@ -38,6 +38,47 @@ fn chat(headers: &str, body: &str) -> String {
     )
 }
 
+/// Every error has a name, and a body that clients understand.
+fn is_in_shape(answer: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("\r\nx-request-id: "), "{answer}");
+    let document: serde_json::Value = serde_json::from_str(body).unwrap();
+    let code = document["error"]["code"].as_str().unwrap();
+    assert!(head.contains(&format!("\r\nx-smg-error-code: {code}\r\n")), "{answer}");
+}
+
+#[tokio::test]
+async fn who_is_refused_while_sending_can_read_why() {
+    let worker = Worker::plain().await;
+    let flags = ["--api-key", "right", "--max-payload-size", "2048"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    for (key, status) in [("wrong", "401"), ("right", "413")] {
+        // Sent whole before anything is read, as many clients do: a reset meanwhile would lose the answer.
+        for _ in 0..20 {
+            let head = format!(
+                "POST /generate HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 700000\r\n\r\n"
+            );
+            let mut stream = TcpStream::connect(router.address()).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..70 {
+                stream
+                    .write_all(&[b' '; 10_000])
+                    .await
+                    .expect("the router has reset the connection");
+                tokio::task::yield_now().await;
+            }
+            let answer = rest(&mut stream).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer:?}");
+        }
+    }
+    // Who goes on for ever is cut off.
+    let mut endless = TcpStream::connect(router.address()).await.unwrap();
+    let head = "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 7000000000\r\n\r\n";
+    endless.write_all(head.as_bytes()).await.unwrap();
+    let sending = async { while endless.write_all(&[b' '; 10_000]).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, sending).await.expect("it is read for ever");
+}
+
 async fn still_serves(router: &Router) {
     assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
     assert!(!router.log().contains("panicked"), "{}", router.log());
@@ -126,7 +167,9 @@ async fn who_sends_too_slowly_is_told_so() {
         .expect("a dripping client was not cut off")
         .is_err();
     dripping.abort();
-    assert!(answer.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&answer));
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    is_in_shape(&answer);
     still_serves(&router).await;
 }
 
@@ -157,6 +200,9 @@ async fn what_is_not_http_is_refused() {
             answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")),
             "{shown:?}: {answer:?}"
         );
+        if !answer.is_empty() {
+            is_in_shape(&answer);
+        }
     }
     assert!(worker.seen().is_empty(), "nothing of it came to the worker");
     still_serves(&router).await;
