@@ -92,6 +92,18 @@ impl ApiError {
         )
     }
 
+    /// The bodies of other requests leave no room for this one's.
+    pub(super) fn no_room() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_room_for_body",
+                "the router holds as many bytes of requests as it may",
+            )
+        }
+    }
+
     /// The body came too slowly.
     pub(super) fn too_slow() -> Self {
         Self::new(

@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod buffered;
 mod connection;
 mod error;
 mod fanout;
@@ -58,6 +59,8 @@ pub struct Config {
     pub admin_api_key: Option<Secret>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// What the bodies of all requests may hold in memory together, in bytes.
+    pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
