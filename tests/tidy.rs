@@ -42,7 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("mock", &["clock", "tasks"]),
-    ("cli", &["spec", "mock"]),
+    ("cli", &["spec", "policy", "mock"]),
     ("telemetry", &[]),
     (
         "config",

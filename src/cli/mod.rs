@@ -19,7 +19,7 @@ pub mod values;
 pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
 pub use observe::{LogLevel, ObserveArgs};
-pub use routing::{AdmissionArgs, PolicyName, RoutingArgs, WorkerArgs};
+pub use routing::{AdmissionArgs, RoutingArgs, WorkerArgs};
 
 /// Routes OpenAI-compatible requests to inference workers.
 ///
