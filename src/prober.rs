@@ -138,7 +138,10 @@ fn settle(
     let worker = answer.worker;
     match &answer.look {
         Look::NotNow => {}
-        Look::Failed => schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2)),
+        Look::Failed => {
+            fleet.could_not_read(worker);
+            schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+        }
         Look::Found(found) => {
             schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
             if fleet.discovered(worker, found.clone()) {
@@ -158,6 +161,7 @@ fn settle(
                 schedule.look_at = now;
             }
             Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
+            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
@@ -194,7 +198,11 @@ async fn ask(
                 }
                 Err(error) => {
                     debug!(worker = %worker.id, %error, "probe failed");
-                    if error.is_unreachable() { Probe::Unreachable } else { Probe::Bad }
+                    match error {
+                        error if error.is_gone() => Probe::Gone,
+                        error if error.is_unreachable() => Probe::Unreachable,
+                        _ => Probe::Bad,
+                    }
                 }
             },
         );

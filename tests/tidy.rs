@@ -44,7 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("mock", &["clock", "tasks"]),
     ("console", &["spec", "clock", "tls", "upstream"]),
-    ("cli", &["ids", "spec", "mesh", "console", "mock"]),
+    ("cli", &["ids", "spec", "policy", "mesh", "console", "mock"]),
     ("telemetry", &[]),
     (
         "config",

@@ -35,6 +35,16 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 32)
     )]
     pub max_payload_size: usize,
+    /// What the bodies of all requests may hold in memory together, 1024 to 1099511627776 bytes.
+    ///
+    /// A request that finds no room is answered 503. Set it below the memory that the router may use.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "2147483648",
+        value_parser = whole::<usize>(1024, 1 << 40)
+    )]
+    pub max_buffered_bytes: usize,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
     /// Bounds clients that send a byte now and then.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use crate::cli::values::{Limit, between, limit, seconds, secret, whole};
+use crate::policy::Kind;
 use crate::spec::{Secret, WorkerUrl};
 
 /// Which workers there are.
@@ -30,30 +32,28 @@ pub struct WorkerArgs {
     pub drain_timeout_secs: Duration,
 }
 
-/// A policy's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum PolicyName {
-    /// The worker that has served the longest prefix of the prompt, within a bound on load
-    CacheAware,
-    /// One after the other, by weight
-    RoundRobin,
-    /// By chance, by weight
-    Random,
-    /// The less loaded of two that chance names
-    PowerOfTwo,
-    /// The least loaded
-    LeastLoad,
-    /// A ring keyed by session, with bounded load
-    ConsistentHashing,
-    /// A ring keyed by the head of the prompt, with bounded load
-    PrefixHash,
-    /// Sticky sessions with a time to live
-    Manual,
-    /// By length of the prompt
-    Bucket,
-    /// Whatever worker there is: for a single one
-    Passthrough,
+impl ValueEnum for Kind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::CacheAware => {
+                "The worker that has served the longest prefix of the prompt, within a bound on load"
+            }
+            Self::RoundRobin => "One after the other, by weight",
+            Self::Random => "By chance, by weight",
+            Self::PowerOfTwo => "The less loaded of two that chance names",
+            Self::LeastLoad => "The least loaded",
+            Self::ConsistentHashing => "A ring keyed by session, with bounded load",
+            Self::PrefixHash => "A ring keyed by the head of the prompt, with bounded load",
+            Self::Manual => "Sticky sessions with a time to live",
+            Self::Bucket => "By length of the prompt",
+            Self::Passthrough => "Whatever worker there is: for a single one",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 /// How a worker is chosen.
@@ -66,7 +66,7 @@ pub struct RoutingArgs {
     /// The default suits workers that keep a prefix cache, which vLLM and SGLang do. A worker's label `policy` sets
     /// another one for its models.
     #[arg(long, value_name = "NAME", default_value = "cache_aware")]
-    pub policy: PolicyName,
+    pub policy: Kind,
     /// Matched share of a prompt from which cache_aware follows the prefix, 0 to 1.
     ///
     /// Lower it when prompts share a short head that is expensive to compute; raise it when even load matters more.

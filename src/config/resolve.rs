@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::{Args, LogLevel, PolicyName};
+use crate::cli::{Args, LogLevel};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
@@ -88,6 +88,7 @@ fn http_config(
             .collect(),
         admin_api_key: access.admin_api_key.clone(),
         max_body_bytes: listen.max_payload_size,
+        max_buffered_bytes: listen.max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
         body_timeout: listen.body_timeout_secs,
         max_connections: listen.max_connections,
@@ -106,27 +107,12 @@ fn http_config(
 fn policy_config(args: &Args) -> policy::Config {
     let routing = &args.routing;
     policy::Config {
-        kind: policy_kind(routing.policy),
+        kind: routing.policy,
         cache_threshold: routing.cache_threshold,
         balance_abs_threshold: routing.balance_abs_threshold,
         balance_rel_threshold: routing.balance_rel_threshold,
         session_ttl: routing.session_ttl_secs,
         max_sessions: routing.max_sessions,
-    }
-}
-
-fn policy_kind(name: PolicyName) -> policy::Kind {
-    match name {
-        PolicyName::CacheAware => policy::Kind::CacheAware,
-        PolicyName::RoundRobin => policy::Kind::RoundRobin,
-        PolicyName::Random => policy::Kind::Random,
-        PolicyName::PowerOfTwo => policy::Kind::PowerOfTwo,
-        PolicyName::LeastLoad => policy::Kind::LeastLoad,
-        PolicyName::ConsistentHashing => policy::Kind::ConsistentHashing,
-        PolicyName::PrefixHash => policy::Kind::PrefixHash,
-        PolicyName::Manual => policy::Kind::Manual,
-        PolicyName::Bucket => policy::Kind::Bucket,
-        PolicyName::Passthrough => policy::Kind::Passthrough,
     }
 }
 

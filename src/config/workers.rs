@@ -7,15 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
 
-use clap::ValueEnum;
 use toml::{Table, Value};
 
-use crate::cli::PolicyName;
 use crate::cli::values;
 use crate::config::file::text_of;
 use crate::config::mistakes::{Mistake, did_you_mean, key_in, shown, value_and_reason};
 use crate::config::process::Process;
 use crate::ids::ModelId;
+use crate::policy::Kind;
 use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 
 /// Models, aliases or labels of one worker at most.
@@ -87,7 +86,7 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
     let aliases: BTreeMap<ModelId, ModelId> = fields.pairs("aliases", model, model);
     let labels: BTreeMap<String, String> = fields.pairs("labels", label_name, label_value);
     if let Some(policy) = labels.get("policy")
-        && PolicyName::from_str(policy, false).is_err()
+        && policy.parse::<Kind>().is_err()
     {
         fields.wrong("labels.policy", &format!("{} is no policy", shown(policy)));
     }

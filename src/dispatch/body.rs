@@ -10,13 +10,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tracing::warn;
 
+use super::chain;
 use super::metrics::Ending;
 use super::policies::Entry;
 use crate::clock::Clock;
 use crate::fleet::{Fleet, InFlight, Outcome};
 use crate::ids::WorkerId;
 use crate::limit::Permit;
-use crate::upstream::{self, BodyError};
+use crate::upstream;
 
 /// What a broken stream ends with, so that a client does not take it for complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,17 @@ pub enum StreamEnd {
     Cut,
     /// A terminal event with these bytes, then the end.
     Event(&'static str),
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The worker broke off, or took too long.
+    #[error(transparent)]
+    Worker(upstream::BodyError),
+    /// The worker was let go, and its time to finish is over.
+    #[error("the worker was taken away")]
+    TakenAway,
 }
 
 /// The body of a response.
@@ -41,13 +53,16 @@ pub struct ResponseBody {
 /// What is settled when the body ends, in whatever way.
 #[derive(Debug)]
 pub(super) struct Account {
-    pub(super) in_flight: InFlight,
+    /// `None`: the worker was judged by its head already.
+    pub(super) in_flight: Option<InFlight>,
     pub(super) permit: Option<Permit>,
     pub(super) fleet: Arc<Fleet>,
     pub(super) entry: Arc<Entry>,
     pub(super) clock: Clock,
     pub(super) started: Duration,
     pub(super) worker: WorkerId,
+    /// For the log. A copy: the client's own is a slice of all that it sent.
+    pub(super) request_id: Box<[u8]>,
     /// What a complete body says of the worker.
     pub(super) outcome: Outcome,
     pub(super) first_byte_seen: bool,
@@ -57,7 +72,7 @@ impl Account {
     fn settle(self, ending: Ending, outcome: Outcome) {
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
-        if let Some(mode) = self.in_flight.end(outcome, now, breaker) {
+        if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {
             warn!(worker = %self.worker, breaker = mode.name(), "breaker changed");
         }
         drop(self.permit);
@@ -110,7 +125,18 @@ impl Body for ResponseBody {
         if this.broken {
             return Poll::Ready(None);
         }
-        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+        let mut polled = Pin::new(&mut this.inner)
+            .poll_frame(cx)
+            .map(|frame| frame.map(|frame| frame.map_err(BodyError::Worker)));
+        if let Some(in_flight) =
+            this.account.as_mut().and_then(|account| account.in_flight.as_mut())
+            && (polled.is_pending() || in_flight.is_cut())
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            this.inner.close();
+            polled = Poll::Ready(Some(Err(BodyError::TakenAway)));
+        }
+        match ready!(polled) {
             Some(Ok(frame)) => {
                 if let Some(account) =
                     this.account.as_mut().filter(|account| !account.first_byte_seen)
@@ -126,7 +152,12 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 if let Some(account) = this.account.take() {
-                    warn!(worker = %account.worker, %error, "response broke off");
+                    warn!(
+                        worker = %account.worker,
+                        request_id = %account.request_id.escape_ascii(),
+                        error = %chain(&error),
+                        "response broke off"
+                    );
                     account.settle(Ending::Broken, Outcome::Failure);
                 }
                 match this.stream_end {

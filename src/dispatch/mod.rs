@@ -11,6 +11,7 @@ mod policies;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tracing::{debug, warn};
 
 use attempts::{Attempt, Attempts, Budget, Next};
 use body::Account;
-pub use body::{ResponseBody, StreamEnd};
+pub use body::{BodyError, ResponseBody, StreamEnd};
 use metrics::Ending;
 pub use metrics::Metrics;
 use policies::Entry;
@@ -204,6 +205,16 @@ struct Chosen {
     others: bool,
 }
 
+/// What a worker answered.
+struct Answered {
+    response: Response<upstream::ResponseBody>,
+    worker: WorkerId,
+    entry: Arc<Entry>,
+    decision: Decision,
+    /// `Clock::mono` when it was asked.
+    sent_at: Duration,
+}
+
 /// Block hashes of the prompt, computed when a policy first asks for them.
 #[derive(Default)]
 struct Blocks {
@@ -246,8 +257,21 @@ impl Dispatcher {
         let mut attempts = Attempts::default();
         let mut tried: SmallVec<[WorkerId; 4]> = SmallVec::new();
         let mut blocks = Blocks::default();
+        // The last answer that was not good enough.
+        let mut poor: Option<Answered> = None;
         loop {
-            let chosen = self.choose_or_wait(request, &tried, &mut blocks).await?;
+            let mut chosen = match self.choose_or_wait(request, &tried, &mut blocks).await {
+                Ok(chosen) => chosen,
+                Err(error) => {
+                    // Nobody is left that could do better.
+                    let poor =
+                        poor.take().filter(|_| matches!(error, DispatchError::NoneAvailable));
+                    let poor = poor.ok_or(error)?;
+                    return Ok(self.respond(request, poor, None, permit.take(), started, &tried));
+                }
+            };
+            // Not read to its end: the connection closes.
+            drop(poor.take());
             let worker = &chosen.worker;
             let sent_at = self.clock.now();
             let hint = request.hint(&blocks);
@@ -263,15 +287,23 @@ impl Dispatcher {
                     .map_or_else(|| request.body.clone(), |model| request.renamed(model)),
                 stream: request.stream,
             };
-            let answer = self.upstream.send(&worker.spec.url, &outgoing).await;
+            let sending = self.upstream.send(&worker.spec.url, &outgoing);
+            let answer = unless_cut(&mut chosen.in_flight, sending).await;
             let now = self.clock.now();
             tried.push(worker.id);
             match answer {
                 Ok(response) => {
                     chosen.in_flight.head_after(now.since(sent_at));
                     let status = response.status();
+                    let answered = Answered {
+                        response,
+                        worker: worker.id,
+                        entry: chosen.entry,
+                        decision: chosen.decision,
+                        sent_at: sent_at.mono,
+                    };
                     if attempts::is_retryable(status) {
-                        let after = retry_after(response.headers(), now);
+                        let after = retry_after(answered.response.headers(), now);
                         let attempt = Attempt::Answered(status, after);
                         if let Next::Again(wait) =
                             self.next(&mut attempts, attempt, chosen.others, now)
@@ -283,43 +315,25 @@ impl Dispatcher {
                                 "4xx"
                             });
                             self.end(chosen.in_flight, worker.id, judge(status), now);
-                            // Not read to its end: the connection closes, rather than wait with us.
-                            drop(response);
+                            poor = Some(answered);
                             wait_for(wait).await;
                             continue;
                         }
                     }
-                    let trace = Trace {
-                        worker: worker.id,
-                        policy: chosen.entry.policy.name(),
-                        decision: chosen.decision,
-                        attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
-                        overhead: sent_at.mono.saturating_sub(started),
-                    };
-                    let account = Account {
-                        worker: worker.id,
-                        in_flight: chosen.in_flight,
-                        permit: permit.take(),
-                        fleet: Arc::clone(&shared.fleet),
-                        entry: chosen.entry,
-                        clock: self.clock,
+                    let in_flight = Some(chosen.in_flight);
+                    return Ok(self.respond(
+                        request,
+                        answered,
+                        in_flight,
+                        permit.take(),
                         started,
-                        outcome: judge(status),
-                        first_byte_seen: false,
-                    };
-                    let is_events = is_event_stream(response.headers());
-                    // An event in clear text means nothing within a compressed stream.
-                    let is_plain = !response.headers().contains_key(header::CONTENT_ENCODING);
-                    let stream_end =
-                        if is_events && is_plain { request.stream_end } else { StreamEnd::Cut };
-                    let response =
-                        response.map(|body| ResponseBody::new(body, account, stream_end));
-                    return Ok(Dispatched { response, trace });
+                        &tried,
+                    ));
                 }
                 Err(error) => {
                     shared.metrics.count_send_error(error.name());
                     if error.is_unreachable() {
-                        worker.mark_unreachable(now);
+                        worker.mark_unreachable(now, error.is_gone());
                     }
                     warn!(
                         worker = %worker.id, request_id = ?request.request_id, error = %chain(&error),
@@ -348,6 +362,44 @@ impl Dispatcher {
                 }
             }
         }
+    }
+
+    /// Gives an answer to the client. `in_flight`: `None` if the worker was judged by it already.
+    fn respond(
+        &self,
+        request: &Request<'_>,
+        answered: Answered,
+        in_flight: Option<InFlight>,
+        permit: Option<Permit>,
+        started: Duration,
+        tried: &[WorkerId],
+    ) -> Dispatched {
+        let Answered { response, worker, entry, decision, sent_at } = answered;
+        let trace = Trace {
+            worker,
+            policy: entry.policy.name(),
+            decision,
+            attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
+            overhead: sent_at.saturating_sub(started),
+        };
+        let account = Account {
+            worker,
+            request_id: request.request_id.as_bytes().into(),
+            in_flight,
+            permit,
+            fleet: Arc::clone(&self.shared.fleet),
+            entry,
+            clock: self.clock,
+            started,
+            outcome: judge(response.status()),
+            first_byte_seen: false,
+        };
+        let is_events = is_event_stream(response.headers());
+        // An event in clear text means nothing within a compressed stream.
+        let is_plain = !response.headers().contains_key(header::CONTENT_ENCODING);
+        let stream_end = if is_events && is_plain { request.stream_end } else { StreamEnd::Cut };
+        let response = response.map(|body| ResponseBody::new(body, account, stream_end));
+        Dispatched { response, trace }
     }
 
     /// Takes a place among the requests that may be at the workers, waiting for it if the queue has room.
@@ -495,6 +547,20 @@ fn retry_after(headers: &HeaderMap, now: Now) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
     Some(date.saturating_sub(now.wall))
+}
+
+/// The answer, unless the worker is taken away before it comes: then the connection is closed, and the worker may have
+/// started on the request.
+async fn unless_cut<T>(
+    in_flight: &mut InFlight,
+    sending: impl Future<Output = Result<T, SendError>>,
+) -> Result<T, SendError> {
+    let mut sending = std::pin::pin!(sending);
+    std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(answer),
+        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Reset { dead: false })),
+    })
+    .await
 }
 
 async fn wait_for(time: Duration) {

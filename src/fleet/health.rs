@@ -12,7 +12,8 @@ pub enum State {
     Ready = 1,
     /// Was ready and fails its probes now.
     NotReady = 2,
-    /// Never became ready and fails its probes.
+    /// Fails its probes and never was ready, or has not been for ten times as many failures as take a worker out: not a
+    /// hiccup any more. It is asked on, and comes back as from `NotReady`.
     Failed = 3,
     /// Takes no new requests; those in flight finish.
     Draining = 4,
@@ -43,9 +44,15 @@ pub enum Probe {
     Good,
     /// It answered that it can't, or too late, or with nonsense.
     Bad,
-    /// Nobody listens: whatever it had in its cache is gone when it comes back.
+    /// No connection came about in time, or its name was not found: the network may have a bad moment. Only if that
+    /// lasts until the worker is taken out is its cache taken for cold when it comes back.
     Unreachable,
+    /// Nobody listens: whatever it had in its cache is gone when it comes back.
+    Gone,
 }
+
+/// So many times the failures that take a ready worker out make it a failed one.
+const FAILED_AFTER: u32 = 10;
 
 /// Counts probes in a row.
 #[derive(Debug, Default)]
@@ -54,7 +61,12 @@ pub(super) struct Health {
     bad: u32,
     was_ready: bool,
     healthy: bool,
+    /// It fails its probes.
+    down: bool,
+    /// It has for long.
     failed: bool,
+    /// Could not be reached since its last good probe.
+    unreached: bool,
     cold: bool,
 }
 
@@ -68,6 +80,8 @@ pub enum Change {
     },
     /// It serves no longer.
     Down,
+    /// It was down and still is after so many more failures: somebody should look.
+    Failed,
 }
 
 impl Health {
@@ -79,33 +93,35 @@ impl Health {
         failures: NonZeroU32,
         successes: NonZeroU32,
     ) -> Option<Change> {
-        match probe {
-            Probe::Good => {
-                self.bad = 0;
-                self.good = self.good.saturating_add(1);
-                if self.healthy {
-                    return None;
-                }
-                if self.was_ready && self.good < successes.get() {
-                    return None;
-                }
-                self.healthy = true;
-                self.was_ready = true;
-                self.failed = false;
-                Some(Change::Up { cold: std::mem::take(&mut self.cold) })
+        if probe == Probe::Good {
+            self.bad = 0;
+            self.unreached = false;
+            self.failed = false;
+            self.good = self.good.saturating_add(1);
+            if self.healthy || (self.was_ready && self.good < successes.get()) {
+                return None;
             }
-            Probe::Bad | Probe::Unreachable => {
-                self.good = 0;
-                self.bad = self.bad.saturating_add(1);
-                self.cold |= probe == Probe::Unreachable && self.was_ready;
-                if self.bad < failures.get() || self.failed {
-                    return None;
-                }
-                self.failed = true;
-                self.healthy = false;
-                Some(Change::Down)
-            }
+            self.healthy = true;
+            self.was_ready = true;
+            self.down = false;
+            return Some(Change::Up { cold: std::mem::take(&mut self.cold) });
         }
+        self.good = 0;
+        self.bad = self.bad.saturating_add(1);
+        self.unreached |= probe == Probe::Unreachable;
+        self.cold |= probe == Probe::Gone && self.was_ready;
+        if !self.down && self.bad >= failures.get() {
+            self.down = true;
+            self.healthy = false;
+            self.failed = !self.was_ready;
+            self.cold |= self.unreached && self.was_ready;
+            return Some(Change::Down);
+        }
+        if self.down && !self.failed && self.bad >= failures.get().saturating_mul(FAILED_AFTER) {
+            self.failed = true;
+            return Some(Change::Failed);
+        }
+        None
     }
 
     /// Takes it for healthy without asking: probes are disabled.
@@ -113,13 +129,14 @@ impl Health {
         *self = Self { healthy: true, was_ready: true, ..Self::default() };
     }
 
-    /// Notes that a request found nobody listening.
-    pub(super) fn mark_unreachable(&mut self) {
-        self.cold |= self.was_ready;
+    /// Notes that a request found nobody listening (`gone`), or could not reach it.
+    pub(super) fn mark_unreachable(&mut self, gone: bool) {
+        self.cold |= gone && self.was_ready;
+        self.unreached = true;
     }
 
-    /// Takes note of a good probe while it is healthy: returns whether it was unreachable since the last one, so that
-    /// its cache is cold although no probe failed.
+    /// Takes note of a good probe while it is healthy: returns whether nobody listened since the last one, so that its
+    /// cache is cold although no probe failed.
     pub(super) fn take_cold(&mut self) -> bool {
         self.healthy && std::mem::take(&mut self.cold)
     }
@@ -127,11 +144,14 @@ impl Health {
     /// Its state, as far as probes decide it.
     #[must_use]
     pub(super) fn state(&self) -> State {
-        match (self.healthy, self.was_ready, self.failed) {
-            (true, _, _) => State::Ready,
-            (false, true, _) => State::NotReady,
-            (false, false, true) => State::Failed,
-            (false, false, false) => State::Pending,
+        if self.healthy {
+            State::Ready
+        } else if self.failed {
+            State::Failed
+        } else if self.was_ready {
+            State::NotReady
+        } else {
+            State::Pending
         }
     }
 }
@@ -140,7 +160,7 @@ impl Health {
 mod tests {
     use super::*;
 
-    /// Plays probes (`g`ood, `b`ad, `u`nreachable) with thresholds 3 and 2; returns the state and the last change.
+    /// Plays probes (`g`ood, `b`ad, `u`nreachable, `x` gone) with thresholds 3 and 2; returns the state and the last change.
     fn play(script: &str) -> (State, Option<Change>) {
         let mut health = Health::default();
         let mut last = None;
@@ -148,7 +168,8 @@ mod tests {
             let probe = match probe {
                 'g' => Probe::Good,
                 'b' => Probe::Bad,
-                _ => Probe::Unreachable,
+                'u' => Probe::Unreachable,
+                _ => Probe::Gone,
             };
             let change =
                 health.count(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
@@ -182,6 +203,30 @@ mod tests {
         assert_eq!(play("gbbb"), (State::NotReady, Some(Change::Down)));
         assert_eq!(play("gbbbg"), (State::NotReady, Some(Change::Down)));
         assert_eq!(play("gbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
+        assert_eq!(play("gbxbgg"), (State::Ready, Some(Change::Up { cold: true })));
+    }
+
+    #[test]
+    fn a_hiccup_of_the_network_leaves_the_cache_warm_but_an_outage_does_not() {
         assert_eq!(play("gbubgg"), (State::Ready, Some(Change::Up { cold: true })));
+        assert_eq!(play("gug").1, Some(Change::Up { cold: false }));
+        assert_eq!(play("gugbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
+        let threshold = NonZeroU32::new(3).unwrap();
+        for (gone, cold) in [(false, false), (true, true)] {
+            let mut health = Health::default();
+            health.count(Probe::Good, threshold, threshold);
+            health.mark_unreachable(gone);
+            health.count(Probe::Good, threshold, threshold);
+            assert_eq!(health.take_cold(), cold);
+        }
+    }
+
+    #[test]
+    fn who_was_ready_has_failed_after_ten_times_the_failures() {
+        let bad = |n: usize| format!("g{}", "b".repeat(n));
+        assert_eq!(play(&bad(29)), (State::NotReady, Some(Change::Down)));
+        assert_eq!(play(&bad(30)), (State::Failed, Some(Change::Failed)));
+        assert_eq!(play(&format!("{}g", bad(40))), (State::NotReady, Some(Change::Failed)));
+        assert_eq!(play(&format!("{}gg", bad(40))).0, State::Ready);
     }
 }

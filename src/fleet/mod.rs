@@ -5,6 +5,7 @@
 //! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
 
 mod breaker;
+mod cut;
 mod health;
 mod metrics;
 mod worker;
@@ -12,6 +13,7 @@ mod worker;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -122,8 +124,8 @@ pub struct Snapshot {
     any: Vec<Member>,
     /// Every worker of which the models are known, for requests that name none.
     everyone: Vec<Member>,
-    /// Some worker's models are not known yet: a model that nobody has may still turn up.
-    incomplete: bool,
+    /// Those whose models are not known yet.
+    unread: Vec<Arc<Worker>>,
 }
 
 /// A model and who serves it.
@@ -149,7 +151,7 @@ pub struct Member {
 pub enum ServedBy<'a> {
     /// These workers.
     Members(&'a [Member]),
-    /// Nobody yet, but some worker's models are still unknown.
+    /// Nobody yet, but what some worker serves may be known any moment.
     NobodyYet,
     /// Nobody: the model does not exist here.
     Nobody,
@@ -194,17 +196,19 @@ impl Snapshot {
             None => &self.everyone,
             Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
         };
+        // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
+        // which something may be heard any moment keeps a name from being a mistake.
+        let too_early = self.everyone.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
-            [] if self.incomplete => ServedBy::NobodyYet,
-            [] if model.is_none() && !self.workers.is_empty() => ServedBy::NobodyYet,
+            [] if too_early => ServedBy::NobodyYet,
+            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
             [] => ServedBy::Nobody,
             members => ServedBy::Members(members),
         }
     }
 
-    /// Workers that serve right now.
-    #[must_use]
-    pub fn ready(&self) -> usize {
+    /// Workers that serve right now; counts them.
+    fn ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
     }
 }
@@ -215,6 +219,8 @@ pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
+    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `writing`.
+    ready: AtomicUsize,
     /// Taken by writers, so that two changes can't lose one another.
     writing: Mutex<()>,
 }
@@ -251,7 +257,13 @@ impl Fleet {
     /// A fleet without workers.
     #[must_use]
     pub fn new(config: Config, metrics: Metrics) -> Self {
-        Self { config, metrics, snapshot: ArcSwap::default(), writing: Mutex::new(()) }
+        Self {
+            config,
+            metrics,
+            snapshot: ArcSwap::default(),
+            ready: AtomicUsize::new(0),
+            writing: Mutex::new(()),
+        }
     }
 
     /// What workers are judged by.
@@ -269,6 +281,13 @@ impl Fleet {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// Workers that serve, and all of them, without looking at each.
+    #[must_use]
+    pub fn ready(&self) -> (usize, usize) {
+        let all = self.load().workers.len();
+        (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
     /// Adds a worker.
@@ -334,7 +353,8 @@ impl Fleet {
         there
     }
 
-    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over.
+    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over: what is still in
+    /// flight there ends then.
     pub fn sweep(&self, now: Now) {
         let gone = |worker: &Worker| {
             worker
@@ -348,6 +368,7 @@ impl Fleet {
             workers.retain(|worker| {
                 let gone = gone(worker);
                 if gone {
+                    worker.live().cut().end();
                     self.metrics.forget(worker.id);
                 }
                 !gone
@@ -373,6 +394,9 @@ impl Fleet {
         });
         if cold || change == Some(Change::Up { cold: true }) {
             self.update(id, |worker| worker.cache_epoch += 1);
+        } else if change.is_some() {
+            let _one_at_a_time = self.writing.lock();
+            self.ready.store(self.load().ready(), Ordering::Relaxed);
         }
         change
     }
@@ -397,6 +421,13 @@ impl Fleet {
             }
             worker.info = info.clone().or_else(|| worker.info.take());
         })
+    }
+
+    /// What a worker serves could not be read.
+    pub fn could_not_read(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().count_failed_look();
+        }
     }
 
     /// A worker's cache was emptied: what was learnt of it is void.
@@ -430,7 +461,9 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        self.snapshot.store(Arc::new(build(old.version + 1, workers)));
+        let snapshot = build(old.version + 1, workers);
+        self.ready.store(snapshot.ready(), Ordering::Relaxed);
+        self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
     }
 }
@@ -442,7 +475,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
         match &worker.models {
             Models::Unknown => {
-                snapshot.incomplete = true;
+                snapshot.unread.push(Arc::clone(worker));
                 continue;
             }
             Models::Any => snapshot.any.push(member()),

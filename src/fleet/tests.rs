@@ -70,6 +70,65 @@ fn an_unknown_model_may_still_turn_up() {
 }
 
 #[test]
+fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
+    let fleet = fleet();
+    ready(&fleet, "http://a", &["m"]);
+    let asked = || fleet.load().served_by(Some("x")) == ServedBy::NobodyYet;
+    // It has just come: it may have it.
+    let young = fleet.register(spec("http://b", &[])).unwrap();
+    assert!(asked());
+    // It never answers.
+    for _ in 0..3 {
+        fleet.report_probe(young, Probe::Gone);
+    }
+    assert!(!asked());
+    // It answers, but not that question.
+    fleet.report_probe(young, Probe::Good);
+    assert!(asked());
+    for _ in 0..5 {
+        assert!(asked());
+        fleet.could_not_read(young);
+    }
+    assert!(!asked());
+    assert_eq!(fleet.load().served_by(Some("m")), fleet.load().served_by(None));
+}
+
+#[test]
+fn those_that_serve_are_counted() {
+    let fleet = fleet();
+    let a = ready(&fleet, "http://a", &["m"]);
+    let b = fleet.register(spec("http://b", &[])).unwrap();
+    assert_eq!(fleet.ready(), (1, 2));
+    fleet.report_probe(b, Probe::Good);
+    assert_eq!(fleet.ready(), (1, 2), "its models are not known");
+    fleet.discovered(b, Discovered { models: Models::Any, info: None });
+    assert_eq!(fleet.ready(), (2, 2));
+    fleet.drain(a, true);
+    assert_eq!(fleet.ready(), (1, 2));
+    for _ in 0..3 {
+        fleet.report_probe(b, Probe::Bad);
+    }
+    assert_eq!(fleet.ready(), (0, 2));
+    fleet.report_probe(b, Probe::Good);
+    fleet.remove(a, NOW);
+    assert_eq!(fleet.ready(), (1, 1));
+}
+
+#[test]
+fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
+    let fleet = fleet();
+    let id = ready(&fleet, "http://a", &["m"]);
+    let worker = Arc::clone(fleet.load().worker(id).unwrap());
+    let mut guard = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
+    let cx = std::task::Context::from_waker(std::task::Waker::noop());
+    fleet.remove(id, NOW);
+    assert!(guard.poll_cut(&cx).is_pending() && !guard.is_cut());
+    fleet.sweep(NOW + fleet.config().drain_timeout);
+    assert!(guard.poll_cut(&cx).is_ready() && guard.is_cut());
+    assert!(fleet.load().workers().is_empty());
+}
+
+#[test]
 fn a_worker_without_a_list_takes_whatever_is_sent() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
@@ -169,7 +228,7 @@ fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
     assert!(!worker.take_probe_wish());
-    worker.mark_unreachable(NOW);
+    worker.mark_unreachable(NOW, true);
     assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
     assert!(worker.take_probe_wish() && !worker.take_probe_wish());
     fleet.report_probe(id, Probe::Good);

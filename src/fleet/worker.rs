@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::cut::{Cut, Place};
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -74,11 +76,17 @@ pub(super) struct Live {
     latency_nanos: AtomicU64,
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
+    cut: Cut,
+    /// Looks at what it serves that failed, in a row.
+    failed_looks: AtomicU32,
     metrics: WorkerMetrics,
 }
 
 /// How long a connect error keeps a worker out when no probe says otherwise.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
+
+/// A worker that could not be read so many times does not make others wait for what it may have.
+const MOST_LOOKS: u32 = 5;
 
 impl Worker {
     pub(super) fn new(spec: Arc<WorkerSpec>, config: &Config, metrics: WorkerMetrics) -> Self {
@@ -99,6 +107,8 @@ impl Worker {
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
+            cut: Cut::default(),
+            failed_looks: AtomicU32::new(0),
             metrics,
         };
         Self {
@@ -134,6 +144,14 @@ impl Worker {
             State::Ready if self.models == Models::Unknown => State::Pending,
             state => state,
         }
+    }
+
+    /// Whether what it serves, which is not known, may be known any moment: it is not out for any reason, and has not
+    /// refused to tell again and again.
+    pub(super) fn may_tell(&self) -> bool {
+        !self.draining
+            && matches!(self.live.probed_state(), State::Pending | State::Ready)
+            && self.live.failed_looks.load(Ordering::Relaxed) < MOST_LOOKS
     }
 
     /// What its breaker does with requests.
@@ -214,7 +232,8 @@ impl Worker {
         }
         self.live.metrics.in_flight.inc();
         // From here on the guard gives the place back.
-        let mut guard = InFlight { live: Arc::clone(&self.live), ticket: None };
+        let mut guard =
+            InFlight { live: Arc::clone(&self.live), ticket: None, place: Place::default() };
         let closed = self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8;
         let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
         if !closed {
@@ -231,11 +250,11 @@ impl Worker {
         Some(guard)
     }
 
-    /// Notes that nobody listened: it is out at once, and a probe is wanted.
-    pub fn mark_unreachable(&self, now: Now) {
+    /// Notes that nobody listened (`gone`), or that no connection came about: it is out at once, and a probe is wanted.
+    pub fn mark_unreachable(&self, now: Now, gone: bool) {
         let until = (now + UNREACHABLE_FOR).mono_nanos();
         self.live.unreachable_until.store(until, Ordering::Relaxed);
-        self.live.health.lock().mark_unreachable();
+        self.live.health.lock().mark_unreachable(gone);
         self.live.probe_wanted.store(true, Ordering::Relaxed);
     }
 
@@ -289,9 +308,19 @@ impl Live {
         counted
     }
 
+    /// What it serves could not be read.
+    pub(super) fn count_failed_look(&self) {
+        self.failed_looks.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A probe found it listening.
     pub(super) fn mark_reachable(&self) {
         self.unreachable_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends what is in flight.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     fn show_breaker(&self, mode: Mode) {
@@ -308,9 +337,21 @@ pub struct InFlight {
     live: Arc<Live>,
     /// `None`: begun while the breaker was closed, which is what most are.
     ticket: Option<Ticket>,
+    place: Place,
 }
 
 impl InFlight {
+    /// Ready once the worker was taken away with the request still in flight on it: then it must end.
+    pub fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.live.cut.poll(&mut self.place, cx)
+    }
+
+    /// Whether the worker was taken away.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.live.cut.is_over()
+    }
+
     /// The head of the response arrived after `elapsed`.
     pub fn head_after(&self, elapsed: Duration) {
         let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -348,6 +389,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.live.cut.leave(&mut self.place);
         if let Some(ticket) = self.ticket.take() {
             self.live.breaker.lock().release(ticket);
         }

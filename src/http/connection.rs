@@ -3,21 +3,21 @@
 //! and a shutdown or a broken stream ends it after the exchange that is under way.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::error::HEAD_TIMEOUT;
 use super::metrics::RouteMetrics;
+use super::watched::Watched;
 use crate::clock::Clock;
 use crate::tasks::turned_on;
 
@@ -37,6 +37,8 @@ pub(super) struct State {
     expired: AtomicBool,
     /// Must end after the exchange under way.
     close: AtomicBool,
+    /// Has said its last and waits for the client to stop sending.
+    lingers: AtomicBool,
 }
 
 impl State {
@@ -49,9 +51,40 @@ impl State {
             head_begun: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             close: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
         };
         state.mark_idle();
         Arc::new(state)
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether the head did not come in time.
+    pub(super) fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// Bytes have come: of a next head, unless a request is under way.
+    pub(super) fn begin_head(&self) {
+        if !self.is_busy() && !self.head_begun.swap(true, Ordering::Relaxed) {
+            // From here on the head's own time counts.
+            self.mark_idle();
+        }
+    }
+
+    /// Nobody waits for the head any more. Whether some of it had come.
+    pub(super) fn end_head(&self) -> bool {
+        self.head_begun.swap(false, Ordering::Relaxed)
+    }
+
+    /// Our side has closed. Whether to wait for the client: something it sent was not read.
+    pub(super) fn linger(&self) -> bool {
+        let lingers = self.close.load(Ordering::Relaxed);
+        self.lingers.store(lingers, Ordering::Relaxed);
+        lingers
     }
 
     fn mark_idle(&self) {
@@ -72,7 +105,7 @@ impl State {
     }
 
     /// Notes whether the client takes what is written.
-    fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
+    pub(super) fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
         if written.is_ready() {
             if self.stalled_since.load(Ordering::Relaxed) != 0 {
                 self.stalled_since.store(0, Ordering::Relaxed);
@@ -148,6 +181,12 @@ impl Drop for Exchange {
 /// What is read at once, and the longest head of a request.
 const MAX_BUFFER: usize = 64 << 10;
 
+/// How long a client that was refused may go on sending before the connection is cut.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Between two pings over HTTP/2, and how long the answer may take.
+const PING: Duration = Duration::from_secs(20);
+
 /// How long a connection may be what.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
@@ -157,74 +196,6 @@ pub(super) struct Patience {
     pub(super) idle: Duration,
     /// For the client to take the next piece of a response.
     pub(super) write: Duration,
-}
-
-/// A stream that notes when a head begins, and that ends by itself, with a word of explanation, when it takes too long.
-#[derive(Debug)]
-struct Watched<T> {
-    inner: T,
-    state: Arc<State>,
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.state.expired.load(Ordering::Relaxed) {
-            if this.state.head_begun.swap(false, Ordering::Relaxed) {
-                // Best effort: who did not send may not receive either.
-                let _written = Pin::new(&mut this.inner).poll_write(cx, HEAD_TIMEOUT);
-            }
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        if buf.filled().len() > before
-            && this.state.busy.load(Ordering::Relaxed) == 0
-            && !this.state.head_begun.swap(true, Ordering::Relaxed)
-        {
-            // From here on the head's own time counts.
-            this.state.mark_idle();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.state.wrote(&written);
-        written
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.state.wrote(&written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
 }
 
 /// Serves HTTP/1.1 until the client leaves, patience ends, or `closing` turns true and the exchange under way is over.
@@ -241,7 +212,7 @@ pub(super) async fn serve_http1<T, S, B>(
     B: http_body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let watched = Watched { inner: io, state: Arc::clone(&state) };
+    let watched = Watched::new(io, Arc::clone(&state));
     let mut connection = pin!(
         http1::Builder::new()
             .max_headers(256)
@@ -250,12 +221,16 @@ pub(super) async fn serve_http1<T, S, B>(
     );
     let mut watchdog = pin!(tokio::time::sleep(patience.head));
     let mut told = false;
+    let mut lingers = false;
     loop {
         let end = tokio::select! {
             biased;
             end = std::future::poll_fn(|cx| {
                 if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                     return Poll::Ready(End::Served(served));
+                }
+                if !lingers && state.lingers.load(Ordering::Relaxed) {
+                    return Poll::Ready(End::Linger);
                 }
                 if !told && state.close.load(Ordering::Relaxed) {
                     return Poll::Ready(End::Close);
@@ -275,6 +250,11 @@ pub(super) async fn serve_http1<T, S, B>(
                 told = true;
                 connection.as_mut().graceful_shutdown();
             }
+            End::Linger => {
+                lingers = true;
+                watchdog.as_mut().reset(next_look(LINGER));
+            }
+            End::Look if lingers => return,
             End::Look => {
                 if state.stalled_for() >= patience.write {
                     // Its request holds a place at a worker for as long as it is here.
@@ -303,5 +283,70 @@ fn next_look(after: Duration) -> Instant {
 enum End {
     Served(hyper::Result<()>),
     Close,
+    Linger,
     Look,
+}
+
+/// Serves HTTP/2 until the client leaves, has no request for too long, or `closing` turns true and what is under way is
+/// over. One stream's trouble is not the others': nothing that an exchange says closes the connection.
+pub(super) async fn serve_http2<T, S, B>(
+    io: T,
+    service: S,
+    state: Arc<State>,
+    patience: Patience,
+    mut closing: watch::Receiver<bool>,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: Send + 'static,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut connection = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            // Who answers no ping is gone, and its requests with it.
+            .keep_alive_interval(Some(PING))
+            .keep_alive_timeout(PING)
+            .max_concurrent_streams(256)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    let mut watchdog = pin!(tokio::time::sleep(patience.head));
+    let mut told = false;
+    loop {
+        let end = tokio::select! {
+            biased;
+            served = connection.as_mut() => End::Served(served),
+            () = turned_on(&mut closing), if !told => End::Close,
+            () = watchdog.as_mut() => End::Look,
+        };
+        match end {
+            End::Served(Ok(())) => return,
+            End::Served(Err(error)) => {
+                debug!(%error, "connection of a client ended");
+                return;
+            }
+            End::Close => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            End::Linger | End::Look => {
+                let left = state
+                    .idle_for()
+                    .map_or(patience.idle, |idle| patience.idle.saturating_sub(idle));
+                // It was told to go and has not gone.
+                if told && left.is_zero() {
+                    return;
+                }
+                if left.is_zero() {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                let next = left.min(patience.head).max(Duration::from_millis(10));
+                watchdog.as_mut().reset(next_look(if told { patience.head } else { next }));
+            }
+        }
+    }
 }

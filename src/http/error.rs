@@ -5,10 +5,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 use serde_json::json;
 
 use super::body::Body;
+use super::headers;
 use super::peek::PeekError;
 use crate::dispatch::DispatchError;
 use crate::fleet::RegisterError;
@@ -87,6 +90,18 @@ impl ApiError {
             "payload_too_large",
             format!("the body is larger than the limit of {most} bytes"),
         )
+    }
+
+    /// The bodies of other requests leave no room for this one's.
+    pub(super) fn no_room() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_room_for_body",
+                "the router holds as many bytes of requests as it may",
+            )
+        }
     }
 
     /// The body came too slowly.
@@ -270,26 +285,61 @@ pub(super) const BROKEN_OPENAI: &str = "\n\ndata: {\"error\":{\"message\":\"the 
 pub(super) const BROKEN_ANTHROPIC: &str = "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
      \"message\":\"the worker's response broke off\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
 
-/// Written to a connection whose request's head does not arrive in time.
-pub(super) const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n\
-x-smg-error-code: request_timeout\r\nconnection: close\r\ncontent-length: 136\r\n\r\n\
-{\"error\":{\"message\":\"the request's head did not arrive in time\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"request_timeout\"}}\r\n";
+/// The answer, as bytes, to a request that could not be read: it is not HTTP, or too long, or took too long. The
+/// connection is closed behind it.
+pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
+    let (status, code, message) = match status {
+        408 => (408, "request_timeout", "the request's head did not arrive in time"),
+        414 => (414, "uri_too_long", "the request's target is too long"),
+        431 => (431, "headers_too_large", "the request's headers are too many or too long"),
+        _ => (400, "invalid_request", "the request is not valid HTTP/1.1"),
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = ApiError::new(status, code, message).to_json(false);
+    let head = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\nx-smg-error-code: {code}\r\nx-request-id: {}\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        request_id.to_str().unwrap_or_default(),
+        body.len(),
+    );
+    [head.as_bytes(), &body].concat().into()
+}
+
+/// A name for a request that brought none, or that was not read so far.
+pub(super) fn new_id() -> HeaderValue {
+    headers::request_id(&HeaderMap::new(), &mut SmallRng::from_rng(&mut own_chance()))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "requests outside of any thread of the data path, which has a generator"
+)]
+fn own_chance() -> rand::rngs::ThreadRng {
+    rand::rng()
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_head_timeout_is_framed_right() {
-        let text = std::str::from_utf8(HEAD_TIMEOUT).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(
-            head.contains(&format!("content-length: {}", body.len())),
-            "the body has {} bytes",
-            body.len()
-        );
-        let document: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(document["error"]["code"], "request_timeout");
+    fn what_could_not_be_read_is_answered_like_everything_else() {
+        for (status, told) in [(400, 400), (408, 408), (414, 414), (431, 431), (417, 400)] {
+            let bytes = unread(status, &new_id());
+            let text = std::str::from_utf8(&bytes).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {told} ")), "{head}");
+            assert!(
+                head.contains("connection: close") && head.contains("x-request-id: "),
+                "{head}"
+            );
+            assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+            let document: serde_json::Value = serde_json::from_str(body).unwrap();
+            let code = document["error"]["code"].as_str().unwrap();
+            assert!(head.contains(&format!("x-smg-error-code: {code}")), "{head}");
+        }
     }
 
     #[test]

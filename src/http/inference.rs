@@ -11,6 +11,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
+use super::buffered::Held;
 use super::connection::Exchange;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
 use super::headers;
@@ -35,11 +36,15 @@ pub(super) async fn serve(
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut headers = parts.headers;
     // What is left of a body that was not read would be taken for the next request.
-    let body = read(incoming, &headers, config.max_body_bytes, config.body_timeout)
+    let mut held = Held::new(&shard.surface().metrics, config.max_buffered_bytes);
+    let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
+    let body = read(incoming, &headers, limits, &mut held)
         .await
         .inspect_err(|_| exchange.close_after())?;
     let peek = look(&parts.method, &headers, &body)?;
     let priority = match headers.get(&X_SMG_PRIORITY) {
+        // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
+        None if parts.method == Method::GET => Priority::System,
         None => Priority::Default,
         Some(value) => value.to_str().unwrap_or_default().parse().map_err(|error| ApiError {
             param: Some("x-smg-priority"),
@@ -93,13 +98,24 @@ pub(super) async fn serve(
     Ok(response)
 }
 
-/// Reads a request's body whole: it may have to be sent more than once, and routing looks into it.
+/// How large a body may be, and how slow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// In bytes.
+    pub(super) most: usize,
+    /// Between two pieces.
+    pub(super) timeout: Duration,
+}
+
+/// Reads a request's body whole: it may have to be sent more than once, and routing looks into it. `held` is to live as
+/// long as the body.
 pub(super) async fn read(
     mut incoming: Incoming,
     headers: &HeaderMap,
-    most: usize,
-    timeout: Duration,
+    limits: Limits,
+    held: &mut Held,
 ) -> Result<Bytes, ApiError> {
+    let Limits { most, timeout } = limits;
     let told = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -110,12 +126,13 @@ pub(super) async fn read(
     let Some(first) = piece(&mut incoming, timeout).await? else {
         return Ok(Bytes::new());
     };
+    held.grow(first.len())?;
     if Pin::new(&incoming).is_end_stream() && first.len() <= most {
         // The usual case: one piece, and no copy of it.
         return Ok(first);
     }
     // However small its pieces are: a byte a minute does not keep a request open for ever.
-    tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, told, most, timeout))
+    tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, told, limits, held))
         .await
         .map_err(|_elapsed| ApiError::too_slow())?
 }
@@ -128,9 +145,10 @@ async fn rest(
     mut incoming: Incoming,
     first: Bytes,
     told: Option<usize>,
-    most: usize,
-    timeout: Duration,
+    limits: Limits,
+    held: &mut Held,
 ) -> Result<Bytes, ApiError> {
+    let Limits { most, timeout } = limits;
     // What a client announces is not reserved before it comes.
     let mut whole = BytesMut::with_capacity(told.unwrap_or(0).min(1 << 20).max(first.len()));
     let mut next = Some(first);
@@ -140,6 +158,7 @@ async fn rest(
         }
         whole.extend_from_slice(&data);
         next = piece(&mut incoming, timeout).await?;
+        held.grow(next.as_ref().map_or(0, Bytes::len))?;
     }
     Ok(whole.freeze())
 }

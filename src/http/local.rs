@@ -54,12 +54,14 @@ pub(super) fn public(surface: Arc<Surface>) -> Router {
         .with_state(surface)
 }
 
+/// What the further ports say to everything else.
+pub(super) async fn nothing(uri: http::Uri) -> ApiError {
+    ApiError::no_such_route(uri.path())
+}
+
 /// Whether load balancers should send requests here. Does not depend on any other router.
 async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
-    let (ready, total) = {
-        let snapshot = surface.fleet.load();
-        (snapshot.ready(), snapshot.workers().len())
-    };
+    let (ready, total) = surface.fleet.ready();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
     } else if ready < surface.config.min_ready_workers {

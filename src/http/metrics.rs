@@ -13,6 +13,8 @@ pub struct Metrics {
     duration: HistogramVec,
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
+    pub(super) buffered: IntGauge,
+    pub(super) buffered_refused: IntCounter,
 }
 
 /// Statuses that get a handle of their own; others are looked up.
@@ -59,11 +61,21 @@ impl Metrics {
                 "smg_http_connections_refused_total",
                 "Connections closed at once because there were as many as allowed.",
             )?,
+            buffered: IntGauge::new(
+                "smg_http_buffered_bytes",
+                "Bytes of request bodies that are held until a worker has begun to answer.",
+            )?,
+            buffered_refused: IntCounter::new(
+                "smg_http_buffered_refused_total",
+                "Requests refused because as many bytes of bodies were held as allowed.",
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.buffered.clone()))?;
+        registry.register(Box::new(metrics.buffered_refused.clone()))?;
         Ok(metrics)
     }
 

@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod buffered;
 mod connection;
 mod error;
 mod fanout;
@@ -19,6 +20,7 @@ mod peek;
 mod routes;
 mod server;
 mod shard;
+mod watched;
 mod workers;
 
 use std::net::SocketAddr;
@@ -61,6 +63,8 @@ pub struct Config {
     pub admin_api_key: Option<Secret>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// What the bodies of all requests may hold in memory together, in bytes.
+    pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.

@@ -19,7 +19,6 @@ use std::time::Duration;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,9 +29,9 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::body::Body;
-use super::connection::{Patience, State, serve_http1};
+use super::connection::{Patience, State, serve_http1, serve_http2};
 use super::shard::Shard;
-use super::{Config, Surface, local};
+use super::{Config, Surface, headers, local};
 use crate::dispatch::Dispatcher;
 use crate::tasks::{OnEnd, Tasks, turned_on};
 use crate::upstream::{self, Client};
@@ -416,15 +415,15 @@ impl Port {
     }
 }
 
+fn patience(surface: &Surface) -> Patience {
+    Patience { head: surface.config.header_timeout, idle: IDLE, write: surface.config.body_timeout }
+}
+
 async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch::Receiver<bool>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let patience = Patience {
-        head: shard.surface().config.header_timeout,
-        idle: IDLE,
-        write: shard.surface().config.body_timeout,
-    };
+    let patience = patience(shard.surface());
     let state = State::new(shard.surface().clock);
     let service_state = Arc::clone(&state);
     let service = service_fn(move |request| {
@@ -440,7 +439,7 @@ async fn serve_tls(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: SocketAddr,
-    mut closing: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 ) {
     let timeout = shard.surface().config.header_timeout;
     let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
@@ -457,28 +456,15 @@ async fn serve_tls(
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return serve(shard, stream, peer, closing).await;
     }
+    let patience = patience(shard.surface());
     let state = State::new(shard.surface().clock);
+    let service_state = Arc::clone(&state);
     let service = service_fn(move |request| {
         let shard = Arc::clone(&shard);
-        let state = Arc::clone(&state);
+        let state = Arc::clone(&service_state);
         async move { shard.handle(request, peer, &state).await }
     });
-    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(hyper_util::rt::TokioTimer::new())
-        .keep_alive_interval(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(256)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = turned_on(&mut closing) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = served {
-        debug!(%peer, %error, "connection of a client ended");
-    }
+    serve_http2(stream, service, state, patience, closing).await;
 }
 
 /// Serves probes and metrics on a further port.
@@ -487,12 +473,8 @@ async fn serve_public(
     surface: Arc<Surface>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let router = local::public(Arc::clone(&surface));
-    let patience = Patience {
-        head: surface.config.header_timeout,
-        idle: IDLE,
-        write: surface.config.body_timeout,
-    };
+    let router = local::public(Arc::clone(&surface)).fallback(local::nothing);
+    let patience = patience(&surface);
     let open = Arc::new(tokio::sync::Semaphore::new(256));
     loop {
         let (stream, _peer) = tokio::select! {
@@ -514,10 +496,15 @@ async fn serve_public(
         // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
         let service = service_fn(move |request: Request<Incoming>| {
             let exchange = busy.begin();
+            let mut chance = SmallRng::from_rng(&mut rand::rng());
+            let request_id = headers::request_id(request.headers(), &mut chance);
             let answering = router.clone().oneshot(request.map(axum::body::Body::new));
             async move {
                 let answered = answering.await;
-                answered.map(|answer| answer.map(|body| Body::axum(body).ending(exchange)))
+                answered.map(|mut answer| {
+                    answer.headers_mut().insert(headers::X_REQUEST_ID.clone(), request_id);
+                    answer.map(|body| Body::axum(body).ending(exchange))
+                })
             }
         });
         let closing = stopping.clone();

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::auth::{Caller, Keys};
 use super::body::Body;
+use super::buffered::Held;
 use super::connection::{Exchange, State};
 use super::error::ApiError;
 use super::headers::{self, X_REQUEST_ID};
@@ -155,11 +156,13 @@ impl Shard {
                 debug!(?request_id, route = route.path, method = %request.method(), "local");
                 let config = &self.surface.config;
                 let (parts, incoming) = request.into_parts();
-                let most = config.max_body_bytes.min(LARGEST_OWN_BODY);
-                let body =
-                    Box::pin(inference::read(incoming, &parts.headers, most, config.body_timeout))
-                        .await
-                        .inspect_err(|_| exchange.close_after())?;
+                let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
+                let limits = inference::Limits {
+                    most: config.max_body_bytes.min(LARGEST_OWN_BODY),
+                    timeout: config.body_timeout,
+                };
+                let reading = inference::read(incoming, &parts.headers, limits, &mut held);
+                let body = Box::pin(reading).await.inspect_err(|_| exchange.close_after())?;
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
                 Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))

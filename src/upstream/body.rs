@@ -1,5 +1,6 @@
 //! The body of a worker's response: watched by timers, and the one that gives the connection back.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -7,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::connection::Connection;
+use super::decode::{FramingError, Incoming};
 use super::pool::Pool;
 use crate::clock::Clock;
 use crate::ids::WorkerId;
@@ -20,7 +21,10 @@ use crate::ids::WorkerId;
 pub enum BodyError {
     /// The worker broke off.
     #[error("the worker's response broke off")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] io::Error),
+    /// What came is not a body.
+    #[error("the framing of the worker's response is wrong")]
+    Framing(#[source] FramingError),
     /// Nothing came for too long.
     #[error("nothing came from the worker for {0:?}")]
     Idle(Duration),
@@ -55,6 +59,10 @@ pub struct ResponseBody {
     last: Duration,
     /// Made at the first wait: most bodies are there at once.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Something was given since the last wait, so that who sends it on may not have done so yet.
+    fresh: bool,
+    /// Why it ended, until that is told.
+    failed: Option<BodyError>,
 }
 
 impl ResponseBody {
@@ -66,9 +74,18 @@ impl ResponseBody {
         limits: Limits,
     ) -> Self {
         let last = clock.mono();
-        let mut body =
-            Self { incoming, connection: Some(connection), home, clock, limits, last, timer: None };
-        if body.incoming.is_end_stream() {
+        let mut body = Self {
+            incoming,
+            connection: Some(connection),
+            home,
+            clock,
+            limits,
+            last,
+            timer: None,
+            fresh: true,
+            failed: None,
+        };
+        if body.incoming.has_ended() {
             body.give_back();
         }
         body
@@ -80,10 +97,46 @@ impl ResponseBody {
         self.limits.stream
     }
 
+    /// Closes the connection: nothing more comes.
+    pub fn close(&mut self) {
+        self.connection = None;
+        self.home = None;
+    }
+
+    /// The connection is not needed any more: others may have it, if it can be used again.
     fn give_back(&mut self) {
         if let (Some(connection), Some((pool, worker))) = (self.connection.take(), self.home.take())
+            && connection.is_sent()
+            && self.incoming.ends_clean()
         {
             pool.put(worker, connection, self.last);
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            if let Some(piece) = self.incoming.next_piece() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            if let Some(error) = self.incoming.wrong() {
+                return Poll::Ready(Some(Err(BodyError::Framing(error))));
+            }
+            let Some(connection) = self.connection.as_mut().filter(|_| !self.incoming.has_ended())
+            else {
+                return Poll::Ready(None);
+            };
+            // A worker may answer while it reads. If it reads no more, its answer is still an answer.
+            let _sent = connection.poll_send(cx);
+            match ready!(connection.poll_read(cx, |read| self.incoming.feed(read))) {
+                Ok(Some(())) => {}
+                Ok(None) if self.incoming.close() => {}
+                Ok(None) => {
+                    let early = io::ErrorKind::UnexpectedEof.into();
+                    return Poll::Ready(Some(Err(BodyError::Broken(early))));
+                }
+                Err(error) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
+            }
         }
     }
 
@@ -126,35 +179,43 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+        if let Some(error) = this.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let error = match this.poll_piece(cx) {
+            Poll::Ready(Some(Ok(piece))) => {
                 this.last = this.clock.mono();
-                if this.incoming.is_end_stream() {
+                this.fresh = true;
+                if this.incoming.has_ended() {
                     this.give_back();
                 }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                this.connection = None;
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             Poll::Ready(None) => {
                 this.give_back();
-                Poll::Ready(None)
+                return Poll::Ready(None);
             }
+            Poll::Ready(Some(Err(error))) => error,
             Poll::Pending => {
-                let error = ready!(this.poll_expired(cx));
-                this.connection = None;
-                Poll::Ready(Some(Err(error)))
+                this.fresh = false;
+                ready!(this.poll_expired(cx))
             }
+        };
+        this.connection = None;
+        if std::mem::take(&mut this.fresh) {
+            // Who learns of an error drops what it has not sent on yet, head included. It sends while it waits.
+            this.failed = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        Poll::Ready(Some(Err(error)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.is_done()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming.left().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -1,11 +1,15 @@
 //! Toward workers: connections, timeouts by phase, the body that gives its connection back.
 //!
 //! One [`Client`] per data-path thread: its idle connections belong to that thread, so that a request, its connection
-//! and its response never cross from one core to another. A connection is one hyper HTTP/1.1 connection with a task of
-//! its own; dropping it, in whatever state, closes the socket, which is how a worker learns that its client left.
+//! and its response never cross from one core to another. It speaks HTTP/1.1 by itself, for exactly this use: a
+//! connection has one owner, the request or its response, and neither a task nor buffers of its own, so that thousands
+//! of open streams cost little. Dropping it, in whatever state, closes the socket, which is how a worker learns that its
+//! client left. `head` and `decode` are the protocol as plain code; `connection` and `body` are the sockets and timers.
 
 mod body;
 mod connection;
+mod decode;
+mod head;
 mod pool;
 
 use std::io;
@@ -14,11 +18,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http_body_util::BodyExt as _;
 
 pub use body::{BodyError, ResponseBody};
-use connection::Connection;
+use connection::{Connection, NoAnswer, Request, Scratch};
+pub use decode::FramingError;
+use head::Answer;
+pub use head::ProtocolError;
 use pool::Pool;
 
 use crate::clock::Clock;
@@ -87,7 +94,7 @@ pub enum SendError {
     HeadTimeout(Duration),
     /// The worker answered with something that is not HTTP.
     #[error("the worker's answer is not HTTP")]
-    Protocol(#[source] hyper::Error),
+    Protocol(#[source] ProtocolError),
 }
 
 impl SendError {
@@ -104,7 +111,24 @@ impl SendError {
         }
     }
 
-    /// Whether nobody listened.
+    /// Whether nobody listens there any more: the process that did is gone, and what it had in memory with it.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Connect(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+            ),
+            Self::Reset { dead } => *dead,
+            Self::Resolve(_)
+            | Self::ConnectTimeout(_)
+            | Self::Tls(_)
+            | Self::HeadTimeout(_)
+            | Self::Protocol(_) => false,
+        }
+    }
+
+    /// Whether no connection came about, for whatever reason that is not our own.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
@@ -168,6 +192,7 @@ pub struct Client {
     clock: Clock,
     tls: Option<Arc<rustls::ClientConfig>>,
     pool: Arc<Pool>,
+    scratch: Arc<Scratch>,
 }
 
 impl Client {
@@ -175,7 +200,7 @@ impl Client {
     #[must_use]
     pub fn new(config: Config, tls: Option<Arc<rustls::ClientConfig>>, clock: Clock) -> Self {
         let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive));
-        Self { config, clock, tls, pool }
+        Self { config, clock, tls, pool, scratch: Arc::default() }
     }
 
     /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
@@ -192,33 +217,21 @@ impl Client {
         outgoing: &Outgoing<'_>,
     ) -> Result<Response<ResponseBody>, SendError> {
         let started = self.clock.mono();
+        let request = Request::new(head::write(worker, outgoing), outgoing.body.clone());
         while let Some(mut connection) = self.pool.take(worker.id(), started) {
-            match self
-                .exchange(&mut connection, to_request(worker, outgoing), outgoing.stream)
-                .await
-            {
-                Ok(response) => {
-                    return Ok(self.respond(
-                        worker,
-                        connection,
-                        response,
-                        started,
-                        outgoing.stream,
-                    ));
+            match self.exchange(&mut connection, request.clone(), outgoing).await? {
+                Ok(answer) => {
+                    return Ok(self.respond(worker, connection, answer, started, outgoing.stream));
                 }
-                // Not a byte was sent: the next one may be open.
-                Err(Failed::Unsent) => {}
-                Err(Failed::Closed) => break,
-                Err(Failed::Error(error)) => return Err(error),
+                // The next one may be open.
+                Err(Lost::Unsent) => {}
+                Err(Lost::Closed) => break,
             }
         }
         let mut connection = self.connect(worker).await?;
-        match self.exchange(&mut connection, to_request(worker, outgoing), outgoing.stream).await {
-            Ok(response) => {
-                Ok(self.respond(worker, connection, response, started, outgoing.stream))
-            }
-            Err(Failed::Error(error)) => Err(error),
-            Err(Failed::Unsent | Failed::Closed) => {
+        match self.exchange(&mut connection, request, outgoing).await? {
+            Ok(answer) => Ok(self.respond(worker, connection, answer, started, outgoing.stream)),
+            Err(Lost::Unsent | Lost::Closed) => {
                 drop(connection);
                 // Is anybody still there? A worker that is gone is not generating.
                 let dead = match self.connect(worker).await {
@@ -226,7 +239,7 @@ impl Client {
                         self.pool.put(worker.id(), connection, self.clock.mono());
                         false
                     }
-                    Err(error) => matches!(error, SendError::Connect(_)),
+                    Err(error) => error.is_gone(),
                 };
                 Err(SendError::Reset { dead })
             }
@@ -286,36 +299,29 @@ impl Client {
 
     async fn connect(&self, worker: &WorkerUrl) -> Result<Connection, SendError> {
         let timeout = self.config.connect_timeout;
-        let connecting = connection::connect(worker, self.tls.as_ref());
+        let connecting = Connection::open(worker, self.tls.as_ref(), &self.scratch);
         tokio::time::timeout(timeout, connecting)
             .await
             .unwrap_or(Err(SendError::ConnectTimeout(timeout)))
     }
 
-    /// One request over one connection, up to the head of the response.
+    /// One request over one connection, up to the body of its answer.
     async fn exchange(
         &self,
         connection: &mut Connection,
-        request: Request<Full<Bytes>>,
-        stream: bool,
-    ) -> Result<Response<hyper::body::Incoming>, Failed> {
+        request: Request,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<Result<Answer, Lost>, SendError> {
         // An answer that is no stream takes most of its time before its head: the total holds here as well.
         let timeout = self
-            .total(stream)
+            .total(outgoing.stream)
             .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout));
-        match tokio::time::timeout(timeout, connection.sender.try_send_request(request)).await {
-            Err(_elapsed) => Err(Failed::Error(SendError::HeadTimeout(timeout))),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(mut refused)) => Err(match refused.take_message() {
-                Some(_unsent) => Failed::Unsent,
-                None => match refused.into_error() {
-                    error if error.is_parse() || error.is_parse_too_large() || error.is_user() => {
-                        Failed::Error(SendError::Protocol(error))
-                    }
-                    // Closed, reset, or ended within the head.
-                    _ => Failed::Closed,
-                },
-            }),
+        match tokio::time::timeout(timeout, connection.exchange(request, outgoing.method)).await {
+            Err(_elapsed) => Err(SendError::HeadTimeout(timeout)),
+            Ok(Ok(answer)) => Ok(Ok(answer)),
+            Ok(Err(NoAnswer::Unsent)) => Ok(Err(Lost::Unsent)),
+            Ok(Err(NoAnswer::Closed)) => Ok(Err(Lost::Closed)),
+            Ok(Err(NoAnswer::Protocol(error))) => Err(SendError::Protocol(error)),
         }
     }
 
@@ -323,32 +329,31 @@ impl Client {
         &self,
         worker: &WorkerUrl,
         connection: Connection,
-        response: Response<hyper::body::Incoming>,
+        answer: Answer,
         started: Duration,
         stream: bool,
     ) -> Response<ResponseBody> {
-        let total = self.total(stream);
-        let closes = response.headers().get_all(header::CONNECTION).iter().any(|value| {
-            value.as_bytes().to_ascii_lowercase().windows(5).any(|word| word == b"close")
-        });
-        let home = (!closes).then(|| (Arc::clone(&self.pool), worker.id()));
+        let Answer { status, headers, incoming, keeps } = answer;
+        let home = keeps.then(|| (Arc::clone(&self.pool), worker.id()));
         let limits = body::Limits {
             idle: self.config.idle_timeout,
-            deadline: total.map(|total| started + total),
+            deadline: self.total(stream).map(|total| started + total),
             stream,
         };
-        response.map(|incoming| ResponseBody::new(incoming, connection, home, self.clock, limits))
+        let body = ResponseBody::new(incoming, connection, home, self.clock, limits);
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
     }
 }
 
-/// Why one exchange gave no response.
-enum Failed {
+/// Why a connection gave no answer, where another one may.
+enum Lost {
     /// Not a byte was sent.
     Unsent,
-    /// Closed before a byte of the response.
+    /// Closed before a byte of the answer.
     Closed,
-    /// Anything else.
-    Error(SendError),
 }
 
 /// `Bearer key`; `None` if the key has characters that no header has.
@@ -359,24 +364,5 @@ pub fn bearer(key: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
-fn to_request(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(outgoing.body.clone()));
-    *request.method_mut() = outgoing.method.clone();
-    *request.headers_mut() = outgoing.headers.clone();
-    let target = outgoing.path_and_query.clone();
-    let target = match worker.path_prefix() {
-        "" => target,
-        prefix => format!("{prefix}{target}").parse().unwrap_or(target),
-    };
-    let mut parts = http::uri::Parts::default();
-    parts.path_and_query = Some(target);
-    *request.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
-    // A normalised authority has only characters that a header may have.
-    if let Ok(host) = HeaderValue::from_str(worker.authority()) {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    if let Some(authorization) = &outgoing.authorization {
-        request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
-    }
-    request
-}
+#[cfg(test)]
+mod tests;

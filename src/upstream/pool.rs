@@ -33,8 +33,8 @@ impl Pool {
     pub(super) fn take(&self, worker: WorkerId, now: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let stack = idle.get_mut(&worker)?;
-        while let Some(Idle { connection, since }) = stack.pop() {
-            if !connection.sender.is_closed() && now.saturating_sub(since) < self.keep_alive {
+        while let Some(Idle { mut connection, since }) = stack.pop() {
+            if now.saturating_sub(since) < self.keep_alive && connection.is_idle() {
                 return Some(connection);
             }
         }
@@ -43,9 +43,6 @@ impl Pool {
 
     /// Keeps a connection for later; closes it if there are enough.
     pub(super) fn put(&self, worker: WorkerId, connection: Connection, now: Duration) {
-        if connection.sender.is_closed() {
-            return;
-        }
         let mut idle = self.idle.lock();
         let stack = idle.entry(worker).or_default();
         if stack.len() < self.max_idle {
@@ -55,11 +52,11 @@ impl Pool {
 
     /// Closes what is closed already or has been idle for too long.
     pub(super) fn evict(&self, now: Duration) {
-        let keeps = |idle: &Idle| {
-            !idle.connection.sender.is_closed() && now.saturating_sub(idle.since) < self.keep_alive
+        let keeps = |idle: &mut Idle| {
+            now.saturating_sub(idle.since) < self.keep_alive && idle.connection.is_idle()
         };
         self.idle.lock().retain(|_, stack| {
-            stack.retain(keeps);
+            stack.retain_mut(keeps);
             !stack.is_empty()
         });
     }

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::support::router::{Router, command};
 use crate::support::worker::Worker;
+use crate::support::{client, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,6 +37,85 @@ fn chat(headers: &str, body: &str) -> String {
     format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n{body}"
     )
+}
+
+/// Every error has a name, and a body that clients understand.
+fn is_in_shape(answer: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("\r\nx-request-id: "), "{answer}");
+    let document: serde_json::Value = serde_json::from_str(body).unwrap();
+    let code = document["error"]["code"].as_str().unwrap();
+    assert!(head.contains(&format!("\r\nx-smg-error-code: {code}\r\n")), "{answer}");
+}
+
+#[tokio::test]
+async fn who_is_refused_while_sending_can_read_why() {
+    let worker = Worker::plain().await;
+    let flags = ["--api-key", "right", "--max-payload-size", "2048"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    for (key, status) in [("wrong", "401"), ("right", "413")] {
+        // Sent whole before anything is read, as many clients do: a reset meanwhile would lose the answer.
+        for _ in 0..20 {
+            let head = format!(
+                "POST /generate HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 700000\r\n\r\n"
+            );
+            let mut stream = TcpStream::connect(router.address()).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..70 {
+                stream
+                    .write_all(&[b' '; 10_000])
+                    .await
+                    .expect("the router has reset the connection");
+                tokio::task::yield_now().await;
+            }
+            let answer = rest(&mut stream).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer:?}");
+        }
+    }
+    // Who goes on for ever is cut off.
+    let mut endless = TcpStream::connect(router.address()).await.unwrap();
+    let head = "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 7000000000\r\n\r\n";
+    endless.write_all(head.as_bytes()).await.unwrap();
+    let sending = async { while endless.write_all(&[b' '; 10_000]).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, sending).await.expect("it is read for ever");
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_together_as_well() {
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = std::sync::Arc::clone(&gate);
+    let worker = Worker::start(move |mut talk| {
+        let opened = std::sync::Arc::clone(&opened);
+        async move {
+            if talk.seen.body.len() > 1000 {
+                opened.acquire().await.unwrap().forget();
+            }
+            talk.answer(200, "", b"{}").await;
+            talk
+        }
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &["--max-buffered-bytes", "20000"]).await;
+    let large = format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "y".repeat(15_000));
+    let (address, body) = (router.address(), large.clone().into_bytes());
+    let first =
+        tokio::spawn(
+            async move { client::send(address, "POST", "/generate", &[], &body).await.status },
+        );
+    eventually("the first is at the worker", || async {
+        if worker.seen().len() == 1 { Ok(()) } else { Err(()) }
+    })
+    .await;
+    assert!(router.metric("smg_http_buffered_bytes").await >= 15_000.0);
+    let refused = router.post("/generate", &large).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "no_room_for_body"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(router.metric("smg_http_buffered_refused_total").await, 1.0);
+    still_serves(&router).await;
+    gate.add_permits(2);
+    assert_eq!(first.await.unwrap(), 200);
+    assert_eq!(router.post("/generate", &large).await.status, 200);
+    assert_eq!(router.metric("smg_http_buffered_bytes").await, 0.0);
 }
 
 async fn still_serves(router: &Router) {
@@ -126,7 +206,9 @@ async fn who_sends_too_slowly_is_told_so() {
         .expect("a dripping client was not cut off")
         .is_err();
     dripping.abort();
-    assert!(answer.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&answer));
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    is_in_shape(&answer);
     still_serves(&router).await;
 }
 
@@ -157,6 +239,9 @@ async fn what_is_not_http_is_refused() {
             answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")),
             "{shown:?}: {answer:?}"
         );
+        if !answer.is_empty() {
+            is_in_shape(&answer);
+        }
     }
     assert!(worker.seen().is_empty(), "nothing of it came to the worker");
     still_serves(&router).await;
@@ -200,13 +285,13 @@ async fn a_half_closed_client_has_hung_up() {
     let mut half = TcpStream::connect(router.address()).await.unwrap();
     let body = r#"{"model":"m"}"#;
     half.write_all(chat("content-length: 13\r\n", body).as_bytes()).await.unwrap();
-    crate::support::eventually("the worker has it", || async {
+    eventually("the worker has it", || async {
         if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
     half.shutdown().await.unwrap();
     assert_eq!(rest(&mut half).await, "");
-    crate::support::eventually("its place is free", || async {
+    eventually("its place is free", || async {
         let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
         if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
     })

@@ -18,6 +18,7 @@ mod bad_input;
 mod demo;
 mod failure;
 mod fidelity;
+mod leaving;
 mod mesh;
 mod observe;
 mod patience;

@@ -181,8 +181,12 @@ async fn further_ports_answer_probes_and_metrics_only() {
         assert_eq!(client::send(probes, "GET", path, &[], b"").await.status, 200, "{path}");
     }
     for path in ["/workers", "/v1/models"] {
-        assert_eq!(client::send(probes, "GET", path, &[], b"").await.status, 404, "{path}");
+        let answer = client::send(probes, "GET", path, &[("x-request-id", "mine")], b"").await;
+        assert_eq!((answer.status, answer.code().as_str()), (404, "route_not_found"), "{path}");
+        assert_eq!(answer.header("x-request-id"), Some("mine"));
     }
+    let named = client::send(probes, "GET", "/health", &[], b"").await;
+    assert_eq!(named.header("x-request-id").map(str::len), Some(32));
     // A scraper keeps its connection: longer than a head may take.
     let tcp = tokio::net::TcpStream::connect(probes).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(tcp);

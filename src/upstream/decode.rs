@@ -1,0 +1,533 @@
+//! How the body of an answer lies in the bytes of its connection (RFC 9112, 6 and 7), as plain code: bytes in, payload
+//! out. It does not matter how the bytes are split, and nothing is kept of them between two calls.
+//!
+//! Chunk extensions and trailers are passed over; both have bounds, so that a worker can't keep us reading for ever.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// Bytes of chunk extensions in one body.
+const MOST_EXTENSIONS: usize = 16 << 10;
+/// Bytes of trailers.
+const MOST_TRAILERS: usize = 16 << 10;
+/// Hexadecimal digits of a chunk's size: enough for 64 bits.
+const MOST_DIGITS: u8 = 16;
+/// A read of fewer bytes is copied out of the buffer, so that a small piece does not pin a large one.
+const COPY_BELOW: usize = 8 << 10;
+/// Pieces smaller than this are joined: each costs the way down more than the copy.
+const JOIN_BELOW: usize = 2 << 10;
+
+/// What in a body is not as it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FramingError {
+    /// A chunk's size is not a hexadecimal number.
+    #[error("byte {0:#04x} in the size of a chunk")]
+    Size(u8),
+    /// A chunk's size does not fit into 64 bits.
+    #[error("the size of a chunk has more than 64 bits")]
+    TooLarge,
+    /// Something else stands where a line must end.
+    #[error("byte {0:#04x} where a line of the chunked framing must end")]
+    LineEnd(u8),
+    /// Too many bytes of chunk extensions.
+    #[error("more than {MOST_EXTENSIONS} bytes of chunk extensions")]
+    Extensions,
+    /// Too many bytes of trailers.
+    #[error("more than {MOST_TRAILERS} bytes of trailers")]
+    Trailers,
+}
+
+/// Where in the body's framing the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decoder {
+    /// So many bytes of payload are left.
+    Length(u64),
+    /// Chunked transfer coding.
+    Chunked(Chunked),
+    /// Everything until the connection closes.
+    UntilClose,
+    /// It has ended.
+    Done,
+}
+
+/// The place within the chunked coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chunked {
+    at: At,
+    /// The size being read, then what is left of the chunk's payload.
+    size: u64,
+    digits: u8,
+    /// Bytes of extensions so far.
+    extensions: u16,
+    /// Bytes of trailers so far.
+    trailers: u16,
+}
+
+/// What the next byte belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Size,
+    Extension,
+    SizeLf,
+    Payload,
+    PayloadCr,
+    PayloadLf,
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    EndLf,
+}
+
+/// What lies at the front of some input: framing, then payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    framing: usize,
+    payload: usize,
+}
+
+impl Decoder {
+    /// The start of a chunked body.
+    pub(super) const CHUNKED: Self =
+        Self::Chunked(Chunked { at: At::Size, size: 0, digits: 0, extensions: 0, trailers: 0 });
+
+    /// The start of a body of `length` bytes.
+    pub(super) const fn of_length(length: u64) -> Self {
+        if length == 0 { Self::Done } else { Self::Length(length) }
+    }
+
+    /// Takes what lies at the front of `input`: at most one run of framing and one of payload.
+    fn step(&mut self, input: &[u8]) -> Result<Step, FramingError> {
+        match self {
+            Self::Done => Ok(Step { framing: 0, payload: 0 }),
+            Self::UntilClose => Ok(Step { framing: 0, payload: input.len() }),
+            Self::Length(left) => {
+                let payload = at_most(input.len(), *left);
+                *left -= payload as u64;
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+                Ok(Step { framing: 0, payload })
+            }
+            Self::Chunked(chunked) => {
+                let mut framing = 0;
+                while let Some(&byte) = input.get(framing) {
+                    if chunked.at == At::Payload {
+                        break;
+                    }
+                    framing += 1;
+                    if chunked.take(byte)? {
+                        *self = Self::Done;
+                        return Ok(Step { framing, payload: 0 });
+                    }
+                }
+                let payload = match chunked.at {
+                    At::Payload => at_most(input.len() - framing, chunked.size),
+                    _ => 0,
+                };
+                chunked.size -= payload as u64;
+                if chunked.at == At::Payload && chunked.size == 0 {
+                    chunked.at = At::PayloadCr;
+                }
+                Ok(Step { framing, payload })
+            }
+        }
+    }
+}
+
+fn at_most(there: usize, left: u64) -> usize {
+    usize::try_from(left).map_or(there, |left| left.min(there))
+}
+
+impl Chunked {
+    /// Takes one byte of framing; says whether it was the body's last.
+    fn take(&mut self, byte: u8) -> Result<bool, FramingError> {
+        self.at = match (self.at, byte) {
+            (At::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                if self.digits == MOST_DIGITS {
+                    return Err(FramingError::TooLarge);
+                }
+                self.digits += 1;
+                let digit = (byte as char).to_digit(16).unwrap_or_default();
+                self.size = self.size << 4 | u64::from(digit);
+                At::Size
+            }
+            // A size without a digit is none.
+            (At::Size, byte) if self.digits == 0 => return Err(FramingError::Size(byte)),
+            (At::Size | At::Extension, b'\r') => At::SizeLf,
+            (At::Size, b';' | b' ' | b'\t') => At::Extension,
+            (At::Size, byte) => return Err(FramingError::Size(byte)),
+            (At::Extension, b'\n') => return Err(FramingError::LineEnd(byte)),
+            (At::Extension, _) => {
+                self.extensions += 1;
+                if usize::from(self.extensions) > MOST_EXTENSIONS {
+                    return Err(FramingError::Extensions);
+                }
+                At::Extension
+            }
+            (At::SizeLf, b'\n') => {
+                self.digits = 0;
+                if self.size == 0 { At::TrailerStart } else { At::Payload }
+            }
+            (At::PayloadCr, b'\r') => At::PayloadLf,
+            (At::PayloadLf, b'\n') => At::Size,
+            (At::TrailerStart, b'\r') => At::EndLf,
+            (At::Trailer, b'\r') => At::TrailerLf,
+            (At::TrailerLf, b'\n') => At::TrailerStart,
+            (At::EndLf, b'\n') => return Ok(true),
+            (At::TrailerStart | At::Trailer, b'\n') => return Err(FramingError::LineEnd(byte)),
+            (At::TrailerStart | At::Trailer, _) => {
+                self.trailers += 1;
+                if usize::from(self.trailers) > MOST_TRAILERS {
+                    return Err(FramingError::Trailers);
+                }
+                At::Trailer
+            }
+            (At::SizeLf | At::PayloadCr | At::PayloadLf | At::TrailerLf | At::EndLf, byte) => {
+                return Err(FramingError::LineEnd(byte));
+            }
+            (At::Payload, _) => unreachable!("payload is not taken byte by byte"),
+        };
+        Ok(false)
+    }
+}
+
+/// A body as it comes in: what one read gave leaves as few pieces as can be.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    decoder: Decoder,
+    /// What came with the answer's head and was not asked for yet.
+    first: Option<Bytes>,
+    /// What is left of a large read.
+    rest: Bytes,
+    /// Told once the payload before it was taken.
+    wrong: Option<FramingError>,
+    /// More came than the body: whose it is, nobody knows.
+    surplus: bool,
+}
+
+impl Incoming {
+    pub(super) fn new(decoder: Decoder) -> Self {
+        Self { decoder, first: None, rest: Bytes::new(), wrong: None, surplus: false }
+    }
+
+    /// Takes in what came with the head.
+    pub(super) fn begin(&mut self, read: &mut BytesMut) {
+        if !read.is_empty() {
+            self.feed(read);
+            self.first = self.next_piece();
+        }
+    }
+
+    /// Takes in what one read gave and empties it. All of the read before must have been asked for.
+    pub(super) fn feed(&mut self, read: &mut BytesMut) {
+        debug_assert!(
+            self.first.is_none() && self.rest.is_empty(),
+            "asked for before more is read"
+        );
+        if read.len() < COPY_BELOW {
+            self.first = self.join(read);
+            read.clear();
+        } else {
+            self.rest = read.split().freeze();
+        }
+    }
+
+    /// The next piece of payload of what was taken in; `None`: more must be read, or that was all.
+    pub(super) fn next_piece(&mut self) -> Option<Bytes> {
+        if self.first.is_some() {
+            return self.first.take();
+        }
+        while !self.rest.is_empty() && self.wrong.is_none() {
+            if self.decoder == Decoder::Done {
+                self.surplus = true;
+                self.rest = Bytes::new();
+                return None;
+            }
+            let before = self.decoder;
+            let step = match self.decoder.step(&self.rest) {
+                Ok(step) => step,
+                Err(wrong) => {
+                    self.wrong = Some(wrong);
+                    break;
+                }
+            };
+            let taken = step.framing + step.payload;
+            if step.payload >= JOIN_BELOW || taken == self.rest.len() {
+                self.rest.advance(step.framing);
+                let piece = self.rest.split_to(step.payload);
+                if !piece.is_empty() {
+                    return Some(piece);
+                }
+                continue;
+            }
+            // Small chunks, many to a read.
+            self.decoder = before;
+            let some = self.rest.split_to(self.rest.len().min(COPY_BELOW));
+            if let Some(piece) = self.join(&some) {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    /// All payload of `input` in one piece.
+    fn join(&mut self, mut input: &[u8]) -> Option<Bytes> {
+        let mut first: &[u8] = &[];
+        let mut joined: Vec<u8> = Vec::new();
+        while !input.is_empty() {
+            if self.decoder == Decoder::Done {
+                self.surplus = true;
+                break;
+            }
+            let Step { framing, payload } = match self.decoder.step(input) {
+                Ok(step) => step,
+                Err(wrong) => {
+                    self.wrong = Some(wrong);
+                    break;
+                }
+            };
+            let (piece, after) = input[framing..].split_at(payload);
+            input = after;
+            if first.is_empty() {
+                first = piece;
+            } else if !piece.is_empty() {
+                if joined.is_empty() {
+                    joined.reserve_exact(first.len() + piece.len() + after.len());
+                    joined.extend_from_slice(first);
+                }
+                joined.extend_from_slice(piece);
+            }
+        }
+        if !joined.is_empty() {
+            return Some(joined.into());
+        }
+        (!first.is_empty()).then(|| Bytes::copy_from_slice(first))
+    }
+
+    /// What is wrong with it, once everything before was asked for.
+    pub(super) fn wrong(&self) -> Option<FramingError> {
+        self.wrong
+    }
+
+    /// The connection has closed: whether that ends the body, rather than breaks it off.
+    pub(super) fn close(&mut self) -> bool {
+        if self.decoder == Decoder::UntilClose {
+            self.decoder = Decoder::Done;
+        }
+        self.decoder == Decoder::Done
+    }
+
+    /// Whether the end of the body has been read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.decoder == Decoder::Done
+    }
+
+    /// Whether all payload has been taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.has_ended() && self.first.is_none()
+    }
+
+    /// Whether the connection stands right behind the body, so that what comes next is the next answer.
+    pub(super) fn ends_clean(&self) -> bool {
+        self.has_ended() && !self.surplus && self.rest.is_empty()
+    }
+
+    /// Bytes of payload that are still to be taken, if that is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        match self.decoder {
+            Decoder::Length(left) => Some(left + first),
+            Decoder::Done => Some(first),
+            Decoder::Chunked(_) | Decoder::UntilClose => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds `pieces`, one read each, and takes everything after each read.
+    fn read(decoder: Decoder, pieces: &[&[u8]]) -> (Vec<u8>, Incoming) {
+        let mut incoming = Incoming::new(decoder);
+        let mut payload = Vec::new();
+        for piece in pieces {
+            if incoming.wrong().is_some() || incoming.decoder == Decoder::Done {
+                break;
+            }
+            let mut buffer = BytesMut::from(*piece);
+            incoming.feed(&mut buffer);
+            assert!(buffer.is_empty());
+            while let Some(piece) = incoming.next_piece() {
+                assert!(!piece.is_empty());
+                payload.extend_from_slice(&piece);
+            }
+        }
+        (payload, incoming)
+    }
+
+    fn chunked(bytes: &[u8]) -> (Vec<u8>, Incoming) {
+        read(Decoder::CHUNKED, &[bytes])
+    }
+
+    #[test]
+    fn small_chunks_of_one_read_leave_as_one_piece() {
+        let mut incoming = Incoming::new(Decoder::CHUNKED);
+        incoming.feed(&mut BytesMut::from(
+            &b"3\r\nabc\r\n2;x=y\r\nde\r\n1 \r\nf\r\n0\r\nt: 1\r\n\r\n"[..],
+        ));
+        assert_eq!(incoming.next_piece().unwrap(), "abcdef");
+        assert!(incoming.is_done() && incoming.ends_clean());
+    }
+
+    #[test]
+    fn large_pieces_are_slices_of_what_was_read() {
+        let mut read = BytesMut::from(&b"3000\r\n"[..]);
+        read.extend_from_slice(&[7; 0x3000]);
+        read.extend_from_slice(b"\r\n1\r\na\r\n1\r\nb\r\n");
+        let start = read.as_ptr() as usize;
+        let mut incoming = Incoming::new(Decoder::CHUNKED);
+        incoming.feed(&mut read);
+        let piece = incoming.next_piece().unwrap();
+        assert_eq!((piece.as_ptr() as usize, piece.len()), (start + 6, 0x3000));
+        assert_eq!(incoming.next_piece().unwrap(), "ab");
+        assert_eq!(incoming.next_piece(), None);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_surplus() {
+        for (decoder, bytes) in
+            [(Decoder::CHUNKED, &b"1\r\na\r\n0\r\n\r\nH"[..]), (Decoder::Length(1), b"aH")]
+        {
+            let (payload, incoming) = read(decoder, &[bytes]);
+            assert_eq!(payload, b"a");
+            assert!(incoming.is_done() && !incoming.ends_clean());
+        }
+        let mut incoming = Incoming::new(Decoder::Done);
+        incoming.begin(&mut BytesMut::from(&b"x"[..]));
+        assert!(incoming.is_done() && !incoming.ends_clean());
+    }
+
+    #[test]
+    fn payload_before_a_mistake_is_still_given() {
+        let (payload, incoming) = chunked(b"2\r\nab\r\n1\r\ncX");
+        assert_eq!(payload, b"abc");
+        assert_eq!(incoming.wrong(), Some(FramingError::LineEnd(b'X')));
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        let wrong = |bytes: &[u8]| chunked(bytes).1.wrong();
+        assert_eq!(wrong(b"x"), Some(FramingError::Size(b'x')));
+        assert_eq!(wrong(b"\r\n"), Some(FramingError::Size(b'\r')));
+        assert_eq!(wrong(b";a\r\n"), Some(FramingError::Size(b';')));
+        assert_eq!(wrong(b"-1\r\n"), Some(FramingError::Size(b'-')));
+        assert_eq!(wrong(b"1\n"), Some(FramingError::Size(b'\n')));
+        assert_eq!(wrong(b"1;\n"), Some(FramingError::LineEnd(b'\n')));
+        assert_eq!(wrong(b"0\r\n\n"), Some(FramingError::LineEnd(b'\n')));
+        assert_eq!(wrong(b"0\r\nt: 1\n"), Some(FramingError::LineEnd(b'\n')));
+        assert_eq!(wrong(b"ffffffffffffffff\r\n"), None);
+        assert_eq!(wrong(b"10000000000000000\r\n"), Some(FramingError::TooLarge));
+        let endless =
+            |start: &[u8], filler: &[u8]| wrong(&[start, &filler.repeat(20 << 10)].concat());
+        assert_eq!(endless(b"1;", b"x"), Some(FramingError::Extensions));
+        assert_eq!(endless(b"0\r\n", b"t: 1\r\n"), Some(FramingError::Trailers));
+        assert_eq!(endless(b"", b"1;x\r\na\r\n"), Some(FramingError::Extensions));
+    }
+
+    #[test]
+    fn closing_ends_only_a_body_that_lasts_until_then() {
+        assert!(read(Decoder::UntilClose, &[b"a"]).1.close());
+        assert!(!read(Decoder::Length(2), &[b"a"]).1.close());
+        assert!(!chunked(b"1\r\na\r\n0\r\n").1.close());
+        assert!(chunked(b"1\r\na\r\n0\r\n\r\n").1.close());
+    }
+
+    #[test]
+    fn what_is_left_is_known_by_length() {
+        let mut incoming = Incoming::new(Decoder::Length(5));
+        incoming.begin(&mut BytesMut::from(&b"ab"[..]));
+        assert_eq!((incoming.left(), incoming.is_done()), (Some(5), false));
+        assert_eq!(incoming.next_piece().unwrap(), "ab");
+        assert_eq!(incoming.left(), Some(3));
+        assert_eq!(Incoming::new(Decoder::CHUNKED).left(), None);
+    }
+
+    /// A chunked body: chunks with their extensions, then trailers.
+    fn encoded(chunks: &[(Vec<u8>, String)], trailers: &[String]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (payload, extension) in chunks {
+            bytes.extend_from_slice(format!("{:x}{extension}\r\n", payload.len()).as_bytes());
+            bytes.extend_from_slice(payload);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"000\r\n");
+        for trailer in trailers {
+            bytes.extend_from_slice(trailer.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes
+    }
+
+    fn split<'a>(bytes: &'a [u8], at: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+        let mut at: Vec<usize> = at.iter().map(|at| at.index(bytes.len() + 1)).collect();
+        at.extend([0, bytes.len()]);
+        at.sort_unstable();
+        at.dedup();
+        at.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect()
+    }
+
+    fn chunks() -> impl Strategy<Value = Vec<(Vec<u8>, String)>> {
+        let payload = prop_oneof![
+            8 => prop::collection::vec(any::<u8>(), 1..40),
+            1 => prop::collection::vec(any::<u8>(), 1..20_000),
+        ];
+        prop::collection::vec((payload, "(;[a-z]{1,5}(=[a-z]{1,5})?){0,2}"), 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_body(
+            chunks in chunks(),
+            trailers in prop::collection::vec("[a-z]{1,9}: [a-z]{0,9}", 0..3),
+            at in prop::collection::vec(any::<prop::sample::Index>(), 0..30),
+        ) {
+            let bytes = encoded(&chunks, &trailers);
+            let whole: Vec<u8> = chunks.iter().flat_map(|(payload, _)| payload.clone()).collect();
+            let (payload, incoming) = read(Decoder::CHUNKED, &split(&bytes, &at));
+            prop_assert!(payload == whole);
+            prop_assert!(incoming.is_done() && incoming.ends_clean());
+            let (payload, incoming) =
+                read(Decoder::of_length(whole.len() as u64), &split(&whole, &at));
+            prop_assert!(payload == whole);
+            prop_assert!(incoming.is_done() && incoming.ends_clean());
+        }
+
+        #[test]
+        fn a_body_that_is_cut_is_never_complete(
+            chunks in chunks(),
+            keep in any::<prop::sample::Index>(),
+            at in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let bytes = encoded(&chunks, &[]);
+            let cut = &bytes[..keep.index(bytes.len())];
+            let mut incoming = read(Decoder::CHUNKED, &split(cut, &at)).1;
+            prop_assert!(incoming.wrong().is_none());
+            prop_assert!(!incoming.close());
+        }
+
+        #[test]
+        fn garbage_gives_no_more_than_came(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..300),
+                "[0-3a;\r\n x]{0,300}".prop_map(String::into_bytes),
+            ],
+            at in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let (payload, _) = read(Decoder::CHUNKED, &split(&bytes, &at));
+            prop_assert!(payload.len() <= bytes.len());
+        }
+    }
+}
