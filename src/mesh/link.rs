@@ -1,8 +1,9 @@
 //! The way to one peer: two connections, one for membership and one for state, each with a queue and a task.
 //!
-//! A link is dialled when there is something to send and again after it broke, at most twice a second while it stays
-//! broken. Both ends of a connection introduce themselves before a frame goes out, so that a reused address never gets
-//! frames that were meant for somebody else. HTTP/2 pings find a connection that died without a word.
+//! A link is dialled when there is something to send and again after it broke, with growing pauses while it stays broken;
+//! a pause ends as soon as somebody calls from there, or a router that came back would wait for it. Both ends of a
+//! connection introduce themselves before a frame goes out, so that a reused address never gets frames that were meant
+//! for somebody else. HTTP/2 pings find a connection that died without a word.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info};
@@ -116,6 +117,8 @@ impl LinkStatus {
 pub(super) struct Board {
     // A line per address, held to copy it.
     links: Mutex<BTreeMap<SocketAddr, LinkStatus>>,
+    // Who is to be told that an address has called: the tasks of its link. Held to look one up.
+    pausing: Mutex<BTreeMap<SocketAddr, [Arc<Notify>; 2]>>,
 }
 
 impl Board {
@@ -143,8 +146,16 @@ impl Board {
         is_news
     }
 
+    /// Somebody who is reached at `address` has called: whoever waits with dialling it need not.
+    pub(super) fn called(&self, address: SocketAddr) {
+        if let Some(lanes) = self.pausing.lock().get(&address) {
+            lanes.iter().for_each(|lane| lane.notify_one());
+        }
+    }
+
     fn remove(&self, to: SocketAddr) {
         self.links.lock().remove(&to);
+        self.pausing.lock().remove(&to);
     }
 }
 
@@ -166,11 +177,15 @@ impl Link {
     pub(super) fn new(to: SocketAddr, dialler: &Arc<Dialler>) -> Self {
         let swim = Arc::new(Queue::new(SWIM));
         let state = Arc::new(Queue::new(STATE));
-        let tasks = [(Lane::Swim, &swim), (Lane::State, &state)].map(|(lane, queue)| {
-            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue));
+        let pausing = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let board = Arc::clone(&dialler.board);
+        board.pausing.lock().insert(to, pausing.clone());
+        let [swim_called, state_called] = pausing;
+        let lanes = [(Lane::Swim, &swim, swim_called), (Lane::State, &state, state_called)];
+        let tasks = lanes.map(|(lane, queue, called)| {
+            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue), called);
             tokio::spawn(keeping).abort_handle()
         });
-        let board = Arc::clone(&dialler.board);
         Self { to, swim, state, board, tasks, used: Duration::ZERO }
     }
 
@@ -221,7 +236,13 @@ enum LinkError {
 }
 
 /// Keeps a connection while there is something to send.
-async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queue>) {
+async fn keep(
+    dialler: Arc<Dialler>,
+    to: SocketAddr,
+    lane: Lane,
+    queue: Arc<Queue>,
+    called: Arc<Notify>,
+) {
     let mut backoff = FIRST_BACKOFF;
     while queue.wanted().await {
         let began = dialler.clock.mono();
@@ -239,8 +260,16 @@ async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queu
         }
         #[expect(clippy::disallowed_methods, reason = "a driver of its own: when to dial again")]
         let jitter = rand::rng().random_range(0.75..1.25);
-        tokio::time::sleep(backoff.mul_f64(jitter)).await;
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.mul_f64(jitter)) => {
+                backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            }
+            () = called.notified() => {
+                backoff = FIRST_BACKOFF;
+                // However often somebody calls, there is an end to how often one is dialled for it.
+                tokio::time::sleep(FIRST_BACKOFF.saturating_sub(now.saturating_sub(began))).await;
+            }
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::link::Board;
 use super::metrics::Metrics;
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::proto::{self, Envelope, Opening};
@@ -62,6 +63,8 @@ pub(super) struct Service {
     pub(super) me: Arc<ArcSwap<Introduction>>,
     pub(super) inbox: Inbox,
     pub(super) metrics: Metrics,
+    /// Told who has called.
+    pub(super) board: Arc<Board>,
     /// Turns true when the router ends.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -219,6 +222,7 @@ impl Service {
             }
         };
         debug!(%from, ?lane, node = %it.node, "listening to");
+        self.board.called(it.address);
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message,
