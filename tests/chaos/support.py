@@ -356,7 +356,7 @@ class Process:
         network.processes.append(self)
 
     def __str__(self):
-        return f"{self.machine.name}: {' '.join(pathlib.PurePath(word).name for word in self.words)}"
+        return f"{self.machine.name}: {pathlib.PurePath(self.words[0]).name} {' '.join(self.words[1:])}"
 
     @property
     def pid(self):
@@ -561,7 +561,9 @@ class ChaosTest(unittest.TestCase):
             peers = [f"{name}:{MESH}" for name in self.network.machines if name.startswith("node")]
         own = ["--enable-mesh", "--mesh-server-name", name or machine.name]
         own += ["--mesh-peer-urls", ",".join(peers)] if peers else []
-        own += ["--log-json", "--drain-settle-secs", "0"]
+        own += ["--log-json"]
+        if "--drain-settle-secs" not in flags:
+            own += ["--drain-settle-secs", "0"]
         if "--worker-urls" not in flags:
             own += ["--min-ready-workers", "0"]
         return Router(machine, binary(), *own, *flags, **variables)
@@ -570,6 +572,8 @@ class ChaosTest(unittest.TestCase):
         """Routers node1, node2, … that know each other."""
         routers = [self.router(machine, *flags, **variables) for machine in self.machines(count)]
         self.await_all_alive(routers, 10)
+        for router in routers:
+            eventually(f"{router.machine} has all its connections", router.health, lambda seen: seen["reasons"] == [], 5)
         return routers
 
     def workers(self, count=2, *flags):
