@@ -9,6 +9,7 @@
     reason = "connections and streams are tasks that end with their connection"
 )]
 
+use std::io::{Cursor, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -115,6 +117,18 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
                 debug!(%from, %error, "connection of a router");
                 return;
             }
+            let io = match greeted(tcp).await {
+                Ok(io) => io,
+                Err(NotGreeted::Gone(error)) => {
+                    debug!(%from, %error, "connection of a router ended");
+                    return;
+                }
+                Err(refused @ (NotGreeted::Silent | NotGreeted::OtherProtocol)) => {
+                    metrics.rejected(refused.name());
+                    debug!(%from, error = %refused, "a connection was refused");
+                    return;
+                }
+            };
             let service = TowerToHyperService::new(tower::ServiceExt::map_request(
                 routes,
                 move |mut request: http::Request<hyper::body::Incoming>| {
@@ -130,7 +144,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
                 .max_header_list_size(16 << 10)
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(4 << 20)
-                .serve_connection(TokioIo::new(tcp), service);
+                .serve_connection(TokioIo::new(io), service);
             tokio::pin!(serving);
             let ended = tokio::select! {
                 ended = &mut serving => ended,
@@ -148,6 +162,57 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
             }
         });
     }
+}
+
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Why a connection was closed before a word of HTTP/2.
+#[derive(Debug, thiserror::Error)]
+enum NotGreeted {
+    #[error("{0}")]
+    Gone(std::io::Error),
+    #[error("nothing came within {OPENING_TIMEOUT:?}")]
+    Silent,
+    #[error("it does not speak HTTP/2")]
+    OtherProtocol,
+}
+
+impl NotGreeted {
+    /// A name from a closed set, for metrics.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Gone(_) => "gone",
+            Self::Silent => "silent",
+            Self::OtherProtocol => "not_http2",
+        }
+    }
+}
+
+/// Waits for the greeting, which the server itself would do for ever: it begins to ping only after it. Who says nothing
+/// would keep others out in the end.
+async fn greeted(
+    tcp: tokio::net::TcpStream,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin, NotGreeted> {
+    let (mut read, write) = tcp.into_split();
+    let mut greeting = [0; PREFACE.len()];
+    let mut known = 0;
+    let greeting = tokio::time::timeout(OPENING_TIMEOUT, async {
+        while known < greeting.len() {
+            match read.read(&mut greeting[known..]).await.map_err(NotGreeted::Gone)? {
+                0 if known == 0 => return Err(NotGreeted::Gone(ErrorKind::UnexpectedEof.into())),
+                0 => return Err(NotGreeted::OtherProtocol),
+                more => known += more,
+            }
+            if greeting[..known] != PREFACE[..known] {
+                return Err(NotGreeted::OtherProtocol);
+            }
+        }
+        Ok(greeting)
+    })
+    .await
+    .unwrap_or(Err(NotGreeted::Silent))?;
+    Ok(tokio::io::join(Cursor::new(greeting).chain(read), write))
 }
 
 /// Whether a connection ended because the other side went, rather than because of what it said.
