@@ -38,8 +38,11 @@ const SWIM: Bounds = Bounds { frames: 64, bytes: 4 << 20 };
 /// State that waits for a peer: more than replication ever has on its way to one.
 const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
 
-/// How long a dial and an introduction may take, each.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a dial and an introduction may take, each: long enough for a packet of either to be lost and sent again.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// When a dial is begun a second time beside the first.
+const SECOND_DIAL: Duration = Duration::from_millis(250);
 
 /// Time between two pings, and for the answer to one: a dead connection is known after the sum.
 const KEEP_ALIVE: Duration = Duration::from_millis(1500);
@@ -335,9 +338,8 @@ async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
     let connector = tower::service_fn(move |_| async move {
-        let tcp = TcpStream::connect(to).await?;
-        // A probe must not wait for an acknowledgement.
-        tcp.set_nodelay(true)?;
+        let tcp = connect(to).await?;
+        make_prompt(&tcp)?;
         Ok::<_, std::io::Error>(TokioIo::new(tcp))
     });
     let connecting = endpoint.connect_with_connector(connector);
@@ -352,6 +354,28 @@ async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
             Err(LinkError::Connect(cause.to_string()))
         }
     }
+}
+
+/// The kernel waits a second before it repeats the first packet of a connection; a second attempt beside it does not.
+async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let first = TcpStream::connect(to);
+    tokio::pin!(first);
+    if let Ok(connected) = tokio::time::timeout(SECOND_DIAL, &mut first).await {
+        return connected;
+    }
+    tokio::select! {
+        connected = &mut first => connected,
+        connected = TcpStream::connect(to) => connected,
+    }
+}
+
+/// A probe must not wait for an acknowledgement, and a lost packet of so few must not be repeated ever more slowly: that
+/// is what takes live routers for dead on a network that loses packets.
+pub(super) fn make_prompt(tcp: &TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(tcp).set_tcp_thin_linear_timeouts(true)?;
+    Ok(())
 }
 
 /// What goes out on one connection: our opening at once, frames once the other side has introduced itself.

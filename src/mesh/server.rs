@@ -27,7 +27,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::link::Board;
+use super::link::{self, Board};
 use super::metrics::Metrics;
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::proto::{self, Envelope, Opening};
@@ -113,7 +113,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
         let mut stopping = stopping.clone();
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = tcp.set_nodelay(true) {
+            if let Err(error) = link::make_prompt(&tcp) {
                 debug!(%from, %error, "connection of a router");
                 return;
             }
