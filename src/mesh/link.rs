@@ -45,7 +45,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 const SECOND_DIAL: Duration = Duration::from_millis(250);
 
 /// Time between two pings, and for the answer to one: a dead connection is known after the sum.
-const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);

@@ -41,8 +41,11 @@ const MAX_CONNECTIONS: usize = 8192;
 /// How long a stream may take to introduce itself.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time between two pings to a silent connection, and for the answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Time between two pings to a caller. Rare, for callers ping as well: this only finds those that are gone for good.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// How long the answer to a ping may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frame that came in.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
             let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
                 .max_concurrent_streams(64)
                 .max_header_list_size(16 << 10)
                 .initial_stream_window_size(1 << 20)

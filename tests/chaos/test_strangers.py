@@ -132,7 +132,7 @@ class Strangers(ChaosTest):
             self.addCleanup(tcp.close)
             tcp.sendall(wire.PREFACE)
         descriptors = lambda: len(os.listdir(f"/proc/{self.target.pid}/fd"))  # noqa: E731
-        eventually("they are closed", descriptors, lambda count: count < 150, 20)
+        eventually("they are closed", descriptors, lambda count: count < 150, 35)
         self.assert_unharmed()
 
     def test_d15_streams_that_do_not_introduce_themselves(self):
