@@ -1,8 +1,9 @@
 //! The way to one peer: two connections, one for membership and one for state, each with a queue and a task.
 //!
-//! A link is dialled when there is something to send and again after it broke, at most twice a second while it stays
-//! broken. Both ends of a connection introduce themselves before a frame goes out, so that a reused address never gets
-//! frames that were meant for somebody else. HTTP/2 pings find a connection that died without a word.
+//! A link is dialled when there is something to send and again after it broke, with growing pauses while it stays broken;
+//! a pause ends as soon as somebody calls from there, or a router that came back would wait for it. Both ends of a
+//! connection introduce themselves before a frame goes out, so that a reused address never gets frames that were meant
+//! for somebody else. HTTP/2 pings find a connection that died without a word.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -19,7 +20,7 @@ use rand::RngExt as _;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
@@ -44,11 +45,14 @@ const SWIM: Bounds = Bounds { frames: 64, bytes: 4 << 20 };
 /// State that waits for a peer: more than replication ever has on its way to one.
 const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
 
-/// How long a dial and an introduction may take, each.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a dial and an introduction may take, each: long enough for a packet of either to be lost and sent again.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// When a dial is begun a second time beside the first.
+const SECOND_DIAL: Duration = Duration::from_millis(250);
 
 /// Time between two pings, and for the answer to one: a dead connection is known after the sum.
-const KEEP_ALIVE: Duration = Duration::from_millis(1500);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
@@ -124,6 +128,8 @@ impl LinkStatus {
 pub(super) struct Board {
     // A line per address, held to copy it.
     links: Mutex<BTreeMap<SocketAddr, LinkStatus>>,
+    // Who is to be told that an address has called: the tasks of its link. Held to look one up.
+    pausing: Mutex<BTreeMap<SocketAddr, [Arc<Notify>; 2]>>,
 }
 
 impl Board {
@@ -151,8 +157,16 @@ impl Board {
         is_news
     }
 
+    /// Somebody who is reached at `address` has called: whoever waits with dialling it need not.
+    pub(super) fn called(&self, address: SocketAddr) {
+        if let Some(lanes) = self.pausing.lock().get(&address) {
+            lanes.iter().for_each(|lane| lane.notify_one());
+        }
+    }
+
     fn remove(&self, to: SocketAddr) {
         self.links.lock().remove(&to);
+        self.pausing.lock().remove(&to);
     }
 }
 
@@ -174,11 +188,15 @@ impl Link {
     pub(super) fn new(to: SocketAddr, dialler: &Arc<Dialler>) -> Self {
         let swim = Arc::new(Queue::new(SWIM));
         let state = Arc::new(Queue::new(STATE));
-        let tasks = [(Lane::Swim, &swim), (Lane::State, &state)].map(|(lane, queue)| {
-            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue));
+        let pausing = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let board = Arc::clone(&dialler.board);
+        board.pausing.lock().insert(to, pausing.clone());
+        let [swim_called, state_called] = pausing;
+        let lanes = [(Lane::Swim, &swim, swim_called), (Lane::State, &state, state_called)];
+        let tasks = lanes.map(|(lane, queue, called)| {
+            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue), called);
             tokio::spawn(keeping).abort_handle()
         });
-        let board = Arc::clone(&dialler.board);
         Self { to, swim, state, board, tasks, used: Duration::ZERO }
     }
 
@@ -229,7 +247,13 @@ enum LinkError {
 }
 
 /// Keeps a connection while there is something to send.
-async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queue>) {
+async fn keep(
+    dialler: Arc<Dialler>,
+    to: SocketAddr,
+    lane: Lane,
+    queue: Arc<Queue>,
+    called: Arc<Notify>,
+) {
     let mut backoff = FIRST_BACKOFF;
     while queue.wanted().await {
         let began = dialler.clock.mono();
@@ -247,8 +271,16 @@ async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queu
         }
         #[expect(clippy::disallowed_methods, reason = "a driver of its own: when to dial again")]
         let jitter = rand::rng().random_range(0.75..1.25);
-        tokio::time::sleep(backoff.mul_f64(jitter)).await;
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.mul_f64(jitter)) => {
+                backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            }
+            () = called.notified() => {
+                backoff = FIRST_BACKOFF;
+                // However often somebody calls, there is an end to how often one is dialled for it.
+                tokio::time::sleep(FIRST_BACKOFF.saturating_sub(now.saturating_sub(began))).await;
+            }
+        }
     }
 }
 
@@ -330,9 +362,8 @@ async fn dial(
     let connector = tower::service_fn(move |_| {
         let (tls, names) = (tls.clone(), Arc::clone(&names));
         async move {
-            let tcp = TcpStream::connect(to).await?;
-            // A probe must not wait for an acknowledgement.
-            tcp.set_nodelay(true)?;
+            let tcp = connect(to).await?;
+            make_prompt(&tcp)?;
             let Some(tls) = tls else {
                 return Ok::<_, std::io::Error>(TokioIo::new(Box::new(tcp) as Box<dyn Duplex>));
             };
@@ -362,6 +393,28 @@ async fn dial(
             Err(LinkError::Connect(cause.to_string()))
         }
     }
+}
+
+/// The kernel waits a second before it repeats the first packet of a connection; a second attempt beside it does not.
+async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let first = TcpStream::connect(to);
+    tokio::pin!(first);
+    if let Ok(connected) = tokio::time::timeout(SECOND_DIAL, &mut first).await {
+        return connected;
+    }
+    tokio::select! {
+        connected = &mut first => connected,
+        connected = TcpStream::connect(to) => connected,
+    }
+}
+
+/// A probe must not wait for an acknowledgement, and a lost packet of so few must not be repeated ever more slowly: that
+/// is what takes live routers for dead on a network that loses packets.
+pub(super) fn make_prompt(tcp: &TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(tcp).set_tcp_thin_linear_timeouts(true)?;
+    Ok(())
 }
 
 /// A connection, with or without TLS.

@@ -10,6 +10,7 @@
 )]
 
 use std::collections::HashMap;
+use std::io::{Cursor, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -32,6 +33,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::keys;
+use super::link::{self, Board};
 use super::metrics::Metrics;
 use super::seal::Purpose;
 use super::security::Security;
@@ -54,8 +56,11 @@ const REFUSAL_TOLD: Duration = Duration::from_secs(60);
 /// Refusals remembered at most; beyond, they are only counted.
 const MAX_REFUSALS: usize = 256;
 
-/// Time between two pings to a silent connection, and for the answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Time between two pings to a caller. Rare, for callers ping as well: this only finds those that are gone for good.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// How long the answer to a ping may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frame that came in.
 #[derive(Debug)]
@@ -80,6 +85,8 @@ pub(super) struct Service {
     pub(super) inbox: Inbox,
     pub(super) metrics: Metrics,
     pub(super) refusals: Arc<Refusals>,
+    /// Told who has called.
+    pub(super) board: Arc<Board>,
     /// Turns true when the router ends.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -141,6 +148,18 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
                 }
             };
             let came = From { address: from, names: names.map(Arc::from) };
+            let io = match greeted(io).await {
+                Ok(io) => io,
+                Err(NotGreeted::Gone(error)) => {
+                    debug!(%from, %error, "connection of a router ended");
+                    return;
+                }
+                Err(refused @ (NotGreeted::Silent | NotGreeted::OtherProtocol)) => {
+                    metrics.rejected(refused.name());
+                    debug!(%from, error = %refused, "a connection was refused");
+                    return;
+                }
+            };
             let service = TowerToHyperService::new(tower::ServiceExt::map_request(
                 routes,
                 move |mut request: http::Request<hyper::body::Incoming>| {
@@ -151,7 +170,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
             let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
                 .max_concurrent_streams(64)
                 .max_header_list_size(16 << 10)
                 .initial_stream_window_size(1 << 20)
@@ -176,6 +195,55 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
     }
 }
 
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Why a connection was closed before a word of HTTP/2.
+#[derive(Debug, thiserror::Error)]
+enum NotGreeted {
+    #[error("{0}")]
+    Gone(std::io::Error),
+    #[error("nothing came within {OPENING_TIMEOUT:?}")]
+    Silent,
+    #[error("it does not speak HTTP/2")]
+    OtherProtocol,
+}
+
+impl NotGreeted {
+    /// A name from a closed set, for metrics.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Gone(_) => "gone",
+            Self::Silent => "silent",
+            Self::OtherProtocol => "not_http2",
+        }
+    }
+}
+
+/// Waits for the greeting, which the server itself would do for ever: it begins to ping only after it. Who says nothing
+/// would keep others out in the end.
+async fn greeted(io: Box<dyn Duplex>) -> Result<impl Duplex, NotGreeted> {
+    let (mut read, write) = tokio::io::split(io);
+    let mut greeting = [0; PREFACE.len()];
+    let mut known = 0;
+    let greeting = tokio::time::timeout(OPENING_TIMEOUT, async {
+        while known < greeting.len() {
+            match read.read(&mut greeting[known..]).await.map_err(NotGreeted::Gone)? {
+                0 if known == 0 => return Err(NotGreeted::Gone(ErrorKind::UnexpectedEof.into())),
+                0 => return Err(NotGreeted::OtherProtocol),
+                more => known += more,
+            }
+            if greeting[..known] != PREFACE[..known] {
+                return Err(NotGreeted::OtherProtocol);
+            }
+        }
+        Ok(greeting)
+    })
+    .await
+    .unwrap_or(Err(NotGreeted::Silent))?;
+    Ok(tokio::io::join(Cursor::new(greeting).chain(read), write))
+}
+
 /// Whether a connection ended because the other side went, rather than because of what it said.
 fn is_io(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
@@ -193,7 +261,7 @@ async fn secured(
     tcp: TcpStream,
     tls: Option<Arc<MeshTls>>,
 ) -> Result<(Box<dyn Duplex>, Option<Vec<String>>), String> {
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    link::make_prompt(&tcp).map_err(|error| error.to_string())?;
     let Some(tls) = tls else { return Ok((Box::new(tcp), None)) };
     let accepting = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp);
     let stream = tokio::time::timeout(OPENING_TIMEOUT, accepting)
@@ -347,6 +415,7 @@ impl Service {
             .opener(&theirs, ours, Purpose::Lane(lane))
             .map_err(|error| self.refuse(from, &error))?;
         debug!(%from, ?lane, node = %it.node, "listening to");
+        self.board.called(it.address);
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message,
