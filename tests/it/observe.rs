@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use expect_test::expect_file;
 
+use crate::support::mock::Mock;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 use crate::support::{client, eventually};
@@ -51,10 +52,29 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
 
 #[tokio::test]
 async fn metrics_are_the_reviewed_ones() {
-    let worker = Worker::plain().await;
-    let router = Router::before(&[worker.url()], &[]).await;
+    let worker = Mock::start("w").await;
+    let alone = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
+    let peer = Router::start(&[&alone[..], &["--mesh-server-name", "peer"]].concat()).await;
+    let join =
+        ["--mesh-server-name", "me", "--mesh-peer-urls", &address(&peer, "mesh").to_string()]
+            .map(str::to_owned);
+    let join = join.iter().map(String::as_str);
+    let flags: Vec<&str> = alone.into_iter().chain(join).collect();
+    let router = Router::before(&[worker.url()], &flags).await;
+    // What is counted only when it happens: an attempt that fails and is tried again, and one without an answer.
+    worker.faults(r#"{"script":{"status":503},"next":1}"#);
+    router.post("/generate", BODY).await;
+    worker.faults(r#"{"script":{"cut_before_head":true},"next":1}"#);
     router.post("/generate", BODY).await;
     router.post("/generate", r#"{"model":"other"}"#).await;
+    eventually("the peer is measured", || async {
+        let text = router.get("/metrics").await.text();
+        let measured = ["probe_rtt", "clock_skew", "replication_lag"]
+            .iter()
+            .all(|what| text.contains(&format!("smg_mesh_{what}_seconds{{peer=\"peer\"}}")));
+        if measured { Ok(()) } else { Err(text) }
+    })
+    .await;
     let mut list = String::new();
     for (name, (help, kind)) in families(&router.get("/metrics").await.text()) {
         assert!(!kind.is_empty() && !help.is_empty(), "{name}");
