@@ -95,7 +95,7 @@ class Traffic(threading.Thread):
 
     def __init__(self, routers):
         super().__init__(daemon=True)
-        self._routers = routers
+        self._routers = list(routers)
         self._over = threading.Event()
 
     def run(self):

@@ -143,6 +143,12 @@ class Manifests(unittest.TestCase):
                 # Without a schema it raises, too: nothing goes by unseen.
                 kubernetes_validate.validate(document, version, strict=True)
 
+    def test_the_documents_own_manifests_are_valid(self):
+        for name in ("statefulset", "service"):
+            document = yaml.safe_load((ROOT / "tests" / "golden" / f"document-{name}.yaml").read_text())
+            for version in VERSIONS:
+                kubernetes_validate.validate(document, version, strict=True)
+
     @each_overlay
     def test_selectors_match_pods_and_no_version(self, overlay):
         pods = [template(workload)["metadata"]["labels"] for workload in of_kind(overlay, "StatefulSet")]
