@@ -4,6 +4,8 @@
 //! change it. Files are read once; a certificate sits behind a resolver, so that a reload can swap it later without
 //! touching the listener. An error names the file, the setting that named it and what is wrong.
 
+mod mesh;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,6 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, RootCertStore};
+
+pub use mesh::{MeshFiles, MeshTls, mesh, names_in};
 
 use crate::now::Now;
 
@@ -120,6 +124,12 @@ pub enum Role {
     WorkerCertificate,
     /// Its key.
     WorkerKey,
+    /// The chain that other routers are shown.
+    MeshCertificate,
+    /// Its key.
+    MeshKey,
+    /// Authorities of routers.
+    MeshCa,
 }
 
 impl Role {
@@ -133,6 +143,9 @@ impl Role {
             Self::WorkerCa => "worker_tls_ca",
             Self::WorkerCertificate => "worker_tls_cert",
             Self::WorkerKey => "worker_tls_key",
+            Self::MeshCertificate => "mesh_tls_cert",
+            Self::MeshKey => "mesh_tls_key",
+            Self::MeshCa => "mesh_tls_ca",
         }
     }
 }

@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tasks", &[]),
     ("tls", &["now"]),
     ("upstream", &["ids", "spec", "now", "clock", "tls"]),
-    ("mesh", &["ids", "now", "cluster", "clock", "tasks"]),
+    ("mesh", &["ids", "now", "cluster", "clock", "tasks", "tls"]),
     // joints
     (
         "dispatch",

@@ -1,13 +1,15 @@
 //! Flags of the mesh: how routers find each other and when they call one of them dead.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::values::{address, node_name, peer_url, span, whole, yes_or_no};
+use crate::cli::values::{address, file, node_name, peer_url, secret, span, whole, yes_or_no};
 use crate::ids::NodeName;
 use crate::mesh::JoinAddress;
+use crate::spec::Secret;
 
 /// Whether several routers become one, and how.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -82,6 +84,41 @@ pub struct MeshArgs {
     /// It is looked for all that time, so that a partition of that length heals by itself.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = span(1_000, 2_592_000_000))]
     pub mesh_forget_after: Duration,
+    /// Certificate that this router shows to others: a PEM file with its chain.
+    ///
+    /// With --mesh-tls-key and --mesh-tls-ca, the routers speak mutual TLS. A name in it must be the router's name, or begin
+    /// with the name and a point. Read again when the file changes. Default: none.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub mesh_tls_cert: Option<PathBuf>,
+    /// Private key of --mesh-tls-cert: a PEM file.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub mesh_tls_key: Option<PathBuf>,
+    /// Authorities that the other routers' certificates come from: a PEM file.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub mesh_tls_ca: Option<PathBuf>,
+    /// Keys that all routers share: 32 bytes each, in base64; what is sent is sealed with the first.
+    ///
+    /// `head -c 32 /dev/urandom | base64` makes one. Prefer the variable or --mesh-encryption-key-file: a command line can
+    /// be read by every process of the machine. Up to eight, changed live by /ha/keys. Default: none.
+    #[arg(long, value_name = "KEY", num_args = 1.., value_parser = secret, hide_env_values = true)]
+    pub mesh_encryption_key: Vec<Secret>,
+    /// File with the keys that all routers share, one a line; they come before those of --mesh-encryption-key.
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub mesh_encryption_key_file: Option<PathBuf>,
+    /// Whether what routers say is sealed with the shared key. Default: required with a key, off without.
+    #[arg(long, value_name = "MODE")]
+    pub mesh_encryption: Option<MeshEncryption>,
+}
+
+/// Whether frames are sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MeshEncryption {
+    /// Nothing is sealed
+    Off,
+    /// Sealed where the other can open it, and what is not sealed is taken: for the time of a change
+    Permissive,
+    /// Nothing else is taken
+    Required,
 }
 
 /// A set of timings.

@@ -19,7 +19,7 @@ pub mod values;
 
 pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
-pub use mesh::{MeshArgs, MeshProfile};
+pub use mesh::{MeshArgs, MeshEncryption, MeshProfile};
 pub use observe::{LogLevel, ObserveArgs};
 pub use routing::{AdmissionArgs, PolicyName, RoutingArgs, WorkerArgs};
 
@@ -210,6 +210,9 @@ mod tests {
             .filter(|a| is_secret(a))
             .map(|a| a.get_id().to_string())
             .collect();
-        assert_eq!(secret, ["worker_api_key", "api_key", "tenant_api_key", "admin_api_key"]);
+        assert_eq!(
+            secret,
+            ["worker_api_key", "api_key", "tenant_api_key", "admin_api_key", "mesh_encryption_key"]
+        );
     }
 }

@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::cli::{MeshArgs, MeshProfile};
+use crate::cli::{MeshArgs, MeshEncryption, MeshProfile};
 use crate::cluster::codec::ClusterId;
 use crate::cluster::{self, membership, replication};
 use crate::config::layers::Settings;
-use crate::config::mistakes::{Mistake, shown};
+use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 use crate::ids::NodeName;
-use crate::mesh;
+use crate::mesh::{self, Mode, Ring, SecurityConfig, SharedKey};
+use crate::tls::{self, MeshFiles};
 
 /// The router's name among the others: what was said, else the host's, with the port where that is not the usual one, so
 /// that two routers of one host differ and each is the same after a restart.
@@ -44,8 +45,7 @@ pub(super) fn mesh_config(
             .into_iter()
             .find(|id| settings.was_given(id));
         if let Some(id) = unused {
-            let flag = crate::config::mistakes::flag(id);
-            warnings.push(format!("{flag} has no effect without --enable-mesh"));
+            warnings.push(format!("{} has no effect without --enable-mesh", flag(id)));
         }
         return None;
     }
@@ -81,8 +81,8 @@ pub(super) fn mesh_config(
                 ("mesh_profile", false)
             }
         };
-        let flag = if named { crate::config::mistakes::flag(id) } else { "the mesh".to_owned() };
-        Mistake::of_settings(&[id], format!("{flag}: {error}"))
+        let what = if named { flag(id) } else { "the mesh".to_owned() };
+        Mistake::of_settings(&[id], format!("{what}: {error}"))
     }));
     let node = cluster::Config {
         cluster: ClusterId::of(args.mesh_cluster_id.as_str()),
@@ -98,7 +98,104 @@ pub(super) fn mesh_config(
         listen: SocketAddr::new(args.mesh_host, args.mesh_port),
         advertise: mesh::Wanted { flag: args.mesh_advertise_host, pod },
         join: args.mesh_peer_urls.clone(),
+        security: security_config(args, process, mistakes, warnings),
         node,
+    })
+}
+
+fn security_config(
+    args: &MeshArgs,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+    warnings: &mut Vec<String>,
+) -> SecurityConfig {
+    let tls = match (&args.mesh_tls_cert, &args.mesh_tls_key, &args.mesh_tls_ca) {
+        (Some(certificate), Some(key), Some(ca)) => {
+            Some(MeshFiles { certificate: certificate.clone(), key: key.clone(), ca: ca.clone() })
+        }
+        (None, None, None) => None,
+        (certificate, key, ca) => {
+            for (id, given) in
+                [("mesh_tls_cert", certificate), ("mesh_tls_key", key), ("mesh_tls_ca", ca)]
+            {
+                if given.is_none() {
+                    mistakes.push(Mistake::of_settings(
+                        &[id],
+                        format!("{} is missing: the three --mesh-tls-* go together", flag(id)),
+                    ));
+                }
+            }
+            None
+        }
+    };
+    if let Some(files) = &tls
+        && let Err(errors) = tls::mesh(files, process.now)
+    {
+        mistakes.extend(
+            errors.into_iter().map(|e| Mistake::of_settings(&[e.file.setting()], e.to_string())),
+        );
+    }
+    let keys = keys(args, process, mistakes);
+    let mode = match args.mesh_encryption {
+        None if keys.is_empty() => Mode::Off,
+        None | Some(MeshEncryption::Required) => Mode::Required,
+        Some(MeshEncryption::Permissive) => Mode::Permissive,
+        Some(MeshEncryption::Off) => Mode::Off,
+    };
+    let has_keys = args.mesh_encryption_key_file.is_some() || !args.mesh_encryption_key.is_empty();
+    match mode {
+        Mode::Off if has_keys => {
+            warnings.push("--mesh-encryption is off: the shared key is not used".to_owned());
+        }
+        Mode::Required if !has_keys => mistakes.push(Mistake::of_settings(
+            &["mesh_encryption_key", "mesh_encryption"],
+            "--mesh-encryption is required, but there is no key",
+        )),
+        Mode::Off | Mode::Permissive | Mode::Required => {}
+    }
+    SecurityConfig { tls, mode, keys }
+}
+
+/// The shared keys: those of the file, then those that were given.
+fn keys(args: &MeshArgs, process: &Process<'_>, mistakes: &mut Vec<Mistake>) -> Ring {
+    let mut keys: Vec<SharedKey> = Vec::new();
+    if let Some(path) = &args.mesh_encryption_key_file {
+        let id = "mesh_encryption_key_file";
+        match (process.read)(path) {
+            Ok(text) => {
+                let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+                for (at, line) in lines {
+                    match line.parse() {
+                        Ok(key) => keys.push(key),
+                        Err(error) => mistakes.push(Mistake::of_settings(
+                            &[id],
+                            format!("{}: line {} {error}", path.display(), at + 1),
+                        )),
+                    }
+                }
+                if text.trim().is_empty() {
+                    let text = format!("{}: has no key in it", path.display());
+                    mistakes.push(Mistake::of_settings(&[id], text));
+                }
+            }
+            Err(error) => mistakes.push(Mistake::of_settings(
+                &[id],
+                format!("{}: can't be read: {error}", path.display()),
+            )),
+        }
+    }
+    for (at, key) in args.mesh_encryption_key.iter().enumerate() {
+        match key.expose().parse() {
+            Ok(key) => keys.push(key),
+            Err(error) => mistakes.push(Mistake::of_settings(
+                &["mesh_encryption_key"],
+                format!("key {} of --mesh-encryption-key {error}", at + 1),
+            )),
+        }
+    }
+    Ring::new(keys).unwrap_or_else(|error| {
+        mistakes.push(Mistake::of_settings(&["mesh_encryption_key"], error.to_string()));
+        Ring::default()
     })
 }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use http::{StatusCode, header};
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::{Surface, fanout, ha, workers};
+use super::{Surface, fanout, ha, keys, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -37,6 +37,8 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
         .route("/ha/shutdown", post(ha::shutdown))
+        .route("/ha/keys", get(keys::list).post(keys::install))
+        .route("/ha/keys/{id}", put(keys::make_first).delete(keys::remove))
         .with_state(Arc::clone(&surface))
         .merge(public(surface))
 }

@@ -12,6 +12,7 @@ mod fanout;
 mod ha;
 mod headers;
 mod inference;
+mod keys;
 mod local;
 mod metrics;
 mod peek;

@@ -95,6 +95,10 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/routers", Access::Client),
     local("GET", "/ha/events", Access::Client),
     local("POST", "/ha/shutdown", Access::Operator),
+    local("GET", "/ha/keys", Access::Operator),
+    local("POST", "/ha/keys", Access::Operator),
+    local("PUT", "/ha/keys/{id}", Access::Operator),
+    local("DELETE", "/ha/keys/{id}", Access::Operator),
 ];
 
 /// What a request's method and path lead to.

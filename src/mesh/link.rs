@@ -16,20 +16,27 @@ use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::RngExt as _;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info};
 
+use super::keys;
 use super::metrics::Metrics;
 use super::queue::{Bounds, Queue};
+use super::seal::{KeyId, Purpose, Sealer};
+use super::security::{KeyChange, Security};
 use super::wire::proto::Envelope;
 use super::wire::proto::mesh_client::MeshClient;
 use super::wire::{self, Introduction, MAX_MESSAGE_BYTES, OpeningError};
 use crate::clock::Clock;
 use crate::cluster::Lane;
 use crate::ids::NodeId;
+use crate::tls::names_in;
 
 /// Membership frames that wait for a peer: more than a second's worth would be history when it arrives.
 const SWIM: Bounds = Bounds { frames: 64, bytes: 4 << 20 };
@@ -53,6 +60,7 @@ const GOOD: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Dialler {
     pub(super) me: Arc<ArcSwap<Introduction>>,
+    pub(super) security: Arc<Security>,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
@@ -251,16 +259,20 @@ async fn converse(
     lane: Lane,
     queue: &Arc<Queue>,
 ) -> Result<Infallible, LinkError> {
-    let channel = dial(to).await?;
-    let mut client = MeshClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let me = dialler.me.load();
+    let security = &dialler.security;
+    let (mut client, proven) = dial(to, security).await?;
+    let me = dialler.me.load_full();
+    let ours = {
+        let mut opening = wire::opening(&me, None);
+        security.open_with(&mut opening);
+        opening
+    };
     let (open, opened) = oneshot::channel();
     let outbound = Outbound {
-        first: Some(wire::opening_envelope(wire::opening(&me, None))),
-        opened,
-        is_open: false,
+        first: Some(wire::opening_envelope(ours.clone())),
+        opened: Some(opened),
+        sealer: None,
+        security: Arc::clone(security),
         queue: Arc::clone(queue),
     };
     let introduction = async {
@@ -270,14 +282,17 @@ async fn converse(
         };
         let mut inbound = call.map_err(|status| broken(&status))?.into_inner();
         let opening = wire::first(inbound.message().await.map_err(|status| broken(&status))?)?;
-        Ok::<_, LinkError>((wire::introduced(&opening, me.cluster)?, inbound))
+        let it = wire::introduced(&opening, me.cluster, proven.as_deref())?;
+        let sealer = security.sealer(&ours, &opening, &opening, Purpose::Lane(lane))?;
+        Ok::<_, LinkError>((it, sealer, inbound))
     };
-    let (it, mut inbound) =
+    let (it, sealer, mut inbound) =
         tokio::time::timeout(DIAL_TIMEOUT, introduction).await.unwrap_or(Err(LinkError::Silent))?;
     debug!(%to, ?lane, node = %it.node, "connected");
     dialler.board.went_up(to, lane, dialler.clock.mono(), it);
+    security.warn_if_open(to);
     // The stream lives as long as the call, so it is still there.
-    let _ended = open.send(()).is_err();
+    let _ended = open.send(sealer).is_err();
     loop {
         match inbound.message().await.map_err(|status| broken(&status))? {
             // Later versions may say something here.
@@ -298,23 +313,47 @@ fn broken(status: &tonic::Status) -> LinkError {
     LinkError::Broken(text)
 }
 
-async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
+/// A client on a new connection, and the names in the certificate that the other side showed.
+async fn dial(
+    to: SocketAddr,
+    security: &Security,
+) -> Result<(MeshClient<Channel>, Option<Vec<String>>), LinkError> {
+    let tls = security.tls();
+    let proven = Arc::new(Mutex::new(None));
+    let names = Arc::clone(&proven);
     let endpoint = Endpoint::from_static("http://mesh")
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
-    let connector = tower::service_fn(move |_| async move {
-        let tcp = TcpStream::connect(to).await?;
-        // A probe must not wait for an acknowledgement.
-        tcp.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(TokioIo::new(tcp))
+    let connector = tower::service_fn(move |_| {
+        let (tls, names) = (tls.clone(), Arc::clone(&names));
+        async move {
+            let tcp = TcpStream::connect(to).await?;
+            // A probe must not wait for an acknowledgement.
+            tcp.set_nodelay(true)?;
+            let Some(tls) = tls else {
+                return Ok::<_, std::io::Error>(TokioIo::new(Box::new(tcp) as Box<dyn Duplex>));
+            };
+            let dialled = ServerName::IpAddress(to.ip().into());
+            let connector = TlsConnector::from(Arc::clone(&tls.client));
+            let stream = connector.connect(dialled, tcp).await?;
+            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            *names.lock() = shown.map(names_in);
+            Ok(TokioIo::new(Box::new(stream) as Box<dyn Duplex>))
+        }
     });
     let connecting = endpoint.connect_with_connector(connector);
     match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
         Err(_elapsed) => Err(LinkError::ConnectTimeout),
-        Ok(Ok(channel)) => Ok(channel),
+        Ok(Ok(channel)) => {
+            let client = MeshClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            let proven = proven.lock().take();
+            Ok((client, proven))
+        }
         Ok(Err(error)) => {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(deeper) = cause.source() {
@@ -325,11 +364,18 @@ async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
     }
 }
 
+/// A connection, with or without TLS.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// What goes out on one connection: our opening at once, frames once the other side has introduced itself.
 struct Outbound {
     first: Option<Envelope>,
-    opened: oneshot::Receiver<()>,
-    is_open: bool,
+    /// Says that it has, and how frames are sealed; `None` once it did.
+    opened: Option<oneshot::Receiver<Option<Sealer>>>,
+    sealer: Option<Sealer>,
+    security: Arc<Security>,
     queue: Arc<Queue>,
 }
 
@@ -340,12 +386,49 @@ impl Stream for Outbound {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        if !self.is_open {
-            match ready!(Pin::new(&mut self.opened).poll(cx)) {
-                Ok(()) => self.is_open = true,
+        let this = &mut *self;
+        if let Some(opened) = &mut this.opened {
+            match ready!(Pin::new(opened).poll(cx)) {
+                Ok(sealer) => (this.opened, this.sealer) = (None, sealer),
                 Err(_gone) => return Poll::Ready(None),
             }
         }
-        self.queue.poll_pop(cx).map(|frame| frame.map(wire::envelope))
+        let frame = ready!(this.queue.poll_pop(cx));
+        Poll::Ready(frame.and_then(|frame| this.security.enclose(this.sealer.as_mut(), frame)))
+    }
+}
+
+/// Tells one router of a change of keys, and hears what became of it.
+pub(super) async fn change_keys(
+    dialler: &Dialler,
+    to: SocketAddr,
+    change: KeyChange,
+) -> Result<Vec<KeyId>, String> {
+    let telling = async {
+        let security = &dialler.security;
+        let (mut client, proven) = dial(to, security).await?;
+        let me = dialler.me.load_full();
+        let mut ours = wire::opening(&me, None);
+        security.open_with(&mut ours);
+        // Room for both messages: neither waits.
+        let (sender, receiver) = tokio::sync::mpsc::channel(2);
+        let _full = sender.try_send(wire::opening_envelope(ours.clone())).is_err();
+        let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let call = client.keys(outbound).await.map_err(|status| broken(&status))?;
+        let mut inbound = call.into_inner();
+        let opening = wire::first(inbound.message().await.map_err(|status| broken(&status))?)?;
+        wire::introduced(&opening, me.cluster, proven.as_deref())?;
+        let mut sealer = security.sealer(&ours, &opening, &opening, Purpose::Keys)?;
+        let mut opener = security.opener(&ours, &opening, Purpose::KeysAnswer)?;
+        let change = keys::change_envelope(security, sealer.as_mut(), &change)
+            .ok_or(OpeningError::NoSharedKey)?;
+        let _full = sender.try_send(change).is_err();
+        let answer = inbound.message().await.map_err(|status| broken(&status))?;
+        Ok::<_, LinkError>(keys::read_answer(security, opener.as_mut(), answer))
+    };
+    match tokio::time::timeout(DIAL_TIMEOUT * 3, telling).await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err("no answer in time".to_owned()),
     }
 }

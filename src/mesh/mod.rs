@@ -10,9 +10,12 @@
 mod advertise;
 mod driver;
 mod join;
+mod keys;
 mod link;
 mod metrics;
 mod queue;
+mod seal;
+mod security;
 mod server;
 mod status;
 mod wire;
@@ -31,6 +34,8 @@ pub use advertise::{Source, Wanted};
 pub use join::{JoinAddress, ParseJoinAddressError};
 pub use link::{LaneStatus, LinkStatus};
 pub use metrics::Metrics;
+pub use seal::{KeyId, Mode, ParseKeyError, Ring, RingError, SharedKey};
+pub use security::{Config as SecurityConfig, KeyChange};
 pub use status::{
     ConnectionStatus, Drift, Health, JoinStatus, NodeStatus, PeerStatus, Router, Status,
     StoreStatus, rfc3339,
@@ -47,6 +52,7 @@ use crate::tasks::{OnEnd, Tasks};
 use driver::{Command, Driver, Inputs, Outputs};
 use join::Resolutions;
 use link::{Board, Dialler};
+use security::Security;
 use server::{Inbox, Service};
 use wire::Introduction;
 
@@ -81,6 +87,8 @@ pub struct Config {
     pub advertise: Wanted,
     /// Where others may be.
     pub join: Vec<JoinAddress>,
+    /// How it is protected.
+    pub security: SecurityConfig,
     /// Everything else: timings, bounds, the cluster's id.
     pub node: cluster::Config,
 }
@@ -96,6 +104,9 @@ pub enum BindError {
         /// Why not.
         source: io::Error,
     },
+    /// Its certificates can't be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsErrors),
     /// Its numbers can't work.
     #[error("the mesh can't work like this: {0}")]
     Config(String),
@@ -195,9 +206,8 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
     happenings: broadcast::Sender<Arc<Happening>>,
-    board: Arc<Board>,
+    dialler: Arc<Dialler>,
     resolutions: Resolutions,
-    me: Arc<ArcSwap<Introduction>>,
 }
 
 /// A mesh that runs.
@@ -226,6 +236,7 @@ impl Mesh {
         let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
         let address = SocketAddr::new(ip, bound.port());
         let now = clock.now();
+        let security = Arc::new(Security::new(&config.security, now)?);
         let mut rng = rand::rng();
         let generation = generation_at(now.wall, rng.random());
         let name = config.name.clone();
@@ -248,12 +259,13 @@ impl Mesh {
         let (happenings, _) = broadcast::channel(HAPPENINGS);
         let (stop, stopping) = watch::channel(false);
         let board = Arc::new(Board::default());
-        let dialler = Dialler {
+        let dialler = Arc::new(Dialler {
             me: Arc::clone(&me),
+            security: Arc::clone(&security),
             clock,
             metrics: metrics.clone(),
             board: Arc::clone(&board),
-        };
+        });
         let inbox = Inbox { swim: swim_tx, state: state_tx };
         Ok(Self {
             handle: Handle {
@@ -262,15 +274,14 @@ impl Mesh {
                 commands: commands_tx,
                 view,
                 happenings: happenings.clone(),
-                board,
+                dialler: Arc::clone(&dialler),
                 resolutions: Resolutions::default(),
-                me: Arc::clone(&me),
             },
             node,
             inputs: Inputs { swim, state, commands },
             outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
-            dialler: Arc::new(dialler),
-            service: Service { me, inbox, metrics, stopping },
+            dialler,
+            service: Service { me, security, inbox, metrics, refusals: Arc::default(), stopping },
             listener,
             stop,
             address,
@@ -321,14 +332,18 @@ impl Mesh {
             let _ended = ended_tx;
             runtime.block_on(async move {
                 let driver = Driver::new(node, clock, inputs, outputs, dialler);
+                let following =
+                    Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
                 let serving = async {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
                     server::run(listener, service).await
                 };
+                let beside =
+                    async { tokio::try_join!(serving, joining, async { Ok(following.await) }) };
                 tokio::select! {
                     biased;
                     () = driver.run() => {}
-                    ended = async { tokio::try_join!(serving, joining) } => {
+                    ended = beside => {
                         if let Err(error) = ended {
                             error!(%error, "the mesh port can't be served");
                         }
@@ -427,7 +442,7 @@ impl Handle {
     /// How the ways to the others are, by address.
     #[must_use]
     pub fn links(&self) -> std::collections::BTreeMap<SocketAddr, LinkStatus> {
-        self.board.all()
+        self.dialler.board.all()
     }
 
     /// Looks at the node, on the mesh's thread; `None` if that has ended or does not answer within a second. Not for
@@ -448,11 +463,67 @@ impl Handle {
         tokio::time::timeout(VISIT_TIMEOUT, asking).await.ok().flatten()
     }
 
+    /// The shared keys, by name, the one that seals first.
+    #[must_use]
+    pub fn keys(&self) -> (Mode, Vec<KeyId>) {
+        let security = &self.dialler.security;
+        (security.mode(), security.ring().ids().collect())
+    }
+
+    /// Changes the shared keys of this router, then of all that take part; what became of it, by name.
+    ///
+    /// # Errors
+    /// If this router itself refuses the change, or has nothing that could carry it to the others in secret; nothing has
+    /// changed then.
+    pub async fn change_keys(&self, change: KeyChange) -> Result<KeyReceipts, KeysError> {
+        let security = &self.dialler.security;
+        if security.mode() == Mode::Off {
+            return Err(KeysError::Off);
+        }
+        let view = self.view();
+        let others: Vec<_> = view.present().map(|m| (m.node.name.to_string(), m.address)).collect();
+        if !others.is_empty() && !security.can_carry_keys() {
+            return Err(KeysError::NoSecret);
+        }
+        security.change(&change)?;
+        let mut receipts = KeyReceipts::new();
+        receipts.insert(view.me.node.name.to_string(), Ok(security.ring().ids().collect()));
+        let mut telling = tokio::task::JoinSet::new();
+        for (name, address) in others {
+            let (dialler, change) = (Arc::clone(&self.dialler), change.clone());
+            telling
+                .spawn(async move { (name, link::change_keys(&dialler, address, change).await) });
+        }
+        while let Some(told) = telling.join_next().await {
+            if let Ok((name, answer)) = told {
+                receipts.insert(name, answer);
+            }
+        }
+        Ok(receipts)
+    }
+
     /// Tells everybody that this router will go. It stays a member until it departs.
     pub async fn leave(&self) {
         // An error means that the driver has ended: it can't be a member then.
         let _ended = self.commands.send(Command::Leave).await.is_err();
     }
+}
+
+/// What became of a change of keys, by router: its keys now, or why it refused.
+pub type KeyReceipts = std::collections::BTreeMap<String, Result<Vec<KeyId>, String>>;
+
+/// Why a change of keys was not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// Nothing is sealed.
+    #[error("nothing is sealed: start the routers with --mesh-encryption permissive or required")]
+    Off,
+    /// The change would travel in the open.
+    #[error("there is neither a shared key nor TLS that could carry a key to the others in secret")]
+    NoSecret,
+    /// The ring refuses.
+    #[error(transparent)]
+    Ring(#[from] RingError),
 }
 
 /// How long the driver may take to answer.

@@ -9,7 +9,8 @@
     reason = "connections and streams are tasks that end with their connection"
 )]
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,25 +19,40 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::keys;
 use super::metrics::Metrics;
+use super::seal::Purpose;
+use super::security::Security;
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
 use super::wire::proto::{self, Envelope, Opening};
-use super::wire::{self, Introduction, MAX_MESSAGE_BYTES};
+use super::wire::{self, Introduction, MAX_MESSAGE_BYTES, OpeningError};
 use crate::cluster::Lane;
 use crate::tasks::turned_on;
+use crate::tls::{MeshTls, names_in};
 
 /// Connections at once: two from each peer, and those that are only looking.
 const MAX_CONNECTIONS: usize = 8192;
 
 /// How long a stream may take to introduce itself.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a refusal is not told again.
+const REFUSAL_TOLD: Duration = Duration::from_secs(60);
+
+/// Refusals remembered at most; beyond, they are only counted.
+const MAX_REFUSALS: usize = 256;
 
 /// Time between two pings to a silent connection, and for the answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -60,8 +76,10 @@ pub(super) struct Inbox {
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) me: Arc<ArcSwap<Introduction>>,
+    pub(super) security: Arc<Security>,
     pub(super) inbox: Inbox,
     pub(super) metrics: Metrics,
+    pub(super) refusals: Arc<Refusals>,
     /// Turns true when the router ends.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -76,6 +94,8 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
         .build_v1()?;
     let mut stopping = service.stopping.clone();
     let metrics = service.metrics.clone();
+    let security = Arc::clone(&service.security);
+    let refusals = Arc::clone(&service.refusals);
     let mesh = MeshServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -106,16 +126,25 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
         let routes = routes.clone();
         let metrics = metrics.clone();
         let mut stopping = stopping.clone();
+        let tls = security.tls();
+        let refusals = Arc::clone(&refusals);
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = tcp.set_nodelay(true) {
-                debug!(%from, %error, "connection of a router");
-                return;
-            }
+            let (io, names) = match secured(tcp, tls).await {
+                Ok(secured) => secured,
+                Err(error) => {
+                    metrics.rejected("tls");
+                    if refusals.is_news(from, &error) {
+                        info!(%from, %error, "a connection was refused");
+                    }
+                    return;
+                }
+            };
+            let came = From { address: from, names: names.map(Arc::from) };
             let service = TowerToHyperService::new(tower::ServiceExt::map_request(
                 routes,
                 move |mut request: http::Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert(From(from));
+                    request.extensions_mut().insert(came.clone());
                     request.map(tonic::body::Body::new)
                 },
             ));
@@ -127,7 +156,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
                 .max_header_list_size(16 << 10)
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(4 << 20)
-                .serve_connection(TokioIo::new(tcp), service);
+                .serve_connection(TokioIo::new(io), service);
             tokio::pin!(serving);
             let ended = tokio::select! {
                 ended = &mut serving => ended,
@@ -159,18 +188,124 @@ fn is_io(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_timeout()
 }
 
-/// Where a connection came from.
-#[derive(Debug, Clone, Copy)]
-struct From(SocketAddr);
+/// A connection with its TLS handshake done, if there is to be one, and the names in the certificate that it showed.
+async fn secured(
+    tcp: TcpStream,
+    tls: Option<Arc<MeshTls>>,
+) -> Result<(Box<dyn Duplex>, Option<Vec<String>>), String> {
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    let Some(tls) = tls else { return Ok((Box::new(tcp), None)) };
+    let accepting = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp);
+    let stream = tokio::time::timeout(OPENING_TIMEOUT, accepting)
+        .await
+        .map_err(|_elapsed| "no TLS handshake in time".to_owned())?
+        .map_err(|error| format!("TLS: {error}"))?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let names = shown.map(names_in);
+    Ok((Box::new(stream), names))
+}
 
-fn came_from<T>(request: &Request<T>) -> Result<SocketAddr, Status> {
-    let From(from) = request.extensions().get().ok_or_else(|| Status::internal("no address"))?;
-    Ok(*from)
+/// A connection, with or without TLS.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Refusals that were told a while ago: who is refused tries again and again, and one line is enough.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    told: Mutex<HashMap<(IpAddr, String), Instant>>,
+}
+
+impl Refusals {
+    /// Whether this was not told in the last minute.
+    fn is_news(&self, from: SocketAddr, why: &str) -> bool {
+        let now = Instant::now();
+        let mut told = self.told.lock();
+        told.retain(|_, at| now.duration_since(*at) < REFUSAL_TOLD);
+        let key = (from.ip(), why.to_owned());
+        if told.contains_key(&key) || told.len() >= MAX_REFUSALS {
+            return false;
+        }
+        told.insert(key, now);
+        true
+    }
+}
+
+/// Where a connection came from, and what its certificate proves.
+#[derive(Debug, Clone)]
+struct From {
+    address: SocketAddr,
+    names: Option<Arc<[String]>>,
+}
+
+fn came_from<T>(request: &Request<T>) -> Result<From, Status> {
+    request.extensions().get().cloned().ok_or_else(|| Status::internal("no address"))
 }
 
 type Outgoing = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
 
 impl Service {
+    fn opening(&self, me: &Introduction, from: &From) -> Opening {
+        let mut opening = wire::opening(me, Some(from.address));
+        self.security.open_with(&mut opening);
+        opening
+    }
+
+    /// Hears who calls.
+    async fn meet(
+        &self,
+        inbound: &mut Streaming<Envelope>,
+        from: &From,
+    ) -> Result<(Opening, Introduction), Status> {
+        let first = tokio::time::timeout(OPENING_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no introduction in time"))??;
+        let cluster = self.me.load().cluster;
+        wire::first(first)
+            .and_then(|opening| {
+                let it = wire::introduced(&opening, cluster, from.names.as_deref())?;
+                Ok((opening, it))
+            })
+            .map_err(|error| self.refuse(from.address, &error))
+    }
+
+    fn refuse(&self, from: SocketAddr, error: &OpeningError) -> Status {
+        self.metrics.rejected(error.name());
+        if self.refusals.is_news(from, error.name()) {
+            info!(%from, %error, "a router was refused");
+        }
+        Status::failed_precondition(error.to_string())
+    }
+
+    /// Takes one change of keys and answers it.
+    async fn take_keys(
+        &self,
+        mut inbound: Streaming<Envelope>,
+        from: &From,
+        ours: &Opening,
+    ) -> Result<Envelope, Status> {
+        let (theirs, it) = self.meet(&mut inbound, from).await?;
+        let refused = |error: OpeningError| self.refuse(from.address, &error);
+        let mut opener = self.security.opener(&theirs, ours, Purpose::Keys).map_err(refused)?;
+        let mut sealer =
+            self.security.sealer(&theirs, ours, &theirs, Purpose::KeysAnswer).map_err(refused)?;
+        let message = tokio::time::timeout(OPENING_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no change in time"))??;
+        let change =
+            keys::read_change(&self.security, opener.as_mut(), message, from.names.is_some());
+        let answer = keys::apply(&self.security, change);
+        match &answer {
+            Ok(ids) => info!(by = %it.node, keys = ?ids, "the shared keys have changed"),
+            Err(error) => {
+                self.metrics.rejected("keys");
+                info!(by = %it.node, %error, "a change of the shared keys was refused");
+            }
+        }
+        keys::answer_envelope(&self.security, sealer.as_mut(), answer)
+            .ok_or_else(|| Status::internal("no key to seal the answer with"))
+    }
+
     async fn receive(
         &self,
         request: Request<Streaming<Envelope>>,
@@ -179,15 +314,15 @@ impl Service {
         let from = came_from(&request)?;
         let me = self.me.load_full();
         let inbound = request.into_inner();
-        let (answer, answers) = mpsc::channel(1);
-        let opening = wire::opening_envelope(wire::opening(&me, Some(from)));
+        let (answer, answers) = mpsc::channel(2);
+        let ours = self.opening(&me, &from);
         // The channel is new and has room.
-        let _full = answer.try_send(Ok(opening)).is_err();
+        let _full = answer.try_send(Ok(wire::opening_envelope(ours.clone()))).is_err();
         let mut stopping = self.stopping.clone();
         let this = self.clone();
         tokio::spawn(async move {
             tokio::select! {
-                ended = this.listen(inbound, lane, from, &me) => if let Err(status) = ended {
+                ended = this.listen(inbound, lane, &from, &ours) => if let Err(status) = ended {
                     // The caller may be gone.
                     let _unheard = answer.try_send(Err(status)).is_err();
                 },
@@ -202,22 +337,15 @@ impl Service {
         &self,
         mut inbound: Streaming<Envelope>,
         lane: Lane,
-        from: SocketAddr,
-        me: &Introduction,
+        from: &From,
+        ours: &Opening,
     ) -> Result<(), Status> {
-        let first = tokio::time::timeout(OPENING_TIMEOUT, inbound.message())
-            .await
-            .map_err(|_elapsed| Status::deadline_exceeded("no introduction in time"))??;
-        let introduced =
-            wire::first(first).and_then(|opening| wire::introduced(&opening, me.cluster));
-        let it = match introduced {
-            Ok(it) => it,
-            Err(error) => {
-                self.metrics.rejected(error.name());
-                info!(%from, %error, "a router was refused");
-                return Err(Status::failed_precondition(error.to_string()));
-            }
-        };
+        let (theirs, it) = self.meet(&mut inbound, from).await?;
+        let from = from.address;
+        let mut opener = self
+            .security
+            .opener(&theirs, ours, Purpose::Lane(lane))
+            .map_err(|error| self.refuse(from, &error))?;
         debug!(%from, ?lane, node = %it.node, "listening to");
         loop {
             let message = match inbound.message().await {
@@ -231,9 +359,19 @@ impl Service {
                     return Err(status);
                 }
             };
-            let Some(frame) = wire::frame(message) else {
-                self.metrics.rejected("envelope");
-                continue;
+            let frame = match self.security.disclose(opener.as_mut(), message) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    self.metrics.rejected("envelope");
+                    continue;
+                }
+                Err(error) => {
+                    self.metrics.rejected(error.name());
+                    if self.refusals.is_news(from, error.name()) {
+                        info!(%from, node = %it.node, %error, "a frame was refused");
+                    }
+                    return Err(Status::unauthenticated(error.to_string()));
+                }
             };
             let incoming = Incoming { from, frame };
             match lane {
@@ -264,7 +402,7 @@ fn is_about_content(status: &Status) -> bool {
 impl Mesh for Service {
     async fn hello(&self, request: Request<Opening>) -> Result<Response<Opening>, Status> {
         let from = came_from(&request)?;
-        Ok(Response::new(wire::opening(&self.me.load(), Some(from))))
+        Ok(Response::new(wire::opening(&self.me.load(), Some(from.address))))
     }
 
     type SwimStream = Outgoing;
@@ -283,5 +421,25 @@ impl Mesh for Service {
         request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Outgoing>, Status> {
         self.receive(request, Lane::State).await
+    }
+
+    type KeysStream = Outgoing;
+
+    async fn keys(
+        &self,
+        request: Request<Streaming<Envelope>>,
+    ) -> Result<Response<Outgoing>, Status> {
+        let from = came_from(&request)?;
+        let ours = self.opening(&self.me.load(), &from);
+        let (answer, answers) = mpsc::channel(2);
+        // The channel is new and has room.
+        let _full = answer.try_send(Ok(wire::opening_envelope(ours.clone()))).is_err();
+        let this = self.clone();
+        tokio::spawn(async move {
+            let taken = this.take_keys(request.into_inner(), &from, &ours).await;
+            // The caller may be gone.
+            let _unheard = answer.try_send(taken).is_err();
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 }

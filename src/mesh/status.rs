@@ -207,7 +207,7 @@ impl Handle {
         let me = Router {
             name: view.me.node.name.to_string(),
             status: view.me.state.as_str(),
-            url: Some(self.me.load().client_url.clone()),
+            url: Some(self.dialler.me.load().client_url.clone()),
             is_self: true,
         };
         let others = view.members.iter().map(|member| Router {

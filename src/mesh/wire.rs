@@ -63,6 +63,17 @@ pub(super) enum OpeningError {
         /// The other's minor version.
         minor: u32,
     },
+    /// It has no key that this router seals with, or seals nothing.
+    #[error("it does not share the key of this router; check --mesh-encryption-key")]
+    NoSharedKey,
+    /// Its certificate is not for the name that it gives.
+    #[error("it says it is {says}, but its certificate is for {proven}")]
+    Name {
+        /// What it says.
+        says: NodeName,
+        /// What its certificate says.
+        proven: String,
+    },
     /// Another cluster.
     #[error("it belongs to another cluster; check --mesh-cluster-id and --mesh-peer-urls")]
     Cluster,
@@ -77,6 +88,8 @@ impl OpeningError {
         match self {
             Self::Version { .. } => "version",
             Self::Cluster => "cluster",
+            Self::NoSharedKey => "no_shared_key",
+            Self::Name { .. } => "name",
             Self::Malformed(_) => "opening",
         }
     }
@@ -100,10 +113,11 @@ pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening
     }
 }
 
-/// Checks what the other side opened a stream with.
+/// Checks what the other side opened a stream with. `proven`: the names in the certificate that it showed.
 pub(super) fn introduced(
     opening: &Opening,
     cluster: ClusterId,
+    proven: Option<&[String]>,
 ) -> Result<Introduction, OpeningError> {
     if opening.major != u32::from(codec::VERSION.0) {
         return Err(OpeningError::Version { major: opening.major, minor: opening.minor });
@@ -119,6 +133,11 @@ pub(super) fn introduced(
         .node_name
         .parse()
         .map_err(|_| OpeningError::Malformed("its name is not that of a node"))?;
+    if let Some(proven) = proven
+        && !proven.iter().any(|proven| is_for(proven, name.as_str()))
+    {
+        return Err(OpeningError::Name { says: name, proven: proven.join(", ") });
+    }
     let address = opening
         .address
         .parse()
@@ -128,9 +147,12 @@ pub(super) fn introduced(
     Ok(Introduction { node, address, cluster, client_url })
 }
 
-/// Puts a frame into a message.
-pub(super) fn envelope(frame: Bytes) -> Envelope {
-    Envelope { content: Some(Content::Frame(frame)) }
+/// Whether a name in a certificate stands for a router: the name itself, a host name that begins with it (as that of a
+/// pod does), or one for all.
+fn is_for(proven: &str, name: &str) -> bool {
+    proven.eq_ignore_ascii_case(name)
+        || proven.starts_with("*.")
+        || proven.split_once('.').is_some_and(|(first, _)| first.eq_ignore_ascii_case(name))
 }
 
 /// Puts an opening into a message.
@@ -142,18 +164,10 @@ pub(super) fn opening_envelope(opening: Opening) -> Envelope {
 pub(super) fn first(message: Option<Envelope>) -> Result<Opening, OpeningError> {
     match message.and_then(|envelope| envelope.content) {
         Some(Content::Opening(opening)) => Ok(opening),
-        Some(Content::Frame(_) | Content::Sealed(_)) => {
-            Err(OpeningError::Malformed("a frame comes before the opening"))
-        }
+        Some(
+            Content::Frame(_) | Content::Sealed(_) | Content::KeyChange(_) | Content::KeyAnswer(_),
+        ) => Err(OpeningError::Malformed("a frame comes before the opening")),
         None => Err(OpeningError::Malformed("nothing came")),
-    }
-}
-
-/// The frame in a later message; `None` for what this version does not know.
-pub(super) fn frame(message: Envelope) -> Option<Bytes> {
-    match message.content {
-        Some(Content::Frame(frame)) => Some(frame),
-        Some(Content::Opening(_) | Content::Sealed(_)) | None => None,
     }
 }
 
@@ -173,7 +187,7 @@ mod tests {
     #[test]
     fn an_opening_says_who_it_is() {
         let opening = opening(&me(), Some("10.0.0.9:4711".parse().unwrap()));
-        assert_eq!(introduced(&opening, ClusterId::of("smg")), Ok(me()));
+        assert_eq!(introduced(&opening, ClusterId::of("smg"), None), Ok(me()));
         assert_eq!(opening.seen_as, "10.0.0.9:4711");
     }
 
@@ -181,7 +195,7 @@ mod tests {
     fn strangers_are_told_apart() {
         let cluster = ClusterId::of("smg");
         let ours = || opening(&me(), None);
-        let refused = |opening| introduced(&opening, cluster).unwrap_err().name();
+        let refused = |opening| introduced(&opening, cluster, None).unwrap_err().name();
         assert_eq!(refused(Opening { major: 2, ..ours() }), "version");
         assert_eq!(refused(Opening { cluster: 1, ..ours() }), "cluster");
         assert_eq!(refused(Opening { node_name: "a b".into(), ..ours() }), "opening");
@@ -190,9 +204,28 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_binds_the_name() {
+        for (proven, fits) in [
+            ("node1", true),
+            ("NODE1", true),
+            ("node1.smg-mesh.default.svc", true),
+            ("*.smg-mesh", true),
+            ("node11", false),
+            ("node2", false),
+            ("mesh.node1", false),
+        ] {
+            let opening = opening(&me(), None);
+            let names = [proven.to_owned()];
+            let introduced = introduced(&opening, ClusterId::of("smg"), Some(&names));
+            assert_eq!(introduced.is_ok(), fits, "{proven}");
+        }
+    }
+
+    #[test]
     fn a_stream_begins_with_its_opening() {
         assert!(first(None).is_err());
-        assert!(first(Some(envelope(Bytes::from_static(b"x")))).is_err());
+        let frame = Content::Frame(Bytes::from_static(b"x"));
+        assert!(first(Some(Envelope { content: Some(frame) })).is_err());
         assert!(first(Some(opening_envelope(opening(&me(), None)))).is_ok());
     }
 }

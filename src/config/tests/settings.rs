@@ -43,6 +43,16 @@ macro_rules! see_mesh {
     };
 }
 
+fn see_files(config: &Config, file: fn(&crate::tls::MeshFiles) -> &std::path::PathBuf) -> String {
+    let files = config.mesh.as_ref().and_then(|mesh| mesh.security.tls.as_ref());
+    format!("{:?}", files.map(file))
+}
+
+fn see_keys(config: &Config) -> String {
+    let ids = config.mesh.iter().flat_map(|mesh| mesh.security.keys.ids());
+    format!("{:?}", ids.collect::<Vec<_>>())
+}
+
 fn mesh() -> Vec<Row> {
     vec![
         row("enable-mesh", "true", "false", "true", |c| c.mesh.is_some().to_string()),
@@ -67,6 +77,22 @@ fn mesh() -> Vec<Row> {
         row("mesh-suspicion-timeout", "7s", "8s", "7s", see_mesh!(node.membership.suspicion)),
         row("mesh-sync-interval", "7s", "8s", "7s", see_mesh!(node.replication.digest_interval)),
         row("mesh-forget-after", "7h", "8h", "25200s", see_mesh!(node.membership.forget_after)),
+        row("mesh-tls-cert", "CERT", "OTHER_CERT", "Some(\"CERT\")", |c| {
+            see_files(c, |f| &f.certificate)
+        }),
+        row("mesh-tls-key", "KEY", "OTHER_KEY", "Some(\"KEY\")", |c| see_files(c, |f| &f.key)),
+        row("mesh-tls-ca", "CERT", "OTHER_CERT", "Some(\"CERT\")", |c| see_files(c, |f| &f.ca)),
+        row(
+            "mesh-encryption-key",
+            "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+            "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+            "[66687aadf862bd77]",
+            |c| see_keys(c),
+        ),
+        row("mesh-encryption-key-file", "SHARED", "OTHER_SHARED", "[66687aadf862bd77]", |c| {
+            see_keys(c)
+        }),
+        row("mesh-encryption", "permissive", "required", "Permissive", see_mesh!(security.mode)),
     ]
 }
 
@@ -245,6 +271,18 @@ fn companions(flag: &str, files: &Files) -> String {
         "worker-tls-cert" => format!("worker-tls-key = '{key}'\n"),
         "worker-tls-key" => format!("worker-tls-cert = '{cert}'\n"),
         "worker-api-key" => "worker-urls = 'http://own'\n".to_owned(),
+        "mesh-tls-cert" => {
+            format!("enable-mesh = true\nmesh-tls-key = '{key}'\nmesh-tls-ca = '{cert}'\n")
+        }
+        "mesh-tls-key" => {
+            format!("enable-mesh = true\nmesh-tls-cert = '{cert}'\nmesh-tls-ca = '{cert}'\n")
+        }
+        "mesh-tls-ca" => {
+            format!("enable-mesh = true\nmesh-tls-cert = '{cert}'\nmesh-tls-key = '{key}'\n")
+        }
+        "mesh-encryption" => format!(
+            "enable-mesh = true\nmesh-encryption-key = 'AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE='\n"
+        ),
         flag if flag.starts_with("mesh-") => "enable-mesh = true\n".to_owned(),
         _ => String::new(),
     }
@@ -286,7 +324,10 @@ fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
         let seen_with = |places: &[(Place, &str)]| {
             let mut text =
                 if places.is_empty() { String::new() } else { companions(row.flag, &files) };
-            let given = places.iter().fold(given(), |given, (place, value)| {
+            let shared = given()
+                .other_file("SHARED", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
+                .other_file("OTHER_SHARED", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n");
+            let given = places.iter().fold(shared, |given, (place, value)| {
                 put(given, *place, row.flag, value, &mut text)
             });
             files.hide(&(row.view)(&given.file(&text).config()))
