@@ -263,7 +263,7 @@ class Manifests(unittest.TestCase):
             for v in container["env"]
             if "secretKeyRef" in v.get("valueFrom", {})
         }
-        self.assertEqual(set(keys), {"SMG_API_KEY", "SMG_ADMIN_API_KEY"})
+        self.assertEqual(set(keys), {"SMG_API_KEY", "SMG_ADMIN_API_KEY", "SMG_MESH_ENCRYPTION_KEY"})
         for name, reference in keys.items():
             self.assertIs(reference["optional"], False, name)
         spread = {

@@ -69,7 +69,7 @@ impl Pod {
         &port.unwrap_or_else(|| panic!("no port {name}"))["containerPort"]
     }
 
-    /// The variables that the container starts with. Secrets are taken for absent.
+    /// The variables that the container starts with. Secrets are absent unless they are given.
     fn variables(&self) -> BTreeMap<String, String> {
         let mut variables: BTreeMap<String, String> = BTreeMap::new();
         for &(name, value) in &self.given {
@@ -220,6 +220,17 @@ async fn our_manifest_starts_the_router_and_leaves_it_time_to_end() {
         ("mesh", "mesh-port"),
     ] {
         assert_eq!(config[key].as_integer(), pod.port(port).as_i64(), "{port}");
+    }
+
+    let keyed = Pod::of(BASE, "smg-1")
+        .given("SMG_API_KEY", "k")
+        .given("SMG_ADMIN_API_KEY", "a")
+        .given("SMG_MESH_ENCRYPTION_KEY", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=");
+    assert_eq!(keyed.configuration().await.unwrap().1, "", "and so with all keys");
+    let known = keyed.variables();
+    for variable in list(&keyed.container()["env"]) {
+        let name = text(&variable["name"]);
+        assert!(known.contains_key(name), "{name} was tested with a value");
     }
 
     let seconds = |key: &str| config[key].as_integer().unwrap();
