@@ -231,3 +231,34 @@ fn no_file_promises_to_be_done_later() {
         }
     }
 }
+
+#[test]
+fn every_metric_that_is_shown_or_paged_for_is_exported() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let exported = read("tests/golden/metrics.txt");
+    let families: BTreeMap<&str, &str> = exported
+        .lines()
+        .filter(|line| !line.starts_with(' '))
+        .map(|line| line.split_once(' ').unwrap())
+        .collect();
+    let is_exported = |name: &str| {
+        let of_histogram = |end| {
+            let family = name.strip_suffix(end);
+            family.is_some_and(|family| families.get(family) == Some(&"histogram"))
+        };
+        families.contains_key(name) || ["_bucket", "_sum", "_count"].into_iter().any(of_histogram)
+    };
+    let mut wrong = Vec::new();
+    for path in ["grafana/dashboards/smg.json", "deploy/prometheus/smg-rules.yml"] {
+        let text = read(path);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named: Vec<&str> = words.filter(|word| word.starts_with("smg_")).collect();
+        assert!(!named.is_empty(), "{path} names no metric");
+        wrong.extend(
+            named.into_iter().filter(|name| !is_exported(name)).map(|n| format!("{path}: {n}")),
+        );
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "not in tests/golden/metrics.txt:\n{}", wrong.join("\n"));
+}

@@ -16,6 +16,7 @@ mod admission;
 mod api;
 mod bad_input;
 mod demo;
+mod deploy;
 mod failure;
 mod fidelity;
 mod leaving;

@@ -72,6 +72,11 @@ class Process:
             if match := re.search(pattern, line):
                 return match
 
+    def kill(self):
+        """`kill -9`."""
+        self._child.kill()
+        self._child.wait()
+
     def stop(self):
         """Asks it to end and returns its exit status; kills it when it does not."""
         if self._child.poll() is None:
