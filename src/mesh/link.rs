@@ -283,7 +283,7 @@ async fn converse(
     lane: Lane,
     queue: &Arc<Queue>,
 ) -> Result<Infallible, LinkError> {
-    let channel = dial(to).await?;
+    let channel = dial(to, lane).await?;
     let mut client = MeshClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -330,7 +330,7 @@ fn broken(status: &tonic::Status) -> LinkError {
     LinkError::Broken(text)
 }
 
-async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
+async fn dial(to: SocketAddr, lane: Lane) -> Result<Channel, LinkError> {
     let endpoint = Endpoint::from_static("http://mesh")
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
@@ -340,6 +340,11 @@ async fn dial(to: SocketAddr) -> Result<Channel, LinkError> {
     let connector = tower::service_fn(move |_| async move {
         let tcp = connect(to).await?;
         make_prompt(&tcp)?;
+        match lane {
+            Lane::Swim => make_steady(&tcp),
+            // Bulk: what the system chose for it is better.
+            Lane::State => {}
+        }
         Ok::<_, std::io::Error>(TokioIo::new(tcp))
     });
     let connecting = endpoint.connect_with_connector(connector);
@@ -376,6 +381,17 @@ pub(super) fn make_prompt(tcp: &TcpStream) -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(tcp).set_tcp_thin_linear_timeouts(true)?;
     Ok(())
+}
+
+/// Chooses a congestion control that heeds the above: BBR, where it is the default, goes on repeating ever more slowly.
+/// For connections that carry little. Every Linux has this one; where it may not be chosen, the default will do.
+pub(super) fn make_steady(tcp: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_congestion(b"reno") {
+        debug!(%error, "cannot choose the congestion control");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _nothing_to_choose = tcp;
 }
 
 /// What goes out on one connection: our opening at once, frames once the other side has introduced itself.

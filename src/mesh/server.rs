@@ -120,6 +120,8 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
                 debug!(%from, %error, "connection of a router");
                 return;
             }
+            // Answers to pings and little else goes this way.
+            link::make_steady(&tcp);
             let io = match greeted(tcp).await {
                 Ok(io) => io,
                 Err(NotGreeted::Gone(error)) => {
