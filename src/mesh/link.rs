@@ -292,7 +292,7 @@ async fn converse(
     queue: &Arc<Queue>,
 ) -> Result<Infallible, LinkError> {
     let security = &dialler.security;
-    let (mut client, proven) = dial(to, security).await?;
+    let (mut client, proven) = dial(to, lane, security).await?;
     let me = dialler.me.load_full();
     let ours = {
         let mut opening = wire::opening(&me, None);
@@ -348,6 +348,7 @@ fn broken(status: &tonic::Status) -> LinkError {
 /// A client on a new connection, and the names in the certificate that the other side showed.
 async fn dial(
     to: SocketAddr,
+    lane: Lane,
     security: &Security,
 ) -> Result<(MeshClient<Channel>, Option<Vec<String>>), LinkError> {
     let tls = security.tls();
@@ -364,6 +365,11 @@ async fn dial(
         async move {
             let tcp = connect(to).await?;
             make_prompt(&tcp)?;
+            match lane {
+                Lane::Swim => make_steady(&tcp),
+                // Bulk: what the system chose for it is better.
+                Lane::State => {}
+            }
             let Some(tls) = tls else {
                 return Ok::<_, std::io::Error>(TokioIo::new(Box::new(tcp) as Box<dyn Duplex>));
             };
@@ -417,6 +423,17 @@ pub(super) fn make_prompt(tcp: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Chooses a congestion control that heeds the above: BBR, where it is the default, goes on repeating ever more slowly.
+/// For connections that carry little. Every Linux has this one; where it may not be chosen, the default will do.
+pub(super) fn make_steady(tcp: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_congestion(b"reno") {
+        debug!(%error, "cannot choose the congestion control");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _nothing_to_choose = tcp;
+}
+
 /// A connection, with or without TLS.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -459,7 +476,7 @@ pub(super) async fn change_keys(
 ) -> Result<Vec<KeyId>, String> {
     let telling = async {
         let security = &dialler.security;
-        let (mut client, proven) = dial(to, security).await?;
+        let (mut client, proven) = dial(to, Lane::State, security).await?;
         let me = dialler.me.load_full();
         let mut ours = wire::opening(&me, None);
         security.open_with(&mut ours);

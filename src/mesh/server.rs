@@ -262,6 +262,8 @@ async fn secured(
     tls: Option<Arc<MeshTls>>,
 ) -> Result<(Box<dyn Duplex>, Option<Vec<String>>), String> {
     link::make_prompt(&tcp).map_err(|error| error.to_string())?;
+    // Answers to pings and little else goes this way.
+    link::make_steady(&tcp);
     let Some(tls) = tls else { return Ok((Box::new(tcp), None)) };
     let accepting = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp);
     let stream = tokio::time::timeout(OPENING_TIMEOUT, accepting)

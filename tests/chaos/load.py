@@ -40,9 +40,9 @@ class Clients:
             self._stop.wait(max(0.0, self._pause - (time.monotonic() - began)))
 
     def _ask(self):
-        errors = []
+        errors, router = [], None
         for _ in range(1 + self._retries):
-            router = self._next()
+            router = self._next(router)
             if router is None:
                 errors.append("no router is ready")
                 continue
@@ -60,12 +60,12 @@ class Clients:
         with self._lock:
             self.failures.append(errors)
 
-    def _next(self):
-        for _ in self._routers:
-            router = self._routers[next(self._turns) % len(self._routers)]
-            if self._ready(router):
-                return router
-        return None
+    def _next(self, failed):
+        """The next one that is ready, and not the one that has just failed if there is another."""
+        first = next(self._turns)
+        turn = [self._routers[(first + step) % len(self._routers)] for step in range(len(self._routers))]
+        ready = [router for router in turn if self._ready(router)]
+        return next((router for router in ready if router is not failed), ready[0] if ready else None)
 
     def stop(self):
         self._stop.set()

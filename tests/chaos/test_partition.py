@@ -216,6 +216,7 @@ class Partition(ChaosTest):
         listener.listen(64)
         self.addCleanup(listener.close)
         accepted = []
+        self.addCleanup(lambda: [tcp.close() for tcp, _ in accepted])
         threading.Thread(target=self.accept, args=(listener, accepted), daemon=True).start()
         machines = self.machines(3)
         peers = [f"{machine}:{MESH}" for machine in [*machines, hung]]
