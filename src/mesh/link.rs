@@ -17,8 +17,6 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
@@ -27,6 +25,7 @@ use tracing::{debug, info};
 
 use super::keys;
 use super::metrics::Metrics;
+use super::net::{Duplex, Net};
 use super::queue::{Bounds, Queue};
 use super::seal::{KeyId, Purpose, Sealer};
 use super::security::{KeyChange, Security};
@@ -59,6 +58,7 @@ const GOOD: Duration = Duration::from_secs(5);
 /// What all links share.
 #[derive(Debug)]
 pub(super) struct Dialler {
+    pub(super) net: Arc<dyn Net>,
     pub(super) me: Arc<ArcSwap<Introduction>>,
     pub(super) security: Arc<Security>,
     pub(super) clock: Clock,
@@ -260,7 +260,7 @@ async fn converse(
     queue: &Arc<Queue>,
 ) -> Result<Infallible, LinkError> {
     let security = &dialler.security;
-    let (mut client, proven) = dial(to, security).await?;
+    let (mut client, proven) = dial(dialler, to).await?;
     let me = dialler.me.load_full();
     let ours = {
         let mut opening = wire::opening(&me, None);
@@ -315,10 +315,11 @@ fn broken(status: &tonic::Status) -> LinkError {
 
 /// A client on a new connection, and the names in the certificate that the other side showed.
 async fn dial(
+    dialler: &Dialler,
     to: SocketAddr,
-    security: &Security,
 ) -> Result<(MeshClient<Channel>, Option<Vec<String>>), LinkError> {
-    let tls = security.tls();
+    let tls = dialler.security.tls();
+    let net = Arc::clone(&dialler.net);
     let proven = Arc::new(Mutex::new(None));
     let names = Arc::clone(&proven);
     let endpoint = Endpoint::from_static("http://mesh")
@@ -328,17 +329,13 @@ async fn dial(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
     let connector = tower::service_fn(move |_| {
-        let (tls, names) = (tls.clone(), Arc::clone(&names));
+        let (net, tls, names) = (Arc::clone(&net), tls.clone(), Arc::clone(&names));
         async move {
-            let tcp = TcpStream::connect(to).await?;
-            // A probe must not wait for an acknowledgement.
-            tcp.set_nodelay(true)?;
-            let Some(tls) = tls else {
-                return Ok::<_, std::io::Error>(TokioIo::new(Box::new(tcp) as Box<dyn Duplex>));
-            };
+            let stream = net.connect(to).await?;
+            let Some(tls) = tls else { return Ok::<_, std::io::Error>(TokioIo::new(stream)) };
             let dialled = ServerName::IpAddress(to.ip().into());
             let connector = TlsConnector::from(Arc::clone(&tls.client));
-            let stream = connector.connect(dialled, tcp).await?;
+            let stream = connector.connect(dialled, stream).await?;
             let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             *names.lock() = shown.map(names_in);
             Ok(TokioIo::new(Box::new(stream) as Box<dyn Duplex>))
@@ -363,11 +360,6 @@ async fn dial(
         }
     }
 }
-
-/// A connection, with or without TLS.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// What goes out on one connection: our opening at once, frames once the other side has introduced itself.
 struct Outbound {
@@ -406,7 +398,7 @@ pub(super) async fn change_keys(
 ) -> Result<Vec<KeyId>, String> {
     let telling = async {
         let security = &dialler.security;
-        let (mut client, proven) = dial(to, security).await?;
+        let (mut client, proven) = dial(dialler, to).await?;
         let me = dialler.me.load_full();
         let mut ours = wire::opening(&me, None);
         security.open_with(&mut ours);

@@ -13,6 +13,7 @@ mod join;
 mod keys;
 mod link;
 mod metrics;
+mod net;
 mod queue;
 mod seal;
 mod security;
@@ -52,6 +53,7 @@ use crate::tasks::{OnEnd, Tasks};
 use driver::{Command, Driver, Inputs, Outputs};
 use join::Resolutions;
 use link::{Board, Dialler};
+use net::{Listener, Net};
 use security::Security;
 use server::{Inbox, Service};
 use wire::Introduction;
@@ -263,6 +265,7 @@ impl Mesh {
             me: Arc::clone(&me),
             security: Arc::clone(&security),
             clock,
+            net: Arc::new(net::Tcp),
             metrics: metrics.clone(),
             board: Arc::clone(&board),
         });
