@@ -13,7 +13,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use prometheus::IntCounter;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::link::{Dialler, Link};
@@ -187,7 +186,7 @@ impl Driver {
             },
             frame = swim.recv() => first.swim = frame,
             frame = state.recv() => first.state = frame,
-            () = tokio::time::sleep_until(Instant::from_std(self.clock.instant_at(due))) => {}
+            () = tokio::time::sleep_until(self.clock.instant_at(due)) => {}
         }
         self.feed_first(first);
     }

@@ -134,41 +134,50 @@ pub(super) struct Resolved {
 /// What became of all of them.
 pub(super) type Resolutions = Arc<Mutex<BTreeMap<JoinAddress, Resolved>>>;
 
-/// Resolves the join addresses and tells the driver, for ever.
-pub(super) async fn run(
-    wanted: Vec<JoinAddress>,
-    resolutions: Resolutions,
-    commands: mpsc::Sender<Command>,
-    mut view: watch::Receiver<Arc<View>>,
-    mut stopping: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let mut told = Vec::new();
-    loop {
-        resolve_all(&wanted, &resolutions).await;
-        let mut addresses: Vec<SocketAddr> = {
-            let resolutions = resolutions.lock();
-            resolutions.values().flat_map(|resolved| resolved.addresses.clone()).collect()
-        };
-        addresses.sort_unstable();
-        addresses.dedup();
-        // An empty list says that there is nobody to look for; names that lead nowhere yet don't say that.
-        if wanted.is_empty() || !addresses.is_empty() {
-            if told != addresses {
-                info!(?addresses, "knocking at");
-                told.clone_from(&addresses);
+/// Resolves the join addresses and tells the driver.
+#[derive(Debug)]
+pub(super) struct Joiner {
+    pub(super) wanted: Vec<JoinAddress>,
+    pub(super) resolutions: Resolutions,
+    pub(super) commands: mpsc::Sender<Command>,
+    /// Whether there is anybody else.
+    pub(super) view: watch::Receiver<Arc<View>>,
+    /// Turns true when the router ends.
+    pub(super) stopping: watch::Receiver<bool>,
+}
+
+impl Joiner {
+    /// Runs until the end.
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let Self { wanted, resolutions, commands, mut view, mut stopping } = self;
+        let mut told = Vec::new();
+        loop {
+            resolve_all(&wanted, &resolutions).await;
+            let mut addresses: Vec<SocketAddr> = {
+                let resolutions = resolutions.lock();
+                resolutions.values().flat_map(|resolved| resolved.addresses.clone()).collect()
+            };
+            addresses.sort_unstable();
+            addresses.dedup();
+            // An empty list says that there is nobody to look for; names that lead nowhere yet don't say that.
+            if wanted.is_empty() || !addresses.is_empty() {
+                if told != addresses {
+                    info!(?addresses, "knocking at");
+                    told.clone_from(&addresses);
+                }
+                if commands.send(Command::Join(addresses)).await.is_err() {
+                    return Ok(());
+                }
             }
-            if commands.send(Command::Join(addresses)).await.is_err() {
+            if wanted.is_empty() {
+                turned_on(&mut stopping).await;
                 return Ok(());
             }
-        }
-        if wanted.is_empty() {
-            turned_on(&mut stopping).await;
-            return Ok(());
-        }
-        let alone = !view.borrow_and_update().has_others();
-        tokio::select! {
-            () = tokio::time::sleep(if alone { ALONE } else { TOGETHER }) => {}
-            () = turned_on(&mut stopping) => return Ok(()),
+            let alone = !view.borrow_and_update().has_others();
+            tokio::select! {
+                () = tokio::time::sleep(if alone { ALONE } else { TOGETHER }) => {}
+                () = turned_on(&mut stopping) => return Ok(()),
+            }
         }
     }
 }

@@ -18,8 +18,6 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
@@ -28,6 +26,7 @@ use tracing::{debug, info};
 
 use super::keys;
 use super::metrics::Metrics;
+use super::net::{Duplex, Net};
 use super::queue::{Bounds, Queue};
 use super::seal::{KeyId, Purpose, Sealer};
 use super::security::{KeyChange, Security};
@@ -48,9 +47,6 @@ const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
 /// How long a dial and an introduction may take, each: long enough for a packet of either to be lost and sent again.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// When a dial is begun a second time beside the first.
-const SECOND_DIAL: Duration = Duration::from_millis(250);
-
 /// Time between two pings, and for the answer to one: a dead connection is known after the sum.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -63,6 +59,7 @@ const GOOD: Duration = Duration::from_secs(5);
 /// What all links share.
 #[derive(Debug)]
 pub(super) struct Dialler {
+    pub(super) net: Arc<dyn Net>,
     pub(super) me: Arc<ArcSwap<Introduction>>,
     pub(super) security: Arc<Security>,
     pub(super) clock: Clock,
@@ -292,7 +289,7 @@ async fn converse(
     queue: &Arc<Queue>,
 ) -> Result<Infallible, LinkError> {
     let security = &dialler.security;
-    let (mut client, proven) = dial(to, lane, security).await?;
+    let (mut client, proven) = dial(dialler, to, lane).await?;
     let me = dialler.me.load_full();
     let ours = {
         let mut opening = wire::opening(&me, None);
@@ -347,11 +344,12 @@ fn broken(status: &tonic::Status) -> LinkError {
 
 /// A client on a new connection, and the names in the certificate that the other side showed.
 async fn dial(
+    dialler: &Dialler,
     to: SocketAddr,
     lane: Lane,
-    security: &Security,
 ) -> Result<(MeshClient<Channel>, Option<Vec<String>>), LinkError> {
-    let tls = security.tls();
+    let tls = dialler.security.tls();
+    let net = Arc::clone(&dialler.net);
     let proven = Arc::new(Mutex::new(None));
     let names = Arc::clone(&proven);
     let endpoint = Endpoint::from_static("http://mesh")
@@ -361,21 +359,13 @@ async fn dial(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
     let connector = tower::service_fn(move |_| {
-        let (tls, names) = (tls.clone(), Arc::clone(&names));
+        let (net, tls, names) = (Arc::clone(&net), tls.clone(), Arc::clone(&names));
         async move {
-            let tcp = connect(to).await?;
-            make_prompt(&tcp)?;
-            match lane {
-                Lane::Swim => make_steady(&tcp),
-                // Bulk: what the system chose for it is better.
-                Lane::State => {}
-            }
-            let Some(tls) = tls else {
-                return Ok::<_, std::io::Error>(TokioIo::new(Box::new(tcp) as Box<dyn Duplex>));
-            };
+            let stream = net.connect(to, lane).await?;
+            let Some(tls) = tls else { return Ok::<_, std::io::Error>(TokioIo::new(stream)) };
             let dialled = ServerName::IpAddress(to.ip().into());
             let connector = TlsConnector::from(Arc::clone(&tls.client));
-            let stream = connector.connect(dialled, tcp).await?;
+            let stream = connector.connect(dialled, stream).await?;
             let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             *names.lock() = shown.map(names_in);
             Ok(TokioIo::new(Box::new(stream) as Box<dyn Duplex>))
@@ -400,44 +390,6 @@ async fn dial(
         }
     }
 }
-
-/// The kernel waits a second before it repeats the first packet of a connection; a second attempt beside it does not.
-async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
-    let first = TcpStream::connect(to);
-    tokio::pin!(first);
-    if let Ok(connected) = tokio::time::timeout(SECOND_DIAL, &mut first).await {
-        return connected;
-    }
-    tokio::select! {
-        connected = &mut first => connected,
-        connected = TcpStream::connect(to) => connected,
-    }
-}
-
-/// A probe must not wait for an acknowledgement, and a lost packet of so few must not be repeated ever more slowly: that
-/// is what takes live routers for dead on a network that loses packets.
-pub(super) fn make_prompt(tcp: &TcpStream) -> std::io::Result<()> {
-    tcp.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    socket2::SockRef::from(tcp).set_tcp_thin_linear_timeouts(true)?;
-    Ok(())
-}
-
-/// Chooses a congestion control that heeds the above: BBR, where it is the default, goes on repeating ever more slowly.
-/// For connections that carry little. Every Linux has this one; where it may not be chosen, the default will do.
-pub(super) fn make_steady(tcp: &TcpStream) {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_congestion(b"reno") {
-        debug!(%error, "cannot choose the congestion control");
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _nothing_to_choose = tcp;
-}
-
-/// A connection, with or without TLS.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// What goes out on one connection: our opening at once, frames once the other side has introduced itself.
 struct Outbound {
@@ -476,7 +428,7 @@ pub(super) async fn change_keys(
 ) -> Result<Vec<KeyId>, String> {
     let telling = async {
         let security = &dialler.security;
-        let (mut client, proven) = dial(to, Lane::State, security).await?;
+        let (mut client, proven) = dial(dialler, to, Lane::State).await?;
         let me = dialler.me.load_full();
         let mut ours = wire::opening(&me, None);
         security.open_with(&mut ours);

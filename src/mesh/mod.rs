@@ -13,6 +13,7 @@ mod join;
 mod keys;
 mod link;
 mod metrics;
+mod net;
 mod queue;
 mod seal;
 mod security;
@@ -50,8 +51,9 @@ use crate::ids::{NodeId, NodeName};
 use crate::now::Now;
 use crate::tasks::{OnEnd, Tasks};
 use driver::{Command, Driver, Inputs, Outputs};
-use join::Resolutions;
+use join::{Joiner, Resolutions};
 use link::{Board, Dialler};
+use net::{Listener, Net};
 use security::Security;
 use server::{Inbox, Service};
 use wire::Introduction;
@@ -116,16 +118,24 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct Mesh {
     handle: Handle,
-    node: Node,
-    inputs: Inputs,
-    outputs: Outputs,
-    dialler: Arc<Dialler>,
-    service: Service,
+    engine: Engine,
     listener: TcpListener,
     stop: watch::Sender<bool>,
     /// Where others reach it.
     address: SocketAddr,
     source: Source,
+}
+
+/// All that runs, without a thread and a port: those of the machine, or simulated ones.
+#[derive(Debug)]
+struct Engine {
+    clock: Clock,
+    node: Node,
+    inputs: Inputs,
+    outputs: Outputs,
+    dialler: Arc<Dialler>,
+    service: Service,
+    joiner: Joiner,
 }
 
 /// Everybody that this router knows of, as of one moment.
@@ -202,7 +212,6 @@ pub enum What {
 #[derive(Debug, Clone)]
 pub struct Handle {
     config: Arc<Config>,
-    clock: Clock,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<View>>,
     happenings: broadcast::Sender<Arc<Happening>>,
@@ -224,7 +233,6 @@ impl Mesh {
     ///
     /// # Errors
     /// If the port can't be had, or the configuration is one that can't work.
-    #[expect(clippy::disallowed_methods, reason = "chance enters here")]
     pub fn bind(
         config: Config,
         clock: Clock,
@@ -235,66 +243,9 @@ impl Mesh {
             .map_err(|source| BindError::Listen { address: config.listen, source })?;
         let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
         let address = SocketAddr::new(ip, bound.port());
-        let now = clock.now();
-        let security = Arc::new(Security::new(&config.security, now)?);
-        let mut rng = rand::rng();
-        let generation = generation_at(now.wall, rng.random());
-        let name = config.name.clone();
-        let node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
-            .map_err(|mistakes| {
-                let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-                BindError::Config(lines.join("; "))
-            })?;
-        let me = Arc::new(ArcSwap::from_pointee(Introduction {
-            node: node.me().node,
-            address,
-            cluster: config.node.cluster,
-            client_url: clients.url(ip),
-        }));
-        let (swim_tx, swim) = mpsc::channel(INBOX);
-        let (state_tx, state) = mpsc::channel(INBOX);
-        let (commands_tx, commands) = mpsc::channel(COMMANDS);
-        let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0 };
-        let (view_tx, view) = watch::channel(Arc::new(first));
-        let (happenings, _) = broadcast::channel(HAPPENINGS);
-        let (stop, stopping) = watch::channel(false);
-        let board = Arc::new(Board::default());
-        let dialler = Arc::new(Dialler {
-            me: Arc::clone(&me),
-            security: Arc::clone(&security),
-            clock,
-            metrics: metrics.clone(),
-            board: Arc::clone(&board),
-        });
-        let inbox = Inbox { swim: swim_tx, state: state_tx };
-        Ok(Self {
-            handle: Handle {
-                config: Arc::new(config),
-                clock,
-                commands: commands_tx,
-                view,
-                happenings: happenings.clone(),
-                dialler: Arc::clone(&dialler),
-                resolutions: Resolutions::default(),
-            },
-            node,
-            inputs: Inputs { swim, state, commands },
-            outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
-            dialler,
-            service: Service {
-                me,
-                security,
-                inbox,
-                metrics,
-                refusals: Arc::default(),
-                board,
-                stopping,
-            },
-            listener,
-            stop,
-            address,
-            source,
-        })
+        let (handle, engine, stop) =
+            assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp))?;
+        Ok(Self { handle, engine, listener, stop, address, source })
     }
 
     /// Where others reach it.
@@ -314,50 +265,27 @@ impl Mesh {
     /// # Errors
     /// If the system refuses a thread or a runtime.
     pub fn start(self, tasks: &Tasks) -> io::Result<Running> {
-        let Self { handle, node, inputs, outputs, dialler, service, listener, stop, .. } = self;
-        let clock = handle.clock;
+        let Self { handle, engine, listener, stop, address, source } = self;
         info!(
-            node = %node.me().node,
-            address = %self.address,
-            source = ?self.source,
+            node = %engine.node.me().node,
+            %address,
+            ?source,
             cluster = handle.config.cluster_name,
             "mesh"
         );
-        if self.source == Source::Loopback {
+        if source == Source::Loopback {
             warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
         }
-        let joining = join::run(
-            handle.config.join.clone(),
-            Arc::clone(&handle.resolutions),
-            handle.commands.clone(),
-            handle.views(),
-            service.stopping.clone(),
-        );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
         let (ended_tx, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
             // Dropped at the end, also of a panic: whoever watches learns it.
             let _ended = ended_tx;
-            runtime.block_on(async move {
-                let driver = Driver::new(node, clock, inputs, outputs, dialler);
-                let following =
-                    Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
-                let serving = async {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    server::run(listener, service).await
-                };
-                let beside =
-                    async { tokio::try_join!(serving, joining, async { Ok(following.await) }) };
-                tokio::select! {
-                    biased;
-                    () = driver.run() => {}
-                    ended = beside => {
-                        if let Err(error) = ended {
-                            error!(%error, "the mesh port can't be served");
-                        }
-                    }
-                }
-            });
+            runtime.block_on(engine.run(listener));
         })?;
         let stopping = tasks.clone();
         tasks.spawn("mesh", OnEnd::Stop, async move {
@@ -369,6 +297,108 @@ impl Mesh {
             Ok(())
         });
         Ok(Running { handle, stop, thread })
+    }
+}
+
+/// Puts a mesh together that is reached at `address` and reaches others by `net`.
+#[expect(clippy::disallowed_methods, reason = "chance enters here")]
+fn assemble(
+    config: Config,
+    clock: Clock,
+    metrics: Metrics,
+    clients: Clients,
+    address: SocketAddr,
+    net: Arc<dyn Net>,
+) -> Result<(Handle, Engine, watch::Sender<bool>), BindError> {
+    let now = clock.now();
+    let security = Arc::new(Security::new(&config.security, now)?);
+    let mut rng = rand::rng();
+    let generation = generation_at(now.wall, rng.random());
+    let name = config.name.clone();
+    let node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
+        .map_err(|mistakes| {
+            let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+            BindError::Config(lines.join("; "))
+        })?;
+    let me = Arc::new(ArcSwap::from_pointee(Introduction {
+        node: node.me().node,
+        address,
+        cluster: config.node.cluster,
+        client_url: clients.url(address.ip()),
+    }));
+    let (swim_tx, swim) = mpsc::channel(INBOX);
+    let (state_tx, state) = mpsc::channel(INBOX);
+    let (commands_tx, commands) = mpsc::channel(COMMANDS);
+    let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0 };
+    let (view_tx, view) = watch::channel(Arc::new(first));
+    let (happenings, _) = broadcast::channel(HAPPENINGS);
+    let (stop, stopping) = watch::channel(false);
+    let board = Arc::new(Board::default());
+    let dialler = Arc::new(Dialler {
+        net,
+        me: Arc::clone(&me),
+        security: Arc::clone(&security),
+        clock,
+        metrics: metrics.clone(),
+        board: Arc::clone(&board),
+    });
+    let inbox = Inbox { swim: swim_tx, state: state_tx };
+    let handle = Handle {
+        config: Arc::new(config),
+        commands: commands_tx.clone(),
+        view: view.clone(),
+        happenings: happenings.clone(),
+        dialler: Arc::clone(&dialler),
+        resolutions: Resolutions::default(),
+    };
+    let joiner = Joiner {
+        wanted: handle.config.join.clone(),
+        resolutions: Arc::clone(&handle.resolutions),
+        commands: commands_tx,
+        view,
+        stopping: stopping.clone(),
+    };
+    let engine = Engine {
+        clock,
+        node,
+        inputs: Inputs { swim, state, commands },
+        outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
+        dialler,
+        service: Service {
+            me,
+            security,
+            inbox,
+            metrics,
+            refusals: Arc::default(),
+            board,
+            stopping,
+        },
+        joiner,
+    };
+    Ok((handle, engine, stop))
+}
+
+impl Engine {
+    /// Runs until the node has departed, or everybody who could ask it anything is gone.
+    async fn run(self, listener: impl Listener) {
+        let Self { clock, node, inputs, outputs, dialler, service, joiner } = self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler);
+        let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
+        let beside = async {
+            tokio::try_join!(server::run(listener, service), joiner.run(), async {
+                following.await;
+                Ok(())
+            })
+        };
+        tokio::select! {
+            biased;
+            () = driver.run() => {}
+            ended = beside => {
+                if let Err(error) = ended {
+                    error!(%error, "the mesh port can't be served");
+                }
+            }
+        }
     }
 }
 
@@ -401,14 +431,7 @@ impl Running {
     /// Tells everybody that this router is gone, sends what is queued, and ends the thread.
     pub async fn depart(self) {
         let Self { handle, stop, thread } = self;
-        let (done, departed) = oneshot::channel();
-        let departing = async {
-            // An error means that the driver has ended already.
-            if handle.commands.send(Command::Depart(done)).await.is_ok() {
-                let _ended = departed.await.is_err();
-            }
-        };
-        if tokio::time::timeout(DEPARTURE, departing).await.is_err() {
+        if tokio::time::timeout(DEPARTURE, handle.depart()).await.is_err() {
             warn!("the mesh did not end in time");
         }
         stop.send_replace(true);
@@ -508,6 +531,15 @@ impl Handle {
             }
         }
         Ok(receipts)
+    }
+
+    /// Tells everybody that this router is gone, and waits until that is sent.
+    async fn depart(&self) {
+        let (done, departed) = oneshot::channel();
+        // An error means that the driver has ended already.
+        if self.commands.send(Command::Depart(done)).await.is_ok() {
+            let _ended = departed.await.is_err();
+        }
     }
 
     /// Tells everybody that this router will go. It stays a member until it departs.

@@ -21,8 +21,7 @@ use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -33,8 +32,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::keys;
-use super::link::{self, Board};
+use super::link::Board;
 use super::metrics::Metrics;
+use super::net::{Duplex, Listener};
 use super::seal::Purpose;
 use super::security::Security;
 use super::wire::proto::mesh_server::{Mesh, MeshServer};
@@ -92,7 +92,7 @@ pub(super) struct Service {
 }
 
 /// Accepts routers until the end.
-pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> anyhow::Result<()> {
+pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<MeshServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -117,7 +117,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
             accepted = listener.accept() => accepted,
             () = turned_on(&mut stopping) => return Ok(()),
         };
-        let (tcp, from) = match accepted {
+        let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Most likely no file descriptors are left: connections wait in the kernel until some are.
@@ -137,7 +137,7 @@ pub(super) async fn run(listener: tokio::net::TcpListener, service: Service) -> 
         let refusals = Arc::clone(&refusals);
         tokio::spawn(async move {
             let _place = place;
-            let (io, names) = match secured(tcp, tls).await {
+            let (io, names) = match secured(stream, tls).await {
                 Ok(secured) => secured,
                 Err(error) => {
                     metrics.rejected("tls");
@@ -258,14 +258,11 @@ fn is_io(error: &hyper::Error) -> bool {
 
 /// A connection with its TLS handshake done, if there is to be one, and the names in the certificate that it showed.
 async fn secured(
-    tcp: TcpStream,
+    stream: Box<dyn Duplex>,
     tls: Option<Arc<MeshTls>>,
 ) -> Result<(Box<dyn Duplex>, Option<Vec<String>>), String> {
-    link::make_prompt(&tcp).map_err(|error| error.to_string())?;
-    // Answers to pings and little else goes this way.
-    link::make_steady(&tcp);
-    let Some(tls) = tls else { return Ok((Box::new(tcp), None)) };
-    let accepting = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp);
+    let Some(tls) = tls else { return Ok((stream, None)) };
+    let accepting = TlsAcceptor::from(Arc::clone(&tls.server)).accept(stream);
     let stream = tokio::time::timeout(OPENING_TIMEOUT, accepting)
         .await
         .map_err(|_elapsed| "no TLS handshake in time".to_owned())?
@@ -274,11 +271,6 @@ async fn secured(
     let names = shown.map(names_in);
     Ok((Box::new(stream), names))
 }
-
-/// A connection, with or without TLS.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Refusals that were told a while ago: who is refused tries again and again, and one line is enough.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use super::connection::Connection;
 use super::decode::{FramingError, Incoming};
@@ -153,7 +153,7 @@ impl ResponseBody {
             let expires = self.expires();
             let clock = self.clock;
             let timer = self.timer.get_or_insert_with(|| {
-                Box::pin(tokio::time::sleep_until(Instant::from_std(clock.instant_at(expires))))
+                Box::pin(tokio::time::sleep_until(clock.instant_at(expires)))
             });
             ready!(timer.as_mut().poll(cx));
             let now = clock.mono();
@@ -165,7 +165,7 @@ impl ResponseBody {
                     BodyError::Idle(self.limits.idle)
                 });
             }
-            timer.as_mut().reset(Instant::from_std(clock.instant_at(expires)));
+            timer.as_mut().reset(clock.instant_at(expires));
         }
     }
 }
