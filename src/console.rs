@@ -193,7 +193,9 @@ fn status(status: &Value) -> String {
     let _infallible = writeln!(
         shown,
         "{}, as {} sees it: {} routers, {} of them taking part\n",
-        status["cluster"].as_str().map_or("one router".to_owned(), |c| format!("cluster {c}")),
+        status["cluster"]
+            .as_str()
+            .map_or_else(|| "one router".to_owned(), |cluster| format!("cluster {cluster}")),
         text(&status["node_name"]),
         text(&status["node_count"]),
         text(&status["alive_count"]),
