@@ -4,7 +4,7 @@
 //! another, and whoever finds them different brings the table up to date. A worker that left, or came back with a cold
 //! cache, is forgotten by all policies there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
@@ -94,6 +94,14 @@ impl Policies {
         drop(table);
         self.reconcile(snapshot);
         self.table.load()
+    }
+
+    /// The policy of each model in `snapshot`, by name, and the one for everything else.
+    #[must_use]
+    pub fn in_use(&self, snapshot: &Snapshot) -> (Kind, BTreeMap<ModelId, Kind>) {
+        let table = self.at(snapshot);
+        let models = table.by_model.iter().map(|(id, entry)| (id.clone(), entry.kind));
+        (table.other.kind, models.collect())
     }
 
     fn reconcile(&self, snapshot: &Snapshot) {

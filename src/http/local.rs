@@ -34,6 +34,8 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/health", get(ha::health))
         .route("/ha/status", get(ha::status))
         .route("/ha/drift", get(ha::drift))
+        .route("/ha/workers", get(workers::across_routers))
+        .route("/ha/policies", get(workers::policies))
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
         .route("/ha/shutdown", post(ha::shutdown))

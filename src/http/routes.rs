@@ -92,6 +92,8 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/health", Access::Admin),
     local("GET", "/ha/status", Access::Admin),
     local("GET", "/ha/drift", Access::Admin),
+    local("GET", "/ha/workers", Access::Admin),
+    local("GET", "/ha/policies", Access::Admin),
     local("GET", "/ha/routers", Access::Client),
     local("GET", "/ha/events", Access::Client),
     local("POST", "/ha/shutdown", Access::Operator),

@@ -237,6 +237,51 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
     })
 }
 
+/// `GET /ha/workers`: the workers with what is seen of each, by router. Each router knows its own part only, as long as
+/// observations are not shared.
+pub(super) async fn across_routers(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let now = surface.clock.now();
+    let breaker = &surface.fleet.config().breaker;
+    let workers: Vec<Value> = surface
+        .fleet
+        .snapshot()
+        .workers()
+        .iter()
+        .map(|worker| {
+            let seen = json!({
+                "state": worker.state().name(),
+                "breaker": worker.breaker_mode(now, breaker).name(),
+                "in_flight": worker.in_flight(),
+                "head_latency_seconds": worker.latency().map(|latency| latency.as_secs_f64()),
+            });
+            json!({
+                "id": worker.id,
+                "url": worker.spec.url,
+                "state": worker.state().name(),
+                "observations": { (&*surface.config.node_name): seen },
+            })
+        })
+        .collect();
+    Json(json!({
+        "node_name": surface.config.node_name,
+        "workers": workers,
+        "total": workers.len(),
+    }))
+}
+
+/// `GET /ha/policies`: which policy picks for which model.
+pub(super) async fn policies(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let snapshot = surface.fleet.snapshot();
+    let (default, models) = surface.dispatch.policies.in_use(&snapshot);
+    let models: BTreeMap<_, _> =
+        models.iter().map(|(model, kind)| (model.as_str(), kind.to_string())).collect();
+    Json(json!({
+        "node_name": surface.config.node_name,
+        "default": default.to_string(),
+        "models": models,
+    }))
+}
+
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
     surface.config.admin_api_key.is_some()

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use crate::support::client;
 use crate::support::eventually;
 use crate::support::router::Router;
+use crate::support::worker::Worker;
 
 /// 32 bytes each.
 const KEYS: [&str; 2] = [
@@ -144,15 +145,27 @@ async fn the_status_has_the_documents_shape() {
     assert!(sync.ends_with('Z') && sync.contains('T'), "{sync}");
 }
 
+/// What each router sees of a worker is told under its own name.
+#[tokio::test]
+async fn workers_are_told_with_who_sees_them() {
+    let worker = Worker::plain().await;
+    let router = router("node1", &[], &["--worker-urls", &worker.url()]).await;
+    router.knows_ready(1).await;
+    let told = router.get("/ha/workers").await.json();
+    assert_eq!((&told["total"], &told["node_name"]), (&json!(1), &json!("node1")));
+    assert_eq!(told["workers"][0]["observations"]["node1"]["breaker"], "closed", "{told}");
+}
+
 #[tokio::test]
 async fn alone_the_answers_are_for_the_one_router() {
     let router = Router::start(&[]).await;
     let status = router.get("/ha/status").await.json();
     assert_eq!((&status["node_count"], &status["ha_mode"]), (&json!(1), &json!("standalone")));
     assert_eq!(status["nodes"][0]["status"], "ALIVE");
-    for path in ["/ha/health", "/ha/drift", "/ha/routers"] {
+    for path in ["/ha/health", "/ha/drift", "/ha/routers", "/ha/workers"] {
         assert_eq!(router.get(path).await.status, 200, "{path}");
     }
+    assert_eq!(router.get("/ha/policies").await.json()["default"], "cache_aware");
     assert_eq!(router.get("/ha/keys").await.code(), "mesh_disabled");
     assert!(!router.log().contains("39527"));
 }
