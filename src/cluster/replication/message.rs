@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::state::StoreId;
 use crate::cluster::state::prefixes::HintRun;
 use crate::cluster::state::row::{Blob, RawRow};
-use crate::cluster::state::table::Kill;
 use crate::ids::NodeId;
 
 /// A store as it travels.
@@ -99,8 +98,6 @@ pub struct Claim {
 /// How far a replica is in some streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
-    /// Grows with each ack and digest of the sender: what it no longer says counts only if it is newer than what it said.
-    pub said: u64,
     /// The writers that are spoken of.
     pub writers: Vec<NodeId>,
     /// Per stream, how far.
@@ -129,6 +126,9 @@ pub struct Delta {
     pub from: u64,
     /// Up to and with this one.
     pub to: u64,
+    /// How far the log is known to go. Rows that have moved to between the two are not among these, so that only who has
+    /// come this far knows that what it does not hold is gone.
+    pub upto: u64,
     /// Tombstones up to here may be missing: who is behind it must not apply this.
     pub floor: u64,
     /// In the order of their versions.
@@ -172,8 +172,8 @@ pub struct SnapshotChunk {
     pub claims: Claims,
     /// Place in `claims.writers`, row.
     pub rows: Vec<(u16, RawRow)>,
-    /// Kills that wait at the donor: whose adds, under which key, which of them.
-    pub pending: Vec<(u16, Blob, Kill)>,
+    /// Kills that wait at the donor: whose writes, under which key, up to which.
+    pub pending: Vec<(u16, Blob, u64)>,
 }
 
 /// Fingerprints of a writer's living rows by bucket.
@@ -226,10 +226,11 @@ pub struct AuditRows {
 pub struct RetiredWriter {
     /// Which life of which node.
     pub writer: NodeId,
-    /// Nothing of it is left at the sender: what `versions` cover and is still there elsewhere is dead. Otherwise it is
-    /// only over: it must begin another life, and what it wrote is yet to be adopted.
+    /// Nothing of it is left at the sender but what others' rows carry, and it is spoken of no more. Otherwise it is only
+    /// over: it must begin another life.
     pub closed: bool,
-    /// How far each store's stream of it had come, in the order of the stores.
+    /// If it is closed, how far the sender was in each store's stream of it, in the order of the stores: who is behind that
+    /// needs a snapshot.
     pub versions: Vec<u64>,
 }
 
@@ -271,8 +272,7 @@ impl ClaimsBuilder {
         self.claims.claims.is_empty()
     }
 
-    /// The claims; `said` is 0 where they are no statement but a question.
-    pub(crate) fn build(self, said: u64) -> Claims {
-        Claims { said, ..self.claims }
+    pub(crate) fn build(self) -> Claims {
+        self.claims
     }
 }

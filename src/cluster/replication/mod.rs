@@ -22,7 +22,7 @@ use rand::Rng;
 use crate::cluster::replication::message::{ClaimsBuilder, Delta, Digest, Message, Offer, Urgency};
 use crate::cluster::replication::peer::{Peer, Stream};
 use crate::cluster::replication::snapshot::Join;
-use crate::cluster::state::table::RefusedRow;
+use crate::cluster::state::table::{Cut, RefusedRow};
 use crate::cluster::state::writers::{StoreVersions, Writer};
 use crate::cluster::state::{STORES, State, StoreId, Version, Write, prefixes};
 use crate::crdt::stamp::{HybridClock, millis};
@@ -199,10 +199,8 @@ pub struct Replication {
     asked: BTreeMap<Stream, Duration>,
     joins: BTreeMap<StoreId, Join>,
     next_session: u64,
-    /// Acks and digests so far.
-    said: u64,
-    /// Writers that a peer calls history and that are not yet so here.
-    fences: BTreeMap<Writer, (NodeName, StoreVersions)>,
+    /// Writers that are over and whose rows up to these versions are carried on, as far as that is this node's to do.
+    carried_on: BTreeMap<Writer, StoreVersions>,
     started: Duration,
     /// When a peer came up last.
     last_up: Duration,
@@ -234,8 +232,7 @@ impl Replication {
             asked: BTreeMap::new(),
             joins: BTreeMap::new(),
             next_session: 1,
-            said: 0,
-            fences: BTreeMap::new(),
+            carried_on: BTreeMap::new(),
             started: now.mono,
             last_up: now.mono,
             warm: false,
@@ -324,7 +321,7 @@ impl Replication {
         self.last_up = now.mono;
         peer.credit = CHUNK_BYTES;
         // The first peer is asked for everything; of the others only their own rows, or each would send everything.
-        let digest = self.digest(now, first);
+        let digest = self.greeting(now, first);
         let mut dropped = 0;
         let is_over = self.state.writers.is_over(writer);
         let retired = is_over.then(|| self.retired_message(&[writer]));
@@ -373,9 +370,9 @@ impl Replication {
         }
     }
 
-    /// Whether a peer has said that `writer` is history, which it is not here.
+    /// Whether a peer has retired `writer`.
     pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
-        self.fences.contains_key(&writer)
+        self.peers.values().any(|peer| peer.retired.contains(&writer))
     }
 
     /// All members but this one that are not forgotten, each with whether it can be reached.
@@ -394,6 +391,7 @@ impl Replication {
             self.me = me;
             self.state.me = writer;
             self.fenced = false;
+            self.carried_on.clear();
             self.flushes = [Flush::default(); STORES];
             for peer in self.peers.values_mut() {
                 peer.cut();
@@ -483,10 +481,24 @@ impl Replication {
         }
     }
 
-    /// How far this node is in everything.
-    fn digest(&mut self, now: Now, relay: bool) -> Digest {
+    /// How far this node is in everything that is still spoken of.
+    fn digest(&self, now: Now, relay: bool) -> Digest {
+        self.digest_of(self.state.writers.current(), now, relay)
+    }
+
+    /// How far this node is in everything: who was away may have missed what is spoken of no more.
+    fn greeting(&self, now: Now, relay: bool) -> Digest {
+        self.digest_of(self.state.writers.all(), now, relay)
+    }
+
+    fn digest_of<'a>(
+        &self,
+        writers: impl Iterator<Item = (Writer, &'a NodeId)>,
+        now: Now,
+        relay: bool,
+    ) -> Digest {
         let mut claims = ClaimsBuilder::default();
-        for (writer, id) in self.state.writers.current() {
+        for (writer, id) in writers {
             for store in StoreId::ALL {
                 let replica = self.state.replica(store);
                 let version = replica.applied(writer);
@@ -495,8 +507,7 @@ impl Replication {
                 }
             }
         }
-        self.said += 1;
-        Digest { wall_ms: millis(now.wall), relay, claims: claims.build(self.said) }
+        Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
     }
 
     /// Rows that arrived long enough ago that their writer's own push must have reached everybody that it can reach.
@@ -604,15 +615,12 @@ impl Replication {
         self.next_chunk(name).map(|message| (message, Urgency::Bulk))
     }
 
-    /// Says how far this node is where it moved on, and in its own streams of those stores: who counts an ack must have
-    /// what the acknowledging node had written until then.
+    /// Says how far this node is where it moved on.
     fn ack(&mut self, name: &NodeName) -> Option<Message> {
         let peer = self.peers.get_mut(name)?;
         peer.ack_at = None;
         peer.unacked_bytes = 0;
-        let mut streams = std::mem::take(&mut peer.ack_due);
-        let stores: BTreeSet<StoreId> = streams.iter().map(|(store, _)| *store).collect();
-        streams.extend(stores.into_iter().map(|store| (store, self.state.me)));
+        let streams = std::mem::take(&mut peer.ack_due);
         let mut claims = ClaimsBuilder::default();
         for (store, writer) in streams {
             if let Some(id) = self.state.writers.id(writer) {
@@ -620,8 +628,7 @@ impl Replication {
                 claims.push(id, store, replica.applied(writer), replica.floor(writer));
             }
         }
-        self.said += 1;
-        (!claims.is_empty()).then(|| Message::Ack(claims.build(self.said)))
+        (!claims.is_empty()).then(|| Message::Ack(claims.build()))
     }
 
     fn next_delta(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
@@ -646,7 +653,8 @@ impl Replication {
                 let offer = Offer { store: store.into(), writer: id, floor };
                 return Some((Message::Offer(offer), Urgency::Now));
             }
-            let (rows, to) = replica.rows_after(&self.state.writers, writer, from, CHUNK_BYTES);
+            let cut = replica.rows_after(&self.state.writers, writer, from, CHUNK_BYTES);
+            let Cut { rows, to, upto } = cut;
             if to <= from {
                 peer.stop(stream);
                 continue;
@@ -665,7 +673,7 @@ impl Replication {
             } else {
                 Urgency::Soon
             };
-            let delta = Delta { store: store.into(), writer: id, from, to, floor, rows };
+            let delta = Delta { store: store.into(), writer: id, from, to, upto, floor, rows };
             return Some((Message::Delta(delta), urgency));
         }
     }
@@ -732,10 +740,8 @@ impl Replication {
         peer.greeted
             && peer.known.iter().all(|((store, writer), known)| {
                 *writer == self.state.me
-                    || writers.retired(*writer).is_some()
-                    || self.fences.contains_key(writer)
                     || (store.ends_with_writer() && writers.is_over(*writer))
-                    || self.state.replica(*store).applied(*writer) >= known.version
+                    || self.state.replica(*store).applied(*writer) >= *known
             })
     }
 }
