@@ -5,10 +5,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::codec::at_most;
 use crate::cluster::state::StoreId;
 use crate::cluster::state::prefixes::HintRun;
 use crate::cluster::state::row::{Blob, RawRow};
+use crate::cluster::state::table::BUCKETS;
 use crate::ids::NodeId;
+
+/// Most rows in a message: more of the smallest than are ever sent, and few enough that a frame of them takes no more
+/// memory than a few frames.
+const MAX_ROWS: usize = 1 << 15;
+/// Most writers and most streams that a message may speak of.
+const MAX_CLAIMED_WRITERS: usize = 1 << 13;
+const MAX_CLAIMS: usize = 1 << 16;
+/// Most of anything else.
+const MAX_ITEMS: usize = 1 << 13;
 
 /// A store as it travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,9 +64,9 @@ pub enum Message {
     /// All rows of those buckets.
     AuditRows(AuditRows),
     /// These writers are history, or about to be.
-    Retired(Vec<RetiredWriter>),
+    Retired(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<RetiredWriter>),
     /// Hints about prefixes, told once.
-    Hints(Vec<HintRun>),
+    Hints(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<HintRun>),
     /// The sender has just joined and wants the most recent hints.
     HotSetRequest,
 }
@@ -99,8 +110,10 @@ pub struct Claim {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
     /// The writers that are spoken of.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMED_WRITERS>")]
     pub writers: Vec<NodeId>,
     /// Per stream, how far.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
     pub claims: Vec<Claim>,
 }
 
@@ -132,6 +145,7 @@ pub struct Delta {
     /// Tombstones up to here may be missing: who is behind it must not apply this.
     pub floor: u64,
     /// In the order of their versions.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
@@ -171,8 +185,10 @@ pub struct SnapshotChunk {
     /// How far the donor is in every stream of the store, and its floors.
     pub claims: Claims,
     /// Place in `claims.writers`, row.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<(u16, RawRow)>,
     /// Kills that wait at the donor: whose writes, under which key, up to which.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
     pub pending: Vec<(u16, Blob, u64)>,
 }
 
@@ -188,6 +204,7 @@ pub struct Audit {
     /// Hash of the whole store's version vector, where rows of one stream depend on others; else 0.
     pub vector: u64,
     /// One per bucket.
+    #[serde(deserialize_with = "at_most::<_, _, BUCKETS>")]
     pub prints: Vec<u64>,
 }
 
@@ -218,6 +235,7 @@ pub struct AuditRows {
     /// One bit per bucket.
     pub mask: u64,
     /// All living rows in them.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
@@ -231,6 +249,7 @@ pub struct RetiredWriter {
     pub closed: bool,
     /// If it is closed, how far the sender was in each store's stream of it, in the order of the stores: who is behind that
     /// needs a snapshot.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")]
     pub versions: Vec<u64>,
 }
 

@@ -3,8 +3,8 @@
 use crate::cluster::state::StoreId;
 use crate::cluster::state::row::{self, MAX_KEY_BYTES, MAX_KILLS};
 use crate::cluster::state::table::{
-    Body, Carried, Context, Kills, Replica, Row, Store, Table, encode_content, join_kills,
-    key_hash, more, small,
+    Body, Carried, Context, Kills, Replica, Row, Store, Table, encode_content, has_value,
+    join_kills, key_hash, more, small,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::Merge;
@@ -73,9 +73,9 @@ impl<S: Store> Table<S> {
         if let Some(value) = &add {
             S::validate(&key, value).map_err(|reason| RefusedRow::Invalid { store, reason })?;
         }
-        let is_new = self.row(&key, cx.me).is_none();
         let limit = store.max_rows();
-        if (add.is_some() || !carried.is_empty()) && is_new && self.log(cx.me).living() >= limit {
+        let adds = add.is_some() || !carried.is_empty();
+        if adds && self.log(cx.me).living() >= limit && self.row(&key, cx.me).is_none() {
             return Err(RefusedRow::Full { store, limit });
         }
         let key_bytes = row::encode_key(&key);
@@ -105,10 +105,10 @@ impl<S: Store> Table<S> {
         Ok(version)
     }
 
-    /// This node's own kills under `key`, with all dots of others that live there.
-    fn kills_of_seen(&self, key: &S::Key, me: Writer) -> Kills {
+    /// What is to be killed by who takes the place of all that `cell` holds: its own kills, with all dots of others.
+    fn kills_of_seen(cell: &[(Writer, Row<S::Value>)], me: Writer) -> Kills {
         let mut kills = Kills::new();
-        for (writer, row) in self.cells.get(key).into_iter().flatten() {
+        for (writer, row) in cell {
             if *writer == me {
                 join_kills(&mut kills, row.kills().iter().copied());
             }
@@ -124,10 +124,13 @@ impl<S: Store> Table<S> {
         cx: &Context<'_>,
         key: &S::Key,
         add: Option<S::Value>,
+        kills: Kills,
+        is_alone: bool,
     ) -> Result<u64, RefusedRow> {
-        let kills = self.kills_of_seen(key, cx.me);
         let version = self.write(cx, key.clone(), add, Vec::new(), kills.clone())?;
-        self.supersede(key, (cx.me, version), |_| false);
+        if !is_alone {
+            self.supersede(key, (cx.me, version), |_| false);
+        }
         for kill in kills {
             self.kill(key, kill);
         }
@@ -140,10 +143,13 @@ impl<S: Store> Table<S> {
         cx: &Context<'_>,
         key: &S::Key,
     ) -> Result<Option<u64>, RefusedRow> {
-        if self.values(key).next().is_none() {
-            return Ok(None);
+        match self.cells.get(key) {
+            Some(cell) if has_value(cell) => {
+                let kills = Self::kills_of_seen(cell, cx.me);
+                self.replace(cx, key, None, kills, false).map(Some)
+            }
+            Some(_) | None => Ok(None),
         }
-        self.replace(cx, key, None).map(Some)
     }
 
     /// Carries on up to `budget` rows of `of`, a writer that is over: its writes that no row of a writer which still writes
@@ -207,10 +213,15 @@ where
         key: &S::Key,
         change: S::Value,
     ) -> Result<u64, RefusedRow> {
-        let mut value = change;
-        for (_, seen) in self.values(key) {
-            value.merge(seen);
+        // Found once: this is what a busy router does most.
+        let (mut value, mut kills, mut is_alone) = (change, Kills::new(), true);
+        if let Some(cell) = self.cells.get(key) {
+            for (_, seen) in cell.iter().flat_map(|(writer, row)| row.writes(*writer)) {
+                value.merge(seen);
+            }
+            kills = Self::kills_of_seen(cell, cx.me);
+            is_alone = cell.iter().all(|(writer, _)| *writer == cx.me);
         }
-        self.replace(cx, key, Some(value))
+        self.replace(cx, key, Some(value), kills, is_alone)
     }
 }
