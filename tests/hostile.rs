@@ -7,7 +7,7 @@
 #![expect(clippy::print_stdout, reason = "figures for people")]
 
 #[path = "../fuzz/src/lib.rs"]
-#[allow(unreachable_pub, reason = "a library of its own elsewhere")]
+#[expect(unreachable_pub, reason = "a library of its own elsewhere")]
 mod doors;
 
 use std::alloc::System;

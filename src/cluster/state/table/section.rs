@@ -147,7 +147,7 @@ impl<S: Store> Table<S> {
             after.as_ref().map_or(Bound::Unbounded, Bound::Excluded),
             end.as_ref().map_or(Bound::Unbounded, Bound::Included),
         );
-        let (mut dead, mut gone): (Vec<(S::Key, BTreeSet<Dot>)>, Vec<_>) = (Vec::new(), Vec::new());
+        let (mut dead, mut gone) = (Vec::new(), Vec::new());
         for (key, cell) in self.cells.range(range) {
             let rows = theirs.get(key).map_or(&[][..], |rows| rows);
             let Some(held) = Self::dots_in(cx, rows) else { continue };

@@ -190,9 +190,8 @@ impl<S: Store> Replica<S> {
         self.with(|table, cx| table.join_section(cx, &section)).unwrap();
         let least = |mark: &Mark| {
             let before = claim.iter().find(|known| known.writer == mark.writer);
-            let version = before.map_or(if after.is_none() { mark.version } else { 0 }, |known| {
-                known.version.min(mark.version)
-            });
+            let unknown = if after.is_none() { mark.version } else { 0 };
+            let version = before.map_or(unknown, |known| known.version.min(mark.version));
             Mark { version, ..*mark }
         };
         let claim: Vec<Mark> = section.marks.iter().map(least).collect();
