@@ -5,10 +5,6 @@
 //! SMG_SIM_SEEDS=10000 cargo sim --release              by hand, before a release
 //! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   one history again, told as it happens
 //! ```
-//!
-//! Known to fail beyond the 200 seeds that the gate plays: chaos seeds 912 and 999 of the first 1,000 bring a removed worker
-//! back (NoResurrection). The check VectorHonesty still looks only at histories in which no process ended, and audits run
-//! every 3 s here against 30 s in production, so that the promise of equal state 10 s after a heal is not asserted.
 
 #![expect(clippy::print_stdout, reason = "a test")]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -66,6 +62,17 @@ fn a_removal_ends_what_was_adopted_and_collected_before_it_came() {
 #[test]
 fn a_newcomer_does_not_collect_what_the_unreachable_have_not_seen() {
     play_again("chaos", 122);
+}
+
+#[test]
+fn a_removal_ends_what_was_carried_on_twice() {
+    // A life of n0 writes, the next one carries that on while n3 removes it beyond a cut, and a third one carries it on.
+    play_again("chaos", 912);
+}
+
+#[test]
+fn a_removal_by_a_node_that_dies_ends_what_was_carried_on() {
+    play_again("chaos", 999);
 }
 
 #[test]

@@ -156,6 +156,8 @@ pub(crate) struct World {
     pub traffic: Traffic,
     pub steps: u64,
     lives: u32,
+    /// The ledger is out: it is the one that writes.
+    is_writing: bool,
 }
 
 impl World {
@@ -176,6 +178,7 @@ impl World {
             traffic: Traffic::default(),
             steps: 0,
             lives: 0,
+            is_writing: false,
         }
     }
 
@@ -188,11 +191,7 @@ impl World {
             version: codec::VERSION,
             seeds: Vec::new(),
             config: config.clone(),
-            // Audits as often as a history is long enough to need them.
-            replication: replication::Config {
-                audit_interval: Duration::from_secs(3),
-                ..replication::Config::default()
-            },
+            replication: replication::Config::default(),
             clock_error: 0,
             disk: None,
             process: None,
@@ -273,7 +272,9 @@ impl World {
     /// A process writes something by chance.
     pub(crate) fn write_something(&mut self, slot: usize) -> Result<(), Violation> {
         let mut ledger = std::mem::take(&mut self.ledger);
+        self.is_writing = true;
         let result = ledger.write(self, slot);
+        self.is_writing = false;
         self.ledger = ledger;
         result
     }
@@ -523,7 +524,19 @@ impl World {
         let mut checks = std::mem::take(&mut self.checks);
         let result = checks.after_step(self, slot, &events);
         self.checks = checks;
-        result
+        result?;
+        let looks = !self.is_writing && (!events.is_empty() || self.steps.is_multiple_of(64));
+        if self.compares_state && looks {
+            // VectorHonesty: who has all that was written holds the same.
+            let mut ledger = std::mem::take(&mut self.ledger);
+            ledger.look_around(self);
+            let lie = crate::ledger::dishonest(&ledger, self);
+            self.ledger = ledger;
+            if let Some(what) = lie {
+                return Err(Violation { check: "VectorHonesty", at: self.now, what });
+            }
+        }
+        Ok(())
     }
 
     fn send(&mut self, slot: usize, transmit: Transmit) {

@@ -5,11 +5,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::codec::at_most;
 use crate::cluster::state::StoreId;
 use crate::cluster::state::prefixes::HintRun;
 use crate::cluster::state::row::{Blob, RawRow};
-use crate::cluster::state::table::Kill;
+use crate::cluster::state::table::BUCKETS;
 use crate::ids::NodeId;
+
+/// Most rows in a message: more of the smallest than are ever sent, and few enough that a frame of them takes no more
+/// memory than a few frames.
+const MAX_ROWS: usize = 1 << 15;
+/// Most writers and most streams that a message may speak of.
+const MAX_CLAIMED_WRITERS: usize = 1 << 13;
+const MAX_CLAIMS: usize = 1 << 16;
+/// Most of anything else.
+const MAX_ITEMS: usize = 1 << 13;
 
 /// A store as it travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,9 +64,9 @@ pub enum Message {
     /// All rows of those buckets.
     AuditRows(AuditRows),
     /// These writers are history, or about to be.
-    Retired(Vec<RetiredWriter>),
+    Retired(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<RetiredWriter>),
     /// Hints about prefixes, told once.
-    Hints(Vec<HintRun>),
+    Hints(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<HintRun>),
     /// The sender has just joined and wants the most recent hints.
     HotSetRequest,
 }
@@ -99,11 +109,11 @@ pub struct Claim {
 /// How far a replica is in some streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
-    /// Grows with each ack and digest of the sender: what it no longer says counts only if it is newer than what it said.
-    pub said: u64,
     /// The writers that are spoken of.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMED_WRITERS>")]
     pub writers: Vec<NodeId>,
     /// Per stream, how far.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
     pub claims: Vec<Claim>,
 }
 
@@ -129,9 +139,13 @@ pub struct Delta {
     pub from: u64,
     /// Up to and with this one.
     pub to: u64,
+    /// How far the log is known to go. Rows that have moved to between the two are not among these, so that only who has
+    /// come this far knows that what it does not hold is gone.
+    pub upto: u64,
     /// Tombstones up to here may be missing: who is behind it must not apply this.
     pub floor: u64,
     /// In the order of their versions.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
@@ -171,9 +185,11 @@ pub struct SnapshotChunk {
     /// How far the donor is in every stream of the store, and its floors.
     pub claims: Claims,
     /// Place in `claims.writers`, row.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<(u16, RawRow)>,
-    /// Kills that wait at the donor: whose adds, under which key, which of them.
-    pub pending: Vec<(u16, Blob, Kill)>,
+    /// Kills that wait at the donor: whose writes, under which key, up to which.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
+    pub pending: Vec<(u16, Blob, u64)>,
 }
 
 /// Fingerprints of a writer's living rows by bucket.
@@ -188,6 +204,7 @@ pub struct Audit {
     /// Hash of the whole store's version vector, where rows of one stream depend on others; else 0.
     pub vector: u64,
     /// One per bucket.
+    #[serde(deserialize_with = "at_most::<_, _, BUCKETS>")]
     pub prints: Vec<u64>,
 }
 
@@ -218,6 +235,7 @@ pub struct AuditRows {
     /// One bit per bucket.
     pub mask: u64,
     /// All living rows in them.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
@@ -226,10 +244,12 @@ pub struct AuditRows {
 pub struct RetiredWriter {
     /// Which life of which node.
     pub writer: NodeId,
-    /// Nothing of it is left at the sender: what `versions` cover and is still there elsewhere is dead. Otherwise it is
-    /// only over: it must begin another life, and what it wrote is yet to be adopted.
+    /// Nothing of it is left at the sender but what others' rows carry, and it is spoken of no more. Otherwise it is only
+    /// over: it must begin another life.
     pub closed: bool,
-    /// How far each store's stream of it had come, in the order of the stores.
+    /// If it is closed, how far the sender was in each store's stream of it, in the order of the stores: who is behind that
+    /// needs a snapshot.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")]
     pub versions: Vec<u64>,
 }
 
@@ -271,8 +291,7 @@ impl ClaimsBuilder {
         self.claims.claims.is_empty()
     }
 
-    /// The claims; `said` is 0 where they are no statement but a question.
-    pub(crate) fn build(self, said: u64) -> Claims {
-        Claims { said, ..self.claims }
+    pub(crate) fn build(self) -> Claims {
+        self.claims
     }
 }

@@ -3,7 +3,8 @@
 //! A state machine without I/O. A writer sends its new rows to every peer, coalesced per store; a peer applies a delta only
 //! if it has everything before it, else it pulls. Once a second a digest goes to a random peer, which answers with what the
 //! sender lacks, whoever wrote it. Who is behind collected tombstones joins a snapshot; fingerprints audit the rest. The
-//! module is cut by topic: `receive` (messages in), `snapshot`, `audit`, `lives` (adoption, retirement, collection).
+//! module is cut by topic: `receive` (messages in), `send` (deltas and acks out), `snapshot`, `audit`, `lives` (who carries
+//! on what the dead wrote; retirement, collection), `told` (what has changed, what is counted).
 //!
 //! What is not guaranteed: that a write survives if its node dies before any peer has it; hints about prefixes.
 
@@ -12,14 +13,16 @@ mod lives;
 pub mod message;
 mod peer;
 mod receive;
+mod send;
 mod snapshot;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::Rng;
 
-use crate::cluster::replication::message::{ClaimsBuilder, Delta, Digest, Message, Offer, Urgency};
+use crate::cluster::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::cluster::replication::peer::{Peer, Stream};
 use crate::cluster::replication::snapshot::Join;
 use crate::cluster::state::table::RefusedRow;
@@ -28,6 +31,8 @@ use crate::cluster::state::{STORES, State, StoreId, Version, Write, prefixes};
 use crate::crdt::stamp::{HybridClock, millis};
 use crate::ids::{NodeId, NodeName, WorkerId};
 use crate::now::Now;
+
+pub use told::{Changes, Counters};
 
 /// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
 pub const CHUNK_BYTES: usize = 256 * 1024;
@@ -77,100 +82,6 @@ impl Default for Config {
     }
 }
 
-/// What a message has changed here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Changes {
-    stores: u16,
-    /// Rows that are different now.
-    pub rows: usize,
-    /// Hints that were news.
-    pub hints: usize,
-    /// The others take this life of this node for history: it must begin another, see [`Replication::begin_life`].
-    pub fenced: bool,
-    /// Somebody else has written as this life of this node.
-    pub conflict: bool,
-}
-
-impl Changes {
-    /// Whether nothing has changed.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Whether rows of `store` have.
-    #[must_use]
-    pub fn touches(&self, store: StoreId) -> bool {
-        self.stores >> store.index() & 1 == 1
-    }
-
-    fn touch(&mut self, store: StoreId, rows: usize) {
-        if rows > 0 {
-            self.stores |= 1 << store.index();
-            self.rows += rows;
-        }
-    }
-
-    /// Both changes together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            stores: self.stores | other.stores,
-            rows: self.rows + other.rows,
-            hints: self.hints + other.hints,
-            fenced: self.fenced | other.fenced,
-            conflict: self.conflict | other.conflict,
-        }
-    }
-}
-
-/// What has been counted since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Bytes of rows sent, per store in the order of [`StoreId::ALL`].
-    pub sent_bytes: [u64; STORES],
-    /// Bytes of rows received, per store.
-    pub received_bytes: [u64; STORES],
-    /// Rows sent in deltas.
-    pub rows_sent: u64,
-    /// Rows received in deltas.
-    pub rows_received: u64,
-    /// Of those, rows that were known.
-    pub rows_known: u64,
-    /// Deltas that could not be applied because something before them was missing.
-    pub gaps: u64,
-    /// Pulls sent.
-    pub pulls: u64,
-    /// Streams that were sent again because no ack came.
-    pub retries: u64,
-    /// Snapshots begun here.
-    pub snapshots_joined: u64,
-    /// Parts of snapshots served.
-    pub snapshot_chunks_served: u64,
-    /// Rows that an audit put right.
-    pub repaired: u64,
-    /// Buckets that an audit could not put right because they are too large.
-    pub unrepairable: u64,
-    /// Foreign rows that were not kept: too long, too many, or under a key that can't be read.
-    pub refused_rows: u64,
-    /// Foreign rows that were kept without a value: a stamp from the future, a content that can't be read.
-    pub quarantined_rows: u64,
-    /// Rows that left quarantine.
-    pub released_rows: u64,
-    /// Messages that contradict themselves or come from a stranger.
-    pub refused_messages: u64,
-    /// Things said about stores that this router does not have.
-    pub unknown_stores: u64,
-    /// Small messages that were dropped because a peer's outbox was full.
-    pub dropped_messages: u64,
-    /// Tombstones collected.
-    pub collected: u64,
-    /// Rows of former lives and of the dead that this node took over.
-    pub adopted: u64,
-    /// Writers retired.
-    pub retired: u64,
-}
-
 #[derive(Debug, Clone, Copy, Default)]
 struct Flush {
     due: Option<Duration>,
@@ -199,10 +110,8 @@ pub struct Replication {
     asked: BTreeMap<Stream, Duration>,
     joins: BTreeMap<StoreId, Join>,
     next_session: u64,
-    /// Acks and digests so far.
-    said: u64,
-    /// Writers that a peer calls history and that are not yet so here.
-    fences: BTreeMap<Writer, (NodeName, StoreVersions)>,
+    /// Writers that are over and whose rows up to these versions are carried on, as far as that is this node's to do.
+    carried_on: BTreeMap<Writer, StoreVersions>,
     started: Duration,
     /// When a peer came up last.
     last_up: Duration,
@@ -234,8 +143,7 @@ impl Replication {
             asked: BTreeMap::new(),
             joins: BTreeMap::new(),
             next_session: 1,
-            said: 0,
-            fences: BTreeMap::new(),
+            carried_on: BTreeMap::new(),
             started: now.mono,
             last_up: now.mono,
             warm: false,
@@ -324,7 +232,7 @@ impl Replication {
         self.last_up = now.mono;
         peer.credit = CHUNK_BYTES;
         // The first peer is asked for everything; of the others only their own rows, or each would send everything.
-        let digest = self.digest(now, first);
+        let digest = self.greeting(now, first);
         let mut dropped = 0;
         let is_over = self.state.writers.is_over(writer);
         let retired = is_over.then(|| self.retired_message(&[writer]));
@@ -373,9 +281,9 @@ impl Replication {
         }
     }
 
-    /// Whether a peer has said that `writer` is history, which it is not here.
+    /// Whether a peer has retired `writer`.
     pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
-        self.fences.contains_key(&writer)
+        self.peers.values().any(|peer| peer.retired.contains(&writer))
     }
 
     /// All members but this one that are not forgotten, each with whether it can be reached.
@@ -394,6 +302,7 @@ impl Replication {
             self.me = me;
             self.state.me = writer;
             self.fenced = false;
+            self.carried_on.clear();
             self.flushes = [Flush::default(); STORES];
             for peer in self.peers.values_mut() {
                 peer.cut();
@@ -483,10 +392,24 @@ impl Replication {
         }
     }
 
-    /// How far this node is in everything.
-    fn digest(&mut self, now: Now, relay: bool) -> Digest {
+    /// How far this node is in everything that is still spoken of.
+    fn digest(&self, now: Now, relay: bool) -> Digest {
+        self.digest_of(self.state.writers.current(), now, relay)
+    }
+
+    /// How far this node is in everything: who was away may have missed what is spoken of no more.
+    fn greeting(&self, now: Now, relay: bool) -> Digest {
+        self.digest_of(self.state.writers.all(), now, relay)
+    }
+
+    fn digest_of<'a>(
+        &self,
+        writers: impl Iterator<Item = (Writer, &'a NodeId)>,
+        now: Now,
+        relay: bool,
+    ) -> Digest {
         let mut claims = ClaimsBuilder::default();
-        for (writer, id) in self.state.writers.current() {
+        for (writer, id) in writers {
             for store in StoreId::ALL {
                 let replica = self.state.replica(store);
                 let version = replica.applied(writer);
@@ -495,8 +418,7 @@ impl Replication {
                 }
             }
         }
-        self.said += 1;
-        Digest { wall_ms: millis(now.wall), relay, claims: claims.build(self.said) }
+        Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
     }
 
     /// Rows that arrived long enough ago that their writer's own push must have reached everybody that it can reach.
@@ -531,143 +453,6 @@ impl Replication {
             self.warm = self.is_level_with_somebody();
         }
         changes
-    }
-
-    /// Sends again what was not acknowledged in time.
-    fn retry(&mut self, now: Now) {
-        let retry = self.config.retry;
-        for peer in self.peers.values_mut().filter(|peer| peer.up) {
-            let late: Vec<Stream> = peer
-                .cursors
-                .iter()
-                .filter(|(_, c)| c.in_flight > 0 && now.mono >= c.sent_at + retry)
-                .map(|(stream, _)| *stream)
-                .collect();
-            for stream in late {
-                self.counters.retries += 1;
-                let known = peer.known(stream);
-                peer.rewind(stream, known);
-            }
-        }
-    }
-
-    /// The next message to send, if any. A message that the link drops is made up for later.
-    pub fn poll_transmit(&mut self, now: Now) -> Option<(NodeId, Message, Urgency)> {
-        self.open_flushes(now);
-        let names: Vec<NodeName> = {
-            // Peers take turns, so that one with much to catch up with does not hold up the others.
-            let after = self.turn.clone();
-            let up = |(_, peer): &(&NodeName, &Peer)| peer.up;
-            let later = self.peers.iter().filter(up).map(|(name, _)| name);
-            let (mut later, earlier): (Vec<_>, Vec<_>) =
-                later.cloned().partition(|name| after.as_ref().is_none_or(|after| name > after));
-            later.extend(earlier);
-            later
-        };
-        for name in names {
-            if let Some((message, urgency)) = self.next_for(now, &name) {
-                let id = self.peers.get(&name)?.id.clone();
-                self.turn = Some(name);
-                return Some((id, message, urgency));
-            }
-        }
-        None
-    }
-
-    fn open_flushes(&mut self, now: Now) {
-        for store in StoreId::ALL {
-            let flush = &mut self.flushes[store.index()];
-            if flush.due.is_none_or(|due| due > now.mono) {
-                continue;
-            }
-            *flush = Flush { due: None, last: Some(now.mono) };
-            let stream = (store, self.state.me);
-            let target = self.state.replica(store).applied(self.state.me);
-            for peer in self.peers.values_mut().filter(|peer| peer.up && peer.greeted) {
-                let known = peer.known(stream);
-                peer.serve(stream, known, target);
-            }
-        }
-    }
-
-    fn next_for(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
-        let peer = self.peers.get_mut(name)?;
-        if let Some(message) = peer.outbox.pop_front() {
-            return Some((message, Urgency::Now));
-        }
-        if peer.ack_at.is_some_and(|at| now.mono >= at) {
-            return Some((self.ack(name)?, Urgency::Now));
-        }
-        if let Some(delta) = self.next_delta(now, name) {
-            return Some(delta);
-        }
-        self.next_chunk(name).map(|message| (message, Urgency::Bulk))
-    }
-
-    /// Says how far this node is where it moved on, and in its own streams of those stores: who counts an ack must have
-    /// what the acknowledging node had written until then.
-    fn ack(&mut self, name: &NodeName) -> Option<Message> {
-        let peer = self.peers.get_mut(name)?;
-        peer.ack_at = None;
-        peer.unacked_bytes = 0;
-        let mut streams = std::mem::take(&mut peer.ack_due);
-        let stores: BTreeSet<StoreId> = streams.iter().map(|(store, _)| *store).collect();
-        streams.extend(stores.into_iter().map(|store| (store, self.state.me)));
-        let mut claims = ClaimsBuilder::default();
-        for (store, writer) in streams {
-            if let Some(id) = self.state.writers.id(writer) {
-                let replica = self.state.replica(store);
-                claims.push(id, store, replica.applied(writer), replica.floor(writer));
-            }
-        }
-        self.said += 1;
-        (!claims.is_empty()).then(|| Message::Ack(claims.build(self.said)))
-    }
-
-    fn next_delta(&mut self, now: Now, name: &NodeName) -> Option<(Message, Urgency)> {
-        let me = self.state.me;
-        loop {
-            let peer = self.peers.get_mut(name)?;
-            if peer.in_flight >= self.config.window_bytes {
-                return None;
-            }
-            let stream = peer.due.iter().find(|(_, writer)| *writer == me || peer.credit > 0);
-            let stream = *stream?;
-            let (store, writer) = stream;
-            let from = peer.cursors.get(&stream).map_or(0, |cursor| cursor.sent);
-            let replica = self.state.replica(store);
-            let floor = replica.floor(writer);
-            let Some(id) = self.state.writers.id(writer).cloned() else {
-                peer.stop(stream);
-                continue;
-            };
-            if from < floor {
-                peer.stop(stream);
-                let offer = Offer { store: store.into(), writer: id, floor };
-                return Some((Message::Offer(offer), Urgency::Now));
-            }
-            let (rows, to) = replica.rows_after(&self.state.writers, writer, from, CHUNK_BYTES);
-            if to <= from {
-                peer.stop(stream);
-                continue;
-            }
-            let bytes: usize = rows.iter().map(|row| row.wire_bytes()).sum();
-            peer.sent(stream, to, bytes.max(1), now.mono);
-            if writer != me {
-                peer.credit = peer.credit.saturating_sub(bytes);
-            }
-            self.counters.rows_sent += rows.len() as u64;
-            self.counters.sent_bytes[store.index()] += bytes as u64;
-            let urgency = if writer != me {
-                Urgency::Bulk
-            } else if store.coalescing() <= Duration::from_millis(10) {
-                Urgency::Now
-            } else {
-                Urgency::Soon
-            };
-            let delta = Delta { store: store.into(), writer: id, from, to, floor, rows };
-            return Some((Message::Delta(delta), urgency));
-        }
     }
 
     /// What this node holds.
@@ -732,10 +517,8 @@ impl Replication {
         peer.greeted
             && peer.known.iter().all(|((store, writer), known)| {
                 *writer == self.state.me
-                    || writers.retired(*writer).is_some()
-                    || self.fences.contains_key(writer)
                     || (store.ends_with_writer() && writers.is_over(*writer))
-                    || self.state.replica(*store).applied(*writer) >= known.version
+                    || self.state.replica(*store).applied(*writer) >= *known
             })
     }
 }

@@ -29,14 +29,6 @@ pub(crate) struct Cursor {
     pub(crate) sent_at: Duration,
 }
 
-/// How far a peer is in a stream.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Known {
-    pub(crate) version: u64,
-    /// In which of its statements it said so.
-    pub(crate) said: u64,
-}
-
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: NodeId,
@@ -45,10 +37,8 @@ pub(crate) struct Peer {
     /// It has said how far it is since it came up: before that, what it lacks is unknown.
     pub(crate) greeted: bool,
     /// How far it is, as it said.
-    pub(crate) known: BTreeMap<Stream, Known>,
-    /// The newest statement that was heard of it.
-    pub(crate) said: u64,
-    /// Writers that are history to it.
+    pub(crate) known: BTreeMap<Stream, u64>,
+    /// Writers that it has retired.
     pub(crate) retired: BTreeSet<Writer>,
     pub(crate) cursors: BTreeMap<Stream, Cursor>,
     /// Streams of which something is to be sent.
@@ -75,7 +65,6 @@ impl Peer {
             up: false,
             greeted: false,
             known: BTreeMap::new(),
-            said: 0,
             retired: BTreeSet::new(),
             cursors: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -117,15 +106,14 @@ impl Peer {
     }
 
     pub(crate) fn known(&self, stream: Stream) -> u64 {
-        self.known.get(&stream).map_or(0, |known| known.version)
+        self.known.get(&stream).copied().unwrap_or(0)
     }
 
     /// It has said, or shown by sending it, that it has `version`.
-    pub(crate) fn learn(&mut self, stream: Stream, version: u64, said: u64) {
+    pub(crate) fn learn(&mut self, stream: Stream, version: u64) {
         let known = self.known.entry(stream).or_default();
-        known.version = version.max(known.version);
-        known.said = said.max(known.said);
-        let known = known.version;
+        *known = version.max(*known);
+        let known = *known;
         if let Some(cursor) = self.cursors.get_mut(&stream)
             && known >= cursor.sent
         {

@@ -1,13 +1,13 @@
 //! Messages in.
 
 use crate::cluster::replication::message::{Claims, Delta, Digest, Message, Offer, RetiredWriter};
-use crate::cluster::replication::peer::Stream;
+use crate::cluster::replication::peer::{Peer, Stream};
 use crate::cluster::replication::{
     ACK_DELAY, CHUNK_BYTES, Changes, ClaimsBuilder, Replication, SETTLE,
 };
+use crate::cluster::state::StoreId;
 use crate::cluster::state::table::Applied;
 use crate::cluster::state::writers::Writer;
-use crate::cluster::state::{STORES, StoreId};
 use crate::crdt::stamp::millis;
 use crate::ids::{NodeId, NodeName};
 use crate::now::Now;
@@ -36,7 +36,7 @@ impl Replication {
             Message::Audit(audit) => self.on_audit(from, &audit),
             Message::AuditPull(pull) => self.on_audit_pull(from, &pull),
             Message::AuditRows(rows) => self.on_audit_rows(now, &rows),
-            Message::Retired(retired) => self.on_retired(from, &retired),
+            Message::Retired(retired) => self.on_retired(now, from, &retired),
             Message::Hints(runs) => {
                 let hints = self.state.prefixes.merge(now, &runs);
                 Changes { hints, ..Changes::default() }
@@ -63,15 +63,24 @@ impl Replication {
                 self.counters.unknown_stores += 1;
                 continue;
             };
-            if self.state.writers.retired(writer).is_some() {
-                if !retired.contains(&writer) {
-                    retired.push(writer);
-                }
-            } else {
+            self.reopen_if_behind((store, writer), claim.version);
+            if !self.state.writers.is_retired(writer) {
                 streams.push(((store, writer), claim.version, claim.floor));
+            } else if !retired.contains(&writer) {
+                retired.push(writer);
             }
         }
         (streams, retired)
+    }
+
+    /// Somebody knows more of a retired writer than this node did: it is spoken of again until all know that.
+    pub(super) fn reopen_if_behind(&mut self, (store, writer): Stream, version: u64) {
+        if self.state.writers.is_retired(writer)
+            && !store.ends_with_writer()
+            && version > self.state.replica(store).applied(writer)
+        {
+            self.state.writers.reopen(writer);
+        }
     }
 
     fn on_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
@@ -86,7 +95,7 @@ impl Replication {
         let greeting = self.peers.get(from).is_some_and(|peer| !peer.greeted);
         if greeting {
             // Its membership may have found this node later than it was found: what was said before got lost.
-            let answer = Message::Digest(self.digest(now, false));
+            let answer = Message::Digest(self.greeting(now, false));
             self.say(from, answer);
         }
         if let Some(peer) = self.peers.get_mut(from) {
@@ -95,10 +104,8 @@ impl Replication {
             peer.wall_ahead_ms = i64::try_from(ahead).unwrap_or(i64::MAX);
         }
         for (stream, version, floor) in &streams {
-            changes.conflict |=
-                self.learn(now, from, *stream, (*version, *floor), digest.claims.said);
+            changes.conflict |= self.learn(now, from, *stream, (*version, *floor));
         }
-        self.note_silence(from, &streams, digest.claims.said);
         if !retired.is_empty() {
             let message = self.retired_message(&retired);
             self.say(from, message);
@@ -111,7 +118,12 @@ impl Replication {
         for store in StoreId::ALL {
             for writer in &writers {
                 let stream = (store, *writer);
-                let theirs = claimed.get(&stream).copied().unwrap_or(0);
+                let silent = |peer: &Peer| {
+                    // What it has retired it speaks of no more.
+                    if peer.retired.contains(writer) { peer.known(stream) } else { 0 }
+                };
+                let theirs = claimed.get(&stream).copied();
+                let theirs = theirs.or_else(|| self.peers.get(from).map(silent)).unwrap_or(0);
                 let own = *writer == me;
                 let mine =
                     if own { self.state.replica(store).applied(me) } else { self.settled(stream) };
@@ -136,24 +148,6 @@ impl Replication {
         changes
     }
 
-    /// What a peer had of a writer that is over, and no longer speaks of, it has retired.
-    fn note_silence(&mut self, from: &NodeName, streams: &[(Stream, u64, u64)], said: u64) {
-        let spoken: std::collections::BTreeSet<Writer> =
-            streams.iter().map(|((_, writer), _, _)| *writer).collect();
-        let Some(peer) = self.peers.get_mut(from) else { return };
-        let silent: Vec<Writer> = peer
-            .known
-            .iter()
-            .filter(|((_, writer), known)| known.said < said && !spoken.contains(writer))
-            .map(|((_, writer), _)| *writer)
-            .filter(|writer| self.state.writers.is_over(*writer))
-            .collect();
-        for writer in silent {
-            peer.known.retain(|(_, of), _| *of != writer);
-            peer.retired.insert(writer);
-        }
-    }
-
     /// A peer has said how far it is in a stream. Says whether somebody writes as this node.
     fn learn(
         &mut self,
@@ -161,17 +155,16 @@ impl Replication {
         from: &NodeName,
         stream: Stream,
         (version, floor): (u64, u64),
-        said: u64,
     ) -> bool {
-        if let Some(peer) = self.peers.get_mut(from) {
-            peer.said = peer.said.max(said);
-            peer.learn(stream, version, said);
-        }
         let (store, writer) = stream;
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.learn(stream, version);
+            peer.retired.remove(&writer);
+        }
         let mine = self.state.replica(store).applied(writer);
         if floor > self.state.replica(store).floor(writer) && mine >= floor {
             let (table, _) = self.state.replica_mut(store, now);
-            self.counters.collected += table.collect(writer, floor) as u64;
+            self.counters.collected += table.raise_floor(writer, floor) as u64;
         }
         if version > mine {
             if writer == self.state.me {
@@ -190,7 +183,7 @@ impl Replication {
         let (streams, _) = self.streams(claims);
         let mut changes = Changes::default();
         for (stream, version, floor) in streams {
-            changes.conflict |= self.learn(now, from, stream, (version, floor), claims.said);
+            changes.conflict |= self.learn(now, from, stream, (version, floor));
         }
         changes
     }
@@ -225,7 +218,8 @@ impl Replication {
             changes.conflict = delta.to > self.state.replica(store).applied(writer);
             return changes;
         }
-        if self.state.writers.retired(writer).is_some() {
+        self.reopen_if_behind((store, writer), delta.to);
+        if self.state.writers.is_retired(writer) {
             let message = self.retired_message(&[writer]);
             self.say(from, message);
             return changes;
@@ -236,7 +230,7 @@ impl Replication {
             last = row.version;
             ok
         });
-        if !ordered || delta.to <= delta.from {
+        if !ordered || delta.to <= delta.from || delta.upto < delta.to {
             self.counters.refused_messages += 1;
             return changes;
         }
@@ -256,6 +250,7 @@ impl Replication {
         self.counters.received_bytes[store.index()] += bytes as u64;
         self.counters.rows_received += delta.rows.len() as u64;
         let (table, mut cx) = self.state.replica_mut(store, now);
+        self.counters.collected += table.raise_floor(writer, delta.floor) as u64;
         let (mut changed, mut known) = (0, 0);
         for row in &delta.rows {
             if row.version <= applied {
@@ -272,15 +267,14 @@ impl Replication {
                 Applied::Refused => self.counters.refused_rows += 1,
             }
         }
-        let moved = table.advance_to(writer, delta.to);
+        let moved = table.advance_to(writer, delta.to, delta.upto);
         self.counters.rows_known += known;
         changes.touch(store, changed);
         if moved {
             self.note_move(stream, applied);
         }
         if let Some(peer) = self.peers.get_mut(from) {
-            let said = peer.said + 1;
-            peer.learn(stream, delta.to, said);
+            peer.learn(stream, delta.to);
             peer.ack_due.insert(stream);
             peer.unacked_bytes += bytes;
             let delay = if peer.unacked_bytes >= CHUNK_BYTES {
@@ -321,7 +315,7 @@ impl Replication {
         }
         if !claims.is_empty() {
             self.counters.pulls += 1;
-            self.say(from, Message::Pull(claims.build(0)));
+            self.say(from, Message::Pull(claims.build()));
         }
     }
 
@@ -332,7 +326,7 @@ impl Replication {
         self.behind.retain(|stream, (version, from, since)| {
             let writers = &self.state.writers;
             let missing = self.state.replica(stream.0).applied(stream.1) < *version
-                && writers.retired(stream.1).is_none();
+                && !writers.is_retired(stream.1);
             if missing && now.mono >= *since + SETTLE {
                 wanted.entry(from.clone()).or_default().push(*stream);
             }
@@ -355,33 +349,36 @@ impl Replication {
         let mut retired = Vec::new();
         for writer in writers {
             let Some(id) = self.state.writers.id(*writer) else { continue };
-            let closed = self.state.writers.retired(*writer).map(|retired| retired.versions);
-            let versions = closed.unwrap_or_default().to_vec();
-            let (writer, closed) = (id.clone(), closed.is_some());
-            retired.push(RetiredWriter { writer, closed, versions });
+            let closed = self.state.writers.is_retired(*writer);
+            let applied = |store| self.state.replica(store).applied(*writer);
+            let versions = if closed { StoreId::ALL.map(applied).to_vec() } else { Vec::new() };
+            retired.push(RetiredWriter { writer: id.clone(), closed, versions });
         }
         Message::Retired(retired)
     }
 
-    fn on_retired(&mut self, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
+    fn on_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
         let mut changes = Changes::default();
         for history in retired {
             let Some(writer) = self.state.writers.number(&history.writer) else { continue };
-            let mut versions = [0; STORES];
-            for (mine, theirs) in versions.iter_mut().zip(&history.versions) {
-                *mine = *theirs;
-            }
-            if history.closed {
-                if let Some(peer) = self.peers.get_mut(from) {
-                    peer.retired.insert(writer);
-                }
-                if self.state.writers.retired(writer).is_none() {
-                    self.fences.insert(writer, (from.clone(), versions));
-                }
-            }
             if writer == self.state.me {
                 self.fenced = true;
                 changes.fenced = true;
+            }
+            if !history.closed || self.state.writers.is_retired(writer) {
+                continue;
+            }
+            for (store, version) in StoreId::ALL.into_iter().zip(&history.versions) {
+                if store.ends_with_writer() {
+                    continue;
+                }
+                if let Some(peer) = self.peers.get_mut(from) {
+                    peer.learn((store, writer), *version);
+                }
+                self.join_if_behind(now, from, (store, writer), *version);
+            }
+            if let Some(peer) = self.peers.get_mut(from) {
+                peer.retired.insert(writer);
             }
         }
         changes

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::cluster::replication::message::{
     ClaimsBuilder, Message, Offer, SnapshotChunk, SnapshotRequest,
 };
+use crate::cluster::replication::peer::Stream;
 use crate::cluster::replication::{CHUNK_BYTES, Changes, Replication};
 use crate::cluster::state::StoreId;
 use crate::cluster::state::row::Blob;
@@ -35,11 +36,16 @@ impl Replication {
             self.counters.unknown_stores += 1;
             return Changes::default();
         };
-        let behind = self.state.writers.intern(&offer.writer).is_some_and(|writer| {
-            self.state.writers.retired(writer).is_none()
-                && writer != self.state.me
-                && self.state.replica(store).applied(writer) < offer.floor
-        });
+        if let Some(writer) = self.state.writers.intern(&offer.writer) {
+            self.join_if_behind(now, from, (store, writer), offer.floor);
+        }
+        Changes::default()
+    }
+
+    /// Asks `from` for a snapshot if this node is behind what a log still holds.
+    pub(super) fn join_if_behind(&mut self, now: Now, from: &NodeName, stream: Stream, floor: u64) {
+        let (store, writer) = stream;
+        let behind = writer != self.state.me && self.state.replica(store).applied(writer) < floor;
         if behind && !self.joins.contains_key(&store) {
             self.counters.snapshots_joined += 1;
             let session = self.session();
@@ -48,7 +54,6 @@ impl Replication {
             self.joins.insert(store, join);
             self.ask_for_chunk(now, store);
         }
-        Changes::default()
     }
 
     fn session(&mut self) -> u64 {
@@ -139,16 +144,14 @@ impl Replication {
         let rows = section.rows.into_iter();
         let rows = rows.filter_map(|(writer, row)| Some((place(writer)?, row))).collect();
         let pending = section.pending.into_iter();
-        let pending = pending.filter_map(|(w, key, kill)| Some((place(w)?, key, kill))).collect();
+        let pending = pending.filter_map(|(w, key, up_to)| Some((place(w)?, key, up_to))).collect();
         for mark in section.marks {
-            if let Some(id) = writers.id(mark.writer)
-                && writers.retired(mark.writer).is_none()
-            {
+            if let Some(id) = writers.id(mark.writer) {
                 claims.push(id, store, mark.version, mark.floor);
             }
         }
         let (after, end) = (section.after, section.end);
-        let claims = claims.build(0);
+        let claims = claims.build();
         Some(SnapshotChunk { store: store.into(), session, after, end, claims, rows, pending })
     }
 
@@ -174,6 +177,7 @@ impl Replication {
         let Some((marks, rows)) = self.join_chunk(now, store, chunk) else {
             self.counters.refused_messages += 1;
             self.joins.remove(&store);
+            self.state.replica_mut(store, now).0.end_join();
             return changes;
         };
         changes.touch(store, rows);
@@ -212,8 +216,11 @@ impl Replication {
             rows.push((writer(place)?, row));
         }
         let mut pending = Vec::new();
-        for (place, key, kill) in chunk.pending {
-            pending.push((writer(place)?, key, kill));
+        for (place, key, up_to) in chunk.pending {
+            pending.push((writer(place)?, key, up_to));
+        }
+        for mark in &marks {
+            self.reopen_if_behind((store, mark.writer), mark.version);
         }
         self.counters.received_bytes[store.index()] += bytes as u64;
         let section =
@@ -225,13 +232,14 @@ impl Replication {
 
     /// All ranges are joined: what the donors claimed is true here too.
     fn claim(&mut self, now: Now, store: StoreId, claim: BTreeMap<Writer, u64>) {
+        self.state.replica_mut(store, now).0.end_join();
         for (writer, version) in claim {
-            if writer == self.state.me || self.state.writers.retired(writer).is_some() {
+            if writer == self.state.me {
                 continue;
             }
             let stood = self.state.replica(store).applied(writer);
             let (table, _) = self.state.replica_mut(store, now);
-            if table.advance_to(writer, version) {
+            if table.claim(writer, version) {
                 self.note_move((store, writer), stood);
             }
         }
@@ -249,6 +257,7 @@ impl Replication {
             let joined = if fits { self.join_chunk(now, store, chunk) } else { None };
             let Some((marks, rows)) = joined else {
                 self.counters.refused_messages += 1;
+                self.state.replica_mut(store, now).0.end_join();
                 return changes;
             };
             changes.touch(store, rows);

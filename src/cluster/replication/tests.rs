@@ -176,7 +176,7 @@ fn a_bad_row_is_refused_or_quarantined_and_the_stream_goes_on() {
     let key = |n: u64| crate::cluster::state::row::encode_key(&WorkerId::from_u64(n));
     let good = crate::cluster::state::row::ContentRef {
         add: Some(&Load { requests: 5, tokens: 0 }),
-        ancestors: &[],
+        carried: &[],
         kills: &[],
     };
     let good = good.encode().unwrap();
@@ -192,6 +192,7 @@ fn a_bad_row_is_refused_or_quarantined_and_the_stream_goes_on() {
         writer: there.me().clone(),
         from: 0,
         to: 5,
+        upto: 5,
         floor: 0,
         rows,
     };
@@ -270,7 +271,7 @@ fn a_gap_is_pulled_and_not_jumped() {
 
 #[test]
 fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
-    let (mut a, mut b) = pair();
+    let (mut a, b) = pair();
     let digest = Message::Digest(b.digest(at(0), true));
     a.handle_message(at(0), b.me(), digest);
     let mut sent = 0;
@@ -365,7 +366,7 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
     }
     exchange(at(200), &mut both);
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
-    both[1].state.load.drop_row(&WorkerId::from_u64(7), writer);
+    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
     both[0].audit_any(at(300), &mut world::rng(1));
     exchange(at(300), &mut both);
@@ -377,7 +378,7 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
 fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
     // Alone, and with a peer that never acknowledges anything.
     for with_peer in [false, true] {
-        let (mut a, mut b) = pair();
+        let (mut a, b) = pair();
         if with_peer {
             let digest = Message::Digest(b.digest(at(0), true));
             a.handle_message(at(0), b.me(), digest);

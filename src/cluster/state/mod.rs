@@ -348,6 +348,28 @@ impl State {
         (table, Context { writers: &mut self.writers, clock: &mut self.clock, me, now })
     }
 
+    /// Whether nothing of `writer`, which is over, is left that others' rows do not hold too. What ends with a writer does
+    /// not count.
+    pub(crate) fn is_spent(&self, writer: Writer) -> bool {
+        let decided = StoreId::ALL.into_iter().filter(|store| !store.ends_with_writer());
+        decided.into_iter().all(|store| match store {
+            StoreId::Totals => self.totals.is_settled(&self.writers, writer),
+            _ => self.replica(store).is_spent(&self.writers, writer),
+        })
+    }
+
+    /// Forgets writers that were retired before `oldest` and whose names nothing needs any more.
+    pub(crate) fn forget_retired(&mut self, oldest: Duration, now: Now) {
+        for writer in self.writers.retired_before(oldest) {
+            if StoreId::ALL.iter().all(|store| !self.replica(*store).is_carried(writer)) {
+                for store in StoreId::ALL {
+                    self.replica_mut(store, now).0.forget(writer);
+                }
+                self.writers.forget(writer);
+            }
+        }
+    }
+
     /// Writes a row of this node; `None` when there was nothing to remove.
     pub(crate) fn write(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
         let stamp = match &write {
@@ -369,78 +391,76 @@ impl State {
             Write::PutWorker(record) => {
                 let id = record.id;
                 let entry = WorkerEntry::told(LwwRegister::of(stamp, record));
-                let (table, mut cx) = with_table!(self, now, workers, cx);
-                (StoreId::Workers, Some(table.put_shared(&mut cx, &id, entry)?))
+                let (table, cx) = with_table!(self, now, workers, cx);
+                (StoreId::Workers, Some(table.put_shared(&cx, &id, entry)?))
             }
             Write::OverrideWorker(id, verdict) => {
                 let entry = WorkerEntry::overridden(LwwRegister::of(stamp, verdict));
-                let (table, mut cx) = with_table!(self, now, workers, cx);
+                let (table, cx) = with_table!(self, now, workers, cx);
                 if table.values(&id).next().is_none() {
                     let reason = format!("worker {id} is not registered");
                     return Err(RefusedRow::Invalid { store: StoreId::Workers, reason });
                 }
-                (StoreId::Workers, Some(table.put_shared(&mut cx, &id, entry)?))
+                (StoreId::Workers, Some(table.put_shared(&cx, &id, entry)?))
             }
             Write::RemoveWorker(id) => {
-                let (table, mut cx) = with_table!(self, now, workers, cx);
-                (StoreId::Workers, table.remove_shared(&mut cx, &id)?)
+                let (table, cx) = with_table!(self, now, workers, cx);
+                (StoreId::Workers, table.remove_shared(&cx, &id)?)
             }
             Write::Observe(id, seen) => {
-                let (table, mut cx) = with_table!(self, now, observations, cx);
-                (StoreId::Observations, put_or_remove(table, &mut cx, id, seen)?)
+                let (table, cx) = with_table!(self, now, observations, cx);
+                (StoreId::Observations, put_or_remove(table, &cx, id, seen)?)
             }
             Write::Load(id, load) => {
-                let (table, mut cx) = with_table!(self, now, load, cx);
-                (StoreId::Load, put_or_remove(table, &mut cx, id, load)?)
+                let (table, cx) = with_table!(self, now, load, cx);
+                (StoreId::Load, put_or_remove(table, &cx, id, load)?)
             }
             Write::Policy(model, policy) => {
-                let (table, mut cx) = with_table!(self, now, policies, cx);
+                let (table, cx) = with_table!(self, now, policies, cx);
                 let version = match policy {
                     Some(policy) => {
                         let value = LwwRegister::of(stamp, policy);
-                        Some(table.put_shared(&mut cx, &model, value)?)
+                        Some(table.put_shared(&cx, &model, value)?)
                     }
-                    None => table.remove_shared(&mut cx, &model)?,
+                    None => table.remove_shared(&cx, &model)?,
                 };
                 (StoreId::Policies, version)
             }
             Write::Rule(id, rule) => {
-                let (table, mut cx) = with_table!(self, now, rules, cx);
+                let (table, cx) = with_table!(self, now, rules, cx);
                 let version = match rule {
-                    Some(rule) => {
-                        Some(table.put_shared(&mut cx, &id, LwwRegister::of(stamp, rule))?)
-                    }
-                    None => table.remove_shared(&mut cx, &id)?,
+                    Some(rule) => Some(table.put_shared(&cx, &id, LwwRegister::of(stamp, rule))?),
+                    None => table.remove_shared(&cx, &id)?,
                 };
                 (StoreId::Rules, version)
             }
             Write::Usage(key, count) => {
-                let (table, mut cx) = with_table!(self, now, usage, cx);
-                (StoreId::Usage, Some(table.put(&mut cx, key, count)?))
+                let (table, cx) = with_table!(self, now, usage, cx);
+                (StoreId::Usage, Some(table.put(&cx, key, count)?))
             }
             Write::Tokens(key, flow) => {
-                let (table, mut cx) = with_table!(self, now, tokens, cx);
-                (StoreId::Tokens, Some(table.put(&mut cx, key, flow)?))
+                let (table, cx) = with_table!(self, now, tokens, cx);
+                (StoreId::Tokens, Some(table.put(&cx, key, flow)?))
             }
             Write::Grant(key, granted) => {
-                let (table, mut cx) = with_table!(self, now, rights, cx);
-                (StoreId::Rights, Some(table.put(&mut cx, key, granted)?))
+                let (table, cx) = with_table!(self, now, rights, cx);
+                (StoreId::Rights, Some(table.put(&cx, key, granted)?))
             }
             Write::Session(key, change) => {
-                let (table, mut cx) = with_table!(self, now, sessions, cx);
+                let (table, cx) = with_table!(self, now, sessions, cx);
                 let used_ms = millis(now.wall);
                 let version = match change {
                     SessionWrite::Use { worker, ttl } => {
                         let session = Session::first(worker, stamp, used_ms, ttl);
-                        Some(table.put_shared(&mut cx, &key, session)?)
+                        Some(table.put_shared(&cx, &key, session)?)
                     }
                     SessionWrite::Rebind { worker, ttl } => {
                         // A binding that is removed first can't win by being the earliest.
                         let before = table.merged(&key);
                         let session = Session::again(before.as_ref(), worker, stamp, used_ms, ttl);
-                        Some(table.put_shared(&mut cx, &key, session)?)
+                        Some(table.put_shared(&cx, &key, session)?)
                     }
-                    SessionWrite::End => table.remove_shared(&mut cx, &key)?,
+                    SessionWrite::End => table.remove_shared(&cx, &key)?,
                 };
                 (StoreId::Sessions, version)
             }
@@ -450,10 +470,10 @@ impl State {
                     None => unreachable!("this node is among the writers"),
                 };
                 let key = TotalKey { name, model, outcome };
-                let (table, mut cx) = with_table!(self, now, totals, cx);
+                let (table, cx) = with_table!(self, now, totals, cx);
                 let before = table.value_of(&key, cx.me).copied().unwrap_or_default();
                 let total = Total { count: count.max(before.count), ..before };
-                (StoreId::Totals, Some(table.put(&mut cx, key, total)?))
+                (StoreId::Totals, Some(table.put(&cx, key, total)?))
             }
         };
         Ok(version.map(|version| Version { store, version }))
@@ -462,7 +482,7 @@ impl State {
 
 fn put_or_remove<S: table::Store>(
     table: &mut Table<S>,
-    cx: &mut Context<'_>,
+    cx: &Context<'_>,
     key: S::Key,
     value: Option<S::Value>,
 ) -> Result<Option<u64>, RefusedRow> {
@@ -606,6 +626,14 @@ impl State {
             let version = replica.applied(writer);
             (version > 0).then_some((id, version))
         })
+    }
+
+    /// Up to which version of each writer what is not held here is known to be gone, retired writers included: nodes that
+    /// are equal in this hold the same rows. For checks.
+    pub fn covered(&self, store: StoreId) -> impl Iterator<Item = (&NodeId, u64)> {
+        let marks = self.replica(store).marks().into_iter();
+        let covered = marks.filter(|mark| mark.version > 0);
+        covered.filter_map(|mark| Some((self.writers.id(mark.writer)?, mark.version)))
     }
 
     /// Keys (encoded) and versions of the living rows of `writer` in `store`, up to `version`: for checks.

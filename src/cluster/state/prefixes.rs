@@ -11,10 +11,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use crate::cluster::codec::at_most;
 use crate::crdt::stamp::millis;
 use crate::ids::WorkerId;
 use crate::now::Now;
 
+/// Most blocks in a run: more than a prompt has.
+const MAX_RUN: usize = 1 << 15;
 /// Workers that are remembered per block, the latest first.
 const WORKERS_PER_BLOCK: usize = 4;
 
@@ -51,6 +54,7 @@ pub struct HintRun {
     /// The block before the first; 0 for the head of a prompt.
     pub parent: u64,
     /// The blocks.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_RUN>")]
     pub blocks: Vec<u64>,
     /// Who served them.
     pub worker: WorkerNumber,

@@ -15,7 +15,7 @@ use crate::ids::NodeId;
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Longest encoded content of any store; each store sets its own limit at or below it.
 pub const MAX_CONTENT_BYTES: usize = 64 * 1024;
-/// Removals that one row may carry.
+/// Removals that one row may carry, and writes of others.
 pub const MAX_KILLS: usize = 1024;
 
 /// The version byte of contents written by this build.
@@ -109,11 +109,14 @@ impl RawRow {
     }
 }
 
-/// What a row says: an add, the ancestors whose place the add took, and the adds of others that it removes.
+/// What a row says: its writer's own write, writes that it carries for others, and which writes it removes.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Content<V> {
+    /// Its dot is the row's writer and version.
     pub(crate) add: Option<V>,
-    pub(crate) ancestors: Vec<(NodeId, u64)>,
+    /// Each with the dot under which it was first written.
+    pub(crate) carried: Vec<(NodeId, u64, V)>,
+    /// All writes of a writer up to a version.
     pub(crate) kills: Vec<(NodeId, u64)>,
 }
 
@@ -121,7 +124,7 @@ pub(crate) struct Content<V> {
 #[derive(Serialize)]
 pub(crate) struct ContentRef<'a, V> {
     pub(crate) add: Option<&'a V>,
-    pub(crate) ancestors: &'a [(&'a NodeId, u64)],
+    pub(crate) carried: &'a [(&'a NodeId, u64, &'a V)],
     pub(crate) kills: &'a [(&'a NodeId, u64)],
 }
 
@@ -145,7 +148,7 @@ pub enum DecodeRowError {
     #[error("row does not decode: {0}")]
     Malformed(String),
     /// More than a row may carry.
-    #[error("row carries {0} removals or ancestors, the limit is {MAX_KILLS}")]
+    #[error("row carries {0} removals or writes of others, the limit is {MAX_KILLS}")]
     TooManyKills(usize),
 }
 
@@ -168,7 +171,7 @@ pub(crate) fn decode_content<V: DeserializeOwned>(
         return Err(DecodeRowError::Version(version));
     }
     let content: Content<V> = decode_all(body)?;
-    let carried = content.kills.len().max(content.ancestors.len());
+    let carried = content.kills.len().max(content.carried.len());
     if carried > MAX_KILLS {
         return Err(DecodeRowError::TooManyKills(carried));
     }
@@ -194,17 +197,16 @@ mod tests {
     #[test]
     fn a_content_decodes_to_what_was_encoded() {
         let node = NodeId { name: "a".parse().unwrap(), generation: crate::ids::Generation(3) };
-        let bytes = ContentRef { add: Some(&7u64), ancestors: &[], kills: &[(&node, 9)] }.encode();
+        let bytes = ContentRef { add: Some(&7u64), carried: &[], kills: &[(&node, 9)] }.encode();
         let content = decode_content::<u64>(&bytes.unwrap()).unwrap();
-        assert_eq!(content, Content { add: Some(7), ancestors: vec![], kills: vec![(node, 9)] });
+        assert_eq!(content, Content { add: Some(7), carried: vec![], kills: vec![(node, 9)] });
     }
 
     #[test]
     fn another_version_and_leftovers_are_told_apart_from_damage() {
         assert_eq!(decode_content::<u64>(&[9, 0]), Err(DecodeRowError::Version(9)));
         assert!(matches!(decode_content::<u64>(&[]), Err(DecodeRowError::Malformed(_))));
-        let mut bytes =
-            ContentRef { add: Some(&7u64), ancestors: &[], kills: &[] }.encode().unwrap();
+        let mut bytes = ContentRef { add: Some(&7u64), carried: &[], kills: &[] }.encode().unwrap();
         bytes.push(0);
         assert!(decode_content::<u64>(&bytes).is_err());
     }

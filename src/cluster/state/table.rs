@@ -4,16 +4,21 @@
 //! the end of its log. So memory is living keys plus young tombstones, never the number of writes, and "what came after
 //! version v" is a range of the log, its holes being overwritten writes.
 //!
-//! In shared stores a row is an add (a dot: writer and version) and removals of others' adds (kills). The rules, by the
-//! names that the tests use: a kill names every add of that writer up to a version (R2), stays in the row when its writer
-//! adds again (R3), and waits in `pending` for adds that have not come yet (R5); a row with neither add nor kills is
-//! kept as a tombstone by relays too (R4); a killed row without kills of its own just vanishes (R6); a replica that is
-//! behind `floor`, the tombstones already collected, joins a snapshot by key ranges (R7), pending kills included (R8).
-//! One thing is ours: an add that took a dead writer's place names its *ancestors*, and its writer ends it when they are
-//! removed or replaced by somebody who had not seen that they were adopted. So a kill that waits says which of the two it
-//! is: the adoption's own kills, come back by a snapshot, must not end what was adopted.
+//! What a row says is a set of *dots* (a write, named by who made it and with which version) with their values, and
+//! *kills*: dots that are dead. Most rows hold the one dot that they are named by. A row may carry dots of others too, so
+//! that a writer which is over can be forgotten while what it wrote lives on: a dot keeps its name in whichever row it
+//! travels, and who removes it removes it everywhere. One rule decides everything: **what a node covers and does not hold
+//! is dead**. A node covers a dot when it has all of the log of the dot's first writer up to it.
+//!
+//! The rules by the names that the tests use: a kill names every dot of that writer up to a version (R2), stays in the
+//! row when its writer writes again (R3), and waits in `pending` for dots that are not covered yet (R5); a row with
+//! neither dots nor kills is kept as a tombstone by relays too (R4); a row whose dots are dead just vanishes (R6); a
+//! replica that is behind `floor`, what a log no longer holds, joins a snapshot by key ranges (R7), pending kills
+//! included (R8).
 
+mod apply;
 mod replica;
+mod section;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -21,19 +26,22 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::cluster::state::StoreId;
-use crate::cluster::state::row::{self, Blob, Content, ContentRef, MAX_KEY_BYTES, RawRow};
+use crate::cluster::state::row::{Blob, ContentRef};
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::Merge;
-use crate::crdt::stamp::{HybridClock, Stamp, millis};
+use crate::crdt::stamp::{HybridClock, Stamp};
 use crate::now::Now;
 
-pub(crate) use replica::Replica;
+pub(crate) use apply::Applied;
 pub use replica::Sizes;
+pub(crate) use replica::{Cut, Mark, Replica};
+pub(crate) use section::Section;
+pub use write::RefusedRow;
 
 /// Fingerprints per writer and store: one per bucket of keys.
 pub const BUCKETS: usize = 64;
@@ -43,7 +51,7 @@ const EXPIRY_GRACE_MS: u64 = 60_000;
 const FREE_TOMBSTONES: usize = 2048;
 /// Bytes of unreadable contents that a table keeps for others.
 const QUARANTINE_BYTES: usize = 1 << 20;
-/// Kills that may wait for their adds.
+/// Kills that may wait for their dots.
 const MAX_PENDING: usize = 65_536;
 
 /// What a store's rows are.
@@ -52,7 +60,7 @@ pub trait Store: Debug + 'static {
     const ID: StoreId;
     /// The key of a row; at most 1,024 bytes encoded.
     type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
-    /// The value of an add.
+    /// The value of a write.
     type Value: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
 
     /// Whether key and value are inside their bounds.
@@ -72,50 +80,6 @@ pub trait Store: Debug + 'static {
     }
 }
 
-/// A row was refused to its author.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RefusedRow {
-    /// It would not fit into a frame.
-    #[error("row of {store} is {bytes} bytes long, the limit is {limit}")]
-    TooLarge {
-        /// Where to.
-        store: StoreId,
-        /// How long.
-        bytes: usize,
-        /// How long it may be.
-        limit: usize,
-    },
-    /// This writer has as many rows there as it may have.
-    #[error("{store} holds {limit} rows of this node, which is its limit")]
-    Full {
-        /// Where to.
-        store: StoreId,
-        /// How many it may have.
-        limit: usize,
-    },
-    /// Outside its bounds.
-    #[error("row of {store} is not valid: {reason}")]
-    Invalid {
-        /// Where to.
-        store: StoreId,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-/// What became of a row that came from elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Applied {
-    /// Known, dead or ended already.
-    Nothing,
-    /// The table has changed.
-    Changed,
-    /// Kept and handed on, without a value here.
-    Quarantined,
-    /// Not kept.
-    Refused,
-}
-
 /// What a table needs of its surroundings.
 pub(crate) struct Context<'a> {
     pub(crate) writers: &'a mut Writers,
@@ -124,64 +88,35 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Now,
 }
 
-/// A writer's version in a snapshot, and up to where its tombstones are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) writer: Writer,
-    pub(crate) version: u64,
-    pub(crate) floor: u64,
-}
-
-/// A range of keys with all that the donor knows about them.
-#[derive(Debug, Clone)]
-pub(crate) struct Section {
-    /// Keys after this one; none: from the first.
-    pub(crate) after: Option<Blob>,
-    /// Keys up to and with this one; none: to the last.
-    pub(crate) end: Option<Blob>,
-    pub(crate) marks: Vec<Mark>,
-    pub(crate) rows: Vec<(Writer, RawRow)>,
-    /// Kills that wait: whose adds, under which key.
-    pub(crate) pending: Vec<(Writer, Blob, Kill)>,
-}
+/// A write: by whom, and which of its versions. It keeps this name in whichever row it travels.
+type Dot = (Writer, u64);
+/// One per writer: all its dots up to a version.
+type Kills = SmallVec<[Dot; 2]>;
 
 #[derive(Debug, Clone)]
 enum Body<V> {
+    /// The writer's own write; its dot is the row's writer and version.
     Live(V),
-    /// Removed, or killed while its kills are still needed.
+    /// None, no more, or none that lives.
     Dead,
     /// In quarantine; `None` when there was no room to keep it.
     Opaque(Option<Blob>),
 }
 
-/// Which adds of a writer under a key are dead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Kill {
-    /// Adds up to here.
-    pub up_to: u64,
-    /// Adds up to here were removed or replaced, so that what was adopted from them ends too; those above were only
-    /// adopted, and live on in that.
-    pub removed: u64,
+/// A write in another row than that of its dot.
+#[derive(Debug, Clone)]
+struct Carried<V> {
+    dot: Dot,
+    /// Of the key's bytes, seeded by the dot's author.
+    key_hash: u64,
+    value: V,
 }
 
-impl Kill {
-    /// Adds up to `version` were removed or replaced.
-    fn of_removed(version: u64) -> Self {
-        Self { up_to: version, removed: version }
-    }
-
-    fn join(&mut self, other: Self) {
-        self.up_to = self.up_to.max(other.up_to);
-        self.removed = self.removed.max(other.removed);
-    }
-}
-
-type Dots = Vec<(Writer, u64)>;
-
-#[derive(Debug, Default, Clone)]
-struct Causes {
-    kills: Dots,
-    ancestors: Dots,
+/// What few rows have.
+#[derive(Debug, Clone)]
+struct More<V> {
+    kills: Kills,
+    carried: Vec<Carried<V>>,
 }
 
 #[derive(Debug, Clone)]
@@ -191,37 +126,60 @@ struct Row<V> {
     key_hash: u64,
     bytes: u32,
     body: Body<V>,
-    causes: Option<Box<Causes>>,
+    more: Option<Box<More<V>>>,
 }
 
 impl<V> Row<V> {
-    fn kills(&self) -> &[(Writer, u64)] {
-        self.causes.as_ref().map_or(&[], |c| &c.kills)
+    fn kills(&self) -> &[Dot] {
+        self.more.as_ref().map_or(&[], |more| &more.kills)
     }
 
-    fn ancestors(&self) -> &[(Writer, u64)] {
-        self.causes.as_ref().map_or(&[], |c| &c.ancestors)
+    fn carried(&self) -> &[Carried<V>] {
+        self.more.as_ref().map_or(&[], |more| &more.carried)
     }
 
-    fn value(&self) -> Option<&V> {
+    /// The writer's own write.
+    fn own(&self) -> Option<&V> {
         match &self.body {
             Body::Live(value) => Some(value),
             Body::Dead | Body::Opaque(_) => None,
         }
     }
 
-    fn is_tombstone(&self) -> bool {
-        matches!(self.body, Body::Dead) || !self.kills().is_empty()
+    /// All writes in it, each with its dot; `writer` is the row's.
+    fn writes(&self, writer: Writer) -> impl Iterator<Item = (Dot, &V)> {
+        let own = self.own().map(|value| ((writer, self.version), value));
+        own.into_iter().chain(self.carried().iter().map(|c| (c.dot, &c.value)))
     }
 
-    fn counts(&self) -> bool {
-        !matches!(self.body, Body::Dead)
+    /// Its dots with the hashes that stand for them. What can't be read stands for the dot that it is named by.
+    fn dots(&self, writer: Writer) -> impl Iterator<Item = (Dot, u64)> {
+        let own = !matches!(self.body, Body::Dead);
+        let own = own.then_some(((writer, self.version), self.key_hash));
+        own.into_iter().chain(self.carried().iter().map(|c| (c.dot, c.key_hash)))
+    }
+
+    fn has(&self, writer: Writer, dot: Dot) -> bool {
+        self.dots(writer).any(|(has, _)| has == dot)
+    }
+
+    fn is_opaque(&self) -> bool {
+        matches!(self.body, Body::Opaque(_))
+    }
+
+    /// Whether anything in it lives, as far as can be read.
+    fn lives(&self) -> bool {
+        !matches!(self.body, Body::Dead) || !self.carried().is_empty()
+    }
+
+    fn is_tombstone(&self) -> bool {
+        !self.lives() || !self.kills().is_empty()
     }
 
     /// Says "this writer's row under this key has this version", in 64 bits. The content is not in it, so that a router
     /// which can't read a newer content still agrees.
     fn print(&self) -> u64 {
-        xxhash_rust::xxh3::xxh3_64_with_seed(&self.version.to_le_bytes(), self.key_hash)
+        print_of(self.version, self.key_hash)
     }
 
     fn bucket(&self) -> usize {
@@ -229,8 +187,43 @@ impl<V> Row<V> {
     }
 }
 
+fn print_of(version: u64, key_hash: u64) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(&version.to_le_bytes(), key_hash)
+}
+
 fn bucket_of(key_hash: u64) -> usize {
     (key_hash % BUCKETS as u64) as usize
+}
+
+fn key_hash(writers: &Writers, writer: Writer, key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(key, writers.author(writer).as_u64())
+}
+
+fn more<V>(kills: Kills, carried: Vec<Carried<V>>) -> Option<Box<More<V>>> {
+    (!kills.is_empty() || !carried.is_empty()).then(|| Box::new(More { kills, carried }))
+}
+
+/// Adds `dots` to `kills`, one per writer, the highest version.
+fn join_kills(kills: &mut Kills, dots: impl IntoIterator<Item = Dot>) {
+    for (writer, version) in dots {
+        match kills.iter_mut().find(|(w, _)| *w == writer) {
+            Some((_, have)) => *have = version.max(*have),
+            None => kills.push((writer, version)),
+        }
+    }
+}
+
+fn encode_content<V: Serialize>(
+    writers: &Writers,
+    add: Option<&V>,
+    carried: &[Carried<V>],
+    kills: &[Dot],
+) -> Option<Vec<u8>> {
+    let kills = kills.iter().filter_map(|(w, v)| Some((writers.id(*w)?, *v)));
+    let kills: SmallVec<[_; 2]> = kills.collect();
+    let carried = carried.iter().filter_map(|c| Some((writers.id(c.dot.0)?, c.dot.1, &c.value)));
+    let carried: SmallVec<[_; 2]> = carried.collect();
+    ContentRef { add, carried: &carried, kills: &kills }.encode()
 }
 
 #[derive(Debug)]
@@ -238,9 +231,14 @@ struct Log<K> {
     by_version: BTreeMap<u64, K>,
     /// Versions of rows that are tombstones or carry kills.
     tombstones: BTreeSet<u64>,
-    /// Everything up to here is applied. For this node's own log: the last version written.
+    /// Rows up to here are applied. For this node's own log: the last version written.
     applied: u64,
-    /// Tombstones up to here may be gone.
+    /// The last version at which nothing was missing. A delta that was cut lacks the rows that had moved to beyond the cut,
+    /// so `applied` alone says nothing about what is not there.
+    covered: u64,
+    /// How far the senders of such deltas were, and rows that came before their log.
+    target: u64,
+    /// Rows up to here may be gone that others would need: tombstones, or what others' rows carry now.
     floor: u64,
     /// The first row that was refused here: nothing from it on is served to others, nor believed to be dead because it
     /// is missing here.
@@ -254,6 +252,8 @@ impl<K> Default for Log<K> {
             by_version: BTreeMap::new(),
             tombstones: BTreeSet::new(),
             applied: 0,
+            covered: 0,
+            target: 0,
             floor: 0,
             hole: None,
             prints: None,
@@ -272,9 +272,29 @@ impl<K> Log<K> {
         self.living() >= max_rows || self.by_version.len() >= 4 * max_rows + 2 * FREE_TOMBSTONES
     }
 
-    /// Up to where this node can vouch that nothing living is missing.
-    fn vouched(&self) -> u64 {
-        self.hole.map_or(self.applied, |hole| self.applied.min(hole - 1))
+    /// `version` as far as nothing was refused before it.
+    fn before_hole(&self, version: u64) -> u64 {
+        self.hole.map_or(version, |hole| version.min(hole - 1))
+    }
+
+    /// Up to where what is not here is dead.
+    fn covered(&self) -> u64 {
+        self.before_hole(self.covered)
+    }
+
+    /// Rows up to `to` are applied, from a log that was at `upto`.
+    fn advance(&mut self, to: u64, upto: u64) {
+        self.target = self.target.max(upto);
+        self.applied = self.applied.max(to);
+        if self.applied >= self.target {
+            self.covered = self.applied;
+        }
+    }
+
+    /// Everything up to `version` is here or dead, as a snapshot has shown.
+    fn claim(&mut self, version: u64) {
+        self.covered = self.covered.max(version);
+        self.advance(version, version);
     }
 }
 
@@ -285,14 +305,20 @@ type Cell<V> = SmallVec<[(Writer, Row<V>); 1]>;
 pub struct Table<S: Store> {
     cells: BTreeMap<S::Key, Cell<S::Value>>,
     logs: BTreeMap<Writer, Log<S::Key>>,
-    /// Kills of adds that are not covered yet, by whose adds they are.
-    pending: BTreeMap<Writer, BTreeMap<S::Key, Kill>>,
+    /// Kills of dots that are not covered yet, by whose dots they are.
+    pending: BTreeMap<Writer, BTreeMap<S::Key, u64>>,
+    /// What is covered beyond the logs while a snapshot comes in.
+    joined: Option<section::Joined<S::Key>>,
     expiries: BTreeSet<(u64, Writer, S::Key)>,
     quarantine: BTreeSet<(S::Key, Writer)>,
     quarantine_bytes: usize,
+    /// How many rows carry dots of a writer.
+    carried: BTreeMap<Writer, usize>,
+    /// Dots that live.
     living: usize,
     bytes: usize,
     tombstones: usize,
+    /// Of all dots that live, in whichever rows they are.
     print: u64,
 }
 
@@ -302,9 +328,11 @@ impl<S: Store> Default for Table<S> {
             cells: BTreeMap::new(),
             logs: BTreeMap::new(),
             pending: BTreeMap::new(),
+            joined: None,
             expiries: BTreeSet::new(),
             quarantine: BTreeSet::new(),
             quarantine_bytes: 0,
+            carried: BTreeMap::new(),
             living: 0,
             bytes: 0,
             tombstones: 0,
@@ -315,20 +343,19 @@ impl<S: Store> Default for Table<S> {
 
 /// Reading.
 impl<S: Store> Table<S> {
-    /// The living values under `key`, each with its writer, in no particular order.
+    /// The living values under `key`, each with who wrote it, in no particular order. What several rows carry comes as
+    /// often.
     pub fn values<'a>(
         &'a self,
         key: &S::Key,
     ) -> impl Iterator<Item = (Writer, &'a S::Value)> + use<'a, S> {
-        self.cells.get(key).into_iter().flatten().filter_map(|(w, row)| Some((*w, row.value()?)))
+        let rows = self.cells.get(key).into_iter().flatten();
+        rows.flat_map(|(w, row)| row.writes(*w)).map(|((writer, _), value)| (writer, value))
     }
 
     /// All keys that have a living value, in order.
     pub fn keys(&self) -> impl Iterator<Item = &S::Key> {
-        self.cells
-            .iter()
-            .filter(|(_, cell)| cell.iter().any(|(_, row)| row.value().is_some()))
-            .map(|(key, _)| key)
+        self.cells.iter().filter(|(_, cell)| has_value(cell)).map(|(key, _)| key)
     }
 
     /// All keys that have a living value, in order, from `first` on.
@@ -336,10 +363,7 @@ impl<S: Store> Table<S> {
         &'a self,
         first: &S::Key,
     ) -> impl Iterator<Item = &'a S::Key> + use<'a, S> {
-        self.cells
-            .range(first.clone()..)
-            .filter(|(_, cell)| cell.iter().any(|(_, row)| row.value().is_some()))
-            .map(|(key, _)| key)
+        self.cells.range(first.clone()..).filter(|(_, cell)| has_value(cell)).map(|(key, _)| key)
     }
 
     /// Keys under which `writer` has a living value.
@@ -348,27 +372,38 @@ impl<S: Store> Table<S> {
         keys.filter(|key| self.value_of(key, writer).is_some()).cloned().collect()
     }
 
-    /// Drops a row silently: for rows that everybody knows to be void without being told.
-    pub(crate) fn drop_row(&mut self, key: &S::Key, writer: Writer) {
-        self.drop_add(key, writer);
-    }
-
-    /// The value that `writer` wrote under `key`.
+    /// The value that `writer` wrote itself under `key`, in its own row.
     #[must_use]
     pub fn value_of(&self, key: &S::Key, writer: Writer) -> Option<&S::Value> {
-        self.row(key, writer).and_then(Row::value)
+        self.row(key, writer).and_then(Row::own)
     }
 
-    /// Values that were adopted, and whose ancestors are remembered: for checks.
+    /// Loses a row, as only a bug would: for tests.
     #[cfg(test)]
-    pub(crate) fn adopted_values(&self, key: &S::Key) -> impl Iterator<Item = &S::Value> {
-        let rows = self.cells.get(key).into_iter().flatten();
-        rows.filter(|(_, row)| !row.ancestors().is_empty()).filter_map(|(_, row)| row.value())
+    pub(crate) fn lose(&mut self, key: &S::Key, writer: Writer) {
+        self.take(key, writer);
     }
 
     fn row(&self, key: &S::Key, writer: Writer) -> Option<&Row<S::Value>> {
         self.cells.get(key)?.iter().find(|(w, _)| *w == writer).map(|(_, row)| row)
     }
+
+    /// Whether each dot in the row of `writer` under `key` is with its value in a row of somebody else who `counts`.
+    fn is_elsewhere(&self, key: &S::Key, writer: Writer, counts: impl Fn(Writer) -> bool) -> bool {
+        let cell = self.cells.get(key).map_or(&[][..], |cell| cell);
+        let others = || cell.iter().filter(|(w, _)| *w != writer && counts(*w));
+        let mut dots = cell.iter().filter(|(w, _)| *w == writer).flat_map(|(w, row)| row.dots(*w));
+        dots.all(|(dot, _)| others().any(|(w, row)| row.writes(*w).any(|(has, _)| has == dot)))
+    }
+
+    /// Whether any row under `key` holds `dot`.
+    fn holds(&self, key: &S::Key, dot: Dot) -> bool {
+        self.cells.get(key).is_some_and(|cell| cell.iter().any(|(w, row)| row.has(*w, dot)))
+    }
+}
+
+fn has_value<V>(cell: &Cell<V>) -> bool {
+    cell.iter().any(|(w, row)| row.writes(*w).next().is_some())
 }
 
 impl<S: Store> Table<S>
@@ -397,295 +432,116 @@ impl<S: Store> Table<S> {
         let cell = self.cells.get_mut(key)?;
         let at = cell.iter().position(|(w, _)| *w == writer)?;
         let (_, row) = cell.swap_remove(at);
+        for (dot, hash) in row.dots(writer) {
+            if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
+                self.print ^= print_of(dot.1, hash);
+                self.living -= 1;
+            }
+        }
         if cell.is_empty() {
             self.cells.remove(key);
         }
-        let tombstone = row.is_tombstone();
-        let log = self.log(writer);
+        let log = self.logs.entry(writer).or_default();
         log.by_version.remove(&row.version);
-        if tombstone {
+        if row.is_tombstone() {
             log.tombstones.remove(&row.version);
             self.tombstones -= 1;
         }
-        self.bytes -= row.bytes as usize;
-        if row.counts() {
-            self.toggle_print(writer, &row);
-            self.living -= 1;
+        if row.lives()
+            && let Some(prints) = &mut log.prints
+        {
+            prints[row.bucket()] ^= row.print();
         }
-        match &row.body {
-            Body::Live(value) => {
-                if let Some(ends) = S::expires_ms(key, value) {
-                    self.expiries.remove(&(ends, writer, key.clone()));
+        self.bytes -= row.bytes as usize;
+        for (_, value) in row.writes(writer) {
+            if let Some(ends) = S::expires_ms(key, value) {
+                self.expiries.remove(&(ends, writer, key.clone()));
+            }
+        }
+        for carried in row.carried() {
+            let of = carried.dot.0;
+            if let Some(count) = self.carried.get_mut(&of) {
+                *count -= 1;
+                if *count == 0 {
+                    self.carried.remove(&of);
                 }
             }
-            Body::Opaque(content) => {
-                self.quarantine.remove(&(key.clone(), writer));
-                self.quarantine_bytes -= content.as_ref().map_or(0, Blob::len);
-            }
-            Body::Dead => {}
+        }
+        if let Body::Opaque(content) = &row.body {
+            self.quarantine.remove(&(key.clone(), writer));
+            self.quarantine_bytes -= content.as_ref().map_or(0, Blob::len);
         }
         Some(row)
     }
 
     /// The place must be free.
     fn place(&mut self, key: S::Key, writer: Writer, row: Row<S::Value>) {
-        let tombstone = row.is_tombstone();
-        let log = self.log(writer);
+        let log = self.logs.entry(writer).or_default();
         log.by_version.insert(row.version, key.clone());
-        if tombstone {
+        if row.is_tombstone() {
             log.tombstones.insert(row.version);
             self.tombstones += 1;
         }
-        self.bytes += row.bytes as usize;
-        if row.counts() {
-            self.toggle_print(writer, &row);
-            self.living += 1;
+        if row.lives() {
+            let prints = log.prints.get_or_insert_with(|| Box::new([0; BUCKETS]));
+            prints[row.bucket()] ^= row.print();
         }
-        match &row.body {
-            Body::Live(value) => {
-                if let Some(ends) = S::expires_ms(&key, value) {
-                    self.expiries.insert((ends, writer, key.clone()));
+        self.bytes += row.bytes as usize;
+        for (_, value) in row.writes(writer) {
+            if let Some(ends) = S::expires_ms(&key, value) {
+                self.expiries.insert((ends, writer, key.clone()));
+            }
+        }
+        for carried in row.carried() {
+            *self.carried.entry(carried.dot.0).or_default() += 1;
+        }
+        if let Body::Opaque(content) = &row.body {
+            self.quarantine.insert((key.clone(), writer));
+            self.quarantine_bytes += content.as_ref().map_or(0, Blob::len);
+        }
+        let cell = self.cells.entry(key).or_default();
+        for (dot, hash) in row.dots(writer) {
+            if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
+                self.print ^= print_of(dot.1, hash);
+                self.living += 1;
+            }
+        }
+        cell.push((writer, row));
+    }
+
+    /// Takes the dots for which `is_dead` holds out of all rows under `key` but `except`'s; says whether there were any.
+    /// A row without anything left vanishes.
+    fn drop_dots(
+        &mut self,
+        key: &S::Key,
+        except: Option<Writer>,
+        is_dead: impl Fn(Dot) -> bool,
+    ) -> bool {
+        let cell = self.cells.get(key).into_iter().flatten();
+        let hit =
+            cell.filter(|(w, row)| Some(*w) != except && row.dots(*w).any(|(dot, _)| is_dead(dot)));
+        let hit: SmallVec<[Writer; 2]> = hit.map(|(w, _)| *w).collect();
+        for writer in &hit {
+            let mut row = self.take(key, *writer).expect("it was just seen");
+            if is_dead((*writer, row.version)) {
+                row.body = Body::Dead;
+            }
+            let mut is_empty = row.kills().is_empty();
+            if let Some(more) = &mut row.more {
+                more.carried.retain(|carried| !is_dead(carried.dot));
+                is_empty &= more.carried.is_empty();
+                if is_empty {
+                    row.more = None;
                 }
             }
-            Body::Opaque(content) => {
-                self.quarantine.insert((key.clone(), writer));
-                self.quarantine_bytes += content.as_ref().map_or(0, Blob::len);
+            if !(is_empty && matches!(row.body, Body::Dead)) {
+                self.place(key.clone(), *writer, row);
             }
-            Body::Dead => {}
         }
-        self.cells.entry(key).or_default().push((writer, row));
+        !hit.is_empty()
     }
-
-    fn toggle_print(&mut self, writer: Writer, row: &Row<S::Value>) {
-        let (print, bucket) = (row.print(), row.bucket());
-        self.print ^= print;
-        let log = self.log(writer);
-        log.prints.get_or_insert_with(|| Box::new([0; BUCKETS]))[bucket] ^= print;
-    }
-
-    /// Takes the add out of a row that was killed: what has no kills of its own vanishes.
-    fn drop_add(&mut self, key: &S::Key, writer: Writer) {
-        if let Some(mut row) = self.take(key, writer)
-            && !row.kills().is_empty()
-        {
-            // The ancestors stay: they tell its kills that took a place from those that removed.
-            row.body = Body::Dead;
-            self.place(key.clone(), writer, row);
-        }
-    }
-}
-
-fn key_hash(writers: &Writers, writer: Writer, key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(key, writers.author(writer).as_u64())
 }
 
 fn small(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
-}
-
-fn causes(kills: Dots, ancestors: Dots) -> Option<Box<Causes>> {
-    (!kills.is_empty() || !ancestors.is_empty()).then(|| Box::new(Causes { kills, ancestors }))
-}
-
-/// Adds `dots` to `kills`, one per writer, the highest version.
-fn join_dots(kills: &mut Dots, dots: impl IntoIterator<Item = (Writer, u64)>) {
-    for (writer, version) in dots {
-        match kills.iter_mut().find(|(w, _)| *w == writer) {
-            Some((_, have)) => *have = version.max(*have),
-            None => kills.push((writer, version)),
-        }
-    }
-}
-
-fn encode_content<V: Serialize>(
-    writers: &Writers,
-    add: Option<&V>,
-    ancestors: &[(Writer, u64)],
-    kills: &[(Writer, u64)],
-) -> Option<Vec<u8>> {
-    let named = |dots: &[(Writer, u64)]| {
-        dots.iter().filter_map(|(w, v)| Some((writers.id(*w)?, *v))).collect::<Vec<_>>()
-    };
-    ContentRef { add, ancestors: &named(ancestors), kills: &named(kills) }.encode()
-}
-
-/// Applying what others wrote.
-impl<S: Store> Table<S> {
-    fn covers(&self, writers: &Writers, writer: Writer, version: u64) -> bool {
-        writers.retired(writer).is_some()
-            || self.logs.get(&writer).is_some_and(|log| log.applied >= version)
-    }
-
-    /// Kills adds of `of` under `key`, now or when they come; also what descends from those that were removed.
-    fn kill(&mut self, cx: &mut Context<'_>, key: &S::Key, of: Writer, kill: Kill) -> bool {
-        let changed = self.kill_quietly(cx, key, of, kill);
-        self.kill_descendant(cx, key, (of, kill.removed)) | changed
-    }
-
-    /// Ends this node's own row under `key` if it took the place of adds of `of` up to `version`, which were removed, or
-    /// replaced by their own writer. Only the adopter judges that, and says so by a tombstone: whoever knows less, or
-    /// has forgotten more, would judge otherwise.
-    fn kill_descendant(
-        &mut self,
-        cx: &mut Context<'_>,
-        key: &S::Key,
-        (of, version): (Writer, u64),
-    ) -> bool {
-        let own = self.cells.get_mut(key).into_iter().flatten().find(|(w, _)| *w == cx.me);
-        let Some((_, Row { causes: Some(causes), body: Body::Live(_), .. })) = own else {
-            return false;
-        };
-        let before = causes.ancestors.len();
-        causes.ancestors.retain(|(w, v)| !(*w == of && *v <= version));
-        if causes.ancestors.len() == before || !causes.ancestors.is_empty() {
-            return false;
-        }
-        let (kills, _) = self.seen(key, cx.me);
-        self.write(cx, key.clone(), None, kills, Dots::new()).expect("it only shrinks");
-        true
-    }
-
-    /// The same, but what descends from the killed adds is not looked at.
-    fn kill_quietly(&mut self, cx: &Context<'_>, key: &S::Key, of: Writer, kill: Kill) -> bool {
-        let hit = self.row(key, of).is_some_and(|row| row.version <= kill.up_to && row.counts());
-        if hit {
-            self.drop_add(key, of);
-        }
-        if !self.covers(cx.writers, of, kill.up_to) {
-            let waiting: usize = self.pending.values().map(BTreeMap::len).sum();
-            if waiting < MAX_PENDING {
-                self.pending.entry(of).or_default().entry(key.clone()).or_default().join(kill);
-            }
-        }
-        hit
-    }
-
-    fn is_killed(&self, key: &S::Key, dot: (Writer, u64)) -> bool {
-        let kills = |dots: &[(Writer, u64)]| dots.iter().any(|(w, v)| *w == dot.0 && *v >= dot.1);
-        self.pending
-            .get(&dot.0)
-            .and_then(|keys| keys.get(key))
-            .is_some_and(|kill| kill.up_to >= dot.1)
-            || self
-                .cells
-                .get(key)
-                .is_some_and(|cell| cell.iter().any(|(_, row)| kills(row.kills())))
-    }
-
-    /// Takes in a row of `writer`, whose order within the log the caller has checked.
-    pub(crate) fn apply(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        let applied = self.apply_or_refuse(cx, writer, raw);
-        if applied == Applied::Refused && raw.version > 0 {
-            let log = self.log(writer);
-            log.hole = Some(log.hole.map_or(raw.version, |hole| hole.min(raw.version)));
-        }
-        applied
-    }
-
-    fn apply_or_refuse(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        if raw.version == 0
-            || raw.key.len() > MAX_KEY_BYTES
-            || raw.content.len() > S::ID.max_content_bytes()
-        {
-            return Applied::Refused;
-        }
-        let Ok(key) = row::decode_key::<S::Key>(raw.key.as_slice()) else {
-            return Applied::Refused;
-        };
-        let present = self.row(&key, writer);
-        if present.is_some_and(|row| row.version >= raw.version) {
-            return Applied::Nothing;
-        }
-        if present.is_none() && self.log(writer).is_full(S::ID.max_rows()) {
-            return Applied::Refused;
-        }
-        let hash = key_hash(cx.writers, writer, raw.key.as_slice());
-        self.insert(cx, writer, key, raw, hash)
-    }
-
-    fn insert(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: Writer,
-        key: S::Key,
-        raw: &RawRow,
-        key_hash: u64,
-    ) -> Applied {
-        let had = self.take(&key, writer).is_some_and(|row| row.counts());
-        let version = raw.version;
-        let bytes = small(raw.key.len() + raw.content.len());
-        let Some(content) = Self::read(cx, &key, raw) else {
-            if S::ID.ends_with_writer() && cx.writers.is_over(writer) {
-                return if had { Applied::Changed } else { Applied::Nothing };
-            }
-            let room = self.quarantine_bytes + raw.content.len() <= QUARANTINE_BYTES;
-            let body = Body::Opaque(room.then(|| raw.content.clone()));
-            self.place(key, writer, Row { version, key_hash, bytes, body, causes: None });
-            return Applied::Quarantined;
-        };
-        let number = |writers: &mut Writers, dots: Vec<(crate::ids::NodeId, u64)>| {
-            let dots = dots.into_iter();
-            dots.filter_map(|(id, v)| Some((writers.intern(&id)?, v))).collect::<Dots>()
-        };
-        let kills = number(cx.writers, content.kills);
-        let ancestors = number(cx.writers, content.ancestors);
-        let ended = S::ID.ends_with_writer() && cx.writers.is_over(writer);
-        if ended {
-            self.log(writer).hole = Some(1);
-        }
-        let expired = content
-            .add
-            .as_ref()
-            .and_then(|value| S::expires_ms(&key, value))
-            .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(cx.now.wall));
-        let killed = self.is_killed(&key, (writer, version));
-        let add = content.add.filter(|_| !(ended || expired || killed));
-        let gone = (ended || expired || killed) && kills.is_empty();
-        let has = add.is_some();
-        if !gone {
-            let body = add.map_or(Body::Dead, Body::Live);
-            let causes = causes(kills.clone(), ancestors.clone());
-            self.place(key.clone(), writer, Row { version, key_hash, bytes, body, causes });
-        }
-        let mut changed = had || has;
-        // Its writer has replaced what others may have adopted from it.
-        changed |= writer != cx.me && self.kill_descendant(cx, &key, (writer, version - 1));
-        for (of, up_to) in kills {
-            // An add that took a dead writer's place does not kill itself with what it adopted, but what others adopted
-            // from before that.
-            let adopted = ancestors.iter().find(|(w, v)| *w == of && *v <= up_to);
-            let removed = adopted.map_or(up_to, |(_, version)| version.saturating_sub(1));
-            changed |= self.kill(cx, &key, of, Kill { up_to, removed });
-        }
-        self.bound_tombstones();
-        if changed { Applied::Changed } else { Applied::Nothing }
-    }
-
-    /// The content, if it can be read and believed.
-    fn read(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Content<S::Value>> {
-        let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
-        if let Some(value) = &content.add {
-            S::validate(key, value).ok()?;
-            if let Some(stamp) = S::stamp(value) {
-                cx.clock.observe(stamp, cx.now).ok()?;
-            }
-        }
-        Some(content)
-    }
-
-    /// Says that all of `writer` up to `version` is applied now.
-    pub(crate) fn advance(&mut self, writer: Writer, version: u64) -> bool {
-        let log = self.log(writer);
-        if version <= log.applied {
-            return false;
-        }
-        log.applied = version;
-        if let Some(waiting) = self.pending.get_mut(&writer) {
-            waiting.retain(|_, kill| kill.up_to > version);
-            if waiting.is_empty() {
-                self.pending.remove(&writer);
-            }
-        }
-        true
-    }
 }

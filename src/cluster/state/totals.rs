@@ -95,34 +95,24 @@ impl Table<Totals> {
         best.map_or((0, Generation(0)), |(covers, base)| (base, covers))
     }
 
-    /// Whether the row of `of`, which is over, is contained in another writer's.
-    fn is_settled(&self, key: &TotalKey, of: Writer, former: &NodeId) -> bool {
+    /// Whether the row of `of` is contained in that of another writer, which is not over.
+    fn contains(&self, key: &TotalKey, of: Writer, former: &NodeId, writers: &Writers) -> bool {
         let Some(row) = self.value_of(key, of) else { return true };
-        self.values(key).filter(|(writer, _)| *writer != of).any(|(_, other)| {
+        let others = self.values(key).filter(|(writer, _)| *writer != of);
+        others.filter(|(writer, _)| !writers.is_over(*writer)).any(|(_, other)| {
             let counts = key.name != former.name || other.covers > former.generation;
             counts && (other.covers, other.base) >= (row.covers, row.base)
         })
     }
 
-    /// Drops rows of `of`, a writer that is over, that others' rows contain. Every node does so by itself.
-    pub(crate) fn drop_settled(&mut self, of: Writer, writers: &Writers) -> usize {
-        let Some(former) = writers.id(of) else { return 0 };
-        let keys = self.keys_of(of);
-        let settled = keys.iter().filter(|key| self.is_settled(key, of, former));
-        let settled: Vec<TotalKey> = settled.cloned().collect();
-        for key in &settled {
-            self.drop_row(key, of);
-        }
-        settled.len()
+    /// Whether all that `of`, a writer that is over, has counted is contained in rows of others that are not.
+    pub(crate) fn is_settled(&self, writers: &Writers, of: Writer) -> bool {
+        let Some(former) = writers.id(of) else { return true };
+        self.keys_of(of).iter().all(|key| self.contains(key, of, former, writers))
     }
 
     /// Takes what `of`, a life that is over, has counted into this node's own base, up to `budget` rows. Says how many.
-    pub(crate) fn adopt_counts(
-        &mut self,
-        cx: &mut Context<'_>,
-        of: Writer,
-        budget: usize,
-    ) -> usize {
+    pub(crate) fn adopt_counts(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
         let Some(former) = cx.writers.id(of).cloned() else { return 0 };
         let mut adopted = 0;
         for key in self.keys_of(of).into_iter().take(budget) {
@@ -159,26 +149,28 @@ mod tests {
         let mut table = Table::<Totals>::default();
         let lives: Vec<Writer> = (1..=3).map(|g| writers.intern(&life(g)).unwrap()).collect();
         for (me, count) in lives.iter().zip([100, 40, 7]) {
-            let mut cx =
+            let cx =
                 Context { writers: &mut writers, clock: &mut clock, me: *me, now: Now::default() };
             let total = Total { count, ..Total::default() };
-            table.put(&mut cx, key.clone(), total).unwrap();
+            table.put(&cx, key.clone(), total).unwrap();
         }
         let sum =
             |table: &Table<Totals>, writers: &Writers| table.sum(&"m".into(), Outcome::Ok, writers);
         assert_eq!(sum(&table, &writers), 147);
         for former in [lives[1], lives[0]] {
-            let mut cx = Context {
+            let cx = Context {
                 writers: &mut writers,
                 clock: &mut clock,
                 me: lives[2],
                 now: Now::default(),
             };
-            table.adopt_counts(&mut cx, former, 10);
+            table.adopt_counts(&cx, former, 10);
             assert_eq!(sum(&table, &writers), 147, "taken over, not yet dropped");
-            table.drop_settled(former, &writers);
+            writers.end(former);
+            assert!(table.is_settled(&writers, former));
+            table.retire(former);
             assert_eq!(sum(&table, &writers), 147, "dropped");
         }
-        assert!(table.is_empty_of(lives[0]) && table.is_empty_of(lives[1]));
+        assert_eq!(table.sizes().entries, 1);
     }
 }

@@ -1,8 +1,9 @@
 //! The writers of rows: each life of each node, under a small number that is this node's own.
 //!
 //! A writer is *over* once a later life of its name is known or its node was forgotten: it will write no more, so what ends
-//! with a router's life ends, and somebody adopts the rest. It is *retired* once nothing of it is left and everybody has
-//! seen all that it wrote; the versions seen then stay as a fence, so that a late packet can't open it again.
+//! with a router's life ends, and somebody carries the rest on. It is *retired* once nothing of it is left but what others
+//! carry and everybody has seen all that it wrote. Then it is no longer spoken of; how far its logs were stays known, so
+//! that what comes late finds itself covered. Who turns out to know more of it opens it again.
 
 use std::collections::BTreeMap;
 
@@ -18,20 +19,13 @@ pub struct Writer(u32);
 /// Versions of one writer, per store, in the order of `StoreId`.
 pub type StoreVersions = [u64; STORES];
 
-/// What a retired writer had written when it was retired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Retired {
-    pub(crate) at: Now,
-    pub(crate) versions: StoreVersions,
-}
-
 #[derive(Debug)]
 struct Entry {
     id: NodeId,
     author: Author,
     down: bool,
     over: bool,
-    retired: Option<Retired>,
+    retired: Option<Now>,
 }
 
 /// All writers that this node knows of.
@@ -105,8 +99,8 @@ impl Writers {
         self.entries.get(&writer).is_some_and(|entry| entry.over)
     }
 
-    pub(crate) fn retired(&self, writer: Writer) -> Option<&Retired> {
-        self.entries.get(&writer).and_then(|entry| entry.retired.as_ref())
+    pub(crate) fn is_retired(&self, writer: Writer) -> bool {
+        self.entries.get(&writer).is_some_and(|entry| entry.retired.is_some())
     }
 
     pub(crate) fn set_down(&mut self, writer: Writer, down: bool) -> bool {
@@ -123,26 +117,36 @@ impl Writers {
         }
     }
 
-    pub(crate) fn retire(&mut self, writer: Writer, retired: Retired) {
+    pub(crate) fn retire(&mut self, writer: Writer, now: Now) {
         if let Some(entry) = self.entries.get_mut(&writer) {
             entry.over = true;
-            entry.retired = Some(retired);
+            entry.retired = Some(now);
         }
     }
 
-    /// Forgets fences that were put up before `oldest`.
-    pub(crate) fn forget_fences(&mut self, oldest: std::time::Duration) {
-        let old: Vec<Writer> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.retired.is_some_and(|retired| retired.at.mono < oldest))
-            .map(|(writer, _)| *writer)
-            .collect();
-        for writer in old {
-            if let Some(entry) = self.entries.remove(&writer) {
-                self.by_id.remove(&entry.id);
-            }
+    /// A retired writer has written more than was known.
+    pub(crate) fn reopen(&mut self, writer: Writer) {
+        if let Some(entry) = self.entries.get_mut(&writer) {
+            entry.retired = None;
         }
+    }
+
+    /// Writers that were retired before `oldest`, by the monotonic clock.
+    pub(crate) fn retired_before(&self, oldest: std::time::Duration) -> Vec<Writer> {
+        let entries = self.entries.iter();
+        let old = entries.filter(|(_, e)| e.retired.is_some_and(|at| at.mono < oldest));
+        old.map(|(writer, _)| *writer).collect()
+    }
+
+    pub(crate) fn forget(&mut self, writer: Writer) {
+        if let Some(entry) = self.entries.remove(&writer) {
+            self.by_id.remove(&entry.id);
+        }
+    }
+
+    /// All writers, the retired ones among them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Writer, &NodeId)> {
+        self.entries.iter().map(|(writer, entry)| (*writer, &entry.id))
     }
 
     /// Writers that are not retired, in the order of their numbers.

@@ -6,29 +6,44 @@ use std::ops::Bound;
 
 use crate::cluster::state::row::{self, Blob, RawRow};
 use crate::cluster::state::table::{
-    Applied, BUCKETS, Body, Context, Dots, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Mark, Row, Section,
-    Store, Table, bucket_of, causes, encode_content, key_hash,
+    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Row, Section, Store,
+    Table, bucket_of, encode_content, key_hash, more,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::stamp::millis;
 use crate::now::Now;
 
+/// How far a log is: applied up to `version`; up to `floor` rows may be gone that others would need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) writer: Writer,
+    pub(crate) version: u64,
+    pub(crate) floor: u64,
+}
+
+/// A part of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) rows: Vec<RawRow>,
+    /// The version that the rows lead to.
+    pub(crate) to: u64,
+    /// How far the log is known to go: rows that have moved to between the two are not among these.
+    pub(crate) upto: u64,
+}
+
 /// What replication asks of every table, whatever its rows are.
 pub(crate) trait Replica: Debug {
     fn apply_row(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied;
-    fn advance_to(&mut self, writer: Writer, version: u64) -> bool;
-    /// The last version of which everything before is applied too.
+    /// Rows of `writer` up to `to` are applied, from a log that was at `upto`.
+    fn advance_to(&mut self, writer: Writer, to: u64, upto: u64) -> bool;
+    /// A snapshot has shown everything of `writer` up to `version`.
+    fn claim(&mut self, writer: Writer, version: u64) -> bool;
+    /// The last version of which the rows are applied.
     fn applied(&self, writer: Writer) -> u64;
     fn floor(&self, writer: Writer) -> u64;
     fn marks(&self) -> Vec<Mark>;
-    /// Rows after version `from` within the budget, and the version they lead to.
-    fn rows_after(
-        &self,
-        writers: &Writers,
-        writer: Writer,
-        from: u64,
-        budget_bytes: usize,
-    ) -> (Vec<RawRow>, u64);
+    /// Rows after version `from` within the budget.
+    fn rows_after(&self, writers: &Writers, writer: Writer, from: u64, budget_bytes: usize) -> Cut;
     fn section(
         &self,
         writers: &Writers,
@@ -37,8 +52,12 @@ pub(crate) trait Replica: Debug {
     ) -> Option<Section>;
     /// Joins a range of keys; `None` if its bounds are no keys. Says how many rows changed.
     fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize>;
+    /// No more ranges come: what they covered is claimed, or given up.
+    fn end_join(&mut self);
     /// Drops tombstones of `writer` up to `version`, which must be applied; says how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
+    /// Rows up to `floor`, which must be applied, may be gone where the log came from, so none may miss them here.
+    fn raise_floor(&mut self, writer: Writer, floor: u64) -> usize;
     fn has_tombstones(&self, writer: Writer) -> bool;
     fn prints(&self, writer: Writer) -> [u64; BUCKETS];
     /// All that counts of `writer` in the buckets of `mask`.
@@ -52,11 +71,14 @@ pub(crate) trait Replica: Debug {
     /// Drops every row of `writer`, whose measurements mean nothing any more. This node no longer vouches for them: it may
     /// be the only one that takes the writer for dead.
     fn end(&mut self, writer: Writer) -> usize;
-    /// Drops the rows of `writer` up to `version`, silently.
-    fn drop_rows_up_to(&mut self, writer: Writer, version: u64) -> usize;
-    /// Drops the log of `writer` with all that is left in it.
+    /// Whether nothing of `writer` is left but what rows of others hold too.
+    fn is_spent(&self, writers: &Writers, writer: Writer) -> bool;
+    /// Drops all rows of `writer`. What it covers stays covered; who is behind that needs a snapshot.
     fn retire(&mut self, writer: Writer);
-    fn is_empty_of(&self, writer: Writer) -> bool;
+    /// Whether dots of `writer` live in rows of others, which can't be handed on without its name.
+    fn is_carried(&self, writer: Writer) -> bool;
+    /// Drops the log of `writer`.
+    fn forget(&mut self, writer: Writer);
     /// Living rows, bytes of all rows as encoded, tombstones, rows in quarantine.
     fn sizes(&self) -> Sizes;
     fn print(&self) -> u64;
@@ -81,15 +103,24 @@ pub struct Sizes {
 }
 
 impl<S: Store> Table<S> {
-    fn raw(&self, writers: &Writers, writer: Writer, key: &S::Key) -> Option<RawRow> {
+    pub(super) fn raw(&self, writers: &Writers, writer: Writer, key: &S::Key) -> Option<RawRow> {
         let row = self.row(key, writer)?;
         let content = match &row.body {
             Body::Opaque(content) => content.clone()?,
             Body::Live(_) | Body::Dead => {
-                encode_content(writers, row.value(), row.ancestors(), row.kills())?.into()
+                encode_content(writers, row.own(), row.carried(), row.kills())?.into()
             }
         };
         Some(RawRow { version: row.version, key: row::encode_key(key).into(), content })
+    }
+
+    fn drop_rows(&mut self, writer: Writer) -> usize {
+        let Some(log) = self.logs.get(&writer) else { return 0 };
+        let keys: Vec<S::Key> = log.by_version.values().cloned().collect();
+        for key in &keys {
+            self.take(key, writer);
+        }
+        keys.len()
     }
 
     /// Keeps tombstones within their bound by collecting the oldest of the longest log.
@@ -113,8 +144,12 @@ impl<S: Store> Replica for Table<S> {
         self.apply(cx, writer, raw)
     }
 
-    fn advance_to(&mut self, writer: Writer, version: u64) -> bool {
-        self.advance(writer, version)
+    fn advance_to(&mut self, writer: Writer, to: u64, upto: u64) -> bool {
+        self.advance(writer, to, upto)
+    }
+
+    fn claim(&mut self, writer: Writer, version: u64) -> bool {
+        Self::claim(self, writer, version)
     }
 
     fn applied(&self, writer: Writer) -> u64 {
@@ -128,34 +163,31 @@ impl<S: Store> Replica for Table<S> {
     fn marks(&self) -> Vec<Mark> {
         let marks = self.logs.iter();
         marks
-            .map(|(w, log)| Mark { writer: *w, version: log.vouched(), floor: log.floor })
+            .map(|(w, log)| Mark { writer: *w, version: log.covered(), floor: log.floor })
             .collect()
     }
 
-    fn rows_after(
-        &self,
-        writers: &Writers,
-        writer: Writer,
-        from: u64,
-        budget_bytes: usize,
-    ) -> (Vec<RawRow>, u64) {
-        let Some(log) = self.logs.get(&writer) else { return (Vec::new(), from) };
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        let to = log.vouched();
+    fn rows_after(&self, writers: &Writers, writer: Writer, from: u64, budget_bytes: usize) -> Cut {
+        let mut cut = Cut { rows: Vec::new(), to: from, upto: from };
+        let Some(log) = self.logs.get(&writer) else { return cut };
+        let to = log.before_hole(log.applied);
         if from >= to {
-            return (rows, from);
+            return cut;
         }
+        cut.upto = log.applied.max(log.target);
+        let mut bytes = 0;
         for (version, key) in log.by_version.range((Bound::Excluded(from), Bound::Included(to))) {
             let Some(raw) = self.raw(writers, writer, key) else { continue };
             bytes += raw.wire_bytes();
-            if bytes > budget_bytes && !rows.is_empty() {
-                let last = rows.last().map_or(from, |row: &RawRow| row.version);
-                return (rows, last);
+            if bytes > budget_bytes && !cut.rows.is_empty() {
+                cut.to = cut.rows.last().map_or(from, |row| row.version);
+                return cut;
             }
             debug_assert_eq!(raw.version, *version, "the log and the row agree");
-            rows.push(raw);
+            cut.rows.push(raw);
         }
-        (rows, to)
+        cut.to = to;
+        cut
     }
 
     fn section(
@@ -164,116 +196,15 @@ impl<S: Store> Replica for Table<S> {
         after: Option<Blob>,
         budget_bytes: usize,
     ) -> Option<Section> {
-        let from = match &after {
-            None => Bound::Unbounded,
-            Some(key) => Bound::Excluded(row::decode_key::<S::Key>(key.as_slice()).ok()?),
-        };
-        let (mut rows, mut bytes, mut end) = (Vec::new(), 0, None);
-        for (key, cell) in self.cells.range((from.clone(), Bound::Unbounded)) {
-            if bytes > budget_bytes {
-                // `end` is the last key taken in; this one comes with the next section.
-                break;
-            }
-            for (writer, _) in cell {
-                if let Some(raw) = self.raw(writers, *writer, key) {
-                    bytes += raw.wire_bytes();
-                    rows.push((*writer, raw));
-                }
-            }
-            end = Some(key);
-        }
-        if bytes <= budget_bytes {
-            end = None;
-        }
-        let to = end.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
-        let mut pending = Vec::new();
-        for (writer, keys) in &self.pending {
-            for (key, kill) in keys.range((from.clone(), to.clone())) {
-                pending.push((*writer, row::encode_key(key).into(), *kill));
-            }
-        }
-        let end = end.map(|key| row::encode_key(key).into());
-        Some(Section { after, end, marks: self.marks(), rows, pending })
+        self.cut(writers, after, budget_bytes)
     }
 
     fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize> {
-        let bound = |key: &Option<Blob>| match key {
-            None => Some(None),
-            Some(key) => row::decode_key::<S::Key>(key.as_slice()).ok().map(Some),
-        };
-        let (after, end) = (bound(&section.after)?, bound(&section.end)?);
-        if after.is_some() && end.is_some() && after >= end {
-            return None;
-        }
-        let inside = |key: &S::Key| {
-            after.as_ref().is_none_or(|a| key > a) && end.as_ref().is_none_or(|e| key <= e)
-        };
-        let mut theirs: BTreeMap<(S::Key, Writer), &RawRow> = BTreeMap::new();
-        for (writer, raw) in &section.rows {
-            let key = row::decode_key::<S::Key>(raw.key.as_slice()).ok()?;
-            if inside(&key) {
-                theirs.insert((key, *writer), raw);
-            }
-        }
-        let donor: BTreeMap<Writer, &Mark> = section.marks.iter().map(|m| (m.writer, m)).collect();
-        let mut changed = 0;
-        let range = (
-            after.clone().map_or(Bound::Unbounded, Bound::Excluded),
-            end.clone().map_or(Bound::Unbounded, Bound::Included),
-        );
-        // What is here, covered by the donor and not there, is dead (R7).
-        let mut dead: Vec<(S::Key, Writer, bool)> = Vec::new();
-        for (key, cell) in self.cells.range(range) {
-            for (writer, row) in cell {
-                if *writer == cx.me && !S::ID.is_shared() {
-                    continue;
-                }
-                let covered = donor.get(writer).is_some_and(|mark| mark.version >= row.version);
-                match theirs.get(&(key.clone(), *writer)) {
-                    None if covered => dead.push((key.clone(), *writer, true)),
-                    Some(raw) if raw.version == row.version && row.counts() => {
-                        let content = row::decode_content::<S::Value>(raw.content.as_slice());
-                        if content.is_ok_and(|content| content.add.is_none()) {
-                            dead.push((key.clone(), *writer, false));
-                        }
-                    }
-                    None | Some(_) => {}
-                }
-            }
-        }
-        for (key, writer, whole) in dead {
-            changed += 1;
-            if whole {
-                self.take(&key, writer);
-            } else {
-                self.drop_add(&key, writer);
-            }
-        }
-        // What is there and not covered here is news; what is covered here and missing died here.
-        for ((_, writer), raw) in theirs {
-            let known = writer == cx.me || self.applied(writer) >= raw.version;
-            if !known
-                && cx.writers.retired(writer).is_none()
-                && self.apply(cx, writer, raw) == Applied::Changed
-            {
-                changed += 1;
-            }
-        }
-        for (writer, key, kill) in &section.pending {
-            if let Ok(key) = row::decode_key::<S::Key>(key.as_slice())
-                && inside(&key)
-                && self.kill(cx, &key, *writer, *kill)
-            {
-                changed += 1;
-            }
-        }
-        for mark in &section.marks {
-            if cx.writers.retired(mark.writer).is_none() {
-                let log = self.log(mark.writer);
-                log.floor = log.floor.max(mark.floor);
-            }
-        }
-        Some(changed)
+        self.join(cx, section)
+    }
+
+    fn end_join(&mut self) {
+        self.joined = None;
     }
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
@@ -285,13 +216,20 @@ impl<S: Store> Replica for Table<S> {
         for version in &old {
             let key = self.logs[&writer].by_version[version].clone();
             let mut row = self.take(&key, writer).expect("the log names rows that are there");
-            if row.counts() {
-                // The ancestors stay: a removal of theirs may still come from somebody who was away for long.
-                row.causes = causes(Dots::new(), row.ancestors().to_vec());
+            if row.lives() {
+                let carried = row.more.take().map_or_else(Vec::new, |more| more.carried);
+                row.more = more(Kills::new(), carried);
                 self.place(key, writer, row);
             }
         }
         old.len()
+    }
+
+    fn raise_floor(&mut self, writer: Writer, floor: u64) -> usize {
+        let collected = self.collect(writer, floor);
+        let log = self.log(writer);
+        log.floor = log.floor.max(floor);
+        collected
     }
 
     fn has_tombstones(&self, writer: Writer) -> bool {
@@ -308,7 +246,7 @@ impl<S: Store> Replica for Table<S> {
         log.by_version
             .range(..=log.applied)
             .filter(|(_, key)| {
-                self.row(key, writer).is_some_and(|r| r.counts() && mask >> r.bucket() & 1 == 1)
+                self.row(key, writer).is_some_and(|r| r.lives() && mask >> r.bucket() & 1 == 1)
             })
             .filter_map(|(_, key)| self.raw(writers, writer, key))
             .collect()
@@ -330,18 +268,18 @@ impl<S: Store> Replica for Table<S> {
                 !right.contains(version)
                     && self
                         .row(key, writer)
-                        .is_some_and(|r| r.counts() && mask >> r.bucket() & 1 == 1)
+                        .is_some_and(|r| r.lives() && mask >> r.bucket() & 1 == 1)
             })
             .map(|(_, key)| key.clone())
             .collect();
         let mut changed = wrong.len();
         for key in wrong {
-            self.drop_add(&key, writer);
+            self.take(&key, writer);
         }
         for raw in rows {
             let in_mask =
                 mask >> bucket_of(key_hash(cx.writers, writer, raw.key.as_slice())) & 1 == 1;
-            if in_mask && self.apply(cx, writer, raw) == Applied::Changed {
+            if in_mask && self.apply_repair(cx, writer, raw) == Applied::Changed {
                 changed += 1;
             }
         }
@@ -354,7 +292,10 @@ impl<S: Store> Replica for Table<S> {
         while let Some((ends, writer, key)) = self.expiries.first().cloned()
             && ends.saturating_add(EXPIRY_GRACE_MS) <= wall
         {
-            self.drop_add(&key, writer);
+            let is_over = |value: &S::Value| S::expires_ms(&key, value).is_some_and(|e| e <= ends);
+            let row = self.row(&key, writer).into_iter().flat_map(|row| row.writes(writer));
+            let over: Vec<_> = row.filter(|(_, v)| is_over(v)).map(|(dot, _)| dot).collect();
+            self.drop_dots(&key, None, |dot| over.contains(&dot));
             self.expiries.remove(&(ends, writer, key));
             expired += 1;
         }
@@ -362,16 +303,7 @@ impl<S: Store> Replica for Table<S> {
     }
 
     fn release(&mut self, cx: &mut Context<'_>) -> usize {
-        let mut released = 0;
-        for (key, writer) in self.quarantine.clone() {
-            let Some(raw) = self.raw(cx.writers, writer, &key) else { continue };
-            if Self::read(cx, &key, &raw).is_some() {
-                let hash = key_hash(cx.writers, writer, raw.key.as_slice());
-                self.insert(cx, writer, key, &raw, hash);
-                released += 1;
-            }
-        }
-        released
+        self.read_again(cx)
     }
 
     fn end(&mut self, writer: Writer) -> usize {
@@ -379,27 +311,29 @@ impl<S: Store> Replica for Table<S> {
             Some(log) => log.hole = Some(1),
             None => return 0,
         }
-        self.drop_rows_up_to(writer, u64::MAX)
+        self.drop_rows(writer)
     }
 
-    fn drop_rows_up_to(&mut self, writer: Writer, version: u64) -> usize {
-        let Some(log) = self.logs.get(&writer) else { return 0 };
-        let keys: Vec<S::Key> =
-            log.by_version.range(..=version).map(|(_, key)| key.clone()).collect();
-        for key in &keys {
-            self.take(key, writer);
-        }
-        keys.len()
+    fn is_spent(&self, writers: &Writers, writer: Writer) -> bool {
+        Self::is_spent(self, writers, writer)
     }
 
     fn retire(&mut self, writer: Writer) {
-        self.drop_rows_up_to(writer, u64::MAX);
-        self.logs.remove(&writer);
-        self.pending.remove(&writer);
+        self.drop_rows(writer);
+        if let Some(log) = self.logs.get_mut(&writer) {
+            log.floor = log.applied;
+            log.prints = None;
+        }
     }
 
-    fn is_empty_of(&self, writer: Writer) -> bool {
-        self.logs.get(&writer).is_none_or(|log| log.by_version.is_empty())
+    fn is_carried(&self, writer: Writer) -> bool {
+        self.carried.contains_key(&writer)
+    }
+
+    fn forget(&mut self, writer: Writer) {
+        self.drop_rows(writer);
+        self.logs.remove(&writer);
+        self.pending.remove(&writer);
     }
 
     fn sizes(&self) -> Sizes {
@@ -420,7 +354,7 @@ impl<S: Store> Replica for Table<S> {
         let Some(log) = self.logs.get(&writer) else { return Vec::new() };
         log.by_version
             .range(..=version)
-            .filter(|(_, key)| self.row(key, writer).is_some_and(Row::counts))
+            .filter(|(_, key)| self.row(key, writer).is_some_and(Row::lives))
             .map(|(version, key)| (row::encode_key(key), *version))
             .collect()
     }

@@ -1,20 +1,120 @@
-//! The laws of a table: replicas that exchange deltas cut anywhere, doubled, late and relayed, and snapshots by ranges,
-//! hold what an add-wins set of the same history holds (all puts but those that another put or a removal had seen), and
-//! nothing that was seen to go comes back.
+//! The laws of every store's table.
+//!
+//! Shared stores: replicas that exchange deltas cut anywhere, doubled, late and relayed, and snapshots by ranges with
+//! anything in between, that take writers for dead which are not, carry on what those wrote and retire them, hold what an
+//! add-wins set of the same history holds (`crdts::Orswot` for the keys, and value by value all puts but those that another
+//! put or a removal had seen), and nothing that was seen to go comes back. Own stores: each writer's rows are everywhere as
+//! it wrote them last; what counters make of them is what those of `crdts` read.
+
+mod own;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crdts::orswot::Op;
+use crdts::{CmRDT, Dot as ForeignDot, Orswot, VClock};
 use proptest::prelude::*;
 
 use super::Replica as _;
 use super::*;
 use crate::cluster::state::policy::{Policies, PolicyRecord};
+use crate::cluster::state::quota::{Rule, RuleId, RuleMatch, RuleMode, Rules};
+use crate::cluster::state::session::{Session, SessionKey, Sessions};
+use crate::cluster::state::worker::{WorkerEntry, WorkerRecord, Workers};
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Author;
-use crate::ids::{Generation, ModelId, NodeId};
+use crate::ids::{Generation, ModelId, NodeId, WorkerId};
+use crate::spec::WorkerSpec;
 
 const REPLICAS: usize = 4;
+const KEYS: u8 = 4;
+const NOW: Now = Now { mono: Duration::from_secs(1_000), wall: Duration::from_secs(1_000) };
+
+/// A store whose values can be told apart by a number.
+trait Sample: Store<Value: Merge> {
+    fn key(n: u8) -> Self::Key;
+    /// A value that wins over `before`, what is read under the key.
+    fn value(n: u8, number: u64, stamp: Stamp, before: Option<&Self::Value>) -> Self::Value;
+    fn number(value: &Self::Value) -> u64;
+}
+
+impl Sample for Policies {
+    fn key(n: u8) -> ModelId {
+        ModelId::new(format!("m{n}"))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+        let policy = number.to_string();
+        let (parameters, weights) = Default::default();
+        LwwRegister::of(stamp, PolicyRecord { policy, parameters, weights })
+    }
+
+    fn number(value: &Self::Value) -> u64 {
+        value.get().unwrap().policy.parse().unwrap()
+    }
+}
+
+fn spec(n: u8) -> WorkerSpec {
+    WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+}
+
+impl Sample for Workers {
+    fn key(n: u8) -> WorkerId {
+        spec(n).id()
+    }
+
+    fn value(n: u8, number: u64, stamp: Stamp, _: Option<&WorkerEntry>) -> WorkerEntry {
+        let priority = i32::try_from(number).unwrap();
+        WorkerEntry::told(LwwRegister::of(
+            stamp,
+            WorkerRecord::from(&WorkerSpec { priority, ..spec(n) }),
+        ))
+    }
+
+    fn number(value: &WorkerEntry) -> u64 {
+        let spec = WorkerSpec::try_from(value.record().unwrap()).unwrap();
+        u64::try_from(spec.priority).unwrap()
+    }
+}
+
+impl Sample for Rules {
+    fn key(n: u8) -> RuleId {
+        RuleId(format!("rule {n}"))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+        LwwRegister::of(
+            stamp,
+            Rule {
+                matches: RuleMatch::Global,
+                requests: Some(number),
+                tokens: None,
+                window_ms: 1000,
+                burst: 0,
+                mode: RuleMode::Strict,
+            },
+        )
+    }
+
+    fn number(value: &Self::Value) -> u64 {
+        value.get().unwrap().requests.unwrap()
+    }
+}
+
+impl Sample for Sessions {
+    fn key(n: u8) -> SessionKey {
+        SessionKey(u64::from(n))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, before: Option<&Session>) -> Session {
+        let worker = WorkerId::from_u64(number);
+        Session::again(before, worker, stamp, 1_000_000, Duration::from_secs(1_000))
+    }
+
+    fn number(value: &Session) -> u64 {
+        value.worker().as_u64()
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -22,232 +122,323 @@ enum Event {
     Remove(usize, u8),
     /// From, to, whose stream, how much of it.
     Delta(usize, usize, usize, usize),
-    /// From, to, at most so many bytes per range.
-    Snapshot(usize, usize, usize),
+    /// From, to, at most so many bytes: the next range of a snapshot, whoever gave the one before.
+    Range(usize, usize, usize),
     /// Collects what is applied, as early as can be: safety must not depend on waiting.
     Collect(usize, usize),
+    /// The first takes the second for dead.
+    End(usize, usize),
+    /// Carries on what those that it takes for dead have written.
+    Adopt(usize),
+    /// Drops the rows of those of whom nothing else is left.
+    Retire(usize),
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let r = 0..REPLICAS;
+    let r = || 0..REPLICAS;
     let event = prop_oneof![
-        5 => (r.clone(), 0..4u8).prop_map(|(at, key)| Event::Put(at, key)),
-        3 => (r.clone(), 0..4u8).prop_map(|(at, key)| Event::Remove(at, key)),
-        9 => (r.clone(), r.clone(), r.clone(), 1..400usize)
+        5 => (r(), 0..KEYS).prop_map(|(at, key)| Event::Put(at, key)),
+        3 => (r(), 0..KEYS).prop_map(|(at, key)| Event::Remove(at, key)),
+        9 => (r(), r(), r(), 1..400usize)
             .prop_map(|(from, to, of, bytes)| Event::Delta(from, to, of, bytes)),
-        1 => (r.clone(), r.clone(), 1..400usize).prop_map(|(a, b, bytes)| Event::Snapshot(a, b, bytes)),
-        1 => (r.clone(), r).prop_map(|(at, of)| Event::Collect(at, of)),
+        2 => (r(), r(), 1..400usize).prop_map(|(a, b, bytes)| Event::Range(a, b, bytes)),
+        1 => (r(), r()).prop_map(|(at, of)| Event::Collect(at, of)),
+        1 => (r(), r()).prop_map(|(at, of)| Event::End(at, of)),
+        2 => r().prop_map(Event::Adopt),
+        1 => r().prop_map(Event::Retire),
     ];
-    prop::collection::vec(event, 1..60)
+    prop::collection::vec(event, 1..80)
 }
 
-struct Replica {
-    table: Table<Policies>,
+struct Replica<S: Store> {
+    at: usize,
+    table: Table<S>,
     writers: Writers,
     clock: HybridClock,
+    /// A snapshot on its way in: after which key it goes on, and what may be claimed at its end.
+    join: Option<(Option<Blob>, Vec<Mark>)>,
 }
 
 fn writer(at: usize) -> NodeId {
     NodeId { name: format!("n{at}").parse().unwrap(), generation: Generation(1) }
 }
 
-fn key(n: u8) -> ModelId {
-    ModelId::new(format!("m{n}"))
-}
-
-impl Replica {
+impl<S: Store> Replica<S> {
     fn new(at: usize) -> Self {
         let mut writers = Writers::default();
         for at in 0..REPLICAS {
             writers.intern(&writer(at)).unwrap();
         }
         let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
-        Self { table: Table::default(), writers, clock }
+        Self { at, table: Table::default(), writers, clock, join: None }
     }
 
-    fn with<T>(
-        &mut self,
-        at: usize,
-        f: impl FnOnce(&mut Table<Policies>, &mut Context<'_>) -> T,
-    ) -> T {
-        let me = self.writers.number(&writer(at)).unwrap();
-        let now = Now::at(Duration::from_secs(1_000));
-        let mut cx = Context { writers: &mut self.writers, clock: &mut self.clock, me, now };
+    fn number(&self, of: usize) -> Writer {
+        self.writers.number(&writer(of)).unwrap()
+    }
+
+    fn with<T>(&mut self, f: impl FnOnce(&mut Table<S>, &mut Context<'_>) -> T) -> T {
+        let me = self.number(self.at);
+        let mut cx = Context { writers: &mut self.writers, clock: &mut self.clock, me, now: NOW };
         f(&mut self.table, &mut cx)
     }
 
-    fn holds(&self) -> BTreeSet<(u8, u64)> {
-        let mut all = BTreeSet::new();
-        for n in 0..4 {
-            for (_, value) in self.table.values(&key(n)) {
-                all.insert((n, value.get().unwrap().policy.parse().unwrap()));
-            }
-        }
-        all
-    }
-}
-
-fn value(clock: &mut HybridClock, number: u64) -> LwwRegister<PolicyRecord> {
-    let stamp = clock.tick(Now::at(Duration::from_secs(1_000)));
-    let policy = number.to_string();
-    LwwRegister::of(
-        stamp,
-        PolicyRecord { policy, parameters: BTreeMap::new(), weights: BTreeMap::new() },
-    )
-}
-
-/// All ranges of a snapshot, joined; then its claim.
-fn snapshot(from: &Replica, to: &mut Replica, at: usize, bytes: usize) {
-    let mut after = None;
-    loop {
+    /// Joins the next range of a snapshot; at the last one claims what all its donors had.
+    fn range(&mut self, from: &Self, bytes: usize) {
+        let (after, claim) = self.join.take().unwrap_or_default();
         let section = from.table.section(&from.writers, after.clone(), bytes).unwrap();
-        after = section.end.clone();
-        to.with(at, |table, cx| table.join_section(cx, &section)).unwrap();
-        if after.is_none() {
-            let me = to.writers.number(&writer(at)).unwrap();
-            for mark in section.marks.iter().filter(|mark| mark.writer != me) {
-                to.table.advance(mark.writer, mark.version);
-            }
+        self.with(|table, cx| table.join_section(cx, &section)).unwrap();
+        let least = |mark: &Mark| {
+            let before = claim.iter().find(|known| known.writer == mark.writer);
+            let unknown = if after.is_none() { mark.version } else { 0 };
+            let version = before.map_or(unknown, |known| known.version.min(mark.version));
+            Mark { version, ..*mark }
+        };
+        let claim: Vec<Mark> = section.marks.iter().map(least).collect();
+        if section.end.is_some() {
+            self.join = Some((section.end, claim));
             return;
         }
+        self.table.end_join();
+        let me = self.number(self.at);
+        for mark in claim.iter().filter(|mark| mark.writer != me) {
+            self.table.claim(mark.writer, mark.version);
+        }
+    }
+
+    fn snapshot(&mut self, from: &Self, bytes: usize) {
+        self.range(from, bytes);
+        while self.join.is_some() {
+            self.range(from, bytes);
+        }
+    }
+
+    fn delta(&mut self, from: &Self, of: usize, bytes: usize) {
+        if of == self.at {
+            return;
+        }
+        let of = from.number(of);
+        let applied = self.table.applied(of);
+        if applied < from.table.floor(of) {
+            self.join = None;
+            self.snapshot(from, bytes);
+            return;
+        }
+        let Cut { rows, to, upto } = from.table.rows_after(&from.writers, of, applied, bytes);
+        let floor = from.table.floor(of);
+        self.with(|table, cx| {
+            table.raise_floor(of, floor);
+            // Each row twice: a doubled delta changes nothing.
+            for row in rows.iter().chain(&rows) {
+                table.apply(cx, of, row);
+            }
+            table.advance(of, to, upto);
+        });
+    }
+
+    fn adopt(&mut self)
+    where
+        S::Value: Merge,
+    {
+        for of in [0, 1, 2, 3].map(|of| self.number(of)) {
+            if self.writers.is_over(of) {
+                self.with(|table, cx| table.adopt(cx, of, 100));
+            }
+        }
+    }
+
+    fn retire(&mut self) -> bool {
+        let of = (0..REPLICAS).map(|of| self.number(of));
+        let spent: Vec<Writer> = of
+            .filter(|of| self.writers.is_over(*of) && self.table.applied(*of) > 0)
+            .filter(|of| self.table.is_spent(&self.writers, *of))
+            .collect();
+        for writer in &spent {
+            self.table.retire(*writer);
+        }
+        !spent.is_empty()
     }
 }
 
-fn delta(from: &Replica, to: &mut Replica, at: usize, of: usize, bytes: usize) {
-    let of = from.writers.number(&writer(of)).unwrap();
-    if of == to.writers.number(&writer(at)).unwrap() {
-        return;
+impl<S: Sample> Replica<S> {
+    fn put(&mut self, n: u8, number: u64) {
+        let stamp = self.clock.tick(NOW);
+        let value = S::value(n, number, stamp, self.table.merged(&S::key(n)).as_ref());
+        self.with(|table, cx| table.put_shared(cx, &S::key(n), value)).unwrap();
     }
-    let applied = to.table.applied(of);
-    if applied < from.table.floor(of) {
-        snapshot(from, to, at, bytes);
-        return;
+
+    fn remove(&mut self, n: u8) {
+        self.with(|table, cx| table.remove_shared(cx, &S::key(n))).unwrap();
     }
-    let (rows, upto) = from.table.rows_after(&from.writers, of, applied, bytes);
-    to.with(at, |table, cx| {
-        // Each row twice: a doubled delta changes nothing.
-        for row in rows.iter().chain(&rows) {
-            table.apply(cx, of, row);
-        }
-        table.advance(of, upto);
-    });
-}
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10_000))]
-
-    #[test]
-    fn a_table_holds_what_an_add_wins_set_holds(events in events()) {
-        let mut replicas: Vec<Replica> = (0..REPLICAS).map(Replica::new).collect();
-        let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
-        let mut dead: BTreeSet<(u8, u64)> = BTreeSet::new();
-        let mut all: BTreeSet<(u8, u64)> = BTreeSet::new();
-        for (number, event) in (1u64..).zip(&events) {
-            let before: Vec<_> = replicas.iter().map(Replica::holds).collect();
-            match *event {
-                Event::Put(at, n) => {
-                    let replica = &mut replicas[at];
-                    dead.extend(replica.holds().into_iter().filter(|(key, _)| *key == n));
-                    all.insert((n, number));
-                    let value = value(&mut replica.clock, number);
-                    replica.with(at, |table, cx| table.put_shared(cx, &key(n), value)).unwrap();
-                }
-                Event::Remove(at, n) => {
-                    let replica = &mut replicas[at];
-                    dead.extend(replica.holds().into_iter().filter(|(key, _)| *key == n));
-                    replica.with(at, |table, cx| table.remove_shared(cx, &key(n))).unwrap();
-                }
-                Event::Delta(from, to, of, bytes) if from != to => {
-                    let (from, target) = two(&mut replicas, from, to);
-                    delta(from, target, to, of, bytes);
-                }
-                Event::Snapshot(from, to, bytes) if from != to => {
-                    let (from, target) = two(&mut replicas, from, to);
-                    snapshot(from, target, to, bytes);
-                }
-                Event::Delta(..) | Event::Snapshot(..) => {}
-                Event::Collect(at, of) => {
-                    let of = replicas[at].writers.number(&writer(of)).unwrap();
-                    replicas[at].table.collect(of, u64::MAX);
-                }
-            }
-            for (at, replica) in replicas.iter().enumerate() {
-                let holds = replica.holds();
-                let back: Vec<_> = holds.intersection(&gone[at]).collect();
-                prop_assert!(back.is_empty(), "{back:?} came back at {at}");
-                gone[at].extend(before[at].difference(&holds));
-            }
-        }
-        // Everybody hears everything, by relays and in any order.
-        for _ in 0..3 {
-            for from in 0..REPLICAS {
-                for to in (0..REPLICAS).filter(|to| *to != from) {
-                    for of in 0..REPLICAS {
-                        let (from, target) = two(&mut replicas, from, to);
-                        delta(from, target, to, of, 1 << 20);
-                    }
-                }
-            }
-        }
-        let should: BTreeSet<_> = all.difference(&dead).copied().collect();
-        for replica in &replicas {
-            prop_assert_eq!(replica.holds(), should.clone());
-            prop_assert_eq!(replica.table.print, replicas[0].table.print);
-            prop_assert!(replica.table.pending.is_empty());
-        }
+    fn holds(&self) -> BTreeSet<(u8, u64)> {
+        let values = |n| self.table.values(&S::key(n)).map(move |(_, v)| (n, S::number(v)));
+        (0..KEYS).flat_map(values).collect()
     }
 }
 
-fn two(replicas: &mut [Replica], a: usize, b: usize) -> (&Replica, &mut Replica) {
+/// What must come out of a history, found without rows, logs and versions.
+#[derive(Default)]
+struct Expected {
+    all: BTreeSet<(u8, u64)>,
+    dead: BTreeSet<(u8, u64)>,
+    by: BTreeMap<u64, usize>,
+    keys: Orswot<u8, usize>,
+}
+
+impl Expected {
+    /// Everything that was seen under the key is replaced.
+    fn replace(&mut self, n: u8, seen: &BTreeSet<(u8, u64)>) {
+        let seen: Vec<_> = seen.iter().filter(|(key, _)| *key == n).copied().collect();
+        let clock: VClock<usize> =
+            seen.iter().map(|(_, number)| ForeignDot::new(self.by[number], *number)).collect();
+        self.keys.apply(Op::Rm { clock, members: vec![n] });
+        self.dead.extend(seen);
+    }
+
+    fn put(&mut self, at: usize, n: u8, number: u64) {
+        self.all.insert((n, number));
+        self.by.insert(number, at);
+        self.keys.apply(Op::Add { dot: ForeignDot::new(at, number), members: vec![n] });
+    }
+
+    fn living(&self) -> BTreeSet<(u8, u64)> {
+        self.all.difference(&self.dead).copied().collect()
+    }
+}
+
+fn two<T>(replicas: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
     let [a, b] = replicas.get_disjoint_mut([a, b]).unwrap();
     (a, b)
 }
 
-/// Replica 1 has adopted the only row of replica 0, whose writer is over; replica 2 hears of that without having had the
-/// row itself, so that the kills in it wait there.
-fn adopted_and_heard_of() -> [Replica; 3] {
-    let [mut former, mut adopter, mut other] = [0, 1, 2].map(Replica::new);
-    let value = value(&mut former.clock, 1);
-    former.with(0, |table, cx| table.put_shared(cx, &key(0), value)).unwrap();
-    delta(&former, &mut adopter, 1, 0, 1 << 20);
-    let of = adopter.writers.number(&writer(0)).unwrap();
-    assert_eq!(adopter.with(1, |table, cx| table.adopt(cx, of, false, 10)), 1);
-    delta(&adopter, &mut other, 2, 1, 1 << 20);
-    assert_eq!(other.holds(), BTreeSet::from([(0, 1)]));
-    assert_eq!(other.table.sizes().pending, 1, "the row of the former life was never here");
-    [former, adopter, other]
+/// Plays a history and checks it; says whether anything was carried on, and whether a writer was retired.
+fn play<S: Sample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
+    let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
+    let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
+    let mut expected = Expected::default();
+    let (mut adopted, mut retired) = (false, false);
+    for (number, event) in (1u64..).zip(events) {
+        let before: Vec<_> = replicas.iter().map(Replica::holds).collect();
+        match *event {
+            Event::Put(at, n) => {
+                expected.replace(n, &before[at]);
+                expected.put(at, n, number);
+                replicas[at].put(n, number);
+            }
+            Event::Remove(at, n) => {
+                expected.replace(n, &before[at]);
+                replicas[at].remove(n);
+            }
+            Event::Delta(from, to, of, bytes) if from != to => {
+                let (from, target) = two(&mut replicas, from, to);
+                target.delta(from, of, bytes);
+            }
+            Event::Range(from, to, bytes) if from != to => {
+                let (from, target) = two(&mut replicas, from, to);
+                target.range(from, bytes);
+            }
+            Event::Collect(at, of) => {
+                let of = replicas[at].number(of);
+                replicas[at].table.collect(of, u64::MAX);
+            }
+            Event::End(at, of) if at != of => {
+                let of = replicas[at].number(of);
+                replicas[at].writers.end(of);
+            }
+            Event::Delta(..) | Event::Range(..) | Event::End(..) => {}
+            Event::Adopt(at) => {
+                let me = replicas[at].number(at);
+                let version = replicas[at].table.applied(me);
+                replicas[at].adopt();
+                adopted |= replicas[at].table.applied(me) > version;
+            }
+            Event::Retire(at) => retired |= replicas[at].retire(),
+        }
+        for (at, replica) in replicas.iter().enumerate() {
+            let holds = replica.holds();
+            let back: Vec<_> = holds.intersection(&gone[at]).collect();
+            prop_assert!(back.is_empty(), "{:?} came back at {} by {:?}", back, at, event);
+            gone[at].extend(before[at].difference(&holds));
+        }
+    }
+    // Everybody hears everything, by relays and in any order.
+    for _ in 0..3 {
+        for from in 0..REPLICAS {
+            for to in (0..REPLICAS).filter(|to| *to != from) {
+                for of in 0..REPLICAS {
+                    let (from, target) = two(&mut replicas, from, to);
+                    target.delta(from, of, 1 << 20);
+                }
+            }
+        }
+    }
+    let keys: BTreeSet<u8> = expected.keys.read().val.into_iter().collect();
+    for replica in &replicas {
+        prop_assert_eq!(replica.holds(), expected.living());
+        let held: BTreeSet<u8> = replica.holds().into_iter().map(|(n, _)| n).collect();
+        prop_assert_eq!(&held, &keys, "as crdts says");
+        prop_assert_eq!(replica.table.print, replicas[0].table.print);
+        prop_assert_eq!(replica.table.living, expected.living().len());
+        prop_assert!(replica.table.pending.is_empty());
+        check_sums(&replica.table);
+    }
+    Ok((adopted, retired))
+}
+
+/// What a table counts along the way is what it holds.
+fn check_sums<S: Store>(table: &Table<S>) {
+    let rows = || table.cells.values().flatten();
+    assert_eq!(table.bytes, rows().map(|(_, row)| row.bytes as usize).sum::<usize>());
+    assert_eq!(table.tombstones, rows().filter(|(_, row)| row.is_tombstone()).count());
+    let logged: usize = table.logs.values().map(|log| log.by_version.len()).sum();
+    assert_eq!(logged, rows().count());
+    let carried: usize = rows().map(|(_, row)| row.carried().len()).sum();
+    assert_eq!(table.carried.values().sum::<usize>(), carried);
+    let dots: BTreeMap<_, _> = table
+        .cells
+        .iter()
+        .flat_map(|(key, cell)| cell.iter().map(move |(w, row)| (key, w, row)))
+        .flat_map(|(key, w, row)| row.dots(*w).map(move |(dot, hash)| ((key, dot), hash)))
+        .collect();
+    assert_eq!(table.living, dots.len());
+    let print = dots.iter().fold(0, |print, ((_, dot), hash)| print ^ print_of(dot.1, *hash));
+    assert_eq!(table.print, print);
+}
+
+/// Plays `cases` random histories, and sees to it that the rare things were among them.
+fn check_histories<S: Sample>(cases: u32) {
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
+    let reached = std::cell::Cell::new((0, 0));
+    let played = runner.run(&events(), |events| {
+        let (adopted, retired) = play::<S>(&events)?;
+        let (a, r) = reached.get();
+        reached.set((a + u32::from(adopted), r + u32::from(retired)));
+        Ok(())
+    });
+    if let Err(error) = played {
+        panic!("{error}");
+    }
+    let (adopted, retired) = reached.get();
+    assert!(adopted > cases / 50 && retired > cases / 500, "{adopted} adopted, {retired} retired");
 }
 
 #[test]
-fn a_waiting_kill_of_an_adoption_does_not_end_what_was_adopted() {
-    let [_, mut adopter, other] = adopted_and_heard_of();
-    snapshot(&other, &mut adopter, 1, 1 << 20);
-    assert_eq!(adopter.holds(), BTreeSet::from([(0, 1)]));
+fn policies_hold_what_an_add_wins_set_holds() {
+    check_histories::<Policies>(10_000);
 }
 
 #[test]
-fn a_waiting_kill_of_a_removal_ends_what_was_adopted() {
-    let [former, mut adopter, mut other] = adopted_and_heard_of();
-    // Replica 3 removes the row before it hears of the adoption; its tombstone is collected where the kill waits.
-    let mut remover = Replica::new(3);
-    delta(&former, &mut remover, 3, 0, 1 << 20);
-    remover.with(3, |table, cx| table.remove_shared(cx, &key(0))).unwrap();
-    delta(&remover, &mut other, 2, 3, 1 << 20);
-    let of = other.writers.number(&writer(3)).unwrap();
-    assert_eq!(other.table.collect(of, u64::MAX), 1);
-    snapshot(&other, &mut adopter, 1, 1 << 20);
-    assert!(adopter.holds().is_empty());
+fn workers_hold_what_an_add_wins_set_holds() {
+    check_histories::<Workers>(2_500);
 }
 
 #[test]
-fn a_removal_ends_what_was_adopted_also_when_its_kills_were_collected() {
-    let [former, mut adopter, _] = adopted_and_heard_of();
-    let mut remover = Replica::new(3);
-    delta(&former, &mut remover, 3, 0, 1 << 20);
-    remover.with(3, |table, cx| table.remove_shared(cx, &key(0))).unwrap();
-    let own = adopter.writers.number(&writer(1)).unwrap();
-    assert_eq!(adopter.table.collect(own, u64::MAX), 1);
-    assert_eq!(adopter.holds(), BTreeSet::from([(0, 1)]));
-    delta(&remover, &mut adopter, 1, 3, 1 << 20);
-    assert!(adopter.holds().is_empty());
+fn rules_hold_what_an_add_wins_set_holds() {
+    check_histories::<Rules>(2_500);
+}
+
+#[test]
+fn sessions_hold_what_an_add_wins_set_holds() {
+    check_histories::<Sessions>(2_500);
 }

@@ -1,55 +1,88 @@
-//! Writing at home: rows of this node, and those that it adopts from writers that are over.
+//! Writing at home: rows of this node, and what it carries on for writers that are over.
 
+use crate::cluster::state::StoreId;
 use crate::cluster::state::row::{self, MAX_KEY_BYTES, MAX_KILLS};
 use crate::cluster::state::table::{
-    Body, Context, Dots, Kill, RefusedRow, Replica, Row, Store, Table, causes, encode_content,
-    join_dots, key_hash, small,
+    Body, Carried, Context, Kills, Replica, Row, Store, Table, encode_content, has_value,
+    join_kills, key_hash, more, small,
 };
-use crate::cluster::state::writers::Writer;
+use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::Merge;
+
+/// A row was refused to its author.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedRow {
+    /// It would not fit into a frame.
+    #[error("row of {store} is {bytes} bytes long, the limit is {limit}")]
+    TooLarge {
+        /// Where to.
+        store: StoreId,
+        /// How long.
+        bytes: usize,
+        /// How long it may be.
+        limit: usize,
+    },
+    /// This writer has as many rows there as it may have.
+    #[error("{store} holds {limit} rows of this node, which is its limit")]
+    Full {
+        /// Where to.
+        store: StoreId,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// Outside its bounds.
+    #[error("row of {store} is not valid: {reason}")]
+    Invalid {
+        /// Where to.
+        store: StoreId,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
 
 impl<S: Store> Table<S> {
     /// Writes this node's own row; its new version, or the present one if nothing would change.
     pub(crate) fn put(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         key: S::Key,
         value: S::Value,
     ) -> Result<u64, RefusedRow> {
         if self.value_of(&key, cx.me) == Some(&value) {
             return Ok(self.applied(cx.me));
         }
-        self.write(cx, key, Some(value), Dots::new(), Dots::new())
+        self.write(cx, key, Some(value), Vec::new(), Kills::new())
     }
 
     /// Removes this node's own row; `None` if there is none.
-    pub(crate) fn remove(&mut self, cx: &mut Context<'_>, key: &S::Key) -> Option<u64> {
-        self.row(key, cx.me)?.value()?;
-        Some(self.write(cx, key.clone(), None, Dots::new(), Dots::new()).expect("it only shrinks"))
+    pub(crate) fn remove(&mut self, cx: &Context<'_>, key: &S::Key) -> Option<u64> {
+        self.row(key, cx.me)?.own()?;
+        let written = self.write(cx, key.clone(), None, Vec::new(), Kills::new());
+        Some(written.expect("it only shrinks"))
     }
 
-    pub(super) fn write(
+    fn write(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         key: S::Key,
         add: Option<S::Value>,
-        kills: Dots,
-        ancestors: Dots,
+        carried: Vec<Carried<S::Value>>,
+        kills: Kills,
     ) -> Result<u64, RefusedRow> {
         let store = S::ID;
         if let Some(value) = &add {
             S::validate(&key, value).map_err(|reason| RefusedRow::Invalid { store, reason })?;
         }
-        let is_new = self.row(&key, cx.me).is_none();
         let limit = store.max_rows();
-        if add.is_some() && is_new && self.log(cx.me).living() >= limit {
+        let adds = add.is_some() || !carried.is_empty();
+        if adds && self.log(cx.me).living() >= limit && self.row(&key, cx.me).is_none() {
             return Err(RefusedRow::Full { store, limit });
         }
         let key_bytes = row::encode_key(&key);
         let limit = store.max_content_bytes();
-        let content = encode_content(cx.writers, add.as_ref(), &ancestors, &kills);
+        let content = encode_content(cx.writers, add.as_ref(), &carried, &kills);
         let bytes = content.as_ref().map_or(usize::MAX, Vec::len);
-        if bytes > limit || kills.len() > MAX_KILLS {
+        if bytes > limit || kills.len().max(carried.len()) > MAX_KILLS {
             return Err(RefusedRow::TooLarge { store, bytes, limit });
         }
         if key_bytes.len() > MAX_KEY_BYTES {
@@ -58,44 +91,114 @@ impl<S: Store> Table<S> {
         }
         self.take(&key, cx.me);
         let log = self.log(cx.me);
-        log.applied += 1;
-        let version = log.applied;
+        let version = log.applied + 1;
+        log.advance(version, version);
         let row = Row {
             version,
             key_hash: key_hash(cx.writers, cx.me, &key_bytes),
             bytes: small(bytes + key_bytes.len()),
             body: add.map_or(Body::Dead, Body::Live),
-            causes: causes(kills, ancestors),
+            more: more(kills, carried),
         };
         self.place(key, cx.me, row);
         self.bound_tombstones();
         Ok(version)
     }
 
-    /// This node's own kills under `key`, and the living adds of others there.
-    pub(super) fn seen(&self, key: &S::Key, me: Writer) -> (Dots, Dots) {
-        let kills = self.row(key, me).map_or_else(Dots::new, |row| row.kills().to_vec());
-        let others = self.cells.get(key).into_iter().flatten();
-        let others = others.filter(|(w, row)| *w != me && row.value().is_some());
-        (kills, others.map(|(w, row)| (*w, row.version)).collect())
+    /// What is to be killed by who takes the place of all that `cell` holds: its own kills, with all dots of others.
+    fn kills_of_seen(cell: &[(Writer, Row<S::Value>)], me: Writer) -> Kills {
+        let mut kills = Kills::new();
+        for (writer, row) in cell {
+            if *writer == me {
+                join_kills(&mut kills, row.kills().iter().copied());
+            }
+            let others = row.writes(*writer).map(|(dot, _)| dot).filter(|dot| dot.0 != me);
+            join_kills(&mut kills, others);
+        }
+        kills
+    }
+
+    /// Writes a row that ends everything that was seen under `key`.
+    fn replace(
+        &mut self,
+        cx: &Context<'_>,
+        key: &S::Key,
+        add: Option<S::Value>,
+        kills: Kills,
+        is_alone: bool,
+    ) -> Result<u64, RefusedRow> {
+        let version = self.write(cx, key.clone(), add, Vec::new(), kills.clone())?;
+        if !is_alone {
+            self.supersede(key, (cx.me, version), |_| false);
+        }
+        for kill in kills {
+            self.kill(key, kill);
+        }
+        Ok(version)
     }
 
     /// Takes everything under `key` out of the table as far as it has been seen here; `None` if there is nothing.
     pub(crate) fn remove_shared(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         key: &S::Key,
     ) -> Result<Option<u64>, RefusedRow> {
-        let (mut kills, others) = self.seen(key, cx.me);
-        if others.is_empty() && self.value_of(key, cx.me).is_none() {
-            return Ok(None);
+        match self.cells.get(key) {
+            Some(cell) if has_value(cell) => {
+                let kills = Self::kills_of_seen(cell, cx.me);
+                self.replace(cx, key, None, kills, false).map(Some)
+            }
+            Some(_) | None => Ok(None),
         }
-        join_dots(&mut kills, others.iter().copied());
-        let version = self.write(cx, key.clone(), None, kills, Dots::new())?;
-        for (writer, version) in others {
-            self.kill(cx, key, writer, Kill::of_removed(version));
+    }
+
+    /// Carries on up to `budget` rows of `of`, a writer that is over: its writes that no row of a writer which still writes
+    /// holds. Says how many; who is told of a write that it knows to be dead ignores it, so this may be done at any time
+    /// and by several.
+    pub(crate) fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
+        let Some(log) = self.logs.get(&of) else { return 0 };
+        let left: Vec<S::Key> = log
+            .by_version
+            .values()
+            .filter(|key| !self.row(key, of).is_some_and(Row::is_opaque))
+            .filter(|key| !self.is_elsewhere(key, of, |writer| !cx.writers.is_over(writer)))
+            .take(budget)
+            .cloned()
+            .collect();
+        let mut adopted = 0;
+        for key in left {
+            let mut carried: Vec<Carried<S::Value>> = Vec::new();
+            let key_bytes = row::encode_key(&key);
+            for writer in [cx.me, of] {
+                let row = self.row(&key, writer);
+                for (dot, value) in row.into_iter().flat_map(|row| row.writes(writer)) {
+                    if !carried.iter().any(|known| known.dot == dot) {
+                        let key_hash = key_hash(cx.writers, dot.0, &key_bytes);
+                        carried.push(Carried { dot, key_hash, value: value.clone() });
+                    }
+                }
+            }
+            let own = self.row(&key, cx.me);
+            let mut kills = own.map_or_else(Kills::new, |row| row.kills().into());
+            if let Some(own) = own
+                && !own.lives()
+            {
+                // The tombstone's place is taken by a row that may vanish: what it said is said in so many words.
+                join_kills(&mut kills, [(cx.me, own.version)]);
+            }
+            adopted += usize::from(self.write(cx, key, None, carried, kills).is_ok());
         }
-        Ok(Some(version))
+        adopted
+    }
+
+    /// Whether nothing of `of` is left that is not in others' rows too.
+    pub(crate) fn is_spent(&self, writers: &Writers, of: Writer) -> bool {
+        let still_writes = |writer| !writers.is_over(writer);
+        self.logs.get(&of).is_none_or(|log| {
+            log.covered() == log.applied
+                && log.tombstones.is_empty()
+                && log.by_version.values().all(|key| self.is_elsewhere(key, of, still_writes))
+        })
     }
 }
 
@@ -106,84 +209,19 @@ where
     /// Writes `change` merged with all that is seen under `key`, whose place it takes.
     pub(crate) fn put_shared(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         key: &S::Key,
         change: S::Value,
     ) -> Result<u64, RefusedRow> {
-        let (mut kills, others) = self.seen(key, cx.me);
-        join_dots(&mut kills, others.iter().copied());
-        let mut value = change;
-        for (_, seen) in self.values(key) {
-            value.merge(seen);
-        }
-        let version = self.write(cx, key.clone(), Some(value), kills, Dots::new())?;
-        for (writer, version) in others {
-            self.kill(cx, key, writer, Kill::of_removed(version));
-        }
-        Ok(version)
-    }
-
-    /// Takes the place of up to `budget` rows of `of`, a writer that is over; says how many. Where others still apply the
-    /// rows of `of` themselves it is enough to take over its adds; where they no longer do (`closing`), what its rows
-    /// remove must be said again as well.
-    pub(crate) fn adopt(
-        &mut self,
-        cx: &mut Context<'_>,
-        of: Writer,
-        closing: bool,
-        budget: usize,
-    ) -> usize {
-        let Some(log) = self.logs.get(&of) else { return 0 };
-        let keys: Vec<(u64, S::Key)> = log
-            .by_version
-            .iter()
-            .filter(|(_, key)| closing || self.value_of(key, of).is_some())
-            .take(budget)
-            .map(|(version, key)| (*version, key.clone()))
-            .collect();
-        let mut adopted = 0;
-        for (version, key) in keys {
-            let Some(row) = self.row(&key, of) else { continue };
-            let value = row.value().cloned();
-            let mut said = if closing { row.kills().to_vec() } else { Dots::new() };
-            said.retain(|(writer, _)| *writer != cx.me);
-            if value.is_none() && said.is_empty() {
-                self.take(&key, of);
-                continue;
+        // Found once: this is what a busy router does most.
+        let (mut value, mut kills, mut is_alone) = (change, Kills::new(), true);
+        if let Some(cell) = self.cells.get(key) {
+            for (_, seen) in cell.iter().flat_map(|(writer, row)| row.writes(*writer)) {
+                value.merge(seen);
             }
-            let (mut kills, _) = self.seen(&key, cx.me);
-            join_dots(&mut kills, said);
-            let own = self.row(&key, cx.me).filter(|own| own.value().is_some());
-            // What this node had added itself is the same add under a new version: who removed it removed this.
-            let mut ancestors = match own {
-                Some(own) if own.ancestors().is_empty() => vec![(cx.me, own.version)],
-                Some(own) => own.ancestors().to_vec(),
-                None => Dots::new(),
-            };
-            let mut add = own.and_then(Row::value).cloned();
-            if let Some(value) = value {
-                join_dots(&mut kills, [(of, version)]);
-                let news = match &mut add {
-                    Some(own) => own.merge(&value),
-                    None => {
-                        add = Some(value);
-                        true
-                    }
-                };
-                if news {
-                    join_dots(&mut ancestors, [(of, version)]);
-                }
-            }
-            if self.write(cx, key.clone(), add, kills, ancestors).is_ok() {
-                adopted += 1;
-                if closing {
-                    self.take(&key, of);
-                } else {
-                    let removed = version.saturating_sub(1);
-                    self.kill_quietly(cx, &key, of, Kill { up_to: version, removed });
-                }
-            }
+            kills = Self::kills_of_seen(cell, cx.me);
+            is_alone = cell.iter().all(|(writer, _)| *writer == cx.me);
         }
-        adopted
+        self.replace(cx, key, Some(value), kills, is_alone)
     }
 }
