@@ -185,10 +185,10 @@ class Document(ChaosTest):
         self.assertEqual(status["node_count"], 3)
         health = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/health | jq"))
         self.assertEqual(health["status"], "ok")
-
-    @unittest.skip("comes with the replicated stores: GET /ha/workers and /ha/policies")
-    def test_curl_and_jq_of_the_stores(self):
-        pass
+        workers = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/workers | jq"))
+        self.assertEqual(workers["total"], 0)
+        policies = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/policies | jq"))
+        self.assertEqual(policies["default"], "cache_aware")
 
     def test_debug_logging(self):
         machines = self.machines(2)
