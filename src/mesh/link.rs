@@ -1,8 +1,9 @@
 //! The way to one peer: two connections, one for membership and one for state, each with a queue and a task.
 //!
-//! A link is dialled when there is something to send and again after it broke, at most twice a second while it stays
-//! broken. Both ends of a connection introduce themselves before a frame goes out, so that a reused address never gets
-//! frames that were meant for somebody else. HTTP/2 pings find a connection that died without a word.
+//! A link is dialled when there is something to send and again after it broke: less and less often while it stays
+//! broken, and soon when the other side is heard from. Both ends of a connection introduce themselves before a frame goes
+//! out, so that a reused address never gets frames that were meant for somebody else. HTTP/2 pings find a connection that
+//! died without a word.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use rustls::pki_types::ServerName;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
@@ -124,6 +125,8 @@ impl LinkStatus {
 pub(super) struct Board {
     // A line per address, held to copy it.
     links: Mutex<BTreeMap<SocketAddr, LinkStatus>>,
+    // How often each address that links lead to was heard from; held to look one up.
+    heard: Mutex<BTreeMap<SocketAddr, watch::Sender<u64>>>,
 }
 
 impl Board {
@@ -151,8 +154,20 @@ impl Board {
         is_news
     }
 
+    /// Notes that the router at `address` has spoken: it is there, so whoever waits to dial it need not wait longer.
+    pub(super) fn heard_from(&self, address: SocketAddr) {
+        if let Some(heard) = self.heard.lock().get(&address) {
+            heard.send_modify(|times| *times = times.wrapping_add(1));
+        }
+    }
+
+    fn listen_for(&self, address: SocketAddr) -> watch::Receiver<u64> {
+        self.heard.lock().entry(address).or_default().subscribe()
+    }
+
     fn remove(&self, to: SocketAddr) {
         self.links.lock().remove(&to);
+        self.heard.lock().remove(&to);
     }
 }
 
@@ -175,7 +190,8 @@ impl Link {
         let swim = Arc::new(Queue::new(SWIM));
         let state = Arc::new(Queue::new(STATE));
         let tasks = [(Lane::Swim, &swim), (Lane::State, &state)].map(|(lane, queue)| {
-            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue));
+            let heard = dialler.board.listen_for(to);
+            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue), heard);
             tokio::spawn(keeping).abort_handle()
         });
         let board = Arc::clone(&dialler.board);
@@ -229,9 +245,16 @@ enum LinkError {
 }
 
 /// Keeps a connection while there is something to send.
-async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queue>) {
+async fn keep(
+    dialler: Arc<Dialler>,
+    to: SocketAddr,
+    lane: Lane,
+    queue: Arc<Queue>,
+    mut heard: watch::Receiver<u64>,
+) {
     let mut backoff = FIRST_BACKOFF;
     while queue.wanted().await {
+        heard.mark_unchanged();
         let began = dialler.clock.mono();
         let Err(error) = converse(&dialler, to, lane, &queue).await;
         let now = dialler.clock.mono();
@@ -247,8 +270,13 @@ async fn keep(dialler: Arc<Dialler>, to: SocketAddr, lane: Lane, queue: Arc<Queu
         }
         #[expect(clippy::disallowed_methods, reason = "a driver of its own: when to dial again")]
         let jitter = rand::rng().random_range(0.75..1.25);
-        tokio::time::sleep(backoff.mul_f64(jitter)).await;
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        // Somebody who comes back calls us, and what we owe it should not wait until we happen to call it.
+        tokio::time::sleep(FIRST_BACKOFF.mul_f64(jitter)).await;
+        let longer = (backoff - FIRST_BACKOFF).mul_f64(jitter);
+        tokio::select! {
+            () = tokio::time::sleep(longer) => backoff = (backoff * 2).min(LONGEST_BACKOFF),
+            Ok(()) = heard.changed() => backoff = FIRST_BACKOFF,
+        }
     }
 }
 

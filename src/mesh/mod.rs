@@ -333,13 +333,14 @@ fn assemble(
     let (view_tx, view) = watch::channel(Arc::new(first));
     let (happenings, _) = broadcast::channel(HAPPENINGS);
     let (stop, stopping) = watch::channel(false);
+    let board = Arc::new(Board::default());
     let dialler = Arc::new(Dialler {
         net,
         me: Arc::clone(&me),
         security: Arc::clone(&security),
         clock,
         metrics: metrics.clone(),
-        board: Arc::new(Board::default()),
+        board: Arc::clone(&board),
     });
     let inbox = Inbox { swim: swim_tx, state: state_tx };
     let handle = Handle {
@@ -363,7 +364,15 @@ fn assemble(
         inputs: Inputs { swim, state, commands },
         outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
         dialler,
-        service: Service { me, security, inbox, metrics, refusals: Arc::default(), stopping },
+        service: Service {
+            me,
+            security,
+            inbox,
+            board,
+            metrics,
+            refusals: Arc::default(),
+            stopping,
+        },
         joiner,
     };
     Ok((handle, engine, stop))

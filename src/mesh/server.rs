@@ -30,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::keys;
+use super::link::Board;
 use super::metrics::Metrics;
 use super::net::{Duplex, Listener};
 use super::seal::Purpose;
@@ -77,6 +78,8 @@ pub(super) struct Service {
     pub(super) me: Arc<ArcSwap<Introduction>>,
     pub(super) security: Arc<Security>,
     pub(super) inbox: Inbox,
+    /// Told who speaks.
+    pub(super) board: Arc<Board>,
     pub(super) metrics: Metrics,
     pub(super) refusals: Arc<Refusals>,
     /// Turns true when the router ends.
@@ -340,6 +343,7 @@ impl Service {
             .opener(&theirs, ours, Purpose::Lane(lane))
             .map_err(|error| self.refuse(from, &error))?;
         debug!(%from, ?lane, node = %it.node, "listening to");
+        let mut heard = false;
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message,
@@ -366,6 +370,10 @@ impl Service {
                     return Err(Status::unauthenticated(error.to_string()));
                 }
             };
+            if !heard {
+                heard = true;
+                self.board.heard_from(it.address);
+            }
             let incoming = Incoming { from, frame };
             match lane {
                 Lane::Swim => {
