@@ -87,7 +87,7 @@ fn mesh() -> Vec<Row> {
             "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
             "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
             "[66687aadf862bd77]",
-            |c| see_keys(c),
+            see_keys,
         ),
         row("mesh-encryption-key-file", "SHARED", "OTHER_SHARED", "[66687aadf862bd77]", |c| {
             see_keys(c)
@@ -280,9 +280,9 @@ fn companions(flag: &str, files: &Files) -> String {
         "mesh-tls-ca" => {
             format!("enable-mesh = true\nmesh-tls-cert = '{cert}'\nmesh-tls-key = '{key}'\n")
         }
-        "mesh-encryption" => format!(
-            "enable-mesh = true\nmesh-encryption-key = 'AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE='\n"
-        ),
+        "mesh-encryption" => "enable-mesh = true\n\
+            mesh-encryption-key = 'AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE='\n"
+            .to_owned(),
         flag if flag.starts_with("mesh-") => "enable-mesh = true\n".to_owned(),
         _ => String::new(),
     }
