@@ -257,6 +257,9 @@ async fn keep(
         let Err(error) = converse(&dialler, to, lane, &queue).await;
         let now = dialler.clock.mono();
         dialler.metrics.link_failed(lane);
+        if let LinkError::Refused(why) = &error {
+            dialler.metrics.rejected(why.name());
+        }
         let error = error.to_string();
         if dialler.board.went_down(to, lane, now, &error) {
             info!(%to, ?lane, %error, "no connection");

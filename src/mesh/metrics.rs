@@ -39,7 +39,7 @@ pub struct Metrics {
     pub(super) name_conflict: IntGauge,
     pub(super) turn: Histogram,
     pub(super) connections: IntGaugeVec,
-    link_failures: IntCounterVec,
+    pub(super) link_failures: IntCounterVec,
 }
 
 impl Metrics {
