@@ -9,6 +9,7 @@ mod failures;
 mod lanes;
 mod protection;
 mod rumours;
+mod sockets;
 mod strangers;
 
 use std::cell::RefCell;
