@@ -41,7 +41,7 @@ struct Home {
 struct Nowhere;
 
 impl Net for Nowhere {
-    fn connect(&self, _to: SocketAddr, _lane: crate::cluster::Lane) -> Soon<'_, Box<dyn Duplex>> {
+    fn connect(&self, _to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
         Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
     }
 }
