@@ -42,8 +42,8 @@ pub struct MeshArgs {
     pub mesh_port: u16,
     /// Where other routers may be found.
     ///
-    /// A list of host:port, address:port, [v6]:port or http(s)://host:port; without a port, 39527. One that answers is
-    /// enough; the list may name this router itself, so that all can be given the same. Names are resolved to all their
+    /// A list of host:port, address:port (IPv6 in brackets) or http(s)://host:port; without a port, 39527. One that answers
+    /// is enough; the list may name this router itself, so that all can be given the same. Names are resolved to all their
     /// addresses, again and again. Default: none, which is a cluster of one that others may join.
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_parser = peer_url)]
     pub mesh_peer_urls: Vec<JoinAddress>,

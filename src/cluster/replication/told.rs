@@ -10,7 +10,7 @@ pub struct Changes {
     pub rows: usize,
     /// Hints that were news.
     pub hints: usize,
-    /// The others take this life of this node for history: it must begin another, see [`Replication::begin_life`].
+    /// The others take this life of this node for history: it must begin another, see `Replication::begin_life`.
     pub fenced: bool,
     /// Somebody else has written as this life of this node.
     pub conflict: bool,
