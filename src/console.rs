@@ -60,7 +60,7 @@ pub enum ConsoleError {
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsErrors),
     /// The router could not be asked.
-    #[error("{router}: {source}")]
+    #[error("{router}: no answer: {}", reason(source))]
     Send {
         /// Which.
         router: String,
@@ -97,6 +97,11 @@ pub enum ConsoleError {
     /// Nobody reads.
     #[error(transparent)]
     Output(#[from] io::Error),
+}
+
+/// What happened below; the error itself speaks of workers.
+fn reason(error: &upstream::SendError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.name().to_owned(), ToString::to_string)
 }
 
 /// Runs a command.
