@@ -1,7 +1,7 @@
 //! The gRPC side of a frame: what `proto/mesh.proto` says, checked where it comes in.
 //!
 //! All limits on what others send are here and in `cluster::codec`, which reads what is inside the frames. Only this
-//! file, `server` and `link` know protobuf.
+//! file, `server`, `link`, `keys` and `security` know protobuf.
 
 use std::net::SocketAddr;
 
