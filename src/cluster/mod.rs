@@ -29,8 +29,9 @@ use crate::cluster::membership::{
 use crate::cluster::replication::message::Message;
 use crate::cluster::replication::{Changes, Replication};
 use crate::cluster::state::table::RefusedRow;
+use crate::cluster::state::news::News;
 use crate::cluster::state::{State, Version, Write};
-use crate::ids::{Generation, NodeId, NodeName};
+use crate::ids::{Generation, NodeId, NodeName, WorkerId};
 use crate::now::Now;
 
 /// Most events that wait for `poll_event`; it is drained after each call. The oldest are dropped and counted: whoever
@@ -205,6 +206,27 @@ impl Node {
     pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
         self.now = now;
         self.replication.update(now, write)
+    }
+
+    /// Learns that `worker` served a prompt with these chained blocks, and tells the others soon.
+    pub fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
+        self.now = now;
+        self.replication.served(now, worker, blocks);
+    }
+
+    /// Forgets all hints at a worker that left or came back with a cold cache.
+    pub fn forget_prefixes(&mut self, worker: WorkerId) {
+        self.replication.forget_prefixes(worker);
+    }
+
+    /// From now on what changes is kept for [`Node::take_news`].
+    pub fn follow(&mut self) {
+        self.replication.follow();
+    }
+
+    /// What has changed since this was last asked, whoever changed it: this node too.
+    pub fn take_news(&mut self) -> News {
+        self.replication.take_news()
     }
 
     /// When to call `handle_timeout` next, by the monotonic clock; `None` once it has left.

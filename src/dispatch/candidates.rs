@@ -64,7 +64,7 @@ impl Candidates {
         let worker = &member.worker;
         self.list.push(Candidate {
             id: worker.id,
-            load: worker.in_flight(),
+            load: worker.load(),
             weight: worker.spec.weight.get(),
         });
         self.members.push(at);

@@ -118,7 +118,8 @@ impl Breaker {
         Ticket { epoch: self.epoch, probe: false }
     }
 
-    /// Takes a ticket back. Returns the new mode if it changed.
+    /// Takes a ticket back. Returns the new mode if it changed. `suspected`: others have seen the worker fail, so one
+    /// failure is enough.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one report")]
     pub(super) fn report(
         &mut self,
@@ -126,6 +127,7 @@ impl Breaker {
         outcome: Outcome,
         now: Duration,
         config: &BreakerConfig,
+        suspected: bool,
     ) -> Option<Mode> {
         if ticket.epoch != self.epoch {
             return None;
@@ -144,8 +146,9 @@ impl Breaker {
                     self.failures.pop_front();
                 }
                 let oldest = *self.failures.front().expect("one was just pushed");
-                let tripped =
-                    self.failures.len() == threshold && now.saturating_sub(oldest) <= config.window;
+                let tripped = suspected
+                    || (self.failures.len() == threshold
+                        && now.saturating_sub(oldest) <= config.window);
                 (tripped && !config.disabled).then(|| self.open(now))
             }
             // Sent in spite of the breaker, and it worked: worth a regular probe without waiting any longer.
@@ -230,7 +233,7 @@ mod tests {
                     continue;
                 }
                 "e" => {
-                    breaker.report(open.pop().unwrap(), Outcome::Failure, now, config);
+                    breaker.report(open.pop().unwrap(), Outcome::Failure, now, config, false);
                     continue;
                 }
                 other => unreachable!("{other}"),
@@ -238,7 +241,7 @@ mod tests {
             let ticket = breaker
                 .begin(now, config)
                 .unwrap_or_else(|| panic!("{word} of {script} was refused"));
-            breaker.report(ticket, outcome, now, config);
+            breaker.report(ticket, outcome, now, config, false);
         }
         breaker.mode(now, config)
     }
@@ -279,7 +282,7 @@ mod tests {
         let mut breaker = Breaker::default();
         for _ in 0..3 {
             let ticket = breaker.begin(Duration::ZERO, &config).unwrap();
-            breaker.report(ticket, Outcome::Failure, Duration::ZERO, &config);
+            breaker.report(ticket, Outcome::Failure, Duration::ZERO, &config, false);
         }
         let later = Duration::from_secs(60);
         let probe = breaker.begin(later, &config).unwrap();
@@ -300,11 +303,11 @@ mod tests {
         let mut breaker = Breaker::default();
         for _ in 0..3 {
             let ticket = breaker.begin(Duration::ZERO, &config).unwrap();
-            breaker.report(ticket, Outcome::Failure, Duration::ZERO, &config);
+            breaker.report(ticket, Outcome::Failure, Duration::ZERO, &config, false);
         }
         let ticket = breaker.begin_anyway();
         assert_eq!(
-            breaker.report(ticket, Outcome::Success, Duration::ZERO, &config),
+            breaker.report(ticket, Outcome::Success, Duration::ZERO, &config, false),
             Some(Mode::HalfOpen)
         );
     }

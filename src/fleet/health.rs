@@ -129,6 +129,18 @@ impl Health {
         *self = Self { healthy: true, was_ready: true, ..Self::default() };
     }
 
+    /// Takes the word of routers that ask the worker. A failed probe of one's own is newer and nearer than others' praise.
+    pub(super) fn hear(&mut self, good: bool) -> Option<Change> {
+        if good == self.healthy || (good && self.bad > 0) {
+            return None;
+        }
+        self.healthy = good;
+        self.down = !good;
+        self.failed = false;
+        self.was_ready |= good;
+        Some(if good { Change::Up { cold: false } } else { Change::Down })
+    }
+
     /// Notes that a request found nobody listening (`gone`), or could not reach it.
     pub(super) fn mark_unreachable(&mut self, gone: bool) {
         self.cold |= gone && self.was_ready;

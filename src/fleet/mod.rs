@@ -6,8 +6,10 @@
 
 mod breaker;
 mod cut;
+mod heard;
 mod health;
 mod metrics;
+mod told;
 mod worker;
 
 use std::collections::HashMap;
@@ -21,7 +23,9 @@ use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
 pub use health::{Change, Probe, State};
+pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
+pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 
 use crate::ids::{ModelId, WorkerId};
@@ -317,18 +321,7 @@ impl Fleet {
     /// worker's identity. Returns whether it is there.
     pub fn respecify(&self, spec: WorkerSpec) -> bool {
         let id = spec.id();
-        self.update(id, |worker| {
-            worker.models = match spec.models.as_slice() {
-                // Still to be read, or read before and still true.
-                [] if worker.spec.models.is_empty() => worker.models.clone(),
-                [] => Models::Unknown,
-                told => Models::Known(told.to_vec()),
-            };
-            if spec.health.disabled {
-                worker.live().with_health(health::Health::assume_good);
-            }
-            worker.spec = Arc::new(spec);
-        })
+        self.update(id, |worker| worker.respecify(spec))
     }
 
     /// Stops (or, with `false`, resumes) sending new requests to a worker. Returns whether it is there.
@@ -388,17 +381,23 @@ impl Fleet {
         if probe == Probe::Good {
             worker.live().mark_reachable();
         }
+        worker.live().own_bad.store(probe != Probe::Good, Ordering::Relaxed);
         let (change, cold) = worker.live().with_health(|health| {
             let change = health.count(probe, failures, successes);
             (change, probe == Probe::Good && health.take_cold())
         });
         if cold || change == Some(Change::Up { cold: true }) {
-            self.update(id, |worker| worker.cache_epoch += 1);
+            self.mark_cold(id);
         } else if change.is_some() {
-            let _one_at_a_time = self.writing.lock();
-            self.ready.store(self.load().ready(), Ordering::Relaxed);
+            self.count_ready();
         }
         change
+    }
+
+    /// Some worker began or ceased to serve.
+    fn count_ready(&self) {
+        let _one_at_a_time = self.writing.lock();
+        self.ready.store(self.load().ready(), Ordering::Relaxed);
     }
 
     /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
@@ -432,7 +431,10 @@ impl Fleet {
 
     /// A worker's cache was emptied: what was learnt of it is void.
     pub fn mark_cold(&self, id: WorkerId) {
-        self.update(id, |worker| worker.cache_epoch += 1);
+        self.update(id, |worker| {
+            worker.live().own_colds.fetch_add(1, Ordering::Relaxed);
+            worker.cache_epoch += 1;
+        });
     }
 
     /// Brings the gauges that are computed, not counted, up to date; called before a scrape.

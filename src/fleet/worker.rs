@@ -70,7 +70,7 @@ pub(super) struct Live {
     state: AtomicU8,
     /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
     unreachable_until: AtomicU64,
-    probe_wanted: AtomicBool,
+    pub(super) probe_wanted: AtomicBool,
     breaker_mode: AtomicU8,
     /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
     latency_nanos: AtomicU64,
@@ -79,6 +79,22 @@ pub(super) struct Live {
     cut: Cut,
     /// Looks at what it serves that failed, in a row.
     failed_looks: AtomicU32,
+    /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
+    pub(super) last_success: AtomicU64,
+    /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
+    pub(super) last_unreachable: AtomicU64,
+    /// This router's own last probe was not good.
+    pub(super) own_bad: AtomicBool,
+    /// Times that this router found its cache cold.
+    pub(super) own_colds: AtomicU32,
+    /// Requests that other routers have in flight on it.
+    pub(super) elsewhere: AtomicU32,
+    /// Other routers ask it how it is, and this one need not.
+    pub(super) asked_elsewhere: AtomicBool,
+    /// What they say: 0 nothing, 1 bad, 2 good.
+    pub(super) heard_health: AtomicU8,
+    /// A `Mode` of some other router's breaker; 0: all are closed.
+    pub(super) heard_breaker: AtomicU8,
     metrics: WorkerMetrics,
 }
 
@@ -109,6 +125,14 @@ impl Worker {
             health: Mutex::new(health),
             cut: Cut::default(),
             failed_looks: AtomicU32::new(0),
+            last_success: AtomicU64::new(0),
+            last_unreachable: AtomicU64::new(0),
+            own_bad: AtomicBool::new(false),
+            own_colds: AtomicU32::new(0),
+            elsewhere: AtomicU32::new(0),
+            asked_elsewhere: AtomicBool::new(false),
+            heard_health: AtomicU8::new(0),
+            heard_breaker: AtomicU8::new(0),
             metrics,
         };
         Self {
@@ -193,7 +217,13 @@ impl Worker {
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == Mode::Closed as u8 {
-            return self.room();
+            if !self.live.is_said_to_fail(now) {
+                return self.room();
+            }
+            return match self.room() {
+                Fitness::Fit => Fitness::Ejected { since: now.mono, unreachable: false },
+                fitness => fitness,
+            };
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
@@ -213,7 +243,7 @@ impl Worker {
 
     fn room(&self) -> Fitness {
         match self.spec.max_concurrent {
-            Some(most) if self.in_flight() >= most.get() => Fitness::Full,
+            Some(most) if self.load() >= most.get() => Fitness::Full,
             _ => Fitness::Fit,
         }
     }
@@ -222,7 +252,9 @@ impl Worker {
     /// `anyway`: in spite of its breaker.
     #[must_use]
     pub fn begin(&self, now: Now, config: &BreakerConfig, anyway: bool) -> Option<InFlight> {
-        let most = self.spec.max_concurrent.map_or(u32::MAX, std::num::NonZero::get);
+        let most = self.spec.max_concurrent.map_or(u32::MAX, |most| {
+            most.get().saturating_sub(self.live.elsewhere.load(Ordering::Relaxed))
+        });
         let taken = self
             .live
             .in_flight
@@ -255,6 +287,7 @@ impl Worker {
         let until = (now + UNREACHABLE_FOR).mono_nanos();
         self.live.unreachable_until.store(until, Ordering::Relaxed);
         self.live.health.lock().mark_unreachable(gone);
+        self.live.last_unreachable.store(now.mono_nanos(), Ordering::Relaxed);
         self.live.probe_wanted.store(true, Ordering::Relaxed);
     }
 
@@ -364,6 +397,19 @@ impl InFlight {
     /// The request ended. Returns the breaker's new mode if that changed it.
     pub fn end(mut self, outcome: Outcome, now: Now, config: &BreakerConfig) -> Option<Mode> {
         self.live.metrics.count(outcome);
+        match outcome {
+            Outcome::Success => {
+                self.live.last_success.store(now.mono_nanos(), Ordering::Relaxed);
+            }
+            Outcome::Failure => {
+                self.live.last_success.store(0, Ordering::Relaxed);
+                // Whoever found it unreachable has just said so, at this very time.
+                if self.live.last_unreachable.load(Ordering::Relaxed) != now.mono_nanos() {
+                    self.live.last_unreachable.store(0, Ordering::Relaxed);
+                }
+            }
+            Outcome::Neutral => {}
+        }
         let ticket = match (self.ticket.take(), outcome) {
             (Some(ticket), _) => Some(ticket),
             (None, Outcome::Failure) => None,
@@ -379,7 +425,8 @@ impl InFlight {
             // It opened meanwhile: a failure of before says nothing new.
             None => return None,
         };
-        let changed = breaker.report(ticket, outcome, now.mono, config);
+        let suspected = self.live.is_suspected();
+        let changed = breaker.report(ticket, outcome, now.mono, config, suspected);
         if let Some(mode) = changed {
             self.live.show_breaker(mode);
         }

@@ -25,6 +25,7 @@ use rand::Rng;
 use crate::cluster::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::cluster::replication::peer::{Peer, Stream};
 use crate::cluster::replication::snapshot::Join;
+use crate::cluster::state::news::News;
 use crate::cluster::state::table::RefusedRow;
 use crate::cluster::state::writers::{StoreVersions, Writer};
 use crate::cluster::state::{STORES, State, StoreId, Version, Write, prefixes};
@@ -177,6 +178,14 @@ impl Replication {
     /// Forgets all hints at a worker that left or came back with a cold cache.
     pub fn forget_prefixes(&mut self, worker: WorkerId) {
         self.state.prefixes.forget(worker);
+    }
+
+    pub(crate) fn follow(&mut self) {
+        self.state.follow();
+    }
+
+    pub(crate) fn take_news(&mut self) -> News {
+        self.state.take_news()
     }
 
     /// New rows of `store` are to be sent: at once if the last ones went long enough ago, else with those that come.

@@ -9,6 +9,7 @@
 //! Memory: per row the encoded bytes plus about 250; per store, [`StoreId::max_rows`] × [`StoreId::max_content_bytes`] per
 //! writer bounds what a writer may send, [`State::sizes`] says what is held.
 
+pub mod news;
 pub mod observation;
 pub mod policy;
 pub mod prefixes;
@@ -35,7 +36,7 @@ use crate::cluster::state::quota::{
 use crate::cluster::state::session::{Session, SessionKey, Sessions};
 use crate::cluster::state::table::{Context, RefusedRow, Replica, Sizes, Table};
 use crate::cluster::state::totals::{Total, TotalKey, Totals};
-use crate::cluster::state::worker::{Override, WorkerEntry, WorkerRecord, Workers};
+use crate::cluster::state::worker::{Override, Stance, WorkerEntry, WorkerRecord, Workers};
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::bounded_counter::BoundedCounter;
 use crate::crdt::lww_register::LwwRegister;
@@ -195,6 +196,8 @@ pub enum Write {
     PutWorker(WorkerRecord),
     /// Lays down an operator's verdict on a worker, or lifts it.
     OverrideWorker(WorkerId, Option<Override>),
+    /// Says whether a worker takes part.
+    Stance(WorkerId, Stance),
     /// Removes a worker.
     RemoveWorker(WorkerId),
     /// What this router sees of a worker; `None`: no longer.
@@ -375,6 +378,7 @@ impl State {
         let stamp = match &write {
             Write::PutWorker(_)
             | Write::OverrideWorker(..)
+            | Write::Stance(..)
             | Write::Policy(..)
             | Write::Rule(..)
             | Write::Session(..) => Some(self.clock.tick(now)),
@@ -396,12 +400,11 @@ impl State {
             }
             Write::OverrideWorker(id, verdict) => {
                 let entry = WorkerEntry::overridden(LwwRegister::of(stamp, verdict));
-                let (table, cx) = with_table!(self, now, workers, cx);
-                if table.values(&id).next().is_none() {
-                    let reason = format!("worker {id} is not registered");
-                    return Err(RefusedRow::Invalid { store: StoreId::Workers, reason });
-                }
-                (StoreId::Workers, Some(table.put_shared(&cx, &id, entry)?))
+                (StoreId::Workers, Some(self.amend_worker(now, id, entry)?))
+            }
+            Write::Stance(id, stance) => {
+                let entry = WorkerEntry::stands(LwwRegister::of(stamp, stance));
+                (StoreId::Workers, Some(self.amend_worker(now, id, entry)?))
             }
             Write::RemoveWorker(id) => {
                 let (table, cx) = with_table!(self, now, workers, cx);
@@ -477,6 +480,21 @@ impl State {
             }
         };
         Ok(version.map(|version| Version { store, version }))
+    }
+
+    /// Changes what is known of a worker that is registered.
+    fn amend_worker(
+        &mut self,
+        now: Now,
+        id: WorkerId,
+        entry: WorkerEntry,
+    ) -> Result<u64, RefusedRow> {
+        let (table, cx) = with_table!(self, now, workers, cx);
+        if table.values(&id).next().is_none() {
+            let reason = format!("worker {id} is not registered");
+            return Err(RefusedRow::Invalid { store: StoreId::Workers, reason });
+        }
+        table.put_shared(&cx, &id, entry)
     }
 }
 

@@ -100,7 +100,12 @@ pub struct Prefixes {
     waiting: VecDeque<HintRun>,
     waiting_blocks: usize,
     dropped: u64,
+    /// Hints of others that nobody has taken yet; `None`: nobody takes them.
+    news: Option<Vec<HintRun>>,
 }
+
+/// Runs of others' hints that wait to be taken at most; they are taken after each message.
+const MAX_NEWS: usize = 1 << 17;
 
 impl Prefixes {
     pub(crate) fn new(config: Config) -> Self {
@@ -111,7 +116,18 @@ impl Prefixes {
             waiting: VecDeque::new(),
             waiting_blocks: 0,
             dropped: 0,
+            news: None,
         }
+    }
+
+    /// From now on others' hints are kept until they are taken.
+    pub(crate) fn follow(&mut self) {
+        self.news.get_or_insert_default();
+    }
+
+    /// What others have told since this was last asked.
+    pub(crate) fn take_news(&mut self) -> Vec<HintRun> {
+        self.news.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Learns that `worker` has just served a prompt with these chained blocks, and will tell the others what they may
@@ -176,10 +192,16 @@ impl Prefixes {
         let mut news = 0;
         for run in runs.iter().filter(|run| run.touched_ms > oldest || oldest == 0) {
             let mut parent = run.parent;
+            let before = news;
             for block in &run.blocks {
                 let touched = run.touched_ms.min(wall);
                 news += usize::from(self.touch(*block, parent, run.worker.into(), touched));
                 parent = *block;
+            }
+            if news > before
+                && let Some(kept) = self.news.as_mut().filter(|kept| kept.len() < MAX_NEWS)
+            {
+                kept.push(run.clone());
             }
         }
         news

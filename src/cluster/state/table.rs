@@ -320,6 +320,8 @@ pub struct Table<S: Store> {
     tombstones: usize,
     /// Of all dots that live, in whichever rows they are.
     print: u64,
+    /// Keys under which something has changed since they were last asked for; `None`: nobody asks.
+    news: Option<BTreeSet<S::Key>>,
 }
 
 impl<S: Store> Default for Table<S> {
@@ -337,6 +339,7 @@ impl<S: Store> Default for Table<S> {
             bytes: 0,
             tombstones: 0,
             print: 0,
+            news: None,
         }
     }
 }
@@ -376,6 +379,16 @@ impl<S: Store> Table<S> {
     #[must_use]
     pub fn value_of(&self, key: &S::Key, writer: Writer) -> Option<&S::Value> {
         self.row(key, writer).and_then(Row::own)
+    }
+
+    /// From now on keys are noted under which something changes.
+    pub(crate) fn follow(&mut self) {
+        self.news.get_or_insert_default();
+    }
+
+    /// The keys under which something has changed since this was last asked, at most as many as there are keys.
+    pub(crate) fn take_news(&mut self) -> BTreeSet<S::Key> {
+        self.news.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Loses a row, as only a bug would: for tests.
@@ -432,6 +445,9 @@ impl<S: Store> Table<S> {
         let cell = self.cells.get_mut(key)?;
         let at = cell.iter().position(|(w, _)| *w == writer)?;
         let (_, row) = cell.swap_remove(at);
+        if let Some(news) = &mut self.news {
+            news.insert(key.clone());
+        }
         for (dot, hash) in row.dots(writer) {
             if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
                 self.print ^= print_of(dot.1, hash);
@@ -476,6 +492,9 @@ impl<S: Store> Table<S> {
 
     /// The place must be free.
     fn place(&mut self, key: S::Key, writer: Writer, row: Row<S::Value>) {
+        if let Some(news) = &mut self.news {
+            news.insert(key.clone());
+        }
         let log = self.logs.entry(writer).or_default();
         log.by_version.insert(row.version, key.clone());
         if row.is_tombstone() {

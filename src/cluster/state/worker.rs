@@ -41,7 +41,7 @@ impl Store for Workers {
     }
 
     fn stamp(value: &WorkerEntry) -> Option<Stamp> {
-        value.told.stamp().max(value.overridden.stamp())
+        value.told.stamp().max(value.overridden.stamp()).max(value.stance.stamp())
     }
 }
 
@@ -50,15 +50,41 @@ impl Store for Workers {
 pub struct WorkerEntry {
     told: LwwRegister<WorkerRecord>,
     overridden: LwwRegister<Option<Override>>,
+    stance: LwwRegister<Stance>,
+}
+
+/// Whether a worker takes part, as administrators decide it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+pub enum Stance {
+    /// It does.
+    #[default]
+    Serving,
+    /// It gets no new request and stays.
+    Cordoned,
+    /// It was removed, but some router's configuration names it: kept so that a restart of that router does not bring it
+    /// back.
+    Dismissed,
 }
 
 impl WorkerEntry {
     pub(crate) fn told(told: LwwRegister<WorkerRecord>) -> Self {
-        Self { told, overridden: LwwRegister::default() }
+        Self { told, ..Self::default() }
     }
 
     pub(crate) fn overridden(overridden: LwwRegister<Option<Override>>) -> Self {
-        Self { told: LwwRegister::default(), overridden }
+        Self { overridden, ..Self::default() }
+    }
+
+    pub(crate) fn stands(stance: LwwRegister<Stance>) -> Self {
+        Self { stance, ..Self::default() }
+    }
+
+    /// Whether it takes part.
+    #[must_use]
+    pub fn stance(&self) -> Stance {
+        self.stance.get().copied().unwrap_or_default()
     }
 
     /// What is told about it; `None` in the moment in which only an override is known.
@@ -82,7 +108,9 @@ impl WorkerEntry {
 
 impl Merge for WorkerEntry {
     fn merge(&mut self, other: &Self) -> bool {
-        self.told.merge(&other.told) | self.overridden.merge(&other.overridden)
+        self.told.merge(&other.told)
+            | self.overridden.merge(&other.overridden)
+            | self.stance.merge(&other.stance)
     }
 }
 
@@ -109,8 +137,6 @@ pub enum OverrideState {
     Up,
     /// Gets no request.
     Down,
-    /// Gets no new request, finishes those in flight.
-    Drain,
 }
 
 /// A worker's spec as it travels.
@@ -131,9 +157,32 @@ pub struct WorkerRecord {
     health: HealthRecord,
     max_concurrent: Option<std::num::NonZeroU32>,
     bootstrap_port: Option<u16>,
+    /// A hash of what a router's configuration said of it, if one named it.
+    configured: Option<u64>,
 }
 
 impl WorkerRecord {
+    /// The record as a router's configuration says it. What administrators change later stays until a configuration says
+    /// something else.
+    #[must_use]
+    pub fn configured(spec: &WorkerSpec) -> Self {
+        let record = Self::from(spec);
+        let text = crate::cluster::codec::encode(&record);
+        Self { configured: Some(xxhash_rust::xxh3::xxh3_64(&text)), ..record }
+    }
+
+    /// A hash of what a router's configuration said of it, if one named it.
+    #[must_use]
+    pub fn configuration(&self) -> Option<u64> {
+        self.configured
+    }
+
+    /// The same, with what is known of a configuration that names it.
+    #[must_use]
+    pub fn with_configuration(self, configured: Option<u64>) -> Self {
+        Self { configured, ..self }
+    }
+
     /// Whether it is a spec, without making one: a snapshot has ten thousand of them.
     fn check(&self) -> Result<WorkerUrl, WorkerRecordError> {
         let url: WorkerUrl = self.url.parse()?;
@@ -200,6 +249,7 @@ impl From<&WorkerSpec> for WorkerRecord {
             },
             max_concurrent: spec.max_concurrent,
             bootstrap_port: spec.bootstrap_port,
+            configured: None,
         }
     }
 }
