@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use prometheus::Registry;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use crate::bridge::{self, Admin, Bridge};
 use crate::clock::Clock;
 use crate::config::{self, Config, Process, Start};
 use crate::dispatch::{self, Policies};
@@ -35,6 +36,10 @@ pub struct App {
     listener_tls: Option<Arc<rustls::ServerConfig>>,
     worker_tls: Arc<rustls::ClientConfig>,
     mesh: Option<Mesh>,
+    /// With the mesh: what joins it to the rest.
+    bridge: Option<(Bridge, bridge::Metrics)>,
+    /// Wakes the prober.
+    wake: Arc<Notify>,
 }
 
 /// A router that runs.
@@ -94,9 +99,11 @@ impl App {
             admission,
             dispatch_metrics,
         );
+        let dispatch = Arc::new(dispatch);
+        let wake = Arc::new(Notify::new());
         let clients =
             mesh::Clients { listen: server.address()?, secure: config.http.tls.is_some() };
-        let mesh = config
+        let mut mesh = config
             .mesh
             .clone()
             .map(|wanted| {
@@ -104,10 +111,33 @@ impl App {
                 anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients)?)
             })
             .transpose()?;
+        let mut joined = None;
+        if let Some(mesh) = &mut mesh {
+            let bridge = Bridge::new(
+                config.bridge.clone(),
+                Arc::clone(&fleet),
+                Arc::clone(&dispatch),
+                &config.workers,
+                clock,
+                Arc::clone(&wake),
+            );
+            mesh.follow(bridge.follower());
+            joined = Some((bridge, bridge::Metrics::register(&registry)?));
+        }
+        let handle = mesh.as_ref().map(|mesh| mesh.handle().clone());
+        let admin = Admin::new(
+            Arc::clone(&fleet),
+            Arc::clone(&dispatch),
+            handle.clone(),
+            clock,
+            Arc::clone(&wake),
+        );
         let surface = Arc::new(Surface {
             config: config.http.clone(),
             control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
-            dispatch: Arc::new(dispatch),
+            dispatch,
+            admin,
+            gate: joined.as_ref().map(|(bridge, _)| Arc::clone(bridge.gate())),
             metrics: http::Metrics::register(&registry)?,
             lifecycle: Lifecycle::default(),
             registry,
@@ -115,10 +145,20 @@ impl App {
             client_url: mesh
                 .as_ref()
                 .map_or_else(|| clients.url_alone(), |mesh| clients.url(mesh.address().ip())),
-            mesh: mesh.as_ref().map(|mesh| mesh.handle().clone()),
+            mesh: handle,
             clock,
         });
-        Ok(Self { config, clock, server, surface, listener_tls, worker_tls, mesh })
+        Ok(Self {
+            config,
+            clock,
+            server,
+            surface,
+            listener_tls,
+            worker_tls,
+            mesh,
+            bridge: joined,
+            wake,
+        })
     }
 
     /// Starts tasks and threads on the current runtime.
@@ -146,6 +186,7 @@ impl App {
             client,
             self.clock,
             SmallRng::from_rng(&mut rand::rng()),
+            self.wake,
         );
         let stopped = handle.clone();
         handle.spawn("prober", OnEnd::Stop, async move {
@@ -155,6 +196,15 @@ impl App {
             }
         });
         let mesh = self.mesh.map(|mesh| mesh.start(&handle)).transpose()?;
+        if let (Some((bridge, metrics)), Some(mesh)) = (self.bridge, self.surface.mesh.clone()) {
+            let stopped = handle.clone();
+            handle.spawn("bridge", OnEnd::Stop, async move {
+                tokio::select! {
+                    ended = bridge.run(mesh, metrics) => ended,
+                    () = stopped.stopped() => Ok(()),
+                }
+            });
+        }
         let server = self.server.start(
             &self.surface,
             &self.config.upstream,

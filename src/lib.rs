@@ -22,6 +22,7 @@ pub mod tasks;
 pub mod tls;
 pub mod upstream;
 
+pub mod bridge;
 pub mod dispatch;
 pub mod prober;
 

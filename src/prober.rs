@@ -1,7 +1,7 @@
 //! Asks workers how they are and what they serve, and reports to the fleet.
 //!
 //! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request found unreachable is
-//! asked at once. What a worker serves is read when it first answers, again when it comes back, and once a minute, for
+//! asked at once, and in a cluster each is asked in turn by a few of the routers only. What a worker serves is read when it first answers, again when it comes back, and once a minute, for
 //! engines load adapters while they run; what could not be read is tried again.
 
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ use http::{Method, StatusCode};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -61,11 +62,14 @@ enum Look {
 }
 
 /// Probes the fleet until the task is dropped.
+///
+/// `wake`: somebody may be new, so that it is worth a look at once.
 pub async fn run(
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     clock: Clock,
     mut rng: SmallRng,
+    wake: Arc<Notify>,
 ) -> anyhow::Result<()> {
     let mut schedules: HashMap<WorkerId, Schedule> = HashMap::new();
     let mut asking: JoinSet<Answer> = JoinSet::new();
@@ -75,6 +79,7 @@ pub async fn run(
     loop {
         tokio::select! {
             _tick = tick.tick() => {}
+            () = wake.notified() => {}
             Some(answer) = asking.join_next() => {
                 match answer {
                     Ok(answer) => settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng),
@@ -107,7 +112,7 @@ pub async fn run(
                 continue;
             }
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
-            let probe = probed && (wish || schedule.probe_at <= now);
+            let probe = probed && (wish || (worker.is_asked_here() && schedule.probe_at <= now));
             let unknown =
                 worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
             let look = schedule.look_at <= now || unknown;

@@ -34,12 +34,13 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "upstream"],
     ),
     ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream"]),
+    ("bridge", &["ids", "now", "spec", "policy", "cluster", "fleet", "clock", "mesh", "dispatch"]),
     // surface
     (
         "http",
         &[
             "ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "tasks", "tls",
-            "upstream", "mesh", "dispatch",
+            "upstream", "mesh", "dispatch", "bridge",
         ],
     ),
     ("mock", &["clock", "tasks"]),
@@ -63,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mesh",
             "dispatch",
             "prober",
+            "bridge",
             "http",
             "console",
             "cli",
@@ -87,6 +89,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mesh",
             "dispatch",
             "prober",
+            "bridge",
             "http",
             "mock",
             "cli",

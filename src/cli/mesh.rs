@@ -79,6 +79,16 @@ pub struct MeshArgs {
     /// Writes are pushed at once; this is what finds the ones that were lost.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = span(100, 60_000))]
     pub mesh_sync_interval: Duration,
+    /// How long a new router may take to learn what the others know before it is ready all the same, 0s to 10m.
+    ///
+    /// Until then /readiness says `joining`, so that load balancers wait; requests are served.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = span(0, 600_000))]
+    pub mesh_join_timeout: Duration,
+    /// How many routers ask each worker how it is, 1 to 64; the others go by what those say.
+    ///
+    /// More see more ways to a worker, and ask it more often. A router whose own requests fail asks for itself.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = whole::<usize>(1, 64))]
+    pub health_probers: usize,
     /// How long a router that is DOWN stays listed, 1s to 30d.
     ///
     /// It is looked for all that time, so that a partition of that length heals by itself.

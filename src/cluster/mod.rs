@@ -28,8 +28,8 @@ use crate::cluster::membership::{
 };
 use crate::cluster::replication::message::Message;
 use crate::cluster::replication::{Changes, Replication};
-use crate::cluster::state::table::RefusedRow;
 use crate::cluster::state::news::News;
+use crate::cluster::state::table::RefusedRow;
 use crate::cluster::state::{State, Version, Write};
 use crate::ids::{Generation, NodeId, NodeName, WorkerId};
 use crate::now::Now;
@@ -208,10 +208,11 @@ impl Node {
         self.replication.update(now, write)
     }
 
-    /// Learns that `worker` served a prompt with these chained blocks, and tells the others soon.
-    pub fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
+    /// Learns that `worker` served a prompt with these chained blocks, of which the first hangs below `above` (0: it is the
+    /// head), and tells the others soon.
+    pub fn served(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         self.now = now;
-        self.replication.served(now, worker, blocks);
+        self.replication.served_below(now, worker, above, blocks);
     }
 
     /// Forgets all hints at a worker that left or came back with a cold cache.

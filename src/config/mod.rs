@@ -12,7 +12,8 @@ use clap::ArgMatches;
 use crate::cli;
 use crate::spec::WorkerSpec;
 use crate::{
-    console, dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls, upstream,
+    bridge, console, dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls,
+    upstream,
 };
 
 mod cluster;
@@ -62,6 +63,8 @@ pub struct Config {
     pub workers: Vec<WorkerSpec>,
     /// Several routers as one; `None`: this one alone.
     pub mesh: Option<mesh::Config>,
+    /// What joins it to the rest.
+    pub bridge: bridge::Config,
     /// Logs.
     pub telemetry: telemetry::Config,
 }

@@ -14,7 +14,7 @@ use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 use crate::config::{Config, workers};
 use crate::spec::{Secret, WorkerSpec};
-use crate::{dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
+use crate::{bridge, dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
 
 /// Headers that may carry a session's key at most: each is looked for in every request.
 const MOST_SESSION_HEADERS: usize = 16;
@@ -46,6 +46,7 @@ pub(super) fn resolve(
         dispatch: dispatch_config(args),
         workers: all_workers(args, described),
         mesh: mesh_config(settings, process, &mut mistakes, warnings),
+        bridge: bridge_config(&settings.args),
         telemetry: telemetry_config(args, process, &mut mistakes),
     };
     (config, mistakes)
@@ -113,6 +114,15 @@ fn policy_config(args: &Args) -> policy::Config {
         balance_rel_threshold: routing.balance_rel_threshold,
         session_ttl: routing.session_ttl_secs,
         max_sessions: routing.max_sessions,
+        agree: args.mesh.enable_mesh,
+    }
+}
+
+fn bridge_config(args: &Args) -> bridge::Config {
+    bridge::Config {
+        health_probers: args.mesh.health_probers,
+        join_timeout: args.mesh.mesh_join_timeout,
+        has_others: !args.mesh.mesh_peer_urls.is_empty(),
     }
 }
 

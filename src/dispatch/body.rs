@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tracing::warn;
 
 use super::chain;
+use super::feedback::{Expected, Usage};
 use super::metrics::Ending;
 use super::policies::Entry;
 use crate::clock::Clock;
@@ -66,9 +67,28 @@ pub(super) struct Account {
     /// What a complete body says of the worker.
     pub(super) outcome: Outcome,
     pub(super) first_byte_seen: bool,
+    /// What its cache was expected to hold; taken once the answer has said.
+    pub(super) expected: Option<Expected>,
 }
 
+/// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it.
+const LONG_PROMPT: u64 = 64;
+
 impl Account {
+    /// Looks at a piece of the answer on its way.
+    fn observe(&mut self, piece: &Bytes) {
+        let Some(usage) = self.expected.as_ref().and_then(|_| Usage::in_piece(piece)) else {
+            return;
+        };
+        let Some(Expected { fraction, blocks }) = self.expected.take() else { return };
+        self.entry.count_affinity(fraction, usage);
+        self.entry.policy.answered(self.worker, &blocks, fraction, usage.fraction());
+        let proved = fraction >= 0.5 && usage.prompt >= LONG_PROMPT;
+        if proved && self.fleet.hear_cached(self.worker, usage.cached > 0) {
+            warn!(worker = %self.worker, "nothing of several prompts was in its cache: taken for cold");
+        }
+    }
+
     fn settle(self, ending: Ending, outcome: Outcome) {
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
@@ -144,6 +164,9 @@ impl Body for ResponseBody {
                     account.first_byte_seen = true;
                     let elapsed = account.clock.mono().saturating_sub(account.started);
                     account.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
+                }
+                if let (Some(account), Some(piece)) = (this.account.as_mut(), frame.data_ref()) {
+                    account.observe(piece);
                 }
                 if this.inner.is_end_stream() {
                     this.complete();

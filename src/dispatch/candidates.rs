@@ -1,5 +1,7 @@
 //! Who may be picked for the next attempt.
 
+use std::collections::BTreeMap;
+
 use smallvec::SmallVec;
 
 use crate::fleet::{self, Fitness, Member};
@@ -21,12 +23,14 @@ pub(super) struct Candidates {
 }
 
 /// Those of `members` that may serve now and were not tried yet. When only traffic speaks against everyone (breakers,
-/// connect errors), and more of them are out than `max_ejection_percent`, the least bad are better than nobody.
+/// connect errors), and more of them are out than `max_ejection_percent`, the least bad are better than nobody. `weights`
+/// take the place of those in the workers' specs.
 pub(super) fn of(
     members: &[Member],
     tried: &[WorkerId],
     now: Now,
     config: &fleet::Config,
+    weights: &BTreeMap<WorkerId, u32>,
 ) -> Candidates {
     let mut found = Candidates::default();
     let mut ejected: SmallVec<[(bool, std::time::Duration, u32); 16]> = SmallVec::new();
@@ -36,7 +40,7 @@ pub(super) fn of(
             Fitness::Out => continue,
             Fitness::Full => found.full = true,
             Fitness::Fit if tried.contains(&member.worker.id) => {}
-            Fitness::Fit => found.push(at, member),
+            Fitness::Fit => found.push(at, member, weights),
             Fitness::Ejected { since, unreachable } => {
                 out += 1;
                 if !tried.contains(&member.worker.id) {
@@ -53,19 +57,21 @@ pub(super) fn of(
         let back = out - allowed;
         found.anyway = true;
         for (_, _, at) in ejected.into_iter().take(back) {
-            found.push(at, &members[at as usize]);
+            found.push(at, &members[at as usize], weights);
         }
     }
     found
 }
 
 impl Candidates {
-    fn push(&mut self, at: u32, member: &Member) {
+    fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>) {
         let worker = &member.worker;
+        // Almost always there are none.
+        let set = if weights.is_empty() { None } else { weights.get(&worker.id) };
         self.list.push(Candidate {
             id: worker.id,
             load: worker.load(),
-            weight: worker.spec.weight.get(),
+            weight: set.copied().unwrap_or(worker.spec.weight.get()),
         });
         self.members.push(at);
     }
@@ -116,7 +122,7 @@ mod tests {
         let ServedBy::Members(members) = snapshot.served_by(Some("m")) else {
             panic!("nobody serves")
         };
-        let found = of(members, tried, NOW, config);
+        let found = of(members, tried, NOW, config, &BTreeMap::new());
         (found.list.len(), found.anyway)
     }
 

@@ -16,6 +16,8 @@ pub struct Metrics {
     decisions: IntCounterVec,
     retries: IntCounterVec,
     send_errors: IntCounterVec,
+    pub(super) predicted: IntCounter,
+    pub(super) actual: IntCounter,
 }
 
 /// How a dispatched request ended.
@@ -56,7 +58,27 @@ pub(super) struct ModelMetrics {
     pub(super) first_byte: Histogram,
 }
 
+/// Requests since the start, by how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endings {
+    /// Answered in full.
+    pub complete: u64,
+    /// A worker's or this router's failure.
+    pub failed: u64,
+    /// The client left.
+    pub client_left: u64,
+}
+
 impl ModelMetrics {
+    pub(super) fn endings(&self) -> Endings {
+        let count = |ending: Ending| self.endings[ending as usize].get();
+        Endings {
+            complete: count(Ending::Complete),
+            failed: count(Ending::WorkerError) + count(Ending::Broken) + count(Ending::Failed),
+            client_left: count(Ending::ClientLeft),
+        }
+    }
+
     pub(super) fn count(&self, ending: Ending) {
         self.endings[ending as usize].inc();
     }
@@ -107,6 +129,14 @@ impl Metrics {
                 "Attempts that got no response head, by what went wrong.",
                 &["reason"],
             )?,
+            predicted: IntCounter::new(
+                "smg_affinity_predicted_cached_tokens_total",
+                "Tokens of prompts that cache_aware expected to be cached, where the answer says how many were.",
+            )?,
+            actual: IntCounter::new(
+                "smg_affinity_actual_cached_tokens_total",
+                "Tokens that were cached of the prompts of which cache_aware expected it, as the answers say.",
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
@@ -114,6 +144,8 @@ impl Metrics {
         registry.register(Box::new(metrics.decisions.clone()))?;
         registry.register(Box::new(metrics.retries.clone()))?;
         registry.register(Box::new(metrics.send_errors.clone()))?;
+        registry.register(Box::new(metrics.predicted.clone()))?;
+        registry.register(Box::new(metrics.actual.clone()))?;
         Ok(metrics)
     }
 

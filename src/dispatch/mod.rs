@@ -6,6 +6,7 @@
 mod attempts;
 mod body;
 mod candidates;
+mod feedback;
 mod metrics;
 mod policies;
 
@@ -24,10 +25,11 @@ use tracing::{debug, warn};
 use attempts::{Attempt, Attempts, Budget, Next};
 use body::Account;
 pub use body::{BodyError, ResponseBody, StreamEnd};
+use feedback::Expected;
 use metrics::Ending;
-pub use metrics::Metrics;
+pub use metrics::{Endings, Metrics};
 use policies::Entry;
-pub use policies::Policies;
+pub use policies::{Policies, Setting, Settings};
 
 use crate::clock::Clock;
 use crate::fleet::{Fleet, InFlight, Outcome, ServedBy, Worker};
@@ -267,14 +269,22 @@ impl Dispatcher {
                     let poor =
                         poor.take().filter(|_| matches!(error, DispatchError::NoneAvailable));
                     let poor = poor.ok_or(error)?;
-                    return Ok(self.respond(request, poor, None, permit.take(), started, &tried));
+                    return Ok(self.respond(
+                        request,
+                        poor,
+                        None,
+                        permit.take(),
+                        started,
+                        &tried,
+                        &[],
+                    ));
                 }
             };
             // Not read to its end: the connection closes.
             drop(poor.take());
             let worker = &chosen.worker;
             let sent_at = self.clock.now();
-            let hint = request.hint(&blocks);
+            let hint = request.hint(&blocks, &chosen.entry);
             chosen.entry.policy.sent(worker.id, &hint, sent_at);
             let outgoing = Outgoing {
                 method: &request.method,
@@ -328,6 +338,7 @@ impl Dispatcher {
                         permit.take(),
                         started,
                         &tried,
+                        &blocks.hashes,
                     ));
                 }
                 Err(error) => {
@@ -364,7 +375,12 @@ impl Dispatcher {
         }
     }
 
-    /// Gives an answer to the client. `in_flight`: `None` if the worker was judged by it already.
+    /// Gives an answer to the client. `in_flight`: `None` if the worker was judged by it already. `blocks`: of the prompt,
+    /// if what the answer says of the cache is worth knowing.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is what one attempt or the request brought"
+    )]
     fn respond(
         &self,
         request: &Request<'_>,
@@ -373,6 +389,7 @@ impl Dispatcher {
         permit: Option<Permit>,
         started: Duration,
         tried: &[WorkerId],
+        blocks: &[u64],
     ) -> Dispatched {
         let Answered { response, worker, entry, decision, sent_at } = answered;
         let trace = Trace {
@@ -393,6 +410,7 @@ impl Dispatcher {
             started,
             outcome: judge(response.status()),
             first_byte_seen: false,
+            expected: Expected::of(decision, blocks),
         };
         let is_events = is_event_stream(response.headers());
         // An event in clear text means nothing within a compressed stream.
@@ -472,17 +490,19 @@ impl Dispatcher {
             blocks.known = true;
             prefix::chain(entry.root(request.model), request.prompt, &mut blocks.hashes);
         }
-        let hint = request.hint(blocks);
+        let hint = request.hint(blocks, entry);
         let now = self.clock.now();
-        let mut found = candidates::of(members, tried, now, fleet.config());
+        let weights = &entry.weights;
+        let mut found = candidates::of(members, tried, now, fleet.config(), weights);
         let mut untried = true;
         if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
             // All were asked: then anyone but the one that has just failed, and that one only if it is alone. One that
             // is merely full is worth waiting for, if that is allowed.
             untried = false;
-            found = candidates::of(members, std::slice::from_ref(last), now, fleet.config());
+            let last = std::slice::from_ref(last);
+            found = candidates::of(members, last, now, fleet.config(), weights);
             if found.list.is_empty() && !found.full {
-                found = candidates::of(members, &[], now, fleet.config());
+                found = candidates::of(members, &[], now, fleet.config(), weights);
             }
         }
         loop {
@@ -516,9 +536,10 @@ impl Request<'_> {
         [&self.body[..at.start], &name, &self.body[at.end..]].concat().into()
     }
 
-    fn hint<'h>(&'h self, blocks: &'h Blocks) -> Hint<'h> {
+    fn hint<'h>(&'h self, blocks: &'h Blocks, entry: &Entry) -> Hint<'h> {
         let prompt_bytes = self.prompt.iter().map(|piece| piece.len()).sum();
-        Hint { session: self.session, blocks: &blocks.hashes, prompt_bytes }
+        let model = entry.session_root(self);
+        Hint { session: self.session, blocks: &blocks.hashes, prompt_bytes, model }
     }
 }
 

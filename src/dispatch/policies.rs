@@ -12,20 +12,34 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tracing::warn;
 
-use super::metrics::{Metrics, ModelMetrics};
+use super::metrics::{Endings, Metrics, ModelMetrics};
 use crate::fleet::Snapshot;
 use crate::ids::{ModelId, WorkerId};
-use crate::policy::{self, Decision, Kind, Policy};
+use crate::policy::{self, Decision, Kind, Memory, Policy};
 use crate::prefix;
 
 /// All policies in use.
 #[derive(Debug)]
 pub struct Policies {
     config: policy::Config,
-    index: Arc<prefix::Index>,
+    memory: Arc<Memory>,
     metrics: Metrics,
     table: ArcSwap<Table>,
-    reconciling: Mutex<()>,
+    reconciling: Mutex<Settings>,
+}
+
+/// What administrators have set, by model.
+pub type Settings = BTreeMap<ModelId, Setting>;
+
+/// What an administrator has set for a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// The policy.
+    pub kind: Kind,
+    /// Its parameters.
+    pub config: policy::Config,
+    /// Weights that take the place of those in the workers' specs.
+    pub weights: BTreeMap<WorkerId, u32>,
 }
 
 /// The policies at one version of the fleet.
@@ -43,16 +57,36 @@ pub(super) struct Table {
 pub(super) struct Entry {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) metrics: ModelMetrics,
+    /// Weights that take the place of those in the workers' specs.
+    pub(super) weights: BTreeMap<WorkerId, u32>,
     kind: Kind,
+    config: policy::Config,
     /// What the chains of its prompts begin with; `None`: it serves several models.
     root: Option<u64>,
     decisions: [IntCounter; 7],
+    predicted: IntCounter,
+    actual: IntCounter,
 }
 
 impl Entry {
+    /// What tells this model's sessions from others'; only computed where it is wanted.
+    pub(super) fn session_root(&self, request: &super::Request<'_>) -> u64 {
+        match self.root {
+            Some(root) => root,
+            None if request.session.is_some() => self.root(request.model),
+            None => 0,
+        }
+    }
+
     /// What the chain of a prompt for `model` begins with.
     pub(super) fn root(&self, model: Option<&str>) -> u64 {
         self.root.unwrap_or_else(|| prefix::root(&ModelId::from(model.unwrap_or_default())))
+    }
+
+    /// Counts what was expected of a worker's cache, and what the answer says.
+    pub(super) fn count_affinity(&self, expected: f32, usage: super::feedback::Usage) {
+        self.predicted.inc_by((f64::from(expected) * usage.prompt as f64) as u64);
+        self.actual.inc_by(usage.cached);
     }
 
     pub(super) fn count(&self, decision: Decision) {
@@ -70,18 +104,56 @@ impl Entry {
 }
 
 impl Policies {
-    /// The default policy for everything, until a worker's label says otherwise.
+    /// The default policy for everything, until a worker's label or an administrator says otherwise.
     #[must_use]
     pub fn new(config: policy::Config, index: Arc<prefix::Index>, metrics: Metrics) -> Self {
-        let other = Arc::new(entry(config.kind, None, &config, &index, &metrics));
+        let memory = Arc::new(Memory::new(&config, index));
+        let other = Arc::new(entry(None, &config.setting(config.kind), &memory, &metrics));
         let table =
             Table { version: 0, by_model: HashMap::new(), other, cache_epochs: HashMap::new() };
         Self {
             config,
-            index,
+            memory,
             metrics,
             table: ArcSwap::from_pointee(table),
-            reconciling: Mutex::new(()),
+            reconciling: Mutex::default(),
+        }
+    }
+
+    /// What the policies remember.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The configuration that settings begin from.
+    #[must_use]
+    pub fn config(&self) -> &policy::Config {
+        &self.config
+    }
+
+    /// What administrators have set.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.reconciling.lock().clone()
+    }
+
+    /// Requests of each model since the start, by how they ended. Models that nobody serves any more are not among them.
+    #[must_use]
+    pub fn endings(&self) -> Vec<(ModelId, Endings)> {
+        let table = self.table.load();
+        table.by_model.iter().map(|(id, entry)| (id.clone(), entry.metrics.endings())).collect()
+    }
+
+    /// Sets the policy of a model, or lets it be what labels and default say.
+    pub fn set(&self, model: &ModelId, setting: Option<Setting>, snapshot: &Snapshot) {
+        let mut settings = self.reconciling.lock();
+        let changed = match setting {
+            Some(setting) => settings.insert(model.clone(), setting.clone()) != Some(setting),
+            None => settings.remove(model).is_some(),
+        };
+        if changed {
+            self.rebuild(&settings, snapshot);
         }
     }
 
@@ -105,19 +177,24 @@ impl Policies {
     }
 
     fn reconcile(&self, snapshot: &Snapshot) {
-        let _one_at_a_time = self.reconciling.lock();
-        let old = self.table.load_full();
-        if old.version >= snapshot.version {
-            return;
+        let settings = self.reconciling.lock();
+        if self.table.load().version < snapshot.version {
+            self.rebuild(&settings, snapshot);
         }
+    }
+
+    /// Called by one at a time.
+    fn rebuild(&self, settings: &Settings, snapshot: &Snapshot) {
+        let old = self.table.load_full();
         let mut by_model = HashMap::new();
         for (id, model) in snapshot.models() {
-            let kind = self.kind_of(id, model.policy.as_deref());
+            let wanted = match settings.get(id) {
+                Some(set) => set.clone(),
+                None => self.config.setting(self.kind_of(id, model.policy.as_deref())),
+            };
             let entry = match old.by_model.get(id) {
-                Some(there) if there.kind == kind => Arc::clone(there),
-                Some(_) | None => {
-                    Arc::new(entry(kind, Some(id), &self.config, &self.index, &self.metrics))
-                }
+                Some(there) if there.is(&wanted) => Arc::clone(there),
+                Some(_) | None => Arc::new(entry(Some(id), &wanted, &self.memory, &self.metrics)),
             };
             by_model.insert(id.clone(), entry);
         }
@@ -135,7 +212,7 @@ impl Policies {
         }
         let other = Arc::clone(&old.other);
         self.table.store(Arc::new(Table {
-            version: snapshot.version,
+            version: snapshot.version.max(old.version),
             by_model,
             other,
             cache_epochs,
@@ -157,14 +234,27 @@ impl Table {
     }
 }
 
+impl Entry {
+    fn is(&self, wanted: &Setting) -> bool {
+        self.kind == wanted.kind && self.config == wanted.config && self.weights == wanted.weights
+    }
+}
+
+impl policy::Config {
+    /// The policy `kind` with these parameters.
+    fn setting(&self, kind: Kind) -> Setting {
+        Setting { kind, config: self.clone(), weights: BTreeMap::new() }
+    }
+}
+
 fn entry(
-    kind: Kind,
     model: Option<&ModelId>,
-    config: &policy::Config,
-    index: &Arc<prefix::Index>,
+    wanted: &Setting,
+    memory: &Arc<Memory>,
     metrics: &Metrics,
 ) -> Entry {
-    let policy = policy::build(kind, config, Arc::clone(index));
+    let Setting { kind, config, weights } = wanted.clone();
+    let policy = policy::build(kind, &config, Arc::clone(memory));
     let decisions = [
         Decision::Plain,
         Decision::Hit(0.0),
@@ -179,8 +269,12 @@ fn entry(
     Entry {
         policy,
         metrics: metrics.model(model.map_or("other", ModelId::as_str)),
+        weights,
         kind,
+        config,
         root,
         decisions,
+        predicted: metrics.predicted.clone(),
+        actual: metrics.actual.clone(),
     }
 }

@@ -15,6 +15,9 @@ use crate::now::Now;
 /// How long a request that succeeded speaks for a worker.
 const FRESH: Duration = Duration::from_secs(10);
 
+/// Prompts in a row of which nothing was cached, though most should have been, that make a worker's cache cold.
+const COLD_AFTER: u8 = 3;
+
 /// What the other routers say of a worker, put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Heard {
@@ -36,6 +39,8 @@ pub struct Seen {
     /// What its traffic says of the worker. A breaker that opened because no connection came about is not told: that may
     /// be this router's own way there.
     pub breaker: Mode,
+    /// Whether a request went well lately, and none has failed since.
+    pub serving: bool,
     /// Time to the head of responses, exponentially weighted.
     pub latency: Option<Duration>,
     /// Times that its cache was found cold by this router.
@@ -52,8 +57,27 @@ impl Fleet {
         let live = worker.live();
         live.elsewhere.store(heard.in_flight, Ordering::Relaxed);
         live.asked_elsewhere.store(heard.asked_elsewhere, Ordering::Relaxed);
-        live.heard_health.store(heard.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
+        live.heard_health
+            .store(heard.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
         live.heard_breaker.store(heard.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
+    }
+
+    /// An answer has said whether any of a long prompt was cached that should have been, to most of it. Several in a row of
+    /// which nothing was are taken for a restart; returns whether this one was the last of them.
+    pub fn hear_cached(&self, id: WorkerId, any: bool) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        let uncached = &worker.live().uncached;
+        if any {
+            uncached.store(0, Ordering::Relaxed);
+            return false;
+        }
+        if uncached.fetch_add(1, Ordering::Relaxed) + 1 < COLD_AFTER {
+            return false;
+        }
+        uncached.store(0, Ordering::Relaxed);
+        self.mark_cold(id);
+        true
     }
 
     /// The cache of a worker was found cold by another router: what was learnt of it is void.
@@ -109,6 +133,15 @@ impl Worker {
             || live.own_bad.load(Ordering::Relaxed)
     }
 
+    /// Whether requests are sent to it: nothing speaks against it but that it may be full right now.
+    #[must_use]
+    pub fn is_routed(&self, now: Now, config: &super::BreakerConfig) -> bool {
+        match self.fitness(now, config) {
+            super::Fitness::Fit | super::Fitness::Full => true,
+            super::Fitness::Ejected { .. } | super::Fitness::Out => false,
+        }
+    }
+
     /// What this router sees of it.
     #[must_use]
     pub fn seen(&self, now: Now, config: &super::BreakerConfig) -> Seen {
@@ -119,6 +152,7 @@ impl Worker {
             health: (self.is_asked_here() && live.probed_state() != State::Pending)
                 .then(|| live.probed_state() == State::Ready),
             breaker: if own_way { Mode::Closed } else { breaker },
+            serving: live.served_lately(now),
             latency: self.latency(),
             colds: live.own_colds.load(Ordering::Relaxed),
             in_flight: self.in_flight(),

@@ -6,8 +6,8 @@
 
 mod breaker;
 mod cut;
-mod heard;
 mod health;
+mod heard;
 mod metrics;
 mod told;
 mod worker;

@@ -87,6 +87,8 @@ pub(super) struct Live {
     pub(super) own_bad: AtomicBool,
     /// Times that this router found its cache cold.
     pub(super) own_colds: AtomicU32,
+    /// Prompts in a row of which nothing was cached though it should have been.
+    pub(super) uncached: AtomicU8,
     /// Requests that other routers have in flight on it.
     pub(super) elsewhere: AtomicU32,
     /// Other routers ask it how it is, and this one need not.
@@ -129,6 +131,7 @@ impl Worker {
             last_unreachable: AtomicU64::new(0),
             own_bad: AtomicBool::new(false),
             own_colds: AtomicU32::new(0),
+            uncached: AtomicU8::new(0),
             elsewhere: AtomicU32::new(0),
             asked_elsewhere: AtomicBool::new(false),
             heard_health: AtomicU8::new(0),

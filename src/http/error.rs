@@ -13,6 +13,7 @@ use serde_json::json;
 use super::body::Body;
 use super::headers;
 use super::peek::PeekError;
+use crate::bridge::WriteError;
 use crate::dispatch::DispatchError;
 use crate::fleet::RegisterError;
 use crate::limit::Rejected;
@@ -258,6 +259,21 @@ impl From<SendError> for ApiError {
                 "upstream_timeout",
                 "the worker did not answer in time",
             ),
+        }
+    }
+}
+
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        let message = error.to_string();
+        match error {
+            WriteError::Silent => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "mesh_unavailable", message)
+            }
+            WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
+            WriteError::Register(error) => error.into(),
+            WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
+            WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
         }
     }
 }

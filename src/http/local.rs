@@ -12,7 +12,7 @@ use prometheus::TextEncoder;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::{Surface, fanout, ha, keys, workers};
+use super::{Surface, fanout, ha, keys, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -34,8 +34,13 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/health", get(ha::health))
         .route("/ha/status", get(ha::status))
         .route("/ha/drift", get(ha::drift))
-        .route("/ha/workers", get(workers::across_routers))
-        .route("/ha/policies", get(workers::policies))
+        .route("/ha/workers", get(shared::workers))
+        .route("/ha/workers/{id}", get(shared::worker))
+        .route("/ha/policies", get(shared::policies))
+        .route(
+            "/ha/policies/{*model}",
+            get(shared::policy).put(shared::set_policy).delete(shared::unset_policy),
+        )
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
         .route("/ha/shutdown", post(ha::shutdown))
@@ -66,6 +71,8 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
+    } else if surface.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+        Some("joining")
     } else if ready < surface.config.min_ready_workers {
         Some("insufficient healthy workers")
     } else {

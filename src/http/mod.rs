@@ -20,6 +20,7 @@ mod peek;
 mod routes;
 mod server;
 mod shard;
+mod shared;
 mod watched;
 mod workers;
 
@@ -35,6 +36,7 @@ pub use metrics::Metrics;
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 
+use crate::bridge::{Admin, Gate};
 use crate::clock::Clock;
 use crate::dispatch;
 use crate::fleet::Fleet;
@@ -126,6 +128,10 @@ pub struct Surface {
     pub lifecycle: Lifecycle,
     /// The other routers, if there may be any.
     pub mesh: Option<mesh::Handle>,
+    /// Where administrators write.
+    pub admin: Admin,
+    /// Whether this router knows what the others know; `None`: there are none.
+    pub gate: Option<Arc<Gate>>,
     /// Where clients reach this router.
     pub client_url: String,
     /// Time.

@@ -26,7 +26,7 @@ pub(super) enum Serves {
     Local,
 }
 
-/// A method and a path. Segments in braces stand for anything.
+/// A method and a path. Segments in braces stand for anything; one that begins with a star, for all that follows.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
     /// `GET`, `POST`, …
@@ -93,7 +93,11 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/status", Access::Admin),
     local("GET", "/ha/drift", Access::Admin),
     local("GET", "/ha/workers", Access::Admin),
+    local("GET", "/ha/workers/{id}", Access::Admin),
     local("GET", "/ha/policies", Access::Admin),
+    local("GET", "/ha/policies/{*model}", Access::Admin),
+    local("PUT", "/ha/policies/{*model}", Access::Admin),
+    local("DELETE", "/ha/policies/{*model}", Access::Admin),
     local("GET", "/ha/routers", Access::Client),
     local("GET", "/ha/events", Access::Client),
     local("POST", "/ha/shutdown", Access::Operator),
@@ -148,6 +152,7 @@ fn leads_to(path: &str, pattern: &str) -> bool {
     loop {
         match (path.next(), pattern.next()) {
             (None, None) => return true,
+            (Some(first), Some(wanted)) if wanted.starts_with("{*") => return !first.is_empty(),
             (Some(segment), Some(wanted))
                 if segment == wanted || (wanted.starts_with('{') && !segment.is_empty()) => {}
             _ => return false,

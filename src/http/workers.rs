@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::Surface;
 use super::error::ApiError;
+use super::shared::WaitQuery;
 use crate::fleet::{Models, Override, Worker};
 use crate::ids::{ModelId, WorkerId};
 use crate::now::Now;
@@ -203,11 +204,11 @@ fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>, ApiError>
     }
 }
 
-fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
+pub(super) fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
     ApiError { param: Some(param), ..ApiError::bad_request("invalid_worker", message.to_string()) }
 }
 
-fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
 }
@@ -228,6 +229,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         "state": worker.state().name(),
         "models": models,
         "in_flight": worker.in_flight(),
+        "load": worker.load(),
         "breaker": worker.breaker_mode(now, &surface.fleet.config().breaker).name(),
         "head_latency_seconds": worker.latency().map(|latency| latency.as_secs_f64()),
         "override": verdict,
@@ -237,57 +239,12 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
     })
 }
 
-/// `GET /ha/workers`: the workers with what is seen of each, by router. Each router knows its own part only, as long as
-/// observations are not shared.
-pub(super) async fn across_routers(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let now = surface.clock.now();
-    let breaker = &surface.fleet.config().breaker;
-    let workers: Vec<Value> = surface
-        .fleet
-        .snapshot()
-        .workers()
-        .iter()
-        .map(|worker| {
-            let seen = json!({
-                "state": worker.state().name(),
-                "breaker": worker.breaker_mode(now, breaker).name(),
-                "in_flight": worker.in_flight(),
-                "head_latency_seconds": worker.latency().map(|latency| latency.as_secs_f64()),
-            });
-            json!({
-                "id": worker.id,
-                "url": worker.spec.url,
-                "state": worker.state().name(),
-                "observations": { (&*surface.config.node_name): seen },
-            })
-        })
-        .collect();
-    Json(json!({
-        "node_name": surface.config.node_name,
-        "workers": workers,
-        "total": workers.len(),
-    }))
-}
-
-/// `GET /ha/policies`: which policy picks for which model.
-pub(super) async fn policies(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let snapshot = surface.fleet.snapshot();
-    let (default, models) = surface.dispatch.policies.in_use(&snapshot);
-    let models: BTreeMap<_, _> =
-        models.iter().map(|(model, kind)| (model.as_str(), kind.to_string())).collect();
-    Json(json!({
-        "node_name": surface.config.node_name,
-        "default": default.to_string(),
-        "models": models,
-    }))
-}
-
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
     surface.config.admin_api_key.is_some()
 }
 
-fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
+pub(super) fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
     let parsed: WorkerId = id.parse().map_err(|_| ApiError::no_such_worker(id))?;
     surface.fleet.load().worker(parsed).cloned().ok_or_else(|| ApiError::no_such_worker(id))
 }
@@ -323,14 +280,18 @@ pub(super) async fn list(
 /// `POST /workers`: accepted at once, used as soon as it is found healthy and its models are known.
 pub(super) async fn add(
     State(surface): State<Arc<Surface>>,
+    Query(wait): Query<WaitQuery>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    let wait = wait.read()?;
     let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
-    let id = surface.fleet.register(spec)?;
+    let id = spec.id();
+    let written = surface.admin.add(spec).await?;
     tracing::info!(worker = %id, "worker added");
     let location = format!("/workers/{id}");
-    let answer = Json(json!({ "id": id, "state": "pending", "location": location }));
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location.clone())], answer).into_response())
+    let answer = json!({ "id": id, "state": "pending", "location": location });
+    let answer = wait.answer(StatusCode::ACCEPTED, written, async move |_| answer).await;
+    Ok(([(header::LOCATION, location)], answer).into_response())
 }
 
 /// `GET /workers/{id}`
@@ -346,19 +307,21 @@ pub(super) async fn show(
 pub(super) async fn replace(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
+    Query(wait): Query<WaitQuery>,
     body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let worker = find(&surface, &id)?;
     let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
-    respecify(&surface, &worker, spec)
+    respecify(&surface, &worker, spec, &wait).await
 }
 
 /// `PATCH /workers/{id}`: parts of the spec (RFC 7396). A key that is not mentioned stays.
 pub(super) async fn change(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
+    Query(wait): Query<WaitQuery>,
     body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let worker = find(&surface, &id)?;
     let patch: Value = read(&body)?;
     let Value::Object(fields) = &patch else {
@@ -375,23 +338,31 @@ pub(super) async fn change(
     if keeps_key {
         spec.api_key.clone_from(&worker.spec.api_key);
     }
-    respecify(&surface, &worker, spec)
+    respecify(&surface, &worker, spec, &wait).await
 }
 
-fn respecify(
+async fn respecify(
     surface: &Surface,
     worker: &Worker,
     spec: WorkerSpec,
-) -> Result<Json<Value>, ApiError> {
+    wait: &WaitQuery,
+) -> Result<Response, ApiError> {
     if spec.id() != worker.id {
         let message = "the url is the worker's identity: add another worker instead";
         return Err(invalid("url", message));
     }
-    let id = spec.id().to_string();
-    surface.fleet.respecify(spec);
+    let wait = wait.read()?;
+    let id = spec.id();
+    let written = surface.admin.change(spec).await?;
     tracing::info!(worker = %id, "worker changed");
-    let worker = find(surface, &id)?;
-    Ok(Json(document(&worker, surface, surface.clock.now())))
+    Ok(wait.answer(StatusCode::OK, written, async |_| shown(surface, id)).await)
+}
+
+/// A worker as it is now.
+fn shown(surface: &Surface, id: WorkerId) -> Value {
+    let now = surface.clock.now();
+    let worker = surface.fleet.load().worker(id).cloned();
+    worker.map_or_else(|| json!({ "id": id }), |worker| document(&worker, surface, now))
 }
 
 /// Merges `patch` into `target`; null takes a member away (RFC 7396, 2).
@@ -417,37 +388,45 @@ fn merge(target: &mut Value, patch: &Value) {
 pub(super) async fn remove(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
+    Query(wait): Query<WaitQuery>,
 ) -> Result<Response, ApiError> {
+    let wait = wait.read()?;
     let worker = find(&surface, &id)?;
-    surface.fleet.remove(worker.id, surface.clock.now());
+    let written = surface.admin.remove(worker.id).await?;
     tracing::info!(worker = %id, in_flight = worker.in_flight(), "worker leaves");
-    let answer =
-        Json(json!({ "id": worker.id, "state": "draining", "in_flight": worker.in_flight() }));
-    Ok((StatusCode::ACCEPTED, answer).into_response())
+    let answer = json!({ "id": worker.id, "state": "draining", "in_flight": worker.in_flight() });
+    Ok(wait.answer(StatusCode::ACCEPTED, written, async move |_| answer).await)
 }
 
 /// `POST /workers/{id}/drain`: no new requests, without removing it.
 pub(super) async fn drain(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    set_draining(&surface, &id, true)
+    Query(wait): Query<WaitQuery>,
+) -> Result<Response, ApiError> {
+    set_draining(&surface, &id, true, &wait).await
 }
 
 /// `DELETE /workers/{id}/drain`: takes it back.
 pub(super) async fn resume(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    set_draining(&surface, &id, false)
+    Query(wait): Query<WaitQuery>,
+) -> Result<Response, ApiError> {
+    set_draining(&surface, &id, false, &wait).await
 }
 
-fn set_draining(surface: &Surface, id: &str, draining: bool) -> Result<Json<Value>, ApiError> {
+async fn set_draining(
+    surface: &Surface,
+    id: &str,
+    draining: bool,
+    wait: &WaitQuery,
+) -> Result<Response, ApiError> {
+    let wait = wait.read()?;
     let worker = find(surface, id)?;
-    surface.fleet.drain(worker.id, draining);
+    let written = surface.admin.cordon(worker.id, draining).await?;
     tracing::info!(worker = id, draining, "worker cordoned or resumed");
-    let worker = find(surface, id)?;
-    Ok(Json(document(&worker, surface, surface.clock.now())))
+    Ok(wait.answer(StatusCode::OK, written, async |_| shown(surface, worker.id)).await)
 }
 
 /// An operator's verdict.
@@ -465,8 +444,10 @@ struct OverrideDocument {
 pub(super) async fn override_health(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
+    Query(wait): Query<WaitQuery>,
     body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
+    let wait = wait.read()?;
     let worker = find(&surface, &id)?;
     let asked: OverrideDocument = read(&body)?;
     if asked.reason.trim().is_empty() || asked.reason.len() > 500 {
@@ -490,19 +471,19 @@ pub(super) async fn override_health(
     };
     tracing::info!(worker = %id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
     let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
-    surface.fleet.override_worker(worker.id, Some(verdict));
-    let worker = find(&surface, &id)?;
-    Ok(Json(document(&worker, &surface, now)))
+    let written = surface.admin.override_worker(worker.id, Some(verdict)).await?;
+    Ok(wait.answer(StatusCode::OK, written, async |_| shown(&surface, worker.id)).await)
 }
 
 /// `DELETE /workers/{id}/override`
 pub(super) async fn lift_override(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+    Query(wait): Query<WaitQuery>,
+) -> Result<Response, ApiError> {
+    let wait = wait.read()?;
     let worker = find(&surface, &id)?;
-    surface.fleet.override_worker(worker.id, None);
+    let written = surface.admin.override_worker(worker.id, None).await?;
     tracing::info!(worker = %id, "override lifted");
-    let worker = find(&surface, &id)?;
-    Ok(Json(document(&worker, &surface, surface.clock.now())))
+    Ok(wait.answer(StatusCode::OK, written, async |_| shown(&surface, worker.id)).await)
 }

@@ -19,7 +19,7 @@ use super::link::{Dialler, Link};
 use super::metrics::{self, Metrics};
 use super::server::Incoming;
 use super::wire::Introduction;
-use super::{Happening, Synced, View, What};
+use super::{Follower, Happening, Synced, View, What};
 use crate::clock::Clock;
 use crate::cluster::membership::{self, MemberState, Transition};
 use crate::cluster::state::StoreId;
@@ -99,11 +99,15 @@ pub(super) struct Driver {
     outputs: Outputs,
     dialler: Arc<Dialler>,
     metrics: Metrics,
+    /// Who keeps a picture of the state in step; told before anything is said to have been applied.
+    follower: Option<Box<dyn Follower>>,
+    /// The members that the follower has seen.
+    followed: u64,
     links: BTreeMap<SocketAddr, Link>,
     /// Counters of what is sent, by kind, so that a frame costs no look-up by label.
     sent: BTreeMap<&'static str, IntCounter>,
-    /// What the view was made from.
-    shown: u64,
+    /// What the view was made from: the members' version, and whether the state was warm.
+    shown: (u64, bool),
     happened: u64,
     look_at: Duration,
     synced: Synced,
@@ -119,12 +123,16 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(
-        node: Node,
+        mut node: Node,
         clock: Clock,
         inputs: Inputs,
         outputs: Outputs,
         dialler: Arc<Dialler>,
+        follower: Option<Box<dyn Follower>>,
     ) -> Self {
+        if follower.is_some() {
+            node.follow();
+        }
         let metrics = dialler.metrics.clone();
         Self {
             node,
@@ -133,9 +141,11 @@ impl Driver {
             outputs,
             dialler,
             metrics,
+            follower,
+            followed: u64::MAX,
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
-            shown: 0,
+            shown: (0, false),
             happened: 0,
             look_at: Duration::ZERO,
             synced: Synced::new(),
@@ -233,12 +243,28 @@ impl Driver {
                 self.node.depart(now);
                 self.departing = Some(done);
             }
-            Command::Visit(visit) => visit(&mut self.node, &self.synced, now),
+            Command::Visit(visit) => {
+                visit(&mut self.node, &self.synced, now);
+                // So whoever asks again finds what was written.
+                self.follow();
+            }
+        }
+    }
+
+    /// Shows the follower what has changed.
+    fn follow(&mut self) {
+        let Some(follower) = &mut self.follower else { return };
+        let members = self.node.membership().version();
+        let news = self.node.take_news();
+        if !news.is_empty() || members != self.followed {
+            let others = members != std::mem::replace(&mut self.followed, members);
+            follower.follow(&mut self.node, &news, others, self.clock.now());
         }
     }
 
     /// Hands out everything that the node wants sent and told.
     fn drain(&mut self) {
+        self.follow();
         while let Some(transmit) = self.node.poll_transmit() {
             self.send(transmit);
         }
@@ -253,7 +279,9 @@ impl Driver {
                 }
             }
         }
-        if self.node.membership().version() != self.shown {
+        if self.node.membership().version() != self.shown.0
+            || self.node.replication().is_warm() != self.shown.1
+        {
             self.show();
         }
         let now = self.clock.mono();
@@ -335,7 +363,7 @@ impl Driver {
 
     /// Shows the members as they are now.
     fn show(&mut self) {
-        self.shown = self.node.membership().version();
+        self.shown = (self.node.membership().version(), self.node.replication().is_warm());
         let me = self.node.me();
         let before = self.outputs.me.load_full();
         if before.node != me.node || before.address != me.address {
@@ -347,7 +375,8 @@ impl Driver {
             me,
             members: self.node.members().collect(),
             refused: self.node.membership().refused().cloned(),
-            version: self.shown,
+            version: self.shown.0,
+            warm: self.shown.1,
         };
         self.show_members(&view);
         self.outputs.view.send_replace(Arc::new(view));

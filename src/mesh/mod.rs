@@ -46,6 +46,7 @@ use crate::clock::Clock;
 pub use crate::cluster::membership::MemberState;
 
 use crate::cluster::membership::{Identity, MemberView, RefusalReason, Transition, generation_at};
+use crate::cluster::state::news::News;
 use crate::cluster::{self, Node};
 use crate::ids::{NodeId, NodeName};
 use crate::now::Now;
@@ -136,6 +137,7 @@ struct Engine {
     dialler: Arc<Dialler>,
     service: Service,
     joiner: Joiner,
+    follower: Option<Box<dyn Follower>>,
 }
 
 /// Everybody that this router knows of, as of one moment.
@@ -147,8 +149,10 @@ pub struct View {
     pub members: Vec<MemberView>,
     /// Why this router can't join, while it can't.
     pub refused: Option<RefusalReason>,
-    /// Grows with each change.
+    /// Grows with each change of the members.
     pub version: u64,
+    /// This router has once had all that another had.
+    pub warm: bool,
 }
 
 impl View {
@@ -219,6 +223,13 @@ pub struct Handle {
     resolutions: Resolutions,
 }
 
+/// Keeps a picture of the shared state in step, on the mesh's thread: it must be quick and never wait.
+pub trait Follower: Send + std::fmt::Debug {
+    /// Something has changed: `news` says where, `members` whether others came, left, died or came back. Called before any
+    /// other router is told that this one has applied it.
+    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now);
+}
+
 /// A mesh that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -246,6 +257,11 @@ impl Mesh {
         let (handle, engine, stop) =
             assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp))?;
         Ok(Self { handle, engine, listener, stop, address, source })
+    }
+
+    /// From the start on, `follower` is told what changes.
+    pub fn follow(&mut self, follower: Box<dyn Follower>) {
+        self.engine.follower = Some(follower);
     }
 
     /// Where others reach it.
@@ -329,7 +345,7 @@ fn assemble(
     let (swim_tx, swim) = mpsc::channel(INBOX);
     let (state_tx, state) = mpsc::channel(INBOX);
     let (commands_tx, commands) = mpsc::channel(COMMANDS);
-    let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0 };
+    let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0, warm: false };
     let (view_tx, view) = watch::channel(Arc::new(first));
     let (happenings, _) = broadcast::channel(HAPPENINGS);
     let (stop, stopping) = watch::channel(false);
@@ -374,6 +390,7 @@ fn assemble(
             stopping,
         },
         joiner,
+        follower: None,
     };
     Ok((handle, engine, stop))
 }
@@ -381,8 +398,8 @@ fn assemble(
 impl Engine {
     /// Runs until the node has departed, or everybody who could ask it anything is gone.
     async fn run(self, listener: impl Listener) {
-        let Self { clock, node, inputs, outputs, dialler, service, joiner } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler);
+        let Self { clock, node, inputs, outputs, dialler, service, joiner, follower } = self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower);
         let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
         let beside = async {
             tokio::try_join!(server::run(listener, service), joiner.run(), async {

@@ -4,27 +4,45 @@
 //! a long prompt. So a prompt of which enough is known goes to the least loaded of the workers that know most of it, as
 //! long as that one is not much busier than the least loaded of all; then to the longest match among those that are
 //! not. Only when there is none that matches enough is affinity given up. What matches nothing goes to the least loaded
-//! of all, one of them by chance, and makes its worker the one that knows it.
+//! of all, one of them by chance, and makes its worker the one that knows it. Routers of a cluster don't leave that to
+//! chance: among those that have about the least to do, the first block that nobody knows decides, so that routers which
+//! have not heard of each other choose alike.
 
 use std::sync::Arc;
 
 use rand::Rng;
 
-use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose};
+use super::memory::Memory;
+use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
 use crate::ids::WorkerId;
 use crate::now::Now;
-use crate::prefix::{Index, Match};
+use crate::prefix::Match;
 
 /// Picks by what workers have served.
 #[derive(Debug)]
 pub(super) struct CacheAware {
     config: Config,
-    index: Arc<Index>,
+    memory: Arc<Memory>,
 }
 
 impl CacheAware {
-    pub(super) fn new(config: &Config, index: Arc<Index>) -> Self {
-        Self { config: config.clone(), index }
+    pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
+        Self { config: config.clone(), memory }
+    }
+
+    /// Where a prompt goes of which the first `known` blocks are known somewhere, which is not enough.
+    fn unknown(
+        &self,
+        candidates: &[Candidate],
+        least: usize,
+        blocks: &[u64],
+        known: usize,
+    ) -> usize {
+        let key = blocks.get(known).or(blocks.last());
+        let agreed = key.filter(|_| self.config.agree).and_then(|key| {
+            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least]))
+        });
+        agreed.unwrap_or(least)
     }
 
     /// The matched fraction of the prompt, if it is enough to follow.
@@ -51,11 +69,13 @@ impl Policy for CacheAware {
             return Some(Pick::new(least, Decision::NoKey));
         }
         let is_candidate = |worker| position(candidates, worker).is_some();
-        let longest = self.index.longest(hint.blocks, now, is_candidate);
+        let longest = self.memory.index.longest(hint.blocks, now, is_candidate);
+        let known = longest.as_ref().map_or(0, |found| found.depth);
         let Some((longest, fraction)) =
             longest.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)))
         else {
-            return Some(Pick::new(least, Decision::Miss));
+            let index = self.unknown(candidates, least, hint.blocks, known);
+            return Some(Pick::new(index, Decision::Miss));
         };
         let is_within =
             |at: usize| choose::within_balance(&candidates[at], &candidates[least], &self.config);
@@ -65,7 +85,7 @@ impl Policy for CacheAware {
             return Some(Pick::new(best, Decision::Hit(fraction)));
         }
         let is_candidate_within = |worker| position(candidates, worker).is_some_and(is_within);
-        let shorter = self.index.shorter(hint.blocks, longest.depth, is_candidate_within);
+        let shorter = self.memory.index.shorter(hint.blocks, longest.depth, is_candidate_within);
         let shorter =
             shorter.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)));
         Some(match shorter {
@@ -77,11 +97,21 @@ impl Policy for CacheAware {
     }
 
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
-        self.index.insert(hint.blocks, worker, now);
+        let known = self.memory.index.insert(hint.blocks, worker, now);
+        let (head, news) = hint.blocks.split_at(known.min(hint.blocks.len()));
+        self.memory.journal.note_prompt(worker, head.last().copied().unwrap_or(0), news);
+    }
+
+    fn answered(&self, worker: WorkerId, blocks: &[u64], predicted: f32, cached: f32) {
+        // Tokens are not bytes, and engines cache in blocks of their own: only what is far off proves a hint wrong.
+        if cached < predicted / 2.0 {
+            let kept = (cached * blocks.len() as f32).ceil() as usize;
+            self.memory.index.unlearn(blocks, kept, worker);
+        }
     }
 
     fn forget(&self, worker: WorkerId) {
-        self.index.forget(worker);
+        self.memory.index.forget(worker);
     }
 
     fn wants_blocks(&self) -> bool {

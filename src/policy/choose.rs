@@ -68,6 +68,14 @@ pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &
     load - fair <= f64::from(config.balance_abs_threshold) || load <= fair * ratio
 }
 
+/// Whether the load of `candidate` is about that of the `least` loaded one: one request and a quarter more at most. So a
+/// choice by key, on which routers agree, keeps a burst about as even as a choice by load.
+pub(super) fn is_near(candidate: &Candidate, least: &Candidate) -> bool {
+    let fair = (u64::from(least.load) + 1) * weight(candidate);
+    let most = fair + fair / 4 + weight(candidate);
+    (u64::from(candidate.load) + 1) * weight(least) <= most
+}
+
 impl Pick {
     /// The candidate at `index`, for the reason `decision`.
     pub(super) const fn new(index: usize, decision: super::Decision) -> Self {

@@ -2,24 +2,29 @@
 //!
 //! Unlike with consistent_hashing a session never moves because a worker came, and a new session goes where there is
 //! least to do. The price is memory, so the sessions are bounded in number and in time. A session whose worker can't
-//! take this request goes to the least loaded and stays there.
+//! take this request goes to the least loaded and stays there. Routers of a cluster tell each other; until that is heard,
+//! they choose a new session's worker by its key, so that two of them that meet it at once choose the same.
+
+use std::sync::Arc;
 
 use rand::Rng;
 
+use super::memory::Memory;
 use super::sessions::Sessions;
-use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose};
+use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
 use crate::ids::WorkerId;
 use crate::now::Now;
 
 /// Picks the session's worker.
 #[derive(Debug)]
 pub(super) struct Manual {
-    sessions: Sessions,
+    memory: Arc<Memory>,
+    agree: bool,
 }
 
 impl Manual {
-    pub(super) fn new(config: &Config) -> Self {
-        Self { sessions: Sessions::new(config.max_sessions, config.session_ttl) }
+    pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
+        Self { memory, agree: config.agree }
     }
 }
 
@@ -35,29 +40,37 @@ impl Policy for Manual {
         now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
+        let mut key = None;
         let decision = match hint.session {
             None => Decision::NoKey,
-            Some(session) => match self.sessions.worker(session, now) {
-                None => Decision::Miss,
-                Some(worker) => {
-                    if let Some(index) = candidates.iter().position(|c| c.id == worker) {
-                        return Some(Pick::new(index, Decision::Sticky));
+            Some(session) => {
+                let session = Sessions::key(hint.model, session);
+                key = Some(session);
+                match self.memory.sessions.worker(session, now) {
+                    None => Decision::Miss,
+                    Some(worker) => {
+                        if let Some(index) = candidates.iter().position(|c| c.id == worker) {
+                            return Some(Pick::new(index, Decision::Sticky));
+                        }
+                        Decision::Spill
                     }
-                    Decision::Spill
                 }
-            },
+            }
         };
-        choose::least_loaded(candidates.iter().enumerate(), rng)
-            .map(|index| Pick::new(index, decision))
+        let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
+        let agreed = key.filter(|_| self.agree).and_then(|key| {
+            rendezvous::highest(candidates, key, |c| choose::is_near(c, &candidates[least]))
+        });
+        Some(Pick::new(agreed.unwrap_or(least), decision))
     }
 
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
         if let Some(session) = hint.session {
-            self.sessions.bind(session, worker, now);
+            self.memory.bind(Sessions::key(hint.model, session), worker, now);
         }
     }
 
     fn forget(&self, worker: WorkerId) {
-        self.sessions.forget(worker);
+        self.memory.sessions.forget(worker);
     }
 }

@@ -12,8 +12,10 @@ mod bucket;
 mod cache_aware;
 mod choose;
 mod consistent_hashing;
+pub mod journal;
 mod least_load;
 mod manual;
+mod memory;
 mod passthrough;
 mod power_of_two;
 mod prefix_hash;
@@ -34,7 +36,8 @@ use rand::Rng;
 
 use crate::ids::WorkerId;
 use crate::now::Now;
-use crate::prefix;
+
+pub use memory::Memory;
 
 /// The policies by name (`--policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,18 +117,18 @@ impl FromStr for Kind {
     }
 }
 
-/// The policy called `kind`. One instance may serve several models; `index` may be shared by several policies.
+/// The policy called `kind`. One instance may serve several models; `memory` may be shared by several policies.
 #[must_use]
-pub fn build(kind: Kind, config: &Config, index: Arc<prefix::Index>) -> Arc<dyn Policy> {
+pub fn build(kind: Kind, config: &Config, memory: Arc<Memory>) -> Arc<dyn Policy> {
     match kind {
-        Kind::CacheAware => Arc::new(cache_aware::CacheAware::new(config, index)),
+        Kind::CacheAware => Arc::new(cache_aware::CacheAware::new(config, memory)),
         Kind::RoundRobin => Arc::new(round_robin::RoundRobin::default()),
         Kind::Random => Arc::new(random::Random),
         Kind::PowerOfTwo => Arc::new(power_of_two::PowerOfTwo),
         Kind::LeastLoad => Arc::new(least_load::LeastLoad),
         Kind::ConsistentHashing => Arc::new(consistent_hashing::ConsistentHashing),
         Kind::PrefixHash => Arc::new(prefix_hash::PrefixHash),
-        Kind::Manual => Arc::new(manual::Manual::new(config)),
+        Kind::Manual => Arc::new(manual::Manual::new(config, memory)),
         Kind::Bucket => Arc::new(bucket::Bucket::new(config)),
         Kind::Passthrough => Arc::new(passthrough::Passthrough),
     }
@@ -147,6 +150,9 @@ pub struct Config {
     pub session_ttl: Duration,
     /// Sessions that the manual policy remembers at most, least recently used out first.
     pub max_sessions: usize,
+    /// What nobody knows yet goes where its key says, among those with about the least to do: so that routers which have
+    /// not heard of each other choose alike.
+    pub agree: bool,
 }
 
 impl Default for Config {
@@ -158,6 +164,7 @@ impl Default for Config {
             balance_rel_threshold: 1.5,
             session_ttl: Duration::from_secs(3600),
             max_sessions: 1 << 20,
+            agree: false,
         }
     }
 }
@@ -182,6 +189,8 @@ pub struct Hint<'a> {
     pub blocks: &'a [u64],
     /// Length of the prompt in bytes.
     pub prompt_bytes: usize,
+    /// What the chains of the model's prompts begin with: so that two models' sessions of one name are two.
+    pub model: u64,
 }
 
 /// Why the candidate was picked, for metrics and for `x-smg-decision`.
@@ -256,6 +265,12 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// retry): the place to learn from. Does nothing by default.
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
         let _ = (worker, hint, now);
+    }
+
+    /// Told when an answer says how much of a prompt its worker had cached, where `predicted` of it was expected to be:
+    /// both as fractions, 0..=1. Does nothing by default.
+    fn answered(&self, worker: WorkerId, blocks: &[u64], predicted: f32, cached: f32) {
+        let _ = (worker, blocks, predicted, cached);
     }
 
     /// Told when `worker` left, or came back with a cold cache: what was learnt of it is void.

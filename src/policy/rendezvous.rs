@@ -14,9 +14,31 @@ use super::{Candidate, Decision, Pick, choose};
 /// The owner of `key` if its load is within the bound, else the next in the key's order whose load is.
 pub(super) fn owner(candidates: &[Candidate], key: u64) -> Option<Pick> {
     let bound = Bound::of(candidates);
+    let (owner, within) = order(candidates, key, |candidate| bound.admits(candidate));
+    let owner = owner?;
+    // Somebody is always below 1.25 times the average.
+    let index = within.unwrap_or(owner);
+    Some(Pick::new(index, if index == owner { Decision::Sticky } else { Decision::Spill }))
+}
+
+/// The first in the key's order of those that are fit.
+pub(super) fn highest(
+    candidates: &[Candidate],
+    key: u64,
+    fit: impl Fn(&Candidate) -> bool,
+) -> Option<usize> {
+    order(candidates, key, fit).1
+}
+
+/// The first in the key's order, and the first of those that are fit.
+fn order(
+    candidates: &[Candidate],
+    key: u64,
+    fit: impl Fn(&Candidate) -> bool,
+) -> (Option<usize>, Option<usize>) {
     let even = candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight);
     let mut first = Best::default();
-    let mut first_within = Best::default();
+    let mut first_fit = Best::default();
     for (index, candidate) in candidates.iter().enumerate() {
         let hash = mix(key, candidate.id.as_u64());
         let score = if even {
@@ -28,14 +50,11 @@ pub(super) fn owner(candidates: &[Candidate], key: u64) -> Option<Pick> {
             choose::weight(candidate) as f64 / -uniform.ln()
         };
         first.offer(index, score);
-        if first_within.is_below(score) && bound.admits(candidate) {
-            first_within.offer(index, score);
+        if first_fit.is_below(score) && fit(candidate) {
+            first_fit.offer(index, score);
         }
     }
-    let owner = first.index?;
-    // Somebody is always below 1.25 times the average.
-    let index = first_within.index.unwrap_or(owner);
-    Some(Pick::new(index, if index == owner { Decision::Sticky } else { Decision::Spill }))
+    (first.index, first_fit.index)
 }
 
 /// The candidate with the highest score so far.

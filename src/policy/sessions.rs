@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::ids::WorkerId;
 use crate::now::Now;
@@ -40,9 +40,18 @@ impl Sessions {
         Self { shards, workers: RwLock::default(), ttl }
     }
 
-    /// The worker that `session` is bound to.
-    pub(super) fn worker(&self, session: &[u8], now: Now) -> Option<WorkerId> {
-        let key = xxh3_64(session);
+    /// The name of a model's session: the same on all routers and in all versions.
+    pub(super) fn key(model: u64, session: &[u8]) -> u64 {
+        xxh3_64_with_seed(session, model)
+    }
+
+    /// How long a session is remembered without use.
+    pub(super) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// The worker that the session `key` is bound to.
+    pub(super) fn worker(&self, key: u64, now: Now) -> Option<WorkerId> {
         let bound = self.shard(key).lock().get(key)?;
         if now.mono.saturating_sub(bound.used) > self.ttl {
             return None;
@@ -50,12 +59,27 @@ impl Sessions {
         self.workers.read().who(bound.worker)
     }
 
-    /// Binds `session` to `worker`, from now on for its time to live.
-    pub(super) fn bind(&self, session: &[u8], worker: WorkerId, now: Now) {
+    /// The worker that the session `key` is bound to, however long ago it was used, and when others were last told.
+    pub(super) fn bound(&self, key: u64) -> Option<(WorkerId, Duration)> {
+        let bound = self.shard(key).lock().get(key)?;
+        Some((self.workers.read().who(bound.worker)?, bound.told))
+    }
+
+    /// Binds the session `key` to `worker`, from now on for its time to live.
+    pub(super) fn bind(&self, key: u64, worker: WorkerId, now: Now) {
         let known = self.workers.read().handle(worker);
         let Some(worker) = known.or_else(|| self.workers.write().enter(worker)) else { return };
-        let key = xxh3_64(session);
-        self.shard(key).lock().put(key, Bound { worker, used: now.mono });
+        let mut shard = self.shard(key).lock();
+        let told = shard.get(key).map_or(now.mono, |bound| bound.told);
+        shard.put(key, Bound { worker, used: now.mono, told });
+    }
+
+    /// Others are told of the session `key` now.
+    pub(super) fn mark_told(&self, key: u64, now: Now) {
+        let mut shard = self.shard(key).lock();
+        if let Some(bound) = shard.get(key) {
+            shard.put(key, Bound { told: now.mono, ..bound });
+        }
     }
 
     /// Frees all sessions of `worker`.
@@ -77,6 +101,8 @@ impl Sessions {
 struct Bound {
     worker: Handle,
     used: Duration,
+    /// When others were last told of it.
+    told: Duration,
 }
 
 /// A list in order of use, newest first. Nodes are never freed one by one: a full shard uses its oldest again.
@@ -157,6 +183,10 @@ mod tests {
     const A: WorkerId = WorkerId::from_u64(1);
     const B: WorkerId = WorkerId::from_u64(2);
 
+    fn key(session: &[u8]) -> u64 {
+        Sessions::key(0, session)
+    }
+
     fn second(n: u64) -> Now {
         Now::at(Duration::from_secs(n))
     }
@@ -169,11 +199,11 @@ mod tests {
     fn the_least_recently_used_session_goes_first() {
         let sessions = sessions(3);
         for (at, name) in [b"x", b"y", b"z", b"x"].into_iter().enumerate() {
-            sessions.bind(name, A, second(at as u64));
+            sessions.bind(key(name), A, second(at as u64));
         }
-        sessions.bind(b"new", B, second(5));
+        sessions.bind(key(b"new"), B, second(5));
         let known: Vec<bool> = [b"x".as_slice(), b"y", b"z", b"new"]
-            .map(|name| sessions.worker(name, second(5)).is_some())
+            .map(|name| sessions.worker(key(name), second(5)).is_some())
             .into();
         assert_eq!(known, [true, false, true, true]);
         assert_eq!(sessions.len(), 3);
@@ -184,7 +214,7 @@ mod tests {
         for max in [0, 1, 2, 1500, 20_000] {
             let sessions = sessions(max);
             for n in 0..30_000_u32 {
-                sessions.bind(&n.to_le_bytes(), A, second(1));
+                sessions.bind(key(&n.to_le_bytes()), A, second(1));
             }
             assert_eq!(sessions.len(), max);
         }
@@ -193,21 +223,21 @@ mod tests {
     #[test]
     fn a_session_ends_when_it_was_not_used_for_its_time_to_live() {
         let sessions = sessions(10);
-        sessions.bind(b"s", A, second(0));
-        assert_eq!(sessions.worker(b"s", second(60)), Some(A));
-        assert_eq!(sessions.worker(b"s", second(61)), None);
-        sessions.bind(b"s", A, second(50));
-        assert_eq!(sessions.worker(b"s", second(110)), Some(A));
+        sessions.bind(key(b"s"), A, second(0));
+        assert_eq!(sessions.worker(key(b"s"), second(60)), Some(A));
+        assert_eq!(sessions.worker(key(b"s"), second(61)), None);
+        sessions.bind(key(b"s"), A, second(50));
+        assert_eq!(sessions.worker(key(b"s"), second(110)), Some(A));
     }
 
     #[test]
     fn a_forgotten_worker_has_no_sessions_also_when_it_comes_back() {
         let sessions = sessions(10);
-        sessions.bind(b"s", A, second(0));
-        sessions.bind(b"t", B, second(0));
+        sessions.bind(key(b"s"), A, second(0));
+        sessions.bind(key(b"t"), B, second(0));
         sessions.forget(A);
-        sessions.bind(b"u", A, second(0));
-        let bound = |name: &[u8]| sessions.worker(name, second(1));
+        sessions.bind(key(b"u"), A, second(0));
+        let bound = |name: &[u8]| sessions.worker(key(name), second(1));
         assert_eq!((bound(b"s"), bound(b"t"), bound(b"u")), (None, Some(B), Some(A)));
     }
 }

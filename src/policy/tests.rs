@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, build};
+use super::{Candidate, Config, Decision, Hint, Kind, Memory, Pick, Policy, build};
 use crate::ids::{ModelId, WorkerId};
 use crate::now::Now;
 use crate::prefix;
@@ -27,7 +27,8 @@ use crate::prefix;
 const SEED: u64 = 7;
 
 fn policy_with(kind: Kind, config: &Config) -> Arc<dyn Policy> {
-    build(kind, config, Arc::new(prefix::Index::new(&prefix::Config { max_entries: 1 << 16 })))
+    let index = Arc::new(prefix::Index::new(&prefix::Config { max_entries: 1 << 16 }));
+    build(kind, config, Arc::new(Memory::new(config, index)))
 }
 
 fn policy(kind: Kind) -> Arc<dyn Policy> {

@@ -26,6 +26,8 @@ const MAX_SHARDS: usize = 64;
 const SHARD_ENTRIES: usize = 4096;
 /// Sets that each insertion sweeps while forgotten workers may have entries.
 const SWEEP_SETS: usize = 8;
+/// Of so many prompts one is told whole.
+const TELL_AGAIN: u32 = 64;
 /// Depth from which on blocks count as no older than their parent.
 const BIAS_DEPTH: u32 = 64;
 
@@ -49,6 +51,8 @@ pub struct Index {
     /// Shards to be swept from their beginning until no entry knows a forgotten worker.
     unswept: AtomicUsize,
     sweeper: Mutex<Sweeper>,
+    /// Prompts that were sent.
+    told: AtomicU32,
     counters: Counters,
 }
 
@@ -81,6 +85,7 @@ impl Index {
             horizon: AtomicU32::new(0),
             unswept: AtomicUsize::new(0),
             sweeper: Mutex::default(),
+            told: AtomicU32::new(0),
             counters: Counters::new(),
         }
     }
@@ -115,18 +120,58 @@ impl Index {
             .map(|(depth, workers)| Match { depth, workers })
     }
 
-    /// Learns that `worker` has been sent the prompt `blocks`.
-    pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) {
+    /// Learns that `worker` has been sent the prompt `blocks`. Returns how many of them, from the head on, it was known to
+    /// have been sent before; now and then 0, so that whoever is told of the rest hears of what is in use, too.
+    pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
+        let known = self.insert_below(0, 0, blocks, worker, now);
+        let again = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(TELL_AGAIN);
+        if again { 0 } else { known }
+    }
+
+    /// Learns that `worker` has been sent prompts with these blocks, of which the first hangs below `parent`; 0: it is a
+    /// head. What is unknown above it is no error: it may have been forgotten, or be heard later.
+    pub fn learn(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
+        let above = match parent {
+            0 => 0,
+            parent => self.shard(parent).read().find(parent).map_or(1, |entry| entry.depth.into()),
+        };
+        self.insert_below(parent, above, blocks, worker, now);
+    }
+
+    /// Takes back that `worker` has been sent the prompt `blocks`, but for the first `kept` of them: it has proved not to
+    /// have them any more.
+    pub fn unlearn(&self, blocks: &[u64], kept: usize, worker: WorkerId) {
+        let Some(handle) = self.workers.read().handle(worker) else { return };
+        for &key in blocks.iter().take(MAX_BLOCKS).skip(kept) {
+            let mut shard = self.shard(key).write();
+            let Some(entry) = shard.find_mut(key) else { continue };
+            if let Some(at) = entry.workers.iter().position(|known| *known == handle) {
+                entry.workers[at..].rotate_left(1);
+                entry.workers[WORKERS - 1] = Handle::NOBODY;
+            }
+        }
+    }
+
+    fn insert_below(
+        &self,
+        above: u64,
+        depth: usize,
+        blocks: &[u64],
+        worker: WorkerId,
+        now: Now,
+    ) -> usize {
         if blocks.is_empty() {
-            return;
+            return 0;
         }
         let known = self.workers.read().handle(worker);
-        let Some(handle) = known.or_else(|| self.workers.write().enter(worker)) else { return };
+        let Some(handle) = known.or_else(|| self.workers.write().enter(worker)) else { return 0 };
         let workers = self.workers.read();
         let tick = tick(now);
-        let mut parent = 0;
+        let mut parent = above;
         let mut maybe_known = true;
-        for (at, &key) in blocks.iter().take(MAX_BLOCKS).enumerate() {
+        // Blocks that the worker was known to have been sent.
+        let mut sent = 0;
+        for (at, &key) in (depth..MAX_BLOCKS).zip(blocks) {
             let stamp = self.stamp(tick, at + 1);
             if maybe_known {
                 // The head of most prompts is known with this very worker: then a read lock will do.
@@ -135,6 +180,7 @@ impl Index {
                 if let Some(entry) = entry.filter(|entry| entry.workers[0] == handle) {
                     entry.touched.store(stamp, Ordering::Relaxed);
                     parent = key;
+                    sent += usize::from(sent == at - depth);
                     continue;
                 }
                 maybe_known = entry.is_some();
@@ -146,6 +192,7 @@ impl Index {
                         // Two prefixes with one number: the newer one has it.
                         (entry.parent, entry.workers) = (parent, [Handle::NOBODY; WORKERS]);
                     }
+                    sent += usize::from(sent == at - depth && entry.workers.contains(&handle));
                     put_first(&mut entry.workers, handle, |other| workers.who(other).is_some());
                     entry.touched.store(stamp, Ordering::Relaxed);
                 }
@@ -167,6 +214,7 @@ impl Index {
         if self.unswept.load(Ordering::Relaxed) > 0 {
             self.sweep(SWEEP_SETS);
         }
+        sent
     }
 
     /// Forgets what `worker` has served: at once for each look-up, in memory bit by bit.

@@ -140,10 +140,15 @@ fn picking(criterion: &mut Criterion) {
                 })
                 .collect();
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 16 }));
-            let policy = policy::build(kind, &policy::Config::default(), index);
+            let policy = policy::build(
+                kind,
+                &policy::Config::default(),
+                Arc::new(policy::Memory::new(&policy::Config::default(), index)),
+            );
             for (at, prompt) in prompts.iter().enumerate() {
                 let key = at.to_le_bytes();
-                let hint = Hint { session: Some(&key), blocks: prompt, prompt_bytes: 100 * at };
+                let hint =
+                    Hint { session: Some(&key), blocks: prompt, prompt_bytes: 100 * at, model: 0 };
                 policy.sent(candidates[at % count].id, &hint, Now::default());
             }
             let name = format!("{count}{}", if even { "" } else { "_weighted" });
@@ -153,8 +158,12 @@ fn picking(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     at = (at + 1) % prompts.len();
                     let key = at.to_le_bytes();
-                    let hint =
-                        Hint { session: Some(&key), blocks: &prompts[at], prompt_bytes: 100 * at };
+                    let hint = Hint {
+                        session: Some(&key),
+                        blocks: &prompts[at],
+                        prompt_bytes: 100 * at,
+                        model: 0,
+                    };
                     policy.pick(black_box(&candidates), &hint, Now::default(), &mut draw).unwrap()
                 });
             });

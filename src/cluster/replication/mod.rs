@@ -169,7 +169,12 @@ impl Replication {
 
     /// Learns that `worker` served a prompt with these chained blocks, and tells the others soon.
     pub fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
-        self.state.prefixes.served(now, worker, blocks);
+        self.served_below(now, worker, 0, blocks);
+    }
+
+    /// The same of a prompt whose part up to the block `above` is told already.
+    pub fn served_below(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
+        self.state.prefixes.served(now, worker, above, blocks);
         if self.state.prefixes.has_waiting() && self.hints_at.is_none() {
             self.hints_at = Some(now.mono + HINT_DELAY);
         }

@@ -52,12 +52,14 @@ pub enum SeenHealth {
 /// What traffic says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeenBreaker {
-    /// Lets requests through.
+    /// Lets requests through; none went well lately, so that says nothing.
     Closed,
     /// Lets one through, to see.
     HalfOpen,
     /// Lets none through.
     Open,
+    /// Lets requests through, and one went well lately.
+    Serving,
 }
 
 /// The load store.

@@ -131,8 +131,8 @@ impl Prefixes {
     }
 
     /// Learns that `worker` has just served a prompt with these chained blocks, and will tell the others what they may
-    /// not know: a prefix that was touched within half its time to live is not told again.
-    pub(crate) fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
+    /// not know; the first block hangs below `above`, 0 if it is the head. A prefix that was touched within half its time to live is not told again.
+    pub(crate) fn served(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         let wall = millis(now.wall);
         let fresh = wall.saturating_sub(millis(self.config.ttl) / 2);
         let known = blocks.iter().take_while(|block| {
@@ -141,7 +141,7 @@ impl Prefixes {
         });
         let known = known.count();
         let (head, tail) = blocks.split_at(known);
-        let mut parent = head.last().copied().unwrap_or(0);
+        let mut parent = head.last().copied().unwrap_or(above);
         if tail.is_empty() {
             return;
         }
@@ -335,14 +335,14 @@ mod tests {
     #[test]
     fn only_what_others_may_not_know_is_told() {
         let mut here = Prefixes::new(Config::default());
-        here.served(at(1000), worker(1), &[10, 11, 12]);
+        here.served(at(1000), worker(1), 0, &[10, 11, 12]);
         assert_eq!(here.flush()[0].blocks, [10, 11, 12]);
-        here.served(at(1001), worker(1), &[10, 11, 12, 13]);
+        here.served(at(1001), worker(1), 0, &[10, 11, 12, 13]);
         let told = here.flush();
         assert_eq!((told[0].parent, &*told[0].blocks), (12, &[13][..]));
-        here.served(at(1002), worker(1), &[10, 11, 12, 13]);
+        here.served(at(1002), worker(1), 0, &[10, 11, 12, 13]);
         assert!(here.flush().is_empty());
-        here.served(at(1400), worker(1), &[10]);
+        here.served(at(1400), worker(1), 0, &[10]);
         assert_eq!(here.flush()[0].blocks, [10], "half the time to live has passed");
     }
 
@@ -371,7 +371,7 @@ mod tests {
         let config = Config { max_entries: 100, max_waiting: 150, ..Config::default() };
         let mut here = Prefixes::new(config);
         for n in 0..1000 {
-            here.served(at(1000), worker(n % 7), &[n]);
+            here.served(at(1000), worker(n % 7), 0, &[n]);
         }
         assert_eq!((here.len(), here.dropped()), (100, 850));
         let mut told = 0;
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_long_run_is_told_in_parts_that_hang_together() {
         let mut here = Prefixes::new(Config { flush_bytes: 100, ..Config::default() });
-        here.served(at(1), worker(1), &(1..=20).collect::<Vec<_>>());
+        here.served(at(1), worker(1), 0, &(1..=20).collect::<Vec<_>>());
         let mut blocks = Vec::new();
         while here.has_waiting() {
             for run in here.flush() {

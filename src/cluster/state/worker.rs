@@ -54,9 +54,7 @@ pub struct WorkerEntry {
 }
 
 /// Whether a worker takes part, as administrators decide it.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Stance {
     /// It does.
     #[default]

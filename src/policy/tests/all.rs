@@ -40,7 +40,7 @@ fn nobody_is_favoured_at_idle() {
         for n in 0..8000_u64 {
             // A request of its own each time: another session, another prompt.
             let (key, blocks) = (n.to_le_bytes(), [rng.random(), rng.random()]);
-            let hint = Hint { session: Some(&key), blocks: &blocks, prompt_bytes: 600 };
+            let hint = Hint { session: Some(&key), blocks: &blocks, prompt_bytes: 600, model: 0 };
             let pick = policy.pick(&fleet, &hint, Now::default(), &mut rng).unwrap();
             policy.sent(fleet[pick.index].id, &hint, Now::default());
             shares[pick.index] += 1;
@@ -57,7 +57,7 @@ fn a_burst_spreads() {
         let mut rng = StdRng::seed_from_u64(SEED);
         for n in 0..800_u64 {
             let (key, blocks) = (n.to_le_bytes(), [rng.random(), rng.random()]);
-            let hint = Hint { session: Some(&key), blocks: &blocks, prompt_bytes: 600 };
+            let hint = Hint { session: Some(&key), blocks: &blocks, prompt_bytes: 600, model: 0 };
             let pick = policy.pick(&fleet, &hint, Now::default(), &mut rng).unwrap();
             policy.sent(fleet[pick.index].id, &hint, Now::default());
             fleet[pick.index].load += 1;
@@ -109,7 +109,7 @@ proptest! {
         for (key, blocks, prompt_bytes) in requests {
             let key = key.map(|key| [key]);
             let session = key.as_ref().map(<[u8; 1]>::as_slice);
-            let hint = Hint { session, blocks: &blocks, prompt_bytes };
+            let hint = Hint { session, blocks: &blocks, prompt_bytes, model: 0 };
             let pick = policy.pick(&candidates, &hint, Now::default(), &mut rng);
             let index = pick.map(|pick| pick.index);
             prop_assert!(index.is_some_and(|index| index < candidates.len()));

@@ -1,0 +1,273 @@
+//! From this router to the cluster: what it sees of each worker, what it has in flight there, what its policies have
+//! learnt, and how many requests it has served. Said when it has changed enough to matter.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::{Bridge, Metrics};
+use crate::cluster::Node;
+use crate::cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
+use crate::cluster::state::session::SessionKey;
+use crate::cluster::state::totals::Outcome;
+use crate::cluster::state::{SessionWrite, Write};
+use crate::dispatch::Endings;
+use crate::fleet::{Mode, Seen};
+use crate::ids::{ModelId, NodeId, WorkerId};
+use crate::mesh;
+use crate::now::Now;
+use crate::policy::journal::Pages;
+
+/// Between two words about requests served, and about latencies.
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// Between two words about a load that has changed by one.
+const LOAD_PAUSE: Duration = Duration::from_millis(100);
+
+/// What was last said of a worker.
+#[derive(Debug, Default)]
+struct Said {
+    seen: Option<Observation>,
+    seen_at: Duration,
+    load: u32,
+    load_at: Duration,
+}
+
+/// What was last said.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    bridge: Bridge,
+    mesh: mesh::Handle,
+    metrics: Metrics,
+    /// As whom.
+    me: Option<NodeId>,
+    workers: HashMap<WorkerId, Said>,
+    totals: HashMap<(ModelId, Outcome), u64>,
+    /// Counts that were said in earlier lives of this process: a new writer begins at zero.
+    bases: HashMap<(ModelId, Outcome), u64>,
+    totals_at: Duration,
+}
+
+impl Publisher {
+    pub(super) fn new(bridge: &Bridge, mesh: mesh::Handle, metrics: Metrics) -> Self {
+        Self {
+            bridge: bridge.clone(),
+            mesh,
+            metrics,
+            me: None,
+            workers: HashMap::new(),
+            totals: HashMap::new(),
+            bases: HashMap::new(),
+            totals_at: Duration::ZERO,
+        }
+    }
+
+    /// Says what has changed.
+    pub(super) async fn look(&mut self) {
+        let now = self.bridge.clock.now();
+        self.follow_life();
+        let mut writes = self.observations(now);
+        let pages = self.bridge.dispatch.policies.memory().journal.read();
+        let counting = now.mono.saturating_sub(self.totals_at) >= SELDOM;
+        let mut models = Vec::new();
+        if counting {
+            self.totals_at = now.mono;
+            writes.extend(self.count());
+            models = self.totals.keys().map(|(model, _)| model.clone()).collect();
+            models.sort();
+            models.dedup();
+        }
+        if writes.is_empty() && pages.is_empty() && models.is_empty() {
+            return;
+        }
+        let ttl = self.bridge.dispatch.policies.memory().session_ttl();
+        let told = self.mesh.visit(move |node, _, now| {
+            tell(node, now, writes, &pages, ttl);
+            models.into_iter().map(|model| total(node, model)).collect::<Vec<_>>()
+        });
+        match told.await {
+            Some(totals) => {
+                totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts))
+            }
+            // Nobody answers: all of it is said again when somebody does.
+            None => self.forget(),
+        }
+    }
+
+    /// A new life of this router has said nothing yet.
+    fn follow_life(&mut self) {
+        let me = self.mesh.view().me.node.clone();
+        if self.me.as_ref() != Some(&me) {
+            self.me = Some(me);
+            for (key, count) in self.totals.drain() {
+                *self.bases.entry(key).or_default() += count;
+            }
+            self.workers.clear();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.workers.clear();
+        // A count says all since the start: it is complete whenever it is said next.
+        self.totals.values_mut().for_each(|said| *said = 0);
+    }
+
+    fn observations(&mut self, now: Now) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let snapshot = self.bridge.fleet.snapshot();
+        let breaker = &self.bridge.fleet.config().breaker;
+        for worker in snapshot.workers() {
+            let said = self.workers.entry(worker.id).or_default();
+            let seen = worker.seen(now, breaker);
+            if is_load_news(said, seen.in_flight, now.mono) {
+                said.load = seen.in_flight;
+                said.load_at = now.mono;
+                let load = Load { requests: seen.in_flight, tokens: 0 };
+                writes.push(Write::Load(worker.id, (seen.in_flight > 0).then_some(load)));
+            }
+            let observation = observation(&seen, now);
+            if is_news(said, &observation, now.mono) {
+                said.seen = Some(observation);
+                said.seen_at = now.mono;
+                writes.push(Write::Observe(worker.id, Some(observation)));
+            }
+        }
+        self.workers.retain(|id, said| {
+            let stays = snapshot.worker(*id).is_some();
+            if !stays {
+                writes.extend(said.seen.is_some().then_some(Write::Observe(*id, None)));
+                writes.extend((said.load > 0).then_some(Write::Load(*id, None)));
+            }
+            stays
+        });
+        writes
+    }
+
+    fn count(&mut self) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for (model, endings) in self.bridge.dispatch.policies.endings() {
+            let Endings { complete, failed, client_left } = endings;
+            for (outcome, count) in [
+                (Outcome::Ok, complete),
+                (Outcome::ServerError, failed),
+                (Outcome::Cancelled, client_left),
+            ] {
+                let key = (model.clone(), outcome);
+                let count = count.saturating_sub(self.bases.get(&key).copied().unwrap_or(0));
+                let said = self.totals.entry(key).or_default();
+                if *said < count {
+                    *said = count;
+                    writes.push(Write::Total(model.clone(), outcome, count));
+                }
+            }
+        }
+        writes
+    }
+}
+
+fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &Pages, ttl: Duration) {
+    for (prompt, blocks) in pages.prompts() {
+        node.served(now, prompt.worker, prompt.parent, blocks);
+    }
+    let sessions = pages.sessions.iter().map(|bound| {
+        let worker = bound.worker;
+        let write = if bound.moved {
+            SessionWrite::Rebind { worker, ttl }
+        } else {
+            SessionWrite::Use { worker, ttl }
+        };
+        Write::Session(SessionKey(bound.key), write)
+    });
+    for write in writes.into_iter().chain(sessions) {
+        if let Err(error) = node.update(now, write) {
+            tracing::debug!(%error, "the cluster does not take an observation");
+        }
+    }
+}
+
+/// All requests of a model, over all routers.
+fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
+    let counts = [
+        ("complete", Outcome::Ok),
+        ("failed", Outcome::ServerError),
+        ("client_left", Outcome::Cancelled),
+    ];
+    let counts = counts.map(|(name, outcome)| (name, node.state().total(&model, outcome)));
+    (model, counts)
+}
+
+fn observation(seen: &Seen, now: Now) -> Observation {
+    Observation {
+        health: match seen.health {
+            None => SeenHealth::Unknown,
+            Some(true) => SeenHealth::Healthy,
+            Some(false) => SeenHealth::Unhealthy,
+        },
+        breaker: match seen.breaker {
+            Mode::Closed if seen.serving => SeenBreaker::Serving,
+            Mode::Closed => SeenBreaker::Closed,
+            Mode::HalfOpen => SeenBreaker::HalfOpen,
+            Mode::Open => SeenBreaker::Open,
+        },
+        latency_us: seen
+            .latency
+            .map_or(0, |latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX)),
+        restarts: seen.colds,
+        seen_ms: u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Whether what is seen of a worker is worth saying: a judgement at once, a latency when it has moved by a quarter.
+fn is_news(said: &Said, seen: &Observation, now: Duration) -> bool {
+    let Some(before) = said.seen else { return true };
+    let judged = |o: &Observation| (o.health, o.breaker, o.restarts);
+    let moved = before.latency_us.abs_diff(seen.latency_us) > before.latency_us / 4;
+    judged(&before) != judged(seen) || (moved && now.saturating_sub(said.seen_at) >= 5 * SELDOM)
+}
+
+/// Whether a load is worth saying: at once when it has changed by a tenth and more than one, else after a pause.
+fn is_load_news(said: &Said, load: u32, now: Duration) -> bool {
+    let change = said.load.abs_diff(load);
+    change > 0
+        && ((change > 1 && change * 10 > said.load)
+            || now.saturating_sub(said.load_at) >= LOAD_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen() -> Observation {
+        Observation {
+            health: SeenHealth::Healthy,
+            breaker: SeenBreaker::Closed,
+            latency_us: 1000,
+            restarts: 0,
+            seen_ms: 5,
+        }
+    }
+
+    #[test]
+    fn a_judgement_is_said_at_once_and_a_latency_seldom() {
+        let said = Said { seen: Some(seen()), ..Said::default() };
+        let at = Duration::from_millis(10);
+        assert!(is_news(&Said::default(), &seen(), at));
+        assert!(!is_news(&said, &Observation { seen_ms: 99, ..seen() }, at));
+        assert!(is_news(&said, &Observation { breaker: SeenBreaker::Open, ..seen() }, at));
+        assert!(is_news(&said, &Observation { restarts: 1, ..seen() }, at));
+        let slower = Observation { latency_us: 1300, ..seen() };
+        assert!(!is_news(&said, &slower, at));
+        assert!(is_news(&said, &slower, 5 * SELDOM));
+        assert!(!is_news(&said, &Observation { latency_us: 1200, ..seen() }, 5 * SELDOM));
+    }
+
+    #[test]
+    fn a_burst_is_said_at_once_and_a_wobble_ten_times_a_second() {
+        let said = Said { load: 10, ..Said::default() };
+        let soon = Duration::from_millis(25);
+        assert!(!is_load_news(&said, 10, LOAD_PAUSE));
+        assert!(!is_load_news(&said, 11, soon));
+        assert!(is_load_news(&said, 11, LOAD_PAUSE));
+        assert!(is_load_news(&said, 12, soon));
+        assert!(is_load_news(&Said::default(), 2, soon));
+    }
+}

@@ -1,0 +1,91 @@
+//! The first moments of a router: it listens before it speaks.
+//!
+//! Until it has learnt what the others know, or has waited long enough, it is not ready for load balancers, and does not
+//! say which workers its configuration names. Then it says only what is news. A worker that the cluster has already stays
+//! as administrators have made it, unless the configuration itself has changed since; one that they have removed stays
+//! removed. So eight routers with the same list make one entry per worker, and a restart takes nothing back.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Bridge;
+use crate::cluster::Node;
+use crate::cluster::state::Write;
+use crate::cluster::state::worker::{Stance, WorkerRecord};
+use crate::mesh;
+use crate::now::Now;
+use crate::spec::WorkerSpec;
+
+/// After everything that is decided is known, hints about prefixes are waited for so long at most.
+const FOR_HINTS: Duration = Duration::from_millis(300);
+
+/// The first moments.
+#[derive(Debug)]
+pub(super) struct Settling {
+    bridge: Bridge,
+    mesh: mesh::Handle,
+    began: Duration,
+    warm_since: Option<Duration>,
+}
+
+impl Settling {
+    pub(super) fn new(bridge: &Bridge, mesh: mesh::Handle) -> Self {
+        let began = bridge.clock.mono();
+        Self { bridge: bridge.clone(), mesh, began, warm_since: None }
+    }
+
+    /// Opens the gate once it is time.
+    pub(super) async fn look(&mut self) {
+        if self.bridge.gate.is_open() {
+            return;
+        }
+        let now = self.bridge.clock.mono();
+        let view = self.mesh.view();
+        if view.warm {
+            self.warm_since.get_or_insert(now);
+        }
+        let is_warm = self.warm_since.is_some_and(|since| now.saturating_sub(since) >= FOR_HINTS);
+        let is_alone = !self.bridge.config.has_others && !view.has_others();
+        let waited = now.saturating_sub(self.began) >= self.bridge.config.join_timeout;
+        if !(is_warm || is_alone || waited) {
+            return;
+        }
+        let configured = std::sync::Arc::clone(&self.bridge.configured);
+        let told = self.mesh.visit(move |node, _, now| tell(node, &configured, now)).await;
+        let Some(told) = told else { return };
+        self.bridge.gate.open();
+        if is_warm || is_alone {
+            info!(told, "this router knows what the cluster knows");
+        } else {
+            let waited = self.bridge.config.join_timeout;
+            warn!(told, ?waited, "no other router could be learnt from in time: going on alone");
+        }
+    }
+}
+
+/// Says which workers the configuration names, as far as that is news; how many.
+fn tell(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
+    let mut told = 0;
+    for spec in configured {
+        let mine = WorkerRecord::configured(spec);
+        let known = node.state().worker(mine.id);
+        let write = match known.as_ref().and_then(|entry| Some((entry.record()?, entry.stance()))) {
+            None => mine,
+            Some((_, Stance::Dismissed)) => continue,
+            Some((known, _)) if known.configuration() == mine.configuration() => continue,
+            // Somebody registered it before a configuration named it: it stays as they said.
+            Some((known, _)) if known.configuration().is_none() => {
+                known.clone().with_configuration(mine.configuration())
+            }
+            Some(_) => mine,
+        };
+        match node.update(now, Write::PutWorker(write)) {
+            Ok(_) => told += 1,
+            Err(error) => {
+                warn!(worker = %spec.url, %error, "the cluster does not take this worker")
+            }
+        }
+    }
+    told
+}

@@ -1,0 +1,104 @@
+//! What a worker's answer says of its cache, held against what was expected of it.
+//!
+//! Engines tell in `usage` how much of a prompt they had cached. The bytes of an answer are only looked at as they pass,
+//! a piece at a time: what is cut between two pieces is not seen, which costs a lesson and nothing else.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use crate::policy::Decision;
+
+/// What was expected when the worker was picked.
+#[derive(Debug)]
+pub(super) struct Expected {
+    /// Expected to be cached, as a fraction of the prompt, 0..=1.
+    pub(super) fraction: f32,
+    /// The prompt's blocks; none if nothing was expected.
+    pub(super) blocks: Box<[u64]>,
+}
+
+/// What an answer says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Tokens of the prompt.
+    pub(super) prompt: u64,
+    /// Of those, how many were cached.
+    pub(super) cached: u64,
+}
+
+impl Expected {
+    /// What is to be expected after `decision`; `None`: nothing that an answer could prove wrong.
+    pub(super) fn of(decision: Decision, blocks: &[u64]) -> Option<Self> {
+        match decision {
+            Decision::Hit(fraction) if !blocks.is_empty() => {
+                Some(Self { fraction, blocks: blocks.into() })
+            }
+            Decision::Hit(_)
+            | Decision::Plain
+            | Decision::Balance
+            | Decision::Miss
+            | Decision::Sticky
+            | Decision::Spill
+            | Decision::NoKey => None,
+        }
+    }
+}
+
+impl Usage {
+    /// What this piece of an answer says: in OpenAI's shape, `"prompt_tokens":N` and, near it, `"cached_tokens":N`.
+    pub(super) fn in_piece(piece: &[u8]) -> Option<Self> {
+        static CACHED: LazyLock<Finder<'static>> =
+            LazyLock::new(|| Finder::new("\"cached_tokens\"").into_owned());
+        static PROMPT: LazyLock<Finder<'static>> =
+            LazyLock::new(|| Finder::new("\"prompt_tokens\"").into_owned());
+        let at = CACHED.find(piece)?;
+        let cached = number_after(&piece[at + CACHED.needle().len()..])?;
+        let at = PROMPT.find(piece)?;
+        let prompt = number_after(&piece[at + PROMPT.needle().len()..])?;
+        (prompt > 0 && cached <= prompt).then_some(Self { prompt, cached })
+    }
+
+    /// The cached part of the prompt, 0..=1.
+    pub(super) fn fraction(self) -> f32 {
+        self.cached as f32 / self.prompt as f32
+    }
+}
+
+/// The number behind a key's colon.
+fn number_after(rest: &[u8]) -> Option<u64> {
+    let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(piece: &str) -> Option<(u64, u64)> {
+        Usage::in_piece(piece.as_bytes()).map(|usage| (usage.prompt, usage.cached))
+    }
+
+    #[test]
+    fn an_answer_says_what_was_cached() {
+        let usage = r#"{"usage":{"prompt_tokens":100,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":64}}}"#;
+        assert_eq!(says(usage), Some((100, 64)));
+        assert_eq!(says(r#"{"prompt_tokens" : 7, "cached_tokens" : 0 }"#), Some((7, 0)));
+    }
+
+    #[test]
+    fn what_says_nothing_or_nonsense_is_no_lesson() {
+        for piece in [
+            "",
+            r#"{"usage":{"prompt_tokens":100}}"#,
+            r#"{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":9}}"#,
+            r#"{"prompt_tokens":0,"cached_tokens":0}"#,
+            r#"{"prompt_tokens":5,"cached_tokens":null}"#,
+            r#"{"prompt_tokens":5,"cached_tokens":"#,
+            r#"{"prompt_tokens":99999999999999999999999,"cached_tokens":1}"#,
+        ] {
+            assert_eq!(says(piece), None, "{piece}");
+        }
+    }
+}
