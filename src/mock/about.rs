@@ -16,6 +16,7 @@ use crate::mock::worker::{Last, Worker};
 
 /// `/health`, as the faults have it.
 pub(super) async fn health(worker: &Worker) -> Response<Body> {
+    worker.count_probe();
     let health = worker.faults().health;
     pause(health.delay()).await;
     match health.status {

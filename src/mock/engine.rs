@@ -40,6 +40,7 @@ struct Counts {
     failed: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
+    probes: AtomicU64,
     completion_tokens: AtomicU64,
 }
 
@@ -70,6 +71,8 @@ pub struct Stats {
     pub completion_tokens: u64,
     /// Blocks in the prefix cache.
     pub cache_blocks: u64,
+    /// Times that it was asked how it is.
+    pub probes: u64,
 }
 
 /// How a request's tokens are counted.
@@ -109,6 +112,11 @@ impl Engine {
         self.cache.lock().clear();
     }
 
+    /// Somebody asked how it is.
+    pub(super) fn count_probe(&self) {
+        self.counts.probes.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
@@ -125,6 +133,7 @@ impl Engine {
             cached_tokens: load(&counts.cached_tokens),
             completion_tokens: load(&counts.completion_tokens),
             cache_blocks: self.cache.lock().len() as u64,
+            probes: load(&counts.probes),
         }
     }
 

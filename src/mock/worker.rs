@@ -137,6 +137,11 @@ impl Worker {
         self.engine.stats()
     }
 
+    /// Somebody asked how it is.
+    pub(super) fn count_probe(&self) {
+        self.engine.count_probe();
+    }
+
     /// The last inference request that arrived.
     #[must_use]
     pub fn last(&self) -> Option<Last> {

@@ -40,7 +40,7 @@ impl CacheAware {
     ) -> usize {
         let key = blocks.get(known).or(blocks.last());
         let agreed = key.filter(|_| self.config.agree).and_then(|key| {
-            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least]))
+            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
         });
         agreed.unwrap_or(least)
     }

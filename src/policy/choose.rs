@@ -68,11 +68,11 @@ pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &
     load - fair <= f64::from(config.balance_abs_threshold) || load <= fair * ratio
 }
 
-/// Whether the load of `candidate` is about that of the `least` loaded one: one request and a quarter more at most. So a
-/// choice by key, on which routers agree, keeps a burst about as even as a choice by load.
-pub(super) fn is_near(candidate: &Candidate, least: &Candidate) -> bool {
+/// Whether the load of `candidate` is about that of the `least` loaded one: a quarter and `more` requests above at most. So
+/// a choice by key, on which routers agree, keeps a burst about as even as a choice by load.
+pub(super) fn is_near(candidate: &Candidate, least: &Candidate, more: u32) -> bool {
     let fair = (u64::from(least.load) + 1) * weight(candidate);
-    let most = fair + fair / 4 + weight(candidate);
+    let most = fair + fair / 4 + u64::from(more) * weight(candidate);
     (u64::from(candidate.load) + 1) * weight(least) <= most
 }
 

@@ -15,6 +15,9 @@ use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rende
 use crate::ids::WorkerId;
 use crate::now::Now;
 
+/// Requests by which a new session's own worker may exceed the least loaded one: a session lasts longer than a burst.
+const SLACK: u32 = 8;
+
 /// Picks the session's worker.
 #[derive(Debug)]
 pub(super) struct Manual {
@@ -59,7 +62,7 @@ impl Policy for Manual {
         };
         let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
         let agreed = key.filter(|_| self.agree).and_then(|key| {
-            rendezvous::highest(candidates, key, |c| choose::is_near(c, &candidates[least]))
+            rendezvous::highest(candidates, key, |c| choose::is_near(c, &candidates[least], SLACK))
         });
         Some(Pick::new(agreed.unwrap_or(least), decision))
     }

@@ -92,7 +92,16 @@ class Balancer:
                 self._ready[router] = False
 
     def is_ready(self, router):
-        return self._ready[router]
+        return self._ready.get(router, False)
+
+    def replace(self, routers):
+        """Some of them were started anew."""
+        for router in routers:
+            if router not in self._ready:
+                self._ready[router] = False
+                thread = threading.Thread(target=self._watch, args=(router,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def stop(self):
         self._stop.set()

@@ -277,7 +277,7 @@ impl Replication {
             peer.learn(stream, delta.to);
             peer.ack_due.insert(stream);
             peer.unacked_bytes += bytes;
-            let delay = if peer.unacked_bytes >= CHUNK_BYTES {
+            let delay = if peer.unacked_bytes >= CHUNK_BYTES || store.is_awaited() {
                 std::time::Duration::ZERO
             } else {
                 ACK_DELAY

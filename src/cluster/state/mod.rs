@@ -138,11 +138,27 @@ impl StoreId {
     #[must_use]
     pub const fn coalescing(self) -> Duration {
         match self {
-            Self::Workers | Self::Policies | Self::Rules => Duration::from_millis(10),
+            Self::Workers | Self::Policies | Self::Rules => Duration::from_millis(5),
+            Self::Sessions => Duration::from_millis(20),
             Self::Rights => Duration::ZERO,
-            Self::Usage | Self::Tokens | Self::Sessions => Duration::from_millis(100),
+            Self::Usage | Self::Tokens => Duration::from_millis(100),
             Self::Observations | Self::Load => Duration::from_millis(100),
             Self::Totals => Duration::from_secs(1),
+        }
+    }
+
+    /// Whether somebody may wait for its writes to be confirmed: an administrator.
+    #[must_use]
+    pub const fn is_awaited(self) -> bool {
+        match self {
+            Self::Workers | Self::Policies | Self::Rules => true,
+            Self::Rights
+            | Self::Usage
+            | Self::Tokens
+            | Self::Sessions
+            | Self::Observations
+            | Self::Load
+            | Self::Totals => false,
         }
     }
 
