@@ -5,20 +5,25 @@
 //! those only who has seen anything; a tie speaks for the worker. So no single router can take a worker from the others.
 
 use crate::cluster::state::State;
-use crate::cluster::state::observation::{SeenBreaker, SeenHealth};
+use crate::cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
 use crate::fleet::{Heard, Mode};
 use crate::ids::{NodeId, NodeName, WorkerId};
 
 /// What the routers but `me` say of a worker, put together.
 pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> Heard {
-    let others = |node: &&NodeId| node.name != me.name;
-    let in_flight = state
-        .loads(id)
-        .filter(|(node, _)| others(node))
-        .fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
+    let others = |node: &NodeId| node.name != me.name;
+    let loads = state.loads(id).filter(|(node, _)| others(node));
+    let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
+    let seen = state.observations(id).filter(|(node, _)| others(node));
+    let (health, breaker) = judge(seen.map(|(_, seen)| seen));
+    Heard { in_flight, health, breaker, asked_elsewhere }
+}
+
+/// What several routers' observations of one worker mean: its health, and the most closed of their breakers.
+fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Option<Mode>) {
     let (mut good, mut bad, mut serving) = (0u32, 0u32, 0u32);
     let (mut open, mut half_open) = (0u32, 0u32);
-    for (_, seen) in state.observations(id).filter(|(node, _)| others(node)) {
+    for seen in seen {
         match seen.health {
             SeenHealth::Healthy => good += 1,
             SeenHealth::Unhealthy => bad += 1,
@@ -31,13 +36,12 @@ pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: b
             SeenBreaker::Closed => {}
         }
     }
-    let health = (good + bad > 0).then_some(bad <= good);
     let breaker = if open > serving {
         Some(Mode::Open)
     } else {
         (open + half_open > 0).then_some(Mode::HalfOpen)
     };
-    Heard { in_flight, health, breaker, asked_elsewhere }
+    ((good + bad > 0).then_some(bad <= good), breaker)
 }
 
 /// Whether `me` is none of the `count` routers of `present` (which it is one of) that ask a worker.
@@ -57,6 +61,41 @@ pub(super) fn is_asked_elsewhere(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each word is a router: `+`, `-` or `?` for its probes, `c`, `s`, `h` or `o` for its breaker.
+    fn judged(routers: &str) -> (Option<bool>, Option<Mode>) {
+        let seen = routers.split_whitespace().map(|router| Observation {
+            health: match router.as_bytes()[0] {
+                b'+' => SeenHealth::Healthy,
+                b'-' => SeenHealth::Unhealthy,
+                _ => SeenHealth::Unknown,
+            },
+            breaker: match router.as_bytes()[1] {
+                b's' => SeenBreaker::Serving,
+                b'h' => SeenBreaker::HalfOpen,
+                b'o' => SeenBreaker::Open,
+                _ => SeenBreaker::Closed,
+            },
+            latency_us: 0,
+            restarts: 0,
+            seen_ms: 0,
+        });
+        judge(seen.collect::<Vec<_>>().iter())
+    }
+
+    #[test]
+    fn the_majority_of_those_who_have_seen_something_counts_and_a_tie_is_for_the_worker() {
+        assert_eq!(judged(""), (None, None));
+        assert_eq!(judged("?c ?c"), (None, None));
+        assert_eq!(judged("+c ?c"), (Some(true), None));
+        assert_eq!(judged("-c ?c"), (Some(false), None));
+        assert_eq!(judged("+c -c"), (Some(true), None));
+        assert_eq!(judged("-c +c -c"), (Some(false), None));
+        assert_eq!(judged("?o ?c ?c"), (None, Some(Mode::Open)));
+        assert_eq!(judged("?o ?s"), (None, Some(Mode::HalfOpen)));
+        assert_eq!(judged("?o ?s ?o"), (None, Some(Mode::Open)));
+        assert_eq!(judged("?h ?s"), (None, Some(Mode::HalfOpen)));
+    }
 
     #[test]
     fn as_many_routers_ask_as_should_and_workers_are_spread() {

@@ -1,6 +1,6 @@
 //! What the cluster has served together, for Prometheus.
 
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::ids::ModelId;
 
@@ -8,6 +8,8 @@ use crate::ids::ModelId;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: IntCounterVec,
+    hints: IntGauge,
+    untold: IntCounter,
 }
 
 impl Metrics {
@@ -24,8 +26,24 @@ impl Metrics {
             ),
             &["outcome", "model"],
         )?;
+        let hints = IntGauge::new(
+            "smg_cluster_hints",
+            "Hints which worker has served which prompt block that this router holds for joiners.",
+        )?;
+        let untold = IntCounter::new(
+            "smg_cluster_hints_untold_total",
+            "Prompt blocks and sessions of which the other routers were not told, because there was too much to tell.",
+        )?;
         registry.register(Box::new(requests.clone()))?;
-        Ok(Self { requests })
+        registry.register(Box::new(hints.clone()))?;
+        registry.register(Box::new(untold.clone()))?;
+        Ok(Self { requests, hints, untold })
+    }
+
+    /// Shows how many hints are held, and how many were never told.
+    pub(super) fn show_hints(&self, held: usize, untold: u64) {
+        self.hints.set(i64::try_from(held).unwrap_or(i64::MAX));
+        self.untold.inc_by(untold.saturating_sub(self.untold.get()));
     }
 
     /// Shows the totals of a model. A total that falls back, because a router died before its last count was heard, waits

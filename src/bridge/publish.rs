@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::{Bridge, Metrics};
 use crate::cluster::Node;
 use crate::cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
-use crate::cluster::state::session::SessionKey;
+use crate::cluster::state::session::{self, SessionKey};
 use crate::cluster::state::totals::Outcome;
 use crate::cluster::state::{SessionWrite, Write};
 use crate::dispatch::Endings;
-use crate::fleet::{Mode, Seen};
+use crate::fleet::{Mode, Seen, Snapshot};
 use crate::ids::{ModelId, NodeId, WorkerId};
 use crate::mesh;
 use crate::now::Now;
@@ -65,29 +65,33 @@ impl Publisher {
     pub(super) async fn look(&mut self) {
         let now = self.bridge.clock.now();
         self.follow_life();
-        let mut writes = self.observations(now);
+        let snapshot = self.bridge.fleet.snapshot();
+        let mut writes = self.observations(&snapshot, now);
         let pages = self.bridge.dispatch.policies.memory().journal.read();
         let counting = now.mono.saturating_sub(self.totals_at) >= SELDOM;
         let mut models = Vec::new();
         if counting {
             self.totals_at = now.mono;
             writes.extend(self.count());
-            models = self.totals.keys().map(|(model, _)| model.clone()).collect();
-            models.sort();
-            models.dedup();
+            models = snapshot.models().map(|(model, _)| model.clone()).collect();
         }
-        if writes.is_empty() && pages.is_empty() && models.is_empty() {
+        if writes.is_empty() && pages.is_empty() && !counting {
             return;
         }
-        let ttl = self.bridge.dispatch.policies.memory().session_ttl();
+        let dropped = self.bridge.dispatch.policies.memory().journal.dropped();
+        let ttl = self.bridge.dispatch.policies.memory().session_ttl().min(session::MAX_TTL);
         let told = self.mesh.visit(move |node, _, now| {
             tell(node, now, writes, &pages, ttl);
-            models.into_iter().map(|model| total(node, model)).collect::<Vec<_>>()
+            let totals: Vec<_> = models.into_iter().map(|model| total(node, model)).collect();
+            let hints = node.state().prefixes();
+            counting.then(|| (totals, hints.len(), hints.dropped()))
         });
         match told.await {
-            Some(totals) => {
-                totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts))
+            Some(Some((totals, hints, untold))) => {
+                totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts));
+                self.metrics.show_hints(hints, untold + dropped);
             }
+            Some(None) => {}
             // Nobody answers: all of it is said again when somebody does.
             None => self.forget(),
         }
@@ -111,9 +115,8 @@ impl Publisher {
         self.totals.values_mut().for_each(|said| *said = 0);
     }
 
-    fn observations(&mut self, now: Now) -> Vec<Write> {
+    fn observations(&mut self, snapshot: &Snapshot, now: Now) -> Vec<Write> {
         let mut writes = Vec::new();
-        let snapshot = self.bridge.fleet.snapshot();
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in snapshot.workers() {
             let said = self.workers.entry(worker.id).or_default();

@@ -177,3 +177,128 @@ impl Live {
         self.heard_breaker.load(Ordering::Relaxed) != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::fleet::{Config, Metrics, Outcome, Probe};
+    use crate::spec::WorkerSpec;
+
+    const NOW: Now = Now::at(Duration::from_secs(1000));
+
+    fn fleet() -> (Fleet, WorkerId) {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let fleet = Fleet::new(Config::default(), metrics);
+        let mut spec = WorkerSpec::new("http://a:1".parse().unwrap());
+        spec.models = vec!["m".into()];
+        let id = fleet.register(spec).unwrap();
+        fleet.report_probe(id, Probe::Good);
+        (fleet, id)
+    }
+
+    fn worker(fleet: &Fleet, id: WorkerId) -> Arc<Worker> {
+        Arc::clone(fleet.load().worker(id).unwrap())
+    }
+
+    fn serve(fleet: &Fleet, id: WorkerId, outcome: Outcome, now: Now) {
+        let guard = worker(fleet, id).begin(now, &fleet.config().breaker, true).unwrap();
+        let _mode = guard.end(outcome, now, &fleet.config().breaker);
+    }
+
+    fn routed(fleet: &Fleet, id: WorkerId, now: Now) -> bool {
+        worker(fleet, id).is_routed(now, &fleet.config().breaker)
+    }
+
+    fn elsewhere(health: Option<bool>) -> Heard {
+        Heard { health, asked_elsewhere: true, ..Heard::default() }
+    }
+
+    #[test]
+    fn others_words_decide_where_this_router_does_not_ask() {
+        let (fleet, id) = fleet();
+        fleet.hear(id, elsewhere(Some(false)));
+        assert_eq!(fleet.weigh(NOW), [(id, Change::Down)]);
+        assert!(!routed(&fleet, id, NOW) && fleet.ready().0 == 0);
+        fleet.hear(id, elsewhere(Some(true)));
+        assert_eq!(fleet.weigh(NOW), [(id, Change::Up { cold: false })]);
+        assert!(routed(&fleet, id, NOW) && fleet.ready().0 == 1);
+        fleet.hear(id, Heard { health: Some(false), ..Heard::default() });
+        assert_eq!(fleet.weigh(NOW), [], "it asks itself");
+    }
+
+    #[test]
+    fn whoever_was_just_served_asks_before_it_believes() {
+        let (fleet, id) = fleet();
+        serve(&fleet, id, Outcome::Success, NOW);
+        fleet.hear(id, elsewhere(Some(false)));
+        assert_eq!(fleet.weigh(NOW), []);
+        assert!(worker(&fleet, id).take_probe_wish());
+        assert_eq!(fleet.weigh(NOW + FRESH), [(id, Change::Down)]);
+    }
+
+    #[test]
+    fn a_failed_probe_of_ones_own_beats_others_praise() {
+        let (fleet, id) = fleet();
+        for _ in 0..3 {
+            fleet.report_probe(id, Probe::Bad);
+        }
+        fleet.hear(id, elsewhere(Some(true)));
+        assert_eq!(fleet.weigh(NOW), []);
+        assert!(worker(&fleet, id).is_asked_here(), "until it is settled");
+    }
+
+    #[test]
+    fn anothers_open_breaker_ejects_unless_this_router_knows_better() {
+        let (fleet, id) = fleet();
+        let open = Heard { breaker: Some(Mode::Open), ..Heard::default() };
+        fleet.hear(id, open);
+        assert!(!routed(&fleet, id, NOW));
+        serve(&fleet, id, Outcome::Success, NOW);
+        assert!(routed(&fleet, id, NOW) && !routed(&fleet, id, NOW + FRESH));
+        // One failure is enough then.
+        serve(&fleet, id, Outcome::Failure, NOW);
+        assert_eq!(worker(&fleet, id).breaker_mode(NOW, &fleet.config().breaker), Mode::Open);
+    }
+
+    #[test]
+    fn a_way_that_is_cut_is_not_told_as_the_workers_failure() {
+        let (fleet, id) = fleet();
+        let config = fleet.config().breaker.clone();
+        for _ in 0..10 {
+            worker(&fleet, id).mark_unreachable(NOW, false);
+            serve(&fleet, id, Outcome::Failure, NOW);
+        }
+        assert_eq!(worker(&fleet, id).breaker_mode(NOW, &config), Mode::Open);
+        assert_eq!(worker(&fleet, id).seen(NOW, &config).breaker, Mode::Closed);
+        serve(&fleet, id, Outcome::Failure, NOW + Duration::from_secs(1));
+        assert_eq!(worker(&fleet, id).seen(NOW, &config).breaker, Mode::Open);
+    }
+
+    #[test]
+    fn others_requests_count_as_load_and_against_the_workers_own_limit() {
+        let (fleet, id) = fleet();
+        let mut spec = (*worker(&fleet, id).spec).clone();
+        spec.max_concurrent = std::num::NonZeroU32::new(3);
+        fleet.respecify(spec);
+        fleet.hear(id, Heard { in_flight: 2, ..Heard::default() });
+        let first = worker(&fleet, id).begin(NOW, &fleet.config().breaker, false);
+        assert!(first.is_some());
+        assert_eq!(worker(&fleet, id).load(), 3);
+        assert!(worker(&fleet, id).begin(NOW, &fleet.config().breaker, false).is_none());
+        drop(first);
+        fleet.hear(id, Heard::default());
+        assert_eq!(worker(&fleet, id).load(), 0);
+    }
+
+    #[test]
+    fn prompts_of_which_nothing_was_cached_make_a_worker_cold() {
+        let (fleet, id) = fleet();
+        let told: Vec<bool> =
+            [false, false, true, false, false, false].map(|any| fleet.hear_cached(id, any)).into();
+        assert_eq!(told, [false, false, false, false, false, true]);
+        assert_eq!(worker(&fleet, id).cache_epoch, 1);
+        assert_eq!(worker(&fleet, id).seen(NOW, &fleet.config().breaker).colds, 1);
+    }
+}

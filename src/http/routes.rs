@@ -26,7 +26,7 @@ pub(super) enum Serves {
     Local,
 }
 
-/// A method and a path. Segments in braces stand for anything; one that begins with a star, for all that follows.
+/// A method and a path. Segments in braces stand for anything; `{model}` for all that follows, since models' names have slashes.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
     /// `GET`, `POST`, …
@@ -95,9 +95,9 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/workers", Access::Admin),
     local("GET", "/ha/workers/{id}", Access::Admin),
     local("GET", "/ha/policies", Access::Admin),
-    local("GET", "/ha/policies/{*model}", Access::Admin),
-    local("PUT", "/ha/policies/{*model}", Access::Admin),
-    local("DELETE", "/ha/policies/{*model}", Access::Admin),
+    local("GET", "/ha/policies/{model}", Access::Admin),
+    local("PUT", "/ha/policies/{model}", Access::Admin),
+    local("DELETE", "/ha/policies/{model}", Access::Admin),
     local("GET", "/ha/routers", Access::Client),
     local("GET", "/ha/events", Access::Client),
     local("POST", "/ha/shutdown", Access::Operator),
@@ -152,7 +152,7 @@ fn leads_to(path: &str, pattern: &str) -> bool {
     loop {
         match (path.next(), pattern.next()) {
             (None, None) => return true,
-            (Some(first), Some(wanted)) if wanted.starts_with("{*") => return !first.is_empty(),
+            (Some(first), Some(wanted)) if wanted == "{model}" => return !first.is_empty(),
             (Some(segment), Some(wanted))
                 if segment == wanted || (wanted.starts_with('{') && !segment.is_empty()) => {}
             _ => return false,
@@ -175,6 +175,10 @@ mod tests {
     fn a_request_finds_its_route() {
         assert_eq!(finds(&Method::POST, "/v1/messages"), Some(("POST", "/v1/messages")));
         assert_eq!(finds(&Method::PATCH, "/workers/w-1"), Some(("PATCH", "/workers/{id}")));
+        for path in ["/ha/policies/m", "/ha/policies/org/m"] {
+            assert_eq!(finds(&Method::PUT, path), Some(("PUT", "/ha/policies/{model}")));
+        }
+        assert_eq!(find(&Method::PUT, "/ha/policies/"), Found::Nothing);
         assert_eq!(
             finds(&Method::POST, "/workers/w-1/drain"),
             Some(("POST", "/workers/{id}/drain"))

@@ -47,8 +47,12 @@ const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
 /// How long a dial and an introduction may take, each: long enough for a packet of either to be lost and sent again.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time between two pings, and for the answer to one: a dead connection is known after the sum.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Time between two pings: they are most of what an idle mesh says. A dead connection is known after the sum of this and
+/// the time for the answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// How long the answer to a ping may take: several repetitions of a lost packet.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
@@ -357,7 +361,7 @@ async fn dial(
     let names = Arc::clone(&proven);
     let endpoint = Endpoint::from_static("http://mesh")
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);

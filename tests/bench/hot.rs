@@ -31,7 +31,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = hashing, tree, picking, admitting
+    targets = hashing, tree, picking, telling, admitting
 }
 criterion_main!(benches);
 
@@ -165,6 +165,53 @@ fn picking(criterion: &mut Criterion) {
                         model: 0,
                     };
                     policy.pick(black_box(&candidates), &hint, Now::default(), &mut draw).unwrap()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// What a request costs the policies, pick and note together, without and with other routers to tell: the next turn of a
+/// conversation, of which three blocks in twenty are new, as in a third of all traffic.
+fn telling(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("turn");
+    for kind in [Kind::CacheAware, Kind::Manual] {
+        for told in [false, true] {
+            let mut rng = StdRng::seed_from_u64(SEED);
+            let candidates: Vec<Candidate> = (0..8)
+                .map(|_| Candidate { id: WorkerId::from_u64(rng.random()), load: 1, weight: 1 })
+                .collect();
+            let config = policy::Config { agree: told, ..policy::Config::default() };
+            let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 18 }));
+            let memory = Arc::new(policy::Memory::new(&config, index));
+            let policy = policy::build(kind, &config, Arc::clone(&memory));
+            if told {
+                memory.journal.open();
+            }
+            let mut talks: Vec<Vec<u64>> =
+                (0..1000).map(|_| (0..17).map(|_| rng.random()).collect()).collect();
+            let mut draw = SmallRng::seed_from_u64(SEED);
+            let mut at = 0;
+            let name = if told { "told" } else { "alone" };
+            group.bench_function(BenchmarkId::new(kind.name(), name), |bencher| {
+                bencher.iter(|| {
+                    at = (at + 1) % talks.len();
+                    if at == 0 {
+                        // As often as at 40,000 requests each second.
+                        black_box(memory.journal.read());
+                    }
+                    let talk = &mut talks[at];
+                    if talk.len() >= 64 {
+                        talk.truncate(17);
+                    }
+                    talk.extend([draw.random(), draw.random(), draw.random()]);
+                    let key = (at as u64).to_le_bytes();
+                    let hint =
+                        Hint { session: Some(&key), blocks: talk, prompt_bytes: 5000, model: 1 };
+                    let pick =
+                        policy.pick(black_box(&candidates), &hint, Now::default(), &mut draw).unwrap();
+                    policy.sent(candidates[pick.index].id, &hint, Now::default());
                 });
             });
         }

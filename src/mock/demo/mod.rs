@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub users: u32,
     /// Routers in front of the workers; more than one become a cluster, and the users go to all of them in turn.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub routers: u8,
     /// Seed of what they say and of how long the workers take.
     #[arg(long, default_value_t = 1)]

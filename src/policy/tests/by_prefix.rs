@@ -158,3 +158,53 @@ fn conversations_stay_and_spread() {
         assert!(most * 8 <= 400 * 3 / 2, "{kind}: {homes:?}, seed {seed}");
     }
 }
+
+/// A policy of a router that has others beside it.
+fn one_of_several(kind: Kind) -> Arc<dyn Policy> {
+    policy_with(kind, &Config { agree: true, ..Config::default() })
+}
+
+#[test]
+fn routers_that_know_nothing_of_each_other_agree_on_what_nobody_knows() {
+    for kind in [Kind::CacheAware, Kind::Manual] {
+        let (one, other) = (one_of_several(kind), one_of_several(kind));
+        let mut chosen = std::collections::BTreeSet::new();
+        for number in 0..100_u64 {
+            let (blocks, key) = ([number * 7919 + 1, 2], number.to_le_bytes());
+            let hint = Hint { session: Some(&key), ..prompt(&blocks) };
+            let fleet = loads(&[("a", 1), ("b", 1), ("c", 0), ("d", 1)]);
+            let picks: Vec<_> = [&one, &other]
+                .iter()
+                .zip(0..)
+                .map(|(policy, seed)| {
+                    let mut rng = StdRng::seed_from_u64(seed);
+                    policy.pick(&fleet, &hint, Now::default(), &mut rng).unwrap().index
+                })
+                .collect();
+            assert_eq!(picks[0], picks[1], "{kind}");
+            chosen.insert(picks[0]);
+        }
+        assert_eq!(chosen.len(), 4, "{kind} spreads");
+    }
+}
+
+#[test]
+fn agreement_ends_where_a_worker_has_more_than_about_the_least_to_do() {
+    let policy = one_of_several(Kind::CacheAware);
+    for number in 1..100_u64 {
+        check(&policy, &[("a", 2), ("b", 0)], &prompt(&[number]), picks("b"));
+    }
+}
+
+#[test]
+fn an_answer_that_found_nothing_cached_ends_the_affinity_of_that_prompt() {
+    let policy = served(&[("a", &[1, 2, 3, 4]), ("a", &[7, 8])]);
+    let fleet = [("a", 5), ("b", 0)];
+    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("a", Decision::Hit(1.0)));
+    // About what was expected: nothing is taken back.
+    policy.answered(id("a"), &[1, 2, 3, 4], 1.0, 0.6);
+    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("a", Decision::Hit(1.0)));
+    policy.answered(id("a"), &[1, 2, 3, 4], 1.0, 0.0);
+    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("b", Decision::Miss));
+    check(&policy, &fleet, &prompt(&[7, 8]), decides("a", Decision::Hit(1.0)));
+}
