@@ -71,7 +71,8 @@ pub(super) struct Account {
     pub(super) expected: Option<Expected>,
 }
 
-/// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it.
+/// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it: what they say
+/// of a shorter one proves nothing.
 const LONG_PROMPT: u64 = 64;
 
 impl Account {
@@ -82,9 +83,11 @@ impl Account {
         };
         let Some(Expected { fraction, blocks }) = self.expected.take() else { return };
         self.entry.count_affinity(fraction, usage);
+        if usage.prompt < LONG_PROMPT {
+            return;
+        }
         self.entry.policy.answered(self.worker, &blocks, fraction, usage.fraction());
-        let proved = fraction >= 0.5 && usage.prompt >= LONG_PROMPT;
-        if proved && self.fleet.hear_cached(self.worker, usage.cached > 0) {
+        if fraction >= 0.5 && self.fleet.hear_cached(self.worker, usage.cached > 0) {
             warn!(worker = %self.worker, "nothing of several prompts was in its cache: taken for cold");
         }
     }

@@ -209,8 +209,9 @@ fn telling(criterion: &mut Criterion) {
                     let key = (at as u64).to_le_bytes();
                     let hint =
                         Hint { session: Some(&key), blocks: talk, prompt_bytes: 5000, model: 1 };
-                    let pick =
-                        policy.pick(black_box(&candidates), &hint, Now::default(), &mut draw).unwrap();
+                    let pick = policy
+                        .pick(black_box(&candidates), &hint, Now::default(), &mut draw)
+                        .unwrap();
                     policy.sent(candidates[pick.index].id, &hint, Now::default());
                 });
             });
