@@ -93,6 +93,7 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let state_bound = bound + Duration::from_secs(10) + repair;
     let look = Duration::from_millis(250);
     world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
+    let met = world.now - last_fault;
     let mut calm = 0;
     loop {
         let found = disagreements(world);
@@ -103,6 +104,14 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
         let found = if found.is_empty() { differences(world) } else { found };
         calm = if found.is_empty() { calm + 1 } else { 0 };
         if calm == 6 {
+            if std::env::var_os("SMG_SIM_SETTLE").is_some() {
+                println!(
+                    "settle {} {:.1} {:.1}",
+                    u8::from(!repair.is_zero()),
+                    met.as_secs_f64(),
+                    (world.now - last_fault).as_secs_f64() - 5.0
+                );
+            }
             return Ok(());
         }
         if world.now > last_fault + state_bound + Duration::from_secs(6) {

@@ -167,7 +167,8 @@ impl<S: Store> Replica<S> {
     fn new(at: usize) -> Self {
         let mut writers = Writers::default();
         for at in 0..REPLICAS {
-            writers.intern(&writer(at)).unwrap();
+            let number = writers.intern(&writer(at)).unwrap();
+            writers.set_down(number, false);
         }
         let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
         Self { at, table: Table::default(), writers, clock, join: None }
