@@ -92,6 +92,11 @@ fn counts_of_a_node_that_nobody_knows_any_more_are_kept() {
 }
 
 #[test]
+fn what_an_audit_drops_because_somebody_carries_it_lives_on() {
+    play_again("leaving", 6970);
+}
+
+#[test]
 fn the_same_seed_is_the_same_history() {
     for family in families::FAMILIES {
         for seed in [1, 2, 3] {
