@@ -222,17 +222,6 @@ impl Ledger {
         newest.into_iter().all(|((_, writer), version)| covered.get(writer) == Some(version))
     }
 
-    /// Whether something was written that no node which runs has. What it replaced or removed may be gone at some, so that
-    /// only audits make all equal again.
-    pub(crate) fn has_lost_writes(&self, world: &World) -> bool {
-        self.newest.iter().any(|((store, writer), version)| {
-            !world.running().any(|(_, process)| {
-                let mut covered = process.node.state().covered(*store);
-                covered.any(|(known, covered)| known == writer && covered >= *version)
-            })
-        })
-    }
-
     /// What is not as it was written, once all agree.
     pub(crate) fn unkept(&self, world: &World) -> Vec<String> {
         let holds = |life: u32| {

@@ -76,6 +76,27 @@ fn a_removal_by_a_node_that_dies_ends_what_was_carried_on() {
 }
 
 #[test]
+fn who_stepped_back_from_its_name_comes_in_again() {
+    // It has called itself dead; where nobody had heard that, it was let in as it was and answered no probe.
+    play_again("duplicate_names", 775);
+    play_again("duplicate_names", 827);
+    play_again("duplicate_names", 1702);
+}
+
+#[test]
+fn counts_of_a_node_that_nobody_knows_any_more_are_kept() {
+    // Two that had left before a third came: each node that was left took the other's row for one that stays.
+    play_again("leaving", 2644);
+    play_again("leaving", 7034);
+    play_again("leaving", 8172);
+}
+
+#[test]
+fn what_an_audit_drops_because_somebody_carries_it_lives_on() {
+    play_again("leaving", 6970);
+}
+
+#[test]
 fn the_same_seed_is_the_same_history() {
     for family in families::FAMILIES {
         for seed in [1, 2, 3] {

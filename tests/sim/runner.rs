@@ -81,35 +81,36 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
     Ok(Outcome { trace_hash: world.trace_hash(), reached: world.reached, steps: world.steps })
 }
 
-/// After the last fault: everybody lists everybody within the formula, and ever after; and the state is the same everywhere
-/// within ten seconds more, and stays so. No audit is needed for that, the first comes later; unless something was written
-/// that nobody has any more.
+/// Everybody lists everybody and the state is the same everywhere this long after the last fault.
+const HEALED: Duration = Duration::from_secs(10);
+/// Where membership took longer, the state is the same this long after it.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// After the last fault: everybody lists everybody within the formula, and ever after; the state is the same everywhere as
+/// promised after a partition, and stays so: also when something was written that nobody has any more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let last_fault = world.now;
     let slot = &world.slots[0];
     let bound = slot.config.convergence(world.slots.len()) + RESOLVE;
-    let audits = slot.replication.audit_interval * 8;
-    let repair = if world.ledger.has_lost_writes(world) { audits } else { Duration::ZERO };
-    let state_bound = bound + Duration::from_secs(10) + repair;
     let look = Duration::from_millis(250);
-    world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
+    let met = world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
+    let state_bound = HEALED.max(met.unwrap_or(bound) + SETTLED);
     let mut calm = 0;
-    loop {
+    while calm < 6 {
+        let after = world.now - last_fault;
+        // What was sent before the last fault ended may raise a suspicion that is refuted within the bound.
         let found = disagreements(world);
-        if !found.is_empty() && world.now >= last_fault + bound {
+        if !found.is_empty() && after >= bound {
             return Err(not_converged(world, last_fault, bound, &found));
         }
-        // What was sent before the last fault ended may raise a suspicion that is refuted within the bound.
-        let found = if found.is_empty() { differences(world) } else { found };
-        calm = if found.is_empty() { calm + 1 } else { 0 };
-        if calm == 6 {
-            return Ok(());
+        let apart = if found.is_empty() { differences(world) } else { Vec::new() };
+        if !apart.is_empty() && after >= state_bound {
+            return Err(not_converged(world, last_fault, state_bound, &apart));
         }
-        if world.now > last_fault + state_bound + Duration::from_secs(6) {
-            return Err(not_converged(world, last_fault, state_bound, &found));
-        }
+        calm = if found.is_empty() && apart.is_empty() { calm + 1 } else { 0 };
         world.run_for(Duration::from_secs(1))?;
     }
+    Ok(())
 }
 
 fn not_converged(

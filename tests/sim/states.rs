@@ -295,6 +295,72 @@ fn state_14_a_window_of_the_future_blocks_no_count() -> Result<(), Violation> {
     Ok(())
 }
 
+/// Cuts slot 2 off for longer than anybody remembers the dead or fences the retired; meanwhile what it holds is removed,
+/// and `meanwhile` happens. It comes back as it was.
+fn comes_back_after_three_days(
+    meanwhile: impl Fn(&mut World) -> Result<(), Violation>,
+) -> Result<(), Violation> {
+    let mut world = World::new(7);
+    // A slow cluster has the same days in fewer steps.
+    world.add_cluster(4, &Config::wan());
+    for slot in &mut world.slots {
+        slot.replication.digest_interval = SECOND * 5;
+    }
+    world.start_all()?;
+    world.run_for(SECOND * 20)?;
+    let mut ids = Vec::new();
+    for number in 0..20 {
+        ids.push(put(&mut world, number as usize % 4, &worker_spec(number))?);
+    }
+    world.run_for(SECOND * 20)?;
+    // The fourth is gone for good: the others carry on what it wrote.
+    inflict(&mut world, Fault::Leave(3, SECOND))?;
+    world.run_for(SECOND * 20)?;
+    isolate(&mut world, 2)?;
+    world.run_for(SECOND * 60)?;
+    for id in &ids[..15] {
+        world.write(0, Write::RemoveWorker(*id))?;
+    }
+    let alone = put(&mut world, 2, &worker_spec(100))?;
+    meanwhile(&mut world)?;
+    world.run_for(SECOND * 3600 * 75)?;
+    assert_eq!([workers_at(&world, 0), workers_at(&world, 1)], [5, 5]);
+    inflict(&mut world, Fault::Mend)?;
+    let end = world.now + SECOND * 60;
+    while world.now < end {
+        world.run_for(SECOND / 10)?;
+        for slot in [0, 1] {
+            let state = world.node(slot).expect("it runs").state();
+            let back: Vec<_> = ids[..15].iter().filter(|id| state.worker(**id).is_some()).collect();
+            assert!(back.is_empty(), "slot {slot} has {} removed workers again", back.len());
+        }
+    }
+    for slot in [0, 1, 2] {
+        assert_eq!(workers_at(&world, slot), 6, "what is left, and what was written alone");
+        assert!(world.node(slot).expect("it runs").state().worker(alone).is_some());
+    }
+    converge(&mut world)
+}
+
+#[test]
+fn nothing_resurrects_after_three_days() -> Result<(), Violation> {
+    comes_back_after_three_days(|_| Ok(()))
+}
+
+#[test]
+fn nothing_resurrects_after_three_days_and_a_rollout() -> Result<(), Violation> {
+    comes_back_after_three_days(|world| {
+        for slot in [0, 1] {
+            world.run_for(SECOND * 3600 * 30)?;
+            inflict(world, Fault::Crash(slot))?;
+            world.run_for(SECOND)?;
+            inflict(world, Fault::Start(slot))?;
+            world.run_for(SECOND * 60)?;
+        }
+        Ok(())
+    })
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).expect("it is this century")
 }

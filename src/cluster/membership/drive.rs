@@ -162,6 +162,7 @@ impl Membership {
     }
 
     pub(super) fn reidentify(&mut self, now: Now, identity: Identity) {
+        self.me.stepped_back = false;
         self.drive(now, |swim, effects| {
             swim.change_identity(identity, &mut *effects)?;
             // foca waits for the next packet before it probes again; there may be none.

@@ -214,6 +214,10 @@ impl Membership {
             }
             self.claim_more_than(now, &known);
         }
+        if self.me.stepped_back {
+            // The host may not have heard of it; the others have, and foca sits out until its identity is another.
+            self.renew(now);
+        }
         if self.me.state == MemberState::Init {
             self.turn(now, MemberState::Alive);
         }

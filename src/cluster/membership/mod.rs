@@ -159,6 +159,8 @@ struct Me {
     renew_at: Duration,
     /// Why it can't come in.
     refused: Option<RefusalReason>,
+    /// It was in and stepped back: it has called this identity dead itself, and comes in again only under a renewed one.
+    stepped_back: bool,
 }
 
 /// The membership of one node.
@@ -212,6 +214,7 @@ impl Membership {
                 departed: false,
                 renew_at: now.mono,
                 refused: None,
+                stepped_back: false,
             },
             table: Table::default(),
             knocking: Knocking::default(),

@@ -151,6 +151,7 @@ impl Membership {
         if self.me.refused.is_none() {
             self.me.refused = Some(reason.clone());
             if self.swim.num_members() > 0 {
+                self.me.stepped_back = true;
                 self.drive(now, |swim, effects| swim.leave_cluster(effects));
             }
             self.turn(now, MemberState::Init);

@@ -162,6 +162,30 @@ fn a_live_holder_keeps_its_name_and_only_the_newcomer_is_told() {
 }
 
 #[test]
+fn who_stepped_back_comes_in_again_under_a_renewed_identity() {
+    let (mut a, mut host) = (node("a", 1, 2), node("h", 2, 1));
+    a.join(at(0), &[address(2)]);
+    carry(&mut [&mut a, &mut host], at(0));
+    a.handle_live_namesake(at(10), &identity("a", 9, 1), true);
+    carry(&mut [&mut a, &mut host], at(10));
+    assert!(a.refused().is_some());
+    assert_eq!(listed(&host), [("a".to_owned(), MemberState::Down)]);
+    // The namesake goes, and somebody who has heard of nothing lets this one in.
+    let mut stranger = node("s", 3, 1);
+    a.knock_at(address(3));
+    carry(&mut [&mut a, &mut stranger], at(20));
+    assert_eq!(a.refused(), None);
+    assert!(events(&mut a).iter().any(|event| matches!(event, Event::Renewed(_))));
+    // It plays its part: who probes it hears from it.
+    for millis in (20..3_000).step_by(50) {
+        stranger.handle_timeout(at(millis));
+        carry(&mut [&mut a, &mut stranger], at(millis));
+    }
+    let seen = stranger.members().next().unwrap();
+    assert!(seen.state == MemberState::Alive && seen.rtt.is_some(), "{seen:?}");
+}
+
+#[test]
 fn a_holder_that_does_not_answer_has_moved() {
     let (mut a, _b_is_gone) = joined_pair();
     pass_time(&mut a, 0, 1000);

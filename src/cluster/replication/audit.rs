@@ -3,6 +3,9 @@
 //! Only the writer itself knows which of its rows are right, so only it audits them; for writers that do not run the lowest
 //! living name does. Comparing makes sense only at the same version, and in shared stores, where one stream's rows end by
 //! another's, only at the same version vector.
+//!
+//! Every half minute or so a random peer is audited. When somebody comes or goes, what was written by who died with it may
+//! be missed by some and not by others, so then all are audited soon, and a few times more.
 
 use rand::Rng;
 
@@ -43,7 +46,29 @@ impl Replication {
     }
 
     pub(super) fn audit_any(&mut self, _now: Now, rng: &mut dyn Rng) {
-        let Some(name) = self.any_up(rng) else { return };
+        if let Some(name) = self.any_up(rng) {
+            self.audit(&name);
+        }
+    }
+
+    /// Audits out of turn whom it is time to.
+    pub(super) fn audit_soon(&mut self, now: Now) {
+        let mut due = Vec::new();
+        for (name, peer) in &mut self.peers {
+            if let Some((at, gap)) = peer.audit
+                && now.mono >= at
+            {
+                let again = gap * 2 < self.config.audit_interval;
+                peer.audit = again.then_some((now.mono + gap, gap * 2));
+                due.push(name.clone());
+            }
+        }
+        for name in due {
+            self.audit(&name);
+        }
+    }
+
+    fn audit(&mut self, name: &NodeName) {
         let writers: Vec<(Writer, NodeId)> =
             self.state.writers.current().map(|(writer, id)| (writer, id.clone())).collect();
         for store in StoreId::ALL {
@@ -62,7 +87,7 @@ impl Replication {
                     vector: self.vector_hash(store),
                     prints: self.state.replica(store).prints(*writer).to_vec(),
                 };
-                self.say(&name, Message::Audit(audit));
+                self.say(name, Message::Audit(audit));
             }
         }
     }

@@ -43,6 +43,8 @@ const ROUND: Duration = Duration::from_millis(250);
 const ACK_DELAY: Duration = Duration::from_millis(100);
 /// Hints are told this often.
 const HINT_DELAY: Duration = Duration::from_millis(50);
+/// After somebody came or went, audits come this soon.
+const AUDIT_SOON: Duration = Duration::from_secs(2);
 /// What a peer lacks is served by others than its writer only once it is this old, at least: the writer's own push is
 /// faster.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -245,6 +247,7 @@ impl Replication {
         peer.up = true;
         self.last_up = now.mono;
         peer.credit = CHUNK_BYTES;
+        peer.audit = Some((now.mono + AUDIT_SOON, AUDIT_SOON));
         // The first peer is asked for everything; of the others only their own rows, or each would send everything.
         let digest = self.greeting(now, first);
         let mut dropped = 0;
@@ -263,7 +266,7 @@ impl Replication {
     }
 
     /// A peer can't be reached. What it measured is hidden, what it decided stays.
-    pub fn peer_down(&mut self, _now: Now, id: &NodeId) {
+    pub fn peer_down(&mut self, now: Now, id: &NodeId) {
         if id.name != self.me.name
             && !self.peers.contains_key(&id.name)
             && let Some(writer) = self.state.writers.intern(id)
@@ -279,6 +282,9 @@ impl Replication {
         }
         if let Some(writer) = self.state.writers.number(id) {
             self.state.writers.set_down(writer, true);
+        }
+        for peer in self.peers.values_mut().filter(|peer| peer.up) {
+            peer.audit = Some((now.mono + AUDIT_SOON, AUDIT_SOON));
         }
     }
 
@@ -459,6 +465,7 @@ impl Replication {
         self.look_after_joins(now);
         changes = changes.and(self.look_after_lives(now));
         self.collect(now);
+        self.audit_soon(now);
         let refill = self.config.repair_bytes_per_second / 4;
         for peer in self.peers.values_mut() {
             peer.credit = (peer.credit + refill).min(refill.max(CHUNK_BYTES));

@@ -14,6 +14,10 @@ use crate::ids::NodeId;
 /// A stream: the rows of one writer in one store.
 pub(crate) type Stream = (StoreId, Writer);
 
+/// How often the time to wait for an ack is doubled, and the window cut to an eighth, for who does not answer: up to 4 s and
+/// 16 KiB at the defaults, since whatever was lost in a partition must be made up for within seconds of its end.
+const MAX_PATIENCE: u32 = 2;
+
 /// Small messages that wait for the link; beyond, the oldest is dropped and counted.
 const MAX_OUTBOX: usize = 64;
 
@@ -44,6 +48,8 @@ pub(crate) struct Peer {
     /// Streams of which something is to be sent.
     pub(crate) due: BTreeSet<Stream>,
     pub(crate) in_flight: usize,
+    /// Rounds of sending again since it last showed that it reads what is sent to it.
+    pub(crate) patience: u32,
     pub(crate) outbox: VecDeque<Message>,
     pub(crate) ack_due: BTreeSet<Stream>,
     pub(crate) ack_at: Option<Duration>,
@@ -55,6 +61,8 @@ pub(crate) struct Peer {
     pub(crate) credit: usize,
     pub(crate) wall_ahead_ms: i64,
     pub(crate) hot_set_at: Option<Duration>,
+    /// When it is audited out of turn, and how long after that again.
+    pub(crate) audit: Option<(Duration, Duration)>,
 }
 
 impl Peer {
@@ -69,6 +77,7 @@ impl Peer {
             cursors: BTreeMap::new(),
             due: BTreeSet::new(),
             in_flight: 0,
+            patience: 0,
             outbox: VecDeque::new(),
             ack_due: BTreeSet::new(),
             ack_at: None,
@@ -77,6 +86,7 @@ impl Peer {
             credit: 0,
             wall_ahead_ms: 0,
             hot_set_at: None,
+            audit: None,
         }
     }
 
@@ -87,11 +97,33 @@ impl Peer {
         self.cursors.clear();
         self.due.clear();
         self.in_flight = 0;
+        self.patience = 0;
         self.outbox.clear();
         self.ack_due.clear();
         self.ack_at = None;
         self.unacked_bytes = 0;
         self.requests.clear();
+        self.audit = None;
+    }
+
+    /// How long an ack is waited for: longer the longer there was none, for what a peer does not read piles up on its link.
+    pub(crate) fn retry_after(&self, retry: Duration) -> Duration {
+        retry * (1 << self.patience)
+    }
+
+    /// How much may be on its way to it.
+    pub(crate) fn window(&self, bytes: usize) -> usize {
+        (bytes >> (3 * self.patience)).max(1)
+    }
+
+    /// Nothing came back in time.
+    pub(crate) fn lose_patience(&mut self) {
+        self.patience = (self.patience + 1).min(MAX_PATIENCE);
+    }
+
+    /// It reads what is sent to it.
+    pub(crate) fn reads(&mut self) {
+        self.patience = 0;
     }
 
     /// Queues a small message; says how many had to be dropped for it.

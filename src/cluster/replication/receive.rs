@@ -135,10 +135,11 @@ impl Replication {
                     // Its own rows from before it lost its memory would come back as another's: it begins a new life.
                     continue;
                 }
+                let retry = peer.retry_after(self.config.retry);
                 let on_its_way = peer
                     .cursors
                     .get(&stream)
-                    .is_some_and(|c| c.in_flight > 0 && now.mono < c.sent_at + self.config.retry);
+                    .is_some_and(|c| c.in_flight > 0 && now.mono < c.sent_at + retry);
                 if !on_its_way {
                     peer.stop(stream);
                     peer.serve(stream, theirs, mine);
@@ -181,6 +182,9 @@ impl Replication {
 
     fn on_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
         let (streams, _) = self.streams(claims);
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.reads();
+        }
         let mut changes = Changes::default();
         for (stream, version, floor) in streams {
             changes.conflict |= self.learn(now, from, stream, (version, floor));
@@ -197,6 +201,7 @@ impl Replication {
         for (stream, version, _) in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
             if let Some(peer) = self.peers.get_mut(from) {
+                peer.reads();
                 peer.stop(stream);
                 peer.serve(stream, version, target);
             }

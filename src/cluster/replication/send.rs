@@ -84,7 +84,8 @@ impl Replication {
         let me = self.state.me;
         loop {
             let peer = self.peers.get_mut(name)?;
-            if peer.in_flight >= self.config.window_bytes {
+            let window = peer.window(self.config.window_bytes);
+            if peer.in_flight >= window {
                 return None;
             }
             let stream = peer.due.iter().find(|(_, writer)| *writer == me || peer.credit > 0);
@@ -102,7 +103,8 @@ impl Replication {
                 let offer = Offer { store: store.into(), writer: id, floor };
                 return Some((Message::Offer(offer), Urgency::Now));
             }
-            let cut = replica.rows_after(&self.state.writers, writer, from, CHUNK_BYTES);
+            let budget = CHUNK_BYTES.min(window);
+            let cut = replica.rows_after(&self.state.writers, writer, from, budget);
             let Cut { rows, to, upto } = cut;
             if to <= from {
                 peer.stop(stream);
@@ -127,16 +129,19 @@ impl Replication {
         }
     }
 
-    /// Sends again what was not acknowledged in time.
+    /// Sends again what was not acknowledged in time: less and less often, and less at a time, to who acknowledges nothing.
     pub(super) fn retry(&mut self, now: Now) {
-        let retry = self.config.retry;
         for peer in self.peers.values_mut().filter(|peer| peer.up) {
+            let retry = peer.retry_after(self.config.retry);
             let late: Vec<Stream> = peer
                 .cursors
                 .iter()
                 .filter(|(_, c)| c.in_flight > 0 && now.mono >= c.sent_at + retry)
                 .map(|(stream, _)| *stream)
                 .collect();
+            if !late.is_empty() {
+                peer.lose_patience();
+            }
             for stream in late {
                 self.counters.retries += 1;
                 let known = peer.known(stream);

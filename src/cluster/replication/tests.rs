@@ -9,7 +9,7 @@ mod world;
 use std::time::Duration;
 
 use crate::cluster::replication::tests::world::{Faults, World};
-use crate::cluster::replication::{CHUNK_BYTES, Config, Message, Replication};
+use crate::cluster::replication::{CHUNK_BYTES, Config, Message, Replication, message};
 use crate::cluster::state::observation::Load;
 use crate::cluster::state::row::{Blob, RawRow};
 use crate::cluster::state::{StoreId, Write};
@@ -290,6 +290,37 @@ fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
 }
 
 #[test]
+fn who_acknowledges_nothing_is_sent_less_and_less() {
+    let (mut a, b) = pair();
+    let digest = Message::Digest(b.digest(at(0), true));
+    a.handle_message(at(0), b.me(), digest.clone());
+    for n in 0..2_000 {
+        a.update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+    }
+    let sent_until = |a: &mut Replication, from: u64, to: u64| {
+        let before = a.counters().sent_bytes[StoreId::Workers.index()];
+        for ms in (from..to).step_by(50) {
+            a.handle_tick(at(ms), &mut world::rng(ms));
+            while a.poll_transmit(at(ms)).is_some() {}
+            if ms % 1000 == 0 {
+                // Its own words still come, and show nothing.
+                a.handle_message(at(ms), b.me(), digest.clone());
+            }
+        }
+        a.counters().sent_bytes[StoreId::Workers.index()] - before
+    };
+    let first = sent_until(&mut a, 0, 1_000);
+    sent_until(&mut a, 1_000, 10_000);
+    let later = sent_until(&mut a, 10_000, 70_000);
+    assert!(first > 150_000 && later < 16 * 17 * 1024, "{first} at once, then {later} a minute");
+    // One ack, and it is as before.
+    let claims = message::ClaimsBuilder::default().build();
+    a.handle_message(at(70_000), b.me(), Message::Ack(claims));
+    let again = sent_until(&mut a, 70_000, 75_000);
+    assert!(again >= first, "{again} after an ack");
+}
+
+#[test]
 fn a_snapshot_goes_on_where_it_was_broken_off() {
     let config = Config::default();
     let mut donors: Vec<Replication> =
@@ -372,6 +403,22 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
     exchange(at(300), &mut both);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
     assert_eq!(both[1].counters().repaired, 1);
+}
+
+#[test]
+fn who_comes_or_goes_has_the_others_audited_soon() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    both[0].update(at(0), Write::Load(WorkerId::from_u64(7), load(1))).unwrap();
+    run(&mut both, 0, 25_000);
+    let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
+    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
+    for replica in &mut both {
+        replica.peer_up(at(25_000), &id("c", 1));
+        replica.peer_down(at(25_000), &id("c", 1));
+    }
+    run(&mut both, 25_000, 27_500);
+    assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
 }
 
 #[test]

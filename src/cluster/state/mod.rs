@@ -305,6 +305,7 @@ impl State {
     pub fn new(me: &NodeId, max_ahead: Duration, prefixes: prefixes::Config) -> Self {
         let mut writers = Writers::default();
         let number = writers.intern(me).expect("the first writer finds room");
+        writers.set_down(number, false);
         Self {
             me: number,
             writers,
@@ -326,6 +327,7 @@ impl State {
     /// The node begins a later life: a new writer with a new clock. `None` when there are too many writers.
     pub(crate) fn begin_life(&mut self, me: &NodeId) -> Option<Writer> {
         let writer = self.writers.intern(me)?;
+        self.writers.set_down(writer, false);
         self.clock.hand_over(Author::of(me));
         Some(writer)
     }
@@ -377,7 +379,7 @@ impl State {
         })
     }
 
-    /// Forgets writers that were retired before `oldest` and whose names nothing needs any more.
+    /// Forgets writers that were retired before `oldest`, if they are too many and nothing needs their names any more.
     pub(crate) fn forget_retired(&mut self, oldest: Duration, now: Now) {
         for writer in self.writers.retired_before(oldest) {
             if StoreId::ALL.iter().all(|store| !self.replica(*store).is_carried(writer)) {

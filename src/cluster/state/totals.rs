@@ -95,17 +95,17 @@ impl Table<Totals> {
         best.map_or((0, Generation(0)), |(covers, base)| (base, covers))
     }
 
-    /// Whether the row of `of` is contained in that of another writer, which is not over.
+    /// Whether the row of `of` is contained in that of another writer, which still writes.
     fn contains(&self, key: &TotalKey, of: Writer, former: &NodeId, writers: &Writers) -> bool {
         let Some(row) = self.value_of(key, of) else { return true };
         let others = self.values(key).filter(|(writer, _)| *writer != of);
-        others.filter(|(writer, _)| !writers.is_over(*writer)).any(|(_, other)| {
+        others.filter(|(writer, _)| writers.still_writes(*writer)).any(|(_, other)| {
             let counts = key.name != former.name || other.covers > former.generation;
             counts && (other.covers, other.base) >= (row.covers, row.base)
         })
     }
 
-    /// Whether all that `of`, a writer that is over, has counted is contained in rows of others that are not.
+    /// Whether all that `of`, a writer that is over, has counted is contained in rows of others that still write.
     pub(crate) fn is_settled(&self, writers: &Writers, of: Writer) -> bool {
         let Some(former) = writers.id(of) else { return true };
         self.keys_of(of).iter().all(|key| self.contains(key, of, former, writers))
@@ -148,6 +148,7 @@ mod tests {
         let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: life(1).name };
         let mut table = Table::<Totals>::default();
         let lives: Vec<Writer> = (1..=3).map(|g| writers.intern(&life(g)).unwrap()).collect();
+        writers.set_down(lives[2], false);
         for (me, count) in lives.iter().zip([100, 40, 7]) {
             let cx =
                 Context { writers: &mut writers, clock: &mut clock, me: *me, now: Now::default() };
@@ -172,5 +173,26 @@ mod tests {
             assert_eq!(sum(&table, &writers), 147, "dropped");
         }
         assert_eq!(table.sizes().entries, 1);
+    }
+
+    #[test]
+    fn a_row_of_somebody_who_never_was_a_member_here_keeps_nothing() {
+        // A joiner is told of two writers that had left before it came, each of which has taken over the other's counts.
+        let mut writers = Writers::default();
+        let mut clock =
+            HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
+        let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: life(1).name };
+        let mut table = Table::<Totals>::default();
+        let of = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(1) };
+        let [b, c] = ["b", "c"].map(|name| writers.intern(&of(name)).unwrap());
+        for me in [b, c] {
+            let cx = Context { writers: &mut writers, clock: &mut clock, me, now: Now::default() };
+            let total = Total { count: 0, base: 50, covers: Generation(2) };
+            table.put(&cx, key.clone(), total).unwrap();
+        }
+        writers.end(c);
+        assert!(!table.is_settled(&writers, c), "b may be gone too");
+        writers.set_down(b, true);
+        assert!(table.is_settled(&writers, c), "b is a member, be it down");
     }
 }

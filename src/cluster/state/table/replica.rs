@@ -274,7 +274,11 @@ impl<S: Store> Replica for Table<S> {
             .collect();
         let mut changed = wrong.len();
         for key in wrong {
-            self.take(&key, writer);
+            if let Some(row) = self.take(&key, writer) {
+                // Others may carry its dots, so that its absence must not be taken for their end.
+                let log = self.log(writer);
+                log.floor = log.floor.max(row.version);
+            }
         }
         for raw in rows {
             let in_mask =

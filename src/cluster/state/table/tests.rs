@@ -167,7 +167,8 @@ impl<S: Store> Replica<S> {
     fn new(at: usize) -> Self {
         let mut writers = Writers::default();
         for at in 0..REPLICAS {
-            writers.intern(&writer(at)).unwrap();
+            let number = writers.intern(&writer(at)).unwrap();
+            writers.set_down(number, false);
         }
         let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
         Self { at, table: Table::default(), writers, clock, join: None }
@@ -421,6 +422,26 @@ fn check_histories<S: Sample>(cases: u32) {
     }
     let (adopted, retired) = reached.get();
     assert!(adopted > cases / 50 && retired > cases / 500, "{adopted} adopted, {retired} retired");
+}
+
+#[test]
+fn a_row_that_an_audit_drops_is_not_dead() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 7);
+    b.delta(&a, 0, whole);
+    c.delta(&a, 0, whole);
+    // b carries on what a wrote and needs a's row no longer; it tells c so.
+    let of = b.number(0);
+    b.writers.end(of);
+    b.adopt();
+    c.delta(&b, 1, whole);
+    c.with(|table, cx| table.repair(cx, of, u64::MAX, &[]));
+    assert_eq!(c.holds(), BTreeSet::from([(1, 7)]));
+    // c says of a's log that nothing is in it, before it says what b carries.
+    d.delta(&c, 0, whole);
+    d.delta(&c, 1, whole);
+    assert_eq!(d.holds(), BTreeSet::from([(1, 7)]));
 }
 
 #[test]

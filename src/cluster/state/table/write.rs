@@ -161,7 +161,7 @@ impl<S: Store> Table<S> {
             .by_version
             .values()
             .filter(|key| !self.row(key, of).is_some_and(Row::is_opaque))
-            .filter(|key| !self.is_elsewhere(key, of, |writer| !cx.writers.is_over(writer)))
+            .filter(|key| !self.is_elsewhere(key, of, |writer| cx.writers.still_writes(writer)))
             .take(budget)
             .cloned()
             .collect();
@@ -193,7 +193,7 @@ impl<S: Store> Table<S> {
 
     /// Whether nothing of `of` is left that is not in others' rows too.
     pub(crate) fn is_spent(&self, writers: &Writers, of: Writer) -> bool {
-        let still_writes = |writer| !writers.is_over(writer);
+        let still_writes = |writer| writers.still_writes(writer);
         self.logs.get(&of).is_none_or(|log| {
             log.covered() == log.applied
                 && log.tombstones.is_empty()
