@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tracing::warn;
 
 use super::chain;
-use super::feedback::{Expected, Usage};
+use super::feedback::Usage;
 use super::metrics::Ending;
 use super::policies::Entry;
 use crate::clock::Clock;
@@ -67,8 +67,8 @@ pub(super) struct Account {
     /// What a complete body says of the worker.
     pub(super) outcome: Outcome,
     pub(super) first_byte_seen: bool,
-    /// What its cache was expected to hold; taken once the answer has said.
-    pub(super) expected: Option<Expected>,
+    /// The part of the prompt that its cache was expected to hold, 0..=1; taken once the answer has said.
+    pub(super) expected: Option<f32>,
 }
 
 /// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it: what they say
@@ -78,16 +78,13 @@ const LONG_PROMPT: u64 = 64;
 impl Account {
     /// Looks at a piece of the answer on its way.
     fn observe(&mut self, piece: &Bytes) {
-        let Some(usage) = self.expected.as_ref().and_then(|_| Usage::in_piece(piece)) else {
-            return;
-        };
-        let Some(Expected { fraction, blocks }) = self.expected.take() else { return };
-        self.entry.count_affinity(fraction, usage);
-        if usage.prompt < LONG_PROMPT {
-            return;
-        }
-        self.entry.policy.answered(self.worker, &blocks, fraction, usage.fraction());
-        if fraction >= 0.5 && self.fleet.hear_cached(self.worker, usage.cached > 0) {
+        let Some(usage) = self.expected.and_then(|_| Usage::in_piece(piece)) else { return };
+        let Some(expected) = self.expected.take() else { return };
+        self.entry.count_affinity(expected, usage);
+        if expected >= 0.5
+            && usage.prompt >= LONG_PROMPT
+            && self.fleet.hear_cached(self.worker, usage.cached > 0)
+        {
             warn!(worker = %self.worker, "nothing of several prompts was in its cache: taken for cold");
         }
     }

@@ -1,22 +1,14 @@
 //! What a worker's answer says of its cache, held against what was expected of it.
 //!
 //! Engines tell in `usage` how much of a prompt they had cached. The bytes of an answer are only looked at as they pass,
-//! a piece at a time: what is cut between two pieces is not seen, which costs a lesson and nothing else.
+//! a piece at a time: what is cut between two pieces is not seen, which costs a lesson and nothing else. A prompt of which
+//! nothing was cached takes no hint back, for its worker has it now; several in a row say that the worker was started anew.
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
 use crate::policy::Decision;
-
-/// What was expected when the worker was picked.
-#[derive(Debug)]
-pub(super) struct Expected {
-    /// Expected to be cached, as a fraction of the prompt, 0..=1.
-    pub(super) fraction: f32,
-    /// The prompt's blocks; none if nothing was expected.
-    pub(super) blocks: Box<[u64]>,
-}
 
 /// What an answer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,21 +19,17 @@ pub(super) struct Usage {
     pub(super) cached: u64,
 }
 
-impl Expected {
-    /// What is to be expected after `decision`; `None`: nothing that an answer could prove wrong.
-    pub(super) fn of(decision: Decision, blocks: &[u64]) -> Option<Self> {
-        match decision {
-            Decision::Hit(fraction) if !blocks.is_empty() => {
-                Some(Self { fraction, blocks: blocks.into() })
-            }
-            Decision::Hit(_)
-            | Decision::Plain
-            | Decision::Balance
-            | Decision::Miss
-            | Decision::Sticky
-            | Decision::Spill
-            | Decision::NoKey => None,
-        }
+/// The part of the prompt, 0..=1, that is to be expected in the worker's cache after `decision`; `None`: nothing that an
+/// answer could prove wrong.
+pub(super) fn expected(decision: Decision) -> Option<f32> {
+    match decision {
+        Decision::Hit(fraction) => Some(fraction),
+        Decision::Plain
+        | Decision::Balance
+        | Decision::Miss
+        | Decision::Sticky
+        | Decision::Spill
+        | Decision::NoKey => None,
     }
 }
 
@@ -57,11 +45,6 @@ impl Usage {
         let at = PROMPT.find(piece)?;
         let prompt = number_after(&piece[at + PROMPT.needle().len()..])?;
         (prompt > 0 && cached <= prompt).then_some(Self { prompt, cached })
-    }
-
-    /// The cached part of the prompt, 0..=1.
-    pub(super) fn fraction(self) -> f32 {
-        self.cached as f32 / self.prompt as f32
     }
 }
 

@@ -25,7 +25,6 @@ use tracing::{debug, warn};
 use attempts::{Attempt, Attempts, Budget, Next};
 use body::Account;
 pub use body::{BodyError, ResponseBody, StreamEnd};
-use feedback::Expected;
 use metrics::Ending;
 pub use metrics::{Endings, Metrics};
 use policies::Entry;
@@ -269,15 +268,7 @@ impl Dispatcher {
                     let poor =
                         poor.take().filter(|_| matches!(error, DispatchError::NoneAvailable));
                     let poor = poor.ok_or(error)?;
-                    return Ok(self.respond(
-                        request,
-                        poor,
-                        None,
-                        permit.take(),
-                        started,
-                        &tried,
-                        &[],
-                    ));
+                    return Ok(self.respond(request, poor, None, permit.take(), started, &tried));
                 }
             };
             // Not read to its end: the connection closes.
@@ -338,7 +329,6 @@ impl Dispatcher {
                         permit.take(),
                         started,
                         &tried,
-                        &blocks.hashes,
                     ));
                 }
                 Err(error) => {
@@ -389,7 +379,6 @@ impl Dispatcher {
         permit: Option<Permit>,
         started: Duration,
         tried: &[WorkerId],
-        blocks: &[u64],
     ) -> Dispatched {
         let Answered { response, worker, entry, decision, sent_at } = answered;
         let trace = Trace {
@@ -410,7 +399,7 @@ impl Dispatcher {
             started,
             outcome: judge(response.status()),
             first_byte_seen: false,
-            expected: Expected::of(decision, blocks),
+            expected: feedback::expected(decision),
         };
         let is_events = is_event_stream(response.headers());
         // An event in clear text means nothing within a compressed stream.

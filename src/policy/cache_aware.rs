@@ -102,14 +102,6 @@ impl Policy for CacheAware {
         self.memory.journal.note_prompt(worker, head.last().copied().unwrap_or(0), news);
     }
 
-    fn answered(&self, worker: WorkerId, blocks: &[u64], predicted: f32, cached: f32) {
-        // Tokens are not bytes, and engines cache in blocks of their own: only what is far off proves a hint wrong.
-        if cached < predicted / 2.0 {
-            let kept = (cached * blocks.len() as f32).ceil() as usize;
-            self.memory.index.unlearn(blocks, kept, worker);
-        }
-    }
-
     fn forget(&self, worker: WorkerId) {
         self.memory.index.forget(worker);
     }

@@ -267,12 +267,6 @@ pub trait Policy: Send + Sync + fmt::Debug {
         let _ = (worker, hint, now);
     }
 
-    /// Told when an answer says how much of a prompt its worker had cached, where `predicted` of it was expected to be:
-    /// both as fractions, 0..=1. Does nothing by default.
-    fn answered(&self, worker: WorkerId, blocks: &[u64], predicted: f32, cached: f32) {
-        let _ = (worker, blocks, predicted, cached);
-    }
-
     /// Told when `worker` left, or came back with a cold cache: what was learnt of it is void.
     fn forget(&self, worker: WorkerId) {
         let _ = worker;

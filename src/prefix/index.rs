@@ -138,20 +138,6 @@ impl Index {
         self.insert_below(parent, above, blocks, worker, now);
     }
 
-    /// Takes back that `worker` has been sent the prompt `blocks`, but for the first `kept` of them: it has proved not to
-    /// have them any more.
-    pub fn unlearn(&self, blocks: &[u64], kept: usize, worker: WorkerId) {
-        let Some(handle) = self.workers.read().handle(worker) else { return };
-        for &key in blocks.iter().take(MAX_BLOCKS).skip(kept) {
-            let mut shard = self.shard(key).write();
-            let Some(entry) = shard.find_mut(key) else { continue };
-            if let Some(at) = entry.workers.iter().position(|known| *known == handle) {
-                entry.workers[at..].rotate_left(1);
-                entry.workers[WORKERS - 1] = Handle::NOBODY;
-            }
-        }
-    }
-
     fn insert_below(
         &self,
         above: u64,

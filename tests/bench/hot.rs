@@ -205,7 +205,7 @@ fn telling(criterion: &mut Criterion) {
                     if talk.len() >= 64 {
                         talk.truncate(17);
                     }
-                    talk.extend([draw.random(), draw.random(), draw.random()]);
+                    talk.extend(std::array::from_fn::<u64, 3, _>(|_| draw.random()));
                     let key = (at as u64).to_le_bytes();
                     let hint =
                         Hint { session: Some(&key), blocks: talk, prompt_bytes: 5000, model: 1 };

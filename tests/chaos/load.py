@@ -92,16 +92,7 @@ class Balancer:
                 self._ready[router] = False
 
     def is_ready(self, router):
-        return self._ready.get(router, False)
-
-    def replace(self, routers):
-        """Some of them were started anew."""
-        for router in routers:
-            if router not in self._ready:
-                self._ready[router] = False
-                thread = threading.Thread(target=self._watch, args=(router,), daemon=True)
-                self._threads.append(thread)
-                thread.start()
+        return self._ready[router]
 
     def stop(self):
         self._stop.set()
@@ -112,10 +103,10 @@ class Balancer:
 class StreamReader:
     """Reads one streamed answer to its end, in a thread."""
 
-    def __init__(self, machine, router, tokens):
+    def __init__(self, machine, router, tokens, port=API):
         self.outcome = None
         self.text = b""
-        self._tcp = machine.connect(router.machine.address, API)
+        self._tcp = machine.connect(router.machine.address, port)
         self._tcp.settimeout(60)
         question = json.dumps(QUESTION | {"stream": True, "max_tokens": tokens})
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: smg\r\ncontent-type: application/json\r\ncontent-length: {len(question)}\r\n\r\n"

@@ -195,16 +195,3 @@ fn agreement_ends_where_a_worker_has_more_than_about_the_least_to_do() {
         check(&policy, &[("a", 2), ("b", 0)], &prompt(&[number]), picks("b"));
     }
 }
-
-#[test]
-fn an_answer_that_found_nothing_cached_ends_the_affinity_of_that_prompt() {
-    let policy = served(&[("a", &[1, 2, 3, 4]), ("a", &[7, 8])]);
-    let fleet = [("a", 5), ("b", 0)];
-    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("a", Decision::Hit(1.0)));
-    // About what was expected: nothing is taken back.
-    policy.answered(id("a"), &[1, 2, 3, 4], 1.0, 0.6);
-    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("a", Decision::Hit(1.0)));
-    policy.answered(id("a"), &[1, 2, 3, 4], 1.0, 0.0);
-    check(&policy, &fleet, &prompt(&[1, 2, 3, 4]), decides("b", Decision::Miss));
-    check(&policy, &fleet, &prompt(&[7, 8]), decides("a", Decision::Hit(1.0)));
-}
