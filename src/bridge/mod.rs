@@ -67,6 +67,7 @@ pub struct Bridge {
 #[derive(Debug, Default)]
 pub struct Gate {
     settled: AtomicBool,
+    told: AtomicBool,
 }
 
 impl Gate {
@@ -78,6 +79,15 @@ impl Gate {
 
     fn open(&self) {
         self.settled.store(true, Ordering::Release);
+    }
+
+    /// It has said which workers its configuration names: from now on those are there that the cluster has.
+    fn has_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
+    }
+
+    fn tell(&self) {
+        self.told.store(true, Ordering::Release);
     }
 }
 

@@ -55,7 +55,7 @@ impl Picture {
                 Some(worker) => {
                     told.insert(*id, Some(worker));
                 }
-                None if !gate.is_open() && is_mine() && node.state().worker(*id).is_none() => {}
+                None if !gate.has_told() && is_mine() && node.state().worker(*id).is_none() => {}
                 None => {
                     told.insert(*id, None);
                     left.push(*id);

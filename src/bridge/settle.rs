@@ -20,6 +20,10 @@ use crate::spec::WorkerSpec;
 /// After everything that is decided is known, hints about prefixes are waited for so long at most.
 const FOR_HINTS: Duration = Duration::from_millis(300);
 
+/// Routers that begin at the same time say what they were given one after the other, by name: what the first has said is no
+/// news from the next.
+const TURN: Duration = Duration::from_millis(100);
+
 /// The first moments.
 #[derive(Debug)]
 pub(super) struct Settling {
@@ -27,20 +31,42 @@ pub(super) struct Settling {
     mesh: mesh::Handle,
     began: Duration,
     warm_since: Option<Duration>,
+    /// When it is this router's turn to say which workers it was given.
+    turn_at: Option<Duration>,
 }
 
 impl Settling {
     pub(super) fn new(bridge: &Bridge, mesh: mesh::Handle) -> Self {
         let began = bridge.clock.mono();
-        Self { bridge: bridge.clone(), mesh, began, warm_since: None }
+        Self { bridge: bridge.clone(), mesh, began, warm_since: None, turn_at: None }
     }
 
-    /// Opens the gate once it is time.
+    /// Opens the gate once it is time, and then says what was given.
     pub(super) async fn look(&mut self) {
-        if self.bridge.gate.is_open() {
+        if self.bridge.gate.has_told() {
             return;
         }
         let now = self.bridge.clock.mono();
+        if !self.bridge.gate.is_open() && !self.open_gate(now) {
+            return;
+        }
+        let view = self.mesh.view();
+        let turn_at = *self.turn_at.get_or_insert_with(|| {
+            let before = view.present().filter(|member| member.node.name < view.me.node.name);
+            now + TURN * u32::try_from(before.count()).unwrap_or(u32::MAX).min(50)
+        });
+        if now < turn_at {
+            return;
+        }
+        let configured = std::sync::Arc::clone(&self.bridge.configured);
+        if let Some(told) = self.mesh.visit(move |node, _, now| tell(node, &configured, now)).await
+        {
+            self.bridge.gate.tell();
+            info!(workers = told, "told which workers this router was given");
+        }
+    }
+
+    fn open_gate(&mut self, now: Duration) -> bool {
         let view = self.mesh.view();
         if view.warm {
             self.warm_since.get_or_insert(now);
@@ -48,19 +74,16 @@ impl Settling {
         let is_warm = self.warm_since.is_some_and(|since| now.saturating_sub(since) >= FOR_HINTS);
         let is_alone = !self.bridge.config.has_others && !view.has_others();
         let waited = now.saturating_sub(self.began) >= self.bridge.config.join_timeout;
-        if !(is_warm || is_alone || waited) {
-            return;
-        }
-        let configured = std::sync::Arc::clone(&self.bridge.configured);
-        let told = self.mesh.visit(move |node, _, now| tell(node, &configured, now)).await;
-        let Some(told) = told else { return };
-        self.bridge.gate.open();
         if is_warm || is_alone {
-            info!(told, "this router knows what the cluster knows");
-        } else {
+            info!("this router knows what the cluster knows");
+        } else if waited {
             let waited = self.bridge.config.join_timeout;
-            warn!(told, ?waited, "no other router could be learnt from in time: going on alone");
+            warn!(?waited, "no other router could be learnt from in time: going on alone");
+        } else {
+            return false;
         }
+        self.bridge.gate.open();
+        true
     }
 }
 

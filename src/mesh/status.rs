@@ -305,7 +305,7 @@ fn status_of(node: &Node, synced: &Synced, now: Now, cluster: String) -> Status 
 fn store_status(node: &Node, store: StoreId, synced: &Synced) -> StoreStatus {
     let sizes = node.state().sizes(store);
     StoreStatus {
-        entry_count: sizes.entries,
+        entry_count: node.state().entries(store),
         last_sync: synced.get(&store).map(|at| rfc3339(*at)),
         digest: digest(node, store),
         bytes: sizes.bytes,

@@ -23,8 +23,8 @@ class Client:
     def __init__(self, machine, routers, port=API):
         self.machine, self.routers, self._port = machine, list(routers), port
         self._connections = {}
-        # Why the worker of the last answer was picked, with --debug-headers.
-        self.decision = []
+        # Why the worker of the last answer was picked, and the router's own milliseconds, with --debug-headers.
+        self.decision, self.overhead = [], 0.0
 
     def ask(self, router, method, path, document=None, headers=None):
         address = router.machine.address
@@ -52,6 +52,7 @@ class Client:
         if answer.status != 200:
             raise OSError(f"{router.machine}: {answer.status} {body[:200]!r}")
         self.decision = (answer.headers["x-smg-decision"] or "").split()[:1]
+        self.overhead = float(answer.headers["x-smg-overhead-ms"] or 0)
         return answer.headers["x-mock-worker"], json.loads(body)
 
 
@@ -208,9 +209,9 @@ class Workers(SharedTest):
             self.assertNotIn(secret, router.log())
 
     def test_one_list_given_to_all_makes_one_entry_each(self):
-        routers = self.start(5, 4)
+        routers = self.start(8, 4)
         entries = lambda: [router.status()["stores"]["workers"]["entry_count"] for router in routers]  # noqa: E731
-        eventually("four entries", entries, lambda seen: seen == [4] * 5, 10)
+        eventually("four entries", entries, lambda seen: seen == [4] * 8, 10)
         self.await_equal_digests(routers, 10)
 
     def test_what_was_removed_stays_removed_and_a_registrars_death_takes_nothing(self):

@@ -432,3 +432,57 @@ async fn only_this_machine_or_an_admin_ends_a_router() {
     assert_eq!(keyed.send("POST", "/ha/shutdown", &admin, b"").await.status, 202);
     assert_eq!(keyed.ended().await, 0);
 }
+
+#[tokio::test]
+async fn who_was_told_of_others_is_not_ready_before_it_has_learnt_from_them() {
+    let worker = Worker::plain().await;
+    // Nobody is there.
+    let more = ["--mesh-peer-urls", "127.0.0.1:1", "--mesh-join-timeout", "2s", "--worker-urls"];
+    let alone = router("node1", &[], &[&more[..], &[&worker.url()]].concat()).await;
+    let first = alone.get("/readiness").await;
+    assert_eq!((first.status, first.json()["reason"].as_str()), (503, Some("joining")));
+    // It serves all the same.
+    eventually("it serves", || async {
+        let body = json!({ "model": "m", "messages": [] }).to_string();
+        let answer = alone.post("/v1/chat/completions", body).await;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    eventually("it goes on alone", || async {
+        let answer = alone.get("/readiness").await;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+    let joined = router("node2", &[mesh_address(&alone)], &[]).await;
+    eventually("it has learnt the worker and is ready long before its time is over", || async {
+        let answer = joined.get("/readiness").await;
+        let ready = answer.status == 200 && answer.json()["total_workers"] == 1;
+        if ready { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_waits_for_whom_it_is_told_to_and_says_who_has_it() {
+    let routers = cluster(&["--min-ready-workers", "0"]).await;
+    let worker = Worker::plain().await;
+    let spec = json!({ "url": worker.url() }).to_string();
+    let added = routers[0].post("/workers?wait=all&timeout=5s", spec).await;
+    assert_eq!(added.status, 202, "{}", added.text());
+    let receipt =
+        json!({ "applied": ["node1", "node2", "node3"], "pending": [], "complete": true });
+    assert_eq!(added.json()["receipt"], receipt);
+    let id = added.json()["id"].as_str().unwrap().to_owned();
+    for router in &routers {
+        assert_eq!(router.get(&format!("/workers/{id}")).await.status, 200, "after the receipt");
+    }
+    for (query, says) in [
+        ("wait=everybody", "wait \"everybody\" is not one of local, quorum, all"),
+        ("wait=all&timeout=2h", "timeout \"2h\" is not a time of at most 60s"),
+        ("wait=all&timeout=soon", "timeout \"soon\""),
+    ] {
+        let refused = routers[1].post(&format!("/workers/{id}/drain?{query}"), "").await;
+        assert_eq!(refused.status, 400);
+        assert!(refused.text().contains(says.replace('"', "\\\"").as_str()), "{}", refused.text());
+    }
+}

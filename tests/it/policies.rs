@@ -465,3 +465,32 @@ async fn a_workers_label_sets_its_models_policy() {
     assert_eq!(wrong.status, 400);
     assert!(wrong.text().contains("best"), "{}", wrong.text());
 }
+
+#[tokio::test]
+async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let model = router.get("/v1/models").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/ha/policies/{model}");
+    let put = async |document: &str| router.send("PUT", &path, &[], document.as_bytes()).await;
+    let set = put(r#"{"policy":"cache_aware","parameters":{"cache_threshold":0.75}}"#).await;
+    assert_eq!(set.status, 200, "{}", set.text());
+    let shown = router.get(&path).await.json();
+    assert_eq!(shown["in_use"], "cache_aware");
+    assert_eq!(shown["set"]["parameters"]["cache_threshold"], 0.75);
+    assert_eq!(put(r#"{"policy":"least_load"}"#).await.json()["in_use"], "least_load");
+    assert_eq!(router.get("/ha/policies").await.json()["models"][&model], "least_load");
+    for (wrong, says) in [
+        (r#"{"policy":"fastest"}"#, "fastest"),
+        (r#"{"policy":"random","parameters":{"speed":1}}"#, "speed"),
+        (r#"{"policy":"random","parameters":{"cache_threshold":2}}"#, "cache_threshold"),
+        ("{", "EOF"),
+    ] {
+        let refused = put(wrong).await;
+        assert_eq!(refused.status, 400, "{wrong}");
+        assert!(refused.text().contains(says), "{wrong}: {}", refused.text());
+    }
+    assert_eq!(router.get(&path).await.json()["in_use"], "least_load", "nothing was lost");
+    let unset = router.send("DELETE", &path, &[], b"").await;
+    assert_eq!((unset.status, unset.json()["in_use"].as_str()), (200, Some("cache_aware")));
+}

@@ -643,6 +643,23 @@ impl State {
         &self.writers
     }
 
+    /// How many keys of `store` have a value: of what several routers wrote at once, one. O(keys) in shared stores.
+    #[must_use]
+    pub fn entries(&self, store: StoreId) -> usize {
+        match store {
+            StoreId::Workers => self.workers.keys().count(),
+            StoreId::Policies => self.policies.keys().count(),
+            StoreId::Rules => self.rules.keys().count(),
+            StoreId::Sessions => self.sessions.keys().count(),
+            StoreId::Rights
+            | StoreId::Usage
+            | StoreId::Tokens
+            | StoreId::Observations
+            | StoreId::Load
+            | StoreId::Totals => self.sizes(store).entries,
+        }
+    }
+
     /// How much a store holds.
     #[must_use]
     pub fn sizes(&self, store: StoreId) -> Sizes {
