@@ -106,7 +106,7 @@ fn tell(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
         match node.update(now, Write::PutWorker(write)) {
             Ok(_) => told += 1,
             Err(error) => {
-                warn!(worker = %spec.url, %error, "the cluster does not take this worker")
+                warn!(worker = %spec.url, %error, "the cluster does not take this worker");
             }
         }
     }

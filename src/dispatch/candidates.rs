@@ -71,7 +71,7 @@ impl Candidates {
         self.list.push(Candidate {
             id: worker.id,
             load: worker.load(),
-            weight: set.copied().unwrap_or(worker.spec.weight.get()),
+            weight: set.copied().unwrap_or_else(|| worker.spec.weight.get()),
         });
         self.members.push(at);
     }

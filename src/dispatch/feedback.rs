@@ -2,7 +2,7 @@
 //!
 //! Engines tell in `usage` how much of a prompt they had cached. The bytes of an answer are only looked at as they pass,
 //! a piece at a time: what is cut between two pieces is not seen, which costs a lesson and nothing else. A prompt of which
-//! nothing was cached takes no hint back, for its worker has it now; several in a row say that the worker was started anew.
+//! little was cached takes no hint back, for its worker has it now; several in a row say that the worker was started anew.
 
 use std::sync::LazyLock;
 
@@ -34,6 +34,12 @@ pub(super) fn expected(decision: Decision) -> Option<f32> {
 }
 
 impl Usage {
+    /// Whether about as much was cached as was expected: a quarter of it at least. What prompts share at their head is
+    /// cached again after the first of them, so a worker that was started anew soon has a little of all.
+    pub(super) fn is_about(self, expected: f32) -> bool {
+        self.cached as f32 * 4.0 >= expected * self.prompt as f32
+    }
+
     /// What this piece of an answer says: in OpenAI's shape, `"prompt_tokens":N` and, near it, `"cached_tokens":N`.
     pub(super) fn in_piece(piece: &[u8]) -> Option<Self> {
         static CACHED: LazyLock<Finder<'static>> =
@@ -68,6 +74,12 @@ mod tests {
         let usage = r#"{"usage":{"prompt_tokens":100,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":64}}}"#;
         assert_eq!(says(usage), Some((100, 64)));
         assert_eq!(says(r#"{"prompt_tokens" : 7, "cached_tokens" : 0 }"#), Some((7, 0)));
+    }
+
+    #[test]
+    fn far_less_than_was_expected_is_not_about_it() {
+        let about = |cached| Usage { prompt: 100, cached }.is_about(0.8);
+        assert_eq!([0, 16, 19, 20, 64, 100].map(about), [false, false, false, true, true, true]);
     }
 
     #[test]

@@ -365,12 +365,7 @@ impl Dispatcher {
         }
     }
 
-    /// Gives an answer to the client. `in_flight`: `None` if the worker was judged by it already. `blocks`: of the prompt,
-    /// if what the answer says of the cache is worth knowing.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is what one attempt or the request brought"
-    )]
+    /// Gives an answer to the client. `in_flight`: `None` if the worker was judged by it already.
     fn respond(
         &self,
         request: &Request<'_>,

@@ -15,7 +15,7 @@ use crate::now::Now;
 /// How long a request that succeeded speaks for a worker.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// Prompts in a row of which nothing was cached, though most should have been, that make a worker's cache cold.
+/// Prompts in a row of which far less was cached than should have been, that make a worker's cache cold.
 const COLD_AFTER: u8 = 3;
 
 /// What the other routers say of a worker, put together.
@@ -62,13 +62,13 @@ impl Fleet {
         live.heard_breaker.store(heard.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
     }
 
-    /// An answer has said whether any of a long prompt was cached that should have been, to most of it. Several in a row of
-    /// which nothing was are taken for a restart; returns whether this one was the last of them.
-    pub fn hear_cached(&self, id: WorkerId, any: bool) -> bool {
+    /// An answer has said whether about as much of a long prompt was cached as should have been. Several in a row of which it
+    /// was far less are taken for a restart; returns whether this one was the last of them.
+    pub fn hear_cached(&self, id: WorkerId, about: bool) -> bool {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return false };
         let uncached = &worker.live().uncached;
-        if any {
+        if about {
             uncached.store(0, Ordering::Relaxed);
             return false;
         }
@@ -293,10 +293,11 @@ mod tests {
     }
 
     #[test]
-    fn prompts_of_which_nothing_was_cached_make_a_worker_cold() {
+    fn prompts_of_which_little_was_cached_make_a_worker_cold() {
         let (fleet, id) = fleet();
-        let told: Vec<bool> =
-            [false, false, true, false, false, false].map(|any| fleet.hear_cached(id, any)).into();
+        let told: Vec<bool> = [false, false, true, false, false, false]
+            .map(|about| fleet.hear_cached(id, about))
+            .into();
         assert_eq!(told, [false, false, false, false, false, true]);
         assert_eq!(worker(&fleet, id).cache_epoch, 1);
         assert_eq!(worker(&fleet, id).seen(NOW, &fleet.config().breaker).colds, 1);

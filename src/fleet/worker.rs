@@ -87,7 +87,7 @@ pub(super) struct Live {
     pub(super) own_bad: AtomicBool,
     /// Times that this router found its cache cold.
     pub(super) own_colds: AtomicU32,
-    /// Prompts in a row of which nothing was cached though it should have been.
+    /// Prompts in a row of which far less was cached than should have been.
     pub(super) uncached: AtomicU8,
     /// Requests that other routers have in flight on it.
     pub(super) elsewhere: AtomicU32,

@@ -152,7 +152,7 @@ fn leads_to(path: &str, pattern: &str) -> bool {
     loop {
         match (path.next(), pattern.next()) {
             (None, None) => return true,
-            (Some(first), Some(wanted)) if wanted == "{model}" => return !first.is_empty(),
+            (Some(first), Some("{model}")) => return !first.is_empty(),
             (Some(segment), Some(wanted))
                 if segment == wanted || (wanted.starts_with('{') && !segment.is_empty()) => {}
             _ => return false,

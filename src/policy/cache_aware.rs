@@ -38,7 +38,7 @@ impl CacheAware {
         blocks: &[u64],
         known: usize,
     ) -> usize {
-        let key = blocks.get(known).or(blocks.last());
+        let key = blocks.get(known).or_else(|| blocks.last());
         let agreed = key.filter(|_| self.config.agree).and_then(|key| {
             rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
         });
