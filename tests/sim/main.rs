@@ -97,6 +97,11 @@ fn what_an_audit_drops_because_somebody_carries_it_lives_on() {
 }
 
 #[test]
+fn counts_of_a_life_that_only_the_unreachable_know_are_kept() {
+    play_again("chaos", 2683);
+}
+
+#[test]
 fn the_same_seed_is_the_same_history() {
     for family in families::FAMILIES {
         for seed in [1, 2, 3] {

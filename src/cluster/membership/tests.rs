@@ -169,7 +169,7 @@ fn who_stepped_back_comes_in_again_under_a_renewed_identity() {
     a.handle_live_namesake(at(10), &identity("a", 9, 1), true);
     carry(&mut [&mut a, &mut host], at(10));
     assert!(a.refused().is_some());
-    assert_eq!(listed(&host), [("a".to_owned(), MemberState::Down)]);
+    assert_eq!(listed(&host), [("a@2".to_owned(), MemberState::Down)]);
     // The namesake goes, and somebody who has heard of nothing lets this one in.
     let mut stranger = node("s", 3, 1);
     a.knock_at(address(3));

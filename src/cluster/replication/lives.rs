@@ -67,7 +67,13 @@ impl Replication {
 
     fn adopt(&mut self, now: Now, of: Writer) -> Changes {
         let mut changes = Changes::default();
-        let versions = StoreId::ALL.map(|store| self.state.replica(store).applied(of));
+        let mut versions = StoreId::ALL.map(|store| self.state.replica(store).applied(of));
+        // Taking over counts says that all earlier lives are in them. A member that can't be reached may know of one that
+        // is not known here, and nothing is gained by haste: the writer is not retired without that member either.
+        let counts = self.peers.values().all(|peer| peer.up);
+        if !counts {
+            versions[StoreId::Totals.index()] = 0;
+        }
         if self.carried_on.get(&of) == Some(&versions) {
             return changes;
         }
@@ -75,12 +81,13 @@ impl Replication {
         let cx =
             Context { writers: &mut state.writers, clock: &mut state.clock, me: state.me, now };
         let budget = ADOPTED_PER_ROUND;
+        let counted = if counts { state.totals.adopt_counts(&cx, of, budget) } else { 0 };
         let adopted = [
             (StoreId::Workers, state.workers.adopt(&cx, of, budget)),
             (StoreId::Policies, state.policies.adopt(&cx, of, budget)),
             (StoreId::Rules, state.rules.adopt(&cx, of, budget)),
             (StoreId::Sessions, state.sessions.adopt(&cx, of, budget)),
-            (StoreId::Totals, state.totals.adopt_counts(&cx, of, budget)),
+            (StoreId::Totals, counted),
         ];
         for (store, rows) in adopted {
             self.counters.adopted += rows as u64;
