@@ -1,10 +1,10 @@
 //! Between the cluster and this router: what the cluster knows becomes what is routed by, and what this router sees
 //! becomes what the cluster knows. The only place that knows both.
 //!
-//! Inward, [`picture`] follows the shared state on the mesh's thread and puts each change into the fleet and the policies
+//! Inward, `picture` follows the shared state on the mesh's thread and puts each change into the fleet and the policies
 //! before any other router is told that it was applied: who waits for a receipt has waited for routing itself. Outward,
-//! [`run`] compares what the fleet sees with what was last said, forty times a second, and says what has changed. Both are
-//! level-triggered: doing either twice does no harm. [`Admin`] is how administrators write, with a mesh or without.
+//! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second, and says what has changed.
+//! Both are level-triggered: doing either twice does no harm. [`Admin`] is how administrators write, with a mesh or without.
 //!
 //! No request waits for any of it: with the mesh dead, routing goes on by what was last known and by what it sees itself.
 
