@@ -14,7 +14,7 @@ import time
 import types
 
 from load import QUESTION, StreamReader
-from support import API, LONG, ChaosTest, Process, eventually, quantile, report, request
+from support import API, LONG, MESH, ChaosTest, Process, eventually, quantile, report, request
 
 
 class Client:
@@ -340,6 +340,19 @@ class Affinity(SharedTest):
         report("same worker", [same * 100], "%")
         report("later turns of which the prefix was known", [self.hits * 100], "%")
         # By chance one turn in four would find its worker.
+        self.assertGreater(same, 0.6)
+
+
+    def test_lost_hints_cost_hits_and_nothing_else(self):
+        routers = self.start(3, 4, "--debug-headers")
+        for router in routers:
+            half = ["-m", "statistic", "--mode", "random", "--probability", "0.5"]
+            router.machine.deafen("-p", "tcp", "--dport", str(MESH), *half)
+        # Any answer but 200 fails this.
+        rates, same = self.play(routers, 60, 6)
+        report("hit rate while half of all packets between routers are lost", [rate * 100 for rate in rates], "%")
+        report("same worker", [same * 100], "%")
+        report("later turns of which the prefix was known", [self.hits * 100], "%")
         self.assertGreater(same, 0.6)
 
 
