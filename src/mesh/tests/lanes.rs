@@ -127,13 +127,13 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
         world.run_for(Duration::from_millis(200));
     }
     assert!(worst < Duration::from_millis(100), "a row took {worst:?}");
-    // What is repeated for it piles up in the outbox, which is bounded, until it is full.
-    world.until(SECOND * 60, "the outbox drops", |w| w.dropped("a", "outbox_state") > 0);
+    // What is repeated for it is less and less, so that it does not pile up.
+    world.run_for(SECOND * 60);
     let [(sent, _), (_, by_b), (_, by_c)] = ["a", "b", "c"].map(|name| world.row_bytes(name));
     assert!(by_b > 9 << 20, "only {by_b} bytes of rows: nothing is slow");
-    // The outbox, the windows of HTTP/2, and what is on its way.
+    // A window of replication and a minute of repetitions: far less than an outbox takes.
     let for_slow = sent.saturating_sub(by_b + by_c);
-    assert!(for_slow < 12 << 20, "{for_slow} bytes wait for it");
+    assert!(for_slow < 4 << 20, "{for_slow} bytes wait for it");
     assert_eq!(world.workers("slow"), 0, "it read something: this proves nothing");
     let link = SocketAddr::new(slow, DEFAULT_PORT);
     assert!(world.handle("a").links()[&link].lane(Lane::State).unwrap().up, "it is connected");
@@ -145,10 +145,6 @@ impl World {
     fn failed_links(&self, name: &str, lane: Lane) -> u64 {
         let failures = &self.metrics(name).link_failures;
         failures.with_label_values(&[metrics::lane_name(lane)]).get()
-    }
-
-    fn dropped(&self, name: &str, queue: &str) -> u64 {
-        self.metrics(name).dropped.with_label_values(&[queue]).get()
     }
 
     /// Bytes of rows that were given to links, and that came in.
