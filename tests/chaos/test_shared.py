@@ -276,6 +276,8 @@ class Affinity(SharedTest):
                 return talk.ask(local.client, alive[next(turn_of) % len(alive)])
 
             for turn in range(turns):
+                # Nobody, not even a program, answers at once; hints are told within a tenth of a second.
+                time.sleep(0.2)
                 before_turn(turn)
                 counted = list(pool.map(ask, talks))
                 rates.append(sum(cached for _, cached in counted) / sum(prompt for prompt, _ in counted))
