@@ -173,7 +173,7 @@ fn picking(criterion: &mut Criterion) {
 }
 
 /// What a request costs the policies, pick and note together, without and with other routers to tell: the next turn of a
-/// conversation, of which three blocks in twenty are new, as in a third of all traffic.
+/// conversation, of which three blocks in twenty are new.
 fn telling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("turn");
     for kind in [Kind::CacheAware, Kind::Manual] {
