@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Surface;
 use super::error::ApiError;
 use super::workers::{find, invalid, read};
-use crate::bridge::{Observed, PolicyDocument, Receipt, Wait, WorkerSeen, Written};
+use crate::bridge::{Observed, PolicyDocument, Wait, WorkerSeen, Written};
 use crate::dispatch::Setting;
 use crate::fleet::Worker;
 use crate::ids::{ModelId, WorkerId};
@@ -80,10 +80,11 @@ impl Waits {
         self,
         status: StatusCode,
         written: Written<'_>,
-        document: impl AsyncFnOnce(Option<&Receipt>) -> Value,
+        document: impl FnOnce() -> Value,
     ) -> Response {
         let receipt = written.receipt(self.wait, self.timeout).await;
-        let mut document = document(receipt.as_ref()).await;
+        // Made now, so that it shows what was written.
+        let mut document = document();
         let complete = receipt.as_ref().is_none_or(|receipt| receipt.complete);
         if let Some(receipt) = receipt {
             document["receipt"] = json!(receipt);
@@ -241,6 +242,5 @@ async fn change_policy(
     let policy = document.as_ref().map(|document| document.policy.clone());
     let written = surface.admin.set_policy(model.clone(), document).await?;
     tracing::info!(%model, ?policy, "policy set");
-    let document = async |_: Option<&Receipt>| policy_document(surface, &model);
-    Ok(wait.answer(StatusCode::OK, written, document).await)
+    Ok(wait.answer(StatusCode::OK, written, || policy_document(surface, &model)).await)
 }

@@ -290,7 +290,7 @@ pub(super) async fn add(
     tracing::info!(worker = %id, "worker added");
     let location = format!("/workers/{id}");
     let answer = json!({ "id": id, "state": "pending", "location": location });
-    let answer = wait.answer(StatusCode::ACCEPTED, written, async move |_| answer).await;
+    let answer = wait.answer(StatusCode::ACCEPTED, written, move || answer).await;
     Ok(([(header::LOCATION, location)], answer).into_response())
 }
 
@@ -355,7 +355,7 @@ async fn respecify(
     let id = spec.id();
     let written = surface.admin.change(spec).await?;
     tracing::info!(worker = %id, "worker changed");
-    Ok(wait.answer(StatusCode::OK, written, async |_| shown(surface, id)).await)
+    Ok(wait.answer(StatusCode::OK, written, || shown(surface, id)).await)
 }
 
 /// A worker as it is now.
@@ -395,7 +395,7 @@ pub(super) async fn remove(
     let written = surface.admin.remove(worker.id).await?;
     tracing::info!(worker = %id, in_flight = worker.in_flight(), "worker leaves");
     let answer = json!({ "id": worker.id, "state": "draining", "in_flight": worker.in_flight() });
-    Ok(wait.answer(StatusCode::ACCEPTED, written, async move |_| answer).await)
+    Ok(wait.answer(StatusCode::ACCEPTED, written, move || answer).await)
 }
 
 /// `POST /workers/{id}/drain`: no new requests, without removing it.
@@ -426,7 +426,7 @@ async fn set_draining(
     let worker = find(surface, id)?;
     let written = surface.admin.cordon(worker.id, draining).await?;
     tracing::info!(worker = id, draining, "worker cordoned or resumed");
-    Ok(wait.answer(StatusCode::OK, written, async |_| shown(surface, worker.id)).await)
+    Ok(wait.answer(StatusCode::OK, written, || shown(surface, worker.id)).await)
 }
 
 /// An operator's verdict.
@@ -472,7 +472,7 @@ pub(super) async fn override_health(
     tracing::info!(worker = %id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
     let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
     let written = surface.admin.override_worker(worker.id, Some(verdict)).await?;
-    Ok(wait.answer(StatusCode::OK, written, async |_| shown(&surface, worker.id)).await)
+    Ok(wait.answer(StatusCode::OK, written, || shown(&surface, worker.id)).await)
 }
 
 /// `DELETE /workers/{id}/override`
@@ -485,5 +485,5 @@ pub(super) async fn lift_override(
     let worker = find(&surface, &id)?;
     let written = surface.admin.override_worker(worker.id, None).await?;
     tracing::info!(worker = %id, "override lifted");
-    Ok(wait.answer(StatusCode::OK, written, async |_| shown(&surface, worker.id)).await)
+    Ok(wait.answer(StatusCode::OK, written, || shown(&surface, worker.id)).await)
 }
