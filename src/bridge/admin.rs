@@ -4,7 +4,7 @@
 //! A write is made here first, applied here at once, and pushed to all others. It is never undone because somebody did not
 //! confirm in time: it goes on being sent until all that are there have it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub enum Wait {
     /// This router.
     #[default]
     Local,
-    /// More than half of those that are there.
+    /// More than half of all that are listed, the dead among them: so two halves of a partition never both have it.
     Quorum,
     /// All that are there.
     All,
@@ -154,7 +154,9 @@ impl Admin {
     /// # Errors
     /// If it is not there any more.
     pub async fn remove(&self, id: WorkerId) -> Result<Written<'_>, WriteError> {
-        self.check(id)?;
+        if self.fleet.load().worker(id).is_none() {
+            return Err(WriteError::NoSuchWorker(id));
+        }
         self.write(Change::Remove(id)).await
     }
 
@@ -208,9 +210,12 @@ impl Admin {
         &self.dispatch.policies
     }
 
+    /// Whether a worker can be changed: one that was removed from a cluster and still finishes what is in flight can't, or
+    /// the change would bring it back.
     fn check(&self, id: WorkerId) -> Result<(), WriteError> {
-        let there = self.fleet.load().worker(id).is_some();
-        if there { Ok(()) } else { Err(WriteError::NoSuchWorker(id)) }
+        let stays = |leaves: bool| self.mesh.is_none() || !leaves;
+        let there = self.fleet.load().worker(id).map(|worker| worker.leaves_by.is_some());
+        if there.is_some_and(stays) { Ok(()) } else { Err(WriteError::NoSuchWorker(id)) }
     }
 
     async fn write(&self, change: Change) -> Result<Written<'_>, WriteError> {
@@ -331,12 +336,10 @@ fn write_shared(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version
 }
 
 fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
-    let present: BTreeSet<NodeName> = node
-        .replication()
-        .members()
-        .filter(|(_, up)| *up)
-        .map(|(member, _)| member.name.clone())
-        .collect();
+    let listed: BTreeMap<NodeName, bool> =
+        node.replication().members().map(|(member, up)| (member.name.clone(), up)).collect();
+    let all = listed.len() + 1;
+    let present = listed.into_iter().filter(|(_, up)| *up).map(|(name, _)| name);
     let has_all = |name: &NodeName| {
         versions.iter().all(|version| {
             let mut confirmed = node.replication().receipt(*version);
@@ -344,8 +347,7 @@ fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
         })
     };
     let mut applied = vec![node.replication().me().name.clone()];
-    let (confirmed, pending): (Vec<_>, Vec<_>) = present.into_iter().partition(has_all);
-    let all = applied.len() + confirmed.len() + pending.len();
+    let (confirmed, pending): (Vec<_>, Vec<_>) = present.partition(has_all);
     applied.extend(confirmed);
     applied.sort();
     let complete = match wait {

@@ -191,6 +191,45 @@ class Workers(SharedTest):
         read = lambda: routers[2].get(f"/workers/{worker}")["spec"]["priority"]  # noqa: E731
         eventually("the frozen one has it, too", read, lambda seen: seen == 8, 10)
 
+    def test_half_a_cluster_is_no_quorum(self):
+        routers = self.start(4, 1)
+        worker = next(iter(self.ids(routers[0]).values()))
+        for router in routers[2:]:
+            router.kill()
+        for router in routers[2:]:
+            self.await_state(routers[:2], router.machine.name, ["DOWN"], 20)
+        path = f"/workers/{worker}?wait=quorum&timeout=500ms"
+        answer = routers[0].ask("PATCH", path, {"priority": 3})
+        self.assertEqual((answer.status, answer.json()["receipt"]["complete"]), (202, False))
+        # All that are there have it.
+        answer = routers[0].ask("PATCH", f"/workers/{worker}?wait=all", {"priority": 4})
+        self.assertEqual((answer.status, answer.json()["receipt"]["applied"]), (200, ["node1", "node2"]))
+
+    def test_what_was_removed_and_still_works_is_not_brought_back_by_a_change(self):
+        routers = self.start(3, 2)
+        worker = self.ids(routers[0])[self.urls[0]]
+        # Only the first is there, so that it gets the request.
+        other = self.ids(routers[0])[self.urls[1]]
+        self.assertEqual(routers[0].ask("POST", f"/workers/{other}/drain?wait=all").status, 200)
+        slow = {"x-mock": json.dumps({"delay_ms": 3000})}
+        answers = []
+        holder = threading.Thread(target=lambda: answers.append(self.client(routers).chat(routers[0], QUESTION, slow)))
+        holder.start()
+        eventually("it is in flight", lambda: routers[0].get(f"/workers/{worker}")["in_flight"], lambda seen: seen == 1, 2)
+        self.assertEqual(routers[0].ask("DELETE", f"/workers/{worker}?wait=all").status, 202)
+        self.assertEqual(routers[0].get(f"/workers/{worker}")["state"], "draining")
+        for method, path, document in (
+            ("POST", "/drain", None),
+            ("PATCH", "", {"priority": 1}),
+            ("POST", "/override", {"healthy": True, "reason": "it looks well"}),
+        ):
+            answer = routers[0].ask(method, f"/workers/{worker}{path}", document)
+            self.assertEqual(answer.status, 404, (method, path, answer.body))
+        holder.join(timeout=10)
+        self.assertEqual(len(answers), 1, "what was in flight has finished")
+        listed = lambda: [set(self.ids(router)) for router in routers]  # noqa: E731
+        eventually("it is gone", listed, lambda seen: seen == [{self.urls[1]}] * 3, 5)
+
     def test_a_workers_key_reaches_every_router_and_is_never_shown(self):
         secret = "sk-only-the-worker-knows"
         key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
