@@ -29,7 +29,7 @@ pub(super) struct Picture {
     present: Vec<NodeName>,
     /// How often each router has found a worker's cache cold.
     restarts: HashMap<WorkerId, BTreeMap<NodeId, u32>>,
-    /// When a worker's cache was last taken for cold on others' word, and how often this router itself has found it so.
+    /// When a worker's cache was last taken for cold on others' word.
     colds: HashMap<WorkerId, Duration>,
 }
 
@@ -51,11 +51,11 @@ impl Picture {
             let entry = node.state().worker(*id);
             // Before this router has said which workers it was given, their absence says nothing.
             let is_mine = || self.bridge.configured.iter().any(|spec| spec.id() == *id);
-            match entry.and_then(|entry| as_told(&entry, now)) {
+            match entry.as_ref().and_then(|entry| as_told(entry, now)) {
                 Some(worker) => {
                     told.insert(*id, Some(worker));
                 }
-                None if !gate.has_told() && is_mine() && node.state().worker(*id).is_none() => {}
+                None if entry.is_none() && !gate.has_told() && is_mine() => {}
                 None => {
                     told.insert(*id, None);
                     left.push(*id);
@@ -68,8 +68,6 @@ impl Picture {
             self.bridge.wake.notify_one();
         }
         for id in left {
-            self.restarts.remove(&id);
-            self.colds.remove(&id);
             node.forget_prefixes(id);
         }
         for id in new {
@@ -78,6 +76,12 @@ impl Picture {
     }
 
     fn hear(&mut self, node: &mut Node, id: WorkerId, now: Now) {
+        if self.bridge.fleet.load().worker(id).is_none() {
+            // The others' last word on one that is gone must not be kept for ever.
+            self.restarts.remove(&id);
+            self.colds.remove(&id);
+            return;
+        }
         let me = node.replication().me().clone();
         let probers = self.bridge.config.health_probers;
         let elsewhere = health::is_asked_elsewhere(&me.name, &self.present, probers, id);
