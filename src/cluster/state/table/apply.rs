@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::cluster::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
 use crate::cluster::state::table::{
-    Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES, Row,
-    Store, Table, key_hash, more,
+    Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES,
+    Replica, Row, Store, Table, key_hash, more,
 };
 use crate::cluster::state::writers::Writer;
 use crate::crdt::stamp::millis;
@@ -138,8 +138,11 @@ impl<S: Store> Table<S> {
             return Applied::Refused;
         };
         let present = self.row(&key, writer);
-        if present.is_some_and(|row| row.version >= raw.version) {
-            return Applied::Nothing;
+        if let Some(row) = present
+            && row.version >= raw.version
+        {
+            let is_same = row.version == raw.version && raw.version > self.applied(writer);
+            return if is_same { self.kill_again(cx, &key, raw) } else { Applied::Nothing };
         }
         if present.is_none() && self.log(writer).is_full(S::ID.max_rows()) {
             return Applied::Refused;
@@ -202,6 +205,17 @@ impl<S: Store> Table<S> {
             changed |= self.kill(&key, kill);
         }
         self.bound_tombstones();
+        if changed { Applied::Changed } else { Applied::Nothing }
+    }
+
+    /// Takes the kills of a row that is here already, ahead of its log: it came by a snapshot, of which more may not have
+    /// come, from somebody who may have collected them.
+    fn kill_again(&mut self, cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Applied {
+        let kills = Self::read(cx, key, raw).map_or_else(Kills::new, |read| read.kills);
+        let mut changed = false;
+        for kill in kills {
+            changed |= self.kill(key, kill);
+        }
         if changed { Applied::Changed } else { Applied::Nothing }
     }
 
