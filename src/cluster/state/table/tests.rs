@@ -471,6 +471,29 @@ fn a_row_that_came_without_its_kills_is_told_them_later() {
 }
 
 #[test]
+fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
+    let whole = 1 << 20;
+    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    d.put(0, 1);
+    a.put(0, 2);
+    b.delta(&a, 0, whole);
+    a.snapshot(&d, whole);
+    // b takes a for dead, carries on what it wrote and forgets its row; a hears of that.
+    let of = b.number(0);
+    b.writers.end(of);
+    b.adopt();
+    assert!(b.retire());
+    a.snapshot(&b, whole);
+    // a takes d for dead and carries on what that wrote, under the same key.
+    let of = a.number(3);
+    a.writers.end(of);
+    a.adopt();
+    b.delta(&a, 0, whole);
+    b.delta(&d, 3, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 1), (0, 2)]));
+}
+
+#[test]
 fn policies_hold_what_an_add_wins_set_holds() {
     check_histories::<Policies>(10_000);
 }

@@ -169,9 +169,13 @@ impl<S: Store> Table<S> {
         for key in left {
             let mut carried: Vec<Carried<S::Value>> = Vec::new();
             let key_bytes = row::encode_key(&key);
-            for writer in [cx.me, of] {
-                let row = self.row(&key, writer);
-                for (dot, value) in row.into_iter().flat_map(|row| row.writes(writer)) {
+            let cell = self.cells.get(&key).into_iter().flatten();
+            for (writer, row) in cell {
+                // A row names all of its writer's writes that live; one that others carry may be in their rows alone.
+                let is_whole = [cx.me, of].contains(writer);
+                for (dot, value) in
+                    row.writes(*writer).filter(|(dot, _)| is_whole || dot.0 == cx.me)
+                {
                     if !carried.iter().any(|known| known.dot == dot) {
                         let key_hash = key_hash(cx.writers, dot.0, &key_bytes);
                         carried.push(Carried { dot, key_hash, value: value.clone() });
