@@ -177,7 +177,6 @@ impl Replication {
         let Some((marks, rows)) = self.join_chunk(now, store, chunk) else {
             self.counters.refused_messages += 1;
             self.joins.remove(&store);
-            self.state.replica_mut(store, now).0.end_join();
             return changes;
         };
         changes.touch(store, rows);
@@ -232,7 +231,6 @@ impl Replication {
 
     /// All ranges are joined: what the donors claimed is true here too.
     fn claim(&mut self, now: Now, store: StoreId, claim: BTreeMap<Writer, u64>) {
-        self.state.replica_mut(store, now).0.end_join();
         for (writer, version) in claim {
             if writer == self.state.me {
                 continue;
@@ -257,7 +255,6 @@ impl Replication {
             let joined = if fits { self.join_chunk(now, store, chunk) } else { None };
             let Some((marks, rows)) = joined else {
                 self.counters.refused_messages += 1;
-                self.state.replica_mut(store, now).0.end_join();
                 return changes;
             };
             changes.touch(store, rows);

@@ -307,8 +307,8 @@ pub struct Table<S: Store> {
     logs: BTreeMap<Writer, Log<S::Key>>,
     /// Kills of dots that are not covered yet, by whose dots they are.
     pending: BTreeMap<Writer, BTreeMap<S::Key, u64>>,
-    /// What is covered beyond the logs while a snapshot comes in.
-    joined: Option<section::Joined<S::Key>>,
+    /// What is covered beyond the logs, of ranges that came by snapshots.
+    joined: Vec<section::Joined<S::Key>>,
     expiries: BTreeSet<(u64, Writer, S::Key)>,
     quarantine: BTreeSet<(S::Key, Writer)>,
     quarantine_bytes: usize,
@@ -330,7 +330,7 @@ impl<S: Store> Default for Table<S> {
             cells: BTreeMap::new(),
             logs: BTreeMap::new(),
             pending: BTreeMap::new(),
-            joined: None,
+            joined: Vec::new(),
             expiries: BTreeSet::new(),
             quarantine: BTreeSet::new(),
             quarantine_bytes: 0,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::cluster::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
 use crate::cluster::state::table::{
-    Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES,
-    Replica, Row, Store, Table, key_hash, more,
+    Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES, Row,
+    Store, Table, key_hash, more,
 };
 use crate::cluster::state::writers::Writer;
 use crate::crdt::stamp::millis;
@@ -45,10 +45,16 @@ impl<S: Store> Table<S> {
         self.logs.get(&writer).map_or(0, Log::covered)
     }
 
+    /// `version` as far as nothing of `writer` was refused before it.
+    pub(super) fn before_hole(&self, writer: Writer, version: u64) -> u64 {
+        self.logs.get(&writer).map_or(version, |log| log.before_hole(version))
+    }
+
     /// Whether everything about `dot` that this node needs to know has come: it holds it, or it is dead.
     pub(super) fn covers(&self, key: &S::Key, (of, version): Dot) -> bool {
         self.covered(of) >= version
-            || self.joined.as_ref().is_some_and(|joined| joined.covers(key, of, version))
+            || (self.before_hole(of, version) == version
+                && self.joined.iter().any(|joined| joined.covers(key, of, version)))
     }
 
     fn is_dead(&self, key: &S::Key, dot: Dot) -> bool {
@@ -66,7 +72,6 @@ impl<S: Store> Table<S> {
     /// Kills dots of `of` under `key` up to a version, now and when they come.
     pub(super) fn kill(&mut self, key: &S::Key, (of, up_to): Dot) -> bool {
         let hit = self.drop_dots(key, None, |(w, version)| w == of && version <= up_to);
-        // What only a snapshot on its way in covers may yet have to be given up.
         if self.covered(of) < up_to {
             let waiting: usize = self.pending.values().map(BTreeMap::len).sum();
             if waiting < MAX_PENDING {
@@ -138,11 +143,8 @@ impl<S: Store> Table<S> {
             return Applied::Refused;
         };
         let present = self.row(&key, writer);
-        if let Some(row) = present
-            && row.version >= raw.version
-        {
-            let is_same = row.version == raw.version && raw.version > self.applied(writer);
-            return if is_same { self.kill_again(cx, &key, raw) } else { Applied::Nothing };
+        if present.is_some_and(|row| row.version >= raw.version) {
+            return Applied::Nothing;
         }
         if present.is_none() && self.log(writer).is_full(S::ID.max_rows()) {
             return Applied::Refused;
@@ -208,17 +210,6 @@ impl<S: Store> Table<S> {
         if changed { Applied::Changed } else { Applied::Nothing }
     }
 
-    /// Takes the kills of a row that is here already, ahead of its log: it came by a snapshot, of which more may not have
-    /// come, from somebody who may have collected them.
-    fn kill_again(&mut self, cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Applied {
-        let kills = Self::read(cx, key, raw).map_or_else(Kills::new, |read| read.kills);
-        let mut changed = false;
-        for kill in kills {
-            changed |= self.kill(key, kill);
-        }
-        if changed { Applied::Changed } else { Applied::Nothing }
-    }
-
     /// The content, if it can be read and believed.
     fn read(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Read<S::Value>> {
         let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
@@ -270,6 +261,10 @@ impl<S: Store> Table<S> {
             return false;
         }
         let covered = log.covered();
+        if !self.joined.is_empty() {
+            self.joined.iter_mut().for_each(|joined| joined.settle(writer, covered));
+            self.joined.retain(|joined| !joined.is_settled());
+        }
         if let Some(waiting) = self.pending.get_mut(&writer) {
             waiting.retain(|_, up_to| *up_to > covered);
             if waiting.is_empty() {

@@ -52,8 +52,6 @@ pub(crate) trait Replica: Debug {
     ) -> Option<Section>;
     /// Joins a range of keys; `None` if its bounds are no keys. Says how many rows changed.
     fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize>;
-    /// No more ranges come: what they covered is claimed, or given up.
-    fn end_join(&mut self);
     /// Drops tombstones of `writer` up to `version`, which must be applied; says how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
     /// Rows up to `floor`, which must be applied, may be gone where the log came from, so none may miss them here.
@@ -203,10 +201,6 @@ impl<S: Store> Replica for Table<S> {
         self.join(cx, section)
     }
 
-    fn end_join(&mut self) {
-        self.joined = None;
-    }
-
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
         let Some(log) = self.logs.get_mut(&writer) else { return 0 };
         let version = version.min(log.applied);
@@ -338,6 +332,8 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer);
         self.logs.remove(&writer);
         self.pending.remove(&writer);
+        self.joined.iter_mut().for_each(|joined| joined.settle(writer, u64::MAX));
+        self.joined.retain(|joined| !joined.is_settled());
     }
 
     fn sizes(&self) -> Sizes {

@@ -1,9 +1,10 @@
 //! Snapshots of a table by ranges of keys, and how they are joined.
 //!
 //! A range with the donor's versions is a delta by itself: what the donor covers and does not hold is dead here, what is
-//! covered here and not held is dead there. Until the last range has come the donor's versions can't be claimed, yet what
-//! they say is true already for the keys that were gone through; that is remembered, or a delta of somebody who knows less
-//! would bring back in between what the range has ended.
+//! covered here and not held is dead there. Until the last range has come the donor's versions can't be claimed, and then
+//! only the least of all donors', yet what they say is true already for the keys that were gone through; that is
+//! remembered until the logs say it too, and handed on, or a delta of somebody who knows less would bring back what the
+//! range has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -25,19 +26,47 @@ pub(crate) struct Section {
     pub(crate) pending: Vec<(Writer, Blob, u64)>,
 }
 
-/// What the ranges that were joined so far cover beyond the logs.
+/// Ranges remembered at once, each with a version per writer: the oldest are given up first.
+const MAX_JOINED: usize = 1024;
+
+/// A range that was joined, and what is covered under its keys beyond the logs.
 #[derive(Debug)]
 pub(super) struct Joined<K> {
-    /// The last key; none: all keys.
+    /// Keys after this one; none: from the first.
+    after: Option<K>,
+    /// Keys up to and with this one; none: to the last.
     end: Option<K>,
-    /// The least that the donors covered.
+    /// What its donor covered.
     versions: BTreeMap<Writer, u64>,
 }
 
 impl<K: Ord> Joined<K> {
     pub(super) fn covers(&self, key: &K, of: Writer, version: u64) -> bool {
-        self.end.as_ref().is_none_or(|end| key <= end)
+        self.after.as_ref().is_none_or(|after| key > after)
+            && self.end.as_ref().is_none_or(|end| key <= end)
             && self.versions.get(&of).is_some_and(|covered| *covered >= version)
+    }
+
+    /// Forgets what the log of `writer` says now.
+    pub(super) fn settle(&mut self, writer: Writer, covered: u64) {
+        if self.versions.get(&writer).is_some_and(|version| *version <= covered) {
+            self.versions.remove(&writer);
+        }
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.versions.is_empty()
+    }
+
+    /// Whether the key that comes next after `from` is inside.
+    fn goes_on_after(&self, from: Option<&K>) -> bool {
+        self.after.as_ref().is_none_or(|after| from.is_some_and(|from| from >= after))
+            && self.end.as_ref().is_none_or(|end| from.is_none_or(|from| from < end))
+    }
+
+    fn is_inside(&self, other: &Self) -> bool {
+        other.after.as_ref().is_none_or(|o| self.after.as_ref().is_some_and(|after| after >= o))
+            && other.end.as_ref().is_none_or(|o| self.end.as_ref().is_some_and(|end| end <= o))
     }
 }
 
@@ -49,12 +78,15 @@ impl<S: Store> Table<S> {
         after: Option<Blob>,
         budget_bytes: usize,
     ) -> Option<Section> {
-        let from = match &after {
-            None => Bound::Unbounded,
-            Some(key) => Bound::Excluded(row::decode_key::<S::Key>(key.as_slice()).ok()?),
+        let start = match &after {
+            None => None,
+            Some(key) => Some(row::decode_key::<S::Key>(key.as_slice()).ok()?),
         };
+        let from = start.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let (limit, marks) = self.marks_after(start.as_ref());
+        let upto = limit.map_or(Bound::Unbounded, Bound::Included);
         let (mut rows, mut bytes, mut end) = (Vec::new(), 0, None);
-        for (key, cell) in self.cells.range((from.clone(), Bound::Unbounded)) {
+        for (key, cell) in self.cells.range((from, upto)) {
             if bytes > budget_bytes {
                 // `end` is the last key taken in; this one comes with the next section.
                 break;
@@ -68,17 +100,41 @@ impl<S: Store> Table<S> {
             end = Some(key);
         }
         if bytes <= budget_bytes {
-            end = None;
+            end = limit;
         }
-        let to = end.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
+        let to = end.map_or(Bound::Unbounded, Bound::Included);
         let mut pending = Vec::new();
         for (writer, keys) in &self.pending {
-            for (key, up_to) in keys.range((from.clone(), to.clone())) {
+            for (key, up_to) in keys.range((from, to)) {
                 pending.push((*writer, row::encode_key(key).into(), *up_to));
             }
         }
         let end = end.map(|key| row::encode_key(key).into());
-        Some(Section { after, end, marks: self.marks(), rows, pending })
+        Some(Section { after, end, marks, rows, pending })
+    }
+
+    /// What is covered under the keys after `from`, and the last of them of which just this is true; none: to the last.
+    fn marks_after(&self, from: Option<&S::Key>) -> (Option<&S::Key>, Vec<Mark>) {
+        let mut marks = self.marks();
+        let mut limit: Option<&S::Key> = None;
+        for joined in &self.joined {
+            let goes_on = joined.goes_on_after(from);
+            let edge = if goes_on { &joined.end } else { &joined.after };
+            if let Some(edge) = edge
+                && from.is_none_or(|from| edge > from)
+                && limit.is_none_or(|limit| edge < limit)
+            {
+                limit = Some(edge);
+            }
+            for (writer, version) in joined.versions.iter().filter(|_| goes_on) {
+                let version = self.before_hole(*writer, *version);
+                match marks.iter_mut().find(|mark| mark.writer == *writer) {
+                    Some(mark) => mark.version = mark.version.max(version),
+                    None => marks.push(Mark { writer: *writer, version, floor: 0 }),
+                }
+            }
+        }
+        (limit, marks)
     }
 
     /// Joins a range; `None` if its bounds or keys are none. Says how many rows changed.
@@ -127,7 +183,7 @@ impl<S: Store> Table<S> {
             let log = self.log(mark.writer);
             log.floor = log.floor.max(mark.floor);
         }
-        self.note_joined(section, after.is_none(), end);
+        self.note_joined(section, after, end);
         Some(changed)
     }
 
@@ -190,14 +246,24 @@ impl<S: Store> Table<S> {
         Some(held)
     }
 
-    fn note_joined(&mut self, section: &Section, is_first: bool, end: Option<S::Key>) {
+    /// Remembers what the range covers until the logs cover it too. The donors of a snapshot differ, and each moves on
+    /// meanwhile: what can be claimed of the whole is less than what was true of a range, and a kill that its donor had
+    /// no need of any more is said by the rest alone.
+    fn note_joined(&mut self, section: &Section, after: Option<S::Key>, end: Option<S::Key>) {
         let marks = section.marks.iter().map(|mark| (mark.writer, mark.version));
-        let versions: BTreeMap<Writer, u64> = match self.joined.take() {
-            Some(before) if !is_first => {
-                marks.filter_map(|(w, v)| Some((w, v.min(*before.versions.get(&w)?)))).collect()
-            }
-            Some(_) | None => marks.collect(),
-        };
-        self.joined = Some(Joined { end, versions });
+        let versions = marks.filter(|(writer, version)| *version > self.covered(*writer)).collect();
+        let new = Joined { after, end, versions };
+        self.joined.retain(|old| {
+            let says_more = |(writer, version): (&Writer, &u64)| {
+                new.versions.get(writer).is_none_or(|newer| newer < version)
+            };
+            !old.is_inside(&new) || old.versions.iter().any(says_more)
+        });
+        if !new.is_settled() {
+            self.joined.push(new);
+        }
+        if self.joined.len() > MAX_JOINED {
+            self.joined.remove(0);
+        }
     }
 }

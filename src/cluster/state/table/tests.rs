@@ -200,7 +200,6 @@ impl<S: Store> Replica<S> {
             self.join = Some((section.end, claim));
             return;
         }
-        self.table.end_join();
         let me = self.number(self.at);
         for mark in claim.iter().filter(|mark| mark.writer != me) {
             self.table.claim(mark.writer, mark.version);
@@ -463,11 +462,28 @@ fn a_row_that_came_without_its_kills_is_told_them_later() {
     a.delta(&d, 1, whole);
     a.delta(&b, 1, whole);
     assert_eq!(a.holds(), BTreeSet::from([(0, 3), (1, 2)]));
-    // d gives its snapshot up and hears everybody instead.
-    d.table.end_join();
+    // d's snapshot does not go on, and it hears everybody instead.
     d.delta(&b, 1, whole);
     d.delta(&a, 0, whole);
     assert_eq!(d.holds(), BTreeSet::from([(0, 3), (1, 2)]));
+}
+
+#[test]
+fn a_snapshot_by_two_donors_brings_nothing_back() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 1);
+    b.delta(&a, 0, whole);
+    b.put(1, 2);
+    c.delta(&b, 1, whole);
+    let of = b.number(1);
+    b.table.collect(of, u64::MAX);
+    // b knows that what a wrote is dead and needs no kill for it any more; c, which gives the second range, does not.
+    d.range(&b, 1);
+    d.range(&c, 1);
+    assert!(d.join.is_none());
+    d.delta(&a, 0, whole);
+    assert_eq!(d.holds(), BTreeSet::from([(1, 2)]));
 }
 
 #[test]
