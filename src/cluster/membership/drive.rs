@@ -67,6 +67,7 @@ impl Membership {
             match timer {
                 // The table decides when a member is forgotten; one timer per DOWN would pile up.
                 Timer::RemoveDown(_) => {}
+                gossip @ Timer::PeriodicGossip(_) => self.gossip = Some((now.mono + after, gossip)),
                 other => {
                     let rank = rank(&other);
                     self.timers.schedule(now.mono + after, rank, Due::Swim(other));
@@ -87,6 +88,7 @@ impl Membership {
             }
         }
         self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
+        self.gossip_if_there_is_news(now);
         let connected = std::mem::take(&mut effects.connected);
         let defunct = std::mem::take(&mut effects.defunct);
         let heard = effects.heard.take();
@@ -97,6 +99,19 @@ impl Membership {
         }
         if defunct {
             self.handle_defunct(now, heard.as_ref());
+        }
+    }
+
+    /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
+    /// nothing to say is not woken ten times a second to find that out.
+    fn gossip_if_there_is_news(&mut self, now: Now) {
+        if self.swim.updates_backlog() > 0
+            && let Some((at, gossip)) = self.gossip.take()
+        {
+            let beat = self.config.gossip_period.as_nanos().max(1);
+            let late = now.mono.saturating_sub(at).as_nanos().next_multiple_of(beat);
+            let at = at + Duration::from_nanos(u64::try_from(late).unwrap_or(u64::MAX));
+            self.timers.schedule(at, rank(&gossip), Due::Swim(gossip));
         }
     }
 

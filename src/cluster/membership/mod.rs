@@ -179,6 +179,8 @@ pub struct Membership {
     relays: Vec<(Goodbye, u32)>,
     /// Whether a round of `tell_suspects` is scheduled.
     tells_suspects: bool,
+    /// The next gossip and when it is due, while there is nothing to pass on.
+    gossip: Option<(Duration, Timer<Identity>)>,
     /// The probe under way: whom, its number, since when.
     probe: Option<(NodeName, u8, Duration)>,
     /// The size that foca's configuration was made for.
@@ -223,6 +225,7 @@ impl Membership {
             effects: Effects::default(),
             relays: Vec::new(),
             tells_suspects: false,
+            gossip: None,
             probe: None,
             tuned_for: 1,
             outgoing: VecDeque::new(),
