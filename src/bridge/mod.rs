@@ -3,7 +3,8 @@
 //!
 //! Inward, `picture` follows the shared state on the mesh's thread and puts each change into the fleet and the policies
 //! before any other router is told that it was applied: who waits for a receipt has waited for routing itself. Outward,
-//! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second, and says what has changed.
+//! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second while there is anything to
+//! say and ten times a second while there is not, and says what has changed.
 //! Both are level-triggered: doing either twice does no harm. [`Admin`] is how administrators write, with a mesh or without.
 //!
 //! No request waits for any of it: with the mesh dead, routing goes on by what was last known and by what it sees itself.
@@ -126,12 +127,15 @@ impl Bridge {
     pub async fn run(self, mesh: mesh::Handle, metrics: Metrics) -> anyhow::Result<()> {
         let mut settling = settle::Settling::new(&self, mesh.clone());
         let mut publisher = publish::Publisher::new(&self, mesh, metrics);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut busy_until = self.clock.mono() + BUSY;
         loop {
-            tick.tick().await;
+            let now = self.clock.mono();
+            let is_busy = now < busy_until || !self.gate.has_told();
+            tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
             settling.look().await;
-            publisher.look().await;
+            if publisher.look().await {
+                busy_until = now + BUSY;
+            }
             for (worker, change) in self.fleet.weigh(self.clock.now()) {
                 tracing::info!(%worker, ?change, "others say of this worker");
             }
@@ -141,3 +145,9 @@ impl Bridge {
 
 /// Between two comparisons of what is seen with what was said.
 const TICK: Duration = Duration::from_millis(25);
+
+/// The same once nothing was said for a while: an idle router is to cost nothing.
+const QUIET_TICK: Duration = Duration::from_millis(100);
+
+/// How long after something was said more of it is expected.
+const BUSY: Duration = Duration::from_secs(5);

@@ -61,8 +61,8 @@ impl Publisher {
         }
     }
 
-    /// Says what has changed.
-    pub(super) async fn look(&mut self) {
+    /// Says what has changed; whether anything had.
+    pub(super) async fn look(&mut self) -> bool {
         let now = self.bridge.clock.now();
         self.follow_life();
         let snapshot = self.bridge.fleet.snapshot();
@@ -75,8 +75,9 @@ impl Publisher {
             writes.extend(self.count());
             models = snapshot.models().map(|(model, _)| model.clone()).collect();
         }
-        if writes.is_empty() && pages.is_empty() && !counting {
-            return;
+        let is_news = !writes.is_empty() || !pages.is_empty();
+        if !is_news && !counting {
+            return false;
         }
         let dropped = self.bridge.dispatch.policies.memory().journal.dropped();
         let ttl = self.bridge.dispatch.policies.memory().session_ttl().min(session::MAX_TTL);
@@ -95,6 +96,7 @@ impl Publisher {
             // Nobody answers: all of it is said again when somebody does.
             None => self.forget(),
         }
+        is_news
     }
 
     /// A new life of this router has said nothing yet.
