@@ -6,8 +6,8 @@ use std::ops::Bound;
 
 use crate::cluster::state::row::{self, Blob, RawRow};
 use crate::cluster::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Row, Section, Store,
-    Table, bucket_of, encode_content, key_hash, more,
+    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Log, Row, Section,
+    Store, Table, bucket_of, encode_content, key_hash, more,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::stamp::millis;
@@ -52,7 +52,7 @@ pub(crate) trait Replica: Debug {
     ) -> Option<Section>;
     /// Joins a range of keys; `None` if its bounds are no keys. Says how many rows changed.
     fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize>;
-    /// Drops tombstones of `writer` up to `version`, which must be applied; says how many.
+    /// Drops tombstones of `writer` up to `version`, as far as nothing is missing before it; says how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
     /// Rows up to `floor`, which must be applied, may be gone where the log came from, so none may miss them here.
     fn raise_floor(&mut self, writer: Writer, floor: u64) -> usize;
@@ -126,10 +126,12 @@ impl<S: Store> Table<S> {
         if self.tombstones <= FREE_TOMBSTONES.max(2 * self.living) {
             return;
         }
-        let longest = self.logs.iter().max_by_key(|(_, log)| log.tombstones.len());
-        let cut = longest.and_then(|(writer, log)| {
+        let first = |log: &Log<S::Key>| log.tombstones.first().copied();
+        let some = |log: &Log<S::Key>| first(log).is_some_and(|first| first <= log.covered());
+        let logs = self.logs.iter().filter(|(_, log)| some(log));
+        let cut = logs.max_by_key(|(_, log)| log.tombstones.len()).and_then(|(writer, log)| {
             let middle = log.tombstones.iter().nth(log.tombstones.len() / 4)?;
-            Some((*writer, (*middle).min(log.applied)))
+            Some((*writer, *middle))
         });
         if let Some((writer, version)) = cut {
             self.collect(writer, version);
@@ -203,7 +205,8 @@ impl<S: Store> Replica for Table<S> {
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
         let Some(log) = self.logs.get_mut(&writer) else { return 0 };
-        let version = version.min(log.applied);
+        // Beyond, only the tombstone says that what is not here is dead.
+        let version = version.min(log.covered());
         let old: Vec<u64> = log.tombstones.range(..=version).copied().collect();
         let Some(last) = old.last() else { return 0 };
         log.floor = log.floor.max(*last);

@@ -487,6 +487,23 @@ fn a_snapshot_by_two_donors_brings_nothing_back() {
 }
 
 #[test]
+fn a_removal_in_a_part_of_a_log_is_remembered_until_the_whole_has_come() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, _] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 1);
+    c.delta(&a, 0, whole);
+    a.remove(1);
+    a.put(0, 2);
+    b.delta(&a, 0, 1);
+    let of = b.number(0);
+    b.table.collect(of, u64::MAX);
+    // c has not heard of the removal.
+    b.snapshot(&c, whole);
+    b.delta(&a, 0, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2)]));
+}
+
+#[test]
 fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
     let whole = 1 << 20;
     let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
