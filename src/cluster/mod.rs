@@ -230,6 +230,11 @@ impl Node {
         self.replication.take_news()
     }
 
+    /// How long the others took to confirm what this node wrote: see [`Replication::take_confirmation_times`].
+    pub fn take_confirmation_times(&mut self) -> Vec<Duration> {
+        self.replication.take_confirmation_times()
+    }
+
     /// When to call `handle_timeout` next, by the monotonic clock; `None` once it has left.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {

@@ -465,6 +465,9 @@ impl Driver {
     }
 
     fn measure_state(&mut self) {
+        for time in self.node.take_confirmation_times() {
+            self.metrics.sync_latency.observe(time.as_secs_f64());
+        }
         let state = self.node.state();
         let counters = self.node.replication().counters();
         for store in StoreId::ALL {

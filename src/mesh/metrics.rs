@@ -38,6 +38,7 @@ pub struct Metrics {
     pub(super) stalls: IntCounter,
     pub(super) name_conflict: IntGauge,
     pub(super) turn: Histogram,
+    pub(super) sync_latency: Histogram,
     pub(super) connections: IntGaugeVec,
     pub(super) link_failures: IntCounterVec,
 }
@@ -79,6 +80,22 @@ impl Metrics {
                 .buckets(vec![0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5]),
         )?;
         registry.register(Box::new(turn.clone()))?;
+        let sync_latency = Histogram::with_opts(
+            HistogramOpts::new(
+                "smg_mesh_sync_latency_seconds",
+                "Time from a write of this router to another router's word that it is applied there, which may wait 0.1 s for more.",
+            )
+            .buckets(vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]),
+        )?;
+        registry.register(Box::new(sync_latency.clone()))?;
+        let leader_elections = counters(
+            "smg_mesh_leader_elections_total",
+            "Elections of a leader, by what came of them. No part of this router needs a leader, so there are none.",
+            &["event"],
+        )?;
+        for event in ["started", "won", "lost", "expired"] {
+            leader_elections.with_label_values(&[event]).reset();
+        }
         let link_failures = counters(
             "smg_mesh_connection_failures_total",
             "Connections to other routers that broke or could not be made.",
@@ -194,6 +211,7 @@ impl Metrics {
                 "Whether another live router claims this one's name.",
             )?,
             turn,
+            sync_latency,
             connections: gauges(
                 "smg_mesh_connections",
                 "Connections to other routers, by what they carry and whether they are up.",

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::support::client;
 use crate::support::eventually;
-use crate::support::router::Router;
+use crate::support::router::{Router, command};
 use crate::support::worker::Worker;
 
 /// 32 bytes each.
@@ -129,6 +129,70 @@ async fn three_routers_find_each_other_through_one() {
 }
 
 /// The document's JSON, key by key; more keys are allowed.
+/// What `smg mesh` says, and its exit status.
+async fn console(words: &[&str], router: &Router) -> (Option<i32>, String) {
+    let mut command = command();
+    command.arg("mesh").args(words).args(["--router", &router.url("")]);
+    let done = tokio::time::timeout(Duration::from_secs(20), command.output()).await;
+    let done = done.expect("it ends").unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    (done.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test]
+async fn the_console_shows_a_running_cluster() {
+    let mut routers = cluster(&["--min-ready-workers", "0"]).await;
+    let worker = Worker::plain().await;
+    let spec = json!({ "url": worker.url() }).to_string();
+    assert_eq!(routers[0].post("/workers?wait=all", spec).await.status, 202);
+
+    let (code, said) = console(&["status"], &routers[1]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(", as node2 sees it: 3 routers, 3 of them taking part"), "{said}");
+    for name in ["node1", "node2", "node3"] {
+        assert!(
+            said.lines().any(|line| line.starts_with(name) && line.contains("ALIVE")),
+            "{said}"
+        );
+    }
+    let workers = said.lines().find(|line| line.starts_with("workers ")).unwrap_or_default();
+    assert_eq!(workers.split_whitespace().nth(1), Some("1"), "{said}");
+
+    // What is on its way between two answers is a difference too.
+    eventually("the routers are equal", async || {
+        let (code, said) = console(&["diff", "--json"], &routers[1]).await;
+        let told: Value =
+            serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))?;
+        let all = told["routers"].as_object().map_or(0, |all| all.len());
+        if code == Some(0) && told["equal"] == true && all == 3 { Ok(()) } else { Err(said) }
+    })
+    .await;
+
+    let mut watching = command();
+    watching.args(["mesh", "events", "--router", &routers[0].url("")]);
+    let mut watching = watching.spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    // It listens as soon as it has said what is there now.
+    let mut told = Vec::new();
+    let first = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
+    told.push(first.expect("it says something").unwrap().unwrap());
+    routers.remove(2).signal("KILL");
+    while !told.iter().any(|line| line.contains("node3") && line.contains("DOWN")) {
+        let line = tokio::time::timeout(Duration::from_secs(15), lines.next_line()).await;
+        told.push(line.unwrap_or_else(|_| panic!("no DOWN in {told:?}")).unwrap().unwrap());
+    }
+    let (code, said) = console(&["diff"], &routers[0]).await;
+    assert_eq!(code, Some(1), "one of them can not be asked: {said}");
+    assert!(said.contains("node3: DOWN"), "{said}");
+
+    watching.kill().await.unwrap();
+    routers[1].signal("TERM");
+    assert_eq!(routers[1].ended().await, 0);
+    let (code, said) = console(&["status"], &routers[1]).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("no answer"), "{said}");
+}
+
 #[tokio::test]
 async fn the_status_has_the_documents_shape() {
     let document: Value = serde_json::from_str(include_str!("../golden/ha-status.json")).unwrap();
@@ -476,6 +540,11 @@ async fn a_write_waits_for_whom_it_is_told_to_and_says_who_has_it() {
     for router in &routers {
         assert_eq!(router.get(&format!("/workers/{id}")).await.status, 200, "after the receipt");
     }
+    eventually("both confirmations are timed", async || {
+        let count = routers[0].metric("smg_mesh_sync_latency_seconds_count").await;
+        if count >= 2.0 { Ok(()) } else { Err(count) }
+    })
+    .await;
     for (query, says) in [
         ("wait=everybody", "wait \"everybody\" is not one of local, quorum, all"),
         ("wait=all&timeout=2h", "timeout \"2h\" is not a time of at most 60s"),

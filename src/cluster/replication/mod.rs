@@ -33,6 +33,7 @@ use crate::crdt::stamp::{HybridClock, millis};
 use crate::ids::{NodeId, NodeName, WorkerId};
 use crate::now::Now;
 
+use told::Confirmations;
 pub use told::{Changes, Counters};
 
 /// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
@@ -123,6 +124,7 @@ pub struct Replication {
     /// The peer that was served last, for turns.
     turn: Option<NodeName>,
     counters: Counters,
+    confirmations: Confirmations,
 }
 
 impl Replication {
@@ -153,6 +155,7 @@ impl Replication {
             fenced: false,
             turn: None,
             counters: Counters::default(),
+            confirmations: Confirmations::default(),
             config,
         }
     }
@@ -201,6 +204,10 @@ impl Replication {
         if flush.due.is_none() {
             let earliest = flush.last.map_or(Duration::ZERO, |last| last + store.coalescing());
             flush.due = Some(now.mono.max(earliest));
+            if self.peers.values().any(|peer| peer.up) {
+                let version = self.state.replica(store).applied(self.state.me);
+                self.confirmations.wrote(store, version, now.mono);
+            }
         }
     }
 
@@ -324,6 +331,7 @@ impl Replication {
             self.fenced = false;
             self.carried_on.clear();
             self.flushes = [Flush::default(); STORES];
+            self.confirmations.begin_life();
             for peer in self.peers.values_mut() {
                 peer.cut();
             }
@@ -492,6 +500,12 @@ impl Replication {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How long peers took to confirm what this node wrote, each since this was last asked: from a write that was not
+    /// held back with an earlier one to the message that says it is applied, which may wait 100 ms for more to say.
+    pub fn take_confirmation_times(&mut self) -> Vec<Duration> {
+        self.confirmations.take()
     }
 
     /// Whether this node has once had all that some peer had: what a joiner waits for before it is ready.

@@ -159,8 +159,14 @@ impl Replication {
     ) -> bool {
         let (store, writer) = stream;
         if let Some(peer) = self.peers.get_mut(from) {
+            let before = peer.known(stream);
             peer.learn(stream, version);
             peer.retired.remove(&writer);
+            if writer == self.state.me && version > before {
+                let up = self.peers.values().filter(|peer| peer.up);
+                let all = up.map(|peer| peer.known(stream)).min().unwrap_or(version);
+                self.confirmations.confirmed(store, (before, version, all), now.mono);
+            }
         }
         let mine = self.state.replica(store).applied(writer);
         if floor > self.state.replica(store).floor(writer) && mine >= floor {

@@ -111,6 +111,23 @@ fn a_write_is_visible_everywhere_within_its_promise() {
 }
 
 #[test]
+fn what_peers_confirm_is_timed_once_for_each_and_a_joiner_confirms_nothing_old() {
+    let mut world = World::new(4, 3, Faults::NONE);
+    world.run(Duration::from_secs(3));
+    world.confirmation_times(0);
+    world.update(0, Write::Load(WorkerId::from_u64(77), Some(Load { requests: 1, tokens: 1 })));
+    world.run(Duration::from_secs(60));
+    let times = world.confirmation_times(0);
+    assert_eq!(times.len(), 2, "{times:?}");
+    assert!(times.iter().all(|time| *time < Duration::from_millis(200)), "{times:?}");
+    world.kill(2);
+    world.run(Duration::from_secs(10));
+    world.revive(2, false);
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.confirmation_times(0), []);
+}
+
+#[test]
 fn idle_replicas_say_little() {
     let mut world = World::new(3, 10, Faults::NONE);
     for _ in 0..100 {

@@ -1,6 +1,58 @@
-//! What replication tells: what a message has changed, and what has been counted.
+//! What replication tells: what a message has changed, what has been counted, how long peers took to confirm.
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::cluster::state::{STORES, StoreId};
+
+/// Writes of a store that wait for confirmations, at most; beyond, the oldest is not measured.
+const MAX_WRITTEN: usize = 64;
+
+/// Times that are kept until somebody asks for them, at most.
+const MAX_TIMES: usize = 4096;
+
+/// When this node wrote what its peers confirm, and how long they took.
+#[derive(Debug, Default)]
+pub(super) struct Confirmations {
+    /// Per store: the first version of what was sent together, and when it was written; oldest first.
+    written: [VecDeque<(u64, Duration)>; STORES],
+    times: Vec<Duration>,
+}
+
+impl Confirmations {
+    pub(super) fn wrote(&mut self, store: StoreId, version: u64, at: Duration) {
+        let written = &mut self.written[store.index()];
+        if written.len() == MAX_WRITTEN {
+            written.pop_front();
+        }
+        written.push_back((version, at));
+    }
+
+    /// A peer that was at `before` is at `version` now, and all that are there at `all` at least.
+    pub(super) fn confirmed(
+        &mut self,
+        store: StoreId,
+        (before, version, all): (u64, u64, u64),
+        now: Duration,
+    ) {
+        let written = &mut self.written[store.index()];
+        let new = written.iter().filter(|(first, _)| (before + 1..=version).contains(first));
+        let room = MAX_TIMES - self.times.len();
+        self.times.extend(new.map(|(_, at)| now.saturating_sub(*at)).take(room));
+        while written.front().is_some_and(|(first, _)| *first <= all) {
+            written.pop_front();
+        }
+    }
+
+    /// Another life writes other versions.
+    pub(super) fn begin_life(&mut self) {
+        self.written = Default::default();
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.times)
+    }
+}
 
 /// What a message has changed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

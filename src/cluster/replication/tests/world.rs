@@ -182,6 +182,10 @@ impl World {
         self.nodes[at].replica.as_ref().unwrap()
     }
 
+    pub(super) fn confirmation_times(&mut self, at: usize) -> Vec<Duration> {
+        self.nodes[at].replica.as_mut().unwrap().take_confirmation_times()
+    }
+
     pub(super) fn sum(&self, of: impl Fn(&Counters) -> u64) -> u64 {
         let living = self.nodes.iter().filter_map(|node| node.replica.as_ref());
         let living: u64 = living.map(|replica| of(replica.counters())).sum();
@@ -462,7 +466,7 @@ impl World {
         self.nodes.iter().filter(|node| node.replica.is_some()).count()
     }
 
-    fn kill(&mut self, at: usize) {
+    pub(super) fn kill(&mut self, at: usize) {
         if self.living() <= 2 || self.nodes[at].replica.is_none() {
             return;
         }
@@ -492,7 +496,7 @@ impl World {
         }
     }
 
-    fn revive(&mut self, at: usize, with_disk: bool) {
+    pub(super) fn revive(&mut self, at: usize, with_disk: bool) {
         self.nodes[at].id.generation.0 += 1;
         self.nodes[at].counted = 0;
         self.nodes[at].isolated = false;
