@@ -504,6 +504,26 @@ fn a_removal_in_a_part_of_a_log_is_remembered_until_the_whole_has_come() {
 }
 
 #[test]
+fn a_writer_is_not_retired_while_more_of_its_log_is_to_come() {
+    let whole = 1 << 20;
+    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(2, 1);
+    d.delta(&a, 0, whole);
+    b.delta(&a, 0, whole);
+    a.put(0, 2);
+    // Of two ranges d gets the first, and takes a for dead.
+    d.range(&a, 1);
+    let of = d.number(0);
+    d.writers.end(of);
+    d.adopt();
+    assert!(!d.retire(), "it knows of a second row, and not of what is between");
+    a.range(&d, 1);
+    b.delta(&a, 0, whole);
+    b.delta(&d, 3, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
+}
+
+#[test]
 fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
     let whole = 1 << 20;
     let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);

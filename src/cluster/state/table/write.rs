@@ -195,11 +195,12 @@ impl<S: Store> Table<S> {
         adopted
     }
 
-    /// Whether nothing of `of` is left that is not in others' rows too.
+    /// Whether nothing of `of` is left that is not in others' rows too, and nothing more of it is known to come.
     pub(crate) fn is_spent(&self, writers: &Writers, of: Writer) -> bool {
         let still_writes = |writer| writers.still_writes(writer);
         self.logs.get(&of).is_none_or(|log| {
             log.covered() == log.applied
+                && log.target <= log.applied
                 && log.tombstones.is_empty()
                 && log.by_version.values().all(|key| self.is_elsewhere(key, of, still_writes))
         })
