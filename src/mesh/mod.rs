@@ -9,6 +9,8 @@
 
 mod advertise;
 mod driver;
+mod engine;
+mod handle;
 mod join;
 mod keys;
 mod link;
@@ -26,12 +28,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use rand::RngExt as _;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
 
 pub use advertise::{Source, Wanted};
+pub use handle::{Handle, KeyReceipts, KeysError};
 pub use join::{JoinAddress, ParseJoinAddressError};
 pub use link::{LaneStatus, LinkStatus};
 pub use metrics::Metrics;
@@ -45,31 +46,16 @@ pub use status::{
 use crate::clock::Clock;
 pub use crate::cluster::membership::MemberState;
 
-use crate::cluster::membership::{Identity, MemberView, RefusalReason, Transition, generation_at};
+use crate::cluster::membership::{Identity, MemberView, RefusalReason, Transition};
 use crate::cluster::state::news::News;
 use crate::cluster::{self, Node};
 use crate::ids::{NodeId, NodeName};
 use crate::now::Now;
 use crate::tasks::{OnEnd, Tasks};
-use driver::{Command, Driver, Inputs, Outputs};
-use join::{Joiner, Resolutions};
-use link::{Board, Dialler};
-use net::{Listener, Net};
-use security::Security;
-use server::{Inbox, Service};
-use wire::Introduction;
+use engine::{Engine, assemble};
 
 /// The port of the mesh.
 pub const DEFAULT_PORT: u16 = 39527;
-
-/// Frames that wait for the driver, on each lane.
-const INBOX: usize = 1024;
-
-/// Commands that wait for the driver; who asks waits.
-const COMMANDS: usize = 64;
-
-/// Happenings that a slow listener may be behind before it misses some.
-const HAPPENINGS: usize = 1024;
 
 /// When each store was last compared with, or changed by, another router: since the Unix epoch.
 pub type Synced = std::collections::BTreeMap<cluster::state::StoreId, Duration>;
@@ -125,19 +111,6 @@ pub struct Mesh {
     /// Where others reach it.
     address: SocketAddr,
     source: Source,
-}
-
-/// All that runs, without a thread and a port: those of the machine, or simulated ones.
-#[derive(Debug)]
-struct Engine {
-    clock: Clock,
-    node: Node,
-    inputs: Inputs,
-    outputs: Outputs,
-    dialler: Arc<Dialler>,
-    service: Service,
-    joiner: Joiner,
-    follower: Option<Box<dyn Follower>>,
 }
 
 /// Everybody that this router knows of, as of one moment.
@@ -210,17 +183,6 @@ pub enum What {
     Refused(RefusalReason),
     /// Another live router claims this one's name.
     NameContested(Identity),
-}
-
-/// What the rest of the router holds of a running mesh. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    config: Arc<Config>,
-    commands: mpsc::Sender<Command>,
-    view: watch::Receiver<Arc<View>>,
-    happenings: broadcast::Sender<Arc<Happening>>,
-    dialler: Arc<Dialler>,
-    resolutions: Resolutions,
 }
 
 /// Keeps a picture of the shared state in step, on the mesh's thread: it must be quick and never wait.
@@ -316,109 +278,6 @@ impl Mesh {
     }
 }
 
-/// Puts a mesh together that is reached at `address` and reaches others by `net`.
-#[expect(clippy::disallowed_methods, reason = "chance enters here")]
-fn assemble(
-    config: Config,
-    clock: Clock,
-    metrics: Metrics,
-    clients: Clients,
-    address: SocketAddr,
-    net: Arc<dyn Net>,
-) -> Result<(Handle, Engine, watch::Sender<bool>), BindError> {
-    let now = clock.now();
-    let security = Arc::new(Security::new(&config.security, now)?);
-    let mut rng = rand::rng();
-    let generation = generation_at(now.wall, rng.random());
-    let name = config.name.clone();
-    let node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
-        .map_err(|mistakes| {
-            let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-            BindError::Config(lines.join("; "))
-        })?;
-    let me = Arc::new(ArcSwap::from_pointee(Introduction {
-        node: node.me().node,
-        address,
-        cluster: config.node.cluster,
-        client_url: clients.url(address.ip()),
-    }));
-    let (swim_tx, swim) = mpsc::channel(INBOX);
-    let (state_tx, state) = mpsc::channel(INBOX);
-    let (commands_tx, commands) = mpsc::channel(COMMANDS);
-    let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0, warm: false };
-    let (view_tx, view) = watch::channel(Arc::new(first));
-    let (happenings, _) = broadcast::channel(HAPPENINGS);
-    let (stop, stopping) = watch::channel(false);
-    let board = Arc::new(Board::default());
-    let dialler = Arc::new(Dialler {
-        net,
-        me: Arc::clone(&me),
-        security: Arc::clone(&security),
-        clock,
-        metrics: metrics.clone(),
-        board: Arc::clone(&board),
-    });
-    let inbox = Inbox { swim: swim_tx, state: state_tx };
-    let handle = Handle {
-        config: Arc::new(config),
-        commands: commands_tx.clone(),
-        view: view.clone(),
-        happenings: happenings.clone(),
-        dialler: Arc::clone(&dialler),
-        resolutions: Resolutions::default(),
-    };
-    let joiner = Joiner {
-        wanted: handle.config.join.clone(),
-        resolutions: Arc::clone(&handle.resolutions),
-        commands: commands_tx,
-        view,
-        stopping: stopping.clone(),
-    };
-    let engine = Engine {
-        clock,
-        node,
-        inputs: Inputs { swim, state, commands },
-        outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
-        dialler,
-        service: Service {
-            me,
-            security,
-            inbox,
-            metrics,
-            refusals: Arc::default(),
-            board,
-            stopping,
-        },
-        joiner,
-        follower: None,
-    };
-    Ok((handle, engine, stop))
-}
-
-impl Engine {
-    /// Runs until the node has departed, or everybody who could ask it anything is gone.
-    async fn run(self, listener: impl Listener) {
-        let Self { clock, node, inputs, outputs, dialler, service, joiner, follower } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower);
-        let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
-        let beside = async {
-            tokio::try_join!(server::run(listener, service), joiner.run(), async {
-                following.await;
-                Ok(())
-            })
-        };
-        tokio::select! {
-            biased;
-            () = driver.run() => {}
-            ended = beside => {
-                if let Err(error) = ended {
-                    error!(%error, "the mesh port can't be served");
-                }
-            }
-        }
-    }
-}
-
 /// How clients reach this router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clients {
@@ -461,130 +320,6 @@ impl Running {
         }
     }
 }
-
-impl Handle {
-    /// Who is there, as of now.
-    #[must_use]
-    pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.borrow())
-    }
-
-    /// The same, with a way to wait for the next.
-    #[must_use]
-    pub fn views(&self) -> watch::Receiver<Arc<View>> {
-        self.view.clone()
-    }
-
-    /// What happens from now on. Who is slow misses some, and is told how many.
-    #[must_use]
-    pub fn happenings(&self) -> broadcast::Receiver<Arc<Happening>> {
-        self.happenings.subscribe()
-    }
-
-    /// The cluster's name.
-    #[must_use]
-    pub fn cluster_name(&self) -> &str {
-        &self.config.cluster_name
-    }
-
-    /// How the ways to the others are, by address.
-    #[must_use]
-    pub fn links(&self) -> std::collections::BTreeMap<SocketAddr, LinkStatus> {
-        self.dialler.board.all()
-    }
-
-    /// Looks at the node, on the mesh's thread; `None` if that has ended or does not answer within a second. Not for
-    /// the request path.
-    pub async fn visit<T: Send + 'static>(
-        &self,
-        visit: impl FnOnce(&mut Node, &Synced, Now) -> T + Send + 'static,
-    ) -> Option<T> {
-        let (answer, answered) = oneshot::channel();
-        let visit = Box::new(move |node: &mut Node, synced: &Synced, now| {
-            // Who asked may not wait any more.
-            let _unheard = answer.send(visit(node, synced, now)).is_err();
-        });
-        let asking = async {
-            self.commands.send(Command::Visit(visit)).await.ok()?;
-            answered.await.ok()
-        };
-        tokio::time::timeout(VISIT_TIMEOUT, asking).await.ok().flatten()
-    }
-
-    /// The shared keys, by name, the one that seals first.
-    #[must_use]
-    pub fn keys(&self) -> (Mode, Vec<KeyId>) {
-        let security = &self.dialler.security;
-        (security.mode(), security.ring().ids().collect())
-    }
-
-    /// Changes the shared keys of this router, then of all that take part; what became of it, by name.
-    ///
-    /// # Errors
-    /// If this router itself refuses the change, or has nothing that could carry it to the others in secret; nothing has
-    /// changed then.
-    pub async fn change_keys(&self, change: KeyChange) -> Result<KeyReceipts, KeysError> {
-        let security = &self.dialler.security;
-        if security.mode() == Mode::Off {
-            return Err(KeysError::Off);
-        }
-        let view = self.view();
-        let others: Vec<_> = view.present().map(|m| (m.node.name.to_string(), m.address)).collect();
-        if !others.is_empty() && !security.can_carry_keys() {
-            return Err(KeysError::NoSecret);
-        }
-        security.change(&change)?;
-        let mut receipts = KeyReceipts::new();
-        receipts.insert(view.me.node.name.to_string(), Ok(security.ring().ids().collect()));
-        let mut telling = tokio::task::JoinSet::new();
-        for (name, address) in others {
-            let (dialler, change) = (Arc::clone(&self.dialler), change.clone());
-            telling
-                .spawn(async move { (name, link::change_keys(&dialler, address, change).await) });
-        }
-        while let Some(told) = telling.join_next().await {
-            if let Ok((name, answer)) = told {
-                receipts.insert(name, answer);
-            }
-        }
-        Ok(receipts)
-    }
-
-    /// Tells everybody that this router is gone, and waits until that is sent.
-    async fn depart(&self) {
-        let (done, departed) = oneshot::channel();
-        // An error means that the driver has ended already.
-        if self.commands.send(Command::Depart(done)).await.is_ok() {
-            let _ended = departed.await.is_err();
-        }
-    }
-
-    /// Tells everybody that this router will go. It stays a member until it departs.
-    pub async fn leave(&self) {
-        // An error means that the driver has ended: it can't be a member then.
-        let _ended = self.commands.send(Command::Leave).await.is_err();
-    }
-}
-
-/// What became of a change of keys, by router: its keys now, or why it refused.
-pub type KeyReceipts = std::collections::BTreeMap<String, Result<Vec<KeyId>, String>>;
-
-/// Why a change of keys was not begun.
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    /// Nothing is sealed.
-    #[error("nothing is sealed: start the routers with --mesh-encryption permissive or required")]
-    Off,
-    /// The change would travel in the open.
-    #[error("there is neither a shared key nor TLS that could carry a key to the others in secret")]
-    NoSecret,
-    /// The ring refuses.
-    #[error(transparent)]
-    Ring(#[from] RingError),
-}
-
-/// How long the driver may take to answer.
-const VISIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket =

@@ -22,10 +22,15 @@ use std::task::{Context, Poll};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{broadcast, mpsc};
 
-use super::net::{Duplex, Soon};
+use super::driver::Command;
+use super::engine::Engine;
+use super::net::{Duplex, Listener, Net, Soon};
+use super::wire::Introduction;
 use super::*;
 use crate::cluster::codec::ClusterId;
+use crate::cluster::membership::generation_at;
 use crate::cluster::replication;
 use crate::cluster::state::worker::WorkerRecord;
 use crate::cluster::state::{StoreId, Write};
