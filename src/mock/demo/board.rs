@@ -54,8 +54,8 @@ impl Board {
         self.first_error.get_or_insert(problem);
     }
 
-    /// The picture at `now`.
-    pub(super) fn view(&self, now: Duration, workers: &[Arc<Worker>]) -> View {
+    /// The picture at `now`, of so many routers.
+    pub(super) fn view(&self, now: Duration, routers: usize, workers: &[Arc<Worker>]) -> View {
         // Whole seconds only: the present one would pull the rate down.
         let this = now.as_secs();
         let mut recent = (Histogram::default(), Histogram::default());
@@ -69,6 +69,7 @@ impl Board {
             workers.iter().map(|worker| (worker.name().to_owned(), worker.stats())).collect();
         View {
             elapsed: now,
+            routers,
             requests: self.requests,
             failed: self.failed,
             first_error: self.first_error.clone(),
@@ -86,6 +87,7 @@ impl Board {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct View {
     pub(super) elapsed: Duration,
+    pub(super) routers: usize,
     pub(super) requests: u64,
     pub(super) failed: u64,
     pub(super) first_error: Option<String>,
@@ -210,11 +212,11 @@ mod tests {
         for tenth in 0..95 {
             board.answered(ms(tenth * 100), ms(tenth), ms(1));
         }
-        let view = board.view(ms(9400), &[]);
+        let view = board.view(ms(9400), 1, &[]);
         assert_eq!(view.requests_per_second, 10.0, "the ninth second is not over");
         assert!(view.latency.p50 > ms(60) && view.latency.p50 < ms(70), "{:?}", view.latency);
         assert!(view.latency_overall.p50 < ms(50), "{:?}", view.latency_overall);
-        assert_eq!(board.view(ms(20_000), &[]).requests_per_second, 0.0);
+        assert_eq!(board.view(ms(20_000), 1, &[]).requests_per_second, 0.0);
         assert!(board.seconds.len() as u64 <= RECENT + 1);
     }
 
@@ -223,7 +225,7 @@ mod tests {
         let mut board = Board::default();
         board.failed("one".to_owned());
         board.failed("two".to_owned());
-        let view = board.view(Duration::from_secs(1), &[]);
+        let view = board.view(Duration::from_secs(1), 1, &[]);
         assert_eq!((view.failed, view.first_error.as_deref()), (2, Some("one")));
     }
 

@@ -145,7 +145,8 @@ where
             stopping: stopping.clone(),
         }));
     }
-    let look = || board.lock().view(clock.mono(), &workers);
+    let routers = router.addresses.len();
+    let look = || board.lock().view(clock.mono(), routers, &workers);
     let on_screen = !args.once && io::stdout().is_terminal();
     let shown = if on_screen {
         watch_screen(&look, first, &mut leave, &mut users).await

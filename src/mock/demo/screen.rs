@@ -106,9 +106,14 @@ fn inset(area: Rect) -> Rect {
 
 fn title(view: &View) -> Line<'static> {
     let bold = Style::new().add_modifier(Modifier::BOLD);
+    let routers = match view.routers {
+        1 => "one router".to_owned(),
+        several => format!("{several} routers as one"),
+    };
+    let (workers, seconds) = (view.workers.len(), view.elapsed.as_secs());
     Line::from(vec![
         Span::styled("smg demo", bold),
-        Span::raw(format!("   {} workers, {} s", view.workers.len(), view.elapsed.as_secs())),
+        Span::raw(format!("   {routers}, {workers} workers, {seconds} s")),
     ])
 }
 
@@ -181,6 +186,7 @@ mod tests {
         };
         let view = View {
             elapsed: Duration::from_secs(9),
+            routers: 3,
             requests: 14,
             failed: 1,
             first_error: Some("no luck".to_owned()),
@@ -200,7 +206,7 @@ mod tests {
     fn everything_is_on_the_screen() {
         let text = drawn(100, 24);
         for part in [
-            "2 workers, 9 s",
+            "3 routers as one, 2 workers, 9 s",
             "27.5   14 answered, 1 failed",
             "p50     12 ms   p99    345 ms",
             "no luck",
