@@ -49,10 +49,11 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time between two pings: they are most of what an idle mesh says. A dead connection is known after the sum of this and
 /// the time for the answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How long the answer to a ping may take: several repetitions of a lost packet.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long the answer to a ping may take: many repetitions of a lost packet, for a connection that is given up on a network
+/// that loses packets takes live routers for dead.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
