@@ -88,12 +88,12 @@ impl Membership {
             }
         }
         self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
-        self.gossip_if_there_is_news(now);
         let connected = std::mem::take(&mut effects.connected);
         let defunct = std::mem::take(&mut effects.defunct);
         let heard = effects.heard.take();
         self.effects = effects;
         self.absorb(now, &BTreeMap::new());
+        self.gossip_if_there_is_news(now);
         if connected && self.me.state == MemberState::Init {
             self.turn(now, MemberState::Alive);
         }
@@ -103,9 +103,10 @@ impl Membership {
     }
 
     /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
-    /// nothing to say is not woken ten times a second to find that out.
+    /// nothing to say is not woken ten times a second to find that out. While somebody is suspected it is: a process that was
+    /// frozen must notice by its lateness, before it judges.
     fn gossip_if_there_is_news(&mut self, now: Now) {
-        if self.swim.updates_backlog() > 0
+        if (self.swim.updates_backlog() > 0 || self.tells_suspects)
             && let Some((at, gossip)) = self.gossip.take()
         {
             let beat = self.config.gossip_period.as_nanos().max(1);

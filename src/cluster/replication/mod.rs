@@ -287,6 +287,13 @@ impl Replication {
         {
             peer.cut();
         }
+        // What it has not confirmed is not measured: it may be away for an hour.
+        for store in StoreId::ALL {
+            let stream = (store, self.state.me);
+            let up = self.peers.values().filter(|peer| peer.up);
+            let all = up.map(|peer| peer.known(stream)).min();
+            self.confirmations.settle(store, all.unwrap_or(u64::MAX));
+        }
         if let Some(writer) = self.state.writers.number(id) {
             self.state.writers.set_down(writer, true);
         }

@@ -14,7 +14,7 @@ const MAX_TIMES: usize = 4096;
 /// When this node wrote what its peers confirm, and how long they took.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
-    /// Per store: the first version of what was sent together, and when it was written; oldest first.
+    /// Per store: a version of what is sent together, and when it was written; oldest first.
     written: [VecDeque<(u64, Duration)>; STORES],
     times: Vec<Duration>,
 }
@@ -36,10 +36,16 @@ impl Confirmations {
         now: Duration,
     ) {
         let written = &mut self.written[store.index()];
-        let new = written.iter().filter(|(first, _)| (before + 1..=version).contains(first));
+        let new = written.iter().filter(|(at, _)| (before + 1..=version).contains(at));
         let room = MAX_TIMES - self.times.len();
         self.times.extend(new.map(|(_, at)| now.saturating_sub(*at)).take(room));
-        while written.front().is_some_and(|(first, _)| *first <= all) {
+        self.settle(store, all);
+    }
+
+    /// Nobody will be heard of any more who is not at `all` already.
+    pub(super) fn settle(&mut self, store: StoreId, all: u64) {
+        let written = &mut self.written[store.index()];
+        while written.front().is_some_and(|(version, _)| *version <= all) {
             written.pop_front();
         }
     }

@@ -52,9 +52,13 @@ impl<S: Store> Table<S> {
 
     /// Whether everything about `dot` that this node needs to know has come: it holds it, or it is dead.
     pub(super) fn covers(&self, key: &S::Key, (of, version): Dot) -> bool {
-        self.covered(of) >= version
-            || (self.before_hole(of, version) == version
-                && self.joined.iter().any(|joined| joined.covers(key, of, version)))
+        self.covered(of) >= version || self.is_joined(key, (of, version))
+    }
+
+    /// Whether a range that was joined, and that the logs have not caught up with, says so.
+    fn is_joined(&self, key: &S::Key, (of, version): Dot) -> bool {
+        self.before_hole(of, version) == version
+            && self.joined.iter().any(|joined| joined.covers(key, of, version))
     }
 
     fn is_dead(&self, key: &S::Key, dot: Dot) -> bool {
@@ -170,8 +174,10 @@ impl<S: Store> Table<S> {
             let ends = S::expires_ms(&key, value);
             let expired = ends
                 .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(cx.now.wall));
-            // Its author's log says of its own dots that they are covered as soon as it names them.
-            let told = source == Source::Authority && dot.0 == writer;
+            // Its author's log says of its own dots that they are covered as soon as it names them. Of a range that was joined
+            // others have said more than its author may have heard.
+            let told =
+                source == Source::Authority && dot.0 == writer && !table.is_joined(&key, dot);
             !ended && !expired && (told || !table.is_dead(&key, dot))
         };
         // What is held is looked at before the row that holds it is taken.
@@ -261,10 +267,9 @@ impl<S: Store> Table<S> {
             return false;
         }
         let covered = log.covered();
-        if !self.joined.is_empty() {
-            self.joined.iter_mut().for_each(|joined| joined.settle(writer, covered));
-            self.joined.retain(|joined| !joined.is_settled());
-        }
+        // Beyond what was refused nothing will ever be covered.
+        let is_all = log.hole.is_some_and(|hole| covered + 1 >= hole);
+        self.settle_joined(writer, if is_all { u64::MAX } else { covered });
         if let Some(waiting) = self.pending.get_mut(&writer) {
             waiting.retain(|_, up_to| *up_to > covered);
             if waiting.is_empty() {

@@ -6,8 +6,8 @@ use std::ops::Bound;
 
 use crate::cluster::state::row::{self, Blob, RawRow};
 use crate::cluster::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Log, Row, Section,
-    Store, Table, bucket_of, encode_content, key_hash, more,
+    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Row, Section, Store,
+    Table, bucket_of, encode_content, key_hash, more,
 };
 use crate::cluster::state::writers::{Writer, Writers};
 use crate::crdt::stamp::millis;
@@ -121,15 +121,16 @@ impl<S: Store> Table<S> {
         keys.len()
     }
 
-    /// Keeps tombstones within their bound by collecting the oldest of the longest log.
+    /// Keeps tombstones within their bound by collecting the oldest of the longest log, once that has come as a whole.
     pub(super) fn bound_tombstones(&mut self) {
         if self.tombstones <= FREE_TOMBSTONES.max(2 * self.living) {
             return;
         }
-        let first = |log: &Log<S::Key>| log.tombstones.first().copied();
-        let some = |log: &Log<S::Key>| first(log).is_some_and(|first| first <= log.covered());
-        let logs = self.logs.iter().filter(|(_, log)| some(log));
-        let cut = logs.max_by_key(|(_, log)| log.tombstones.len()).and_then(|(writer, log)| {
+        let longest = self.logs.iter().max_by_key(|(_, log)| log.tombstones.len());
+        // One of which a part is still to come waits for that, and the others need not pay for it.
+        let longest =
+            longest.filter(|(_, log)| log.tombstones.range(..=log.covered).next().is_some());
+        let cut = longest.and_then(|(writer, log)| {
             let middle = log.tombstones.iter().nth(log.tombstones.len() / 4)?;
             Some((*writer, *middle))
         });
@@ -205,8 +206,8 @@ impl<S: Store> Replica for Table<S> {
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
         let Some(log) = self.logs.get_mut(&writer) else { return 0 };
-        // Beyond, only the tombstone says that what is not here is dead.
-        let version = version.min(log.covered());
+        // Beyond, only the tombstone says that what is not here is dead. What was refused here never comes: it is not waited for.
+        let version = version.min(log.covered);
         let old: Vec<u64> = log.tombstones.range(..=version).copied().collect();
         let Some(last) = old.last() else { return 0 };
         log.floor = log.floor.max(*last);
@@ -322,7 +323,7 @@ impl<S: Store> Replica for Table<S> {
     fn retire(&mut self, writer: Writer) {
         self.drop_rows(writer);
         if let Some(log) = self.logs.get_mut(&writer) {
-            log.floor = log.applied;
+            log.floor = log.floor.max(log.applied);
             log.prints = None;
         }
     }
@@ -335,8 +336,7 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer);
         self.logs.remove(&writer);
         self.pending.remove(&writer);
-        self.joined.iter_mut().for_each(|joined| joined.settle(writer, u64::MAX));
-        self.joined.retain(|joined| !joined.is_settled());
+        self.settle_joined(writer, u64::MAX);
     }
 
     fn sizes(&self) -> Sizes {

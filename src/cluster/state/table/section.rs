@@ -26,8 +26,8 @@ pub(crate) struct Section {
     pub(crate) pending: Vec<(Writer, Blob, u64)>,
 }
 
-/// Ranges remembered at once, each with a version per writer: the oldest are given up first.
-const MAX_JOINED: usize = 1024;
+/// Ranges remembered at once, each with a version per writer: of more, the oldest are made one.
+const MAX_JOINED: usize = 256;
 
 /// A range that was joined, and what is covered under its keys beyond the logs.
 #[derive(Debug)]
@@ -48,14 +48,26 @@ impl<K: Ord> Joined<K> {
     }
 
     /// Forgets what the log of `writer` says now.
-    pub(super) fn settle(&mut self, writer: Writer, covered: u64) {
+    fn settle(&mut self, writer: Writer, covered: u64) {
         if self.versions.get(&writer).is_some_and(|version| *version <= covered) {
             self.versions.remove(&writer);
         }
     }
 
-    pub(super) fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> bool {
         self.versions.is_empty()
+    }
+
+    /// Becomes one with the range before it, and says what is true of both.
+    fn prepend(&mut self, before: Self) {
+        self.after = before.after;
+        self.versions.retain(|writer, version| match before.versions.get(writer) {
+            Some(other) => {
+                *version = (*version).min(*other);
+                true
+            }
+            None => false,
+        });
     }
 
     /// Whether the key that comes next after `from` is inside.
@@ -251,7 +263,8 @@ impl<S: Store> Table<S> {
     /// no need of any more is said by the rest alone.
     fn note_joined(&mut self, section: &Section, after: Option<S::Key>, end: Option<S::Key>) {
         let marks = section.marks.iter().map(|mark| (mark.writer, mark.version));
-        let versions = marks.filter(|(writer, version)| *version > self.covered(*writer)).collect();
+        let says_more = |(w, v): &(Writer, u64)| self.before_hole(*w, *v) > self.covered(*w);
+        let versions = marks.filter(says_more).collect();
         let new = Joined { after, end, versions };
         self.joined.retain(|old| {
             let says_more = |(writer, version): (&Writer, &u64)| {
@@ -263,7 +276,20 @@ impl<S: Store> Table<S> {
             self.joined.push(new);
         }
         if self.joined.len() > MAX_JOINED {
-            self.joined.remove(0);
+            let oldest = self.joined.remove(0);
+            let is_next =
+                |joined: &&mut Joined<S::Key>| oldest.end.is_some() && joined.after == oldest.end;
+            if let Some(next) = self.joined.iter_mut().find(is_next) {
+                next.prepend(oldest);
+            }
+        }
+    }
+
+    /// The log of `writer` says all up to `covered` now.
+    pub(super) fn settle_joined(&mut self, writer: Writer, covered: u64) {
+        if !self.joined.is_empty() {
+            self.joined.iter_mut().for_each(|joined| joined.settle(writer, covered));
+            self.joined.retain(|joined| !joined.is_settled());
         }
     }
 }

@@ -524,6 +524,31 @@ fn a_writer_is_not_retired_while_more_of_its_log_is_to_come() {
 }
 
 #[test]
+fn a_writer_is_not_retired_by_who_is_behind_its_floor() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(2, 1);
+    b.delta(&a, 0, whole);
+    d.delta(&a, 0, whole);
+    a.put(0, 2);
+    c.delta(&a, 0, whole);
+    let of = c.number(0);
+    c.writers.end(of);
+    c.adopt();
+    assert!(c.retire());
+    // The first range says how far c is, and is not all of it.
+    d.range(&c, 1);
+    let of = d.number(0);
+    d.writers.end(of);
+    d.adopt();
+    assert!(!d.retire());
+    a.range(&d, 1);
+    b.delta(&a, 0, whole);
+    b.delta(&c, 2, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
+}
+
+#[test]
 fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
     let whole = 1 << 20;
     let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);

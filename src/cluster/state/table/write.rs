@@ -200,7 +200,7 @@ impl<S: Store> Table<S> {
         let still_writes = |writer| writers.still_writes(writer);
         self.logs.get(&of).is_none_or(|log| {
             log.covered() == log.applied
-                && log.target <= log.applied
+                && log.target.max(log.floor) <= log.applied
                 && log.tombstones.is_empty()
                 && log.by_version.values().all(|key| self.is_elsewhere(key, of, still_writes))
         })
