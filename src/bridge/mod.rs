@@ -131,6 +131,7 @@ impl Bridge {
         loop {
             let now = self.clock.mono();
             let is_busy = now < busy_until || !self.gate.has_told();
+            // The pace of the comparison, not a wait for something: nothing tells this task of changes.
             tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
             settling.look().await;
             if publisher.look().await {

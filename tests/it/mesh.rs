@@ -128,7 +128,6 @@ async fn three_routers_find_each_other_through_one() {
     assert_eq!(urls, expected);
 }
 
-/// The document's JSON, key by key; more keys are allowed.
 /// What `smg mesh` says, and its exit status.
 async fn console(words: &[&str], router: &Router) -> (Option<i32>, String) {
     let mut command = command();
@@ -193,6 +192,7 @@ async fn the_console_shows_a_running_cluster() {
     assert!(said.contains("no answer"), "{said}");
 }
 
+/// The document's JSON, key by key; more keys are allowed.
 #[tokio::test]
 async fn the_status_has_the_documents_shape() {
     let document: Value = serde_json::from_str(include_str!("../golden/ha-status.json")).unwrap();
