@@ -71,7 +71,7 @@ pub enum Command {
     /// Show the cluster that a router belongs to.
     #[command(subcommand)]
     Mesh(console::Command),
-    /// Show a router at work: four mock workers, some users who chat, one live screen.
+    /// Show routers as one: four mock workers, some users who chat, one live screen.
     Demo(mock::demo::Args),
 }
 
