@@ -10,21 +10,25 @@ use anyhow::Context as _;
 use prometheus::Registry;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use smg_mesh::{self as mesh, Mesh};
+use smg_mock as mock;
+use smg_mock::demo::{DemoError, RunningRouter};
+use smg_proxy::dispatch::{self, Policies};
+use smg_proxy::prober;
+use smg_proxy::upstream::Client;
+use smg_routing::fleet::{self, Fleet};
+use smg_routing::limit::{self, Admission};
+use smg_routing::prefix;
+use smg_runtime::clock::Clock;
+use smg_runtime::tasks::{OnEnd, TasksOwner};
+use smg_runtime::telemetry;
+use smg_runtime::tls;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::bridge::{self, Admin, Bridge};
-use crate::clock::Clock;
 use crate::config::{self, Config, Process, Start};
-use crate::dispatch::{self, Policies};
-use crate::fleet::{self, Fleet};
 use crate::http::{self, Lifecycle, Server, Surface};
-use crate::limit::{self, Admission};
-use crate::mesh::{self, Mesh};
-use crate::mock::demo::{DemoError, RunningRouter};
-use crate::tasks::{OnEnd, TasksOwner};
-use crate::upstream::Client;
-use crate::{mock, prefix, prober, telemetry, tls};
 
 /// A router with its sockets bound and nothing running.
 #[derive(Debug)]

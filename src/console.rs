@@ -12,10 +12,9 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-
-use crate::clock::Clock;
-use crate::spec::{Secret, WorkerUrl};
-use crate::upstream::{self, Client, Outgoing};
+use smg_proxy::upstream::{self, Client, Outgoing};
+use smg_runtime::clock::Clock;
+use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long a router may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,7 +57,7 @@ fn key(text: &str) -> Result<Secret, String> {
 pub enum ConsoleError {
     /// TLS can't be used.
     #[error(transparent)]
-    Tls(#[from] crate::tls::TlsErrors),
+    Tls(#[from] smg_runtime::tls::TlsErrors),
     /// The router could not be asked.
     #[error("{router}: no answer: {}", reason(source))]
     Send {
@@ -134,7 +133,7 @@ impl Asker {
         let tls = target
             .router
             .is_secure()
-            .then(|| crate::tls::client(&config.tls, clock.now()))
+            .then(|| smg_runtime::tls::client(&config.tls, clock.now()))
             .transpose()?
             .map(std::sync::Arc::new);
         Ok(Self { client: Client::new(config, tls, clock), key: target.admin_api_key.clone() })

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use smg::app::{self, App, Ending};
 use smg::config::{self, Loaded, Process, Start};
-use smg::{console, mock, telemetry};
+use smg::console;
+use smg_mock as mock;
+use smg_runtime::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, warn};

@@ -1,11 +1,35 @@
-//! The house, held by a test: who may import whom, what may not be called below the I/O line, and that each file says
-//! what it is. See ARCHITECTURE.md.
+//! Checks the structure that ARCHITECTURE.md describes: which crate depends on which, which module may import which,
+//! which modules may do no I/O, and that each file starts by saying what it is.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The crates of this workspace, each with the crates of this workspace that it may depend on.
+const CRATES: &[(&str, &[&str])] = &[
+    ("smg-types", &[]),
+    ("smg-cluster", &["smg-types"]),
+    ("smg-routing", &["smg-types"]),
+    ("smg-runtime", &["smg-types"]),
+    ("smg-mesh", &["smg-types", "smg-cluster", "smg-runtime"]),
+    ("smg-proxy", &["smg-types", "smg-routing", "smg-runtime"]),
+    ("smg-mock", &["smg-types", "smg-runtime"]),
+    (
+        "smg",
+        &[
+            "smg-types",
+            "smg-cluster",
+            "smg-routing",
+            "smg-runtime",
+            "smg-mesh",
+            "smg-proxy",
+            "smg-mock",
+        ],
+    ),
+];
 
 /// The top-level modules, lowest first, each with what it may import. A module may only name modules above it in this
 /// list, so the list is the proof that there is no cycle.
@@ -136,22 +160,99 @@ fn production(text: &str) -> String {
     body.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// Each source file with the top-level module that it belongs to.
+/// Crates whose root is one module of [`LAYERS`].
+const WHOLE: &[&str] = &["cluster", "mesh", "mock"];
+
+/// Production source files: the module of [`LAYERS`] that each belongs to, its path and its text.
 fn modules() -> Vec<(String, PathBuf, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    rust_files(&src)
-        .into_iter()
-        .filter_map(|path| {
-            let first = path.strip_prefix(&src).unwrap().components().next().unwrap();
-            let module = first.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = vec![(None, root.join("src"))];
+    for entry in fs::read_dir(root.join("crates")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        sources.push((Some(name), path.join("src")));
+    }
+    let mut found = Vec::new();
+    for (name, src) in sources {
+        for path in rust_files(&src) {
+            let inside = path.strip_prefix(&src).unwrap();
+            let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+            let first = first.trim_end_matches(".rs");
+            let module = match &name {
+                Some(name) if WHOLE.contains(&name.as_str()) && first != "crdt" => name.as_str(),
+                Some(_) | None => first,
+            };
             let is_test = path.file_stem().is_some_and(|s| s == "tests")
                 || path.components().any(|c| c.as_os_str() == "tests");
-            (!is_test && module != "main" && module != "lib").then(|| {
+            if !is_test && module != "main" && module != "lib" {
                 let text = fs::read_to_string(&path).unwrap();
-                (module, path, text)
-            })
-        })
-        .collect()
+                found.push((module.to_owned(), path, text));
+            }
+        }
+    }
+    found
+}
+
+/// The modules of [`LAYERS`] that a line of `module` names.
+fn named_in(line: &str, module: &str) -> Vec<String> {
+    let ident = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut named = Vec::new();
+    for rest in line.split("crate::").skip(1) {
+        let first = ident(rest);
+        if !WHOLE.contains(&module) && module != "crdt" {
+            named.push(first);
+        } else if first == "crdt" {
+            named.push(first);
+        }
+    }
+    for rest in line.split("smg_").skip(1) {
+        let name = ident(rest);
+        let inside = rest[name.len()..].strip_prefix("::").unwrap_or_default();
+        match name.as_str() {
+            "cluster" if ident(inside) == "crdt" => named.push("crdt".to_owned()),
+            "cluster" | "mesh" | "mock" => named.push(name),
+            "types" | "routing" | "runtime" | "proxy" => match inside.strip_prefix('{') {
+                Some(group) => {
+                    let group = group.split('}').next().unwrap_or_default();
+                    named.extend(group.split(',').map(|item| ident(item.trim())));
+                }
+                None => named.push(ident(inside)),
+            },
+            _ => {}
+        }
+    }
+    named.retain(|name| !name.is_empty() && name != module);
+    named
+}
+
+#[test]
+fn crates_depend_only_on_what_is_allowed() {
+    let cargo = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&cargo.stdout).unwrap();
+    let mut wrong = Vec::new();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert_eq!(packages.len(), CRATES.len(), "CRATES of tests/tidy.rs lists every crate");
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let Some((_, allowed)) = CRATES.iter().find(|(known, _)| *known == name) else {
+            wrong.push(format!("{name}: not in CRATES of tests/tidy.rs"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let dependency = dependency["name"].as_str().unwrap();
+            if dependency.starts_with("smg") && !allowed.contains(&dependency) {
+                wrong.push(format!("{name} may not depend on {dependency}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
@@ -165,12 +266,7 @@ fn modules_import_only_what_stands_above_them() {
             continue;
         };
         for (line_number, line) in production(&text).lines().enumerate() {
-            for named in line.split("crate::").skip(1) {
-                let named: String =
-                    named.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                if named.is_empty() || named == module {
-                    continue;
-                }
+            for named in named_in(line, &module) {
                 if !LAYERS[at].1.contains(&named.as_str()) {
                     wrong.push(format!(
                         "{}:{}: {module} may not import {named}",
@@ -217,6 +313,7 @@ fn pure_modules_touch_neither_clock_nor_socket_nor_chance() {
 fn every_file_says_what_it_is() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = rust_files(&root.join("src"));
+    files.extend(rust_files(&root.join("crates")));
     files.extend(rust_files(&root.join("tests")));
     for path in files {
         let text = fs::read_to_string(&path).unwrap();
@@ -227,7 +324,9 @@ fn every_file_says_what_it_is() {
 #[test]
 fn no_file_promises_to_be_done_later() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for path in rust_files(&root.join("src")) {
+    let mut files = rust_files(&root.join("src"));
+    files.extend(rust_files(&root.join("crates")));
+    for path in files {
         let text = fs::read_to_string(&path).unwrap();
         for word in ["TODO", "FIXME", "XXX", "unimplemented!(", "todo!("] {
             assert!(!text.contains(word), "{}: {word}", path.display());

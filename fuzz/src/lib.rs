@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use smg::cluster::codec::{self, ClusterId, Kind};
-use smg::cluster::replication::message::{Delta, Message, StoreNumber};
-use smg::cluster::state::StoreId;
-use smg::cluster::state::row::{Blob, RawRow};
-use smg::cluster::{Config, Node, membership, replication};
-use smg::ids::{Generation, NodeId};
-use smg::now::Now;
+use smg_cluster::codec::{self, ClusterId, Kind};
+use smg_cluster::replication::message::{Delta, Message, StoreNumber};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::row::{Blob, RawRow};
+use smg_cluster::{Config, Node, membership, replication};
+use smg_types::ids::{Generation, NodeId};
+use smg_types::now::Now;
 
 /// The cluster that the nodes belong to.
 pub const CLUSTER: ClusterId = ClusterId(7);

@@ -9,21 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use smg_cluster::Node;
+use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
+use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
+use smg_cluster::state::{Version, Write};
+use smg_mesh as mesh;
+use smg_proxy::dispatch;
+use smg_proxy::dispatch::Policies;
+use smg_routing::fleet::{Fleet, Override, RegisterError};
+use smg_runtime::clock::Clock;
+use smg_types::ids::{ModelId, NodeName, WorkerId};
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
 use tokio::sync::Notify;
 
 use super::settings::{self, PolicyDocument, PolicyError};
-use crate::clock::Clock;
-use crate::cluster::Node;
-use crate::cluster::state::observation::{SeenBreaker, SeenHealth};
-use crate::cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
-use crate::cluster::state::{Version, Write};
-use crate::dispatch;
-use crate::dispatch::Policies;
-use crate::fleet::{Fleet, Override, RegisterError};
-use crate::ids::{ModelId, NodeName, WorkerId};
-use crate::mesh;
-use crate::now::Now;
-use crate::spec::WorkerSpec;
 
 /// Between two looks at who has confirmed.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);

@@ -4,10 +4,10 @@
 //! without a word, and probes don't grow with the number of routers. Of what the others see, the majority counts, and of
 //! those only who has seen anything; a tie speaks for the worker. So no single router can take a worker from the others.
 
-use crate::cluster::state::State;
-use crate::cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
-use crate::fleet::{Heard, Mode};
-use crate::ids::{NodeId, NodeName, WorkerId};
+use smg_cluster::state::State;
+use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
+use smg_routing::fleet::{Heard, Mode};
+use smg_types::ids::{NodeId, NodeName, WorkerId};
 
 /// What the routers but `me` say of a worker, put together.
 pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> Heard {

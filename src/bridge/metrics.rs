@@ -1,8 +1,7 @@
 //! What the cluster has served together, for Prometheus.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-
-use crate::ids::ModelId;
+use smg_types::ids::ModelId;
 
 /// The metric families of the bridge.
 #[derive(Debug, Clone)]

@@ -27,11 +27,11 @@ pub use admin::{Admin, Observed, Receipt, Wait, WorkerSeen, WriteError, Written}
 pub use metrics::Metrics;
 pub use settings::{PolicyDocument, PolicyError};
 
-use crate::clock::Clock;
-use crate::dispatch;
-use crate::fleet::Fleet;
-use crate::mesh;
-use crate::spec::WorkerSpec;
+use smg_mesh as mesh;
+use smg_proxy::dispatch;
+use smg_routing::fleet::Fleet;
+use smg_runtime::clock::Clock;
+use smg_types::spec::WorkerSpec;
 
 /// What joins cluster and router.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use smg_cluster::Node;
+use smg_cluster::membership::MemberState;
+use smg_cluster::state::State;
+use smg_cluster::state::news::News;
+use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
+use smg_mesh::Follower;
+use smg_routing::fleet::{Override, Told};
+use smg_types::ids::{NodeId, NodeName, WorkerId};
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
 use tracing::{info, warn};
 
 use super::{Bridge, health, settings};
-use crate::cluster::Node;
-use crate::cluster::membership::MemberState;
-use crate::cluster::state::State;
-use crate::cluster::state::news::News;
-use crate::cluster::state::worker::{OverrideState, Stance, WorkerEntry};
-use crate::fleet::{Override, Told};
-use crate::ids::{NodeId, NodeName, WorkerId};
-use crate::mesh::Follower;
-use crate::now::Now;
-use crate::spec::WorkerSpec;
 
 /// Several routers find the same restart, each when it asks next: only the first word counts for so long.
 const SAME_RESTART: Duration = Duration::from_secs(15);

@@ -4,18 +4,19 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use smg_cluster::Node;
+use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
+use smg_cluster::state::session::{self, SessionKey};
+use smg_cluster::state::totals::Outcome;
+use smg_cluster::state::{SessionWrite, Write};
+use smg_mesh as mesh;
+use smg_proxy::dispatch::Endings;
+use smg_routing::fleet::{Mode, Seen, Snapshot};
+use smg_routing::policy::journal::Pages;
+use smg_types::ids::{ModelId, NodeId, WorkerId};
+use smg_types::now::Now;
+
 use super::{Bridge, Metrics};
-use crate::cluster::Node;
-use crate::cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
-use crate::cluster::state::session::{self, SessionKey};
-use crate::cluster::state::totals::Outcome;
-use crate::cluster::state::{SessionWrite, Write};
-use crate::dispatch::Endings;
-use crate::fleet::{Mode, Seen, Snapshot};
-use crate::ids::{ModelId, NodeId, WorkerId};
-use crate::mesh;
-use crate::now::Now;
-use crate::policy::journal::Pages;
 
 /// Between two words about requests served, and about latencies.
 const SELDOM: Duration = Duration::from_secs(1);

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-
-use crate::cluster::state::policy::PolicyRecord;
-use crate::dispatch::Setting;
-use crate::ids::WorkerId;
-use crate::policy;
+use smg_cluster::state::policy::PolicyRecord;
+use smg_proxy::dispatch::Setting;
+use smg_routing::policy;
+use smg_types::ids::WorkerId;
 
 /// A policy for a model, as the API speaks of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,15 +7,15 @@
 
 use std::time::Duration;
 
+use smg_cluster::Node;
+use smg_cluster::state::Write;
+use smg_cluster::state::worker::{Stance, WorkerRecord};
+use smg_mesh as mesh;
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
 use tracing::{info, warn};
 
 use super::Bridge;
-use crate::cluster::Node;
-use crate::cluster::state::Write;
-use crate::cluster::state::worker::{Stance, WorkerRecord};
-use crate::mesh;
-use crate::now::Now;
-use crate::spec::WorkerSpec;
 
 /// After everything that is decided is known, hints about prefixes are waited for so long at most.
 const FOR_HINTS: Duration = Duration::from_millis(300);

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use smg_types::spec::Secret;
 
 use crate::cli::values::{TenantKey, address, file, origin, seconds, secret, tenant_key, whole};
-use crate::spec::Secret;
 
 /// Where clients connect.
 #[derive(Debug, Clone, PartialEq, Args)]

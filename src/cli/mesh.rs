@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use smg_mesh::JoinAddress;
+use smg_types::ids::NodeName;
+use smg_types::spec::Secret;
 
 use crate::cli::values::{address, file, node_name, peer_url, secret, span, whole, yes_or_no};
-use crate::ids::NodeName;
-use crate::mesh::JoinAddress;
-use crate::spec::Secret;
 
 /// Whether several routers become one, and how.
 #[derive(Debug, Clone, PartialEq, Args)]

@@ -7,8 +7,9 @@
 use std::path::PathBuf;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
+use smg_mock as mock;
 
-use crate::{console, mock};
+use crate::console;
 
 mod failure;
 mod listen;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::builder::PossibleValue;
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use smg_routing::policy::Kind;
+use smg_types::spec::{Secret, WorkerUrl};
 
 use crate::cli::values::{Limit, between, limit, seconds, secret, whole};
-use crate::policy::Kind;
-use crate::spec::{Secret, WorkerUrl};
 
 /// Which workers there are.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -32,27 +32,28 @@ pub struct WorkerArgs {
     pub drain_timeout_secs: Duration,
 }
 
-impl ValueEnum for Kind {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
-    }
+/// Reads the name of a policy; `--help` lists the names with one sentence each.
+fn policy() -> impl TypedValueParser<Value = Kind> {
+    let named = |kind: Kind| PossibleValue::new(kind.name()).help(summary(kind));
+    PossibleValuesParser::new(Kind::ALL.map(named))
+        .map(|name| name.parse().expect("only names of policies are possible values"))
+}
 
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        let help = match self {
-            Self::CacheAware => {
-                "The worker that has served the longest prefix of the prompt, within a bound on load"
-            }
-            Self::RoundRobin => "One after the other, by weight",
-            Self::Random => "By chance, by weight",
-            Self::PowerOfTwo => "The less loaded of two that chance names",
-            Self::LeastLoad => "The least loaded",
-            Self::ConsistentHashing => "A ring keyed by session, with bounded load",
-            Self::PrefixHash => "A ring keyed by the head of the prompt, with bounded load",
-            Self::Manual => "Sticky sessions with a time to live",
-            Self::Bucket => "By length of the prompt",
-            Self::Passthrough => "Whatever worker there is: for a single one",
-        };
-        Some(PossibleValue::new(self.name()).help(help))
+/// How a policy picks, in one line.
+const fn summary(kind: Kind) -> &'static str {
+    match kind {
+        Kind::CacheAware => {
+            "The worker that has served the longest prefix of the prompt, within a bound on load"
+        }
+        Kind::RoundRobin => "One after the other, by weight",
+        Kind::Random => "By chance, by weight",
+        Kind::PowerOfTwo => "The less loaded of two that chance names",
+        Kind::LeastLoad => "The least loaded",
+        Kind::ConsistentHashing => "A ring keyed by session, with bounded load",
+        Kind::PrefixHash => "A ring keyed by the head of the prompt, with bounded load",
+        Kind::Manual => "Sticky sessions with a time to live",
+        Kind::Bucket => "By length of the prompt",
+        Kind::Passthrough => "Whatever worker there is: for a single one",
     }
 }
 
@@ -65,7 +66,7 @@ pub struct RoutingArgs {
     ///
     /// The default suits workers that keep a prefix cache, which vLLM and SGLang do. A worker's label `policy` sets
     /// another one for its models.
-    #[arg(long, value_name = "NAME", default_value = "cache_aware")]
+    #[arg(long, value_name = "NAME", default_value = "cache_aware", value_parser = policy())]
     pub policy: Kind,
     /// Matched share of a prompt from which cache_aware follows the prefix, 0 to 1.
     ///

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::ids::NodeName;
-use crate::mesh::{JoinAddress, ParseJoinAddressError};
-use crate::spec::Secret;
+use smg_mesh::{JoinAddress, ParseJoinAddressError};
+use smg_types::ids::NodeName;
+use smg_types::spec::Secret;
 
 /// A key that proves a tenant, as `id:key`.
 #[derive(Debug, Clone, PartialEq, Eq)]

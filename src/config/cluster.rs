@@ -2,15 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use smg_cluster::codec::ClusterId;
+use smg_cluster::{self as cluster, membership, replication};
+use smg_mesh::{self as mesh, Mode, Ring, SecurityConfig, SharedKey};
+use smg_runtime::tls::{self, MeshFiles};
+use smg_types::ids::NodeName;
+
 use crate::cli::{MeshArgs, MeshEncryption, MeshProfile};
-use crate::cluster::codec::ClusterId;
-use crate::cluster::{self, membership, replication};
 use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
-use crate::ids::NodeName;
-use crate::mesh::{self, Mode, Ring, SecurityConfig, SharedKey};
-use crate::tls::{self, MeshFiles};
 
 /// The router's name among the others: what was said, else the host's, with the port where that is not the usual one, so
 /// that two routers of one host differ and each is the same after a restart.

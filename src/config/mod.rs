@@ -8,13 +8,22 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use clap::ArgMatches;
+use smg_mesh as mesh;
+use smg_mock as mock;
+use smg_proxy::dispatch;
+use smg_proxy::upstream;
+use smg_routing::fleet;
+use smg_routing::limit;
+use smg_routing::policy;
+use smg_routing::prefix;
+use smg_runtime::telemetry;
+use smg_runtime::tls;
+use smg_types::spec::WorkerSpec;
 
+use crate::bridge;
 use crate::cli;
-use crate::spec::WorkerSpec;
-use crate::{
-    bridge, console, dispatch, fleet, http, limit, mesh, mock, policy, prefix, telemetry, tls,
-    upstream,
-};
+use crate::console;
+use crate::http;
 
 mod cluster;
 mod file;

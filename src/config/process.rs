@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::clock::Clock;
-use crate::now::Now;
+use smg_runtime::clock::Clock;
+use smg_types::now::Now;
 
 /// Largest file that is read as a configuration or a key, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;

@@ -7,14 +7,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smg_proxy::dispatch;
+use smg_proxy::upstream;
+use smg_routing::fleet;
+use smg_routing::limit;
+use smg_routing::policy;
+use smg_routing::prefix;
+use smg_runtime::telemetry;
+use smg_runtime::tls;
+use smg_types::spec::{Secret, WorkerSpec};
+
+use crate::bridge;
 use crate::cli::{Args, LogLevel};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 use crate::config::{Config, workers};
-use crate::spec::{Secret, WorkerSpec};
-use crate::{bridge, dispatch, fleet, http, limit, policy, prefix, telemetry, tls, upstream};
+use crate::http;
 
 /// Headers that may carry a session's key at most: each is looked for in every request.
 const MOST_SESSION_HEADERS: usize = 16;

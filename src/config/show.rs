@@ -5,13 +5,13 @@
 
 use std::fmt::Write as _;
 
+use smg_types::spec::WorkerUrl;
 use toml::{Table, Value};
 
 use crate::cli;
 use crate::cli::values::MASK;
 use crate::config::layers::{Origin, Settings};
 use crate::config::mistakes::{flag, key, variable};
-use crate::spec::WorkerUrl;
 
 /// The one setting of which it matters whether somebody set it: its default stays a default in the printed file.
 const ASKING_MATTERS: &str = "prometheus_port";

@@ -7,8 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smg_types::now::Now;
+
 use super::*;
-use crate::now::Now;
 
 mod settings;
 mod workers;

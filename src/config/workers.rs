@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
 
+use smg_routing::policy::Kind;
+use smg_types::ids::ModelId;
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 use toml::{Table, Value};
 
 use crate::cli::values;
 use crate::config::file::text_of;
 use crate::config::mistakes::{Mistake, did_you_mean, key_in, shown, value_and_reason};
 use crate::config::process::Process;
-use crate::ids::ModelId;
-use crate::policy::Kind;
-use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 
 /// Models, aliases or labels of one worker at most.
 const MOST_ENTRIES: usize = 256;

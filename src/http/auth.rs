@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use http::HeaderMap;
+use smg_types::spec::Secret;
 
 use super::Config;
 use super::error::ApiError;
 use super::headers::shown_key;
-use crate::spec::Secret;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]

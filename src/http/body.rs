@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use smg_proxy::dispatch;
 
 use super::connection::Exchange;
-use crate::dispatch;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

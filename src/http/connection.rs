@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use smg_runtime::clock::Clock;
+use smg_runtime::tasks::turned_on;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,8 +20,6 @@ use tracing::debug;
 
 use super::metrics::RouteMetrics;
 use super::watched::Watched;
-use crate::clock::Clock;
-use crate::tasks::turned_on;
 
 /// What the parts of one connection know of each other.
 #[derive(Debug)]

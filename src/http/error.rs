@@ -9,15 +9,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde_json::json;
+use smg_proxy::dispatch::DispatchError;
+use smg_proxy::upstream::SendError;
+use smg_routing::fleet::RegisterError;
+use smg_routing::limit::Rejected;
 
 use super::body::Body;
 use super::headers;
 use super::peek::PeekError;
 use crate::bridge::WriteError;
-use crate::dispatch::DispatchError;
-use crate::fleet::RegisterError;
-use crate::limit::Rejected;
-use crate::upstream::SendError;
 
 /// The error code's own header.
 pub(super) static X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");

@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
+use smg_routing::fleet::Worker;
 use tokio::task::JoinSet;
 
 use super::Surface;
-use crate::fleet::Worker;
 
 /// For one worker to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,15 +11,15 @@ use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+use smg_mesh::{
+    Drift, Happening, Health, MemberState, NodeStatus, Router, Status, StoreStatus, What, rfc3339,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Surface;
 use super::error::ApiError;
-use crate::mesh::{
-    Drift, Happening, Health, MemberState, NodeStatus, Router, Status, StoreStatus, What, rfc3339,
-};
 
 /// How often a silent stream of events says that it is still there, and looks whether the router ends.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -135,7 +135,7 @@ impl Stream for Told {
 
 /// Writes events until the reader is gone, too slow, or the router ends.
 async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
-    let mut happenings = surface.mesh.as_ref().map(crate::mesh::Handle::happenings);
+    let mut happenings = surface.mesh.as_ref().map(smg_mesh::Handle::happenings);
     let mut last = 0;
     let mut beats = 0;
     // The list comes after the subscription, so that nothing falls between the two.

@@ -9,6 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use smg_proxy::dispatch::{self, Dispatched, StreamEnd};
+use smg_routing::limit::Priority;
 
 use super::body::Body;
 use super::buffered::Held;
@@ -17,8 +19,6 @@ use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
 use super::headers;
 use super::peek::{self, Peek};
 use super::shard::{Inbound, Shard};
-use crate::dispatch::{self, Dispatched, StreamEnd};
-use crate::limit::Priority;
 
 static X_SMG_ROUTING_KEY: HeaderName = HeaderName::from_static("x-smg-routing-key");
 static X_SMG_PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");

@@ -12,10 +12,10 @@ use axum::extract::{Path, State};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use smg_mesh::{Handle, KeyChange, KeyId, KeysError, Mode, RingError, SharedKey};
 
 use super::Surface;
 use super::error::ApiError;
-use crate::mesh::{Handle, KeyChange, KeyId, KeysError, Mode, RingError, SharedKey};
 
 type Answer = Result<(StatusCode, Json<Value>), ApiError>;
 

@@ -107,7 +107,7 @@ async fn models(State(surface): State<Arc<Surface>>) -> Json<Value> {
         .filter(|(id, model)| {
             // An alias is another name, not a model.
             model.members.iter().any(|member| {
-                member.renamed.is_none() && matches!(&member.worker.models, crate::fleet::Models::Known(own) if own.contains(id))
+                member.renamed.is_none() && matches!(&member.worker.models, smg_routing::fleet::Models::Known(own) if own.contains(id))
             })
         })
         .map(|(id, _)| id.as_str())

@@ -37,14 +37,14 @@ pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 
 use crate::bridge::{Admin, Gate};
-use crate::clock::Clock;
-use crate::dispatch;
-use crate::fleet::Fleet;
-use crate::mesh;
-use crate::upstream;
+use smg_mesh as mesh;
+use smg_proxy::dispatch;
+use smg_proxy::upstream;
+use smg_routing::fleet::Fleet;
+use smg_runtime::clock::Clock;
 
-use crate::spec::Secret;
-use crate::tls;
+use smg_runtime::tls;
+use smg_types::spec::Secret;
 
 /// What the listeners offer and whom they let in.
 #[derive(Debug, Clone, PartialEq, Eq)]

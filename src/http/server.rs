@@ -21,6 +21,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use smg_proxy::dispatch::Dispatcher;
+use smg_proxy::upstream::{self, Client};
+use smg_runtime::tasks::{OnEnd, Tasks, turned_on};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -32,9 +35,6 @@ use super::body::Body;
 use super::connection::{Patience, State, serve_http1, serve_http2};
 use super::shard::Shard;
 use super::{Config, Surface, headers, local};
-use crate::dispatch::Dispatcher;
-use crate::tasks::{OnEnd, Tasks, turned_on};
-use crate::upstream::{self, Client};
 
 /// Connections that wait for their thread to take them.
 const HANDOVER: usize = 1024;

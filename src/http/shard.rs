@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::body::Incoming;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
+use smg_proxy::dispatch::Dispatcher;
 use tower::ServiceExt as _;
 use tracing::debug;
 
@@ -20,7 +21,6 @@ use super::headers::{self, X_REQUEST_ID};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
 use super::{Surface, inference, local};
-use crate::dispatch::Dispatcher;
 
 /// Largest body that a route of our own reads, in bytes: documents about workers are small.
 const LARGEST_OWN_BODY: usize = 1 << 20;

@@ -12,15 +12,15 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use smg_proxy::dispatch::Setting;
+use smg_routing::fleet::Worker;
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
 
 use super::Surface;
 use super::error::ApiError;
 use super::workers::{find, invalid, read};
 use crate::bridge::{Observed, PolicyDocument, Wait, WorkerSeen, Written};
-use crate::dispatch::Setting;
-use crate::fleet::Worker;
-use crate::ids::{ModelId, WorkerId};
-use crate::now::Now;
 
 /// Longest that a write may wait for others.
 const MAX_WAIT: Duration = Duration::from_secs(60);

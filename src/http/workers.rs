@@ -12,14 +12,14 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use smg_routing::fleet::{Models, Override, Worker};
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 
 use super::Surface;
 use super::error::ApiError;
 use super::shared::WaitQuery;
-use crate::fleet::{Models, Override, Worker};
-use crate::ids::{ModelId, WorkerId};
-use crate::now::Now;
-use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 
 /// A worker's spec as the API speaks it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,7 +111,7 @@ impl SpecDocument {
     fn into_spec(self, may_refer: bool) -> Result<WorkerSpec, ApiError> {
         let api_key = self.key(may_refer)?;
         if let Some(policy) = self.labels.get("policy")
-            && let Err(error) = policy.parse::<crate::policy::Kind>()
+            && let Err(error) = policy.parse::<smg_routing::policy::Kind>()
         {
             return Err(invalid("labels", error));
         }
@@ -173,7 +173,7 @@ impl SpecDocument {
             }
         };
         let key = Secret::new(key.trim());
-        if key.expose().is_empty() || crate::upstream::bearer(&key).is_none() {
+        if key.expose().is_empty() || smg_proxy::upstream::bearer(&key).is_none() {
             return Err(invalid(
                 "api_key",
                 "the key is empty or has characters that no header has",

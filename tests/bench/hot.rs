@@ -13,12 +13,11 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
-
-use smg::ids::{ModelId, WorkerId};
-use smg::limit::{self, Admission};
-use smg::now::Now;
-use smg::policy::{self, Candidate, Hint, Kind};
-use smg::prefix::{self, Index};
+use smg_routing::limit::{self, Admission};
+use smg_routing::policy::{self, Candidate, Hint, Kind};
+use smg_routing::prefix::{self, Index};
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
 
 const SEED: u64 = 1;
 /// Blocks of an 8 KB prompt.

@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use smg::mock::client::{Connection, request};
-use smg::mock::histogram::Histogram;
-use smg::mock::traffic::{Chats, FixedRate, Session, said};
+use smg_mock::client::{Connection, request};
+use smg_mock::histogram::Histogram;
+use smg_mock::traffic::{Chats, FixedRate, Session, said};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::LocalSet;
 

@@ -9,13 +9,13 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use smg::cluster::replication::message::Message;
-use smg::cluster::replication::{Config, Replication};
-use smg::cluster::state::observation::Load;
-use smg::cluster::state::{StoreId, Write};
-use smg::ids::{Generation, NodeId, WorkerId};
-use smg::now::Now;
-use smg::spec::WorkerSpec;
+use smg_cluster::replication::message::Message;
+use smg_cluster::replication::{Config, Replication};
+use smg_cluster::state::observation::Load;
+use smg_cluster::state::{StoreId, Write};
+use smg_types::ids::{Generation, NodeId, WorkerId};
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
 
 fn at(ms: u64) -> Now {
     Now::at(Duration::from_millis(1_000_000 + ms))
@@ -31,8 +31,8 @@ fn load(worker: u64, requests: u32) -> Write {
 
 /// A hundred thousand keys in the stores that may hold so many: a session each.
 fn with_sessions(count: u64) -> Replication {
-    use smg::cluster::state::SessionWrite;
-    use smg::cluster::state::session::SessionKey;
+    use smg_cluster::state::SessionWrite;
+    use smg_cluster::state::session::SessionKey;
     let mut replica = Replication::new(id("a"), Config::default(), at(0));
     for n in 0..count {
         let ttl = Duration::from_secs(3600);
@@ -49,7 +49,7 @@ fn spec(n: u64) -> WorkerSpec {
     spec.models = vec!["meta-llama/Llama-3.1-70B-Instruct".into()];
     spec.labels.insert("zone".to_owned(), "eu-central-1a".to_owned());
     spec.labels.insert("pool".to_owned(), format!("pool-{}", n % 7));
-    spec.api_key = Some(smg::spec::Secret::new("sk-0123456789abcdef0123456789abcdef"));
+    spec.api_key = Some(smg_types::spec::Secret::new("sk-0123456789abcdef0123456789abcdef"));
     spec
 }
 
@@ -73,8 +73,8 @@ fn exchange(now: Now, replicas: &mut [Replication]) {
 }
 
 fn write_among_100k_keys(c: &mut Criterion) {
-    use smg::cluster::state::SessionWrite;
-    use smg::cluster::state::session::SessionKey;
+    use smg_cluster::state::SessionWrite;
+    use smg_cluster::state::session::SessionKey;
     let mut replica = with_sessions(100_000);
     let mut n = 0u64;
     c.bench_function("update_one_of_100k_sessions", |b| {

@@ -504,9 +504,9 @@ async fn with_everybody_gone_the_codes_say_so() {
 #[tokio::test]
 async fn workers_come_and_go_under_load_and_nothing_is_lost() {
     const DECODE: f64 = 200.0;
-    let config = || smg::mock::Config {
-        decode: smg::mock::config::Rate::new(DECODE).unwrap(),
-        ..smg::mock::Config::default()
+    let config = || smg_mock::Config {
+        decode: smg_mock::config::Rate::new(DECODE).unwrap(),
+        ..smg_mock::Config::default()
     };
     let mut workers = vec![Mock::with(config()).await, Mock::with(config()).await];
     let router = Router::before(&mock::urls(&workers), &["--policy", "round_robin"]).await;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
 use serde_json::json;
-use smg::mock::traffic::{Chats, Session};
+use smg_mock::traffic::{Chats, Session};
 
 use crate::support::client::{self, Answer, Connection};
 use crate::support::eventually;

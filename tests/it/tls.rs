@@ -45,17 +45,17 @@ impl Authority {
     }
 }
 
-fn now() -> smg::now::Now {
-    smg::clock::Clock::start().now()
+fn now() -> smg_types::now::Now {
+    smg_runtime::clock::Clock::start().now()
 }
 
 /// A client that trusts `server` and shows a certificate of `own`, offering the protocols `alpn`.
 fn connector(server: &Authority, own: Option<&Authority>, alpn: &[&[u8]]) -> TlsConnector {
-    let config = smg::tls::ClientConfig {
+    let config = smg_runtime::tls::ClientConfig {
         ca: Some(server.path("ca.pem")),
         identity: own.map(|own| (own.path("own.pem"), own.path("own.key"))),
     };
-    let mut config = smg::tls::client(&config, now()).unwrap();
+    let mut config = smg_runtime::tls::client(&config, now()).unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config))
 }
@@ -151,12 +151,12 @@ async fn client_certificates_can_be_required() {
 
 /// A worker behind TLS that demands a certificate of `clients`; its URL. It lives as long as the test.
 async fn tls_worker(own: &Authority, clients: &Authority) -> String {
-    let config = smg::tls::ServerConfig {
+    let config = smg_runtime::tls::ServerConfig {
         certificate: own.path("own.pem"),
         key: own.path("own.key"),
         client_ca: Some(clients.path("ca.pem")),
     };
-    let mut config = smg::tls::server(&config, now()).unwrap();
+    let mut config = smg_runtime::tls::server(&config, now()).unwrap();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -43,7 +43,10 @@ macro_rules! see_mesh {
     };
 }
 
-fn see_files(config: &Config, file: fn(&crate::tls::MeshFiles) -> &std::path::PathBuf) -> String {
+fn see_files(
+    config: &Config,
+    file: fn(&smg_runtime::tls::MeshFiles) -> &std::path::PathBuf,
+) -> String {
     let files = config.mesh.as_ref().and_then(|mesh| mesh.security.tls.as_ref());
     format!("{:?}", files.map(file))
 }
@@ -106,7 +109,7 @@ fn workers_and_routing() -> Vec<Row> {
         }),
         row("worker-api-key", "k1", "k2", "Some(\"k1\")", |c| {
             let keys = c.workers.iter().map(|worker| worker.api_key.as_ref());
-            format!("{:?}", keys.flatten().next().map(crate::spec::Secret::expose))
+            format!("{:?}", keys.flatten().next().map(smg_types::spec::Secret::expose))
         }),
         row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
         row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
@@ -170,14 +173,19 @@ fn surface() -> Vec<Row> {
             see!(upstream.tls.identity),
         ),
         row("api-key", "k1,k2", "k3", "k1 k2", |c| {
-            c.http.api_keys.iter().map(crate::spec::Secret::expose).collect::<Vec<_>>().join(" ")
+            c.http
+                .api_keys
+                .iter()
+                .map(smg_types::spec::Secret::expose)
+                .collect::<Vec<_>>()
+                .join(" ")
         }),
         row("tenant-api-key", "a:k1 b:k2", "c:k3", "a=k1 b=k2", |c| {
             let shown = |t: &crate::http::Tenant| format!("{}={}", t.id, t.key.expose());
             c.http.tenants.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
         row("admin-api-key", "k1", "k2", "Some(\"k1\")", |c| {
-            format!("{:?}", c.http.admin_api_key.as_ref().map(crate::spec::Secret::expose))
+            format!("{:?}", c.http.admin_api_key.as_ref().map(smg_types::spec::Secret::expose))
         }),
         row("health-check-port", "7", "8", "Some(0.0.0.0:7)", see!(http.health_listen)),
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),

@@ -3,9 +3,10 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use smg_types::ids::ModelId;
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec};
+
 use super::{check_mistake, given};
-use crate::ids::ModelId;
-use crate::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec};
 
 #[test]
 fn a_table_describes_a_worker_in_full() {

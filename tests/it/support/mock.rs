@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use smg::mock::script::Faults;
-use smg::mock::worker::Worker;
-use smg::mock::{Config, Stats};
+use smg_mock::script::Faults;
+use smg_mock::worker::Worker;
+use smg_mock::{Config, Stats};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::router::command;

@@ -1,0 +1,301 @@
+//! Driving foca: everything that goes into it and everything that it wants done.
+//!
+//! foca leaves three things to its driver, and loses nodes if they are not done: timers in its own order and none lost;
+//! suspicions that were refuted must not fire (a defect of 2.0.0); suspects that were never told must be told.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use foca::{Member, Notification, Runtime, State, Timer};
+use smg_types::ids::NodeName;
+use smg_types::now::Now;
+
+use crate::codec::Kind;
+use crate::membership::identity::Identity;
+use crate::membership::message::Suspicion;
+use crate::membership::state::MemberState;
+use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN, Swim};
+
+impl Membership {
+    pub(super) fn handle_packet(&mut self, now: Now, packet: &[u8]) {
+        if self.me.refused.is_some() {
+            return;
+        }
+        let mut from_ourselves = false;
+        self.drive(now, |swim, effects| {
+            let result = swim.handle_data(packet, effects);
+            from_ourselves = matches!(result, Err(foca::Error::DataFromOurselves));
+            result
+        });
+        if from_ourselves {
+            self.notice_namesake_packet(now, packet);
+        }
+    }
+
+    pub(super) fn handle_swim_timer(&mut self, now: Now, timer: Timer<Identity>) {
+        // foca 2.0.0 takes a suspicion that was refuted for one that was confirmed when its timer fires, and tells
+        // the refuting member that it is dead. So such timers never reach it.
+        if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
+            let still_suspected = self.swim.iter_members().any(|member| {
+                member.id() == member_id
+                    && member.incarnation() == *incarnation
+                    && member.state() == State::Suspect
+            });
+            if !still_suspected {
+                self.counters.stale_suspicions += 1;
+                return;
+            }
+        }
+        self.drive(now, |swim, effects| swim.handle_timer(timer, effects));
+    }
+
+    /// Lets foca act, then takes over what it wants done.
+    pub(super) fn drive(
+        &mut self,
+        now: Now,
+        act: impl FnOnce(&mut Swim, &mut Effects) -> Result<(), foca::Error>,
+    ) {
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Err(error) = act(&mut self.swim, &mut effects) {
+            self.counters.refused_packets += 1;
+            tracing::debug!(%error, "refused by the membership protocol");
+        }
+        for (to, packet) in effects.packets.drain(..) {
+            self.send_packet(&to, &packet);
+        }
+        for (after, timer) in effects.timers.drain(..) {
+            match timer {
+                // The table decides when a member is forgotten; one timer per DOWN would pile up.
+                Timer::RemoveDown(_) => {}
+                gossip @ Timer::PeriodicGossip(_) => self.gossip = Some((now.mono + after, gossip)),
+                other => {
+                    let rank = rank(&other);
+                    self.timers.schedule(now.mono + after, rank, Due::Swim(other));
+                }
+            }
+        }
+        if let Some((peer, number)) = effects.pinged.take() {
+            self.probe = Some((peer, number, now.mono));
+        }
+        if let Some((peer, number)) = effects.acked.take()
+            && let Some((probed, expected, since)) = &self.probe
+            && (probed, expected) == (&peer, &number)
+        {
+            let rtt = now.mono.saturating_sub(*since);
+            self.probe = None;
+            if let Some(record) = self.table.get_mut(&peer) {
+                record.rtt = Some(rtt);
+            }
+        }
+        self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
+        let connected = std::mem::take(&mut effects.connected);
+        let defunct = std::mem::take(&mut effects.defunct);
+        let heard = effects.heard.take();
+        self.effects = effects;
+        self.absorb(now, &BTreeMap::new());
+        self.gossip_if_there_is_news(now);
+        if connected && self.me.state == MemberState::Init {
+            self.turn(now, MemberState::Alive);
+        }
+        if defunct {
+            self.handle_defunct(now, heard.as_ref());
+        }
+    }
+
+    /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
+    /// nothing to say is not woken ten times a second to find that out. While somebody is suspected it is: a process that was
+    /// frozen must notice by its lateness, before it judges.
+    fn gossip_if_there_is_news(&mut self, now: Now) {
+        if (self.swim.updates_backlog() > 0 || self.tells_suspects)
+            && let Some((at, gossip)) = self.gossip.take()
+        {
+            let beat = self.config.gossip_period.as_nanos().max(1);
+            let late = now.mono.saturating_sub(at).as_nanos().next_multiple_of(beat);
+            let at = at + Duration::from_nanos(u64::try_from(late).unwrap_or(u64::MAX));
+            self.timers.schedule(at, rank(&gossip), Due::Swim(gossip));
+        }
+    }
+
+    /// The cluster takes this node for dead. It lives: it renews, at once the first time, then at most once per probe
+    /// period; and it knocks at who said so, to learn how much it must claim.
+    pub(super) fn handle_defunct(&mut self, now: Now, accuser: Option<&Identity>) {
+        if self.me.departed || self.me.refused.is_some() {
+            return;
+        }
+        if let Some(accuser) = accuser {
+            self.knock_at(accuser.address);
+        }
+        if now.mono >= self.me.renew_at {
+            self.renew(now);
+        } else {
+            let at = self.me.renew_at;
+            self.timers.schedule(at, RANK_OWN, Due::Renew { at });
+        }
+    }
+
+    pub(super) fn renew(&mut self, now: Now) {
+        if self.me.departed || self.me.refused.is_some() {
+            return;
+        }
+        self.me.renew_at = now.mono + self.config.probe_period;
+        self.counters.renewals += 1;
+        let identity = self.swim.identity();
+        let renewed = identity.raised_above(identity.claim());
+        self.reidentify(now, renewed.clone());
+        self.events.push_back(Event::Renewed(renewed));
+    }
+
+    /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
+    /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
+    pub(super) fn tell_suspects(&mut self, now: Now) {
+        let suspects: Vec<_> = self
+            .table
+            .iter()
+            .filter(|record| record.state == Some(MemberState::Suspected))
+            .map(|record| (record.identity.clone(), record.incarnation))
+            .collect();
+        self.tells_suspects = !suspects.is_empty();
+        for (suspect, incarnation) in suspects {
+            let (to, name) = (suspect.address, suspect.name.clone());
+            self.send_message(to, Some(name), Kind::Suspicion, &Suspicion { suspect, incarnation });
+        }
+        if self.tells_suspects {
+            let at = now.mono + self.config.probe_period;
+            self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+        }
+    }
+
+    pub(super) fn handle_suspicion(&mut self, now: Now, suspicion: Suspicion) {
+        let Suspicion { suspect, incarnation } = suspicion;
+        if suspect == *self.swim.identity() && self.me.refused.is_none() {
+            let about_me = Member::new(suspect, incarnation, State::Suspect);
+            self.drive(now, |swim, effects| {
+                swim.apply_many(std::iter::once(about_me), false, effects)
+            });
+        } else {
+            self.counters.stray_messages += 1;
+        }
+    }
+
+    pub(super) fn reidentify(&mut self, now: Now, identity: Identity) {
+        self.me.stepped_back = false;
+        self.drive(now, |swim, effects| {
+            swim.change_identity(identity, &mut *effects)?;
+            // foca waits for the next packet before it probes again; there may be none.
+            swim.apply_many(std::iter::empty(), false, effects)
+        });
+    }
+
+    pub(super) fn absorb(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
+        let mine = &self.swim.identity().name;
+        let others = self.swim.iter_membership_state().filter(|member| member.id().name != *mine);
+        self.table.absorb(now.mono, self.config.forget_after, others, down_since);
+        while let Some(transition) = self.table.pop_transition() {
+            if transition.to == Some(MemberState::Suspected) && !self.tells_suspects {
+                self.tells_suspects = true;
+                let at = now.mono + self.config.probe_period;
+                self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+            }
+            self.events.push_back(Event::Member(transition));
+        }
+        self.notice_namesake_in_list(now);
+        self.retune();
+    }
+
+    /// Suspicion and the number of transmissions grow with the cluster; small changes are ignored.
+    pub(super) fn retune(&mut self) {
+        let size = self.swim.num_members() + 1;
+        if size * 5 > self.tuned_for * 6 || size * 5 < self.tuned_for * 4 {
+            self.tuned_for = size;
+            self.swim
+                .set_config(self.config.foca(size))
+                .expect("the periods that foca fixes never change");
+        }
+    }
+
+    pub(super) fn turn(&mut self, now: Now, to: MemberState) {
+        let from = std::mem::replace(&mut self.me.state, to);
+        if from != to {
+            self.me.since = now.mono;
+            self.events.push_back(Event::Me { from, to });
+        }
+    }
+
+    pub(super) fn sweep(&mut self, now: Now) {
+        for identity in self.table.sweep(now.mono, self.config.max_members.get()) {
+            self.drive(now, |swim, effects| {
+                swim.handle_timer(Timer::RemoveDown(identity), effects)
+            });
+        }
+        self.absorb(now, &BTreeMap::new());
+        self.schedule_sweep(now.mono);
+    }
+
+    pub(super) fn schedule_sweep(&mut self, now: Duration) {
+        let period =
+            (self.config.forget_after / 16).clamp(Duration::from_millis(100), NEWCOMER_LISTED);
+        self.timers.schedule(now + period, RANK_OWN, Due::Sweep);
+    }
+}
+
+/// foca's order of timers that are due at the same moment; its own `Ord` does not tell how far apart they are.
+const fn rank(timer: &Timer<Identity>) -> u8 {
+    match timer {
+        Timer::SendIndirectProbe { .. } => 0,
+        Timer::ProbeRandomMember(_) => 1,
+        Timer::ChangeSuspectToDown { .. } => 2,
+        Timer::PeriodicAnnounce(_) => 3,
+        Timer::PeriodicGossip(_) => 4,
+        Timer::RemoveDown(_) => 5,
+        Timer::PeriodicAnnounceDown(_) => 6,
+    }
+}
+
+/// What foca wants done, collected while it acts.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    packets: Vec<(Identity, Vec<u8>)>,
+    timers: Vec<(Duration, Timer<Identity>)>,
+    connected: bool,
+    defunct: bool,
+    failed_probes: u32,
+    /// Who sent the packet that foca acts on.
+    heard: Option<Identity>,
+    pinged: Option<(NodeName, u8)>,
+    acked: Option<(NodeName, u8)>,
+}
+
+impl Runtime<Identity> for Effects {
+    fn notify(&mut self, notification: Notification<'_, Identity>) {
+        match notification {
+            Notification::Active => self.connected = true,
+            Notification::Defunct => self.defunct = true,
+            Notification::ProbeFailed(..) => self.failed_probes += 1,
+            Notification::DataReceived(header) => {
+                if let foca::Message::Ack(number) = header.message {
+                    self.acked = Some((header.src.name.clone(), number));
+                }
+                self.heard = Some(header.src.clone());
+            }
+            Notification::DataSent(header) => {
+                if let foca::Message::Ping(number) = header.message {
+                    self.pinged = Some((header.dst.name.clone(), number));
+                }
+            }
+            // The table compares the lists instead: foca tells of no suspicion, so that its notices are not enough.
+            Notification::MemberUp(_)
+            | Notification::MemberDown(_)
+            | Notification::Rename(..)
+            | Notification::Idle
+            | Notification::Rejoin(_) => {}
+        }
+    }
+
+    fn send_to(&mut self, to: Identity, data: &[u8]) {
+        self.packets.push((to, data.to_vec()));
+    }
+
+    fn submit_after(&mut self, timer: Timer<Identity>, after: Duration) {
+        self.timers.push((after, timer));
+    }
+}

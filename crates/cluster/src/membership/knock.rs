@@ -1,0 +1,318 @@
+//! Coming in, and staying in touch: knocking at join addresses and at members that are down, for ever.
+//!
+//! A knock (`Hello`) is answered with everybody that is known (`Welcome`), so that a newcomer needs one exchange at any
+//! size of the cluster. Knocking never ends: a join address without an alive member and a member that is down are tried
+//! again and again, which heals partitions of any length and lets a seed come up after its joiner.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use foca::{Member, State};
+use rand::RngExt;
+use smg_types::ids::{Generation, NodeName};
+use smg_types::now::Now;
+
+use crate::codec::{self, Frame, Kind, PayloadError};
+use crate::membership::identity::Identity;
+use crate::membership::message::{
+    Goodbye, Hello, Listed, ListedState, MAX_WELCOME_MEMBERS, Refusal, RefusalReason, Welcome,
+};
+use crate::membership::state::MemberState;
+use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN};
+
+/// Most join addresses remembered.
+pub(super) const MAX_ADDRESSES: usize = 1024;
+
+/// Most newcomers that wait until the holder of their name has answered.
+const MAX_CHALLENGED: usize = 64;
+
+/// What is needed to come in and to stay in touch.
+#[derive(Debug, Default)]
+pub(super) struct Knocking {
+    /// Where others may be.
+    addresses: BTreeSet<SocketAddr>,
+    /// Those that turned out to be this node.
+    pub(super) mine: BTreeSet<SocketAddr>,
+    /// Those that were knocked at since all had their turn.
+    knocked: BTreeSet<SocketAddr>,
+    /// When the next round is due; an older timer is void.
+    at: Duration,
+    /// Newcomers whose name is held by somebody, until the holder answers.
+    pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
+    /// Somebody else with this node's name, and how often it was asked.
+    pub(super) namesake: Option<(Identity, u32)>,
+}
+
+impl Membership {
+    /// Tells where others may be: the whole list, each time it was resolved. An empty list says that there is nobody to
+    /// look for.
+    pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
+        self.knocking.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+        self.become_alive_if_alone(now);
+        // Not before the first round is over: the list is told again and again.
+        if self.knocking.at == Duration::ZERO {
+            self.knock(now);
+        }
+    }
+
+    pub(super) fn knock_if_current(&mut self, now: Now, at: Duration) {
+        if at == self.knocking.at {
+            self.knock(now);
+        }
+    }
+
+    pub(super) fn knock_at(&mut self, address: SocketAddr) {
+        let (identity, seated) = (self.swim.identity().clone(), self.is_seated());
+        let hello = Hello { identity, dialled: address, seated };
+        self.send_message(address, None, Kind::Hello, &hello);
+    }
+
+    fn knock(&mut self, now: Now) {
+        let is_alone = self.swim.num_members() == 0;
+        let join_addresses = self.knocking.addresses.iter().copied().filter(|address| {
+            !self.knocking.mine.contains(address) && !self.table.is_present_at(*address)
+        });
+        let down = self
+            .table
+            .iter()
+            .filter(|record| record.state == Some(MemberState::Down))
+            .map(|record| record.identity.address);
+        let mine = self.swim.identity().address;
+        let candidates: BTreeSet<_> =
+            join_addresses.chain(down).filter(|address| *address != mine).collect();
+        if self.me.state != MemberState::Leaving {
+            let fanout =
+                if is_alone { self.config.knock_alone_fanout } else { self.config.knock_fanout };
+            for address in self.take_turns(&candidates, fanout.get()) {
+                self.knock_at(address);
+            }
+        }
+        let period =
+            if is_alone { self.config.knock_alone_period } else { self.config.knock_period };
+        let at = now.mono + period.mul_f64(self.rng.random_range(0.75..1.25));
+        self.knocking.at = at;
+        self.timers.schedule(at, RANK_OWN, Due::Knock { at });
+    }
+
+    /// Up to `count` of `candidates` by chance, those first that had no turn yet.
+    fn take_turns(&mut self, candidates: &BTreeSet<SocketAddr>, count: usize) -> Vec<SocketAddr> {
+        self.knocking.knocked.retain(|address| candidates.contains(address));
+        let waiting: Vec<_> = candidates.difference(&self.knocking.knocked).copied().collect();
+        let mut chosen = self.pick(waiting, count);
+        if chosen.len() < count {
+            let had_turn: Vec<_> = self.knocking.knocked.iter().copied().collect();
+            self.knocking.knocked.clear();
+            chosen.extend(self.pick(had_turn, count - chosen.len()));
+        }
+        self.knocking.knocked.extend(&chosen);
+        chosen
+    }
+
+    /// Nobody to look for, or only oneself: that is a cluster of one.
+    pub(super) fn become_alive_if_alone(&mut self, now: Now) {
+        let mine = self.swim.identity().address;
+        let is_alone = self
+            .knocking
+            .addresses
+            .iter()
+            .all(|address| *address == mine || self.knocking.mine.contains(address));
+        if is_alone && self.me.state == MemberState::Init && self.me.refused.is_none() {
+            self.turn(now, MemberState::Alive);
+        }
+    }
+
+    pub(super) fn handle_hello(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
+        let (me, it) = (self.swim.identity(), &hello.identity);
+        if !it.is_plausible() || self.me.refused.is_some() {
+            self.counters.stray_messages += 1;
+            return;
+        }
+        if it.name == me.name {
+            return self.handle_hello_of_namesake(now, from, hello);
+        }
+        let holder = self.table.get(&it.name).filter(|record| {
+            matches!(record.state, Some(MemberState::Alive | MemberState::Suspected))
+                && record.identity.generation != it.generation
+                && record.identity.address != it.address
+        });
+        let Some(holder) = holder.map(|record| record.identity.clone()) else {
+            return self.welcome(now, from, hello);
+        };
+        let waits = self.knocking.challenged.contains_key(&it.name);
+        if waits || self.knocking.challenged.len() == MAX_CHALLENGED {
+            return;
+        }
+        self.knocking.challenged.insert(it.name.clone(), (hello.clone(), from));
+        let at = now.mono + self.config.challenge_timeout;
+        self.timers.schedule(at, RANK_OWN, Due::Answer(it.name.clone()));
+        self.challenge(holder, it.clone(), hello.seated);
+    }
+
+    pub(super) fn welcome(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
+        let it = &hello.identity;
+        let known = self.table.get(&it.name).map(|record| record.identity.clone());
+        // What we hold for dead must claim more to be believed again, even if it is the very same life.
+        let known = known.filter(|known| {
+            self.table.get(&it.name).is_some_and(|record| match record.state {
+                Some(MemberState::Down) | None => true,
+                Some(_) => known.generation != it.generation,
+            })
+        });
+        let me = Listed {
+            identity: self.swim.identity().clone(),
+            incarnation: 0,
+            state: match self.me.state {
+                MemberState::Leaving => ListedState::Leaving,
+                MemberState::Init
+                | MemberState::Alive
+                | MemberState::Suspected
+                | MemberState::Down => ListedState::Alive,
+            },
+        };
+        let others = self.table.iter().filter_map(|record| {
+            let state = match record.state {
+                None => ListedState::Gone,
+                Some(MemberState::Init) => return None,
+                Some(MemberState::Alive) => ListedState::Alive,
+                Some(MemberState::Suspected) => ListedState::Suspected,
+                Some(MemberState::Leaving) => ListedState::Leaving,
+                Some(MemberState::Down) => ListedState::Down(now.mono.saturating_sub(record.since)),
+            };
+            let (identity, incarnation) = (record.identity.clone(), record.incarnation);
+            (identity.name != it.name).then_some(Listed { identity, incarnation, state })
+        });
+        let welcome = Welcome {
+            to: it.generation,
+            from: me.identity.clone(),
+            seen_as: from,
+            known,
+            members: std::iter::once(me).chain(others).take(MAX_WELCOME_MEMBERS).collect(),
+        };
+        if self.table.len() < self.config.max_members.get() {
+            self.table.list_newcomer(now.mono, it, now.mono + NEWCOMER_LISTED);
+        }
+        self.send_message(it.address, Some(it.name.clone()), Kind::Welcome, &welcome);
+        self.absorb(now, &BTreeMap::new());
+    }
+
+    pub(super) fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
+        let me = self.swim.identity();
+        let is_ours = welcome.to == me.generation
+            && welcome.from.name != me.name
+            && welcome.from.is_plausible()
+            && self.me.state != MemberState::Leaving;
+        if !is_ours {
+            self.counters.stray_messages += 1;
+            return;
+        }
+        self.me.refused = None;
+        if let Some(known) = welcome.known.filter(|known| known.name == me.name) {
+            if !known.is_plausible() {
+                self.counters.stray_messages += 1;
+                return;
+            }
+            self.claim_more_than(now, &known);
+        }
+        if self.me.stepped_back {
+            // The host may not have heard of it; the others have, and foca sits out until its identity is another.
+            self.renew(now);
+        }
+        if self.me.state == MemberState::Init {
+            self.turn(now, MemberState::Alive);
+        }
+        self.learn(now, welcome.members);
+        let host = welcome.from;
+        self.drive(now, |swim, effects| swim.announce(host, effects));
+    }
+
+    /// Makes this node believable to those who know `known` under its name.
+    pub(super) fn claim_more_than(&mut self, now: Now, known: &Identity) {
+        let me = self.swim.identity().clone();
+        if known.generation > me.generation {
+            // A later life than this one has written rows. Going on below it would mean to be taken for its past.
+            self.be_reborn_above(now, known);
+        } else if known.claim() >= me.claim() {
+            self.counters.renewals += 1;
+            let raised = me.raised_above(known.claim());
+            self.reidentify(now, raised.clone());
+            self.events.push_back(Event::Renewed(raised));
+        }
+    }
+
+    pub(super) fn be_reborn_above(&mut self, now: Now, known: &Identity) {
+        let me = self.swim.identity().clone();
+        // By chance, for two who are reborn above the same past must not meet.
+        let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
+        let reborn = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
+        let reborn = reborn.raised_above(known.claim());
+        self.events.push_back(Event::Reborn { was: me.node(), is: reborn.node() });
+        self.reidentify(now, reborn);
+    }
+
+    /// Takes over a member list. The dead are only added if nobody here knows them: a list from the other side of a
+    /// partition would kill the living.
+    fn learn(&mut self, now: Now, members: Vec<Listed>) {
+        let mine = self.swim.identity().name.clone();
+        let mut updates = Vec::new();
+        let mut down_since = BTreeMap::new();
+        let mut leaving = Vec::new();
+        let mut gone = Vec::new();
+        for Listed { identity, incarnation, state } in members {
+            if identity.name == mine || !identity.is_plausible() {
+                continue;
+            }
+            let known = self.table.get(&identity.name);
+            let is_unknown = known.is_none_or(|record| record.state == Some(MemberState::Init));
+            match state {
+                ListedState::Alive => {
+                    updates.push(Member::new(identity, incarnation, State::Alive));
+                }
+                ListedState::Suspected => {
+                    updates.push(Member::new(identity, incarnation, State::Suspect));
+                }
+                ListedState::Leaving => {
+                    leaving.push((identity.name.clone(), identity.generation));
+                    updates.push(Member::new(identity, incarnation, State::Alive));
+                }
+                ListedState::Gone => gone.push(Goodbye { identity, gone: true }),
+                ListedState::Down(ago) => {
+                    if is_unknown
+                        && ago < self.config.forget_after
+                        && self.table.len() < self.config.max_members.get()
+                    {
+                        down_since.insert(identity.name.clone(), now.mono.saturating_sub(ago));
+                        updates.push(Member::new(identity, incarnation, State::Down));
+                    }
+                }
+            }
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        let applied = self.swim.apply_many(updates.into_iter(), false, &mut effects);
+        self.effects = effects;
+        self.absorb(now, &down_since);
+        for (name, generation) in leaving {
+            self.table.mark_leaving(now.mono, &name, generation);
+        }
+        // Hands over what foca wanted done above.
+        self.drive(now, |_, _| applied);
+        for goodbye in gone {
+            self.take_goodbye(now, &goodbye);
+        }
+    }
+
+    /// A frame of another cluster. A newcomer is told, in a frame of its own cluster; everything else is dropped.
+    pub(super) fn handle_foreign(&mut self, frame: &Frame<'_>) -> Result<(), PayloadError> {
+        if frame.kind == Kind::Hello {
+            let hello: Hello = frame.decode()?;
+            let refusal = Refusal {
+                to: hello.identity.generation,
+                reason: RefusalReason::ForeignCluster(hello.dialled),
+                seated: true,
+            };
+            let bytes = codec::frame(Kind::Refusal, frame.cluster, &codec::encode(&refusal));
+            self.send(hello.identity.address, None, bytes);
+        }
+        Ok(())
+    }
+}

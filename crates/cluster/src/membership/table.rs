@@ -1,0 +1,349 @@
+//! The members as this node lists them: foca's list, plus what foca has no word for.
+//!
+//! foca announces no suspicion and knows neither newcomers nor goodbyes, so the table compares foca's list with what
+//! it held before and derives the transitions. It is level-triggered: comparing twice changes nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use foca::State;
+use smg_types::ids::{Generation, NodeName};
+
+use crate::membership::identity::Identity;
+use crate::membership::state::{MemberState, Transition};
+
+/// One member that is not this node.
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub(super) identity: Identity,
+    pub(super) incarnation: u16,
+    /// `None`: it left gracefully; remembered, so that late gossip can't revive it, and not listed.
+    pub(super) state: Option<MemberState>,
+    /// Since when, by the monotonic clock.
+    pub(super) since: Duration,
+    /// This life said goodbye.
+    pub(super) leaving: bool,
+    /// When a member that is not present any more is forgotten.
+    pub(super) forget_at: Duration,
+    /// The last answer to a probe took this long.
+    pub(super) rtt: Option<Duration>,
+}
+
+/// All members but this node, by name.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    records: BTreeMap<NodeName, Record>,
+    transitions: VecDeque<Transition>,
+    /// Grows with each change of what the table shows.
+    version: u64,
+}
+
+impl Table {
+    pub(super) fn get(&self, name: &NodeName) -> Option<&Record> {
+        self.records.get(name)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &NodeName) -> Option<&mut Record> {
+        self.records.get_mut(name)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// Members that count: alive, suspected or leaving.
+    pub(super) fn present(&self) -> impl Iterator<Item = &Record> {
+        self.iter().filter(|record| record.state.is_some_and(MemberState::is_present))
+    }
+
+    pub(super) fn is_present_at(&self, address: SocketAddr) -> bool {
+        self.present().any(|record| record.identity.address == address)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) const fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn pop_transition(&mut self) -> Option<Transition> {
+        self.transitions.pop_front()
+    }
+
+    /// Lists a newcomer that has knocked and was welcomed, until it is heard of as a member or `until` passes.
+    pub(super) fn list_newcomer(&mut self, now: Duration, identity: &Identity, until: Duration) {
+        let replaceable =
+            self.get(&identity.name).is_none_or(|known| known.state == Some(MemberState::Init));
+        if replaceable {
+            self.set(now, identity, 0, Some(MemberState::Init), until);
+        }
+    }
+
+    /// Notes that a life said goodbye; whether that was news.
+    pub(super) fn mark_leaving(
+        &mut self,
+        now: Duration,
+        name: &NodeName,
+        generation: Generation,
+    ) -> bool {
+        let Some(record) = self.records.get_mut(name) else { return false };
+        if record.identity.generation != generation || record.leaving {
+            return false;
+        }
+        record.leaving = true;
+        let (identity, incarnation) = (record.identity.clone(), record.incarnation);
+        match record.state {
+            Some(MemberState::Alive | MemberState::Suspected) => {
+                let forget_at = record.forget_at;
+                self.set(now, &identity, incarnation, Some(MemberState::Leaving), forget_at);
+            }
+            // Its end was noticed before its goodbye was heard.
+            Some(MemberState::Down) => {
+                let forget_at = record.forget_at;
+                self.set(now, &identity, incarnation, None, forget_at);
+            }
+            // A newcomer is not a member yet: it is dropped in time like any that does not come in.
+            Some(MemberState::Init | MemberState::Leaving) | None => {}
+        }
+        true
+    }
+
+    /// Compares foca's list with the table. `down_since` tells since when a member is down that was learned as such.
+    pub(super) fn absorb<'a>(
+        &mut self,
+        now: Duration,
+        forget_after: Duration,
+        members: impl Iterator<Item = &'a foca::Member<Identity>>,
+        down_since: &BTreeMap<NodeName, Duration>,
+    ) {
+        let mut seen = 0;
+        for member in members {
+            seen += 1;
+            let identity = member.id();
+            let is_past = self.records.get(&identity.name).is_some_and(|record| {
+                record.state == Some(MemberState::Init)
+                    && record.identity.claim() > identity.claim()
+            });
+            if is_past {
+                // A later life stands at the door.
+                continue;
+            }
+            let leaving = self.records.get(&identity.name).is_some_and(|record| {
+                record.leaving && record.identity.generation == identity.generation
+            });
+            let state = match member.state() {
+                State::Alive | State::Suspect if leaving => Some(MemberState::Leaving),
+                State::Alive => Some(MemberState::Alive),
+                State::Suspect => Some(MemberState::Suspected),
+                State::Down if leaving => None,
+                State::Down => Some(MemberState::Down),
+            };
+            let unchanged = self.records.get(&identity.name).is_some_and(|record| {
+                record.state == state
+                    && record.incarnation == member.incarnation()
+                    && record.identity == *identity
+            });
+            if !unchanged {
+                let since = down_since.get(&identity.name).copied().unwrap_or(now);
+                let forget_at = since + forget_after;
+                self.set(now, identity, member.incarnation(), state, forget_at);
+            }
+        }
+        debug_assert!(seen <= self.records.len(), "each member of foca's list has a record");
+    }
+
+    /// Drops records whose time is over; names those that foca must forget too.
+    pub(super) fn sweep(&mut self, now: Duration, max: usize) -> Vec<Identity> {
+        let over = |record: &Record| match record.state {
+            Some(MemberState::Init | MemberState::Down) | None => record.forget_at <= now,
+            Some(MemberState::Alive | MemberState::Suspected | MemberState::Leaving) => false,
+        };
+        let mut gone: Vec<NodeName> = self
+            .records
+            .values()
+            .filter(|record| over(record))
+            .map(|record| record.identity.name.clone())
+            .collect();
+        // A full table gives up those that would be forgotten first.
+        let excess = self.records.len().saturating_sub(gone.len()).saturating_sub(max);
+        if excess > 0 {
+            let mut absent: Vec<_> = self
+                .records
+                .values()
+                .filter(|record| {
+                    !over(record) && !record.state.is_some_and(MemberState::is_present)
+                })
+                .map(|record| (record.forget_at, record.identity.name.clone()))
+                .collect();
+            absent.sort();
+            gone.extend(absent.into_iter().take(excess).map(|(_, name)| name));
+        }
+        gone.iter().filter_map(|name| self.forget(name)).collect()
+    }
+
+    /// Drops a record that is not present.
+    pub(super) fn forget(&mut self, name: &NodeName) -> Option<Identity> {
+        let record = self.records.remove(name)?;
+        self.version += 1;
+        if let Some(state) = record.state {
+            self.transitions.push_back(Transition {
+                node: record.identity.node(),
+                from: Some(state),
+                to: None,
+            });
+        }
+        Some(record.identity)
+    }
+
+    fn set(
+        &mut self,
+        now: Duration,
+        identity: &Identity,
+        incarnation: u16,
+        state: Option<MemberState>,
+        forget_at: Duration,
+    ) {
+        self.version += 1;
+        let before = self.records.get(&identity.name);
+        let same_life = before.is_some_and(|b| b.identity.generation == identity.generation);
+        let from = before.and_then(|before| before.state);
+        if let Some(before) = before.filter(|before| !same_life && before.state.is_some()) {
+            self.transitions.push_back(Transition {
+                node: before.identity.node(),
+                from: before.state,
+                to: None,
+            });
+        }
+        let from = from.filter(|_| same_life);
+        if from != state {
+            self.transitions.push_back(Transition { node: identity.node(), from, to: state });
+        }
+        let since = match before {
+            Some(before) if same_life && before.state == state => before.since,
+            Some(_) | None => now,
+        };
+        let leaving = same_life && before.is_some_and(|before| before.leaving);
+        let rtt = before.and_then(|before| before.rtt);
+        let record = Record {
+            identity: identity.clone(),
+            incarnation,
+            state,
+            since,
+            leaving,
+            forget_at,
+            rtt,
+        };
+        self.records.insert(identity.name.clone(), record);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foca::Member;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn identity(name: &str, generation: u64) -> Identity {
+        Identity {
+            name: name.parse().unwrap(),
+            generation: Generation(generation),
+            renewal: 0,
+            address: "10.0.0.1:39527".parse().unwrap(),
+        }
+    }
+
+    fn told(table: &mut Table) -> Vec<String> {
+        std::iter::from_fn(|| table.pop_transition())
+            .map(|t| {
+                let word = |state: Option<MemberState>| state.map_or("-", MemberState::as_str);
+                assert!(MemberState::is_legal(t.from, t.to), "{t:?}");
+                format!("{} {} {}", t.node, word(t.from), word(t.to))
+            })
+            .collect()
+    }
+
+    fn absorb(table: &mut Table, members: &[Member<Identity>]) -> Vec<String> {
+        table.absorb(Duration::from_secs(1), HOUR, members.iter(), &BTreeMap::new());
+        told(table)
+    }
+
+    #[test]
+    fn each_change_is_told_once() {
+        let mut table = Table::default();
+        let alive = [Member::alive(identity("a", 1))];
+        assert_eq!(absorb(&mut table, &alive), ["a@1 - ALIVE"]);
+        assert_eq!(absorb(&mut table, &alive), [""; 0]);
+        let suspect = [Member::new(identity("a", 1), 0, State::Suspect)];
+        assert_eq!(absorb(&mut table, &suspect), ["a@1 ALIVE SUSPECTED"]);
+        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 SUSPECTED DOWN"]);
+    }
+
+    #[test]
+    fn another_life_ends_the_one_before() {
+        let mut table = Table::default();
+        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        assert_eq!(
+            absorb(&mut table, &[Member::alive(identity("a", 2))]),
+            ["a@1 ALIVE -", "a@2 - ALIVE"]
+        );
+    }
+
+    #[test]
+    fn who_says_goodbye_is_not_down_but_gone() {
+        let mut table = Table::default();
+        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        let name = "a".parse().unwrap();
+        assert!(table.mark_leaving(HOUR, &name, Generation(1)));
+        assert!(!table.mark_leaving(HOUR, &name, Generation(1)), "told twice");
+        assert_eq!(told(&mut table), ["a@1 ALIVE LEAVING"]);
+        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
+        // It comes back as another life.
+        assert_eq!(absorb(&mut table, &[Member::alive(identity("a", 2))]), ["a@2 - ALIVE"]);
+    }
+
+    #[test]
+    fn a_goodbye_of_another_life_is_not_taken() {
+        let mut table = Table::default();
+        absorb(&mut table, &[Member::alive(identity("a", 2))]);
+        assert!(!table.mark_leaving(HOUR, &"a".parse().unwrap(), Generation(1)));
+    }
+
+    #[test]
+    fn a_newcomer_that_leaves_before_it_came_in_is_dropped() {
+        let mut table = Table::default();
+        table.list_newcomer(Duration::ZERO, &identity("a", 1), Duration::from_secs(5));
+        table.mark_leaving(Duration::ZERO, &"a".parse().unwrap(), Generation(1));
+        assert_eq!(told(&mut table), ["a@1 - INIT"]);
+        table.sweep(Duration::from_secs(5), 10);
+        assert_eq!(told(&mut table), ["a@1 INIT -"]);
+    }
+
+    #[test]
+    fn the_dead_are_listed_until_they_are_forgotten() {
+        let mut table = Table::default();
+        absorb(&mut table, &[Member::down(identity("a", 1))]);
+        told(&mut table);
+        assert_eq!(table.sweep(HOUR, 10), []);
+        assert_eq!(table.sweep(HOUR + Duration::from_secs(1), 10), [identity("a", 1)]);
+        assert_eq!(told(&mut table), ["a@1 DOWN -"]);
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_dead_and_never_the_living() {
+        let mut table = Table::default();
+        let members: Vec<_> = (0..20)
+            .map(|i| {
+                let id = identity(&format!("n{i}"), 1);
+                if i < 10 { Member::alive(id) } else { Member::down(id) }
+            })
+            .collect();
+        absorb(&mut table, &members);
+        assert_eq!(table.sweep(Duration::from_secs(2), 5).len(), 10);
+        assert_eq!(table.present().count(), 10);
+    }
+}

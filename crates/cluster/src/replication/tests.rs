@@ -1,0 +1,570 @@
+//! Replicas in a small world: virtual time, links that lose, double, delay and reorder, partitions, crashes, restarts with
+//! and without what was saved, members that are forgotten and come back. After each step the replicas are checked, and
+//! after the last fault they must agree with each other and with what was written.
+//!
+//! A failing seed prints the command that replays it alone.
+
+mod world;
+
+use std::time::Duration;
+
+use smg_types::ids::{Generation, NodeId, WorkerId};
+use smg_types::now::Now;
+
+use crate::replication::tests::world::{Faults, World};
+use crate::replication::{CHUNK_BYTES, Config, Message, Replication, message};
+use crate::state::observation::Load;
+use crate::state::row::{Blob, RawRow};
+use crate::state::{StoreId, Write};
+
+fn seeds() -> std::ops::Range<u64> {
+    let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match read("SMG_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..read("SMG_SEEDS").unwrap_or(24),
+    }
+}
+
+fn for_each_seed(
+    name: &str,
+    test: impl Fn(u64) -> World + std::panic::RefUnwindSafe,
+) -> Vec<World> {
+    seeds()
+        .map(|seed| {
+            let played = std::panic::catch_unwind(|| test(seed));
+            played.unwrap_or_else(|_| {
+                panic!("seed {seed} failed: SMG_SEED={seed} cargo test --lib replication::tests::{name}")
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn replicas_agree_whatever_the_network_does() {
+    let worlds = for_each_seed("replicas_agree_whatever_the_network_does", |seed| {
+        let mut world = World::new(seed, 3 + (seed % 4) as usize, Faults::NETWORK);
+        world.play(Duration::from_secs(30));
+        world.heal_and_check();
+        world
+    });
+    let sum = |f: fn(&crate::replication::Counters) -> u64| -> u64 {
+        worlds.iter().map(|world| world.sum(f)).sum()
+    };
+    if worlds.len() > 10 {
+        assert!(sum(|c| c.gaps) > 0, "no seed lost a delta");
+        assert!(sum(|c| c.retries) > 0, "no seed sent again");
+        assert!(sum(|c| c.collected) > 0, "no seed collected a tombstone");
+    }
+}
+
+#[test]
+fn replicas_agree_whoever_dies_and_comes_back() {
+    let worlds = for_each_seed("replicas_agree_whoever_dies_and_comes_back", |seed| {
+        let mut world = World::new(seed, 3 + (seed % 4) as usize, Faults::ALL);
+        world.play(Duration::from_secs(60));
+        world.heal_and_check();
+        world
+    });
+    let sum = |f: fn(&crate::replication::Counters) -> u64| -> u64 {
+        worlds.iter().map(|world| world.sum(f)).sum()
+    };
+    if worlds.len() > 10 {
+        assert!(sum(|c| c.snapshots_joined) > 0, "no seed needed a snapshot");
+        assert!(sum(|c| c.adopted) > 0, "no seed adopted");
+        assert!(sum(|c| c.retired) > 0, "no seed retired a writer");
+    }
+}
+
+#[test]
+fn in_quiet_each_write_is_delivered_once_to_each_peer() {
+    for count in [3, 5, 10] {
+        let mut world = World::new(7, count, Faults::NONE);
+        world.run(Duration::from_secs(3));
+        let before = world.sum(|c| c.rows_received);
+        let mut writes = 0;
+        for _ in 0..400 {
+            writes += world.write_somewhere();
+            world.run(Duration::from_millis(20));
+        }
+        world.run(Duration::from_secs(5));
+        let received = world.sum(|c| c.rows_received) - before;
+        let most = writes * (count as u64 - 1) * 11 / 10;
+        assert!(received <= most, "{received} rows for {writes} writes on {count} nodes");
+        world.heal_and_check();
+    }
+}
+
+#[test]
+fn a_write_is_visible_everywhere_within_its_promise() {
+    let mut world = World::new(3, 5, Faults::NONE);
+    world.run(Duration::from_secs(3));
+    let id = WorkerId::from_u64(77);
+    let start = world.now;
+    world.update(0, Write::Load(id, Some(Load { requests: 1, tokens: 1 })));
+    while (0..5).any(|at| world.replica(at).state().loads(id).next().is_none()) {
+        world.step();
+        assert!(world.now - start < Duration::from_millis(120), "a measurement took too long");
+    }
+    assert!(
+        world.now - start < Duration::from_millis(10),
+        "the first of a quiet time goes at once"
+    );
+}
+
+#[test]
+fn what_peers_confirm_is_timed_once_for_each_and_a_joiner_confirms_nothing_old() {
+    let mut world = World::new(4, 3, Faults::NONE);
+    world.run(Duration::from_secs(3));
+    world.confirmation_times(0);
+    world.update(0, Write::Load(WorkerId::from_u64(77), Some(Load { requests: 1, tokens: 1 })));
+    world.run(Duration::from_secs(60));
+    let times = world.confirmation_times(0);
+    assert_eq!(times.len(), 2, "{times:?}");
+    assert!(times.iter().all(|time| *time < Duration::from_millis(200)), "{times:?}");
+    world.kill(2);
+    world.run(Duration::from_secs(10));
+    world.revive(2, false);
+    world.run(Duration::from_secs(10));
+    assert!(world.confirmation_times(0).is_empty());
+}
+
+#[test]
+fn idle_replicas_say_little() {
+    let mut world = World::new(3, 10, Faults::NONE);
+    for _ in 0..100 {
+        world.write_somewhere();
+    }
+    world.run(Duration::from_secs(10));
+    let before = world.delivered;
+    world.run(Duration::from_secs(60));
+    let per_pair_second = (world.delivered - before) as f64 / 60.0 / 45.0;
+    assert!(per_pair_second < 1.0, "{per_pair_second} messages per pair and second");
+}
+
+fn id(name: &str, generation: u64) -> NodeId {
+    NodeId { name: name.parse().unwrap(), generation: Generation(generation) }
+}
+
+fn at(ms: u64) -> Now {
+    Now::at(Duration::from_millis(1_000_000 + ms))
+}
+
+/// Carries all messages to and fro until nobody has anything to say.
+fn exchange(now: Now, replicas: &mut [Replication]) {
+    loop {
+        let mut said = Vec::new();
+        for replica in replicas.iter_mut() {
+            while let Some((to, message, _)) = replica.poll_transmit(now) {
+                said.push((replica.me().clone(), to, message));
+            }
+        }
+        if said.is_empty() {
+            return;
+        }
+        for (from, to, message) in said {
+            if let Some(replica) = replicas.iter_mut().find(|replica| *replica.me() == to) {
+                replica.handle_message(now, &from, message);
+            }
+        }
+    }
+}
+
+fn pair() -> (Replication, Replication) {
+    let (a, b) = (id("a", 1), id("b", 1));
+    let mut one = Replication::new(a.clone(), Config::default(), at(0));
+    let mut two = Replication::new(b.clone(), Config::default(), at(0));
+    one.peer_up(at(0), &b);
+    two.peer_up(at(0), &a);
+    (one, two)
+}
+
+fn load(requests: u32) -> Option<Load> {
+    Some(Load { requests, tokens: 0 })
+}
+
+#[test]
+fn a_bad_row_is_refused_or_quarantined_and_the_stream_goes_on() {
+    use crate::replication::message::Delta;
+    let (mut here, there) = pair();
+    let row = |version, key: &[u8], content: &[u8]| RawRow {
+        version,
+        key: Blob::from(key.to_vec()),
+        content: Blob::from(content.to_vec()),
+    };
+    let key = |n: u64| crate::state::row::encode_key(&WorkerId::from_u64(n));
+    let good = crate::state::row::ContentRef {
+        add: Some(&Load { requests: 5, tokens: 0 }),
+        carried: &[],
+        kills: &[],
+    };
+    let good = good.encode().unwrap();
+    let rows = vec![
+        row(1, &key(1), &good),
+        row(2, b"no key", &good),
+        row(3, &key(3), &[9, 9, 9]),
+        row(4, &key(4), &vec![1; 100_000]),
+        row(5, &key(5), &good),
+    ];
+    let delta = Delta {
+        store: StoreId::Load.into(),
+        writer: there.me().clone(),
+        from: 0,
+        to: 5,
+        upto: 5,
+        floor: 0,
+        rows,
+    };
+    here.handle_message(at(0), there.me(), Message::Delta(delta));
+    let requests = |here: &Replication, n| {
+        here.state().loads(WorkerId::from_u64(n)).next().map(|(_, load)| load.requests)
+    };
+    assert_eq!((requests(&here, 1), requests(&here, 5)), (Some(5), Some(5)));
+    assert_eq!(requests(&here, 3), None, "in quarantine");
+    let counters = here.counters();
+    assert_eq!((counters.refused_rows, counters.quarantined_rows), (2, 1));
+    let sizes = here.state().sizes(StoreId::Load);
+    assert_eq!((sizes.entries, sizes.quarantined), (3, 1));
+}
+
+#[test]
+fn a_row_from_the_future_waits_in_quarantine_until_it_can_be_believed() {
+    let (fast, slow) = pair();
+    let mut both = [fast, slow];
+    exchange(at(0), &mut both);
+    let hour = Duration::from_secs(3600);
+    let ahead = Now { wall: at(0).wall + hour, ..at(0) };
+    let policy = crate::state::policy::PolicyRecord {
+        policy: "random".to_owned(),
+        parameters: Default::default(),
+        weights: Default::default(),
+    };
+    both[0].update(ahead, Write::Policy("m".into(), Some(policy.clone()))).unwrap();
+    both[0].update(at(0), Write::Load(WorkerId::from_u64(1), load(1))).unwrap();
+    exchange(at(0), &mut both);
+    assert_eq!(both[1].state().policy(&"m".into()), None);
+    assert_eq!(both[1].counters().quarantined_rows, 1);
+    assert_eq!(both[1].state().loads(WorkerId::from_u64(1)).count(), 1, "the others go on");
+    // The receiver's own writes are not held up by the poison, and win where they are made.
+    let own = crate::state::policy::PolicyRecord { policy: "b".to_owned(), ..policy };
+    both[1].update(at(10), Write::Policy("n".into(), Some(own.clone()))).unwrap();
+    assert_eq!(both[1].state().policy(&"n".into()), Some(own));
+    // An hour later it is the present.
+    both[1].release(Now { wall: at(0).wall + hour, ..at(20) });
+    assert!(both[1].state().policy(&"m".into()).is_some());
+}
+
+#[test]
+fn a_row_too_large_is_refused_to_its_author() {
+    let (mut here, _) = pair();
+    let mut spec = smg_types::spec::WorkerSpec::new("http://a:1".parse().unwrap());
+    spec.labels.insert("k".to_owned(), "v".repeat(70_000));
+    let error = here.update(at(0), Write::PutWorker((&spec).into())).unwrap_err();
+    assert!(error.to_string().contains("workers"), "{error}");
+    assert_eq!(here.state().sizes(StoreId::Workers).entries, 0);
+}
+
+#[test]
+fn a_gap_is_pulled_and_not_jumped() {
+    let (mut a, mut b) = pair();
+    let mut both = [a, b];
+    exchange(at(0), &mut both);
+    [a, b] = both;
+    let worker = WorkerId::from_u64(1);
+    a.update(at(500), Write::Load(worker, load(1))).unwrap();
+    let lost = a.poll_transmit(at(500));
+    assert!(matches!(lost, Some((_, Message::Delta(_), _))));
+    a.update(at(900), Write::Load(WorkerId::from_u64(2), load(2))).unwrap();
+    let (_, second, _) = a.poll_transmit(at(900)).unwrap();
+    b.handle_message(at(900), a.me(), second);
+    assert_eq!(b.counters().gaps, 1);
+    assert_eq!(b.state().versions(StoreId::Load).count(), 0, "nothing was claimed");
+    let mut both = [a, b];
+    exchange(at(901), &mut both);
+    assert_eq!(both[1].state().loads(worker).count(), 1);
+    assert_eq!(
+        both[0].state().fingerprint(StoreId::Load),
+        both[1].state().fingerprint(StoreId::Load)
+    );
+}
+
+#[test]
+fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
+    let (mut a, b) = pair();
+    let digest = Message::Digest(b.digest(at(0), true));
+    a.handle_message(at(0), b.me(), digest);
+    let mut sent = 0;
+    for round in 0..2000u64 {
+        for n in 0..50 {
+            let load = load(u32::try_from(round).unwrap());
+            a.update(at(round * 10), Write::Load(WorkerId::from_u64(n), load)).unwrap();
+        }
+        while a.poll_transmit(at(round * 10)).is_some() {
+            sent += 1;
+        }
+    }
+    assert_eq!(a.state().sizes(StoreId::Load).entries, 50);
+    assert!(a.counters().sent_bytes[StoreId::Load.index()] <= (2 << 20), "the window closes");
+    assert!(sent > 0);
+}
+
+#[test]
+fn who_acknowledges_nothing_is_sent_less_and_less() {
+    let (mut a, b) = pair();
+    let digest = Message::Digest(b.digest(at(0), true));
+    a.handle_message(at(0), b.me(), digest.clone());
+    for n in 0..2_000 {
+        a.update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+    }
+    let sent_until = |a: &mut Replication, from: u64, to: u64| {
+        let before = a.counters().sent_bytes[StoreId::Workers.index()];
+        for ms in (from..to).step_by(50) {
+            a.handle_tick(at(ms), &mut world::rng(ms));
+            while a.poll_transmit(at(ms)).is_some() {}
+            if ms % 1000 == 0 {
+                // Its own words still come, and show nothing.
+                a.handle_message(at(ms), b.me(), digest.clone());
+            }
+        }
+        a.counters().sent_bytes[StoreId::Workers.index()] - before
+    };
+    let first = sent_until(&mut a, 0, 1_000);
+    sent_until(&mut a, 1_000, 10_000);
+    let later = sent_until(&mut a, 10_000, 70_000);
+    assert!(
+        first > 150_000 && later < 16 * 2 * 17 * 1024,
+        "{first} at once, then {later} a minute"
+    );
+    // One ack, and it is as before.
+    let claims = message::ClaimsBuilder::default().build();
+    a.handle_message(at(70_000), b.me(), Message::Ack(claims));
+    let again = sent_until(&mut a, 70_000, 75_000);
+    assert!(again >= first, "{again} after an ack");
+}
+
+#[test]
+fn a_snapshot_goes_on_where_it_was_broken_off() {
+    let config = Config::default();
+    let mut donors: Vec<Replication> =
+        ["a", "b"].iter().map(|n| Replication::new(id(n, 1), config.clone(), at(0))).collect();
+    let spec = |n: u64| {
+        let mut spec = smg_types::spec::WorkerSpec::new(format!("http://w{n}:1").parse().unwrap());
+        spec.labels.insert("pad".to_owned(), "x".repeat(500));
+        spec
+    };
+    for n in 0..2000 {
+        donors[0].update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+    }
+    // A collected tombstone: nobody who comes later can live on deltas.
+    donors[0].update(at(0), Write::RemoveWorker(spec(0).id())).unwrap();
+    donors[0].handle_tick(at(1), &mut world::rng(1));
+    donors[0].collect(at(20_000));
+    let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
+    donors[0].peer_up(at(2), &b);
+    donors[1].peer_up(at(2), &a);
+    for ms in (2..5000).step_by(50) {
+        for donor in &mut donors {
+            donor.handle_tick(at(ms), &mut world::rng(ms));
+        }
+        exchange(at(ms), &mut donors);
+    }
+    assert_eq!(donors[1].state().workers().count(), 1999);
+    assert_eq!(donors[1].counters().snapshots_joined, 1);
+    // A third asks a, loses it half way and goes on with b.
+    let mut joiner = Replication::new(id("c", 1), config, at(5000));
+    let c = joiner.me().clone();
+    joiner.peer_up(at(5000), &a);
+    donors[0].peer_up(at(5000), &c);
+    let mut chunks = 0;
+    let mut switched = false;
+    for ms in (5000..15_000).step_by(20) {
+        joiner.handle_tick(at(ms), &mut world::rng(ms));
+        while let Some((to, message, _)) = joiner.poll_transmit(at(ms)) {
+            let donor = donors.iter_mut().find(|donor| *donor.me() == to).unwrap();
+            donor.handle_message(at(ms), &c, message);
+        }
+        let donor = usize::from(switched);
+        donors[donor].handle_tick(at(ms), &mut world::rng(ms));
+        while let Some((to, message, _)) = donors[donor].poll_transmit(at(ms)) {
+            if to != c {
+                continue;
+            }
+            chunks += u32::from(matches!(message, Message::Snapshot(_)));
+            let from = donors[donor].me().clone();
+            joiner.handle_message(at(ms), &from, message);
+        }
+        if chunks == 2 && !switched {
+            switched = true;
+            joiner.peer_down(at(ms), &a);
+            donors[1].peer_up(at(ms), &c);
+            joiner.peer_up(at(ms), &b);
+        }
+    }
+    assert!(switched);
+    assert_eq!(joiner.state().workers().count(), 1999);
+    assert!(joiner.is_warm());
+    let bytes = joiner.counters().received_bytes[StoreId::Workers.index()];
+    let whole = donors[0].state().sizes(StoreId::Workers).bytes as u64;
+    assert!(bytes < whole + 2 * CHUNK_BYTES as u64, "{bytes} received of {whole}: nothing twice");
+    let prints = [&joiner, &donors[1]].map(|r| r.state().fingerprint(StoreId::Workers));
+    assert_eq!(prints[0], prints[1]);
+}
+
+#[test]
+fn an_audit_puts_right_what_a_version_vector_can_not_see() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    for n in 0..100 {
+        both[0].update(at(0), Write::Load(WorkerId::from_u64(n), load(1))).unwrap();
+    }
+    exchange(at(200), &mut both);
+    let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
+    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
+    assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
+    both[0].audit_any(at(300), &mut world::rng(1));
+    exchange(at(300), &mut both);
+    assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
+    assert_eq!(both[1].counters().repaired, 1);
+}
+
+#[test]
+fn who_comes_or_goes_has_the_others_audited_soon() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    both[0].update(at(0), Write::Load(WorkerId::from_u64(7), load(1))).unwrap();
+    run(&mut both, 0, 25_000);
+    let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
+    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
+    for replica in &mut both {
+        replica.peer_up(at(25_000), &id("c", 1));
+        replica.peer_down(at(25_000), &id("c", 1));
+    }
+    run(&mut both, 25_000, 27_500);
+    assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
+}
+
+#[test]
+fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
+    // Alone, and with a peer that never acknowledges anything.
+    for with_peer in [false, true] {
+        let (mut a, b) = pair();
+        if with_peer {
+            let digest = Message::Digest(b.digest(at(0), true));
+            a.handle_message(at(0), b.me(), digest);
+        } else {
+            a.peer_forgotten(at(0), b.me());
+        }
+        // Every 100th key is new; debug builds do a tenth.
+        let cycles: u64 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+        for n in 0..cycles {
+            let key = WorkerId::from_u64(n / 100 * 100 + n % 3);
+            a.update(at(n / 100), Write::Load(key, load(1))).unwrap();
+            a.update(at(n / 100), Write::Load(key, None)).unwrap();
+        }
+        let sizes = a.state().sizes(StoreId::Load);
+        assert_eq!(sizes.entries, 0);
+        assert!(
+            sizes.tombstones <= 2048 && sizes.bytes + 250 * sizes.tombstones < 1 << 20,
+            "{sizes:?}"
+        );
+    }
+}
+
+#[test]
+fn hints_reach_everybody_and_a_joiner_gets_the_hot_set() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    exchange(at(0), &mut both);
+    both[0].served(at(10), WorkerId::from_u64(1), &[1, 2, 3]);
+    for replica in &mut both {
+        replica.handle_tick(at(70), &mut world::rng(1));
+    }
+    exchange(at(70), &mut both);
+    assert_eq!(both[1].state().prefixes().len(), 3);
+    let c = id("c", 1);
+    let mut joiner = Replication::new(c.clone(), Config::default(), at(100));
+    joiner.peer_up(at(100), both[1].me());
+    both[1].peer_up(at(100), &c);
+    let [_, b] = both;
+    let mut pair = [b, joiner];
+    exchange(at(100), &mut pair);
+    assert_eq!(pair[1].state().prefixes().len(), 3);
+}
+
+#[test]
+fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    exchange(at(0), &mut both);
+    both[1].update(at(10), Write::PutWorker((&spec(1)).into())).unwrap();
+    exchange(at(10), &mut both);
+    // b is cut off and forgotten; meanwhile both write.
+    both[0].peer_forgotten(at(100), &id("b", 1));
+    both[1].peer_down(at(100), &id("a", 1));
+    both[1].update(at(110), Write::PutWorker((&spec(2)).into())).unwrap();
+    run(&mut both, 150, 13_000);
+    assert_eq!(both[0].counters().retired, 1, "nobody but a was left to agree");
+    both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
+    // It comes back as it was, is told that it is history, and begins again.
+    both[0].peer_up(at(13_100), &id("b", 1));
+    both[1].peer_up(at(13_100), &id("a", 1));
+    run(&mut both, 13_100, 16_000);
+    assert!(both[1].is_fenced());
+    both[1].begin_life(at(16_000), id("b", 2));
+    both[0].peer_up(at(16_000), &id("b", 2));
+    both[1].peer_down(at(16_000), &id("a", 1));
+    both[1].peer_up(at(16_000), &id("a", 1));
+    run(&mut both, 16_000, 24_000);
+    for replica in &both {
+        let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
+        assert_eq!(workers, [spec(2).id()], "{}: one removed, one kept", replica.me());
+    }
+}
+
+/// Two replicas and time going by.
+fn run(both: &mut [Replication; 2], from: u64, to: u64) {
+    for ms in (from..to).step_by(50) {
+        for replica in both.iter_mut() {
+            replica.handle_tick(at(ms), &mut world::rng(ms));
+        }
+        exchange(at(ms), both);
+    }
+}
+
+fn spec(n: u64) -> smg_types::spec::WorkerSpec {
+    smg_types::spec::WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+}
+
+#[test]
+fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
+    let (a, b) = pair();
+    let mut both = [a, b];
+    run(&mut both, 0, 1000);
+    for n in 1..=2 {
+        both[1].update(at(1000), Write::PutWorker((&spec(n)).into())).unwrap();
+    }
+    run(&mut both, 1000, 2000);
+    // b starts again and gets its former life's rows from a.
+    let reborn = id("b", 2);
+    both[1] = Replication::new(reborn.clone(), Config::default(), at(2000));
+    both[0].peer_down(at(2000), &id("b", 1));
+    both[0].peer_up(at(2000), &reborn);
+    both[1].peer_up(at(2000), &id("a", 1));
+    run(&mut both, 2000, 4000);
+    assert_eq!(both[1].state().workers().count(), 2);
+    assert_eq!(both[1].counters().adopted, 0, "not before it has been level for a while");
+    // Cut off from each other for a moment: b adopts, a removes.
+    let mut ms = 4000;
+    while both[1].counters().adopted == 0 {
+        ms += 50;
+        assert!(ms < 10_000, "it never adopts");
+        both[1].handle_tick(at(ms), &mut world::rng(ms));
+    }
+    both[0].update(at(ms), Write::RemoveWorker(spec(1).id())).unwrap();
+    run(&mut both, ms, ms + 5000);
+    for replica in &both {
+        let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
+        assert_eq!(workers, [spec(2).id()], "{}", replica.me());
+        let lives = replica.state().writers().current().count();
+        assert_eq!(lives, 2, "{}: the former life is history", replica.me());
+    }
+}

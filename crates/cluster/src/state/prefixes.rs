@@ -1,0 +1,404 @@
+//! The prefixes store: hints which worker has served which prompt block, shared at most once and forgotten freely.
+//!
+//! A hint is (block, worker, last touch); merging takes the later touch. A block's hash is chained with its parent's, so it
+//! names a whole prefix and an unknown parent is no error: nothing is ever asked for again. Lost hints cost cache hits.
+//! Bounds: entries (least recently touched out first), a time to live, bytes told per flush, and what waits to be told.
+//! Memory is about 200 bytes per hint.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use smg_types::ids::WorkerId;
+use smg_types::now::Now;
+
+use crate::codec::at_most;
+use crate::crdt::stamp::millis;
+
+/// Most blocks in a run: more than a prompt has.
+const MAX_RUN: usize = 1 << 15;
+/// Workers that are remembered per block, the latest first.
+const WORKERS_PER_BLOCK: usize = 4;
+
+/// Bounds of the hints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Hints that are held at most.
+    pub max_entries: usize,
+    /// How long a hint lives without being touched.
+    pub ttl: Duration,
+    /// Blocks that wait to be told at most; beyond, the newest are dropped and counted.
+    pub max_waiting: usize,
+    /// Bytes of hints told per flush (every 50 ms).
+    pub flush_bytes: usize,
+    /// Bytes of the hot set that a joiner is given.
+    pub hot_set_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_entries: 1 << 18,
+            ttl: Duration::from_secs(600),
+            max_waiting: 65_536,
+            flush_bytes: 26 * 1024,
+            hot_set_bytes: 4 << 20,
+        }
+    }
+}
+
+/// A run of blocks that a worker has served, each the child of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintRun {
+    /// The block before the first; 0 for the head of a prompt.
+    pub parent: u64,
+    /// The blocks.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_RUN>")]
+    pub blocks: Vec<u64>,
+    /// Who served them.
+    pub worker: WorkerNumber,
+    /// When, in milliseconds of wall time.
+    pub touched_ms: u64,
+}
+
+/// A worker's id as eight bytes: hints are many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerNumber(u64);
+
+impl From<WorkerId> for WorkerNumber {
+    fn from(id: WorkerId) -> Self {
+        Self(id.as_u64())
+    }
+}
+
+impl From<WorkerNumber> for WorkerId {
+    fn from(number: WorkerNumber) -> Self {
+        Self::from_u64(number.0)
+    }
+}
+
+impl HintRun {
+    fn wire_bytes(&self) -> usize {
+        28 + 9 * self.blocks.len()
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    parent: u64,
+    workers: SmallVec<[(WorkerId, u64); 1]>,
+}
+
+/// The hints that this node holds and those it has yet to tell.
+#[derive(Debug)]
+pub struct Prefixes {
+    config: Config,
+    blocks: BTreeMap<u64, Block>,
+    by_touch: BTreeSet<(u64, u64, WorkerId)>,
+    waiting: VecDeque<HintRun>,
+    waiting_blocks: usize,
+    dropped: u64,
+    /// Hints of others that nobody has taken yet; `None`: nobody takes them.
+    news: Option<Vec<HintRun>>,
+}
+
+/// Runs of others' hints that wait to be taken at most; they are taken after each message.
+const MAX_NEWS: usize = 1 << 17;
+
+impl Prefixes {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            config,
+            blocks: BTreeMap::new(),
+            by_touch: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            waiting_blocks: 0,
+            dropped: 0,
+            news: None,
+        }
+    }
+
+    /// From now on others' hints are kept until they are taken.
+    pub(crate) fn follow(&mut self) {
+        self.news.get_or_insert_default();
+    }
+
+    /// What others have told since this was last asked.
+    pub(crate) fn take_news(&mut self) -> Vec<HintRun> {
+        self.news.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Learns that `worker` has just served a prompt with these chained blocks, and will tell the others what they may
+    /// not know; the first block hangs below `above`, 0 if it is the head. A prefix that was touched within half its time to live is not told again.
+    pub(crate) fn served(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
+        let wall = millis(now.wall);
+        let fresh = wall.saturating_sub(millis(self.config.ttl) / 2);
+        let known = blocks.iter().take_while(|block| {
+            let touched = self.touched(**block, worker);
+            touched.is_some_and(|at| at > fresh)
+        });
+        let known = known.count();
+        let (head, tail) = blocks.split_at(known);
+        let mut parent = head.last().copied().unwrap_or(above);
+        if tail.is_empty() {
+            return;
+        }
+        let told =
+            HintRun { parent, blocks: tail.to_vec(), worker: worker.into(), touched_ms: wall };
+        for block in tail {
+            self.touch(*block, parent, worker, wall);
+            parent = *block;
+        }
+        if self.waiting_blocks + tail.len() > self.config.max_waiting {
+            self.dropped += tail.len() as u64;
+            return;
+        }
+        self.waiting_blocks += tail.len();
+        self.waiting.push_back(told);
+    }
+
+    /// What is to be told now, within the budget of one flush.
+    pub(crate) fn flush(&mut self) -> Vec<HintRun> {
+        let (mut runs, mut bytes) = (Vec::new(), 0);
+        while let Some(mut run) = self.waiting.pop_front() {
+            let room = self.config.flush_bytes.saturating_sub(bytes + 28) / 9;
+            if room == 0 {
+                self.waiting.push_front(run);
+                break;
+            }
+            if run.blocks.len() > room {
+                let tail = run.blocks.split_off(room);
+                let parent = run.blocks.last().copied().unwrap_or(run.parent);
+                self.waiting.push_front(HintRun { parent, blocks: tail, ..run });
+            }
+            self.waiting_blocks -= run.blocks.len();
+            bytes += run.wire_bytes();
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// Whether something waits to be told.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes in what others tell; says how many hints were news. A touch from the future counts as one from now.
+    pub(crate) fn merge(&mut self, now: Now, runs: &[HintRun]) -> usize {
+        let wall = millis(now.wall);
+        let oldest = wall.saturating_sub(millis(self.config.ttl));
+        let mut news = 0;
+        for run in runs.iter().filter(|run| run.touched_ms > oldest || oldest == 0) {
+            let mut parent = run.parent;
+            let before = news;
+            for block in &run.blocks {
+                let touched = run.touched_ms.min(wall);
+                news += usize::from(self.touch(*block, parent, run.worker.into(), touched));
+                parent = *block;
+            }
+            if news > before
+                && let Some(kept) = self.news.as_mut().filter(|kept| kept.len() < MAX_NEWS)
+            {
+                kept.push(run.clone());
+            }
+        }
+        news
+    }
+
+    fn touched(&self, block: u64, worker: WorkerId) -> Option<u64> {
+        let workers = &self.blocks.get(&block)?.workers;
+        workers.iter().find(|(w, _)| *w == worker).map(|(_, at)| *at)
+    }
+
+    fn touch(&mut self, block: u64, parent: u64, worker: WorkerId, at: u64) -> bool {
+        let entry =
+            self.blocks.entry(block).or_insert_with(|| Block { parent, workers: SmallVec::new() });
+        match entry.workers.iter_mut().find(|(w, _)| *w == worker) {
+            Some((_, before)) if *before >= at => return false,
+            Some((_, before)) => {
+                self.by_touch.remove(&(*before, block, worker));
+                *before = at;
+            }
+            None => {
+                if entry.workers.len() >= WORKERS_PER_BLOCK {
+                    let oldest = (0..entry.workers.len()).min_by_key(|i| entry.workers[*i].1);
+                    let (old, touched) = entry.workers.remove(oldest.expect("it has workers"));
+                    self.by_touch.remove(&(touched, block, old));
+                }
+                entry.workers.push((worker, at));
+            }
+        }
+        self.by_touch.insert((at, block, worker));
+        while self.by_touch.len() > self.config.max_entries {
+            self.drop_oldest();
+        }
+        true
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((_, block, worker)) = self.by_touch.pop_first()
+            && let Some(entry) = self.blocks.get_mut(&block)
+        {
+            entry.workers.retain(|(w, _)| *w != worker);
+            if entry.workers.is_empty() {
+                self.blocks.remove(&block);
+            }
+        }
+    }
+
+    /// Forgets what has not been touched for the time to live; at most `budget` hints per call.
+    pub(crate) fn expire(&mut self, now: Now, budget: usize) {
+        let oldest = millis(now.wall).saturating_sub(millis(self.config.ttl));
+        for _ in 0..budget {
+            match self.by_touch.first() {
+                Some((at, _, _)) if *at < oldest => self.drop_oldest(),
+                Some(_) | None => return,
+            }
+        }
+    }
+
+    /// Forgets all hints at a worker: it left, or came back with a cold cache. O(hints).
+    pub(crate) fn forget(&mut self, worker: WorkerId) {
+        self.by_touch.retain(|(_, _, w)| *w != worker);
+        self.blocks.retain(|_, entry| {
+            entry.workers.retain(|(w, _)| *w != worker);
+            !entry.workers.is_empty()
+        });
+    }
+
+    /// The most recently touched hints, in messages of at most `chunk_bytes`.
+    pub(crate) fn hot_set(&self, chunk_bytes: usize) -> Vec<Vec<HintRun>> {
+        let (mut chunks, mut chunk, mut bytes, mut total) = (Vec::new(), Vec::new(), 0, 0);
+        for (touched_ms, block, worker) in self.by_touch.iter().rev() {
+            let parent = self.blocks.get(block).map_or(0, |entry| entry.parent);
+            let run = HintRun {
+                parent,
+                blocks: vec![*block],
+                worker: (*worker).into(),
+                touched_ms: *touched_ms,
+            };
+            bytes += run.wire_bytes();
+            total += run.wire_bytes();
+            if total > self.config.hot_set_bytes {
+                break;
+            }
+            if bytes > chunk_bytes {
+                chunks.push(std::mem::take(&mut chunk));
+                bytes = run.wire_bytes();
+            }
+            chunk.push(run);
+        }
+        if !chunk.is_empty() {
+            chunks.push(chunk);
+        }
+        chunks
+    }
+
+    /// Who has served `block`, each with the time of the last touch in milliseconds of wall time.
+    pub fn workers(&self, block: u64) -> impl Iterator<Item = (WorkerId, u64)> {
+        self.blocks.get(&block).into_iter().flat_map(|entry| entry.workers.iter().copied())
+    }
+
+    /// How many hints are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_touch.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_touch.is_empty()
+    }
+
+    /// Blocks that were never told because too many were waiting.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        Now::at(Duration::from_secs(seconds))
+    }
+
+    fn worker(n: u64) -> WorkerId {
+        WorkerId::from_u64(n)
+    }
+
+    #[test]
+    fn only_what_others_may_not_know_is_told() {
+        let mut here = Prefixes::new(Config::default());
+        here.served(at(1000), worker(1), 0, &[10, 11, 12]);
+        assert_eq!(here.flush()[0].blocks, [10, 11, 12]);
+        here.served(at(1001), worker(1), 0, &[10, 11, 12, 13]);
+        let told = here.flush();
+        assert_eq!((told[0].parent, &*told[0].blocks), (12, &[13][..]));
+        here.served(at(1002), worker(1), 0, &[10, 11, 12, 13]);
+        assert!(here.flush().is_empty());
+        here.served(at(1400), worker(1), 0, &[10]);
+        assert_eq!(here.flush()[0].blocks, [10], "half the time to live has passed");
+    }
+
+    #[test]
+    fn hints_merge_to_the_later_touch_in_any_order() {
+        let run = |touched_ms| HintRun {
+            parent: 0,
+            blocks: vec![1],
+            worker: worker(1).into(),
+            touched_ms,
+        };
+        let now = at(1);
+        for order in [[500, 900], [900, 500]] {
+            let mut here = Prefixes::new(Config::default());
+            for touched in order {
+                here.merge(now, &[run(touched)]);
+            }
+            assert_eq!(here.workers(1).collect::<Vec<_>>(), [(worker(1), 900)]);
+            here.merge(now, &[run(u64::MAX)]);
+            assert_eq!(here.workers(1).collect::<Vec<_>>(), [(worker(1), 1000)], "no future");
+        }
+    }
+
+    #[test]
+    fn everything_is_bounded() {
+        let config = Config { max_entries: 100, max_waiting: 150, ..Config::default() };
+        let mut here = Prefixes::new(config);
+        for n in 0..1000 {
+            here.served(at(1000), worker(n % 7), 0, &[n]);
+        }
+        assert_eq!((here.len(), here.dropped()), (100, 850));
+        let mut told = 0;
+        while here.has_waiting() {
+            let runs = here.flush();
+            let bytes: usize = runs.iter().map(HintRun::wire_bytes).sum();
+            assert!(bytes <= config.flush_bytes && !runs.is_empty());
+            told += runs.iter().map(|run| run.blocks.len()).sum::<usize>();
+        }
+        assert_eq!(told, 150);
+        here.forget(worker(3));
+        assert!(here.len() < 100);
+        here.expire(at(2000), 1000);
+        assert!(here.is_empty());
+    }
+
+    #[test]
+    fn a_long_run_is_told_in_parts_that_hang_together() {
+        let mut here = Prefixes::new(Config { flush_bytes: 100, ..Config::default() });
+        here.served(at(1), worker(1), 0, &(1..=20).collect::<Vec<_>>());
+        let mut blocks = Vec::new();
+        while here.has_waiting() {
+            for run in here.flush() {
+                assert_eq!(run.parent, blocks.last().copied().unwrap_or(0));
+                blocks.extend(run.blocks);
+            }
+        }
+        assert_eq!(blocks, (1..=20).collect::<Vec<_>>());
+    }
+}

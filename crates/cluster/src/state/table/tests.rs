@@ -1,0 +1,592 @@
+//! The laws of every store's table.
+//!
+//! Shared stores: replicas that exchange deltas cut anywhere, doubled, late and relayed, and snapshots by ranges with
+//! anything in between, that take writers for dead which are not, carry on what those wrote and retire them, hold what an
+//! add-wins set of the same history holds (`crdts::Orswot` for the keys, and value by value all puts but those that another
+//! put or a removal had seen), and nothing that was seen to go comes back. Own stores: each writer's rows are everywhere as
+//! it wrote them last; what counters make of them is what those of `crdts` read.
+
+mod own;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crdts::orswot::Op;
+use crdts::{CmRDT, Dot as ForeignDot, Orswot, VClock};
+use proptest::prelude::*;
+use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
+use smg_types::spec::WorkerSpec;
+
+use super::Replica as _;
+use super::*;
+use crate::crdt::lww_register::LwwRegister;
+use crate::crdt::stamp::Author;
+use crate::state::policy::{Policies, PolicyRecord};
+use crate::state::quota::{Rule, RuleId, RuleMatch, RuleMode, Rules};
+use crate::state::session::{Session, SessionKey, Sessions};
+use crate::state::worker::{WorkerEntry, WorkerRecord, Workers};
+
+const REPLICAS: usize = 4;
+const KEYS: u8 = 4;
+const NOW: Now = Now { mono: Duration::from_secs(1_000), wall: Duration::from_secs(1_000) };
+
+/// A store whose values can be told apart by a number.
+trait Sample: Store<Value: Merge> {
+    fn key(n: u8) -> Self::Key;
+    /// A value that wins over `before`, what is read under the key.
+    fn value(n: u8, number: u64, stamp: Stamp, before: Option<&Self::Value>) -> Self::Value;
+    fn number(value: &Self::Value) -> u64;
+}
+
+impl Sample for Policies {
+    fn key(n: u8) -> ModelId {
+        ModelId::new(format!("m{n}"))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+        let policy = number.to_string();
+        let (parameters, weights) = Default::default();
+        LwwRegister::of(stamp, PolicyRecord { policy, parameters, weights })
+    }
+
+    fn number(value: &Self::Value) -> u64 {
+        value.get().unwrap().policy.parse().unwrap()
+    }
+}
+
+fn spec(n: u8) -> WorkerSpec {
+    WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+}
+
+impl Sample for Workers {
+    fn key(n: u8) -> WorkerId {
+        spec(n).id()
+    }
+
+    fn value(n: u8, number: u64, stamp: Stamp, _: Option<&WorkerEntry>) -> WorkerEntry {
+        let priority = i32::try_from(number).unwrap();
+        WorkerEntry::told(LwwRegister::of(
+            stamp,
+            WorkerRecord::from(&WorkerSpec { priority, ..spec(n) }),
+        ))
+    }
+
+    fn number(value: &WorkerEntry) -> u64 {
+        let spec = WorkerSpec::try_from(value.record().unwrap()).unwrap();
+        u64::try_from(spec.priority).unwrap()
+    }
+}
+
+impl Sample for Rules {
+    fn key(n: u8) -> RuleId {
+        RuleId(format!("rule {n}"))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+        LwwRegister::of(
+            stamp,
+            Rule {
+                matches: RuleMatch::Global,
+                requests: Some(number),
+                tokens: None,
+                window_ms: 1000,
+                burst: 0,
+                mode: RuleMode::Strict,
+            },
+        )
+    }
+
+    fn number(value: &Self::Value) -> u64 {
+        value.get().unwrap().requests.unwrap()
+    }
+}
+
+impl Sample for Sessions {
+    fn key(n: u8) -> SessionKey {
+        SessionKey(u64::from(n))
+    }
+
+    fn value(_: u8, number: u64, stamp: Stamp, before: Option<&Session>) -> Session {
+        let worker = WorkerId::from_u64(number);
+        Session::again(before, worker, stamp, 1_000_000, Duration::from_secs(1_000))
+    }
+
+    fn number(value: &Session) -> u64 {
+        value.worker().as_u64()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Put(usize, u8),
+    Remove(usize, u8),
+    /// From, to, whose stream, how much of it.
+    Delta(usize, usize, usize, usize),
+    /// From, to, at most so many bytes: the next range of a snapshot, whoever gave the one before.
+    Range(usize, usize, usize),
+    /// Collects what is applied, as early as can be: safety must not depend on waiting.
+    Collect(usize, usize),
+    /// The first takes the second for dead.
+    End(usize, usize),
+    /// Carries on what those that it takes for dead have written.
+    Adopt(usize),
+    /// Drops the rows of those of whom nothing else is left.
+    Retire(usize),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let r = || 0..REPLICAS;
+    let event = prop_oneof![
+        5 => (r(), 0..KEYS).prop_map(|(at, key)| Event::Put(at, key)),
+        3 => (r(), 0..KEYS).prop_map(|(at, key)| Event::Remove(at, key)),
+        9 => (r(), r(), r(), 1..400usize)
+            .prop_map(|(from, to, of, bytes)| Event::Delta(from, to, of, bytes)),
+        2 => (r(), r(), 1..400usize).prop_map(|(a, b, bytes)| Event::Range(a, b, bytes)),
+        1 => (r(), r()).prop_map(|(at, of)| Event::Collect(at, of)),
+        1 => (r(), r()).prop_map(|(at, of)| Event::End(at, of)),
+        2 => r().prop_map(Event::Adopt),
+        1 => r().prop_map(Event::Retire),
+    ];
+    prop::collection::vec(event, 1..80)
+}
+
+struct Replica<S: Store> {
+    at: usize,
+    table: Table<S>,
+    writers: Writers,
+    clock: HybridClock,
+    /// A snapshot on its way in: after which key it goes on, and what may be claimed at its end.
+    join: Option<(Option<Blob>, Vec<Mark>)>,
+}
+
+fn writer(at: usize) -> NodeId {
+    NodeId { name: format!("n{at}").parse().unwrap(), generation: Generation(1) }
+}
+
+impl<S: Store> Replica<S> {
+    fn new(at: usize) -> Self {
+        let mut writers = Writers::default();
+        for at in 0..REPLICAS {
+            let number = writers.intern(&writer(at)).unwrap();
+            writers.set_down(number, false);
+        }
+        let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
+        Self { at, table: Table::default(), writers, clock, join: None }
+    }
+
+    fn number(&self, of: usize) -> Writer {
+        self.writers.number(&writer(of)).unwrap()
+    }
+
+    fn with<T>(&mut self, f: impl FnOnce(&mut Table<S>, &mut Context<'_>) -> T) -> T {
+        let me = self.number(self.at);
+        let mut cx = Context { writers: &mut self.writers, clock: &mut self.clock, me, now: NOW };
+        f(&mut self.table, &mut cx)
+    }
+
+    /// Joins the next range of a snapshot; at the last one claims what all its donors had.
+    fn range(&mut self, from: &Self, bytes: usize) {
+        let (after, claim) = self.join.take().unwrap_or_default();
+        let section = from.table.section(&from.writers, after.clone(), bytes).unwrap();
+        self.with(|table, cx| table.join_section(cx, &section)).unwrap();
+        let least = |mark: &Mark| {
+            let before = claim.iter().find(|known| known.writer == mark.writer);
+            let unknown = if after.is_none() { mark.version } else { 0 };
+            let version = before.map_or(unknown, |known| known.version.min(mark.version));
+            Mark { version, ..*mark }
+        };
+        let claim: Vec<Mark> = section.marks.iter().map(least).collect();
+        if section.end.is_some() {
+            self.join = Some((section.end, claim));
+            return;
+        }
+        let me = self.number(self.at);
+        for mark in claim.iter().filter(|mark| mark.writer != me) {
+            self.table.claim(mark.writer, mark.version);
+        }
+    }
+
+    fn snapshot(&mut self, from: &Self, bytes: usize) {
+        self.range(from, bytes);
+        while self.join.is_some() {
+            self.range(from, bytes);
+        }
+    }
+
+    fn delta(&mut self, from: &Self, of: usize, bytes: usize) {
+        if of == self.at {
+            return;
+        }
+        let of = from.number(of);
+        let applied = self.table.applied(of);
+        if applied < from.table.floor(of) {
+            self.join = None;
+            self.snapshot(from, bytes);
+            return;
+        }
+        let Cut { rows, to, upto } = from.table.rows_after(&from.writers, of, applied, bytes);
+        let floor = from.table.floor(of);
+        self.with(|table, cx| {
+            table.raise_floor(of, floor);
+            // Each row twice: a doubled delta changes nothing.
+            for row in rows.iter().chain(&rows) {
+                table.apply(cx, of, row);
+            }
+            table.advance(of, to, upto);
+        });
+    }
+
+    fn adopt(&mut self)
+    where
+        S::Value: Merge,
+    {
+        for of in [0, 1, 2, 3].map(|of| self.number(of)) {
+            if self.writers.is_over(of) {
+                self.with(|table, cx| table.adopt(cx, of, 100));
+            }
+        }
+    }
+
+    fn retire(&mut self) -> bool {
+        let of = (0..REPLICAS).map(|of| self.number(of));
+        let spent: Vec<Writer> = of
+            .filter(|of| self.writers.is_over(*of) && self.table.applied(*of) > 0)
+            .filter(|of| self.table.is_spent(&self.writers, *of))
+            .collect();
+        for writer in &spent {
+            self.table.retire(*writer);
+        }
+        !spent.is_empty()
+    }
+}
+
+impl<S: Sample> Replica<S> {
+    fn put(&mut self, n: u8, number: u64) {
+        let stamp = self.clock.tick(NOW);
+        let value = S::value(n, number, stamp, self.table.merged(&S::key(n)).as_ref());
+        self.with(|table, cx| table.put_shared(cx, &S::key(n), value)).unwrap();
+    }
+
+    fn remove(&mut self, n: u8) {
+        self.with(|table, cx| table.remove_shared(cx, &S::key(n))).unwrap();
+    }
+
+    fn holds(&self) -> BTreeSet<(u8, u64)> {
+        let values = |n| self.table.values(&S::key(n)).map(move |(_, v)| (n, S::number(v)));
+        (0..KEYS).flat_map(values).collect()
+    }
+}
+
+/// What must come out of a history, found without rows, logs and versions.
+#[derive(Default)]
+struct Expected {
+    all: BTreeSet<(u8, u64)>,
+    dead: BTreeSet<(u8, u64)>,
+    by: BTreeMap<u64, usize>,
+    keys: Orswot<u8, usize>,
+}
+
+impl Expected {
+    /// Everything that was seen under the key is replaced.
+    fn replace(&mut self, n: u8, seen: &BTreeSet<(u8, u64)>) {
+        let seen: Vec<_> = seen.iter().filter(|(key, _)| *key == n).copied().collect();
+        let clock: VClock<usize> =
+            seen.iter().map(|(_, number)| ForeignDot::new(self.by[number], *number)).collect();
+        self.keys.apply(Op::Rm { clock, members: vec![n] });
+        self.dead.extend(seen);
+    }
+
+    fn put(&mut self, at: usize, n: u8, number: u64) {
+        self.all.insert((n, number));
+        self.by.insert(number, at);
+        self.keys.apply(Op::Add { dot: ForeignDot::new(at, number), members: vec![n] });
+    }
+
+    fn living(&self) -> BTreeSet<(u8, u64)> {
+        self.all.difference(&self.dead).copied().collect()
+    }
+}
+
+fn two<T>(replicas: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
+    let [a, b] = replicas.get_disjoint_mut([a, b]).unwrap();
+    (a, b)
+}
+
+/// Plays a history and checks it; says whether anything was carried on, and whether a writer was retired.
+fn play<S: Sample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
+    let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
+    let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
+    let mut expected = Expected::default();
+    let (mut adopted, mut retired) = (false, false);
+    for (number, event) in (1u64..).zip(events) {
+        let before: Vec<_> = replicas.iter().map(Replica::holds).collect();
+        match *event {
+            Event::Put(at, n) => {
+                expected.replace(n, &before[at]);
+                expected.put(at, n, number);
+                replicas[at].put(n, number);
+            }
+            Event::Remove(at, n) => {
+                expected.replace(n, &before[at]);
+                replicas[at].remove(n);
+            }
+            Event::Delta(from, to, of, bytes) if from != to => {
+                let (from, target) = two(&mut replicas, from, to);
+                target.delta(from, of, bytes);
+            }
+            Event::Range(from, to, bytes) if from != to => {
+                let (from, target) = two(&mut replicas, from, to);
+                target.range(from, bytes);
+            }
+            Event::Collect(at, of) => {
+                let of = replicas[at].number(of);
+                replicas[at].table.collect(of, u64::MAX);
+            }
+            Event::End(at, of) if at != of => {
+                let of = replicas[at].number(of);
+                replicas[at].writers.end(of);
+            }
+            Event::Delta(..) | Event::Range(..) | Event::End(..) => {}
+            Event::Adopt(at) => {
+                let me = replicas[at].number(at);
+                let version = replicas[at].table.applied(me);
+                replicas[at].adopt();
+                adopted |= replicas[at].table.applied(me) > version;
+            }
+            Event::Retire(at) => retired |= replicas[at].retire(),
+        }
+        for (at, replica) in replicas.iter().enumerate() {
+            let holds = replica.holds();
+            let back: Vec<_> = holds.intersection(&gone[at]).collect();
+            prop_assert!(back.is_empty(), "{:?} came back at {} by {:?}", back, at, event);
+            gone[at].extend(before[at].difference(&holds));
+        }
+    }
+    // Everybody hears everything, by relays and in any order.
+    for _ in 0..3 {
+        for from in 0..REPLICAS {
+            for to in (0..REPLICAS).filter(|to| *to != from) {
+                for of in 0..REPLICAS {
+                    let (from, target) = two(&mut replicas, from, to);
+                    target.delta(from, of, 1 << 20);
+                }
+            }
+        }
+    }
+    let keys: BTreeSet<u8> = expected.keys.read().val.into_iter().collect();
+    for replica in &replicas {
+        prop_assert_eq!(replica.holds(), expected.living());
+        let held: BTreeSet<u8> = replica.holds().into_iter().map(|(n, _)| n).collect();
+        prop_assert_eq!(&held, &keys, "as crdts says");
+        prop_assert_eq!(replica.table.print, replicas[0].table.print);
+        prop_assert_eq!(replica.table.living, expected.living().len());
+        prop_assert!(replica.table.pending.is_empty());
+        check_sums(&replica.table);
+    }
+    Ok((adopted, retired))
+}
+
+/// What a table counts along the way is what it holds.
+fn check_sums<S: Store>(table: &Table<S>) {
+    let rows = || table.cells.values().flatten();
+    assert_eq!(table.bytes, rows().map(|(_, row)| row.bytes as usize).sum::<usize>());
+    assert_eq!(table.tombstones, rows().filter(|(_, row)| row.is_tombstone()).count());
+    let logged: usize = table.logs.values().map(|log| log.by_version.len()).sum();
+    assert_eq!(logged, rows().count());
+    let carried: usize = rows().map(|(_, row)| row.carried().len()).sum();
+    assert_eq!(table.carried.values().sum::<usize>(), carried);
+    let dots: BTreeMap<_, _> = table
+        .cells
+        .iter()
+        .flat_map(|(key, cell)| cell.iter().map(move |(w, row)| (key, w, row)))
+        .flat_map(|(key, w, row)| row.dots(*w).map(move |(dot, hash)| ((key, dot), hash)))
+        .collect();
+    assert_eq!(table.living, dots.len());
+    let print = dots.iter().fold(0, |print, ((_, dot), hash)| print ^ print_of(dot.1, *hash));
+    assert_eq!(table.print, print);
+}
+
+/// Plays `cases` random histories, or as many as `SMG_HISTORIES` says, and sees to it that the rare things were among them.
+fn check_histories<S: Sample>(cases: u32) {
+    let more = std::env::var("SMG_HISTORIES").ok();
+    let cases = more.map_or(cases, |more| more.parse().expect("SMG_HISTORIES is a number"));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
+    let reached = std::cell::Cell::new((0, 0));
+    let played = runner.run(&events(), |events| {
+        let (adopted, retired) = play::<S>(&events)?;
+        let (a, r) = reached.get();
+        reached.set((a + u32::from(adopted), r + u32::from(retired)));
+        Ok(())
+    });
+    if let Err(error) = played {
+        panic!("{error}");
+    }
+    let (adopted, retired) = reached.get();
+    assert!(adopted > cases / 50 && retired > cases / 500, "{adopted} adopted, {retired} retired");
+}
+
+#[test]
+fn a_row_that_an_audit_drops_is_not_dead() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 7);
+    b.delta(&a, 0, whole);
+    c.delta(&a, 0, whole);
+    // b carries on what a wrote and needs a's row no longer; it tells c so.
+    let of = b.number(0);
+    b.writers.end(of);
+    b.adopt();
+    c.delta(&b, 1, whole);
+    c.with(|table, cx| table.repair(cx, of, u64::MAX, &[]));
+    assert_eq!(c.holds(), BTreeSet::from([(1, 7)]));
+    // c says of a's log that nothing is in it, before it says what b carries.
+    d.delta(&c, 0, whole);
+    d.delta(&c, 1, whole);
+    assert_eq!(d.holds(), BTreeSet::from([(1, 7)]));
+}
+
+#[test]
+fn a_row_that_came_without_its_kills_is_told_them_later() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(0, 1);
+    b.delta(&a, 0, whole);
+    b.put(1, 2);
+    b.put(0, 3);
+    c.delta(&a, 0, whole);
+    c.delta(&b, 1, whole);
+    let of = c.number(1);
+    c.table.collect(of, u64::MAX);
+    // The first range of a snapshot brings d the row of b whose kill c has collected, and a takes it from there.
+    d.range(&c, 1);
+    a.delta(&d, 1, whole);
+    a.delta(&b, 1, whole);
+    assert_eq!(a.holds(), BTreeSet::from([(0, 3), (1, 2)]));
+    // d's snapshot does not go on, and it hears everybody instead.
+    d.delta(&b, 1, whole);
+    d.delta(&a, 0, whole);
+    assert_eq!(d.holds(), BTreeSet::from([(0, 3), (1, 2)]));
+}
+
+#[test]
+fn a_snapshot_by_two_donors_brings_nothing_back() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 1);
+    b.delta(&a, 0, whole);
+    b.put(1, 2);
+    c.delta(&b, 1, whole);
+    let of = b.number(1);
+    b.table.collect(of, u64::MAX);
+    // b knows that what a wrote is dead and needs no kill for it any more; c, which gives the second range, does not.
+    d.range(&b, 1);
+    d.range(&c, 1);
+    assert!(d.join.is_none());
+    d.delta(&a, 0, whole);
+    assert_eq!(d.holds(), BTreeSet::from([(1, 2)]));
+}
+
+#[test]
+fn a_removal_in_a_part_of_a_log_is_remembered_until_the_whole_has_come() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, _] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(1, 1);
+    c.delta(&a, 0, whole);
+    a.remove(1);
+    a.put(0, 2);
+    b.delta(&a, 0, 1);
+    let of = b.number(0);
+    b.table.collect(of, u64::MAX);
+    // c has not heard of the removal.
+    b.snapshot(&c, whole);
+    b.delta(&a, 0, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2)]));
+}
+
+#[test]
+fn a_writer_is_not_retired_while_more_of_its_log_is_to_come() {
+    let whole = 1 << 20;
+    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(2, 1);
+    d.delta(&a, 0, whole);
+    b.delta(&a, 0, whole);
+    a.put(0, 2);
+    // Of two ranges d gets the first, and takes a for dead.
+    d.range(&a, 1);
+    let of = d.number(0);
+    d.writers.end(of);
+    d.adopt();
+    assert!(!d.retire(), "it knows of a second row, and not of what is between");
+    a.range(&d, 1);
+    b.delta(&a, 0, whole);
+    b.delta(&d, 3, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
+}
+
+#[test]
+fn a_writer_is_not_retired_by_who_is_behind_its_floor() {
+    let whole = 1 << 20;
+    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    a.put(2, 1);
+    b.delta(&a, 0, whole);
+    d.delta(&a, 0, whole);
+    a.put(0, 2);
+    c.delta(&a, 0, whole);
+    let of = c.number(0);
+    c.writers.end(of);
+    c.adopt();
+    assert!(c.retire());
+    // The first range says how far c is, and is not all of it.
+    d.range(&c, 1);
+    let of = d.number(0);
+    d.writers.end(of);
+    d.adopt();
+    assert!(!d.retire());
+    a.range(&d, 1);
+    b.delta(&a, 0, whole);
+    b.delta(&c, 2, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
+}
+
+#[test]
+fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
+    let whole = 1 << 20;
+    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
+    d.put(0, 1);
+    a.put(0, 2);
+    b.delta(&a, 0, whole);
+    a.snapshot(&d, whole);
+    // b takes a for dead, carries on what it wrote and forgets its row; a hears of that.
+    let of = b.number(0);
+    b.writers.end(of);
+    b.adopt();
+    assert!(b.retire());
+    a.snapshot(&b, whole);
+    // a takes d for dead and carries on what that wrote, under the same key.
+    let of = a.number(3);
+    a.writers.end(of);
+    a.adopt();
+    b.delta(&a, 0, whole);
+    b.delta(&d, 3, whole);
+    assert_eq!(b.holds(), BTreeSet::from([(0, 1), (0, 2)]));
+}
+
+#[test]
+fn policies_hold_what_an_add_wins_set_holds() {
+    check_histories::<Policies>(10_000);
+}
+
+#[test]
+fn workers_hold_what_an_add_wins_set_holds() {
+    check_histories::<Workers>(2_500);
+}
+
+#[test]
+fn rules_hold_what_an_add_wins_set_holds() {
+    check_histories::<Rules>(2_500);
+}
+
+#[test]
+fn sessions_hold_what_an_add_wins_set_holds() {
+    check_histories::<Sessions>(2_500);
+}

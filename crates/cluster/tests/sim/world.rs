@@ -1,0 +1,691 @@
+//! The world: virtual time, processes with disks and clocks, and a network that does everything but invent bytes.
+//!
+//! One queue ordered by (time, sequence) holds all that will happen; each step takes one item, feeds it to a production
+//! `Node`, drains the node and lets the checks look. All chance comes from one generator, so that a seed is a history.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use smg_cluster::codec::{self, ClusterId, Frame, Kind};
+use smg_cluster::membership;
+use smg_cluster::replication;
+use smg_cluster::state::{Version, Write};
+use smg_cluster::{Config, Event, Lane, Node, Transmit};
+use smg_types::ids::{Generation, NodeName};
+use smg_types::now::Now;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::checks::{Checks, Violation};
+use crate::ledger::Ledger;
+
+/// What the calendar shows when a world begins.
+pub(crate) const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+
+/// Time between two questions to the name service.
+pub(crate) const RESOLVE: Duration = Duration::from_secs(3);
+
+/// Frames that a stalled process has not read yet; more are lost, as a full socket would lose them.
+const MAX_INBOX: usize = 1024;
+
+/// A place where a router can run: a name, a disk, a clock, and the process if it runs.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub name: NodeName,
+    pub address: SocketAddr,
+    pub cluster: ClusterId,
+    /// Protocol version on the wire.
+    pub version: (u8, u8),
+    /// Slots whose addresses its name service gives, as they are when it asks.
+    pub seeds: Vec<usize>,
+    pub config: membership::Config,
+    pub replication: replication::Config,
+    /// The calendar's error, in milliseconds.
+    pub clock_error: i64,
+    /// The largest generation that was written down.
+    pub disk: Option<Generation>,
+    pub process: Option<Process>,
+    /// Frames dropped because nobody was there or the inbox was full.
+    pub lost: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub node: Node,
+    /// Which start of this slot.
+    pub life: u32,
+    pub stalled: bool,
+    inbox: Vec<(SocketAddr, Vec<u8>)>,
+    /// The deadline that a wake-up is queued for.
+    wake: Option<Duration>,
+    pub leaving: bool,
+}
+
+/// What the network does to frames at the moment.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Net {
+    pub latency: (Duration, Duration),
+    pub drop: f64,
+    pub duplicate: f64,
+    /// Chance of a frame to be held back by up to `late`.
+    pub reorder: f64,
+    pub late: Duration,
+    pub corrupt: f64,
+    /// Ordered pairs of slots between which nothing gets through.
+    pub cut: BTreeSet<(usize, usize)>,
+    /// Ordered pairs of slots whose frames take this much longer.
+    pub slow: BTreeMap<(usize, usize), Duration>,
+}
+
+impl Net {
+    pub(crate) fn clean() -> Self {
+        Self {
+            latency: (Duration::from_micros(200), Duration::from_millis(1)),
+            drop: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+            late: Duration::ZERO,
+            corrupt: 0.0,
+            cut: BTreeSet::new(),
+            slow: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Happening {
+    Deliver { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
+    Wake { slot: usize, life: u32 },
+    Resume { slot: usize, life: u32 },
+    Resolve { slot: usize, life: u32 },
+    Depart { slot: usize, life: u32 },
+    Stop { slot: usize, life: u32 },
+}
+
+#[derive(Debug)]
+struct Item {
+    at: Duration,
+    sequence: u64,
+    what: Happening,
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.sequence) == (other.at, other.sequence)
+    }
+}
+impl Eq for Item {}
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Item {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+/// What was handed to the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub frames: u64,
+    pub bytes: u64,
+    pub state_frames: u64,
+}
+
+pub(crate) struct World {
+    pub now: Duration,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<Item>>,
+    pub slots: Vec<Slot>,
+    pub net: Net,
+    pub rng: StdRng,
+    trace: Xxh3,
+    /// Printed as it happens, for a replay.
+    pub verbose: bool,
+    pub checks: Checks,
+    pub ledger: Ledger,
+    /// Whether all must hold the same rows in the end: not with clocks so wrong that stamps are not believed.
+    pub compares_state: bool,
+    /// Rare states that were reached.
+    pub reached: BTreeSet<&'static str>,
+    pub traffic: Traffic,
+    pub steps: u64,
+    lives: u32,
+    /// The ledger is out: it is the one that writes.
+    is_writing: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            now: Duration::ZERO,
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            slots: Vec::new(),
+            net: Net::clean(),
+            rng: StdRng::seed_from_u64(seed),
+            trace: Xxh3::new(),
+            verbose: false,
+            checks: Checks::default(),
+            ledger: Ledger::default(),
+            compares_state: true,
+            reached: BTreeSet::new(),
+            traffic: Traffic::default(),
+            steps: 0,
+            lives: 0,
+            is_writing: false,
+        }
+    }
+
+    /// A slot called `name` at the address number `address`.
+    pub(crate) fn add(&mut self, name: &str, address: u16, config: &membership::Config) -> usize {
+        self.slots.push(Slot {
+            name: name.parse().expect("names of slots are names of nodes"),
+            address: address_number(address),
+            cluster: ClusterId::of("test"),
+            version: codec::VERSION,
+            seeds: Vec::new(),
+            config: config.clone(),
+            replication: replication::Config::default(),
+            clock_error: 0,
+            disk: None,
+            process: None,
+            lost: 0,
+        });
+        self.slots.len() - 1
+    }
+
+    /// `n` slots that all know each other's addresses, none running.
+    pub(crate) fn add_cluster(&mut self, n: u16, config: &membership::Config) {
+        let seeds: Vec<_> = (0..usize::from(n)).collect();
+        for i in 0..n {
+            let slot = self.add(&format!("n{i}"), i, config);
+            self.slots[slot].seeds.clone_from(&seeds);
+        }
+    }
+
+    pub(crate) fn start_all(&mut self) -> Result<(), Violation> {
+        (0..self.slots.len()).try_for_each(|slot| self.start(slot))
+    }
+
+    /// Starts the process of a slot: a new life, from its disk and its clock.
+    pub(crate) fn start(&mut self, slot: usize) -> Result<(), Violation> {
+        assert!(self.slots[slot].process.is_none(), "slot {slot} runs already");
+        self.lives += 1;
+        let life = self.lives;
+        let now = self.clock(slot);
+        let place = &mut self.slots[slot];
+        let by_clock = membership::generation_at(now.wall, self.rng.random());
+        let generation = place.disk.map_or(by_clock, |disk| by_clock.max(Generation(disk.0 + 1)));
+        place.disk = place.disk.is_some().then_some(generation);
+        let config = Config {
+            cluster: place.cluster,
+            membership: place.config.clone(),
+            replication: place.replication.clone(),
+        };
+        let (name, address) = (place.name.clone(), place.address);
+        let mut rng = StdRng::from_rng(&mut self.rng);
+        let mut node = Node::try_new(config, name, generation, address, now, &mut rng)
+            .expect("the simulator's configurations are sound");
+        node.join(now, &self.resolve(slot));
+        self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
+        self.note(&format!("{slot} starts as {}", node.me().node));
+        let inbox = Vec::new();
+        let process = Process { node, life, stalled: false, inbox, wake: None, leaving: false };
+        self.slots[slot].process = Some(process);
+        self.drain(slot)
+    }
+
+    pub(crate) fn crash(&mut self, slot: usize) {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        ledger.process_ends(self, slot);
+        self.ledger = ledger;
+        if self.slots[slot].process.take().is_some() {
+            self.note(&format!("{slot} ends"));
+        }
+    }
+
+    /// A process writes a row.
+    pub(crate) fn write(
+        &mut self,
+        slot: usize,
+        write: Write,
+    ) -> Result<Option<Version>, Violation> {
+        let now = self.clock(slot);
+        let Some(process) = &mut self.slots[slot].process else { return Ok(None) };
+        let what = format!("{write:.80?}");
+        let written = process.node.update(now, write);
+        if let Err(refused) = &written {
+            self.reached.insert("a row was refused to its author");
+            self.note(&format!("{slot}: {refused}"));
+        }
+        self.note(&format!("{slot} writes {what}: {written:?}"));
+        self.drain(slot)?;
+        Ok(written.ok().flatten())
+    }
+
+    /// A process writes something by chance.
+    pub(crate) fn write_something(&mut self, slot: usize) -> Result<(), Violation> {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        self.is_writing = true;
+        let result = ledger.write(self, slot);
+        self.is_writing = false;
+        self.ledger = ledger;
+        result
+    }
+
+    /// Freezes a process for a while.
+    pub(crate) fn stall(&mut self, slot: usize, time: Duration) {
+        if let Some(process) = &mut self.slots[slot].process
+            && !process.stalled
+        {
+            process.stalled = true;
+            let life = process.life;
+            self.note(&format!("{slot} stalls for {time:?}"));
+            self.push(self.now + time, Happening::Resume { slot, life });
+        }
+    }
+
+    /// Leaves gracefully after draining for `drain`; a while later the process ends.
+    pub(crate) fn leave(&mut self, slot: usize, drain: Duration) -> Result<(), Violation> {
+        let now = self.clock(slot);
+        let Some(process) = &mut self.slots[slot].process else { return Ok(()) };
+        let life = process.life;
+        process.leaving = true;
+        process.node.leave(now);
+        self.note(&format!("{slot} leaves"));
+        self.push(self.now + drain, Happening::Depart { slot, life });
+        self.drain(slot)
+    }
+
+    /// The slot goes on at another address; whoever runs there now is not asked.
+    pub(crate) fn readdress(&mut self, slot: usize, address: u16) -> Result<(), Violation> {
+        let address = address_number(address);
+        self.slots[slot].address = address;
+        let now = self.clock(slot);
+        self.note(&format!("{slot} moves to {address}"));
+        if let Some(process) = &mut self.slots[slot].process {
+            process.node.readdress(now, address);
+            self.drain(slot)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a process of another slot is bound to `address`.
+    pub(crate) fn is_taken(&self, address: SocketAddr, by_other_than: usize) -> bool {
+        self.running().any(|(i, _)| i != by_other_than && self.slots[i].address == address)
+    }
+
+    /// What the name service tells a slot.
+    fn resolve(&self, slot: usize) -> Vec<SocketAddr> {
+        self.slots[slot].seeds.iter().map(|seed| self.slots[*seed].address).collect()
+    }
+
+    /// Both clocks as the process of `slot` reads them.
+    pub(crate) fn clock(&self, slot: usize) -> Now {
+        let error = Duration::from_millis(self.slots[slot].clock_error.unsigned_abs());
+        let wall = EPOCH + self.now;
+        let wall = if self.slots[slot].clock_error < 0 { wall - error } else { wall + error };
+        Now { mono: self.now, wall }
+    }
+
+    pub(crate) fn node(&self, slot: usize) -> Option<&Node> {
+        self.slots[slot].process.as_ref().map(|process| &process.node)
+    }
+
+    /// Whether a slot belongs to the cluster that is tested: not to another one, nor to another major version.
+    pub(crate) fn is_ours(&self, slot: usize) -> bool {
+        let slot = &self.slots[slot];
+        slot.cluster == ClusterId::of("test") && slot.version.0 == codec::VERSION.0
+    }
+
+    /// Whether some process has ended.
+    pub(crate) fn has_lost_a_life(&self) -> bool {
+        self.running().count() < self.lives as usize
+    }
+
+    /// Slots with a process.
+    pub(crate) fn running(&self) -> impl Iterator<Item = (usize, &Process)> {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, slot.process.as_ref()?)))
+    }
+
+    /// Plays until `until`.
+    pub(crate) fn run_until(&mut self, until: Duration) -> Result<(), Violation> {
+        while self.queue.peek().is_some_and(|Reverse(item)| item.at <= until) {
+            let Some(Reverse(item)) = self.queue.pop() else { break };
+            self.now = item.at;
+            self.step(item.what)?;
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    pub(crate) fn run_for(&mut self, time: Duration) -> Result<(), Violation> {
+        self.run_until(self.now + time)
+    }
+
+    /// Plays until `done` holds, looking every `tick`; how long that took, or `None` if it was not so within `limit`.
+    pub(crate) fn run_while_not(
+        &mut self,
+        limit: Duration,
+        tick: Duration,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Result<Option<Duration>, Violation> {
+        let start = self.now;
+        while !done(self) {
+            if self.now >= start + limit {
+                return Ok(None);
+            }
+            self.run_for(tick)?;
+        }
+        Ok(Some(self.now - start))
+    }
+
+    /// The history so far, as one number.
+    pub(crate) fn trace_hash(&self) -> u64 {
+        self.trace.digest()
+    }
+
+    fn step(&mut self, what: Happening) -> Result<(), Violation> {
+        self.steps += 1;
+        match what {
+            Happening::Deliver { from, to, bytes } => self.deliver(from, to, bytes),
+            Happening::Wake { slot, life } => {
+                let now = self.clock(slot);
+                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                let due = process.wake.take();
+                if process.stalled {
+                    return Ok(());
+                }
+                let is_due = process.node.next_deadline().is_some_and(|at| at <= now.mono);
+                if due.is_some() && is_due {
+                    process.node.handle_timeout(now);
+                }
+                self.trace(0, slot, &[]);
+                self.drain(slot)
+            }
+            Happening::Resume { slot, life } => {
+                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                process.stalled = false;
+                let inbox = std::mem::take(&mut process.inbox);
+                self.note(&format!("{slot} goes on"));
+                // The timer is late before the first frame is read, as in a real process.
+                let now = self.clock(slot);
+                if let Some(process) = self.living(slot, life) {
+                    process.node.handle_timeout(now);
+                }
+                for (from, bytes) in inbox {
+                    if let Some(process) = self.living(slot, life) {
+                        process.node.handle_frame(now, from, &bytes);
+                    }
+                }
+                self.drain(slot)
+            }
+            Happening::Resolve { slot, life } => {
+                let (now, seeds) = (self.clock(slot), self.resolve(slot));
+                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                if !process.stalled {
+                    process.node.join(now, &seeds);
+                }
+                self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
+                self.drain(slot)
+            }
+            Happening::Depart { slot, life } => {
+                let now = self.clock(slot);
+                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                process.node.depart(now);
+                self.checks.departed(slot, &self.slots);
+                self.push(self.now + Duration::from_millis(100), Happening::Stop { slot, life });
+                self.drain(slot)
+            }
+            Happening::Stop { slot, life } => {
+                if self.living(slot, life).is_some() {
+                    self.crash(slot);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    ) -> Result<(), Violation> {
+        // Of two slots at one address, the one that came last has it.
+        let Some(slot) =
+            self.slots.iter().rposition(|slot| slot.address == to && slot.process.is_some())
+        else {
+            return Ok(());
+        };
+        self.trace(1, slot, &bytes);
+        let now = self.clock(slot);
+        let place = &mut self.slots[slot];
+        let Some(process) = &mut place.process else { return Ok(()) };
+        if process.stalled {
+            if process.inbox.len() < MAX_INBOX {
+                process.inbox.push((from, bytes));
+            } else {
+                place.lost += 1;
+            }
+            return Ok(());
+        }
+        if place.version.0 == codec::VERSION.0 {
+            process.node.handle_frame(now, from, &bytes);
+        } else if bytes.first() == Some(&place.version.0)
+            && let Some(bytes) = as_of_major(codec::VERSION.0, &bytes)
+        {
+            process.node.handle_frame(now, from, &bytes);
+        }
+        self.drain(slot)
+    }
+
+    /// Takes what a node wants sent and told, queues its next wake-up, and lets the checks look at it.
+    fn drain(&mut self, slot: usize) -> Result<(), Violation> {
+        let Some(process) = &mut self.slots[slot].process else { return Ok(()) };
+        let life = process.life;
+        let mut transmits = Vec::new();
+        while let Some(transmit) = process.node.poll_transmit() {
+            transmits.push(transmit);
+        }
+        let mut events = Vec::new();
+        while let Some(event) = process.node.poll_event() {
+            events.push(event);
+        }
+        let wake = process.node.next_deadline().filter(|_| !process.stalled);
+        let queued = process.wake;
+        if let Some(at) = wake
+            && queued.is_none_or(|queued| at < queued)
+        {
+            process.wake = Some(at);
+            self.push(at.max(self.now), Happening::Wake { slot, life });
+        }
+        for transmit in transmits {
+            self.send(slot, transmit);
+        }
+        for event in &events {
+            self.note_event(slot, event);
+        }
+        if events
+            .iter()
+            .any(|event| matches!(event, Event::Membership(membership::Event::Reborn { .. })))
+        {
+            let place = &mut self.slots[slot];
+            if let (Some(disk), Some(process)) = (&mut place.disk, &place.process) {
+                *disk = process.node.me().node.generation;
+            }
+        }
+        let mut checks = std::mem::take(&mut self.checks);
+        let result = checks.after_step(self, slot, &events);
+        self.checks = checks;
+        result?;
+        let looks = !self.is_writing && (!events.is_empty() || self.steps.is_multiple_of(64));
+        if self.compares_state && looks {
+            // VectorHonesty: who has all that was written holds the same.
+            let mut ledger = std::mem::take(&mut self.ledger);
+            ledger.look_around(self);
+            let lie = crate::ledger::dishonest(&ledger, self);
+            self.ledger = ledger;
+            if let Some(what) = lie {
+                return Err(Violation { check: "VectorHonesty", at: self.now, what });
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, slot: usize, transmit: Transmit) {
+        let place = &self.slots[slot];
+        let from = place.address;
+        let Transmit { to, lane, mut bytes, .. } = transmit;
+        self.traffic.state_frames += u64::from(lane == Lane::State);
+        self.traffic.frames += 1;
+        self.traffic.bytes += bytes.len() as u64;
+        if place.version != codec::VERSION {
+            bytes = self.as_of_version(slot, &bytes);
+            if self.chance(0.1) {
+                // A kind that only later versions have.
+                let (version, cluster) = (self.slots[slot].version, self.slots[slot].cluster);
+                let novelty = codec::frame_of_version(version, 200, cluster, b"from the future");
+                self.transmit(slot, from, to, novelty);
+            }
+        }
+        self.transmit(slot, from, to, bytes);
+    }
+
+    /// Hands bytes to the network.
+    pub(crate) fn transmit(
+        &mut self,
+        slot: usize,
+        from: SocketAddr,
+        to: SocketAddr,
+        mut bytes: Vec<u8>,
+    ) {
+        let receiver = self.slots.iter().rposition(|s| s.address == to && s.process.is_some());
+        let pair = receiver.map(|receiver| (slot, receiver));
+        if pair.is_some_and(|pair| self.net.cut.contains(&pair)) || self.chance(self.net.drop) {
+            return;
+        }
+        if self.chance(self.net.corrupt) && !bytes.is_empty() {
+            let at = self.rng.random_range(0..bytes.len());
+            bytes[at] ^= 1 << self.rng.random_range(0..8);
+        }
+        let copies = if self.chance(self.net.duplicate) { 2 } else { 1 };
+        for _ in 0..copies {
+            let (least, most) = self.net.latency;
+            let mut after = self.rng.random_range(least..=most);
+            if self.chance(self.net.reorder) {
+                after += self.net.late.mul_f64(self.rng.random());
+            }
+            if let Some(extra) = pair.and_then(|pair| self.net.slow.get(&pair)) {
+                after += *extra;
+            }
+            let bytes = bytes.clone();
+            self.push(self.now + after, Happening::Deliver { from, to, bytes });
+        }
+    }
+
+    /// What a router of another version sends instead: a later minor version appends fields and has kinds of its own.
+    fn as_of_version(&self, slot: usize, bytes: &[u8]) -> Vec<u8> {
+        let version = self.slots[slot].version;
+        let Ok(frame) = Frame::read(bytes) else { return bytes.to_vec() };
+        let mut payload = frame.payload.to_vec();
+        if frame.kind != Kind::Swim {
+            payload.extend(b"appended");
+        }
+        codec::frame_of_version(version, frame.kind as u8, frame.cluster, &payload)
+    }
+
+    fn chance(&mut self, p: f64) -> bool {
+        p > 0.0 && self.rng.random_bool(p)
+    }
+
+    fn living(&mut self, slot: usize, life: u32) -> Option<&mut Process> {
+        self.slots[slot].process.as_mut().filter(|process| process.life == life)
+    }
+
+    fn push(&mut self, at: Duration, what: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Item { at, sequence: self.sequence, what }));
+    }
+
+    fn trace(&mut self, kind: u8, slot: usize, bytes: &[u8]) {
+        self.trace.update(&[kind]);
+        self.trace.update(&self.now.as_nanos().to_le_bytes());
+        self.trace.update(&slot.to_le_bytes());
+        self.trace.update(bytes);
+        if self.verbose && kind == 1 && std::env::var_os("SMG_SIM_FRAMES").is_some() {
+            let kind = Frame::read(bytes).map(|frame| frame.kind);
+            println!("{:>12.6} -> {slot}: {kind:?}", self.now.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn note(&mut self, text: &str) {
+        self.trace.update(text.as_bytes());
+        if self.verbose {
+            println!("{:>12.6} {text}", self.now.as_secs_f64());
+        }
+    }
+
+    fn note_event(&mut self, slot: usize, event: &Event) {
+        let Event::Membership(event) = event else { return };
+        match event {
+            membership::Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
+            membership::Event::Reborn { .. } => {
+                self.reached.insert("a life was reborn above its past")
+            }
+            membership::Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
+                self.reached.insert("a duplicate name was refused")
+            }
+            membership::Event::Refused(membership::RefusalReason::ForeignCluster(_)) => {
+                self.reached.insert("a foreign cluster was refused")
+            }
+            membership::Event::NameContested(_) => {
+                self.reached.insert("a holder noticed its namesake")
+            }
+            membership::Event::Me { .. } => false,
+            membership::Event::Member(transition) => {
+                use smg_cluster::membership::MemberState::{Alive, Down, Leaving, Suspected};
+                match (transition.from, transition.to) {
+                    (Some(Suspected), Some(Alive)) => {
+                        self.reached.insert("a suspicion was refuted")
+                    }
+                    (Some(Suspected), Some(Down)) => self.reached.insert("a suspect went down"),
+                    (Some(Down), Some(Alive)) => self.reached.insert("the dead came back"),
+                    (Some(Leaving), None) => self.reached.insert("a leaver was gone"),
+                    _ => false,
+                }
+            }
+        };
+        let text = format!("{slot}: {event:?}");
+        self.note(&text);
+    }
+}
+
+/// A frame of another major version as this version would have sent it: what routers of that version read.
+fn as_of_major(major: u8, bytes: &[u8]) -> Option<Vec<u8>> {
+    let (header, payload) = bytes.split_first_chunk::<{ codec::HEADER_BYTES }>()?;
+    let cluster = ClusterId(u64::from_le_bytes(header[4..12].try_into().ok()?));
+    Some(codec::frame_of_version((major, header[1]), header[2], cluster, payload))
+}
+
+/// The address with a number.
+pub(crate) fn address_number(number: u16) -> SocketAddr {
+    let [high, low] = number.to_be_bytes();
+    SocketAddr::from(([10, 0, high, low], 39527))
+}
+
+/// A generator for what is decided before a world begins.
+pub(crate) fn planner(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed ^ 0x5eed)
+}
+
+/// Any of `items`.
+pub(crate) fn any_of<T: Copy>(rng: &mut dyn Rng, items: &[T]) -> T {
+    items[rng.random_range(0..items.len())]
+}

@@ -1,0 +1,337 @@
+//! The machinery that connects routers: sockets, clock and tasks around `cluster`, which does the thinking.
+//!
+//! Everything here runs on a thread and runtime of its own, so that a flood of requests never delays a probe and makes a
+//! healthy router look dead. One task, the driver, owns the `cluster::Node`; links carry its frames out, the server brings
+//! the others' in, `join` resolves names. The rest of the router holds a [`Handle`]: the newest [`View`], happenings as
+//! they happen, and visits to the node.
+//!
+//! Not here: what any of it means for requests. That is `bridge`'s and `fleet`'s.
+
+mod advertise;
+mod driver;
+mod engine;
+mod handle;
+mod join;
+mod keys;
+mod link;
+mod metrics;
+mod net;
+mod queue;
+mod seal;
+mod security;
+mod server;
+mod status;
+mod wire;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
+
+pub use advertise::{Source, Wanted};
+pub use handle::{Handle, KeyReceipts, KeysError};
+pub use join::{JoinAddress, ParseJoinAddressError};
+pub use link::{LaneStatus, LinkStatus};
+pub use metrics::Metrics;
+pub use seal::{KeyId, Mode, ParseKeyError, Ring, RingError, SharedKey};
+pub use security::{Config as SecurityConfig, KeyChange};
+pub use status::{
+    ConnectionStatus, Drift, Health, JoinStatus, NodeStatus, PeerStatus, Router, Status,
+    StoreStatus, rfc3339,
+};
+
+pub use smg_cluster::membership::MemberState;
+use smg_runtime::clock::Clock;
+
+use engine::{Engine, assemble};
+use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
+use smg_cluster::state::news::News;
+use smg_cluster::{self as cluster, Node};
+use smg_runtime::tasks::{OnEnd, Tasks};
+use smg_types::ids::{NodeId, NodeName};
+use smg_types::now::Now;
+
+/// The port of the mesh.
+pub const DEFAULT_PORT: u16 = 39527;
+
+/// When each store was last compared with, or changed by, another router: since the Unix epoch.
+pub type Synced = std::collections::BTreeMap<cluster::state::StoreId, Duration>;
+
+/// How long the end of the mesh may take: LEAVING was told long before.
+const DEPARTURE: Duration = Duration::from_secs(2);
+
+/// What the mesh is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// This router's name.
+    pub name: NodeName,
+    /// The cluster's name, for people.
+    pub cluster_name: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// What was said of the address to be reached at.
+    pub advertise: Wanted,
+    /// Where others may be.
+    pub join: Vec<JoinAddress>,
+    /// How it is protected.
+    pub security: SecurityConfig,
+    /// Everything else: timings, bounds, the cluster's id.
+    pub node: cluster::Config,
+}
+
+/// A mesh that can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Its port could not be had.
+    #[error("cannot listen on {address} (--mesh-host, --mesh-port): {source}")]
+    Listen {
+        /// What was wanted.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its certificates can't be used.
+    #[error(transparent)]
+    Tls(#[from] smg_runtime::tls::TlsErrors),
+    /// Its numbers can't work.
+    #[error("the mesh can't work like this: {0}")]
+    Config(String),
+}
+
+/// A mesh with its port bound and nothing running.
+#[derive(Debug)]
+pub struct Mesh {
+    handle: Handle,
+    engine: Engine,
+    listener: TcpListener,
+    stop: watch::Sender<bool>,
+    /// Where others reach it.
+    address: SocketAddr,
+    source: Source,
+}
+
+/// Everybody that this router knows of, as of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// This router.
+    pub me: MemberView,
+    /// The others that are listed, the dead included, by name.
+    pub members: Vec<MemberView>,
+    /// Why this router can't join, while it can't.
+    pub refused: Option<RefusalReason>,
+    /// Grows with each change of the members.
+    pub version: u64,
+    /// This router has once had all that another had.
+    pub warm: bool,
+}
+
+impl View {
+    /// The others that take part: ALIVE and, since that is only information, SUSPECTED.
+    pub fn present(&self) -> impl Iterator<Item = &MemberView> {
+        self.members.iter().filter(|member| match member.state {
+            MemberState::Alive | MemberState::Suspected => true,
+            MemberState::Init | MemberState::Down | MemberState::Leaving => false,
+        })
+    }
+
+    /// Whether there is anybody else.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        self.present().next().is_some()
+    }
+}
+
+/// Something that happened in the cluster, as seen from here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happening {
+    /// Counted from 1 since the start of this router.
+    pub number: u64,
+    /// When, since the Unix epoch.
+    pub at: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Another router's state changed.
+    Member {
+        /// Whose, and how.
+        transition: Transition,
+        /// Where it is, while it is listed.
+        address: Option<SocketAddr>,
+    },
+    /// This router's state changed.
+    Me {
+        /// Before.
+        from: MemberState,
+        /// After.
+        to: MemberState,
+    },
+    /// This router was declared DOWN while alive, and said so.
+    Renewed,
+    /// This router goes on as another writer.
+    Reborn {
+        /// As which.
+        is: NodeId,
+    },
+    /// This router can't join.
+    Refused(RefusalReason),
+    /// Another live router claims this one's name.
+    NameContested(Identity),
+}
+
+/// Keeps a picture of the shared state in step, on the mesh's thread: it must be quick and never wait.
+pub trait Follower: Send + std::fmt::Debug {
+    /// Something has changed: `news` says where, `members` whether others came, left, died or came back. Called before any
+    /// other router is told that this one has applied it.
+    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now);
+}
+
+/// A mesh that runs.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    stop: watch::Sender<bool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Mesh {
+    /// Binds the port and finds out where this router is reached. `clients` says how clients reach it, which is told
+    /// to the others.
+    ///
+    /// # Errors
+    /// If the port can't be had, or the configuration is one that can't work.
+    pub fn bind(
+        config: Config,
+        clock: Clock,
+        metrics: Metrics,
+        clients: Clients,
+    ) -> Result<Self, BindError> {
+        let (listener, bound) = listen(config.listen)
+            .map_err(|source| BindError::Listen { address: config.listen, source })?;
+        let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
+        let address = SocketAddr::new(ip, bound.port());
+        let (handle, engine, stop) =
+            assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp))?;
+        Ok(Self { handle, engine, listener, stop, address, source })
+    }
+
+    /// From the start on, `follower` is told what changes.
+    pub fn follow(&mut self, follower: Box<dyn Follower>) {
+        self.engine.follower = Some(follower);
+    }
+
+    /// Where others reach it.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the rest of the router holds. It answers once the mesh runs.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system refuses a thread or a runtime.
+    pub fn start(self, tasks: &Tasks) -> io::Result<Running> {
+        let Self { handle, engine, listener, stop, address, source } = self;
+        info!(
+            node = %engine.node.me().node,
+            %address,
+            ?source,
+            cluster = handle.config.cluster_name,
+            "mesh"
+        );
+        if source == Source::Loopback {
+            warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let (ended_tx, ended) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
+            // Dropped at the end, also of a panic: whoever watches learns it.
+            let _ended = ended_tx;
+            runtime.block_on(engine.run(listener));
+        })?;
+        let stopping = tasks.clone();
+        tasks.spawn("mesh", OnEnd::Stop, async move {
+            tokio::select! {
+                // Never sent, only dropped.
+                _dropped = ended => {}
+                () = stopping.stopped() => {}
+            }
+            Ok(())
+        });
+        Ok(Running { handle, stop, thread })
+    }
+}
+
+/// How clients reach this router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients {
+    /// The port's address, perhaps all addresses.
+    pub listen: SocketAddr,
+    /// Whether it speaks TLS.
+    pub secure: bool,
+}
+
+impl Clients {
+    /// The URL, with `reached` where the port listens on all addresses.
+    #[must_use]
+    pub fn url(self, reached: IpAddr) -> String {
+        let ip = if self.listen.ip().is_unspecified() { reached } else { self.listen.ip() };
+        let scheme = if self.secure { "https" } else { "http" };
+        format!("{scheme}://{}", SocketAddr::new(ip, self.listen.port()))
+    }
+
+    /// The URL of a router without a mesh.
+    #[must_use]
+    pub fn url_alone(self) -> String {
+        self.url(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
+    }
+}
+
+impl Running {
+    /// Tells everybody that this router is gone, sends what is queued, and ends the thread.
+    pub async fn depart(self) {
+        let Self { handle, stop, thread } = self;
+        if tokio::time::timeout(DEPARTURE, handle.depart()).await.is_err() {
+            warn!("the mesh did not end in time");
+        }
+        stop.send_replace(true);
+        // Joined where waiting is allowed; it has nothing left to do.
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        match tokio::time::timeout(DEPARTURE, joined).await {
+            Ok(Ok(Ok(()))) => info!("left the mesh"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("the mesh's thread has panicked"),
+            Err(_elapsed) => warn!("the mesh's thread did not end in time"),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    let listener: TcpListener = socket.into();
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,422 @@
+//! What people and programs are told of the cluster: the answers of `/ha/*`, put together from the view, the links and a
+//! visit to the node.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+use smg_cluster::membership::{MemberState, MemberView, RefusalReason};
+use smg_cluster::state::StoreId;
+use smg_cluster::{Lane, Node};
+use smg_types::now::Now;
+
+use super::link::LinkStatus;
+use super::metrics::lane_name;
+use super::{Handle, Synced};
+
+/// `GET /ha/status`: the document's shape, and more.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// This router.
+    pub node_name: String,
+    /// Routers that are listed, this one included.
+    pub node_count: usize,
+    /// Of those, how many take part: ALIVE and SUSPECTED.
+    pub alive_count: usize,
+    /// `mesh`, or `standalone` without one.
+    pub ha_mode: &'static str,
+    /// The cluster's name; absent without a mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// All routers that are listed, by name.
+    pub nodes: Vec<NodeStatus>,
+    /// What they agree on, by store.
+    pub stores: BTreeMap<&'static str, StoreStatus>,
+}
+
+/// One router.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// INIT, ALIVE, SUSPECTED, DOWN or LEAVING.
+    pub status: &'static str,
+    /// Where the others reach it, `host:port`.
+    pub address: String,
+    /// Which of its lives.
+    pub generation: u64,
+    /// For how long it has had this status, in seconds.
+    pub status_seconds: u64,
+}
+
+/// One store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreStatus {
+    /// Living rows.
+    pub entry_count: usize,
+    /// When it was last compared with, or changed by, another router; `null`: never yet.
+    pub last_sync: Option<String>,
+    /// Fingerprint of what is here: equal on routers that hold the same.
+    pub digest: String,
+    /// Bytes of the rows as encoded.
+    pub bytes: usize,
+    /// Removals that are still remembered.
+    pub tombstones: usize,
+    /// How far each writer's rows are known here.
+    pub versions: BTreeMap<String, u64>,
+}
+
+/// `GET /ha/health`: how this router is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Health {
+    /// `ok`, or the worst of `degraded`, `joining`, `leaving`, `refused`.
+    pub status: &'static str,
+    /// Why it is not `ok`, for people.
+    pub reasons: Vec<String>,
+    /// `mesh`, or `standalone` without one.
+    pub ha_mode: &'static str,
+    /// This router.
+    pub node: NodeStatus,
+    /// Where others were looked for.
+    pub join: Vec<JoinStatus>,
+    /// The others that are listed.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A join address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct JoinStatus {
+    /// As it was given.
+    pub address: String,
+    /// Where it leads.
+    pub resolved: Vec<String>,
+    /// Whether a router that takes part, or this one, is there.
+    pub reached: bool,
+    /// Why not, as of the last attempt.
+    pub error: Option<String>,
+}
+
+/// Another router, as seen from here.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// Who and how.
+    #[serde(flatten)]
+    pub node: NodeStatus,
+    /// How long its last answer to a probe took, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// How many of this router's writes it has not confirmed yet.
+    pub lag: Option<u64>,
+    /// How far its calendar is ahead of this router's, in milliseconds.
+    pub clock_ahead_ms: Option<i64>,
+    /// The connections to it, `swim` and `state`.
+    pub connections: BTreeMap<&'static str, ConnectionStatus>,
+}
+
+/// One connection to another router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConnectionStatus {
+    /// Whether it is up.
+    pub up: bool,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// Why it is not.
+    pub error: Option<String>,
+}
+
+/// `GET /ha/routers`: what a client needs to find another router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Router {
+    /// Its name.
+    pub name: String,
+    /// Its status.
+    pub status: &'static str,
+    /// Where clients reach it; `null` while that is not known.
+    pub url: Option<String>,
+    /// Whether it is the one that answers.
+    pub is_self: bool,
+}
+
+/// `GET /ha/drift`: who lacks what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    /// Who says so.
+    pub node_name: String,
+    /// Whether every router that takes part has confirmed all of this router's writes.
+    pub in_sync: bool,
+    /// This router's fingerprints, by store: to be compared with those of the others.
+    pub digests: BTreeMap<&'static str, String>,
+    /// How many of this router's writes each of the others has not confirmed, by name; `null`: it has said nothing yet.
+    pub lag: BTreeMap<String, Option<u64>>,
+}
+
+impl StoreStatus {
+    /// A store that no other router has a copy of.
+    #[must_use]
+    pub fn alone(entry_count: usize) -> Self {
+        Self {
+            entry_count,
+            last_sync: None,
+            digest: String::new(),
+            bytes: 0,
+            tombstones: 0,
+            versions: BTreeMap::new(),
+        }
+    }
+}
+
+impl Handle {
+    /// How the cluster is. `None` while the mesh does not answer.
+    pub async fn status(&self) -> Option<Status> {
+        let cluster = self.cluster_name().to_owned();
+        self.visit(move |node, synced, now| status_of(node, synced, now, cluster)).await
+    }
+
+    /// How this router is. `None` while the mesh does not answer.
+    pub async fn health(&self) -> Option<Health> {
+        let links = self.links();
+        let seen = self
+            .visit(|node, _, now| {
+                let replication = node.replication();
+                let peers: Vec<_> = node
+                    .members()
+                    .map(|member| {
+                        let name = &member.node.name;
+                        let (lag, ahead) = (replication.lag(name), replication.wall_ahead_ms(name));
+                        (member, lag, ahead)
+                    })
+                    .collect();
+                (node.me(), node.membership().refused().cloned(), peers, now)
+            })
+            .await?;
+        let (me, refused, members, now) = seen;
+        let peers: Vec<_> = members
+            .iter()
+            .map(|(member, lag, ahead)| peer_status(member, *lag, *ahead, &links, now))
+            .collect();
+        let join = self.join_statuses(&me, &members, &links);
+        let (status, reasons) = verdict(&me, refused.as_ref(), &peers, &join);
+        Some(Health { status, reasons, ha_mode: "mesh", node: node_status(&me, now), join, peers })
+    }
+
+    /// Who is there, for clients.
+    #[must_use]
+    pub fn routers(&self) -> (u64, Vec<Router>) {
+        let view = self.view();
+        let links = self.links();
+        let me = Router {
+            name: view.me.node.name.to_string(),
+            status: view.me.state.as_str(),
+            url: Some(self.dialler.me.load().client_url.clone()),
+            is_self: true,
+        };
+        let others = view.members.iter().map(|member| Router {
+            name: member.node.name.to_string(),
+            status: member.state.as_str(),
+            url: links
+                .get(&member.address)
+                .filter(|link| link.node.as_ref() == Some(&member.node))
+                .and_then(|link| link.client_url.clone()),
+            is_self: false,
+        });
+        let mut routers: Vec<_> = std::iter::once(me).chain(others).collect();
+        routers.sort_by(|a, b| a.name.cmp(&b.name));
+        (view.version, routers)
+    }
+
+    /// Who lacks what. `None` while the mesh does not answer.
+    pub async fn drift(&self) -> Option<Drift> {
+        self.visit(|node, _, _| {
+            let lag: BTreeMap<_, _> = node
+                .members()
+                .filter(|member| member.state.is_present())
+                .map(|member| {
+                    let name = member.node.name;
+                    (name.to_string(), node.replication().lag(&name))
+                })
+                .collect();
+            Drift {
+                node_name: node.me().node.name.to_string(),
+                in_sync: lag.values().all(|lag| *lag == Some(0)),
+                digests: StoreId::ALL.map(|store| (store.name(), digest(node, store))).into(),
+                lag,
+            }
+        })
+        .await
+    }
+
+    fn join_statuses(
+        &self,
+        me: &MemberView,
+        members: &[(MemberView, Option<u64>, Option<i64>)],
+        links: &BTreeMap<SocketAddr, LinkStatus>,
+    ) -> Vec<JoinStatus> {
+        let resolutions = self.resolutions.lock();
+        self.config
+            .join
+            .iter()
+            .map(|address| {
+                let resolved = resolutions.get(address).cloned().unwrap_or_default();
+                let reached = resolved.addresses.iter().any(|address| {
+                    *address == me.address
+                        || members.iter().any(|(member, ..)| {
+                            member.address == *address && member.state.is_present()
+                        })
+                        || links.get(address).is_some_and(|link| {
+                            link.node.as_ref() == Some(&me.node)
+                                && link.swim.as_ref().is_some_and(|lane| lane.up)
+                        })
+                });
+                let failure = || {
+                    resolved
+                        .addresses
+                        .iter()
+                        .find_map(|address| links.get(address)?.error().map(str::to_owned))
+                };
+                let error = resolved.error.clone().or_else(failure).filter(|_| !reached);
+                JoinStatus {
+                    address: address.to_string(),
+                    resolved: resolved.addresses.iter().map(ToString::to_string).collect(),
+                    reached,
+                    error,
+                }
+            })
+            .collect()
+    }
+}
+
+fn status_of(node: &Node, synced: &Synced, now: Now, cluster: String) -> Status {
+    let mut nodes: Vec<_> =
+        std::iter::once(node.me()).chain(node.members()).map(|m| node_status(&m, now)).collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let takes_part =
+        |member: &MemberView| matches!(member.state, MemberState::Alive | MemberState::Suspected);
+    Status {
+        node_name: node.me().node.name.to_string(),
+        node_count: nodes.len(),
+        alive_count: std::iter::once(node.me()).chain(node.members()).filter(takes_part).count(),
+        ha_mode: "mesh",
+        cluster: Some(cluster),
+        nodes,
+        stores: StoreId::ALL.map(|store| (store.name(), store_status(node, store, synced))).into(),
+    }
+}
+
+fn store_status(node: &Node, store: StoreId, synced: &Synced) -> StoreStatus {
+    let sizes = node.state().sizes(store);
+    StoreStatus {
+        entry_count: node.state().entries(store),
+        last_sync: synced.get(&store).map(|at| rfc3339(*at)),
+        digest: digest(node, store),
+        bytes: sizes.bytes,
+        tombstones: sizes.tombstones,
+        versions: node
+            .state()
+            .versions(store)
+            .filter(|(_, version)| *version > 0)
+            .map(|(writer, version)| (writer.to_string(), version))
+            .collect(),
+    }
+}
+
+fn digest(node: &Node, store: StoreId) -> String {
+    format!("{:016x}", node.state().fingerprint(store))
+}
+
+fn node_status(member: &MemberView, now: Now) -> NodeStatus {
+    NodeStatus {
+        name: member.node.name.to_string(),
+        status: member.state.as_str(),
+        address: member.address.to_string(),
+        generation: member.node.generation.0,
+        status_seconds: now.mono.saturating_sub(member.since).as_secs(),
+    }
+}
+
+fn peer_status(
+    member: &MemberView,
+    lag: Option<u64>,
+    clock_ahead_ms: Option<i64>,
+    links: &BTreeMap<SocketAddr, LinkStatus>,
+    now: Now,
+) -> PeerStatus {
+    let link = links.get(&member.address);
+    let connections = [Lane::Swim, Lane::State]
+        .into_iter()
+        .filter_map(|lane| {
+            let status = link?.lane(lane)?;
+            let seconds = now.mono.saturating_sub(status.since).as_secs();
+            let error = status.error.clone();
+            Some((lane_name(lane), ConnectionStatus { up: status.up, seconds, error }))
+        })
+        .collect();
+    PeerStatus {
+        node: node_status(member, now),
+        rtt_ms: member.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        lag,
+        clock_ahead_ms,
+        connections,
+    }
+}
+
+/// What is wrong, worst first.
+fn verdict(
+    me: &MemberView,
+    refused: Option<&RefusalReason>,
+    peers: &[PeerStatus],
+    join: &[JoinStatus],
+) -> (&'static str, Vec<String>) {
+    let mut reasons = Vec::new();
+    let mut status = "ok";
+    for peer in peers {
+        let name = &peer.node.name;
+        match peer.node.status {
+            "DOWN" => reasons.push(format!("{name} is DOWN")),
+            "SUSPECTED" => reasons.push(format!("{name} is SUSPECTED")),
+            _ => {}
+        }
+        if peer.node.status == "ALIVE" || peer.node.status == "SUSPECTED" {
+            for (lane, connection) in &peer.connections {
+                if !connection.up {
+                    let error = connection.error.as_deref().unwrap_or("not connected");
+                    reasons.push(format!("no {lane} connection to {name}: {error}"));
+                }
+            }
+        }
+    }
+    if !reasons.is_empty() {
+        status = "degraded";
+    }
+    if me.state == MemberState::Init {
+        status = "joining";
+        for address in join {
+            let error = address.error.as_deref().unwrap_or("no answer yet");
+            reasons.push(format!("{}: {error}", address.address));
+        }
+    }
+    if me.state == MemberState::Leaving {
+        status = "leaving";
+        reasons.push("this router is shutting down".to_owned());
+    }
+    if let Some(reason) = refused {
+        status = "refused";
+        reasons.insert(0, reason.to_string());
+    }
+    (status, reasons)
+}
+
+/// A calendar's reading, in UTC, as RFC 3339 writes it.
+#[must_use]
+pub fn rfc3339(wall: Duration) -> String {
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + wall).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_to_the_millisecond() {
+        assert_eq!(rfc3339(Duration::from_millis(1_705_314_600_250)), "2024-01-15T10:30:00.250Z");
+    }
+}

@@ -1,0 +1,490 @@
+//! The mesh from end to end: real gRPC, codec, nodes and tasks, over a simulated network and simulated time.
+//!
+//! Each router is a turmoil host. What it says goes over turmoil's streams, which stand in for TCP; a [`Wire`] on the
+//! dialling side of each can be cut in one direction and is recorded. Turmoil repeats nothing that a partition took: as
+//! with a TCP that gave up, only a keep-alive finds out. A run is not repeatable to the last bit, for hash maps in the
+//! libraries are seeded by chance; what is asserted must hold for every order.
+
+mod failures;
+mod lanes;
+mod protection;
+mod rumours;
+mod sockets;
+mod strangers;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use parking_lot::Mutex;
+use prometheus::Registry;
+use smg_cluster::codec::ClusterId;
+use smg_cluster::membership::generation_at;
+use smg_cluster::replication;
+use smg_cluster::state::worker::WorkerRecord;
+use smg_cluster::state::{StoreId, Write};
+use smg_cluster::{Lane, membership};
+use smg_types::spec::WorkerSpec;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{broadcast, mpsc};
+
+use super::driver::Command;
+use super::engine::Engine;
+use super::net::{Duplex, Listener, Net, Soon};
+use super::wire::Introduction;
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What the calendar shows when a world begins: 2027-01-15.
+const BEGIN: Duration = Duration::from_secs(1_800_000_000);
+
+const CLIENTS: Clients =
+    Clients { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8000), secure: false };
+
+/// What a router is told, in the cluster `cluster`, looking for the others at `join`.
+fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) -> Config {
+    let join = join.iter().map(|ip| format!("{ip}:{DEFAULT_PORT}").parse().unwrap()).collect();
+    Config {
+        name: name.parse().unwrap(),
+        cluster_name: cluster.to_owned(),
+        listen: SocketAddr::from(([0; 4], DEFAULT_PORT)),
+        advertise: Wanted::default(),
+        join,
+        security,
+        node: cluster::Config {
+            cluster: ClusterId::of(cluster),
+            membership: membership::Config::lan(),
+            replication: replication::Config::default(),
+        },
+    }
+}
+
+fn metrics() -> Metrics {
+    Metrics::register(&Registry::new()).unwrap()
+}
+
+fn worker(number: usize) -> WorkerSpec {
+    WorkerSpec::new(format!("http://worker-{number}.example:8000").parse().unwrap())
+}
+
+fn put(number: usize) -> Write {
+    Write::PutWorker(WorkerRecord::from(&worker(number)))
+}
+
+/// How a router of a world is started.
+#[derive(Clone)]
+struct Plan {
+    /// What its calendar shows when the world begins.
+    begin: Duration,
+    cluster: &'static str,
+    security: Rc<dyn Fn() -> SecurityConfig>,
+    alter: Rc<dyn Fn(&mut Engine)>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            begin: BEGIN,
+            cluster: "smg",
+            security: Rc::new(SecurityConfig::default),
+            alter: Rc::new(|_: &mut Engine| {}),
+        }
+    }
+}
+
+impl Plan {
+    fn secured(security: SecurityConfig) -> Self {
+        Self { security: Rc::new(move || security.clone()), ..Self::default() }
+    }
+}
+
+/// A router that runs, seen from outside.
+struct Router {
+    handle: Handle,
+    metrics: Metrics,
+    stop: watch::Sender<bool>,
+    happenings: broadcast::Receiver<Arc<Happening>>,
+}
+
+type Routers = Rc<RefCell<BTreeMap<&'static str, Router>>>;
+
+/// Routers on a simulated network. Time passes only while something is waited for.
+struct World {
+    sim: turmoil::Sim<'static>,
+    routers: Routers,
+    wires: Arc<Wires>,
+    names: Vec<&'static str>,
+}
+
+impl World {
+    /// A network without routers. `names`: of those to come, for each is told where all may be.
+    fn of(names: &[&'static str]) -> Self {
+        let sim = turmoil::Builder::new()
+            .tick_duration(Duration::from_millis(1))
+            .min_message_latency(Duration::from_micros(200))
+            .max_message_latency(Duration::from_millis(2))
+            .simulation_duration(Duration::from_secs(24 * 3600))
+            .tcp_capacity(4096)
+            .rng_seed(7)
+            .build();
+        let (routers, wires) = (Routers::default(), Arc::default());
+        Self { sim, routers, wires, names: names.to_vec() }
+    }
+
+    /// All of them, started alike, each ALIVE to each.
+    fn formed(names: &[&'static str], plan: &Plan) -> Self {
+        let mut world = Self::of(names);
+        for name in names {
+            world.start(name, plan);
+        }
+        world.until(SECOND * 5, "the cluster has formed", Self::is_whole);
+        world
+    }
+
+    fn start(&mut self, name: &'static str, plan: &Plan) {
+        let join: Vec<IpAddr> = self.names.iter().map(|name| self.sim.lookup(*name)).collect();
+        let (routers, wires, plan) =
+            (Rc::clone(&self.routers), Arc::clone(&self.wires), plan.clone());
+        self.sim.host(name, move || {
+            let (routers, wires, plan) = (Rc::clone(&routers), Arc::clone(&wires), plan.clone());
+            let config = config(name, plan.cluster, &join, (plan.security)());
+            async move {
+                let elapsed = turmoil::sim_elapsed().expect("this is a host");
+                let clock = Clock::simulated(plan.begin + elapsed);
+                let ip = turmoil::lookup(name);
+                let address = SocketAddr::new(ip, DEFAULT_PORT);
+                let metrics = metrics();
+                let net = Arc::new(Simulated { ip, wires });
+                let (handle, mut engine, stop) =
+                    assemble(config, clock, metrics.clone(), CLIENTS, address, net)?;
+                (plan.alter)(&mut engine);
+                let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
+                let listener = turmoil::net::TcpListener::bind(port).await?;
+                let happenings = handle.happenings();
+                let router = Router { handle, metrics, stop, happenings };
+                routers.borrow_mut().insert(name, router);
+                Box::pin(engine.run(Port(listener))).await;
+                Ok(())
+            }
+        });
+    }
+
+    /// Lets time pass.
+    fn run_for(&mut self, time: Duration) {
+        let end = self.sim.elapsed() + time;
+        while self.sim.elapsed() < end {
+            self.sim.step().unwrap();
+        }
+    }
+
+    /// Lets time pass until something is so, and tells how long that took.
+    #[track_caller]
+    fn until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        is_so: impl Fn(&mut Self) -> bool,
+    ) -> Duration {
+        let begin = self.sim.elapsed();
+        loop {
+            if is_so(self) {
+                return self.sim.elapsed() - begin;
+            }
+            let took = self.sim.elapsed() - begin;
+            assert!(took < limit, "not within {limit:?}: {what}\n{}", self.picture());
+            self.run_for(Duration::from_millis(10));
+        }
+    }
+
+    /// What everybody believes, for failures.
+    fn picture(&self) -> String {
+        let routers = self.routers.borrow();
+        let lines = routers.iter().map(|(name, router)| {
+            let view = router.handle.view();
+            let others: Vec<_> =
+                view.members.iter().map(|m| format!("{} {}", m.node.name, m.state)).collect();
+            format!("{name} {}: {}; {:?}", view.me.state, others.join(", "), router.handle.links())
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn view(&self, name: &str) -> Arc<View> {
+        self.routers.borrow()[name].handle.view()
+    }
+
+    fn handle(&self, name: &str) -> Handle {
+        self.routers.borrow()[name].handle.clone()
+    }
+
+    fn metrics(&self, name: &str) -> Metrics {
+        self.routers.borrow()[name].metrics.clone()
+    }
+
+    fn rejected(&self, name: &str, reason: &str) -> u64 {
+        self.metrics(name).rejected.with_label_values(&[reason]).get()
+    }
+
+    /// What `name` believes of `other`; nothing while it does not run.
+    fn seen(&self, name: &str, other: &str) -> Option<MemberState> {
+        let view = self.routers.borrow().get(name)?.handle.view();
+        view.members.iter().find(|m| m.node.name.as_str() == other).map(|m| m.state)
+    }
+
+    /// Whether all that were started are ALIVE to each other.
+    fn is_whole(&mut self) -> bool {
+        let started: Vec<_> = self.routers.borrow().keys().copied().collect();
+        started.iter().all(|name| {
+            self.view(name).me.state == MemberState::Alive
+                && started.iter().all(|other| {
+                    other == name || self.seen(name, other) == Some(MemberState::Alive)
+                })
+        }) && started.len() == self.names.len()
+    }
+
+    /// What all routers were seen to become since the last time that this was asked.
+    fn transitions(&self) -> BTreeSet<(String, MemberState)> {
+        let mut seen = BTreeSet::new();
+        for router in self.routers.borrow_mut().values_mut() {
+            while let Ok(happening) = router.happenings.try_recv() {
+                if let What::Member { transition, .. } = &happening.what
+                    && let Some(to) = transition.to
+                {
+                    seen.insert((transition.node.name.to_string(), to));
+                }
+            }
+        }
+        seen
+    }
+
+    /// Looks at a node, or writes to it.
+    fn visit<T: Send + 'static>(
+        &mut self,
+        name: &str,
+        visit: impl FnOnce(&mut Node, Now) -> T + Send + 'static,
+    ) -> T {
+        let (answer, mut answered) = oneshot::channel();
+        let visit = Box::new(move |node: &mut Node, _: &Synced, now: Now| {
+            let _unheard = answer.send(visit(node, now)).is_err();
+        });
+        self.handle(name).commands.try_send(Command::Visit(visit)).unwrap();
+        for _ in 0..1000 {
+            self.sim.step().unwrap();
+            if let Ok(answer) = answered.try_recv() {
+                return answer;
+            }
+        }
+        panic!("{name} does not answer");
+    }
+
+    fn write(&mut self, name: &str, writes: impl IntoIterator<Item = usize>) {
+        let numbers: Vec<usize> = writes.into_iter().collect();
+        self.visit(name, move |node, now| {
+            for number in numbers {
+                node.update(now, put(number)).unwrap();
+            }
+        });
+    }
+
+    /// Runs something of the handle's on a host of its own; what came of it.
+    fn ask<T: 'static, F>(&mut self, name: &str, question: impl FnOnce(Handle) -> F) -> T
+    where
+        F: Future<Output = T> + 'static,
+    {
+        let asking = question(self.handle(name));
+        let answer = Rc::new(RefCell::new(None));
+        let put = Rc::clone(&answer);
+        let client = format!("asks-{}", self.sim.elapsed().as_millis());
+        self.sim.client(client, async move {
+            *put.borrow_mut() = Some(asking.await);
+            Ok(())
+        });
+        for _ in 0..10_000 {
+            self.sim.step().unwrap();
+            if let Some(answer) = answer.borrow_mut().take() {
+                return answer;
+            }
+        }
+        panic!("no answer from {name}");
+    }
+
+    fn workers(&mut self, name: &str) -> usize {
+        self.visit(name, |node, _| node.state().workers().count())
+    }
+
+    /// Fingerprints of all stores.
+    fn digests(&mut self, name: &str) -> Vec<u64> {
+        self.visit(name, |node, _| StoreId::ALL.map(|s| node.state().fingerprint(s)).to_vec())
+    }
+
+    /// Whether all that run hold the same.
+    fn agrees(&mut self) -> bool {
+        let started: Vec<_> = self.routers.borrow().keys().copied().collect();
+        let digests: BTreeSet<_> = started.iter().map(|name| self.digests(name)).collect();
+        digests.len() == 1
+    }
+
+    /// A process that is killed: nothing of it goes on.
+    fn kill(&mut self, name: &'static str) {
+        self.sim.crash(name);
+        self.routers.borrow_mut().remove(name);
+    }
+
+    fn restart(&mut self, name: &'static str) {
+        self.sim.bounce(name);
+    }
+
+    /// A process that is told to end.
+    fn depart(&mut self, name: &'static str) {
+        let router = self.routers.borrow_mut().remove(name).unwrap();
+        let (done, mut departed) = oneshot::channel();
+        router.handle.commands.try_send(Command::Leave).unwrap();
+        router.handle.commands.try_send(Command::Depart(done)).unwrap();
+        for _ in 0..2000 {
+            self.sim.step().unwrap();
+            if departed.try_recv().is_ok() {
+                break;
+            }
+        }
+        router.stop.send_replace(true);
+        self.run_for(Duration::from_millis(50));
+        // What is left of the host is its open connections: the process ends.
+        self.sim.crash(name);
+    }
+}
+
+/// A host's port.
+struct Port(turmoil::net::TcpListener);
+
+impl Listener for Port {
+    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+        Box::pin(async move {
+            let (stream, from) = self.0.accept().await?;
+            Ok((Box::new(stream) as Box<dyn Duplex>, from))
+        })
+    }
+}
+
+/// The network as seen from a host.
+#[derive(Debug)]
+struct Simulated {
+    ip: IpAddr,
+    wires: Arc<Wires>,
+}
+
+impl Net for Simulated {
+    fn connect(&self, to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
+        Box::pin(async move {
+            if self.wires.walls.lock().contains(&(self.ip, to.ip())) {
+                std::future::pending::<()>().await;
+            }
+            let stream = turmoil::net::TcpStream::connect(to).await?;
+            let wire = Arc::new(Wire { from: self.ip, to: to.ip(), state: Mutex::default() });
+            self.wires.all.lock().push(Arc::clone(&wire));
+            let wires = Arc::clone(&self.wires);
+            Ok(Box::new(Tapped { stream, wire, wires }) as Box<dyn Duplex>)
+        })
+    }
+}
+
+/// All connections that were ever made.
+#[derive(Debug, Default)]
+struct Wires {
+    all: Mutex<Vec<Arc<Wire>>>,
+    /// Who can't reach whom with a new connection: it hangs.
+    walls: Mutex<BTreeSet<(IpAddr, IpAddr)>>,
+    /// What went over all wires, both ways, while it is recorded.
+    record: Mutex<Option<Vec<u8>>>,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Wire {
+    from: IpAddr,
+    to: IpAddr,
+    state: Mutex<WireState>,
+}
+
+#[derive(Debug, Default)]
+struct WireState {
+    /// Told by what goes over it, where that can be read.
+    lane: Option<Lane>,
+    /// What the caller says is lost.
+    cut_out: bool,
+    /// What the called says is lost.
+    cut_back: bool,
+}
+
+/// The lane that a frame in the clear belongs to: a frame begins with its version, kind and flags, and the cluster.
+fn lane_of(bytes: &[u8]) -> Option<Lane> {
+    let cluster = ClusterId::of("smg").0.to_le_bytes();
+    let at = bytes.windows(8).position(|window| window == cluster)?;
+    match bytes[..at] {
+        [.., 1, 0, 32, 0] => Some(Lane::State),
+        [.., 1, 0, 1..=8, 0] => Some(Lane::Swim),
+        _ => None,
+    }
+}
+
+/// The dialling end of a connection.
+struct Tapped {
+    stream: turmoil::net::TcpStream,
+    wire: Arc<Wire>,
+    wires: Arc<Wires>,
+}
+
+impl AsyncWrite for Tapped {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        {
+            let mut state = self.wire.state.lock();
+            state.lane = state.lane.or_else(|| lane_of(bytes));
+            if state.cut_out {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(length)) = written
+            && let Some(record) = &mut *self.wires.record.lock()
+        {
+            record.extend(&bytes[..length]);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Tapped {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+            let came = buf.filled().len() > before;
+            if came && self.wire.state.lock().cut_back {
+                buf.set_filled(before);
+                continue;
+            }
+            if let Some(record) = &mut *self.wires.record.lock() {
+                record.extend(&buf.filled()[before..]);
+            }
+            return read;
+        }
+    }
+}

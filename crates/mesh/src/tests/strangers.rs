@@ -1,0 +1,422 @@
+//! Whatever somebody without the key sends: it costs a counter and changes nothing.
+//!
+//! One router stands at the end of a pipe in memory, and a stranger speaks gRPC, or anything else, at the other.
+
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config as Cases, TestRunner};
+use prost::Message as _;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use smg_cluster::codec::{self, Kind};
+use smg_types::ids::Generation;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tonic::transport::{Channel, Endpoint};
+
+use super::*;
+use crate::seal::Purpose;
+use crate::wire::proto::envelope::Content;
+use crate::wire::proto::key_change::Change;
+use crate::wire::proto::mesh_client::MeshClient;
+use crate::wire::proto::{Envelope, KeyAnswer, KeyChange as Change_, Opening, Sealed};
+use crate::wire::{self, MAX_MESSAGE_BYTES};
+
+const HOME: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), DEFAULT_PORT);
+const STRANGER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 4711);
+
+/// A router alone, and a runtime on which its time is simulated.
+struct Home {
+    runtime: tokio::runtime::Runtime,
+    local: tokio::task::LocalSet,
+    handle: Handle,
+    metrics: Metrics,
+    door: mpsc::Sender<DuplexStream>,
+    _stop: watch::Sender<bool>,
+}
+
+/// Nobody is to be reached from here.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Net for Nowhere {
+    fn connect(&self, _to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
+        Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+    }
+}
+
+/// The other end of pipes.
+struct Door(mpsc::Receiver<DuplexStream>);
+
+impl Listener for Door {
+    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+        Box::pin(async move {
+            match self.0.recv().await {
+                Some(pipe) => Ok((Box::new(pipe) as Box<dyn Duplex>, STRANGER)),
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+/// All that a stranger could change.
+#[derive(Debug, PartialEq)]
+struct Picture {
+    me: Identity,
+    members: Vec<MemberView>,
+    refused: Option<RefusalReason>,
+    rows: Vec<u64>,
+    versions: Vec<(String, u64)>,
+    frames: cluster::FrameCounters,
+    received: Vec<&'static str>,
+    keys: (Mode, Vec<KeyId>),
+}
+
+impl Home {
+    fn of(mode: Mode) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let local = tokio::task::LocalSet::new();
+        let keys = Ring::new((mode != Mode::Off).then(ours)).unwrap();
+        let config = config("home", "smg", &[], SecurityConfig { tls: None, mode, keys });
+        let metrics = metrics();
+        let (door, pipes) = mpsc::channel(16);
+        let (handle, stop) = {
+            let _inside = runtime.enter();
+            let clock = Clock::simulated(BEGIN);
+            let net = Arc::new(Nowhere);
+            let (handle, engine, stop) =
+                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net).unwrap();
+            local.spawn_local(engine.run(Door(pipes)));
+            (handle, stop)
+        };
+        let home = Self { runtime, local, handle, metrics, door, _stop: stop };
+        home.run(async {
+            home.handle.visit(|node, _, now| node.update(now, put(1)).unwrap()).await.unwrap();
+        });
+        home
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.local.block_on(&self.runtime, future)
+    }
+
+    fn picture(&self) -> Picture {
+        let keys = self.handle.keys();
+        let looking = self.handle.visit(move |node, _, _| Picture {
+            me: node.membership().identity().clone(),
+            members: node.members().collect(),
+            refused: node.membership().refused().cloned(),
+            rows: StoreId::ALL.map(|store| node.state().fingerprint(store)).to_vec(),
+            versions: StoreId::ALL
+                .into_iter()
+                .flat_map(|store| node.state().versions(store))
+                .map(|(writer, version)| (writer.to_string(), version))
+                .collect(),
+            frames: node.frames(),
+            received: node.received().keys().copied().collect(),
+            keys,
+        });
+        self.run(looking).expect("it answers")
+    }
+
+    fn rejected(&self, reason: &str) -> u64 {
+        self.metrics.rejected.with_label_values(&[reason]).get()
+    }
+
+    async fn pipe(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        self.door.send(theirs).await.unwrap();
+        ours
+    }
+
+    async fn client(&self) -> MeshClient<Channel> {
+        let pipe = Arc::new(Mutex::new(Some(self.pipe().await)));
+        let connector = tower::service_fn(move |_| {
+            let pipe = pipe.lock().take();
+            async move {
+                pipe.map(TokioIo::new)
+                    .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://mesh");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        MeshClient::new(channel).max_encoding_message_size(usize::MAX)
+    }
+
+    /// Says all this on one stream and listens until the router ends it, or is silent for a second.
+    async fn say(
+        &self,
+        call: Call,
+        messages: Vec<Envelope>,
+    ) -> Vec<Result<Envelope, tonic::Status>> {
+        let mut client = self.client().await;
+        // The stream stays open behind the last message: ending it is the router's decision.
+        let outbound =
+            tokio_stream::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
+        let called = match call {
+            Call::Swim => client.swim(outbound).await,
+            Call::Sync => client.sync(outbound).await,
+            Call::Keys => client.keys(outbound).await,
+        };
+        let mut heard = Vec::new();
+        let mut inbound = match called {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return vec![Err(status)],
+        };
+        while let Ok(Some(message)) =
+            tokio::time::timeout(SECOND, tokio_stream::StreamExt::next(&mut inbound)).await
+        {
+            heard.push(message);
+        }
+        heard
+    }
+}
+
+/// The key that home has and no stranger.
+fn ours() -> SharedKey {
+    SharedKey::new([1; 32])
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Swim,
+    Sync,
+    Keys,
+}
+
+/// Who the stranger says it is: all of this can be read off the wire, but for a key.
+fn opening() -> Opening {
+    let me = Introduction {
+        node: NodeId { name: "stranger".parse().unwrap(), generation: Generation(7) },
+        address: STRANGER,
+        cluster: ClusterId::of("smg"),
+        client_url: "http://10.0.0.9:8000".to_owned(),
+    };
+    let mut opening = wire::opening(&me, None);
+    opening.salt = Bytes::from_static(&[9; seal::SALT_BYTES]);
+    opening.key_ids = vec![ours().id().0];
+    opening
+}
+
+fn envelope(content: Content) -> Envelope {
+    Envelope { content: Some(content) }
+}
+
+fn plain(frame: &[u8]) -> Envelope {
+    envelope(Content::Frame(Bytes::copy_from_slice(frame)))
+}
+
+fn sealed(key_id: u64, ciphertext: impl Into<Bytes>) -> Envelope {
+    envelope(Content::Sealed(Sealed { key_id, ciphertext: ciphertext.into() }))
+}
+
+/// Frames that a router which is let in would send, each of which changes something: a knock, and all that follows.
+fn frames() -> Vec<Vec<u8>> {
+    let mut rng = StdRng::seed_from_u64(1);
+    let now = Now { mono: Duration::ZERO, wall: BEGIN };
+    let mut node = |name: &str, address: SocketAddr| {
+        let config = config(name, "smg", &[], SecurityConfig::default()).node;
+        let generation = generation_at(now.wall, rng.random());
+        Node::try_new(config, name.parse().unwrap(), generation, address, now, &mut rng).unwrap()
+    };
+    let (mut stranger, mut home) = (node("stranger", STRANGER), node("home", HOME));
+    home.join(now, &[]);
+    stranger.join(now, &[HOME]);
+    let mut frames = Vec::new();
+    for step in 0..40 {
+        let now = now + Duration::from_millis(100) * step;
+        if step == 20 {
+            stranger.update(now, put(2)).unwrap();
+        }
+        for node in [&mut stranger, &mut home] {
+            node.handle_timeout(now);
+        }
+        while let Some(transmit) = stranger.poll_transmit() {
+            home.handle_frame(now, STRANGER, &transmit.bytes);
+            frames.push(transmit.bytes);
+        }
+        while let Some(transmit) = home.poll_transmit() {
+            stranger.handle_frame(now, HOME, &transmit.bytes);
+        }
+    }
+    assert!(home.state().worker(worker(2).id()).is_some(), "they would change something");
+    frames
+}
+
+/// The same as they were sealed, with the right key, on another stream: what a stranger can record.
+fn recorded(frames: &[Vec<u8>]) -> Vec<Bytes> {
+    let keys = Ring::new([ours()]).unwrap();
+    let salts = [[9; seal::SALT_BYTES], [3; seal::SALT_BYTES]];
+    let purpose = Purpose::Lane(Lane::Swim);
+    let stream = seal::Stream::new(&salts[0], &salts[1], purpose).unwrap();
+    let mut sealer = seal::Sealer::new(stream);
+    frames.iter().map(|frame| sealer.seal(&keys, frame).unwrap().1.into()).collect()
+}
+
+fn any_bytes(most: usize) -> impl Strategy<Value = Bytes> {
+    proptest::collection::vec(any::<u8>(), 0..most).prop_map(Bytes::from)
+}
+
+/// What a stranger opens with: mostly right, or nobody would listen to what follows.
+fn any_opening() -> impl Strategy<Value = Opening> {
+    let name = select(&["stranger", "home", "", "a b", "x"][..]);
+    let salt = prop_oneof![4 => Just(Bytes::from_static(&[9; 32])), 1 => any_bytes(40)];
+    let keys = prop_oneof![
+        4 => Just(vec![ours().id().0]),
+        1 => proptest::collection::vec(any::<u64>(), 0..4)
+    ];
+    let major = prop_oneof![8 => Just(u32::from(codec::VERSION.0)), 1 => any::<u32>()];
+    let cluster = prop_oneof![8 => Just(ClusterId::of("smg").0), 1 => any::<u64>()];
+    (name, salt, keys, major, cluster, any::<u64>()).prop_map(
+        |(name, salt, key_ids, major, cluster, generation)| Opening {
+            node_name: name.to_owned(),
+            generation,
+            salt,
+            key_ids,
+            major,
+            cluster,
+            ..opening()
+        },
+    )
+}
+
+/// A message behind the opening.
+fn any_message(frames: Vec<Vec<u8>>, recorded: Vec<Bytes>) -> impl Strategy<Value = Envelope> {
+    let id = ours().id().0;
+    let key = prop_oneof![
+        any_bytes(40).prop_map(Change::Install),
+        Just(Change::Install(Bytes::from_static(&[7; 32]))),
+        Just(Change::Use(id)),
+        any::<u64>().prop_map(Change::Use),
+        Just(Change::Remove(id)),
+    ];
+    let honest = prop_oneof![
+        4 => select(frames).prop_map(|frame| plain(&frame)),
+        1 => any_bytes(200).prop_map(|bytes| plain(&bytes)),
+        4 => select(recorded).prop_map(move |bytes| sealed(id, bytes)),
+        2 => (any::<u64>(), any_bytes(200)).prop_map(|(id, bytes)| sealed(id, bytes)),
+        2 => any_bytes(200).prop_map(move |bytes| sealed(id, bytes)),
+        2 => key.prop_map(|change| envelope(Content::KeyChange(Change_ { change: Some(change) }))),
+        1 => Just(envelope(Content::KeyAnswer(KeyAnswer::default()))),
+        1 => any_opening().prop_map(wire::opening_envelope),
+        1 => Just(Envelope { content: None }),
+    ];
+    let changes = proptest::collection::vec((any::<Index>(), any::<u8>()), 0..4);
+    (honest, changes).prop_map(|(honest, changes)| {
+        let mut bytes = honest.encode_to_vec();
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                *at.get_mut(&mut bytes) = byte;
+            }
+        }
+        // What is no message any more would not come so far.
+        Envelope::decode(&bytes[..]).unwrap_or(honest)
+    })
+}
+
+#[test]
+fn without_the_key_no_frame_changes_anything() {
+    let home = Home::of(Mode::Required);
+    let before = home.picture();
+    assert_eq!(before.frames, cluster::FrameCounters::default());
+    let frames = frames();
+    let recorded = recorded(&frames);
+    let message = || any_message(frames.clone(), recorded.clone());
+    let first = prop_oneof![8 => any_opening().prop_map(wire::opening_envelope), 1 => message()];
+    let session = (
+        select(&[Call::Swim, Call::Sync, Call::Keys][..]),
+        first,
+        proptest::collection::vec(message(), 0..6),
+    );
+    let mut runner = TestRunner::new(Cases { cases: 512, ..Cases::default() });
+    let ran = runner.run(&session, |(call, first, rest)| {
+        home.run(home.say(call, [vec![first], rest].concat()));
+        prop_assert_eq!(&home.picture(), &before);
+        Ok(())
+    });
+    if let Err(error) = ran {
+        panic!("{error}");
+    }
+    // The sessions got as far as they could: past the opening, and to each kind of refusal.
+    for reason in ["plain", "unknown_key", "seal", "no_shared_key", "version", "cluster", "keys"] {
+        assert!(home.rejected(reason) > 0, "no session was refused for {reason}");
+    }
+}
+
+#[test]
+fn the_same_frames_are_taken_where_nothing_is_sealed() {
+    let home = Home::of(Mode::Off);
+    let before = home.picture();
+    let frames = frames();
+    let messages: Vec<_> = std::iter::once(wire::opening_envelope(opening()))
+        .chain(frames.iter().map(|frame| plain(frame)))
+        .collect();
+    home.run(home.say(Call::Swim, messages));
+    let after = home.picture();
+    assert_ne!(after.members, before.members);
+    assert!(after.frames.taken > 0);
+}
+
+#[test]
+fn each_refusal_is_counted_under_its_reason() {
+    let id = ours().id().0;
+    let knock = frames().swap_remove(0);
+    let open = || wire::opening_envelope(opening());
+    let opened = |opening| wire::opening_envelope(opening);
+    for (reason, call, messages) in [
+        ("version", Call::Swim, vec![opened(Opening { major: 9, ..opening() })]),
+        ("cluster", Call::Sync, vec![opened(Opening { cluster: 1, ..opening() })]),
+        ("opening", Call::Swim, vec![opened(Opening { node_name: String::new(), ..opening() })]),
+        ("opening", Call::Swim, vec![plain(&knock)]),
+        ("no_shared_key", Call::Swim, vec![opened(Opening { salt: Bytes::new(), ..opening() })]),
+        ("plain", Call::Swim, vec![open(), plain(&knock)]),
+        ("unknown_key", Call::Sync, vec![open(), sealed(id + 1, knock.clone())]),
+        ("seal", Call::Sync, vec![open(), sealed(id, knock.clone())]),
+        ("envelope", Call::Swim, vec![open(), open()]),
+        ("message", Call::Swim, vec![open(), plain(&vec![0; MAX_MESSAGE_BYTES + 1])]),
+        ("message", Call::Sync, vec![open(), plain(&vec![0; 64 << 20])]),
+        ("keys", Call::Keys, vec![open(), sealed(id, knock.clone())]),
+    ] {
+        let home = Home::of(Mode::Required);
+        let before = home.picture();
+        home.run(home.say(call, messages));
+        assert_eq!(home.rejected(reason), 1, "{reason}");
+        let all: u64 = prometheus::core::Collector::collect(&home.metrics.rejected)
+            .iter()
+            .flat_map(|family| family.get_metric())
+            .map(|metric| metric.get_counter().get_value() as u64)
+            .sum();
+        assert_eq!(all, 1, "{reason}, and nothing else");
+        assert_eq!(home.picture(), before, "{reason}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_http2_cost_a_counter() {
+    let home = Home::of(Mode::Off);
+    let before = home.picture();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let cases: [Vec<u8>; 4] = [
+        b"GET / HTTP/1.1\r\nhost: home\r\n\r\n".to_vec(),
+        vec![0; 1 << 16],
+        [&preface[..], &[0xff; 4096]].concat(),
+        [&preface[..], &codec::frame(Kind::Hello, ClusterId::of("smg"), b"x")].concat(),
+    ];
+    for (number, bytes) in cases.into_iter().enumerate() {
+        home.run(async {
+            let mut pipe = home.pipe().await;
+            // The router may hang up before all is written.
+            let _refused = pipe.write_all(&bytes).await.is_err();
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(SECOND * 20, pipe.read_to_end(&mut answer)).await;
+            assert!(ended.is_ok(), "the router hangs up on case {number}");
+        });
+        assert_eq!(home.rejected("not_http2"), number as u64 + 1, "case {number}");
+    }
+    assert_eq!(home.picture(), before);
+}

@@ -1,0 +1,229 @@
+//! The gRPC side of a frame: what `proto/mesh.proto` says, checked where it comes in.
+//!
+//! All limits on what others send are here and in `cluster::codec`, which reads what is inside the frames. Only this
+//! file, `server`, `link`, `keys` and `security` know protobuf.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use smg_cluster::codec::{self, ClusterId};
+use smg_types::ids::{Generation, NodeId, NodeName};
+
+/// What tonic's generator made of `proto/mesh.proto`.
+#[expect(unreachable_pub, reason = "generated; the documentation is in the .proto file")]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::str_to_string,
+    clippy::uninlined_format_args,
+    unused_qualifications,
+    reason = "generated"
+)]
+pub(super) mod proto {
+    tonic::include_proto!("smg.mesh.v1");
+
+    /// The compiled description, for reflection.
+    pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mesh.bin"));
+}
+
+use proto::envelope::Content;
+use proto::{Envelope, Opening};
+
+/// Largest message on a stream: a frame, sealed, and what protobuf puts around it.
+pub(super) const MAX_MESSAGE_BYTES: usize = codec::MAX_FRAME_BYTES + 1024;
+
+/// Longest text in an opening.
+const MAX_TEXT_BYTES: usize = 512;
+
+/// Who a router says it is when a stream begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Introduction {
+    /// Which life of which router.
+    pub(super) node: NodeId,
+    /// Where it is reached, as it believes.
+    pub(super) address: SocketAddr,
+    /// The cluster it belongs to.
+    pub(super) cluster: ClusterId,
+    /// Where clients reach it: a URL, for people and for clients that follow `/ha/routers`.
+    pub(super) client_url: String,
+}
+
+/// Why a stream was refused as soon as it began.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum OpeningError {
+    /// Another major version of the protocol.
+    #[error("it speaks version {major}.{minor} of the mesh protocol, this router {ours}.{ours_minor}", ours = codec::VERSION.0, ours_minor = codec::VERSION.1)]
+    Version {
+        /// The other's major version.
+        major: u32,
+        /// The other's minor version.
+        minor: u32,
+    },
+    /// It has no key that this router seals with, or seals nothing.
+    #[error("it does not share the key of this router; check --mesh-encryption-key")]
+    NoSharedKey,
+    /// Its certificate is not for the name that it gives.
+    #[error("it says it is {says}, but its certificate is for {proven}")]
+    Name {
+        /// What it says.
+        says: NodeName,
+        /// What its certificate says.
+        proven: String,
+    },
+    /// Another cluster.
+    #[error("it belongs to another cluster; check --mesh-cluster-id and --mesh-peer-urls")]
+    Cluster,
+    /// No opening, or one that can't be read.
+    #[error("it does not introduce itself: {0}")]
+    Malformed(&'static str),
+}
+
+impl OpeningError {
+    /// A name from a closed set, for metrics.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Version { .. } => "version",
+            Self::Cluster => "cluster",
+            Self::NoSharedKey => "no_shared_key",
+            Self::Name { .. } => "name",
+            Self::Malformed(_) => "opening",
+        }
+    }
+}
+
+/// What this router opens a stream with. `seen_as`: where the other side came from, if it called.
+pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening {
+    let (major, minor) = codec::VERSION;
+    Opening {
+        major: major.into(),
+        minor: minor.into(),
+        cluster: me.cluster.0,
+        node_name: me.node.name.as_str().to_owned(),
+        generation: me.node.generation.0,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        address: me.address.to_string(),
+        seen_as: seen_as.map(|address| address.to_string()).unwrap_or_default(),
+        salt: Bytes::new(),
+        key_ids: Vec::new(),
+        client_url: me.client_url.clone(),
+    }
+}
+
+/// Checks what the other side opened a stream with. `proven`: the names in the certificate that it showed.
+pub(super) fn introduced(
+    opening: &Opening,
+    cluster: ClusterId,
+    proven: Option<&[String]>,
+) -> Result<Introduction, OpeningError> {
+    if opening.major != u32::from(codec::VERSION.0) {
+        return Err(OpeningError::Version { major: opening.major, minor: opening.minor });
+    }
+    if opening.cluster != cluster.0 {
+        return Err(OpeningError::Cluster);
+    }
+    let texts = [&opening.release, &opening.address, &opening.client_url];
+    if texts.into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
+        return Err(OpeningError::Malformed("a text is too long"));
+    }
+    let name: NodeName = opening
+        .node_name
+        .parse()
+        .map_err(|_| OpeningError::Malformed("its name is not that of a node"))?;
+    if let Some(proven) = proven
+        && !proven.iter().any(|proven| is_for(proven, name.as_str()))
+    {
+        return Err(OpeningError::Name { says: name, proven: proven.join(", ") });
+    }
+    let address = opening
+        .address
+        .parse()
+        .map_err(|_| OpeningError::Malformed("its address is not host:port"))?;
+    let node = NodeId { name, generation: Generation(opening.generation) };
+    let client_url = opening.client_url.clone();
+    Ok(Introduction { node, address, cluster, client_url })
+}
+
+/// Whether a name in a certificate stands for a router: the name itself, a host name that begins with it (as that of a
+/// pod does), or one for all.
+fn is_for(proven: &str, name: &str) -> bool {
+    proven.eq_ignore_ascii_case(name)
+        || proven.starts_with("*.")
+        || proven.split_once('.').is_some_and(|(first, _)| first.eq_ignore_ascii_case(name))
+}
+
+/// Puts an opening into a message.
+pub(super) fn opening_envelope(opening: Opening) -> Envelope {
+    Envelope { content: Some(Content::Opening(opening)) }
+}
+
+/// The opening in the first message of a stream.
+pub(super) fn first(message: Option<Envelope>) -> Result<Opening, OpeningError> {
+    match message.and_then(|envelope| envelope.content) {
+        Some(Content::Opening(opening)) => Ok(opening),
+        Some(
+            Content::Frame(_) | Content::Sealed(_) | Content::KeyChange(_) | Content::KeyAnswer(_),
+        ) => Err(OpeningError::Malformed("a frame comes before the opening")),
+        None => Err(OpeningError::Malformed("nothing came")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> Introduction {
+        Introduction {
+            node: NodeId { name: "node1".parse().unwrap(), generation: Generation(7) },
+            address: "10.0.0.1:39527".parse().unwrap(),
+            cluster: ClusterId::of("smg"),
+            client_url: "http://10.0.0.1:8000".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_opening_says_who_it_is() {
+        let opening = opening(&me(), Some("10.0.0.9:4711".parse().unwrap()));
+        assert_eq!(introduced(&opening, ClusterId::of("smg"), None), Ok(me()));
+        assert_eq!(opening.seen_as, "10.0.0.9:4711");
+    }
+
+    #[test]
+    fn strangers_are_told_apart() {
+        let cluster = ClusterId::of("smg");
+        let ours = || opening(&me(), None);
+        let refused = |opening| introduced(&opening, cluster, None).unwrap_err().name();
+        assert_eq!(refused(Opening { major: 2, ..ours() }), "version");
+        assert_eq!(refused(Opening { cluster: 1, ..ours() }), "cluster");
+        assert_eq!(refused(Opening { node_name: "a b".into(), ..ours() }), "opening");
+        assert_eq!(refused(Opening { address: "here".into(), ..ours() }), "opening");
+        assert_eq!(refused(Opening { release: "x".repeat(513), ..ours() }), "opening");
+    }
+
+    #[test]
+    fn a_certificate_binds_the_name() {
+        for (proven, fits) in [
+            ("node1", true),
+            ("NODE1", true),
+            ("node1.smg-mesh.default.svc", true),
+            ("*.smg-mesh", true),
+            ("node11", false),
+            ("node2", false),
+            ("mesh.node1", false),
+        ] {
+            let opening = opening(&me(), None);
+            let names = [proven.to_owned()];
+            let introduced = introduced(&opening, ClusterId::of("smg"), Some(&names));
+            assert_eq!(introduced.is_ok(), fits, "{proven}");
+        }
+    }
+
+    #[test]
+    fn a_stream_begins_with_its_opening() {
+        assert!(first(None).is_err());
+        let frame = Content::Frame(Bytes::from_static(b"x"));
+        assert!(first(Some(Envelope { content: Some(frame) })).is_err());
+        assert!(first(Some(opening_envelope(opening(&me(), None)))).is_ok());
+    }
+}

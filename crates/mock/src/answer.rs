@@ -1,0 +1,305 @@
+//! What is said: the shapes of generated text, by the API that asked for it.
+//!
+//! Written by hand rather than through `serde`, for two reasons: a worker must cost a benchmark as little as possible,
+//! and a stream is cut at its tokens. `tests` reads all of it back as JSON.
+
+use std::fmt::Write as _;
+
+use crate::body::StreamShape;
+use crate::engine::Usage;
+
+/// The APIs that generate text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// OpenAI's `/v1/chat/completions`.
+    Chat,
+    /// OpenAI's `/v1/completions`.
+    Completions,
+    /// OpenAI's `/v1/responses`.
+    Responses,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+    /// SGLang's `/generate`.
+    Generate,
+    /// OpenAI's `/v1/audio/transcriptions`.
+    Transcription,
+}
+
+/// What an answer says besides its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    /// A number that no other answer of this worker has.
+    pub(super) id: u64,
+    /// Seconds since the Unix epoch.
+    pub(super) created: u64,
+    /// The model as JSON, with its quotes.
+    pub(super) model: &'a str,
+    pub(super) usage: Usage,
+    /// Whether the request's own limit ended the text.
+    pub(super) at_limit: bool,
+    /// Whether an OpenAI stream tells its usage.
+    pub(super) include_usage: bool,
+}
+
+/// The answer as a whole.
+pub(super) fn whole(dialect: Dialect, facts: &Facts<'_>, text: &str) -> String {
+    let Facts { id, created, model, .. } = facts;
+    let usage = usage(dialect, facts.usage);
+    let finish = finish(dialect, facts.at_limit);
+    match dialect {
+        Dialect::Chat => format!(
+            r#"{{"id":"chatcmpl-{id}","object":"chat.completion","created":{created},"model":{model},"choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}},"logprobs":null,"finish_reason":"{finish}"}}],"usage":{usage}}}"#
+        ),
+        Dialect::Completions => format!(
+            r#"{{"id":"cmpl-{id}","object":"text_completion","created":{created},"model":{model},"choices":[{{"index":0,"text":"{text}","logprobs":null,"finish_reason":"{finish}"}}],"usage":{usage}}}"#
+        ),
+        Dialect::Responses => {
+            let item = item(*id, text, "completed");
+            response(facts, "completed", &item, &usage)
+        }
+        Dialect::Messages => format!(
+            r#"{{"id":"msg_{id}","type":"message","role":"assistant","model":{model},"content":[{{"type":"text","text":"{text}"}}],"stop_reason":"{finish}","stop_sequence":null,"usage":{usage}}}"#
+        ),
+        Dialect::Generate => {
+            format!(r#"{{"text":"{text}","meta_info":{}}}"#, meta_info(facts, finish))
+        }
+        Dialect::Transcription => format!(r#"{{"text":"{text}","usage":{usage}}}"#),
+    }
+}
+
+/// The answer as a stream of server-sent events. `text` is what it will have said at its end.
+pub(super) fn stream(dialect: Dialect, facts: &Facts<'_>, text: &str) -> StreamShape {
+    match dialect {
+        Dialect::Chat => chat_stream(facts),
+        Dialect::Completions => completions_stream(facts),
+        Dialect::Responses => responses_stream(facts, text),
+        Dialect::Messages => messages_stream(facts),
+        Dialect::Generate => generate_stream(facts, text),
+        Dialect::Transcription => transcription_stream(facts, text),
+    }
+}
+
+/// Whether a stream of this dialect says the whole text again at its end.
+pub(super) fn repeats_text(dialect: Dialect) -> bool {
+    match dialect {
+        Dialect::Responses | Dialect::Transcription | Dialect::Generate => true,
+        Dialect::Chat | Dialect::Completions | Dialect::Messages => false,
+    }
+}
+
+fn chat_stream(facts: &Facts<'_>) -> StreamShape {
+    let Facts { id, created, model, .. } = facts;
+    let head = format!(
+        r#"data: {{"id":"chatcmpl-{id}","object":"chat.completion.chunk","created":{created},"model":{model}"#
+    );
+    // With usage asked for, every chunk has the field and all but the last have it empty.
+    let null = if facts.include_usage { r#","usage":null"# } else { "" };
+    let finish = finish(Dialect::Chat, facts.at_limit);
+    let mut epilogue = format!(
+        "{head},\"choices\":[{{\"index\":0,\"delta\":{{}},\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{null}}}\n\n"
+    );
+    push_openai_end(&mut epilogue, &head, Dialect::Chat, facts);
+    StreamShape {
+        prologue: format!(
+            "{head},\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"
+        ),
+        before: format!(r#"{head},"choices":[{{"index":0,"delta":{{"content":""#),
+        after: format!("\"}},\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"),
+        epilogue,
+        ..StreamShape::default()
+    }
+}
+
+fn completions_stream(facts: &Facts<'_>) -> StreamShape {
+    let Facts { id, created, model, .. } = facts;
+    let head = format!(
+        r#"data: {{"id":"cmpl-{id}","object":"text_completion","created":{created},"model":{model}"#
+    );
+    let null = if facts.include_usage { r#","usage":null"# } else { "" };
+    let finish = finish(Dialect::Completions, facts.at_limit);
+    let mut epilogue = format!(
+        "{head},\"choices\":[{{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{null}}}\n\n"
+    );
+    push_openai_end(&mut epilogue, &head, Dialect::Completions, facts);
+    StreamShape {
+        before: format!(r#"{head},"choices":[{{"index":0,"text":""#),
+        after: format!("\",\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"),
+        epilogue,
+        ..StreamShape::default()
+    }
+}
+
+fn push_openai_end(epilogue: &mut String, head: &str, dialect: Dialect, facts: &Facts<'_>) {
+    if facts.include_usage {
+        let usage = usage(dialect, facts.usage);
+        // Writing to a string can't fail.
+        let _infallible = write!(epilogue, "{head},\"choices\":[],\"usage\":{usage}}}\n\n");
+    }
+    epilogue.push_str("data: [DONE]\n\n");
+}
+
+fn responses_stream(facts: &Facts<'_>, text: &str) -> StreamShape {
+    let Facts { id, usage: Usage { completion, .. }, .. } = *facts;
+    let mut events = Events::default();
+    events.push(
+        "response.created",
+        &format!(r#""response":{}"#, response(facts, "in_progress", "", "null")),
+    );
+    events.push(
+        "response.in_progress",
+        &format!(r#""response":{}"#, response(facts, "in_progress", "", "null")),
+    );
+    let empty = format!(
+        r#"{{"id":"msg_{id}","type":"message","status":"in_progress","role":"assistant","content":[]}}"#
+    );
+    events.push("response.output_item.added", &format!(r#""output_index":0,"item":{empty}"#));
+    let place = format!(r#""item_id":"msg_{id}","output_index":0,"content_index":0"#);
+    events.push(
+        "response.content_part.added",
+        &format!(r#"{place},"part":{{"type":"output_text","text":"","annotations":[]}}"#),
+    );
+    let prologue = std::mem::take(&mut events.text);
+    let first = events.next;
+    events.next += completion;
+    events.push("response.output_text.done", &format!(r#"{place},"text":"{text}","logprobs":[]"#));
+    events.push(
+        "response.content_part.done",
+        &format!(r#"{place},"part":{{"type":"output_text","text":"{text}","annotations":[]}}"#),
+    );
+    let item = item(id, text, "completed");
+    events.push("response.output_item.done", &format!(r#""output_index":0,"item":{item}"#));
+    let usage = usage(Dialect::Responses, facts.usage);
+    let response = response(facts, "completed", &item, &usage);
+    events.push("response.completed", &format!(r#""response":{response}"#));
+    StreamShape {
+        prologue,
+        before: format!(
+            "event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",{place},\"delta\":\""
+        ),
+        after: r#"","logprobs":[],"sequence_number":"#.to_owned(),
+        numbered_from: Some(first),
+        close: "}\n\n",
+        cumulative: false,
+        epilogue: events.text,
+    }
+}
+
+/// Events of `/v1/responses`, numbered.
+#[derive(Debug, Default)]
+struct Events {
+    text: String,
+    next: u32,
+}
+
+impl Events {
+    fn push(&mut self, kind: &str, fields: &str) {
+        let number = self.next;
+        self.next += 1;
+        // Writing to a string can't fail.
+        let _infallible = write!(
+            self.text,
+            "event: {kind}\ndata: {{\"type\":\"{kind}\",{fields},\"sequence_number\":{number}}}\n\n"
+        );
+    }
+}
+
+fn response(facts: &Facts<'_>, status: &str, output: &str, usage: &str) -> String {
+    let Facts { id, created, model, .. } = facts;
+    format!(
+        r#"{{"id":"resp_{id}","object":"response","created_at":{created},"status":"{status}","error":null,"incomplete_details":null,"instructions":null,"metadata":{{}},"model":{model},"output":[{output}],"parallel_tool_calls":true,"temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"usage":{usage}}}"#
+    )
+}
+
+fn item(id: u64, text: &str, status: &str) -> String {
+    format!(
+        r#"{{"id":"msg_{id}","type":"message","status":"{status}","role":"assistant","content":[{{"type":"output_text","text":"{text}","annotations":[]}}]}}"#
+    )
+}
+
+fn messages_stream(facts: &Facts<'_>) -> StreamShape {
+    let Facts { id, model, usage: Usage { prompt, cached, completion }, .. } = facts;
+    let fresh = prompt - cached;
+    let finish = finish(Dialect::Messages, facts.at_limit);
+    StreamShape {
+        prologue: format!(
+            "event: message_start\ndata: {{\"type\":\"message_start\",\"message\":{{\"id\":\"msg_{id}\",\"type\":\"message\",\"role\":\"assistant\",\"model\":{model},\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":{{\"input_tokens\":{fresh},\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":{cached},\"output_tokens\":1}}}}}}\n\n\
+             event: content_block_start\ndata: {{\"type\":\"content_block_start\",\"index\":0,\"content_block\":{{\"type\":\"text\",\"text\":\"\"}}}}\n\n"
+        ),
+        before: "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"".to_owned(),
+        after: "\"}}\n\n".to_owned(),
+        epilogue: format!(
+            "event: content_block_stop\ndata: {{\"type\":\"content_block_stop\",\"index\":0}}\n\n\
+             event: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"{finish}\",\"stop_sequence\":null}},\"usage\":{{\"output_tokens\":{completion}}}}}\n\n\
+             event: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"
+        ),
+        ..StreamShape::default()
+    }
+}
+
+fn generate_stream(facts: &Facts<'_>, text: &str) -> StreamShape {
+    let Facts { id, usage: Usage { prompt, cached, .. }, .. } = facts;
+    let finish = finish(Dialect::Generate, facts.at_limit);
+    StreamShape {
+        before: r#"data: {"text":""#.to_owned(),
+        after: format!(
+            r#"","meta_info":{{"id":"{id}","finish_reason":null,"prompt_tokens":{prompt},"cached_tokens":{cached},"completion_tokens":"#
+        ),
+        numbered_from: Some(1),
+        close: "}}\n\n",
+        cumulative: true,
+        epilogue: format!(
+            "data: {{\"text\":\"{text}\",\"meta_info\":{}}}\n\ndata: [DONE]\n\n",
+            meta_info(facts, finish)
+        ),
+        ..StreamShape::default()
+    }
+}
+
+fn transcription_stream(facts: &Facts<'_>, text: &str) -> StreamShape {
+    let usage = usage(Dialect::Transcription, facts.usage);
+    StreamShape {
+        before: r#"data: {"type":"transcript.text.delta","delta":""#.to_owned(),
+        after: "\"}\n\n".to_owned(),
+        epilogue: format!(
+            "data: {{\"type\":\"transcript.text.done\",\"text\":\"{text}\",\"usage\":{usage}}}\n\ndata: [DONE]\n\n"
+        ),
+        ..StreamShape::default()
+    }
+}
+
+fn meta_info(facts: &Facts<'_>, finish: &str) -> String {
+    let Facts { id, usage: Usage { prompt, cached, completion }, .. } = facts;
+    format!(
+        r#"{{"id":"{id}","finish_reason":{{"type":"{finish}"}},"prompt_tokens":{prompt},"cached_tokens":{cached},"completion_tokens":{completion}}}"#
+    )
+}
+
+fn usage(dialect: Dialect, Usage { prompt, cached, completion }: Usage) -> String {
+    let total = u64::from(prompt) + u64::from(completion);
+    match dialect {
+        Dialect::Chat | Dialect::Completions | Dialect::Generate => format!(
+            r#"{{"prompt_tokens":{prompt},"completion_tokens":{completion},"total_tokens":{total},"prompt_tokens_details":{{"cached_tokens":{cached}}}}}"#
+        ),
+        Dialect::Responses => format!(
+            r#"{{"input_tokens":{prompt},"input_tokens_details":{{"cached_tokens":{cached}}},"output_tokens":{completion},"output_tokens_details":{{"reasoning_tokens":0}},"total_tokens":{total}}}"#
+        ),
+        Dialect::Messages => {
+            let fresh = prompt - cached;
+            format!(
+                r#"{{"input_tokens":{fresh},"cache_creation_input_tokens":0,"cache_read_input_tokens":{cached},"output_tokens":{completion}}}"#
+            )
+        }
+        Dialect::Transcription => format!(
+            r#"{{"type":"tokens","input_tokens":{prompt},"output_tokens":{completion},"total_tokens":{total}}}"#
+        ),
+    }
+}
+
+fn finish(dialect: Dialect, at_limit: bool) -> &'static str {
+    match (dialect, at_limit) {
+        (Dialect::Messages, true) => "max_tokens",
+        (Dialect::Messages, false) => "end_turn",
+        (_, true) => "length",
+        (_, false) => "stop",
+    }
+}

@@ -1,0 +1,277 @@
+//! `smg demo`: workers, a router and chats in one process, and a screen that shows what goes where.
+//!
+//! The router comes from whoever calls, so that this module knows no part of it: it is told the workers' URLs and
+//! answers with an address. On a terminal the demo runs until `q` or Ctrl-C; elsewhere, and with `--once`, it runs for
+//! a while, prints a line now and then, and fails if any request did.
+
+mod board;
+mod screen;
+mod users;
+
+use std::error::Error;
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use smg_runtime::clock::Clock;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::{Config, Rate, Share};
+use crate::demo::board::{Board, View};
+use crate::demo::screen::Screen;
+use crate::traffic::Chats;
+use crate::worker::Worker;
+
+/// Workers of the demo.
+const WORKERS: u16 = 4;
+/// Time between two pictures on the screen.
+const FRAME: Duration = Duration::from_millis(250);
+/// Time between two lines where there is no screen.
+const LINE: Duration = Duration::from_secs(2);
+/// Time for the last answers to arrive, and for a router to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Flags of `smg demo`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Run for --seconds without a screen, print a summary, and fail if any request did.
+    #[arg(long)]
+    pub once: bool,
+    /// How long --once runs.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
+    /// Users that chat at the same time.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub users: u32,
+    /// Routers in front of the workers; more than one become a cluster, and the users go to all of them in turn.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub routers: u8,
+    /// Seed of what they say and of how long the workers take.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// A router that serves, or several of one cluster.
+pub struct RunningRouter {
+    /// Where clients connect; at least one. Turns of one chat go to all of them in turn.
+    pub addresses: Vec<SocketAddr>,
+    /// Stops it, and resolves when nothing of it is left.
+    pub stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl std::fmt::Debug for RunningRouter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningRouter").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+/// Why the demo ended otherwise than it should.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// A worker could not be started.
+    #[error("a mock worker can't start: {0}")]
+    Worker(io::Error),
+    /// The router could not be started.
+    #[error("the router can't start: {0}")]
+    Router(Box<dyn Error + Send + Sync>),
+    /// Started, but at no address.
+    #[error("the router serves at no address")]
+    NoAddress,
+    /// The terminal, stdout or a signal handler failed.
+    #[error("the terminal failed: {0}")]
+    Terminal(#[from] io::Error),
+    /// Some requests failed.
+    #[error("{failed} of {requests} requests failed, the first one: {first}")]
+    Failed {
+        /// How many.
+        failed: u64,
+        /// Of how many.
+        requests: u64,
+        /// What was wrong with the first one.
+        first: String,
+    },
+    /// There was no answer at all.
+    #[error("no request was answered")]
+    Silence,
+    /// A user's task broke.
+    #[error("a user's task broke: {0}")]
+    User(tokio::task::JoinError),
+}
+
+/// Runs the demo. `start_router` is given the workers' URLs.
+///
+/// # Errors
+/// When something can't start, when the terminal fails, and without a screen when a request failed.
+pub async fn run<F, Fut>(args: Args, start_router: F) -> Result<(), DemoError>
+where
+    F: FnOnce(Vec<String>) -> Fut,
+    Fut: Future<Output = Result<RunningRouter, Box<dyn Error + Send + Sync>>>,
+{
+    let mut leave = Leave::listen()?;
+    let mut serving = JoinSet::new();
+    let mut workers = Vec::new();
+    let mut urls = Vec::new();
+    for nth in 0..WORKERS {
+        let bound = Worker::bind(worker_config(nth, args.seed)).await.map_err(DemoError::Worker)?;
+        workers.push(bound.worker());
+        urls.push(bound.url());
+        serving.spawn(bound.serve(std::future::pending()));
+    }
+    let router = tokio::select! {
+        started = start_router(urls) => started.map_err(DemoError::Router)?,
+        () = leave.asked() => return Ok(()),
+    };
+    let Some(first) = router.addresses.first().copied() else { return Err(DemoError::NoAddress) };
+
+    let clock = Clock::start();
+    let board = Arc::new(Mutex::new(Board::default()));
+    let (stop, stopping) = watch::channel(false);
+    let mut users = JoinSet::new();
+    for number in 0..args.users {
+        users.spawn(users::chat(users::User {
+            number,
+            routers: router.addresses.clone(),
+            chats: Chats::default(),
+            seed: args.seed,
+            clock,
+            board: Arc::clone(&board),
+            stopping: stopping.clone(),
+        }));
+    }
+    let routers = router.addresses.len();
+    let look = || board.lock().view(clock.mono(), routers, &workers);
+    let on_screen = !args.once && io::stdout().is_terminal();
+    let shown = if on_screen {
+        watch_screen(&look, first, &mut leave, &mut users).await
+    } else {
+        let seconds = Duration::from_secs(args.seconds.into());
+        print_lines(&look, first, seconds, &mut leave, &mut users).await
+    };
+
+    // Whatever happened: users first, so that no request is cut, then the router, then the workers.
+    stop.send_replace(true);
+    let ended =
+        tokio::time::timeout(PATIENCE, async { while users.join_next().await.is_some() {} });
+    let late = ended.await.is_err();
+    users.shutdown().await;
+    let view = look();
+    let router_late = tokio::time::timeout(PATIENCE, router.stop).await.is_err();
+    serving.shutdown().await;
+
+    shown?;
+    let mut stdout = io::stdout().lock();
+    write!(stdout, "{}", view.table())?;
+    if late || router_late {
+        writeln!(stdout, "Not all of it ended within {} s.", PATIENCE.as_secs())?;
+    }
+    stdout.flush()?;
+    drop(stdout);
+    match view.first_error {
+        Some(first) if !on_screen => Err(DemoError::Failed {
+            failed: view.failed,
+            requests: view.requests + view.failed,
+            first,
+        }),
+        _ if view.requests == 0 && !on_screen => Err(DemoError::Silence),
+        _ => Ok(()),
+    }
+}
+
+/// About what a small model on one large GPU does, with a cache that a few dozen chats fill.
+fn worker_config(nth: u16, seed: u64) -> Config {
+    Config {
+        name: Some(format!("worker-{}", nth + 1)),
+        prefill: Rate::new(8000.0).expect("a rate"),
+        decode: Rate::new(100.0).expect("a rate"),
+        jitter: Share::new(0.2).expect("a share"),
+        seed: seed.wrapping_add(nth.into()),
+        slots: NonZeroUsize::new(16),
+        cache_blocks: 4096,
+        ..Config::default()
+    }
+}
+
+/// The line with which anybody can join in.
+fn curl(router: SocketAddr) -> String {
+    format!(
+        "curl -N http://{router}/v1/chat/completions -H 'content-type: application/json' \
+         -d '{{\"model\":\"mock-model\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'"
+    )
+}
+
+async fn watch_screen(
+    look: &impl Fn() -> View,
+    router: SocketAddr,
+    leave: &mut Leave,
+    users: &mut JoinSet<()>,
+) -> Result<(), DemoError> {
+    let mut screen = Screen::open()?;
+    let mut frames = tokio::time::interval(FRAME);
+    loop {
+        tokio::select! {
+            () = leave.asked() => return Ok(()),
+            Some(Err(e)) = users.join_next() => return Err(DemoError::User(e)),
+            _ = frames.tick() => {
+                screen.show(&look(), &curl(router))?;
+                if Screen::quit_was_pressed()? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn print_lines(
+    look: &impl Fn() -> View,
+    router: SocketAddr,
+    seconds: Duration,
+    leave: &mut Leave,
+    users: &mut JoinSet<()>,
+) -> Result<(), DemoError> {
+    writeln!(io::stdout(), "Join in:\n  {}\n", curl(router))?;
+    let end = tokio::time::sleep(seconds);
+    tokio::pin!(end);
+    let mut lines = tokio::time::interval(LINE);
+    lines.tick().await;
+    loop {
+        tokio::select! {
+            () = leave.asked() => return Ok(()),
+            () = &mut end => return Ok(()),
+            Some(Err(e)) = users.join_next() => return Err(DemoError::User(e)),
+            _ = lines.tick() => writeln!(io::stdout(), "{}", look().line())?,
+        }
+    }
+}
+
+/// SIGINT and SIGTERM.
+#[derive(Debug)]
+struct Leave {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Leave {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! What an engine would do with a request, without doing it: wait for a slot, take its time, remember the prefix, count.
+//!
+//! The life of a request is a [`Job`]. Whoever drops one before its end (hyper does as soon as the client is gone, be
+//! it queued, in prefill or half streamed) gives its slot back and counts an abort.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::ask;
+use crate::config::Config;
+use crate::prefix_cache::{PrefixCache, block_hashes};
+
+/// Slots, times, prefix cache and counts of one worker.
+#[derive(Debug)]
+pub(super) struct Engine {
+    config: Config,
+    slots: Option<Arc<Semaphore>>,
+    cache: Mutex<PrefixCache>,
+    rng: Mutex<StdRng>,
+    counts: Counts,
+}
+
+/// Relaxed everywhere: each number stands for itself.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    in_flight: AtomicU64,
+    max_in_flight: AtomicU64,
+    running: AtomicU64,
+    max_running: AtomicU64,
+    completed: AtomicU64,
+    aborted: AtomicU64,
+    failed: AtomicU64,
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    probes: AtomicU64,
+    completion_tokens: AtomicU64,
+}
+
+/// What a worker has counted since it started (`GET /_mock/stats`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Inference requests that arrived, whatever became of them.
+    pub requests: u64,
+    /// Those that are here now, queued ones too.
+    pub in_flight: u64,
+    /// The most that were ever here at once.
+    pub max_in_flight: u64,
+    /// Those that have a slot now.
+    pub running: u64,
+    /// The most that ever had one at once.
+    pub max_running: u64,
+    /// Those whose answer was made to its end.
+    pub completed: u64,
+    /// Those whose client left before that.
+    pub aborted: u64,
+    /// Those that failed because a script said so.
+    pub failed: u64,
+    /// Tokens in prompts.
+    pub prompt_tokens: u64,
+    /// Of those, tokens that the prefix cache knew.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// Blocks in the prefix cache.
+    pub cache_blocks: u64,
+    /// Times that it was asked how it is.
+    pub probes: u64,
+}
+
+/// How a request's tokens are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) prompt: u32,
+    pub(super) cached: u32,
+    pub(super) completion: u32,
+}
+
+impl Engine {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            slots: config
+                .slots
+                .map(|slots| Arc::new(Semaphore::new(slots.get().min(Semaphore::MAX_PERMITS)))),
+            cache: Mutex::new(PrefixCache::new(config.cache_blocks)),
+            rng: Mutex::new(StdRng::seed_from_u64(config.seed)),
+            counts: Counts::default(),
+            config,
+        }
+    }
+
+    /// A request has arrived.
+    pub(super) fn begin(self: &Arc<Self>) -> Job {
+        let counts = &self.counts;
+        counts.requests.fetch_add(1, Ordering::Relaxed);
+        raise(&counts.in_flight, &counts.max_in_flight);
+        Job { engine: Arc::clone(self), permit: None, running: false, end: None }
+    }
+
+    pub(super) fn with_rng<T>(&self, f: impl FnOnce(&mut StdRng) -> T) -> T {
+        f(&mut self.rng.lock())
+    }
+
+    pub(super) fn flush_cache(&self) {
+        self.cache.lock().clear();
+    }
+
+    /// Somebody asked how it is.
+    pub(super) fn count_probe(&self) {
+        self.counts.probes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        Stats {
+            requests: load(&counts.requests),
+            in_flight: load(&counts.in_flight),
+            max_in_flight: load(&counts.max_in_flight),
+            running: load(&counts.running),
+            max_running: load(&counts.max_running),
+            completed: load(&counts.completed),
+            aborted: load(&counts.aborted),
+            failed: load(&counts.failed),
+            prompt_tokens: load(&counts.prompt_tokens),
+            cached_tokens: load(&counts.cached_tokens),
+            completion_tokens: load(&counts.completion_tokens),
+            cache_blocks: self.cache.lock().len() as u64,
+            probes: load(&counts.probes),
+        }
+    }
+
+    /// `time`, with as much more or less as chance may add.
+    fn jittered(&self, time: Duration) -> Duration {
+        let jitter = self.config.jitter.get();
+        if jitter == 0.0 || time.is_zero() {
+            return time;
+        }
+        let factor = self.with_rng(|rng| rng.random_range(1.0 - jitter..=1.0 + jitter));
+        time.mul_f64(factor)
+    }
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct Job {
+    engine: Arc<Engine>,
+    permit: Option<OwnedSemaphorePermit>,
+    running: bool,
+    end: Option<End>,
+}
+
+/// How a job ended; one that has no end was aborted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Completed,
+    Failed,
+}
+
+impl Job {
+    /// Waits for a slot and works the prompt off, save what the prefix cache knows of it; tells how many tokens that
+    /// was. `seed` keeps models apart.
+    pub(super) async fn prefill(&mut self, prompt: &[u8], seed: u64) -> Usage {
+        self.start().await;
+        let engine = &*self.engine;
+        let config = &engine.config;
+        let prompt_tokens = ask::tokens(prompt.len());
+        let block_tokens = config.block_tokens.get();
+        let blocks = if config.cache_blocks == 0 {
+            Vec::new()
+        } else {
+            block_hashes(prompt, block_tokens.saturating_mul(4), seed)
+        };
+        let matched = engine.cache.lock().matched(&blocks);
+        // An engine works at least the last token off: it needs what comes out of it.
+        let cached = ask::tokens(matched * block_tokens * 4).min(prompt_tokens.saturating_sub(1));
+        pause(engine.jittered(config.prefill.time_for(prompt_tokens - cached))).await;
+        engine.cache.lock().insert(&blocks);
+        engine.counts.prompt_tokens.fetch_add(prompt_tokens.into(), Ordering::Relaxed);
+        engine.counts.cached_tokens.fetch_add(cached.into(), Ordering::Relaxed);
+        Usage { prompt: prompt_tokens, cached, completion: 0 }
+    }
+
+    /// Takes the time that generating `tokens` takes. The first one is there when the prefill ends.
+    pub(super) async fn decode(&self, tokens: u32) {
+        let time = self.engine.config.decode.time_for(tokens.saturating_sub(1));
+        pause(self.engine.jittered(time)).await;
+    }
+
+    /// The time between two tokens of this request.
+    pub(super) fn token_time(&self) -> Duration {
+        self.engine.jittered(self.engine.config.decode.time_for(1))
+    }
+
+    /// Counts tokens as generated.
+    pub(super) fn generated(&self, tokens: u32) {
+        self.engine.counts.completion_tokens.fetch_add(tokens.into(), Ordering::Relaxed);
+    }
+
+    /// The answer is made; nothing that happens to it later is this worker's.
+    pub(super) fn complete(mut self) {
+        self.end = Some(End::Completed);
+    }
+
+    /// A script made it fail.
+    pub(super) fn fail(mut self) {
+        self.end = Some(End::Failed);
+    }
+
+    async fn start(&mut self) {
+        if let Some(slots) = &self.engine.slots {
+            let permit = Arc::clone(slots).acquire_owned().await;
+            self.permit = Some(permit.expect("the slots are never closed"));
+        }
+        self.running = true;
+        raise(&self.engine.counts.running, &self.engine.counts.max_running);
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let counts = &self.engine.counts;
+        counts.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.running {
+            counts.running.fetch_sub(1, Ordering::Relaxed);
+        }
+        let end = match self.end {
+            Some(End::Completed) => &counts.completed,
+            Some(End::Failed) => &counts.failed,
+            None => &counts.aborted,
+        };
+        end.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits, unless there is nothing to wait for: a timer costs as much as the rest of a request.
+pub(super) async fn pause(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+fn raise(counter: &AtomicU64, highest: &AtomicU64) {
+    let now = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    highest.fetch_max(now, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! The body of a response on its way to the client: counts the request until its last byte, judges the worker by how
+//! the body ended, and turns a stream that breaks into an event that clients understand.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use smg_routing::fleet::{Fleet, InFlight, Outcome};
+use smg_routing::limit::Permit;
+use smg_runtime::clock::Clock;
+use smg_types::ids::WorkerId;
+use tracing::warn;
+
+use super::chain;
+use super::feedback::Usage;
+use super::metrics::Ending;
+use super::policies::Entry;
+use crate::upstream;
+
+/// What a broken stream ends with, so that a client does not take it for complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// Not a stream of events: the connection is cut.
+    Cut,
+    /// A terminal event with these bytes, then the end.
+    Event(&'static str),
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The worker broke off, or took too long.
+    #[error(transparent)]
+    Worker(upstream::BodyError),
+    /// The worker was let go, and its time to finish is over.
+    #[error("the worker was taken away")]
+    TakenAway,
+}
+
+/// The body of a response.
+#[derive(Debug)]
+pub struct ResponseBody {
+    inner: upstream::ResponseBody,
+    /// Taken when the body ends.
+    account: Option<Account>,
+    stream_end: StreamEnd,
+    /// The terminal event was sent.
+    broken: bool,
+}
+
+/// What is settled when the body ends, in whatever way.
+#[derive(Debug)]
+pub(super) struct Account {
+    /// `None`: the worker was judged by its head already.
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) permit: Option<Permit>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) entry: Arc<Entry>,
+    pub(super) clock: Clock,
+    pub(super) started: Duration,
+    pub(super) worker: WorkerId,
+    /// For the log. A copy: the client's own is a slice of all that it sent.
+    pub(super) request_id: Box<[u8]>,
+    /// What a complete body says of the worker.
+    pub(super) outcome: Outcome,
+    pub(super) first_byte_seen: bool,
+    /// The part of the prompt that its cache was expected to hold, 0..=1; taken once the answer has said.
+    pub(super) expected: Option<f32>,
+}
+
+/// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it: what they say
+/// of a shorter one proves nothing.
+const LONG_PROMPT: u64 = 64;
+
+impl Account {
+    /// Looks at a piece of the answer on its way.
+    fn observe(&mut self, piece: &Bytes) {
+        let Some(usage) = self.expected.and_then(|_| Usage::in_piece(piece)) else { return };
+        let Some(expected) = self.expected.take() else { return };
+        self.entry.count_affinity(expected, usage);
+        if expected >= 0.5
+            && usage.prompt >= LONG_PROMPT
+            && self.fleet.hear_cached(self.worker, usage.is_about(expected))
+        {
+            warn!(worker = %self.worker, "little of several prompts was in its cache: taken for cold");
+        }
+    }
+
+    fn settle(self, ending: Ending, outcome: Outcome) {
+        let now = self.clock.now();
+        let breaker = &self.fleet.config().breaker;
+        if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {
+            warn!(worker = %self.worker, breaker = mode.name(), "breaker changed");
+        }
+        drop(self.permit);
+        self.entry.metrics.count(ending);
+        self.entry.metrics.duration.observe(now.mono.saturating_sub(self.started).as_secs_f64());
+    }
+}
+
+impl ResponseBody {
+    pub(super) fn new(
+        inner: upstream::ResponseBody,
+        account: Account,
+        stream_end: StreamEnd,
+    ) -> Self {
+        let mut body = Self { inner, account: Some(account), stream_end, broken: false };
+        if body.inner.is_end_stream() {
+            body.complete();
+        }
+        body
+    }
+
+    /// Whether the stream broke and said so: the connection must not be used again.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn complete(&mut self) {
+        if let Some(account) = self.account.take() {
+            let ending = if account.outcome == Outcome::Failure {
+                Ending::WorkerError
+            } else {
+                Ending::Complete
+            };
+            let outcome = account.outcome;
+            account.settle(ending, outcome);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.broken {
+            return Poll::Ready(None);
+        }
+        let mut polled = Pin::new(&mut this.inner)
+            .poll_frame(cx)
+            .map(|frame| frame.map(|frame| frame.map_err(BodyError::Worker)));
+        if let Some(in_flight) =
+            this.account.as_mut().and_then(|account| account.in_flight.as_mut())
+            && (polled.is_pending() || in_flight.is_cut())
+            && in_flight.poll_cut(cx).is_ready()
+        {
+            this.inner.close();
+            polled = Poll::Ready(Some(Err(BodyError::TakenAway)));
+        }
+        match ready!(polled) {
+            Some(Ok(frame)) => {
+                if let Some(account) =
+                    this.account.as_mut().filter(|account| !account.first_byte_seen)
+                {
+                    account.first_byte_seen = true;
+                    let elapsed = account.clock.mono().saturating_sub(account.started);
+                    account.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
+                }
+                if let (Some(account), Some(piece)) = (this.account.as_mut(), frame.data_ref()) {
+                    account.observe(piece);
+                }
+                if this.inner.is_end_stream() {
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(account) = this.account.take() {
+                    warn!(
+                        worker = %account.worker,
+                        request_id = %account.request_id.escape_ascii(),
+                        error = %chain(&error),
+                        "response broke off"
+                    );
+                    account.settle(Ending::Broken, Outcome::Failure);
+                }
+                match this.stream_end {
+                    StreamEnd::Cut => Poll::Ready(Some(Err(error))),
+                    StreamEnd::Event(event) => {
+                        this.broken = true;
+                        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(event.as_bytes())))))
+                    }
+                }
+            }
+            None => {
+                this.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.stream_end {
+            StreamEnd::Cut => self.inner.size_hint(),
+            // The terminal event may come on top.
+            StreamEnd::Event(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            // Dropped before its end: nobody wants it any more. That says nothing of the worker.
+            account.settle(Ending::ClientLeft, Outcome::Neutral);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Who may be picked for the next attempt.
+
+use std::collections::BTreeMap;
+
+use smallvec::SmallVec;
+use smg_routing::fleet::{self, Fitness, Member};
+use smg_routing::policy::Candidate;
+use smg_types::ids::WorkerId;
+use smg_types::now::Now;
+
+/// The candidates for one attempt.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    /// What the policy sees.
+    pub(super) list: SmallVec<[Candidate; 16]>,
+    /// Which member each of them is.
+    pub(super) members: SmallVec<[u32; 16]>,
+    /// Their breakers say no: they are the least bad.
+    pub(super) anyway: bool,
+    /// Somebody was left out only because of its own limit.
+    pub(super) full: bool,
+}
+
+/// Those of `members` that may serve now and were not tried yet. When only traffic speaks against everyone (breakers,
+/// connect errors), and more of them are out than `max_ejection_percent`, the least bad are better than nobody. `weights`
+/// take the place of those in the workers' specs.
+pub(super) fn of(
+    members: &[Member],
+    tried: &[WorkerId],
+    now: Now,
+    config: &fleet::Config,
+    weights: &BTreeMap<WorkerId, u32>,
+) -> Candidates {
+    let mut found = Candidates::default();
+    let mut ejected: SmallVec<[(bool, std::time::Duration, u32); 16]> = SmallVec::new();
+    let (mut considered, mut out) = (0usize, 0usize);
+    for (at, member) in (0u32..).zip(members) {
+        match member.worker.fitness(now, &config.breaker) {
+            Fitness::Out => continue,
+            Fitness::Full => found.full = true,
+            Fitness::Fit if tried.contains(&member.worker.id) => {}
+            Fitness::Fit => found.push(at, member, weights),
+            Fitness::Ejected { since, unreachable } => {
+                out += 1;
+                if !tried.contains(&member.worker.id) {
+                    ejected.push((unreachable, since, at));
+                }
+            }
+        }
+        considered += 1;
+    }
+    let allowed = considered * usize::from(config.max_ejection_percent) / 100;
+    if found.list.is_empty() && out > allowed {
+        // Those that listen first, then those that are out the longest.
+        ejected.sort_unstable();
+        let back = out - allowed;
+        found.anyway = true;
+        for (_, _, at) in ejected.into_iter().take(back) {
+            found.push(at, &members[at as usize], weights);
+        }
+    }
+    found
+}
+
+impl Candidates {
+    fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>) {
+        let worker = &member.worker;
+        // Almost always there are none.
+        let set = if weights.is_empty() { None } else { weights.get(&worker.id) };
+        self.list.push(Candidate {
+            id: worker.id,
+            load: worker.load(),
+            weight: set.copied().unwrap_or_else(|| worker.spec.weight.get()),
+        });
+        self.members.push(at);
+    }
+
+    /// Takes one out again: it filled up since.
+    pub(super) fn remove(&mut self, index: usize) {
+        self.list.swap_remove(index);
+        self.members.swap_remove(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use smg_routing::fleet::{Fleet, Metrics, Outcome, Probe, ServedBy};
+    use smg_types::ids::ModelId;
+    use smg_types::spec::WorkerSpec;
+
+    const NOW: Now = Now::at(Duration::from_secs(1000));
+
+    /// `n` ready workers that serve `m`, of which the first `open` have an open breaker.
+    fn fleet(n: usize, open: usize) -> Fleet {
+        let fleet = Fleet::new(
+            fleet::Config::default(),
+            Metrics::register(&prometheus::Registry::new()).unwrap(),
+        );
+        for at in 0..n {
+            let url = format!("http://w{at}").parse().unwrap();
+            let id = fleet
+                .register(WorkerSpec { models: vec![ModelId::from("m")], ..WorkerSpec::new(url) })
+                .unwrap();
+            fleet.report_probe(id, Probe::Good);
+            if at < open {
+                let worker = std::sync::Arc::clone(fleet.load().worker(id).unwrap());
+                for _ in 0..10 {
+                    let guard = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
+                    let _mode = guard.end(Outcome::Failure, NOW, &fleet.config().breaker);
+                }
+            }
+        }
+        fleet
+    }
+
+    fn candidates(fleet: &Fleet, tried: &[WorkerId], config: &fleet::Config) -> (usize, bool) {
+        let snapshot = fleet.load();
+        let ServedBy::Members(members) = snapshot.served_by(Some("m")) else {
+            panic!("nobody serves")
+        };
+        let found = of(members, tried, NOW, config, &BTreeMap::new());
+        (found.list.len(), found.anyway)
+    }
+
+    #[test]
+    fn those_with_an_open_breaker_are_out() {
+        let fleet = fleet(4, 2);
+        assert_eq!(candidates(&fleet, &[], fleet.config()), (2, false));
+    }
+
+    #[test]
+    fn never_is_everybody_ejected() {
+        assert_eq!(candidates(&fleet(1, 1), &[], &fleet::Config::default()), (1, true));
+        assert_eq!(candidates(&fleet(4, 4), &[], &fleet::Config::default()), (2, true));
+        let strict = fleet::Config { max_ejection_percent: 100, ..fleet::Config::default() };
+        assert_eq!(candidates(&fleet(4, 4), &[], &strict), (0, false));
+    }
+
+    #[test]
+    fn those_tried_are_out() {
+        let fleet = fleet(2, 0);
+        let first = fleet.load().workers()[0].id;
+        assert_eq!(candidates(&fleet, &[first], fleet.config()), (1, false));
+    }
+}

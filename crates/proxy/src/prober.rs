@@ -1,0 +1,322 @@
+//! Asks workers how they are and what they serve, and reports to the fleet.
+//!
+//! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request found unreachable is
+//! asked at once, and in a cluster each is asked in turn by a few of the routers only. What a worker serves is read when it first answers, again when it comes back, and once a minute, for
+//! engines load adapters while they run; what could not be read is tried again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+use serde_json::Value;
+use smg_routing::fleet::{Change, Discovered, Fleet, Models, Probe, Worker};
+use smg_runtime::clock::Clock;
+use smg_types::ids::{ModelId, WorkerId};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::upstream::Client;
+
+/// Probes at once.
+const AT_ONCE: usize = 128;
+/// How often the schedule is looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Between two attempts to read what a worker serves that is not known yet.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Between two looks at what a known worker serves.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// A worker's answer is at most this long.
+const MOST_BYTES: usize = 4 << 20;
+/// Models of one worker at most.
+const MOST_MODELS: usize = 10_000;
+
+/// When a worker is asked next.
+#[derive(Debug, Default, Clone, Copy)]
+struct Schedule {
+    probe_at: Duration,
+    look_at: Duration,
+    asking: bool,
+}
+
+/// What came back from one worker.
+#[derive(Debug)]
+struct Answer {
+    worker: WorkerId,
+    probe: Option<Probe>,
+    look: Look,
+}
+
+/// What a look at what a worker serves gave.
+#[derive(Debug)]
+enum Look {
+    /// It was not looked at.
+    NotNow,
+    /// It could not be read this time.
+    Failed,
+    /// This.
+    Found(Discovered),
+}
+
+/// Probes the fleet until the task is dropped.
+///
+/// `wake`: somebody may be new, so that it is worth a look at once.
+pub async fn run(
+    fleet: Arc<Fleet>,
+    client: Arc<Client>,
+    clock: Clock,
+    mut rng: SmallRng,
+    wake: Arc<Notify>,
+) -> anyhow::Result<()> {
+    let mut schedules: HashMap<WorkerId, Schedule> = HashMap::new();
+    let mut asking: JoinSet<Answer> = JoinSet::new();
+    let mut turn = 0usize;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _tick = tick.tick() => {}
+            () = wake.notified() => {}
+            Some(answer) = asking.join_next() => {
+                match answer {
+                    Ok(answer) => settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng),
+                    Err(error) => {
+                        // Whose it was is not known: all may be asked again.
+                        warn!(%error, "a probe panicked");
+                        schedules.values_mut().for_each(|schedule| schedule.asking = false);
+                    }
+                }
+                continue;
+            }
+        }
+        fleet.sweep(clock.now());
+        let snapshot = fleet.snapshot();
+        schedules.retain(|id, _| snapshot.worker(*id).is_some());
+        // Each turn begins with another worker, so that some that never answer do not keep the rest from being asked.
+        let (later, first) = snapshot.workers().split_at(turn.min(snapshot.workers().len()));
+        turn = (turn + 1) % snapshot.workers().len().max(1);
+        if turn == 0 {
+            client.evict();
+        }
+        for worker in first.iter().chain(later) {
+            if asking.len() >= AT_ONCE {
+                break;
+            }
+            let now = clock.mono();
+            let schedule = schedules.entry(worker.id).or_default();
+            let wish = worker.take_probe_wish();
+            if schedule.asking {
+                continue;
+            }
+            let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
+            let probe = probed && (wish || (worker.is_asked_here() && schedule.probe_at <= now));
+            let unknown =
+                worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
+            let look = schedule.look_at <= now || unknown;
+            if probe || look {
+                schedule.asking = true;
+                asking.spawn(ask(
+                    Arc::clone(&fleet),
+                    Arc::clone(&client),
+                    Arc::clone(worker),
+                    probe,
+                    look,
+                ));
+            }
+        }
+    }
+}
+
+/// Takes an answer in and plans the next question.
+fn settle(
+    fleet: &Fleet,
+    schedules: &mut HashMap<WorkerId, Schedule>,
+    answer: &Answer,
+    now: Duration,
+    rng: &mut SmallRng,
+) {
+    let Some(schedule) = schedules.get_mut(&answer.worker) else { return };
+    schedule.asking = false;
+    let worker = answer.worker;
+    match &answer.look {
+        Look::NotNow => {}
+        Look::Failed => {
+            fleet.could_not_read(worker);
+            schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+        }
+        Look::Found(found) => {
+            schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+            if fleet.discovered(worker, found.clone()) {
+                info!(%worker, models = ?found.models, "worker's models are known");
+            }
+        }
+    }
+    if let Some(probe) = answer.probe {
+        let snapshot = fleet.snapshot();
+        let own = snapshot.worker(worker).and_then(|worker| worker.spec.health.interval);
+        let interval = own.unwrap_or_else(|| fleet.config().health.interval);
+        schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
+        match fleet.report_probe(worker, probe) {
+            Some(Change::Up { cold }) => {
+                info!(%worker, cold, "worker is up");
+                // It may have come back with other models.
+                schedule.look_at = now;
+            }
+            Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
+            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
+            None => {}
+        }
+        let state = fleet.load().worker(worker).map(|worker| worker.state());
+        if probe != Probe::Good || state != Some(smg_routing::fleet::State::Ready) {
+            // Until it is settled one way or the other it is asked more often, but not more than once a second.
+            let soon = interval.min(Duration::from_secs(1)).mul_f64(rng.random_range(0.9..1.1));
+            schedule.probe_at = now + soon;
+        }
+    }
+}
+
+async fn ask(
+    fleet: Arc<Fleet>,
+    client: Arc<Client>,
+    worker: Arc<Worker>,
+    probe: bool,
+    look: bool,
+) -> Answer {
+    let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
+    let mut answer = Answer { worker: worker.id, probe: None, look: Look::NotNow };
+    if probe {
+        let endpoint =
+            worker.spec.health.endpoint.as_deref().unwrap_or(&fleet.config().health.endpoint);
+        let key = worker.spec.api_key.as_ref();
+        answer.probe = Some(
+            match client
+                .fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES)
+                .await
+            {
+                Ok((status, _)) if status.is_success() => Probe::Good,
+                Ok((status, _)) => {
+                    debug!(worker = %worker.id, %status, "probe was answered badly");
+                    Probe::Bad
+                }
+                Err(error) => {
+                    debug!(worker = %worker.id, %error, "probe failed");
+                    match error {
+                        error if error.is_gone() => Probe::Gone,
+                        error if error.is_unreachable() => Probe::Unreachable,
+                        _ => Probe::Bad,
+                    }
+                }
+            },
+        );
+    }
+    if look && answer.probe.is_none_or(|probe| probe == Probe::Good) {
+        answer.look = look_at(&client, &worker, timeout).await.map_or(Look::Failed, Look::Found);
+    }
+    answer
+}
+
+/// Reads what a worker serves; `None`: it could not be read this time.
+async fn look_at(client: &Client, worker: &Worker, timeout: Duration) -> Option<Discovered> {
+    let key = worker.spec.api_key.as_ref();
+    let url = &worker.spec.url;
+    let read = async |path| client.fetch(url, Method::GET, path, key, timeout, MOST_BYTES).await;
+    let (status, body) = read("/v1/models").await.ok()?;
+    let mut info = None;
+    for path in ["/get_server_info", "/get_model_info"] {
+        if let Ok((StatusCode::OK, body)) = read(path).await
+            && let Ok(Value::Object(found)) = serde_json::from_slice::<Value>(&body)
+        {
+            info = Some(told(found));
+            break;
+        }
+    }
+    let models = match status {
+        StatusCode::OK => Models::Known(listed(&body)?),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+            // No list: SGLang's native name, or else it takes whatever is sent.
+            let named = info.as_ref().and_then(|info| {
+                ["served_model_name", "model_path", "model_id"]
+                    .iter()
+                    .find_map(|key| info.get(key)?.as_str())
+            });
+            named.map_or(Models::Any, |name| Models::Known(vec![ModelId::from(name)]))
+        }
+        _ => return None,
+    };
+    Some(Discovered { models, info })
+}
+
+/// What an engine may tell everyone who may see the workers. Some tell their keys as well, and figures that change all
+/// the time.
+const TOLD: [&str; 12] = [
+    "version",
+    "model_path",
+    "model_id",
+    "served_model_name",
+    "tokenizer_path",
+    "is_generation",
+    "context_length",
+    "max_model_len",
+    "max_total_num_tokens",
+    "max_running_requests",
+    "tp_size",
+    "dp_size",
+];
+
+fn told(mut info: serde_json::Map<String, Value>) -> Value {
+    info.retain(|name, value| {
+        TOLD.contains(&name.as_str())
+            && (value.is_string() || value.is_number() || value.is_boolean())
+    });
+    Value::Object(info)
+}
+
+/// The ids of a list in OpenAI's shape; `None`: it is no such list.
+fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
+    let document: Value = serde_json::from_slice(body).ok()?;
+    let mut models = Vec::new();
+    for entry in document.get("data")?.as_array()?.iter().take(MOST_MODELS) {
+        let id = ModelId::from(entry.get("id")?.as_str()?);
+        if !models.contains(&id) {
+            models.push(id);
+        }
+    }
+    Some(models)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_keys_are_not_kept() {
+        let info = serde_json::json!({"version": "1", "api_key": "k", "admin_api_key": "a", "tp_size": 2, "model_path": {}});
+        let Value::Object(info) = info else { unreachable!() };
+        assert_eq!(told(info), serde_json::json!({"version": "1", "tp_size": 2}));
+    }
+
+    #[test]
+    fn a_list_of_models_is_read_and_nothing_else() {
+        let ids = |text: &str| {
+            listed(text.as_bytes()).map(|models| {
+                models.iter().map(|model| model.as_str().to_owned()).collect::<Vec<_>>()
+            })
+        };
+        let list = r#"{"object":"list","data":[{"id":"a","x":1},{"id":"b"},{"id":"a"}]}"#;
+        assert_eq!(ids(list), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(ids(r#"{"data":[]}"#), Some(Vec::new()));
+        for wrong in [
+            "",
+            "[]",
+            "{}",
+            r#"{"data":{}}"#,
+            r#"{"data":[{"name":"a"}]}"#,
+            r#"{"data":[{"id":1}]}"#,
+        ] {
+            assert_eq!(ids(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The heads of an exchange as plain code: how a request's is written, how an answer's is read and what it says of the
+//! body that follows (RFC 9112, 6.3) and of the connection (9.3).
+//!
+//! The framing of a request is ours alone: whatever a client said about lengths, codings and connections ends here.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use smg_types::spec::WorkerUrl;
+
+use super::Outgoing;
+use super::decode::{Decoder, Incoming};
+
+/// Fields in the head of an answer.
+const MOST_FIELDS: usize = 256;
+/// Bytes of an answer before its body, informational answers included.
+const MOST_BYTES: usize = 64 << 10;
+
+/// What in an answer is not HTTP/1.1.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// The head does not parse.
+    #[error("the head of the answer cannot be read")]
+    Head(#[source] httparse::Error),
+    /// The head does not end.
+    #[error("the head of the answer has more than {MOST_BYTES} bytes")]
+    TooLong,
+    /// A status outside of 100..=999, or a field that no head has.
+    #[error("the head of the answer has an impossible status or field")]
+    Field,
+    /// Nobody asked for another protocol.
+    #[error("the worker switched to another protocol")]
+    Switched,
+    /// The length of the body is not one number.
+    #[error("the answer's content-length is {0:?}")]
+    Length(String),
+}
+
+/// The head of a request.
+pub(super) fn write(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Bytes {
+    let target = outgoing.path_and_query.as_str();
+    let values: usize =
+        outgoing.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let fixed = 128 + worker.path_prefix().len() + worker.authority().len();
+    let mut head = Vec::with_capacity(fixed + target.len() + values);
+    let mut put = |pieces: &[&[u8]]| {
+        for piece in pieces {
+            head.extend_from_slice(piece);
+        }
+    };
+    put(&[outgoing.method.as_str().as_bytes(), b" ", worker.path_prefix().as_bytes()]);
+    put(&[target.as_bytes(), b" HTTP/1.1\r\nhost: ", worker.authority().as_bytes(), b"\r\n"]);
+    for (name, value) in outgoing.headers {
+        let replaced = *name == header::AUTHORIZATION && outgoing.authorization.is_some();
+        if !replaced && !is_ours(name) {
+            put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        }
+    }
+    if let Some(authorization) = &outgoing.authorization {
+        put(&[b"authorization: ", authorization.as_bytes(), b"\r\n"]);
+    }
+    // A body may be expected: without a length some workers would wait for one.
+    let expected = [Method::POST, Method::PUT, Method::PATCH].contains(outgoing.method);
+    if expected || !outgoing.body.is_empty() {
+        put(&[b"content-length: ", outgoing.body.len().to_string().as_bytes(), b"\r\n"]);
+    }
+    put(&[b"\r\n"]);
+    head.into()
+}
+
+/// Whether a field says how a message is framed, or is for one hop: never copied.
+fn is_ours(name: &HeaderName) -> bool {
+    const OTHERS: [&str; 2] = ["keep-alive", "proxy-connection"];
+    let framing = [
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::CONNECTION,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+    ];
+    framing.contains(name) || OTHERS.contains(&name.as_str())
+}
+
+/// The head of an answer, and what came of its body.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// As they came, apart from the framing: one length at most, and none beside a coding.
+    pub(super) headers: HeaderMap,
+    pub(super) incoming: Incoming,
+    /// Whether the connection outlives the body.
+    pub(super) keeps: bool,
+}
+
+/// Reads an answer up to its body.
+#[derive(Debug, Default)]
+pub(super) struct HeadReader {
+    /// What came of the head, if that was not all of it.
+    partial: BytesMut,
+    /// Length of `partial` when it was last parsed.
+    parsed: usize,
+    /// Bytes of informational answers.
+    passed_over: usize,
+}
+
+impl HeadReader {
+    /// Takes in what one read gave and empties it; `None`: the head goes on.
+    pub(super) fn feed(
+        &mut self,
+        read: &mut BytesMut,
+        method: &Method,
+    ) -> Result<Option<Answer>, ProtocolError> {
+        if self.partial.is_empty() {
+            return self.take(read, method);
+        }
+        let mut whole = std::mem::take(&mut self.partial);
+        whole.extend_from_slice(read);
+        read.clear();
+        // A worker that sends its head byte by byte does not make us parse it as often.
+        if !has_blank_line(&whole[self.parsed.saturating_sub(3)..])
+            && whole.len() < 2 * self.parsed
+            && whole.len() < MOST_BYTES
+        {
+            self.partial = whole;
+            return Ok(None);
+        }
+        self.take(&mut whole, method)
+    }
+
+    fn take(
+        &mut self,
+        read: &mut BytesMut,
+        method: &Method,
+    ) -> Result<Option<Answer>, ProtocolError> {
+        loop {
+            let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+            let mut head = httparse::Response::new(&mut []);
+            let parsed = httparse::ParserConfig::default()
+                .parse_response_with_uninit_headers(&mut head, read, &mut fields)
+                .map_err(ProtocolError::Head)?;
+            let length = match parsed {
+                httparse::Status::Complete(length) => length,
+                httparse::Status::Partial => read.len(),
+            };
+            if self.passed_over + length > MOST_BYTES {
+                return Err(ProtocolError::TooLong);
+            }
+            if parsed.is_partial() {
+                self.parsed = read.len();
+                self.partial.extend_from_slice(read);
+                read.clear();
+                return Ok(None);
+            }
+            let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
+            let status = status.ok_or(ProtocolError::Field)?;
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(ProtocolError::Switched);
+            }
+            if status.is_informational() {
+                self.passed_over += length;
+                read.advance(length);
+                continue;
+            }
+            let mut headers = copied(&read[..length], head.headers)?;
+            let is_old = head.version == Some(0);
+            let (decoder, keeps) = framing(method, status, is_old, &mut headers)?;
+            read.advance(length);
+            let mut incoming = Incoming::new(decoder);
+            incoming.begin(read);
+            return Ok(Some(Answer { status, headers, incoming, keeps }));
+        }
+    }
+}
+
+/// Whether a head ends within these bytes.
+fn has_blank_line(bytes: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', bytes).any(|at| {
+        let after = &bytes[at + 1..];
+        after.starts_with(b"\n") || after.starts_with(b"\r\n")
+    })
+}
+
+/// The fields with values that are slices of one copy of the head.
+fn copied(head: &[u8], fields: &[httparse::Header<'_>]) -> Result<HeaderMap, ProtocolError> {
+    let copy = Bytes::copy_from_slice(head);
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        // An empty value need not lie within the head.
+        let value = if field.value.is_empty() {
+            Ok(HeaderValue::from_static(""))
+        } else {
+            let at = field.value.as_ptr() as usize - head.as_ptr() as usize;
+            HeaderValue::from_maybe_shared(copy.slice(at..at + field.value.len()))
+        };
+        let (Ok(name), Ok(value)) = (name, value) else { return Err(ProtocolError::Field) };
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+/// How the body is framed, and whether the connection can be used after it.
+fn framing(
+    method: &Method,
+    status: StatusCode,
+    is_old: bool,
+    headers: &mut HeaderMap,
+) -> Result<(Decoder, bool), ProtocolError> {
+    let says = |word: &str| {
+        headers.get_all(header::CONNECTION).iter().any(|value| has_token(value.as_bytes(), word))
+    };
+    let keeps = !says("close") && (!is_old || says("keep-alive"));
+    let length = length(headers)?;
+    let last_coding = headers.get_all(header::TRANSFER_ENCODING).iter().next_back().map(|value| {
+        let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        last.trim_ascii().eq_ignore_ascii_case(b"chunked")
+    });
+    if last_coding.is_some() {
+        // The coding overrides the length, which must not go any further.
+        headers.remove(header::CONTENT_LENGTH);
+    } else if let Some(length) = length
+        && is_repeated(headers)
+    {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let bodiless = *method == Method::HEAD
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    Ok(match (last_coding, length) {
+        _ if bodiless => (Decoder::Done, keeps),
+        // Both, or a coding from before there were codings: it may be meant to be read in two ways.
+        (Some(true), length) => (Decoder::CHUNKED, keeps && length.is_none() && !is_old),
+        (None, Some(length)) => (Decoder::of_length(length), keeps),
+        (Some(false), _) | (None, None) => (Decoder::UntilClose, false),
+    })
+}
+
+/// The body's length, if it is given; more than once is well if it is the same each time.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, ProtocolError> {
+    let mut found = None;
+    for value in headers.get_all(header::CONTENT_LENGTH) {
+        for part in value.as_bytes().split(|byte| *byte == b',') {
+            let digits = part.trim_ascii();
+            let number = digits
+                .iter()
+                .all(u8::is_ascii_digit)
+                .then(|| std::str::from_utf8(digits).ok()?.parse::<u64>().ok())
+                .flatten();
+            if number.is_none() || found.is_some_and(|found| Some(found) != number) {
+                let shown = headers.get_all(header::CONTENT_LENGTH).iter();
+                let shown: Vec<_> =
+                    shown.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+                return Err(ProtocolError::Length(shown.join(", ").chars().take(64).collect()));
+            }
+            found = number;
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the length is given more than once.
+fn is_repeated(headers: &HeaderMap) -> bool {
+    let mut all = headers.get_all(header::CONTENT_LENGTH).iter();
+    all.next().is_some_and(|first| first.as_bytes().contains(&b',')) || all.next().is_some()
+}
+
+/// Whether a list of tokens has this one.
+fn has_token(list: &[u8], token: &str) -> bool {
+    list.split(|byte| *byte == b',')
+        .any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(method: &Method, url: &str, headers: &HeaderMap, body: &'static str) -> String {
+        let outgoing = Outgoing {
+            method,
+            path_and_query: &"/v1/x?a=%20b".parse().unwrap(),
+            headers,
+            authorization: headers
+                .contains_key("x-own-key")
+                .then(|| HeaderValue::from_static("Bearer own")),
+            body: Bytes::from_static(body.as_bytes()),
+            stream: false,
+        };
+        String::from_utf8(write(&url.parse().unwrap(), &outgoing).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_written_with_its_prefix_and_its_repeated_headers() {
+        let mut headers = HeaderMap::new();
+        headers.append("accept", HeaderValue::from_static("a"));
+        headers.append("accept", HeaderValue::from_static("b"));
+        assert_eq!(
+            written(&Method::POST, "http://w:8000/deep", &headers, "{}"),
+            "POST /deep/v1/x?a=%20b HTTP/1.1\r\nhost: w:8000\r\naccept: a\r\naccept: b\r\n\
+             content-length: 2\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_length_is_told_where_one_is_expected() {
+        let none = HeaderMap::new();
+        let tells = |method, body| {
+            written(&method, "http://w:80", &none, body).contains("content-length: ")
+        };
+        assert!(!tells(Method::GET, ""));
+        assert!(tells(Method::GET, "x"));
+        assert!(tells(Method::POST, ""));
+    }
+
+    #[test]
+    fn what_a_client_says_of_framing_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "te",
+            "trailer",
+            "upgrade",
+            "keep-alive",
+            "proxy-connection",
+        ] {
+            headers.insert(name, HeaderValue::from_static("theirs"));
+        }
+        headers.insert("authorization", HeaderValue::from_static("theirs"));
+        headers.insert("x-own-key", HeaderValue::from_static("1"));
+        let head = written(&Method::POST, "http://w:80", &headers, "");
+        assert!(!head.contains("theirs"), "{head}");
+        assert!(head.contains("authorization: Bearer own\r\n"), "{head}");
+    }
+
+    fn answer(bytes: &[u8]) -> Result<Option<Answer>, ProtocolError> {
+        HeadReader::default().feed(&mut BytesMut::from(bytes), &Method::POST)
+    }
+
+    /// How an answer with these fields is framed.
+    fn framed(
+        method: &Method,
+        start: &str,
+        fields: &str,
+    ) -> Result<(Decoder, bool), ProtocolError> {
+        let head = format!("HTTP/{start} X\r\n{fields}\r\n");
+        HeadReader::default().feed(&mut BytesMut::from(head.as_bytes()), method).map(|answer| {
+            let answer = answer.expect("the head is complete");
+            let decoder = match (answer.incoming.is_done(), answer.incoming.left()) {
+                (true, _) => Decoder::Done,
+                (false, Some(left)) => Decoder::Length(left),
+                (false, None) if { answer.incoming }.close() => Decoder::UntilClose,
+                (false, None) => Decoder::CHUNKED,
+            };
+            (decoder, answer.keeps)
+        })
+    }
+
+    #[test]
+    fn the_framing_is_as_rfc_9112_has_it() {
+        use Decoder::{Done, Length, UntilClose};
+        const CHUNKED: Decoder = Decoder::CHUNKED;
+        let cases = [
+            ("1.1 200", "content-length: 5\r\n", Length(5), true),
+            ("1.1 200", "content-length: 0\r\n", Done, true),
+            ("1.1 200", "Content-Length: 5\r\ncontent-length: 5\r\n", Length(5), true),
+            ("1.1 200", "content-length: 5, 5\r\n", Length(5), true),
+            ("1.1 200", "", UntilClose, false),
+            ("1.1 200", "transfer-encoding: chunked\r\n", CHUNKED, true),
+            ("1.1 200", "transfer-encoding: gzip, Chunked\r\n", CHUNKED, true),
+            ("1.1 200", "transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n", CHUNKED, true),
+            ("1.1 200", "transfer-encoding: chunked, gzip\r\n", UntilClose, false),
+            ("1.1 200", "transfer-encoding: identity\r\n", UntilClose, false),
+            ("1.1 200", "transfer-encoding: chunked\r\ncontent-length: 5\r\n", CHUNKED, false),
+            ("1.0 200", "transfer-encoding: chunked\r\n", CHUNKED, false),
+            ("1.0 200", "content-length: 5\r\n", Length(5), false),
+            ("1.0 200", "content-length: 5\r\nconnection: Keep-Alive\r\n", Length(5), true),
+            ("1.1 200", "content-length: 5\r\nconnection: x, Close\r\n", Length(5), false),
+            ("1.1 200", "content-length: 5\r\nconnection: closed\r\n", Length(5), true),
+            (
+                "1.1 200",
+                "content-length: 5\r\nconnection: a\r\nconnection: close\r\n",
+                Length(5),
+                false,
+            ),
+            ("1.1 204", "content-length: 5\r\n", Done, true),
+            ("1.1 304", "transfer-encoding: chunked\r\n", Done, true),
+        ];
+        for (start, fields, decoder, keeps) in cases {
+            assert_eq!(
+                framed(&Method::POST, start, fields),
+                Ok((decoder, keeps)),
+                "{start} {fields}"
+            );
+        }
+        assert_eq!(framed(&Method::HEAD, "1.1 200", "content-length: 5\r\n"), Ok((Done, true)));
+    }
+
+    #[test]
+    fn a_length_that_is_no_number_or_two_is_refused() {
+        for fields in [
+            "content-length: 5\r\ncontent-length: 6\r\n",
+            "content-length: 5, 6\r\n",
+            "content-length: +5\r\n",
+            "content-length: 0x5\r\n",
+            "content-length: \r\n",
+            "content-length: 5,\r\n",
+            "content-length: 99999999999999999999\r\n",
+            "content-length: 5\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n",
+        ] {
+            let refused = framed(&Method::POST, "1.1 200", fields);
+            assert!(matches!(refused, Err(ProtocolError::Length(_))), "{fields} {refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_length_that_goes_on_is_the_one_that_counts() {
+        let told = |fields: &str| {
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            let headers = answer(head.as_bytes()).unwrap().unwrap().headers;
+            headers.get_all("content-length").iter().cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(told("content-length: 5\r\ncontent-length: 5\r\n"), ["5"]);
+        assert_eq!(told("content-length: 5,5\r\n"), ["5"]);
+        assert!(told("content-length: 5\r\ntransfer-encoding: chunked\r\n").is_empty());
+    }
+
+    #[test]
+    fn informational_answers_are_passed_over() {
+        let bytes = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n\
+                      HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: 1\r\n\r\nok";
+        let mut answer = answer(bytes).unwrap().unwrap();
+        assert_eq!((answer.status.as_u16(), &answer.headers["x"]), (200, &"1".parse().unwrap()));
+        assert!(!answer.headers.contains_key("link"));
+        assert_eq!(answer.incoming.next_piece().unwrap(), "ok");
+        let switched = framed(&Method::POST, "1.1 101", "upgrade: x\r\n");
+        assert_eq!(switched, Err(ProtocolError::Switched));
+    }
+
+    #[test]
+    fn what_is_not_http_is_refused() {
+        for bytes in ["SSH-2.0-x\r\n", "HTTP/2 200 OK\r\n\r\n", "HTTP/1.1 2x0 OK\r\n\r\n"] {
+            assert!(matches!(answer(bytes.as_bytes()), Err(ProtocolError::Head(_))), "{bytes}");
+        }
+        let fields = |n: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(n));
+        assert_eq!(answer(fields(256).as_bytes()).unwrap().unwrap().headers.len(), 256);
+        let refused = answer(fields(257).as_bytes()).unwrap_err();
+        assert_eq!(refused, ProtocolError::Head(httparse::Error::TooManyHeaders));
+    }
+
+    #[test]
+    fn a_head_without_end_is_refused() {
+        let start = b"HTTP/1.1 200 OK\r\nx: ";
+        let mut reader = HeadReader::default();
+        reader.feed(&mut BytesMut::from(&start[..]), &Method::POST).unwrap();
+        let mut refused = None;
+        for _ in 0..70 {
+            match reader.feed(&mut BytesMut::from(&[b'x'; 1024][..]), &Method::POST) {
+                Ok(answer) => assert!(answer.is_none()),
+                Err(error) => refused = Some(error),
+            }
+            if refused.is_some() {
+                break;
+            }
+        }
+        assert_eq!(refused, Some(ProtocolError::TooLong));
+        let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(4000);
+        assert_eq!(answer(endless.as_bytes()).unwrap_err(), ProtocolError::TooLong);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_head(at in prop::collection::vec(0..130usize, 0..12)) {
+            let bytes: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\
+                                 x-a:  1 \r\nx-empty:\r\nx-a: 2\r\n\r\nabc";
+            let mut at = at;
+            at.extend([0, bytes.len()]);
+            at.retain(|at| *at <= bytes.len());
+            at.sort_unstable();
+            at.dedup();
+            let mut reader = HeadReader::default();
+            let mut pieces = at.windows(2).map(|ends| BytesMut::from(&bytes[ends[0]..ends[1]]));
+            let mut answer = loop {
+                let mut piece = pieces.next().expect("the head ends before the bytes do");
+                if let Some(answer) = reader.feed(&mut piece, &Method::POST).unwrap() {
+                    break answer;
+                }
+            };
+            let mut body = Vec::new();
+            loop {
+                while let Some(piece) = answer.incoming.next_piece() {
+                    body.extend_from_slice(&piece);
+                }
+                match pieces.next() {
+                    Some(mut piece) => answer.incoming.feed(&mut piece),
+                    None => break,
+                }
+            }
+            prop_assert_eq!(body, b"abc");
+            let values: Vec<_> = answer.headers.get_all("x-a").iter().collect();
+            prop_assert_eq!(values, ["1", "2"]);
+            prop_assert_eq!(&answer.headers["x-empty"], "");
+        }
+
+        #[test]
+        fn garbage_is_no_answer_and_no_panic(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..200),
+                "HTTP/1\\.[01] [0-9]{3} [a-z]{0,3}\r\n([a-z:, 0-9\r\n]{0,40}\r\n){0,5}\r\n"
+                    .prop_map(String::into_bytes),
+            ],
+        ) {
+            let _read = answer(&bytes).is_ok();
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Idle connections by worker, newest first, so that the pool shrinks to what the traffic needs.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use smg_types::ids::WorkerId;
+
+use super::connection::Connection;
+
+/// The idle connections of one data-path thread.
+#[derive(Debug)]
+pub(super) struct Pool {
+    max_idle: usize,
+    keep_alive: Duration,
+    // A lock of one thread's own: never contended on the request path, taken for a push or a pop.
+    idle: Mutex<HashMap<WorkerId, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    /// `Clock::mono` when it was put here.
+    since: Duration,
+}
+
+impl Pool {
+    pub(super) fn new(max_idle: usize, keep_alive: Duration) -> Self {
+        Self { max_idle, keep_alive, idle: Mutex::default() }
+    }
+
+    /// The connection used last that is still open.
+    pub(super) fn take(&self, worker: WorkerId, now: Duration) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        let stack = idle.get_mut(&worker)?;
+        while let Some(Idle { mut connection, since }) = stack.pop() {
+            if now.saturating_sub(since) < self.keep_alive && connection.is_idle() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for later; closes it if there are enough.
+    pub(super) fn put(&self, worker: WorkerId, connection: Connection, now: Duration) {
+        let mut idle = self.idle.lock();
+        let stack = idle.entry(worker).or_default();
+        if stack.len() < self.max_idle {
+            stack.push(Idle { connection, since: now });
+        }
+    }
+
+    /// Closes what is closed already or has been idle for too long.
+    pub(super) fn evict(&self, now: Duration) {
+        let keeps = |idle: &mut Idle| {
+            now.saturating_sub(idle.since) < self.keep_alive && idle.connection.is_idle()
+        };
+        self.idle.lock().retain(|_, stack| {
+            stack.retain_mut(keeps);
+            !stack.is_empty()
+        });
+    }
+}

@@ -1,0 +1,140 @@
+//! What the fleet shows to Prometheus. Handles are resolved once per worker.
+
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use smg_types::ids::WorkerId;
+
+use super::breaker::{Mode, Outcome};
+use super::health::State;
+
+/// The metric families of the fleet.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    in_flight: IntGaugeVec,
+    requests: IntCounterVec,
+    breaker: IntGaugeVec,
+    state: IntGaugeVec,
+    latency: GaugeVec,
+    workers: IntGaugeVec,
+}
+
+/// The handles of one worker.
+#[derive(Debug)]
+pub(super) struct WorkerMetrics {
+    pub(super) in_flight: IntGauge,
+    succeeded: IntCounter,
+    failed: IntCounter,
+    neutral: IntCounter,
+    breaker: IntGauge,
+}
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// If a family of the same name is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            IntGaugeVec::new(Opts::new(name, help), labels)
+        };
+        let metrics = Self {
+            in_flight: gauge(
+                "smg_worker_in_flight",
+                "Requests in flight on a worker, sent by this router.",
+                &["worker"],
+            )?,
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "smg_worker_requests_total",
+                    "Attempts that ended on a worker, by outcome.",
+                ),
+                &["worker", "outcome"],
+            )?,
+            breaker: gauge(
+                "smg_worker_breaker_state",
+                "Circuit breaker of a worker: 0 closed, 1 open, 2 half-open.",
+                &["worker"],
+            )?,
+            state: gauge(
+                "smg_worker_state",
+                "1 for the state that a worker is in.",
+                &["worker", "state"],
+            )?,
+            latency: GaugeVec::new(
+                Opts::new(
+                    "smg_worker_head_latency_seconds",
+                    "Time to the head of a worker's responses, exponentially weighted.",
+                ),
+                &["worker"],
+            )?,
+            workers: gauge("smg_workers", "Workers in the fleet, by state.", &["state"])?,
+        };
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.breaker.clone()))?;
+        registry.register(Box::new(metrics.state.clone()))?;
+        registry.register(Box::new(metrics.latency.clone()))?;
+        registry.register(Box::new(metrics.workers.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(super) fn worker(&self, id: WorkerId) -> WorkerMetrics {
+        let worker = id.to_string();
+        let requests = |outcome: &str| self.requests.with_label_values(&[worker.as_str(), outcome]);
+        WorkerMetrics {
+            in_flight: self.in_flight.with_label_values(&[&worker]),
+            succeeded: requests("success"),
+            failed: requests("failure"),
+            neutral: requests("neutral"),
+            breaker: self.breaker.with_label_values(&[&worker]),
+        }
+    }
+
+    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
+    pub(super) fn show(&self, workers: &[std::sync::Arc<super::Worker>]) {
+        let mut by_state = [0i64; State::ALL.len()];
+        for worker in workers {
+            let id = worker.id.to_string();
+            let now = worker.state();
+            for (at, state) in State::ALL.into_iter().enumerate() {
+                by_state[at] += i64::from(state == now);
+                self.state
+                    .with_label_values(&[id.as_str(), state.name()])
+                    .set(i64::from(state == now));
+            }
+            let latency = worker.latency().map_or(0.0, |latency| latency.as_secs_f64());
+            self.latency.with_label_values(&[&id]).set(latency);
+        }
+        for (state, count) in State::ALL.into_iter().zip(by_state) {
+            self.workers.with_label_values(&[state.name()]).set(count);
+        }
+    }
+
+    /// Takes the series of a worker that is gone away.
+    pub(super) fn forget(&self, id: WorkerId) {
+        let worker = id.to_string();
+        // Errors mean that there was no such series.
+        let _absent = self.in_flight.remove_label_values(&[&worker]);
+        let _absent = self.breaker.remove_label_values(&[&worker]);
+        let _absent = self.latency.remove_label_values(&[&worker]);
+        for outcome in ["success", "failure", "neutral"] {
+            let _absent = self.requests.remove_label_values(&[worker.as_str(), outcome]);
+        }
+        for state in State::ALL {
+            let _absent = self.state.remove_label_values(&[worker.as_str(), state.name()]);
+        }
+    }
+}
+
+impl WorkerMetrics {
+    pub(super) fn count(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Success => self.succeeded.inc(),
+            Outcome::Failure => self.failed.inc(),
+            Outcome::Neutral => self.neutral.inc(),
+        }
+    }
+
+    pub(super) fn show_breaker(&self, mode: Mode) {
+        self.breaker.set(mode as i64);
+    }
+}

@@ -1,0 +1,521 @@
+//! The fleet: all workers that this node knows, as one snapshot.
+//!
+//! Readers on the request path load one immutable [`Snapshot`] and see a consistent whole. Writers (administrators, the
+//! prober, later the mesh) go through one lock, build the next snapshot and swap it in. What changes with every request
+//! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
+
+mod breaker;
+mod cut;
+mod health;
+mod heard;
+mod metrics;
+mod told;
+mod worker;
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+pub use breaker::{Mode, Outcome};
+pub use health::{Change, Probe, State};
+pub use heard::{Heard, Seen};
+pub use metrics::Metrics;
+pub use told::Told;
+pub use worker::{Fitness, InFlight, Models, Override, Worker};
+
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
+
+/// What the fleet judges workers by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Probes judge health by these where a worker's spec says nothing.
+    pub health: HealthConfig,
+    /// When traffic takes a worker out.
+    pub breaker: BreakerConfig,
+    /// Share of a model's workers, 0..=100 %, that passive signals (breaker, connect errors) may take out; beyond it
+    /// the least bad stay in.
+    pub max_ejection_percent: u8,
+    /// How long a deleted worker may finish what is in flight.
+    pub drain_timeout: Duration,
+}
+
+/// Defaults of `spec::HealthSpec`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// Path that answers 2xx while a worker can serve.
+    pub endpoint: String,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Time after which a probe failed.
+    pub timeout: Duration,
+    /// Failed probes in a row that take a worker out.
+    pub failure_threshold: NonZeroU32,
+    /// Good probes in a row that bring it back.
+    pub success_threshold: NonZeroU32,
+    /// No probes: every worker is taken for healthy.
+    pub disabled: bool,
+}
+
+/// When traffic takes a worker out, and how it comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerConfig {
+    /// Failures within `window` that open it.
+    pub failure_threshold: NonZeroU32,
+    /// Successes in half-open that close it.
+    pub success_threshold: NonZeroU32,
+    /// Time from open to half-open.
+    pub timeout: Duration,
+    /// The window in which failures count.
+    pub window: Duration,
+    /// Never opens.
+    pub disabled: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            health: HealthConfig::default(),
+            breaker: BreakerConfig::default(),
+            max_ejection_percent: 50,
+            drain_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: "/health".to_owned(),
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            failure_threshold: NonZeroU32::new(3).expect("3 is not 0"),
+            success_threshold: NonZeroU32::new(1).expect("1 is not 0"),
+            disabled: false,
+        }
+    }
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self {
+            failure_threshold: NonZeroU32::new(10).expect("10 is not 0"),
+            success_threshold: NonZeroU32::new(3).expect("3 is not 0"),
+            timeout: Duration::from_secs(60),
+            window: Duration::from_secs(120),
+            disabled: false,
+        }
+    }
+}
+
+/// Workers at most: far above any real fleet, so that a runaway script can't fill the memory.
+const MAX_WORKERS: usize = 16_384;
+
+/// All workers at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every change.
+    pub version: u64,
+    workers: Vec<Arc<Worker>>,
+    models: HashMap<ModelId, Model>,
+    /// Workers that have no list of models and take whatever is sent.
+    any: Vec<Member>,
+    /// Every worker of which the models are known, for requests that name none.
+    everyone: Vec<Member>,
+    /// Those whose models are not known yet.
+    unread: Vec<Arc<Worker>>,
+}
+
+/// A model and who serves it.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// Who serves it, sorted by id.
+    pub members: Vec<Member>,
+    /// The policy that a worker's label asks for.
+    pub policy: Option<String>,
+}
+
+/// A worker as a server of one model.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// The model's name at the worker when clients call it by an alias.
+    pub renamed: Option<ModelId>,
+}
+
+/// Who may serve a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServedBy<'a> {
+    /// These workers.
+    Members(&'a [Member]),
+    /// Nobody yet, but what some worker serves may be known any moment.
+    NobodyYet,
+    /// Nobody: the model does not exist here.
+    Nobody,
+}
+
+impl PartialEq for Member {
+    fn eq(&self, other: &Self) -> bool {
+        self.worker.id == other.worker.id && self.renamed == other.renamed
+    }
+}
+
+impl Eq for Member {}
+
+impl Snapshot {
+    /// All workers, sorted by id.
+    #[must_use]
+    pub fn workers(&self) -> &[Arc<Worker>] {
+        &self.workers
+    }
+
+    /// The worker called `id`.
+    #[must_use]
+    pub fn worker(&self, id: WorkerId) -> Option<&Arc<Worker>> {
+        self.workers.binary_search_by_key(&id, |worker| worker.id).ok().map(|at| &self.workers[at])
+    }
+
+    /// The models by name, aliases among them.
+    pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
+        self.models.iter()
+    }
+
+    /// What is known of the model called `name`.
+    #[must_use]
+    pub fn model(&self, name: &str) -> Option<&Model> {
+        self.models.get(name)
+    }
+
+    /// Who may serve a request for `model`; for a request that names none, everyone.
+    #[must_use]
+    pub fn served_by(&self, model: Option<&str>) -> ServedBy<'_> {
+        let members = match model {
+            None => &self.everyone,
+            Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
+        };
+        // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
+        // which something may be heard any moment keeps a name from being a mistake.
+        let too_early = self.everyone.is_empty() && !self.workers.is_empty();
+        match members.as_slice() {
+            [] if too_early => ServedBy::NobodyYet,
+            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
+            [] => ServedBy::Nobody,
+            members => ServedBy::Members(members),
+        }
+    }
+
+    /// Workers that serve right now; counts them.
+    fn ready(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
+    }
+}
+
+/// All workers that this node knows. One per process, shared by reference.
+#[derive(Debug)]
+pub struct Fleet {
+    config: Config,
+    metrics: Metrics,
+    snapshot: ArcSwap<Snapshot>,
+    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `writing`.
+    ready: AtomicUsize,
+    /// Taken by writers, so that two changes can't lose one another.
+    writing: Mutex<()>,
+}
+
+/// Why a worker could not be registered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// A worker with that URL is there already.
+    #[error("worker {0} is registered already")]
+    Exists(WorkerId),
+    /// Two URLs have the same id: about once in 2^32 fleets of 65,536 workers.
+    #[error("worker {id} is registered with another url, {url}: the two hash to the same id")]
+    SameId {
+        /// The id of both.
+        id: WorkerId,
+        /// The one that was there first.
+        url: String,
+    },
+    /// The fleet has its 16,384 workers.
+    #[error("the fleet has its {MAX_WORKERS} workers")]
+    Full,
+}
+
+/// What one learns by asking a worker what it serves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Discovered {
+    /// Its models.
+    pub models: Models,
+    /// Its own words about itself.
+    pub info: Option<serde_json::Value>,
+}
+
+impl Fleet {
+    /// A fleet without workers.
+    #[must_use]
+    pub fn new(config: Config, metrics: Metrics) -> Self {
+        Self {
+            config,
+            metrics,
+            snapshot: ArcSwap::default(),
+            ready: AtomicUsize::new(0),
+            writing: Mutex::new(()),
+        }
+    }
+
+    /// What workers are judged by.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All workers at this moment: cheap, without a lock. Not to be held across an await; clone the `Arc` for that.
+    pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// All workers at this moment, to keep.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Workers that serve, and all of them, without looking at each.
+    #[must_use]
+    pub fn ready(&self) -> (usize, usize) {
+        let all = self.load().workers.len();
+        (self.ready.load(Ordering::Relaxed).min(all), all)
+    }
+
+    /// Adds a worker.
+    ///
+    /// # Errors
+    /// If it is there already (also while it drains), or the fleet is full.
+    pub fn register(&self, spec: WorkerSpec) -> Result<WorkerId, RegisterError> {
+        let id = spec.id();
+        self.change(|workers| {
+            if let Some(there) = workers.iter().find(|worker| worker.id == id) {
+                return Err(if there.spec.url == spec.url {
+                    RegisterError::Exists(id)
+                } else {
+                    RegisterError::SameId { id, url: there.spec.url.to_string() }
+                });
+            }
+            if workers.len() >= MAX_WORKERS {
+                return Err(RegisterError::Full);
+            }
+            let metrics = self.metrics.worker(id);
+            workers.push(Arc::new(Worker::new(Arc::new(spec), &self.config, metrics)));
+            Ok(id)
+        })
+    }
+
+    /// Replaces what a worker is told to be; its counters, health and breaker stay. The URL can't change, for it is the
+    /// worker's identity. Returns whether it is there.
+    pub fn respecify(&self, spec: WorkerSpec) -> bool {
+        let id = spec.id();
+        self.update(id, |worker| worker.respecify(spec))
+    }
+
+    /// Stops (or, with `false`, resumes) sending new requests to a worker. Returns whether it is there.
+    pub fn drain(&self, id: WorkerId, draining: bool) -> bool {
+        self.update(id, |worker| worker.draining = draining || worker.leaves_by.is_some())
+    }
+
+    /// Sets or lifts an operator's verdict. Returns whether the worker is there.
+    pub fn override_worker(&self, id: WorkerId, verdict: Option<Override>) -> bool {
+        self.update(id, |worker| worker.verdict = verdict)
+    }
+
+    /// Lets a worker go: no new requests, those in flight finish, bounded by the drain timeout. Returns whether it is
+    /// there. [`Fleet::sweep`] takes it away.
+    pub fn remove(&self, id: WorkerId, now: Now) -> bool {
+        let leaves_by = now.mono + self.config.drain_timeout;
+        let there = self.update(id, |worker| {
+            worker.draining = true;
+            worker.leaves_by.get_or_insert(leaves_by);
+        });
+        self.sweep(now);
+        there
+    }
+
+    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over: what is still in
+    /// flight there ends then.
+    pub fn sweep(&self, now: Now) {
+        let gone = |worker: &Worker| {
+            worker
+                .leaves_by
+                .is_some_and(|leaves_by| worker.in_flight() == 0 || leaves_by <= now.mono)
+        };
+        if !self.load().workers.iter().any(|worker| gone(worker)) {
+            return;
+        }
+        self.change(|workers| {
+            workers.retain(|worker| {
+                let gone = gone(worker);
+                if gone {
+                    worker.live().cut().end();
+                    self.metrics.forget(worker.id);
+                }
+                !gone
+            });
+            Ok::<(), std::convert::Infallible>(())
+        })
+        .unwrap_or_else(|never| match never {});
+    }
+
+    /// A probe of a worker came back. Returns what it changed, for the log.
+    pub fn report_probe(&self, id: WorkerId, probe: Probe) -> Option<Change> {
+        let snapshot = self.snapshot();
+        let worker = snapshot.worker(id)?;
+        let spec = &worker.spec.health;
+        let failures = spec.failure_threshold.unwrap_or(self.config.health.failure_threshold);
+        let successes = spec.success_threshold.unwrap_or(self.config.health.success_threshold);
+        if probe == Probe::Good {
+            worker.live().mark_reachable();
+        }
+        worker.live().own_bad.store(probe != Probe::Good, Ordering::Relaxed);
+        let (change, cold) = worker.live().with_health(|health| {
+            let change = health.count(probe, failures, successes);
+            (change, probe == Probe::Good && health.take_cold())
+        });
+        if cold || change == Some(Change::Up { cold: true }) {
+            self.mark_cold(id);
+        } else if change.is_some() {
+            self.count_ready();
+        }
+        change
+    }
+
+    /// Some worker began or ceased to serve.
+    fn count_ready(&self) {
+        let _one_at_a_time = self.writing.lock();
+        self.ready.store(self.load().ready(), Ordering::Relaxed);
+    }
+
+    /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
+    /// whether that changed anything.
+    pub fn discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
+        let Discovered { models, info } = discovered;
+        let info = info.map(Arc::new);
+        let brings_news = |worker: &Worker| {
+            (worker.spec.models.is_empty() && worker.models != models)
+                || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
+        };
+        // Looked at first without the lock: most looks find what is known already.
+        if !self.load().worker(id).is_some_and(|worker| brings_news(worker)) {
+            return false;
+        }
+        self.update(id, |worker| {
+            // What its spec names is not overruled, and that is decided under the lock: it may have changed.
+            if worker.spec.models.is_empty() {
+                worker.models.clone_from(&models);
+            }
+            worker.info = info.clone().or_else(|| worker.info.take());
+        })
+    }
+
+    /// What a worker serves could not be read.
+    pub fn could_not_read(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().count_failed_look();
+        }
+    }
+
+    /// A worker's cache was emptied: what was learnt of it is void.
+    pub fn mark_cold(&self, id: WorkerId) {
+        self.update(id, |worker| {
+            worker.live().own_colds.fetch_add(1, Ordering::Relaxed);
+            worker.cache_epoch += 1;
+        });
+    }
+
+    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
+    pub fn show_metrics(&self) {
+        self.metrics.show(&self.load().workers);
+    }
+
+    fn update(&self, id: WorkerId, change: impl FnOnce(&mut Worker)) -> bool {
+        self.change(|workers| {
+            let Some(worker) = workers.iter_mut().find(|worker| worker.id == id) else {
+                return Ok(false);
+            };
+            change(Arc::make_mut(worker));
+            Ok::<bool, std::convert::Infallible>(true)
+        })
+        .unwrap_or_else(|never| match never {})
+    }
+
+    /// Runs `change` on a copy of the list and, unless it fails, swaps the snapshot that follows from it in.
+    fn change<T, E>(
+        &self,
+        change: impl FnOnce(&mut Vec<Arc<Worker>>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _one_at_a_time = self.writing.lock();
+        let old = self.snapshot.load_full();
+        let mut workers = old.workers.clone();
+        let changed = change(&mut workers)?;
+        workers.sort_by_key(|worker| worker.id);
+        let snapshot = build(old.version + 1, workers);
+        self.ready.store(snapshot.ready(), Ordering::Relaxed);
+        self.snapshot.store(Arc::new(snapshot));
+        Ok(changed)
+    }
+}
+
+/// Derives who serves what from the list of workers.
+fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+    let mut snapshot = Snapshot { version, ..Snapshot::default() };
+    for worker in &workers {
+        let member = || Member { worker: Arc::clone(worker), renamed: None };
+        match &worker.models {
+            Models::Unknown => {
+                snapshot.unread.push(Arc::clone(worker));
+                continue;
+            }
+            Models::Any => snapshot.any.push(member()),
+            Models::Known(models) => {
+                for id in models {
+                    add(&mut snapshot.models, id, member());
+                }
+            }
+        }
+        for (alias, model) in &worker.spec.aliases {
+            add(&mut snapshot.models, alias, Member { renamed: Some(model.clone()), ..member() });
+        }
+        snapshot.everyone.push(member());
+    }
+    // Who takes whatever is sent also takes what others serve.
+    for any in &snapshot.any {
+        for model in snapshot.models.values_mut() {
+            if model.members.iter().all(|member| member.worker.id != any.worker.id) {
+                model.members.push(any.clone());
+            }
+        }
+    }
+    for model in snapshot.models.values_mut() {
+        model.members.sort_by_key(|member| member.worker.id);
+    }
+    snapshot.workers = workers;
+    snapshot
+}
+
+fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {
+    let model = models.entry(id.clone()).or_default();
+    if model.policy.is_none() {
+        model.policy = member.worker.spec.labels.get("policy").cloned();
+    }
+    if model.members.last().is_none_or(|last| last.worker.id != member.worker.id) {
+        model.members.push(member);
+    }
+}
+
+#[cfg(test)]
+mod tests;

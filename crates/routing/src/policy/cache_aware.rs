@@ -1,0 +1,122 @@
+//! The longest known prefix, within a bound on load.
+//!
+//! A worker that has served the head of a prompt has its keys and values in memory, and prefill is most of the work of
+//! a long prompt. So a prompt of which enough is known goes to the least loaded of the workers that know most of it, as
+//! long as that one is not much busier than the least loaded of all; then to the longest match among those that are
+//! not. Only when there is none that matches enough is affinity given up. What matches nothing goes to the least loaded
+//! of all, one of them by chance, and makes its worker the one that knows it. Routers of a cluster don't leave that to
+//! chance: among those that have about the least to do, the first block that nobody knows decides, so that routers which
+//! have not heard of each other choose alike.
+
+use std::sync::Arc;
+
+use rand::Rng;
+use smg_types::ids::WorkerId;
+use smg_types::now::Now;
+
+use super::memory::Memory;
+use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
+use crate::prefix::Match;
+
+/// Picks by what workers have served.
+#[derive(Debug)]
+pub(super) struct CacheAware {
+    config: Config,
+    memory: Arc<Memory>,
+}
+
+impl CacheAware {
+    pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
+        Self { config: config.clone(), memory }
+    }
+
+    /// Where a prompt goes of which the first `known` blocks are known somewhere, which is not enough.
+    fn unknown(
+        &self,
+        candidates: &[Candidate],
+        least: usize,
+        blocks: &[u64],
+        known: usize,
+    ) -> usize {
+        let key = blocks.get(known).or_else(|| blocks.last());
+        let agreed = key.filter(|_| self.config.agree).and_then(|key| {
+            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
+        });
+        agreed.unwrap_or(least)
+    }
+
+    /// The matched fraction of the prompt, if it is enough to follow.
+    fn enough(&self, found: &Match, hint: &Hint<'_>) -> Option<f32> {
+        let fraction = found.depth as f32 / hint.blocks.len() as f32;
+        (fraction >= self.config.cache_threshold).then_some(fraction)
+    }
+}
+
+impl Policy for CacheAware {
+    fn name(&self) -> &'static str {
+        Kind::CacheAware.name()
+    }
+
+    fn pick(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        now: Now,
+        rng: &mut dyn Rng,
+    ) -> Option<Pick> {
+        let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
+        if hint.blocks.is_empty() {
+            return Some(Pick::new(least, Decision::NoKey));
+        }
+        let is_candidate = |worker| position(candidates, worker).is_some();
+        let longest = self.memory.index.longest(hint.blocks, now, is_candidate);
+        let known = longest.as_ref().map_or(0, |found| found.depth);
+        let Some((longest, fraction)) =
+            longest.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)))
+        else {
+            let index = self.unknown(candidates, least, hint.blocks, known);
+            return Some(Pick::new(index, Decision::Miss));
+        };
+        let is_within =
+            |at: usize| choose::within_balance(&candidates[at], &candidates[least], &self.config);
+        // If the least loaded of the longest is too busy, so are the others.
+        let best = least_of(candidates, &longest, rng)?;
+        if is_within(best) {
+            return Some(Pick::new(best, Decision::Hit(fraction)));
+        }
+        let is_candidate_within = |worker| position(candidates, worker).is_some_and(is_within);
+        let shorter = self.memory.index.shorter(hint.blocks, longest.depth, is_candidate_within);
+        let shorter =
+            shorter.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)));
+        Some(match shorter {
+            Some((found, fraction)) => {
+                Pick::new(least_of(candidates, &found, rng)?, Decision::Hit(fraction))
+            }
+            None => Pick::new(least, Decision::Balance),
+        })
+    }
+
+    fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
+        let known = self.memory.index.insert(hint.blocks, worker, now);
+        let (head, news) = hint.blocks.split_at(known.min(hint.blocks.len()));
+        self.memory.journal.note_prompt(worker, head.last().copied().unwrap_or(0), news);
+    }
+
+    fn forget(&self, worker: WorkerId) {
+        self.memory.index.forget(worker);
+    }
+
+    fn wants_blocks(&self) -> bool {
+        true
+    }
+}
+
+fn position(candidates: &[Candidate], worker: WorkerId) -> Option<usize> {
+    candidates.iter().position(|candidate| candidate.id == worker)
+}
+
+/// The least loaded of those that `found` names.
+fn least_of(candidates: &[Candidate], found: &Match, rng: &mut dyn Rng) -> Option<usize> {
+    let named = found.workers.iter().filter_map(|worker| position(candidates, *worker));
+    choose::least_loaded(named.map(|at| (at, &candidates[at])), rng)
+}

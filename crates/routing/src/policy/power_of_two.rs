@@ -1,0 +1,49 @@
+//! Two by chance, the less loaded of them.
+//!
+//! Routers that don't know of each other's last requests do not all run to the one worker that looks idle (M.
+//! Mitzenmacher, "The power of two choices in randomized load balancing", 2001). The two are drawn by weight, for drawn
+//! evenly a heavy worker among many light ones would be looked at too rarely to get its share.
+
+use rand::Rng;
+use smg_types::now::Now;
+
+use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose, random};
+
+/// Picks the one with the lower (load + 1) / weight of two different candidates.
+#[derive(Debug)]
+pub(super) struct PowerOfTwo;
+
+impl Policy for PowerOfTwo {
+    fn name(&self) -> &'static str {
+        Kind::PowerOfTwo.name()
+    }
+
+    fn pick(
+        &self,
+        candidates: &[Candidate],
+        _hint: &Hint<'_>,
+        _now: Now,
+        rng: &mut dyn Rng,
+    ) -> Option<Pick> {
+        let first = random::weighted(candidates, rng)?;
+        // Without the first: those before it, then those behind it.
+        let (before, behind) = (&candidates[..first], &candidates[first + 1..]);
+        let rest = choose::total_weight(before) + choose::total_weight(behind);
+        let mut drawn = choose::below(rng, rest);
+        let second = before.iter().chain(behind).position(|candidate| {
+            let share = choose::weight(candidate);
+            let hit = drawn < share;
+            drawn = drawn.saturating_sub(share);
+            hit
+        });
+        let index = match second {
+            Some(at) => {
+                let second = if at < first { at } else { at + 1 };
+                let pair = [(first, &candidates[first]), (second, &candidates[second])];
+                choose::least_loaded(pair.into_iter(), rng)?
+            }
+            None => first,
+        };
+        Some(Pick::new(index, Decision::Plain))
+    }
+}

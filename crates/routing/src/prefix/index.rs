@@ -1,0 +1,429 @@
+//! The index: block number → who has served that prefix, shared by all threads of the data path.
+//!
+//! Keys are spread over shards, each a bounded [`Table`] behind its own lock. A look-up takes read locks only, one at a
+//! time, and finds the longest match by bisecting the depth: if a prefix is known, so is each shorter one, since a
+//! served prompt enters all its blocks. That is not a law here but the normal case. It may fail where eviction took a
+//! shorter prefix first (a path is touched from its head to its end, deeper blocks count as a little older, and the
+//! deeper of two equally old ones goes first), and where a short prefix is shared by more workers than an entry
+//! remembers. Then the match that is found may be shorter than the longest; serving the prompt mends the path.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use prometheus::IntCounter;
+use smallvec::SmallVec;
+use smg_types::ids::WorkerId;
+use smg_types::now::Now;
+
+use super::table::{Entry, Room, Table, WORKERS};
+use super::workers::{Handle, Workers};
+use super::{Config, MAX_BLOCKS};
+
+/// Shards at most: enough that threads rarely meet, few enough that their headers stay in the cache.
+const MAX_SHARDS: usize = 64;
+/// Entries that are worth a shard of their own.
+const SHARD_ENTRIES: usize = 4096;
+/// Sets that each insertion sweeps while forgotten workers may have entries.
+const SWEEP_SETS: usize = 8;
+/// Of so many prompts one is told whole.
+const TELL_AGAIN: u32 = 64;
+/// Depth from which on blocks count as no older than their parent.
+const BIAS_DEPTH: u32 = 64;
+
+/// The longest known prefix of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// Blocks of the prompt that it has, at least 1.
+    pub depth: usize,
+    /// Fit workers that have served it, newest first; at least one.
+    pub workers: SmallVec<[WorkerId; WORKERS]>,
+}
+
+/// Which workers have served which prompt prefix: bounded, lossy, for all models.
+pub struct Index {
+    shards: Box<[RwLock<Table>]>,
+    workers: RwLock<Workers>,
+    entries: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Ticks after which entries are evicted, as observed lately; 0 until the first eviction.
+    horizon: AtomicU32,
+    /// Shards to be swept from their beginning until no entry knows a forgotten worker.
+    unswept: AtomicUsize,
+    sweeper: Mutex<Sweeper>,
+    /// Prompts that were sent.
+    told: AtomicU32,
+    counters: Counters,
+}
+
+/// Where sweeping goes on.
+#[derive(Debug, Default)]
+struct Sweeper {
+    shard: usize,
+    set: usize,
+}
+
+impl Index {
+    /// An empty index.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let wanted = (config.max_entries / SHARD_ENTRIES).clamp(1, MAX_SHARDS);
+        // A power of two, so that a shift chooses the shard. The bounds of all shards add up to the bound.
+        let count = 1 << wanted.ilog2();
+        let shards: Box<[_]> = (0..count)
+            .map(|at| {
+                let more = usize::from(at < config.max_entries % count);
+                RwLock::new(Table::new(config.max_entries / count + more))
+            })
+            .collect();
+        let bytes = shards.iter().map(|shard| shard.read().bytes()).sum();
+        Self {
+            shards,
+            workers: RwLock::default(),
+            entries: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(bytes),
+            horizon: AtomicU32::new(0),
+            unswept: AtomicUsize::new(0),
+            sweeper: Mutex::default(),
+            told: AtomicU32::new(0),
+            counters: Counters::new(),
+        }
+    }
+
+    /// The longest prefix of the prompt `blocks` that a worker of which `fit` is true has served. Counted as a hit or a
+    /// miss.
+    pub fn longest(
+        &self,
+        blocks: &[u64],
+        now: Now,
+        fit: impl Fn(WorkerId) -> bool,
+    ) -> Option<Match> {
+        let found = self.search(blocks, now, fit);
+        match found {
+            Some(_) => self.counters.hits.inc(),
+            None => self.counters.misses.inc(),
+        }
+        found
+    }
+
+    /// The longest prefix shorter than `depth` blocks that a fit worker has served: for a caller to whom the workers of
+    /// [`Index::longest`] won't do. Not counted.
+    pub fn shorter(
+        &self,
+        blocks: &[u64],
+        depth: usize,
+        fit: impl Fn(WorkerId) -> bool,
+    ) -> Option<Match> {
+        let workers = self.workers.read();
+        let below = depth.saturating_sub(1).min(blocks.len());
+        deepest(0, below, |depth| fitting(&workers, self.handles(blocks, depth)?, &fit))
+            .map(|(depth, workers)| Match { depth, workers })
+    }
+
+    /// Learns that `worker` has been sent the prompt `blocks`. Returns how many of them, from the head on, it was known to
+    /// have been sent before; now and then 0, so that whoever is told of the rest hears of what is in use, too.
+    pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
+        let known = self.insert_below(0, 0, blocks, worker, now);
+        let again = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(TELL_AGAIN);
+        if again { 0 } else { known }
+    }
+
+    /// Learns that `worker` has been sent prompts with these blocks, of which the first hangs below `parent`; 0: it is a
+    /// head. What is unknown above it is no error: it may have been forgotten, or be heard later.
+    pub fn learn(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
+        let above = match parent {
+            0 => 0,
+            parent => self.shard(parent).read().find(parent).map_or(1, |entry| entry.depth.into()),
+        };
+        self.insert_below(parent, above, blocks, worker, now);
+    }
+
+    fn insert_below(
+        &self,
+        above: u64,
+        depth: usize,
+        blocks: &[u64],
+        worker: WorkerId,
+        now: Now,
+    ) -> usize {
+        if blocks.is_empty() {
+            return 0;
+        }
+        let known = self.workers.read().handle(worker);
+        let Some(handle) = known.or_else(|| self.workers.write().enter(worker)) else { return 0 };
+        let workers = self.workers.read();
+        let tick = tick(now);
+        let mut parent = above;
+        let mut maybe_known = true;
+        // Blocks that the worker was known to have been sent.
+        let mut sent = 0;
+        for (at, &key) in (depth..MAX_BLOCKS).zip(blocks) {
+            let stamp = self.stamp(tick, at + 1);
+            if maybe_known {
+                // The head of most prompts is known with this very worker: then a read lock will do.
+                let shard = self.shard(key).read();
+                let entry = shard.find(key).filter(|entry| entry.parent == parent);
+                if let Some(entry) = entry.filter(|entry| entry.workers[0] == handle) {
+                    entry.touched.store(stamp, Ordering::Relaxed);
+                    parent = key;
+                    sent += usize::from(sent == at - depth);
+                    continue;
+                }
+                maybe_known = entry.is_some();
+            }
+            let mut shard = self.shard(key).write();
+            match shard.find_mut(key) {
+                Some(entry) => {
+                    if entry.parent != parent {
+                        // Two prefixes with one number: the newer one has it.
+                        (entry.parent, entry.workers) = (parent, [Handle::NOBODY; WORKERS]);
+                    }
+                    sent += usize::from(sent == at - depth && entry.workers.contains(&handle));
+                    put_first(&mut entry.workers, handle, |other| workers.who(other).is_some());
+                    entry.touched.store(stamp, Ordering::Relaxed);
+                }
+                None => {
+                    let entry = Entry {
+                        parent,
+                        workers: [handle, Handle::NOBODY, Handle::NOBODY, Handle::NOBODY],
+                        touched: AtomicU32::new(stamp),
+                        depth: (at + 1) as u16,
+                    };
+                    let before = (shard.len(), shard.bytes());
+                    let room = shard.insert(key, entry, tick, |other| workers.who(other).is_some());
+                    self.account(room, before, (shard.len(), shard.bytes()));
+                }
+            }
+            parent = key;
+        }
+        drop(workers);
+        if self.unswept.load(Ordering::Relaxed) > 0 {
+            self.sweep(SWEEP_SETS);
+        }
+        sent
+    }
+
+    /// Forgets what `worker` has served: at once for each look-up, in memory bit by bit.
+    pub fn forget(&self, worker: WorkerId) {
+        if self.workers.write().forget(worker) {
+            // One more than there are: the shard being swept has been swept in part before this.
+            self.unswept.store(self.shards.len() + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Removes entries of forgotten workers from the next `sets` sets of 16 entries, if there may be any; how many were
+    /// removed. Insertions do it in passing, so nobody needs to call this.
+    pub fn sweep(&self, sets: usize) -> usize {
+        let Some(mut at) = self.sweeper.try_lock() else { return 0 };
+        let workers = self.workers.read();
+        let mut left = sets;
+        let mut removed = 0;
+        while left > 0 && self.unswept.load(Ordering::Relaxed) > 0 {
+            let mut shard = self.shards[at.shard].write();
+            let end = shard.sets().min(at.set.saturating_add(left));
+            for set in at.set..end {
+                removed += shard.sweep(set, |handle| workers.who(handle).is_some());
+            }
+            left -= end.saturating_sub(at.set).clamp(1, left);
+            at.set = end;
+            if end == shard.sets() {
+                *at = Sweeper { shard: (at.shard + 1) % self.shards.len(), set: 0 };
+                self.unswept.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.entries.fetch_sub(removed, Ordering::Relaxed);
+        removed
+    }
+
+    /// Prefixes that are remembered; those of forgotten workers count until they are swept.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Memory that the tables hold, used or not.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Look-ups that found a match of at least one block.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.counters.hits.get()
+    }
+
+    /// Look-ups that found none.
+    #[must_use]
+    pub fn misses(&self) -> u64 {
+        self.counters.misses.get()
+    }
+
+    /// Entries that had to go for newer ones.
+    #[must_use]
+    pub fn evictions(&self) -> u64 {
+        self.counters.evictions.get()
+    }
+
+    #[cfg(test)]
+    pub(super) fn shards_hold(&self, key: u64) -> bool {
+        self.shard(key).read().find(key).is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn count_by_hand(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn search(&self, blocks: &[u64], now: Now, fit: impl Fn(WorkerId) -> bool) -> Option<Match> {
+        let workers = self.workers.read();
+        // Most prompts that match nothing do not even match with their first block.
+        let first = self.handles(blocks, 1)?;
+        // By presence alone, which costs no look at any worker.
+        let (deep, handles) =
+            deepest(1, blocks.len(), |depth| self.handles(blocks, depth)).unwrap_or((1, first));
+        let at_deep = fitting(&workers, handles, &fit).map(|workers| (deep, workers));
+        let (depth, workers) = at_deep.or_else(|| {
+            deepest(0, deep - 1, |depth| fitting(&workers, self.handles(blocks, depth)?, &fit))
+        })?;
+        if let Some(entry) = self.shard(blocks[depth - 1]).read().find(blocks[depth - 1]) {
+            entry.touched.store(self.stamp(tick(now), depth), Ordering::Relaxed);
+        }
+        Some(Match { depth, workers })
+    }
+
+    /// The handles at `depth` of the prompt, if that prefix is known.
+    fn handles(&self, blocks: &[u64], depth: usize) -> Option<[Handle; WORKERS]> {
+        let key = *blocks.get(depth - 1)?;
+        let parent = if depth == 1 { 0 } else { blocks[depth - 2] };
+        let shard = self.shard(key).read();
+        // The parent makes a match one of 128 bits.
+        shard.find(key).filter(|entry| entry.parent == parent).map(|entry| entry.workers)
+    }
+
+    fn shard(&self, key: u64) -> &RwLock<Table> {
+        // The topmost bits; the table uses the lowest.
+        let bits = self.shards.len().ilog2();
+        &self.shards[(key.rotate_left(bits) as usize) & (self.shards.len() - 1)]
+    }
+
+    /// The tick that a block at `depth` is touched with: up to a quarter of the horizon in the past for the deep ones,
+    /// so that a path that nobody uses is evicted from its end.
+    fn stamp(&self, tick: u32, depth: usize) -> u32 {
+        let depth = u32::try_from(depth).unwrap_or(BIAS_DEPTH).min(BIAS_DEPTH);
+        let bias = u64::from(self.horizon.load(Ordering::Relaxed)) * u64::from(depth);
+        tick.wrapping_sub((bias / u64::from(4 * BIAS_DEPTH)) as u32)
+    }
+
+    /// Counts what an insertion did to (entries, bytes) of a shard, whose lock is still held: so nothing is subtracted
+    /// before it was added.
+    fn account(&self, room: Room, before: (usize, usize), after: (usize, usize)) {
+        self.entries.fetch_add(after.0.saturating_sub(before.0), Ordering::Relaxed);
+        self.entries.fetch_sub(before.0.saturating_sub(after.0), Ordering::Relaxed);
+        self.bytes.fetch_add(after.1.saturating_sub(before.1), Ordering::Relaxed);
+        match room {
+            Room::Free | Room::Swept | Room::None => {}
+            Room::Evicted(age) => {
+                self.counters.evictions.inc();
+                // A moving average; that a racing update gets lost does not matter.
+                let horizon = i64::from(self.horizon.load(Ordering::Relaxed));
+                let moved = horizon + (i64::from(age.max(0)) - horizon) / 16;
+                self.horizon.store(u32::try_from(moved).unwrap_or(0), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("entries", &self.entries())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Totals since the start.
+#[derive(Debug)]
+pub(super) struct Counters {
+    hits: IntCounter,
+    misses: IntCounter,
+    evictions: IntCounter,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let counter = |name, help| IntCounter::new(name, help).expect("a well-formed name");
+        Self {
+            hits: counter(
+                "smg_prefix_hits_total",
+                "Prompts of which the radix routing tree knew at least the first block.",
+            ),
+            misses: counter(
+                "smg_prefix_misses_total",
+                "Prompts of which the radix routing tree knew nothing.",
+            ),
+            evictions: counter(
+                "smg_prefix_evictions_total",
+                "Prompt blocks that left the radix routing tree for newer ones.",
+            ),
+        }
+    }
+
+    pub(super) fn all(&self) -> [&IntCounter; 3] {
+        [&self.hits, &self.misses, &self.evictions]
+    }
+}
+
+/// The monotonic clock in steps of 17 ms. It wraps after 834 days; ages up to half of that are told right.
+fn tick(now: Now) -> u32 {
+    (now.mono_nanos() >> 24) as u32
+}
+
+/// The largest number in `known + 1..=most` for which `probe` has an answer, with it, given that it has one for each
+/// smaller number too; `known` itself is taken for answered.
+fn deepest<T>(
+    known: usize,
+    most: usize,
+    mut probe: impl FnMut(usize) -> Option<T>,
+) -> Option<(usize, T)> {
+    let (mut low, mut high) = (known, most);
+    let mut best = None;
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        match probe(middle) {
+            Some(found) => {
+                best = Some((middle, found));
+                low = middle;
+            }
+            None => high = middle - 1,
+        }
+    }
+    best
+}
+
+/// Those of `handles` that live and are fit, if there is one.
+fn fitting(
+    workers: &Workers,
+    handles: [Handle; WORKERS],
+    fit: &impl Fn(WorkerId) -> bool,
+) -> Option<SmallVec<[WorkerId; WORKERS]>> {
+    let found: SmallVec<_> =
+        handles.iter().filter_map(|h| workers.who(*h)).filter(|w| fit(*w)).collect();
+    (!found.is_empty()).then_some(found)
+}
+
+/// Moves `handle` to the front. If it was not among them, a dead one goes, else the oldest.
+fn put_first(workers: &mut [Handle; WORKERS], handle: Handle, alive: impl Fn(Handle) -> bool) {
+    let place = workers
+        .iter()
+        .position(|other| *other == handle)
+        .or_else(|| workers.iter().position(|other| !alive(*other)))
+        .unwrap_or(WORKERS - 1);
+    workers[..=place].rotate_right(1);
+    workers[0] = handle;
+}

@@ -1,0 +1,332 @@
+//! The index against a naive oracle, its bounds, forgetting, and what it tells Prometheus.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
+
+use super::{Config, Index, Metrics, chain, root};
+
+fn index(max_entries: usize) -> Index {
+    Index::new(&Config { max_entries })
+}
+
+fn worker(n: u64) -> WorkerId {
+    WorkerId::from_u64(n)
+}
+
+fn second(n: u64) -> Now {
+    Now::at(Duration::from_secs(n))
+}
+
+/// The blocks of a prompt that is spelled block by block.
+fn prompt(letters: &str) -> Vec<u64> {
+    let bytes: Vec<u8> = letters.bytes().flat_map(|letter| [letter; super::BLOCK_BYTES]).collect();
+    let mut blocks = Vec::new();
+    chain(root(&ModelId::from("m")), &[&bytes], &mut blocks);
+    blocks
+}
+
+/// A prompt of `len` blocks that nobody else has.
+fn unique(rng: &mut StdRng, len: usize) -> Vec<u64> {
+    (0..len).map(|_| rng.random_range(1..=u64::MAX)).collect()
+}
+
+fn check(index: &Index, letters: &str, expected: Option<(usize, &[u64])>) {
+    let found = index.longest(&prompt(letters), second(0), |_| true);
+    let found = found.map(|m| (m.depth, m.workers.iter().map(|w| w.as_u64()).collect::<Vec<_>>()));
+    let expected = expected.map(|(depth, workers)| (depth, workers.to_vec()));
+    assert_eq!(found, expected, "prompt {letters:?}");
+}
+
+fn learn(index: &Index, letters: &str, n: u64) {
+    index.insert(&prompt(letters), worker(n), second(0));
+}
+
+#[test]
+fn the_longest_prefix_wins_and_the_newest_worker_stands_first() {
+    let index = index(1000);
+    check(&index, "abc", None);
+    learn(&index, "abcd", 1);
+    learn(&index, "abx", 2);
+    check(&index, "abcde", Some((4, &[1])));
+    check(&index, "abz", Some((2, &[2, 1])));
+    check(&index, "abxyz", Some((3, &[2])));
+    check(&index, "bcd", None);
+    learn(&index, "abcd", 1);
+    check(&index, "ab", Some((2, &[1, 2])));
+    assert_eq!((index.hits(), index.misses()), (4, 2));
+}
+
+#[test]
+fn four_workers_are_remembered_the_newest() {
+    let index = index(1000);
+    for n in 1..=5 {
+        learn(&index, "a", n);
+    }
+    check(&index, "a", Some((1, &[5, 4, 3, 2])));
+    learn(&index, "a", 3);
+    check(&index, "a", Some((1, &[3, 5, 4, 2])));
+}
+
+#[test]
+fn unfit_workers_leave_the_shorter_match_of_others() {
+    let index = index(1000);
+    learn(&index, "abcdefgh", 1);
+    learn(&index, "abc", 2);
+    let blocks = prompt("abcdefghij");
+    let found = index.longest(&blocks, second(0), |w| w != worker(1)).unwrap();
+    assert_eq!((found.depth, found.workers.as_slice()), (3, [worker(2)].as_slice()));
+    let found = index.shorter(&blocks, 8, |w| w == worker(2)).unwrap();
+    assert_eq!((found.depth, found.workers.as_slice()), (3, [worker(2)].as_slice()));
+    assert_eq!(index.shorter(&blocks, 3, |_| true).unwrap().depth, 2);
+    assert_eq!(index.shorter(&blocks, 1, |_| true), None);
+    assert_eq!(index.longest(&blocks, second(0), |_| false), None);
+}
+
+#[test]
+fn a_forgotten_worker_is_never_named_again() {
+    let index = index(1000);
+    learn(&index, "abcd", 1);
+    learn(&index, "ab", 2);
+    index.forget(worker(1));
+    check(&index, "abcd", Some((2, &[2])));
+    index.forget(worker(2));
+    check(&index, "abcd", None);
+    // It comes back with a cold cache.
+    learn(&index, "x", 1);
+    check(&index, "abcd", None);
+    check(&index, "xy", Some((1, &[1])));
+}
+
+#[test]
+fn entries_of_forgotten_workers_are_swept_in_passing() {
+    let mut rng = StdRng::seed_from_u64(1);
+    let index = index(100_000);
+    for _ in 0..1000 {
+        index.insert(&unique(&mut rng, 20), worker(1), second(0));
+    }
+    assert!(index.entries() > 19_900);
+    index.forget(worker(1));
+    let mut insertions = 0;
+    while index.entries() > insertions {
+        assert!(insertions < 2000, "{} entries left after {insertions} prompts", index.entries());
+        index.insert(&unique(&mut rng, 1), worker(2), second(1));
+        insertions += 1;
+    }
+    assert_eq!(index.sweep(usize::MAX), 0, "swept all, so there is nothing left to sweep");
+}
+
+#[test]
+fn an_index_without_room_learns_nothing() {
+    let index = index(0);
+    learn(&index, "abc", 1);
+    check(&index, "abc", None);
+    assert_eq!(index.entries(), 0);
+}
+
+#[test]
+fn the_bound_holds_and_memory_is_what_it_says() {
+    let mut rng = StdRng::seed_from_u64(2);
+    for max in [1, 7, 16, 100, 5000, 70_000] {
+        let index = index(max);
+        for at in 0..(max as u64 / 4).max(100) {
+            index.insert(&unique(&mut rng, 10), worker(at % 7), second(at));
+            assert!(index.entries() <= max, "{} entries of {max}", index.entries());
+        }
+        assert!(index.entries() * 100 >= max * 99, "{} entries of {max}", index.entries());
+        assert!(index.evictions() > 0);
+        let per_entry = index.bytes() as f64 / max as f64;
+        assert!(max < 1000 || per_entry <= 52.0, "{per_entry} bytes per entry of {max}");
+    }
+}
+
+#[test]
+fn nothing_is_evicted_long_before_the_bound() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let index = index(100_000);
+    for _ in 0..9000 {
+        index.insert(&unique(&mut rng, 10), worker(1), second(0));
+    }
+    let lost = 90_000 - index.entries();
+    assert!(lost < 180, "{lost} entries of 90,000 were lost under a bound of 100,000");
+}
+
+#[test]
+fn the_least_recently_used_go_and_heads_outlive_their_tails() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let index = index(20_000);
+    let kept: Vec<_> = (0..50).map(|_| unique(&mut rng, 20)).collect();
+    let mut others = Vec::new();
+    for at in 0..4000 {
+        let other = unique(&mut rng, 20);
+        index.insert(&other, worker(1), second(at));
+        others.push(other);
+        let used = &kept[at as usize % kept.len()];
+        index.insert(used, worker(2), second(at));
+    }
+    let depth =
+        |blocks: &[u64]| index.longest(blocks, second(4000), |_| true).map_or(0, |m| m.depth);
+    for blocks in &kept {
+        assert_eq!(depth(blocks), 20, "a prompt in use lost a part");
+    }
+    assert!(others[..2500].iter().all(|blocks| depth(blocks) == 0), "an old prompt survived");
+    assert!(others[3600..].iter().all(|blocks| depth(blocks) == 20), "a young prompt is gone");
+    // Between the two some paths are partly gone. A part that can't be reached is of no use.
+    let has = |key: u64| index.shards_hold(key);
+    let (mut reached, mut held) = (0, 0);
+    for blocks in &others {
+        reached += depth(blocks);
+        held += blocks.iter().filter(|key| has(**key)).count();
+    }
+    assert!(reached * 100 >= held * 90, "{reached} of {held} remembered blocks can be reached");
+}
+
+#[test]
+fn the_scrape_shows_the_index() {
+    let registry = prometheus::Registry::new();
+    let index = Arc::new(index(1000));
+    Metrics::register(&registry, &index).unwrap();
+    assert!(Metrics::register(&registry, &index).is_err());
+    learn(&index, "abc", 1);
+    check(&index, "ab", Some((2, &[1])));
+    check(&index, "x", None);
+    let shown: HashMap<String, f64> = registry
+        .gather()
+        .iter()
+        .map(|family| {
+            let metric = &family.get_metric()[0];
+            let value = metric.get_gauge().get_value() + metric.get_counter().get_value();
+            (family.name().to_owned(), value)
+        })
+        .collect();
+    let expected = [
+        ("smg_prefix_entries", 3.0),
+        ("smg_prefix_bytes", index.bytes() as f64),
+        ("smg_prefix_hits_total", 1.0),
+        ("smg_prefix_misses_total", 1.0),
+        ("smg_prefix_evictions_total", 0.0),
+    ];
+    assert_eq!(shown, expected.map(|(name, value)| (name.to_owned(), value)).into());
+}
+
+#[test]
+fn threads_share_it() {
+    let index = index(5000);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let index = &index;
+            scope.spawn(move || {
+                let mut rng = StdRng::seed_from_u64(thread);
+                let shared = prompt("abcdefgh");
+                for at in 0..3000 {
+                    index.insert(&shared, worker(thread), second(at));
+                    index.insert(&unique(&mut rng, 8), worker(thread), second(at));
+                    if at % 100 == 0 {
+                        index.forget(worker((thread + 1) % 4));
+                    }
+                    let found = index.longest(&shared, second(at), |_| true);
+                    assert!(found.is_none_or(|m| m.depth <= 8 && m.workers.len() <= 4));
+                }
+            });
+        }
+    });
+    assert!(index.entries() <= 5000);
+    index.sweep(usize::MAX);
+    assert_eq!(index.entries(), index.count_by_hand());
+}
+
+/// What the index should know, kept the slow way: for each prefix the workers that served it.
+#[derive(Default)]
+struct Oracle(HashMap<Vec<u8>, BTreeSet<u64>>);
+
+impl Oracle {
+    fn longest(&self, letters: &[u8], fit: impl Fn(u64) -> bool) -> Option<(usize, BTreeSet<u64>)> {
+        (1..=letters.len()).rev().find_map(|depth| {
+            let served = self.0.get(&letters[..depth])?;
+            let fit: BTreeSet<u64> = served.iter().copied().filter(|w| fit(*w)).collect();
+            (!fit.is_empty()).then_some((depth, fit))
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Insert(Vec<u8>, u64),
+    Forget(u64),
+    Sweep,
+    Longest(Vec<u8>, u64),
+}
+
+/// Few letters, so that prompts share prefixes; four workers, as many as an entry remembers.
+fn op() -> impl Strategy<Value = Op> {
+    let letters = || prop::collection::vec(b'a'..=b'b', 1..24);
+    prop_oneof![
+        4 => (letters(), 0..4u64).prop_map(|(l, w)| Op::Insert(l, w)),
+        1 => (0..4u64).prop_map(Op::Forget),
+        1 => Just(Op::Sweep),
+        // The second number is a set of unfit workers.
+        6 => (letters(), 0..16u64).prop_map(|(l, unfit)| Op::Longest(l, unfit)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_longest_match_is_that_of_a_naive_search(ops in prop::collection::vec(op(), 1..120)) {
+        let index = index(100_000);
+        let mut oracle = Oracle::default();
+        for op in ops {
+            match op {
+                Op::Insert(letters, n) => {
+                    learn(&index, std::str::from_utf8(&letters).unwrap(), n);
+                    for depth in 1..=letters.len() {
+                        oracle.0.entry(letters[..depth].to_vec()).or_default().insert(n);
+                    }
+                }
+                Op::Forget(n) => {
+                    index.forget(worker(n));
+                    oracle.0.values_mut().for_each(|served| { served.remove(&n); });
+                }
+                Op::Sweep => { index.sweep(1); }
+                Op::Longest(letters, unfit) => {
+                    let fit = |n: u64| unfit & (1 << n) == 0;
+                    let blocks = prompt(std::str::from_utf8(&letters).unwrap());
+                    let found = index
+                        .longest(&blocks, second(0), |w| fit(w.as_u64()))
+                        .map(|m| (m.depth, m.workers.iter().map(|w| w.as_u64()).collect()));
+                    prop_assert_eq!(found, oracle.longest(&letters, fit));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_others_tell_in_parts_is_found_as_a_whole() {
+    let index = Index::new(&Config { max_entries: 1 << 12 });
+    let (a, now) = (WorkerId::from_u64(1), Now::default());
+    index.learn(12, &[13, 14], a, now);
+    assert_eq!(index.longest(&[11, 12, 13, 14], now, |_| true), None, "its head is unknown");
+    index.learn(0, &[11, 12], a, now);
+    let found = index.longest(&[11, 12, 13, 14, 15], now, |_| true).unwrap();
+    assert_eq!((found.depth, found.workers.as_slice()), (4, &[a][..]));
+}
+
+#[test]
+fn an_insertion_says_what_was_known_with_this_worker() {
+    let index = Index::new(&Config { max_entries: 1 << 12 });
+    let (a, b, now) = (WorkerId::from_u64(1), WorkerId::from_u64(2), Now::default());
+    // One of 64 is told whole: the first.
+    assert_eq!(index.insert(&[1, 2], a, now), 0);
+    assert_eq!(index.insert(&[1, 2, 3], a, now), 2);
+    assert_eq!(index.insert(&[1, 2, 3], a, now), 3);
+    assert_eq!(index.insert(&[1, 2, 3], b, now), 0);
+    assert_eq!(index.insert(&[1, 2, 3, 4], a, now), 3);
+    let told_whole = (0..640).filter(|_| index.insert(&[1, 2, 3, 4], a, now) == 0).count();
+    assert_eq!(told_whole, 10);
+}

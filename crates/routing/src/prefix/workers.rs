@@ -1,0 +1,142 @@
+//! Workers as small numbers that can be forgotten at once.
+//!
+//! A table of a million entries can't be searched when a worker leaves. So entries hold a [`Handle`], a slot and the
+//! slot's generation; forgetting a worker raises the generation of its slot, and each handle to it is dead from then
+//! on, wherever it lies. Slots are used again, so their number is bounded by the workers that are known at once.
+
+use std::collections::HashMap;
+
+use smg_types::ids::WorkerId;
+
+/// A worker as a table holds it: 4 bytes. [`Handle::NOBODY`] is dead in every book.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Handle(u32);
+
+impl Handle {
+    /// No worker.
+    pub(crate) const NOBODY: Self = Self(0);
+
+    const fn new(slot: u16, generation: u16) -> Self {
+        Self((generation as u32) << 16 | slot as u32)
+    }
+
+    const fn slot(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    const fn generation(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+}
+
+/// The book of handles.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    slots: Vec<Slot>,
+    by_id: HashMap<WorkerId, u16>,
+    free: Vec<u16>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    worker: WorkerId,
+    /// Never 0, so that no handle equals [`Handle::NOBODY`]. It comes round after 65,535 times of forgetting the
+    /// workers of one slot; a handle that old has been swept or evicted long before.
+    generation: u16,
+    taken: bool,
+}
+
+impl Workers {
+    /// Workers that can be known at once; further ones are not learnt.
+    const MAX: usize = 1 << 16;
+
+    /// The living handle of `worker`, if it has one.
+    pub(crate) fn handle(&self, worker: WorkerId) -> Option<Handle> {
+        let slot = *self.by_id.get(&worker)?;
+        Some(Handle::new(slot, self.slots[usize::from(slot)].generation))
+    }
+
+    /// The handle of `worker`, a new one if it had none; `None` when there are too many workers.
+    pub(crate) fn enter(&mut self, worker: WorkerId) -> Option<Handle> {
+        if let Some(known) = self.handle(worker) {
+            return Some(known);
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                let reused = &mut self.slots[usize::from(slot)];
+                reused.worker = worker;
+                reused.taken = true;
+                slot
+            }
+            None if self.slots.len() < Self::MAX => {
+                self.slots.push(Slot { worker, generation: 1, taken: true });
+                u16::try_from(self.slots.len() - 1).expect("fewer slots than MAX")
+            }
+            None => return None,
+        };
+        self.by_id.insert(worker, slot);
+        self.handle(worker)
+    }
+
+    /// Kills all handles of `worker`; whether it had any.
+    pub(crate) fn forget(&mut self, worker: WorkerId) -> bool {
+        let Some(slot) = self.by_id.remove(&worker) else { return false };
+        let left = &mut self.slots[usize::from(slot)];
+        left.generation = left.generation.checked_add(1).unwrap_or(1);
+        left.taken = false;
+        self.free.push(slot);
+        true
+    }
+
+    /// The worker behind `handle`; `None` when it is dead.
+    pub(crate) fn who(&self, handle: Handle) -> Option<WorkerId> {
+        let slot = self.slots.get(handle.slot())?;
+        (slot.taken && slot.generation == handle.generation()).then_some(slot.worker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: WorkerId = WorkerId::from_u64(1);
+    const B: WorkerId = WorkerId::from_u64(2);
+
+    #[test]
+    fn a_forgotten_worker_has_no_living_handle() {
+        let mut workers = Workers::default();
+        let old = workers.enter(A).unwrap();
+        assert_eq!(workers.enter(A), Some(old));
+        assert_eq!(workers.who(old), Some(A));
+        assert!(workers.forget(A) && !workers.forget(A));
+        assert_eq!((workers.who(old), workers.handle(A)), (None, None));
+        let taken_over = workers.enter(B).unwrap();
+        let back = workers.enter(A).unwrap();
+        assert_eq!((workers.who(taken_over), workers.who(back)), (Some(B), Some(A)));
+        assert_eq!(workers.who(old), None);
+        assert_eq!(workers.slots.len(), 2, "the slot was not used again");
+    }
+
+    #[test]
+    fn nobody_is_dead_and_generations_come_round_without_it() {
+        let mut workers = Workers::default();
+        for _ in 0..70_000 {
+            let handle = workers.enter(A).unwrap();
+            assert_ne!(handle, Handle::NOBODY);
+            workers.forget(A);
+            assert_eq!(workers.who(handle), None);
+            assert_eq!(workers.who(Handle::NOBODY), None);
+        }
+    }
+
+    #[test]
+    fn too_many_workers_are_not_learnt() {
+        let mut workers = Workers::default();
+        for id in 0..Workers::MAX as u64 {
+            assert!(workers.enter(WorkerId::from_u64(id)).is_some());
+        }
+        assert_eq!(workers.enter(WorkerId::from_u64(u64::MAX)), None);
+        workers.forget(WorkerId::from_u64(5));
+        assert!(workers.enter(WorkerId::from_u64(u64::MAX)).is_some());
+    }
+}
