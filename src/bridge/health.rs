@@ -6,17 +6,17 @@
 
 use smg_cluster::state::State;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
-use smg_routing::fleet::{Heard, Mode};
+use smg_routing::fleet::{Mode, RemoteView};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 
 /// What the routers but `me` say of a worker, put together.
-pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> Heard {
+pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> RemoteView {
     let others = |node: &NodeId| node.name != me.name;
     let loads = state.loads(id).filter(|(node, _)| others(node));
     let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
     let seen = state.observations(id).filter(|(node, _)| others(node));
     let (health, breaker) = judge(seen.map(|(_, seen)| seen));
-    Heard { in_flight, health, breaker, asked_elsewhere }
+    RemoteView { in_flight, health, breaker, asked_elsewhere }
 }
 
 /// What several routers' observations of one worker mean: its health, and the most closed of their breakers.

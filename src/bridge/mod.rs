@@ -137,7 +137,7 @@ impl Bridge {
             if publisher.look().await {
                 busy_until = now + BUSY;
             }
-            for (worker, change) in self.fleet.weigh(self.clock.now()) {
+            for (worker, change) in self.fleet.apply_remote_health(self.clock.now()) {
                 tracing::info!(%worker, ?change, "others say of this worker");
             }
         }

@@ -85,7 +85,7 @@ impl Picture {
         let me = node.replication().me().clone();
         let probers = self.bridge.config.health_probers;
         let elsewhere = health::is_asked_elsewhere(&me.name, &self.present, probers, id);
-        self.bridge.fleet.hear(id, health::heard(node.state(), &me, id, elsewhere));
+        self.bridge.fleet.set_remote_view(id, health::heard(node.state(), &me, id, elsewhere));
         let known = self.restarts.entry(id).or_default();
         let mut is_cold = false;
         for (router, seen) in node.state().observations(id).filter(|(r, _)| r.name != me.name) {
@@ -107,7 +107,7 @@ impl Picture {
         let last = self.colds.insert(id, now.mono);
         if last.is_none_or(|at| now.mono.saturating_sub(at) > SAME_RESTART) {
             info!(worker = %id, "another router found its cache cold");
-            self.bridge.fleet.hear_cold(id);
+            self.bridge.fleet.apply_remote_cold(id);
             node.forget_prefixes(id);
         }
     }

@@ -11,7 +11,7 @@ use smg_cluster::state::totals::Outcome;
 use smg_cluster::state::{SessionWrite, Write};
 use smg_mesh as mesh;
 use smg_proxy::dispatch::Endings;
-use smg_routing::fleet::{Mode, Seen, Snapshot};
+use smg_routing::fleet::{LocalView, Mode, Snapshot};
 use smg_routing::policy::journal::Pages;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
@@ -123,7 +123,7 @@ impl Publisher {
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in snapshot.workers() {
             let said = self.workers.entry(worker.id).or_default();
-            let seen = worker.seen(now, breaker);
+            let seen = worker.local_view(now, breaker);
             if is_load_news(said, seen.in_flight, now.mono) {
                 said.load = seen.in_flight;
                 said.load_at = now.mono;
@@ -201,7 +201,7 @@ fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     (model, counts)
 }
 
-fn observation(seen: &Seen, now: Now) -> Observation {
+fn observation(seen: &LocalView, now: Now) -> Observation {
     Observation {
         health: match seen.health {
             None => SeenHealth::Unknown,

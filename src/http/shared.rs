@@ -96,7 +96,7 @@ impl Waits {
 
 /// What this router sees, for a cluster of one.
 fn seen_here(surface: &Surface, worker: &Worker, now: Now) -> Observed {
-    let seen = worker.seen(now, &surface.fleet.config().breaker);
+    let seen = worker.local_view(now, &surface.fleet.config().breaker);
     let health = match seen.health {
         None => "unknown",
         Some(true) => "healthy",

@@ -83,7 +83,7 @@ impl Account {
         self.entry.count_affinity(expected, usage);
         if expected >= 0.5
             && usage.prompt >= LONG_PROMPT
-            && self.fleet.hear_cached(self.worker, usage.is_about(expected))
+            && self.fleet.report_cached_prompt(self.worker, usage.is_about(expected))
         {
             warn!(worker = %self.worker, "little of several prompts was in its cache: taken for cold");
         }

@@ -7,8 +7,8 @@
 mod breaker;
 mod cut;
 mod health;
-mod heard;
 mod metrics;
+mod remote;
 mod told;
 mod worker;
 
@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
 pub use health::{Change, Probe, State};
-pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
+pub use remote::{LocalView, RemoteView};
 pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 

@@ -21,7 +21,7 @@ const COLD_AFTER: u8 = 3;
 
 /// What the other routers say of a worker, put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Heard {
+pub struct RemoteView {
     /// Requests that they have in flight on it.
     pub in_flight: u32,
     /// What their probes say, if any of them says anything.
@@ -34,7 +34,7 @@ pub struct Heard {
 
 /// What this router sees of a worker itself, to tell the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct LocalView {
     /// What its own probes say; `None`: others ask.
     pub health: Option<bool>,
     /// What its traffic says of the worker. A breaker that opened because no connection came about is not told: that may
@@ -51,8 +51,8 @@ pub struct Seen {
 }
 
 impl Fleet {
-    /// Takes in what the others say of a worker. What it means for its health is decided by [`Fleet::weigh`].
-    pub fn hear(&self, id: WorkerId, heard: Heard) {
+    /// Takes in what the others say of a worker. What it means for its health is decided by [`Fleet::apply_remote_health`].
+    pub fn set_remote_view(&self, id: WorkerId, heard: RemoteView) {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return };
         let live = worker.live();
@@ -65,7 +65,7 @@ impl Fleet {
 
     /// An answer has said whether about as much of a long prompt was cached as should have been. Several in a row of which it
     /// was far less are taken for a restart; returns whether this one was the last of them.
-    pub fn hear_cached(&self, id: WorkerId, about: bool) -> bool {
+    pub fn report_cached_prompt(&self, id: WorkerId, about: bool) -> bool {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return false };
         let uncached = &worker.live().uncached;
@@ -82,12 +82,12 @@ impl Fleet {
     }
 
     /// The cache of a worker was found cold by another router: what was learnt of it is void.
-    pub fn hear_cold(&self, id: WorkerId) {
+    pub fn apply_remote_cold(&self, id: WorkerId) {
         self.update(id, |worker| worker.cache_epoch += 1);
     }
 
     /// Applies what others say of the health of workers that this router does not ask itself. Returns what that changed.
-    pub fn weigh(&self, now: Now) -> Vec<(WorkerId, Change)> {
+    pub fn apply_remote_health(&self, now: Now) -> Vec<(WorkerId, Change)> {
         let mut changes = Vec::new();
         let snapshot = self.snapshot();
         for worker in snapshot.workers() {
@@ -145,11 +145,11 @@ impl Worker {
 
     /// What this router sees of it.
     #[must_use]
-    pub fn seen(&self, now: Now, config: &super::BreakerConfig) -> Seen {
+    pub fn local_view(&self, now: Now, config: &super::BreakerConfig) -> LocalView {
         let live = self.live();
         let breaker = self.breaker_mode(now, config);
         let own_way = live.last_unreachable.load(Ordering::Relaxed) != 0;
-        Seen {
+        LocalView {
             health: (self.is_asked_here() && live.probed_state() != State::Pending)
                 .then(|| live.probed_state() == State::Ready),
             breaker: if own_way { Mode::Closed } else { breaker },
@@ -212,31 +212,31 @@ mod tests {
         worker(fleet, id).is_routed(now, &fleet.config().breaker)
     }
 
-    fn elsewhere(health: Option<bool>) -> Heard {
-        Heard { health, asked_elsewhere: true, ..Heard::default() }
+    fn elsewhere(health: Option<bool>) -> RemoteView {
+        RemoteView { health, asked_elsewhere: true, ..RemoteView::default() }
     }
 
     #[test]
     fn others_words_decide_where_this_router_does_not_ask() {
         let (fleet, id) = fleet();
-        fleet.hear(id, elsewhere(Some(false)));
-        assert_eq!(fleet.weigh(NOW), [(id, Change::Down)]);
+        fleet.set_remote_view(id, elsewhere(Some(false)));
+        assert_eq!(fleet.apply_remote_health(NOW), [(id, Change::Down)]);
         assert!(!routed(&fleet, id, NOW) && fleet.ready().0 == 0);
-        fleet.hear(id, elsewhere(Some(true)));
-        assert_eq!(fleet.weigh(NOW), [(id, Change::Up { cold: false })]);
+        fleet.set_remote_view(id, elsewhere(Some(true)));
+        assert_eq!(fleet.apply_remote_health(NOW), [(id, Change::Up { cold: false })]);
         assert!(routed(&fleet, id, NOW) && fleet.ready().0 == 1);
-        fleet.hear(id, Heard { health: Some(false), ..Heard::default() });
-        assert_eq!(fleet.weigh(NOW), [], "it asks itself");
+        fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() });
+        assert_eq!(fleet.apply_remote_health(NOW), [], "it asks itself");
     }
 
     #[test]
     fn whoever_was_just_served_asks_before_it_believes() {
         let (fleet, id) = fleet();
         serve(&fleet, id, Outcome::Success, NOW);
-        fleet.hear(id, elsewhere(Some(false)));
-        assert_eq!(fleet.weigh(NOW), []);
+        fleet.set_remote_view(id, elsewhere(Some(false)));
+        assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(worker(&fleet, id).take_probe_wish());
-        assert_eq!(fleet.weigh(NOW + FRESH), [(id, Change::Down)]);
+        assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, Change::Down)]);
     }
 
     #[test]
@@ -245,16 +245,16 @@ mod tests {
         for _ in 0..3 {
             fleet.report_probe(id, Probe::Bad);
         }
-        fleet.hear(id, elsewhere(Some(true)));
-        assert_eq!(fleet.weigh(NOW), []);
+        fleet.set_remote_view(id, elsewhere(Some(true)));
+        assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(worker(&fleet, id).is_asked_here(), "until it is settled");
     }
 
     #[test]
     fn anothers_open_breaker_ejects_unless_this_router_knows_better() {
         let (fleet, id) = fleet();
-        let open = Heard { breaker: Some(Mode::Open), ..Heard::default() };
-        fleet.hear(id, open);
+        let open = RemoteView { breaker: Some(Mode::Open), ..RemoteView::default() };
+        fleet.set_remote_view(id, open);
         assert!(!routed(&fleet, id, NOW));
         serve(&fleet, id, Outcome::Success, NOW);
         assert!(routed(&fleet, id, NOW) && !routed(&fleet, id, NOW + FRESH));
@@ -272,9 +272,9 @@ mod tests {
             serve(&fleet, id, Outcome::Failure, NOW);
         }
         assert_eq!(worker(&fleet, id).breaker_mode(NOW, &config), Mode::Open);
-        assert_eq!(worker(&fleet, id).seen(NOW, &config).breaker, Mode::Closed);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, Mode::Closed);
         serve(&fleet, id, Outcome::Failure, NOW + Duration::from_secs(1));
-        assert_eq!(worker(&fleet, id).seen(NOW, &config).breaker, Mode::Open);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, Mode::Open);
     }
 
     #[test]
@@ -283,13 +283,13 @@ mod tests {
         let mut spec = (*worker(&fleet, id).spec).clone();
         spec.max_concurrent = std::num::NonZeroU32::new(3);
         fleet.respecify(spec);
-        fleet.hear(id, Heard { in_flight: 2, ..Heard::default() });
+        fleet.set_remote_view(id, RemoteView { in_flight: 2, ..RemoteView::default() });
         let first = worker(&fleet, id).begin(NOW, &fleet.config().breaker, false);
         assert!(first.is_some());
         assert_eq!(worker(&fleet, id).load(), 3);
         assert!(worker(&fleet, id).begin(NOW, &fleet.config().breaker, false).is_none());
         drop(first);
-        fleet.hear(id, Heard::default());
+        fleet.set_remote_view(id, RemoteView::default());
         assert_eq!(worker(&fleet, id).load(), 0);
     }
 
@@ -297,10 +297,10 @@ mod tests {
     fn prompts_of_which_little_was_cached_make_a_worker_cold() {
         let (fleet, id) = fleet();
         let told: Vec<bool> = [false, false, true, false, false, false]
-            .map(|about| fleet.hear_cached(id, about))
+            .map(|about| fleet.report_cached_prompt(id, about))
             .into();
         assert_eq!(told, [false, false, false, false, false, true]);
         assert_eq!(worker(&fleet, id).cache_epoch, 1);
-        assert_eq!(worker(&fleet, id).seen(NOW, &fleet.config().breaker).colds, 1);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &fleet.config().breaker).colds, 1);
     }
 }
