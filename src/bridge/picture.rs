@@ -10,7 +10,7 @@ use smg_cluster::state::State;
 use smg_cluster::state::news::News;
 use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
 use smg_mesh::Follower;
-use smg_routing::fleet::{Override, Told};
+use smg_routing::fleet::{DesiredWorker, Override};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -62,7 +62,7 @@ impl Picture {
                 }
             }
         }
-        let new = self.bridge.fleet.tell(told, now);
+        let new = self.bridge.fleet.reconcile(told, now);
         if !new.is_empty() {
             info!(workers = new.len(), "workers heard of");
             self.bridge.wake.notify_one();
@@ -172,7 +172,7 @@ fn present(node: &Node) -> Vec<NodeName> {
 }
 
 /// A worker as the fleet is told of it; `None`: it takes no part.
-fn as_told(entry: &WorkerEntry, now: Now) -> Option<Told> {
+fn as_told(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
     let cordoned = match entry.stance() {
         Stance::Serving => false,
         Stance::Cordoned => true,
@@ -192,5 +192,5 @@ fn as_told(entry: &WorkerEntry, now: Now) -> Option<Told> {
         };
         Some(Override { healthy, reason: verdict.reason.clone(), until })
     });
-    Some(Told { spec, verdict, cordoned })
+    Some(DesiredWorker { spec, verdict, cordoned })
 }

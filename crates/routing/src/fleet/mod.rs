@@ -6,10 +6,10 @@
 
 mod breaker;
 mod cut;
+mod desired;
 mod health;
 mod metrics;
 mod remote;
-mod told;
 mod worker;
 
 use std::collections::HashMap;
@@ -22,10 +22,10 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
+pub use desired::DesiredWorker;
 pub use health::{Change, Probe, State};
 pub use metrics::Metrics;
 pub use remote::{LocalView, RemoteView};
-pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 
 use smg_types::ids::{ModelId, WorkerId};

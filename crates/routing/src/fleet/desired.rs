@@ -1,7 +1,7 @@
-//! What a cluster tells the fleet to be: which workers there are, and what operators say of them.
+//! Reconciles the fleet with the workers that the cluster wants it to have.
 //!
-//! Told worker by worker, as often as one likes: what is there already is left alone, and a whole batch makes one
-//! snapshot. A worker that is told of again while it leaves stays.
+//! [`Fleet::reconcile`] takes the desired form of any number of workers and builds at most one new snapshot. Calling it twice
+//! with the same workers changes nothing. A worker that is draining before its removal stays if the cluster wants it again.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,58 +14,62 @@ use smg_types::spec::WorkerSpec;
 use super::worker::Worker;
 use super::{Fleet, MAX_WORKERS, Models, Override, health};
 
-/// A worker as the cluster has it.
+/// A worker as the cluster wants it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Told {
-    /// What it is.
+pub struct DesiredWorker {
+    /// URL, models and settings.
     pub spec: WorkerSpec,
-    /// An operator's verdict.
+    /// The operator's override of the worker's health; `None`: probes and traffic decide.
     pub verdict: Option<Override>,
-    /// It takes no new requests.
+    /// The worker takes no new requests.
     pub cordoned: bool,
 }
 
 impl Fleet {
-    /// Makes the workers named what they are told to be; `None`: the worker leaves, as with [`Fleet::remove`]. Returns the
-    /// workers that are new.
-    pub fn tell(&self, told: BTreeMap<WorkerId, Option<Told>>, now: Now) -> Vec<WorkerId> {
+    /// Gives each named worker its desired form: adds it, changes it, or, for `None`, removes it as [`Fleet::remove`] does.
+    /// Workers that are not named stay as they are. Returns the workers that were added.
+    pub fn reconcile(
+        &self,
+        desired: BTreeMap<WorkerId, Option<DesiredWorker>>,
+        now: Now,
+    ) -> Vec<WorkerId> {
         let mut new = Vec::new();
-        let is_news = |(id, told): (&WorkerId, &Option<Told>)| {
+        let differs = |(id, desired): (&WorkerId, &Option<DesiredWorker>)| {
             let snapshot = self.load();
-            match (snapshot.worker(*id), told) {
+            match (snapshot.worker(*id), desired) {
                 (None, None) => false,
                 (Some(there), None) => there.leaves_by.is_none(),
                 (None, Some(_)) => true,
-                (Some(there), Some(told)) => !told.describes(there),
+                (Some(there), Some(desired)) => !desired.matches(there),
             }
         };
-        if !told.iter().any(is_news) {
+        if !desired.iter().any(differs) {
             return new;
         }
         let changed = self.change(|workers| {
-            // New ones are pushed behind these, and none comes twice.
+            // New workers are appended after `known`, and a map names no worker twice: so the search may stop there.
             let known = workers.len();
-            for (id, told) in told {
+            for (id, desired) in desired {
                 let at = workers[..known].binary_search_by_key(&id, |worker| worker.id).ok();
                 let has_room = workers.len() < MAX_WORKERS;
-                match (at.map(|at| &mut workers[at]), told) {
-                    (Some(there), Some(told)) if !told.describes(there) => {
-                        told.apply(Arc::make_mut(there));
+                match (at.map(|at| &mut workers[at]), desired) {
+                    (Some(there), Some(desired)) if !desired.matches(there) => {
+                        desired.apply(Arc::make_mut(there));
                     }
                     (Some(there), None) if there.leaves_by.is_none() => {
                         let worker = Arc::make_mut(there);
                         worker.draining = true;
                         worker.leaves_by = Some(now.mono + self.config.drain_timeout);
                     }
-                    (None, Some(told)) if has_room => {
+                    (None, Some(desired)) if has_room => {
                         let metrics = self.metrics.worker(id);
-                        let spec = Arc::new(told.spec.clone());
+                        let spec = Arc::new(desired.spec.clone());
                         let mut worker = Worker::new(spec, &self.config, metrics);
-                        told.apply(&mut worker);
+                        desired.apply(&mut worker);
                         workers.push(Arc::new(worker));
                         new.push(id);
                     }
-                    // Nothing new, or more than the fleet has room for: the cluster refuses such a worker before.
+                    // The worker already has its form, or the fleet is full: a worker that does not fit is not routed to.
                     (Some(_) | None, Some(_) | None) => {}
                 }
             }
@@ -77,12 +81,12 @@ impl Fleet {
     }
 }
 
-impl Told {
-    fn describes(&self, worker: &Worker) -> bool {
+impl DesiredWorker {
+    fn matches(&self, worker: &Worker) -> bool {
         worker.leaves_by.is_none()
             && worker.draining == self.cordoned
             && *worker.spec == self.spec
-            && is_same(worker.verdict.as_ref(), self.verdict.as_ref())
+            && is_same_verdict(worker.verdict.as_ref(), self.verdict.as_ref())
     }
 
     fn apply(&self, worker: &mut Worker) {
@@ -95,8 +99,8 @@ impl Told {
     }
 }
 
-/// Whether two verdicts say the same. When one ends is computed from a calendar, which moves a little.
-fn is_same(one: Option<&Override>, other: Option<&Override>) -> bool {
+/// Whether two overrides are equal. Their ends may differ by less than 500 ms, because each is computed from the wall clock.
+fn is_same_verdict(one: Option<&Override>, other: Option<&Override>) -> bool {
     match (one, other) {
         (None, None) => true,
         (Some(one), Some(other)) => {
@@ -112,13 +116,13 @@ fn is_same(one: Option<&Override>, other: Option<&Override>) -> bool {
 }
 
 impl Worker {
-    /// Another spec for the same URL.
+    /// Replaces the spec by another one for the same URL.
     pub(super) fn respecify(&mut self, spec: WorkerSpec) {
         self.models = match spec.models.as_slice() {
-            // Still to be read, or read before and still true.
+            // The models come from the worker itself; the last answer, if there is one, stays valid.
             [] if self.spec.models.is_empty() => self.models.clone(),
             [] => Models::Unknown,
-            told => Models::Known(told.to_vec()),
+            models => Models::Known(models.to_vec()),
         };
         if spec.health.disabled {
             self.live().with_health(health::Health::assume_good);
@@ -141,55 +145,55 @@ mod tests {
         Fleet::new(Config::default(), metrics)
     }
 
-    fn told(name: &str) -> (WorkerId, Told) {
+    fn desired(name: &str) -> (WorkerId, DesiredWorker) {
         let mut spec = WorkerSpec::new(format!("http://{name}").parse().unwrap());
         spec.models = vec!["m".into()];
-        (spec.id(), Told { spec, verdict: None, cordoned: false })
+        (spec.id(), DesiredWorker { spec, verdict: None, cordoned: false })
     }
 
-    fn tell(fleet: &Fleet, id: WorkerId, told: Option<Told>) -> Vec<WorkerId> {
-        fleet.tell(BTreeMap::from([(id, told)]), NOW)
+    fn reconcile(fleet: &Fleet, id: WorkerId, desired: Option<DesiredWorker>) -> Vec<WorkerId> {
+        fleet.reconcile(BTreeMap::from([(id, desired)]), NOW)
     }
 
     #[test]
-    fn telling_twice_changes_nothing() {
+    fn reconciling_twice_changes_nothing() {
         let fleet = fleet();
-        let (id, a) = told("a");
-        assert_eq!(tell(&fleet, id, Some(a.clone())), [id]);
+        let (id, a) = desired("a");
+        assert_eq!(reconcile(&fleet, id, Some(a.clone())), [id]);
         let version = fleet.load().version;
-        assert!(tell(&fleet, id, Some(a)).is_empty());
+        assert!(reconcile(&fleet, id, Some(a)).is_empty());
         assert_eq!(fleet.load().version, version);
     }
 
     #[test]
-    fn what_was_learnt_of_a_worker_survives_a_change_of_its_spec() {
+    fn health_survives_a_change_of_the_spec() {
         let fleet = fleet();
-        let (id, mut a) = told("a");
-        tell(&fleet, id, Some(a.clone()));
+        let (id, mut a) = desired("a");
+        reconcile(&fleet, id, Some(a.clone()));
         fleet.report_probe(id, Probe::Good);
         a.cordoned = true;
         a.spec.priority = 7;
-        tell(&fleet, id, Some(a.clone()));
+        reconcile(&fleet, id, Some(a.clone()));
         let worker = Arc::clone(fleet.load().worker(id).unwrap());
         assert_eq!((worker.state(), worker.spec.priority), (State::Draining, 7));
         a.cordoned = false;
-        tell(&fleet, id, Some(a));
+        reconcile(&fleet, id, Some(a));
         assert_eq!(fleet.load().worker(id).unwrap().state(), State::Ready);
     }
 
     #[test]
-    fn who_is_told_of_again_while_it_leaves_stays() {
+    fn a_draining_worker_that_is_wanted_again_stays() {
         let fleet = fleet();
-        let (id, a) = told("a");
-        tell(&fleet, id, Some(a.clone()));
+        let (id, a) = desired("a");
+        reconcile(&fleet, id, Some(a.clone()));
         fleet.report_probe(id, Probe::Good);
         let worker = Arc::clone(fleet.load().worker(id).unwrap());
         let in_flight = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
-        tell(&fleet, id, None);
+        reconcile(&fleet, id, None);
         assert_eq!(fleet.load().worker(id).unwrap().state(), State::Draining);
-        tell(&fleet, id, Some(a));
+        reconcile(&fleet, id, Some(a));
         assert_eq!(fleet.load().worker(id).unwrap().state(), State::Ready);
-        tell(&fleet, id, None);
+        reconcile(&fleet, id, None);
         drop(in_flight);
         fleet.sweep(NOW);
         assert!(fleet.load().worker(id).is_none());
