@@ -133,7 +133,7 @@ impl Admin {
                 return Err(RegisterError::SameId { id, url }.into());
             }
             // One that leaves the whole cluster may be told to stay; a router alone lets it finish first.
-            if self.mesh.is_none() || there.leaves_by.is_none() {
+            if self.mesh.is_none() || there.drain_deadline.is_none() {
                 return Err(RegisterError::Exists(id).into());
             }
         }
@@ -214,7 +214,7 @@ impl Admin {
     /// the change would bring it back.
     fn check(&self, id: WorkerId) -> Result<(), WriteError> {
         let stays = |leaves: bool| self.mesh.is_none() || !leaves;
-        let there = self.fleet.load().worker(id).map(|worker| worker.leaves_by.is_some());
+        let there = self.fleet.load().worker(id).map(|worker| worker.drain_deadline.is_some());
         if there.is_some_and(stays) { Ok(()) } else { Err(WriteError::NoSuchWorker(id)) }
     }
 

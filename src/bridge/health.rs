@@ -10,13 +10,13 @@ use smg_routing::fleet::{Mode, RemoteView};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 
 /// What the routers but `me` say of a worker, put together.
-pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> RemoteView {
+pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, probed_elsewhere: bool) -> RemoteView {
     let others = |node: &NodeId| node.name != me.name;
     let loads = state.loads(id).filter(|(node, _)| others(node));
     let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
     let seen = state.observations(id).filter(|(node, _)| others(node));
     let (health, breaker) = judge(seen.map(|(_, seen)| seen));
-    RemoteView { in_flight, health, breaker, asked_elsewhere }
+    RemoteView { in_flight, health, breaker, probed_elsewhere }
 }
 
 /// What several routers' observations of one worker mean: its health, and the most closed of their breakers.

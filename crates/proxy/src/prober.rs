@@ -107,12 +107,12 @@ pub async fn run(
             }
             let now = clock.mono();
             let schedule = schedules.entry(worker.id).or_default();
-            let wish = worker.take_probe_wish();
+            let wish = worker.take_probe_request();
             if schedule.asking {
                 continue;
             }
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
-            let probe = probed && (wish || (worker.is_asked_here() && schedule.probe_at <= now));
+            let probe = probed && (wish || (worker.is_probed_here() && schedule.probe_at <= now));
             let unknown =
                 worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
             let look = schedule.look_at <= now || unknown;
@@ -144,12 +144,12 @@ fn settle(
     match &answer.look {
         Look::NotNow => {}
         Look::Failed => {
-            fleet.could_not_read(worker);
+            fleet.report_failed_discovery(worker);
             schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
         }
         Look::Found(found) => {
             schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
-            if fleet.discovered(worker, found.clone()) {
+            if fleet.report_discovered(worker, found.clone()) {
                 info!(%worker, models = ?found.models, "worker's models are known");
             }
         }

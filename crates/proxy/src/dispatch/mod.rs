@@ -294,7 +294,7 @@ impl Dispatcher {
             tried.push(worker.id);
             match answer {
                 Ok(response) => {
-                    chosen.in_flight.head_after(now.since(sent_at));
+                    chosen.in_flight.record_head_latency(now.since(sent_at));
                     let status = response.status();
                     let answered = Answered {
                         response,
@@ -462,11 +462,11 @@ impl Dispatcher {
         let snapshot = fleet.load();
         let members = match snapshot.served_by(request.model) {
             ServedBy::Members(members) => members,
-            ServedBy::NobodyYet => return Err(DispatchError::NoneAvailable),
-            ServedBy::Nobody if request.model.is_none() => {
+            ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
+            ServedBy::UnknownModel if request.model.is_none() => {
                 return Err(DispatchError::NoneAvailable);
             }
-            ServedBy::Nobody => return Err(DispatchError::NoSuchModel),
+            ServedBy::UnknownModel => return Err(DispatchError::NoSuchModel),
         };
         let table = shared.policies.at(&snapshot);
         let entry = table.of(request.model);

@@ -38,7 +38,7 @@ impl Fleet {
             let snapshot = self.load();
             match (snapshot.worker(*id), desired) {
                 (None, None) => false,
-                (Some(there), None) => there.leaves_by.is_none(),
+                (Some(there), None) => there.drain_deadline.is_none(),
                 (None, Some(_)) => true,
                 (Some(there), Some(desired)) => !desired.matches(there),
             }
@@ -56,10 +56,10 @@ impl Fleet {
                     (Some(there), Some(desired)) if !desired.matches(there) => {
                         desired.apply(Arc::make_mut(there));
                     }
-                    (Some(there), None) if there.leaves_by.is_none() => {
+                    (Some(there), None) if there.drain_deadline.is_none() => {
                         let worker = Arc::make_mut(there);
                         worker.draining = true;
-                        worker.leaves_by = Some(now.mono + self.config.drain_timeout);
+                        worker.drain_deadline = Some(now.mono + self.config.drain_timeout);
                     }
                     (None, Some(desired)) if has_room => {
                         let metrics = self.metrics.worker(id);
@@ -83,14 +83,14 @@ impl Fleet {
 
 impl DesiredWorker {
     fn matches(&self, worker: &Worker) -> bool {
-        worker.leaves_by.is_none()
+        worker.drain_deadline.is_none()
             && worker.draining == self.cordoned
             && *worker.spec == self.spec
             && is_same_verdict(worker.verdict.as_ref(), self.verdict.as_ref())
     }
 
     fn apply(&self, worker: &mut Worker) {
-        worker.leaves_by = None;
+        worker.drain_deadline = None;
         worker.draining = self.cordoned;
         worker.verdict.clone_from(&self.verdict);
         if *worker.spec != self.spec {

@@ -156,9 +156,9 @@ pub enum ServedBy<'a> {
     /// These workers.
     Members(&'a [Member]),
     /// Nobody yet, but what some worker serves may be known any moment.
-    NobodyYet,
+    NotYetKnown,
     /// Nobody: the model does not exist here.
-    Nobody,
+    UnknownModel,
 }
 
 impl PartialEq for Member {
@@ -204,9 +204,9 @@ impl Snapshot {
         // which something may be heard any moment keeps a name from being a mistake.
         let too_early = self.everyone.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
-            [] if too_early => ServedBy::NobodyYet,
-            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
-            [] => ServedBy::Nobody,
+            [] if too_early => ServedBy::NotYetKnown,
+            [] if self.unread.iter().any(|worker| worker.may_report_models()) => ServedBy::NotYetKnown,
+            [] => ServedBy::UnknownModel,
             members => ServedBy::Members(members),
         }
     }
@@ -326,7 +326,7 @@ impl Fleet {
 
     /// Stops (or, with `false`, resumes) sending new requests to a worker. Returns whether it is there.
     pub fn drain(&self, id: WorkerId, draining: bool) -> bool {
-        self.update(id, |worker| worker.draining = draining || worker.leaves_by.is_some())
+        self.update(id, |worker| worker.draining = draining || worker.drain_deadline.is_some())
     }
 
     /// Sets or lifts an operator's verdict. Returns whether the worker is there.
@@ -337,10 +337,10 @@ impl Fleet {
     /// Lets a worker go: no new requests, those in flight finish, bounded by the drain timeout. Returns whether it is
     /// there. [`Fleet::sweep`] takes it away.
     pub fn remove(&self, id: WorkerId, now: Now) -> bool {
-        let leaves_by = now.mono + self.config.drain_timeout;
+        let drain_deadline = now.mono + self.config.drain_timeout;
         let there = self.update(id, |worker| {
             worker.draining = true;
-            worker.leaves_by.get_or_insert(leaves_by);
+            worker.drain_deadline.get_or_insert(drain_deadline);
         });
         self.sweep(now);
         there
@@ -351,8 +351,8 @@ impl Fleet {
     pub fn sweep(&self, now: Now) {
         let gone = |worker: &Worker| {
             worker
-                .leaves_by
-                .is_some_and(|leaves_by| worker.in_flight() == 0 || leaves_by <= now.mono)
+                .drain_deadline
+                .is_some_and(|drain_deadline| worker.in_flight() == 0 || drain_deadline <= now.mono)
         };
         if !self.load().workers.iter().any(|worker| gone(worker)) {
             return;
@@ -381,7 +381,7 @@ impl Fleet {
         if probe == Probe::Good {
             worker.live().mark_reachable();
         }
-        worker.live().own_bad.store(probe != Probe::Good, Ordering::Relaxed);
+        worker.live().own_probe_failed.store(probe != Probe::Good, Ordering::Relaxed);
         let (change, cold) = worker.live().with_health(|health| {
             let change = health.count(probe, failures, successes);
             (change, probe == Probe::Good && health.take_cold())
@@ -402,7 +402,7 @@ impl Fleet {
 
     /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
     /// whether that changed anything.
-    pub fn discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
+    pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
         let info = info.map(Arc::new);
         let brings_news = |worker: &Worker| {
@@ -423,16 +423,16 @@ impl Fleet {
     }
 
     /// What a worker serves could not be read.
-    pub fn could_not_read(&self, id: WorkerId) {
+    pub fn report_failed_discovery(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
-            worker.live().count_failed_look();
+            worker.live().count_failed_discovery();
         }
     }
 
     /// A worker's cache was emptied: what was learnt of it is void.
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| {
-            worker.live().own_colds.fetch_add(1, Ordering::Relaxed);
+            worker.live().own_cold_count.fetch_add(1, Ordering::Relaxed);
             worker.cache_epoch += 1;
         });
     }

@@ -29,7 +29,7 @@ pub struct RemoteView {
     /// The most closed of their breakers that is not closed; `None`: all are closed.
     pub breaker: Option<Mode>,
     /// Others ask it how it is, so this router need not.
-    pub asked_elsewhere: bool,
+    pub probed_elsewhere: bool,
 }
 
 /// What this router sees of a worker itself, to tell the others.
@@ -56,11 +56,11 @@ impl Fleet {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return };
         let live = worker.live();
-        live.elsewhere.store(heard.in_flight, Ordering::Relaxed);
-        live.asked_elsewhere.store(heard.asked_elsewhere, Ordering::Relaxed);
-        live.heard_health
+        live.remote_in_flight.store(heard.in_flight, Ordering::Relaxed);
+        live.probed_elsewhere.store(heard.probed_elsewhere, Ordering::Relaxed);
+        live.remote_health
             .store(heard.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
-        live.heard_breaker.store(heard.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
+        live.remote_breaker.store(heard.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
     }
 
     /// An answer has said whether about as much of a long prompt was cached as should have been. Several in a row of which it
@@ -68,15 +68,15 @@ impl Fleet {
     pub fn report_cached_prompt(&self, id: WorkerId, about: bool) -> bool {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return false };
-        let uncached = &worker.live().uncached;
+        let uncached_prompts = &worker.live().uncached_prompts;
         if about {
-            uncached.store(0, Ordering::Relaxed);
+            uncached_prompts.store(0, Ordering::Relaxed);
             return false;
         }
-        if uncached.fetch_add(1, Ordering::Relaxed) + 1 < COLD_AFTER {
+        if uncached_prompts.fetch_add(1, Ordering::Relaxed) + 1 < COLD_AFTER {
             return false;
         }
-        uncached.store(0, Ordering::Relaxed);
+        uncached_prompts.store(0, Ordering::Relaxed);
         self.mark_cold(id);
         true
     }
@@ -92,10 +92,10 @@ impl Fleet {
         let snapshot = self.snapshot();
         for worker in snapshot.workers() {
             let live = worker.live();
-            if !live.asked_elsewhere.load(Ordering::Relaxed) {
+            if !live.probed_elsewhere.load(Ordering::Relaxed) {
                 continue;
             }
-            let good = match live.heard_health.load(Ordering::Relaxed) {
+            let good = match live.remote_health.load(Ordering::Relaxed) {
                 0 => continue,
                 heard => heard == 2,
             };
@@ -103,8 +103,8 @@ impl Fleet {
             if is_up == good {
                 continue;
             }
-            if !good && live.served_lately(now) {
-                live.probe_wanted.store(true, Ordering::Relaxed);
+            if !good && live.served_recently(now) {
+                live.probe_requested.store(true, Ordering::Relaxed);
             } else if let Some(change) = live.with_health(|health| health.hear(good)) {
                 changes.push((worker.id, change));
             }
@@ -120,18 +120,18 @@ impl Worker {
     /// Requests in flight on it: this router's, and those that the others last spoke of.
     #[must_use]
     pub fn load(&self) -> u32 {
-        self.in_flight().saturating_add(self.live().elsewhere.load(Ordering::Relaxed))
+        self.in_flight().saturating_add(self.live().remote_in_flight.load(Ordering::Relaxed))
     }
 
     /// Whether this router should ask it how it is in turn: nobody else does, nobody knows yet, or its own last look was
     /// not good.
     #[must_use]
-    pub fn is_asked_here(&self) -> bool {
+    pub fn is_probed_here(&self) -> bool {
         let live = self.live();
-        !live.asked_elsewhere.load(Ordering::Relaxed)
+        !live.probed_elsewhere.load(Ordering::Relaxed)
             || (live.probed_state() == State::Pending
-                && live.heard_health.load(Ordering::Relaxed) == 0)
-            || live.own_bad.load(Ordering::Relaxed)
+                && live.remote_health.load(Ordering::Relaxed) == 0)
+            || live.own_probe_failed.load(Ordering::Relaxed)
     }
 
     /// Whether requests are sent to it: nothing speaks against it but that it may be full right now.
@@ -150,12 +150,12 @@ impl Worker {
         let breaker = self.breaker_mode(now, config);
         let own_way = live.last_unreachable.load(Ordering::Relaxed) != 0;
         LocalView {
-            health: (self.is_asked_here() && live.probed_state() != State::Pending)
+            health: (self.is_probed_here() && live.probed_state() != State::Pending)
                 .then(|| live.probed_state() == State::Ready),
             breaker: if own_way { Mode::Closed } else { breaker },
-            serving: live.served_lately(now),
+            serving: live.served_recently(now),
             latency: self.latency(),
-            colds: live.own_colds.load(Ordering::Relaxed),
+            colds: live.own_cold_count.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
         }
     }
@@ -163,19 +163,19 @@ impl Worker {
 
 impl Live {
     /// Whether a request that ended lately was served well, and none has failed since.
-    pub(super) fn served_lately(&self, now: Now) -> bool {
+    pub(super) fn served_recently(&self, now: Now) -> bool {
         let at = self.last_success.load(Ordering::Relaxed);
         at != 0 && now.mono_nanos().saturating_sub(at) < FRESH.as_nanos() as u64
     }
 
     /// Whether another router's breaker is open and nothing that this router saw lately speaks against that.
-    pub(super) fn is_said_to_fail(&self, now: Now) -> bool {
-        self.heard_breaker.load(Ordering::Relaxed) == Mode::Open as u8 && !self.served_lately(now)
+    pub(super) fn fails_remotely(&self, now: Now) -> bool {
+        self.remote_breaker.load(Ordering::Relaxed) == Mode::Open as u8 && !self.served_recently(now)
     }
 
     /// Whether another router's breaker is not closed: then one failure here says enough.
-    pub(super) fn is_suspected(&self) -> bool {
-        self.heard_breaker.load(Ordering::Relaxed) != 0
+    pub(super) fn has_remote_failures(&self) -> bool {
+        self.remote_breaker.load(Ordering::Relaxed) != 0
     }
 }
 
@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn elsewhere(health: Option<bool>) -> RemoteView {
-        RemoteView { health, asked_elsewhere: true, ..RemoteView::default() }
+        RemoteView { health, probed_elsewhere: true, ..RemoteView::default() }
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
         serve(&fleet, id, Outcome::Success, NOW);
         fleet.set_remote_view(id, elsewhere(Some(false)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
-        assert!(worker(&fleet, id).take_probe_wish());
+        assert!(worker(&fleet, id).take_probe_request());
         assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, Change::Down)]);
     }
 
@@ -247,7 +247,7 @@ mod tests {
         }
         fleet.set_remote_view(id, elsewhere(Some(true)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
-        assert!(worker(&fleet, id).is_asked_here(), "until it is settled");
+        assert!(worker(&fleet, id).is_probed_here(), "until it is settled");
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn ready(fleet: &Fleet, url: &str, models: &[&str]) -> WorkerId {
 fn who_serves(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
     match fleet.load().served_by(model) {
         ServedBy::Members(members) => members.iter().map(|member| member.worker.id).collect(),
-        ServedBy::NobodyYet | ServedBy::Nobody => Vec::new(),
+        ServedBy::NotYetKnown | ServedBy::UnknownModel => Vec::new(),
     }
 }
 
@@ -51,29 +51,29 @@ fn a_model_is_served_by_those_that_have_it() {
     assert_eq!(who_serves(&fleet, Some("m")), both);
     assert_eq!(who_serves(&fleet, Some("n")), [a]);
     assert_eq!(who_serves(&fleet, None), both);
-    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::Nobody);
+    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
 fn an_unknown_model_may_still_turn_up() {
     let fleet = fleet();
-    assert_eq!(fleet.load().served_by(None), ServedBy::Nobody);
+    assert_eq!(fleet.load().served_by(None), ServedBy::UnknownModel);
     let a = ready(&fleet, "http://a", &[]);
-    assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NobodyYet);
+    assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NotYetKnown);
     assert_eq!(fleet.load().worker(a).unwrap().state(), State::Pending);
     let found = Discovered { models: Models::Known(vec!["m".into()]), info: None };
-    assert!(fleet.discovered(a, found.clone()));
-    assert!(!fleet.discovered(a, found));
+    assert!(fleet.report_discovered(a, found.clone()));
+    assert!(!fleet.report_discovered(a, found));
     assert_eq!(who_serves(&fleet, Some("m")), [a]);
     assert_eq!(fleet.load().worker(a).unwrap().state(), State::Ready);
-    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::Nobody);
+    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
 fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
     let fleet = fleet();
     ready(&fleet, "http://a", &["m"]);
-    let asked = || fleet.load().served_by(Some("x")) == ServedBy::NobodyYet;
+    let asked = || fleet.load().served_by(Some("x")) == ServedBy::NotYetKnown;
     // It has just come: it may have it.
     let young = fleet.register(spec("http://b", &[])).unwrap();
     assert!(asked());
@@ -87,7 +87,7 @@ fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
     assert!(asked());
     for _ in 0..5 {
         assert!(asked());
-        fleet.could_not_read(young);
+        fleet.report_failed_discovery(young);
     }
     assert!(!asked());
     assert_eq!(fleet.load().served_by(Some("m")), fleet.load().served_by(None));
@@ -101,7 +101,7 @@ fn those_that_serve_are_counted() {
     assert_eq!(fleet.ready(), (1, 2));
     fleet.report_probe(b, Probe::Good);
     assert_eq!(fleet.ready(), (1, 2), "its models are not known");
-    fleet.discovered(b, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
     assert_eq!(fleet.ready(), (2, 2));
     fleet.drain(a, true);
     assert_eq!(fleet.ready(), (1, 2));
@@ -133,7 +133,7 @@ fn a_worker_without_a_list_takes_whatever_is_sent() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = ready(&fleet, "http://b", &[]);
-    fleet.discovered(b, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
     assert_eq!(who_serves(&fleet, Some("x")), [b]);
     assert_eq!(who_serves(&fleet, Some("m")).len(), 2);
     assert!(who_serves(&fleet, Some("m")).contains(&a));
@@ -227,10 +227,10 @@ fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
-    assert!(!worker.take_probe_wish());
+    assert!(!worker.take_probe_request());
     worker.mark_unreachable(NOW, true);
     assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
-    assert!(worker.take_probe_wish() && !worker.take_probe_wish());
+    assert!(worker.take_probe_request() && !worker.take_probe_request());
     fleet.report_probe(id, Probe::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
@@ -297,7 +297,7 @@ fn a_deleted_worker_goes_when_its_time_is_over() {
 fn a_new_spec_keeps_what_is_going_on() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &[]);
-    fleet.discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
+    fleet.report_discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let _guard = worker.begin(NOW, &fleet.config().breaker, false);
     let heavier = WorkerSpec {

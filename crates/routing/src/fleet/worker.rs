@@ -55,7 +55,7 @@ pub struct Worker {
     /// Takes no new requests.
     pub draining: bool,
     /// Leaves as soon as nothing is in flight, at the latest then (`Now::mono`).
-    pub leaves_by: Option<Duration>,
+    pub drain_deadline: Option<Duration>,
     /// Grows whenever its cache is taken for cold.
     pub cache_epoch: u32,
     /// Worker's own words about its maximum number of tokens and the like, as read; shown by the API.
@@ -70,7 +70,7 @@ pub(super) struct Live {
     state: AtomicU8,
     /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
     unreachable_until: AtomicU64,
-    pub(super) probe_wanted: AtomicBool,
+    pub(super) probe_requested: AtomicBool,
     breaker_mode: AtomicU8,
     /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
     latency_nanos: AtomicU64,
@@ -78,25 +78,25 @@ pub(super) struct Live {
     health: Mutex<Health>,
     cut: Cut,
     /// Looks at what it serves that failed, in a row.
-    failed_looks: AtomicU32,
+    failed_discoveries: AtomicU32,
     /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
     pub(super) last_success: AtomicU64,
     /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
     pub(super) last_unreachable: AtomicU64,
     /// This router's own last probe was not good.
-    pub(super) own_bad: AtomicBool,
+    pub(super) own_probe_failed: AtomicBool,
     /// Times that this router found its cache cold.
-    pub(super) own_colds: AtomicU32,
+    pub(super) own_cold_count: AtomicU32,
     /// Prompts in a row of which far less was cached than should have been.
-    pub(super) uncached: AtomicU8,
+    pub(super) uncached_prompts: AtomicU8,
     /// Requests that other routers have in flight on it.
-    pub(super) elsewhere: AtomicU32,
+    pub(super) remote_in_flight: AtomicU32,
     /// Other routers ask it how it is, and this one need not.
-    pub(super) asked_elsewhere: AtomicBool,
+    pub(super) probed_elsewhere: AtomicBool,
     /// What they say: 0 nothing, 1 bad, 2 good.
-    pub(super) heard_health: AtomicU8,
+    pub(super) remote_health: AtomicU8,
     /// A `Mode` of some other router's breaker; 0: all are closed.
-    pub(super) heard_breaker: AtomicU8,
+    pub(super) remote_breaker: AtomicU8,
     metrics: WorkerMetrics,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct Live {
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
 
 /// A worker that could not be read so many times does not make others wait for what it may have.
-const MOST_LOOKS: u32 = 5;
+const MAX_FAILED_DISCOVERIES: u32 = 5;
 
 impl Worker {
     pub(super) fn new(spec: Arc<WorkerSpec>, config: &Config, metrics: WorkerMetrics) -> Self {
@@ -120,22 +120,22 @@ impl Worker {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
-            probe_wanted: AtomicBool::new(false),
+            probe_requested: AtomicBool::new(false),
             breaker_mode: AtomicU8::new(Mode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
             cut: Cut::default(),
-            failed_looks: AtomicU32::new(0),
+            failed_discoveries: AtomicU32::new(0),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
-            own_bad: AtomicBool::new(false),
-            own_colds: AtomicU32::new(0),
-            uncached: AtomicU8::new(0),
-            elsewhere: AtomicU32::new(0),
-            asked_elsewhere: AtomicBool::new(false),
-            heard_health: AtomicU8::new(0),
-            heard_breaker: AtomicU8::new(0),
+            own_probe_failed: AtomicBool::new(false),
+            own_cold_count: AtomicU32::new(0),
+            uncached_prompts: AtomicU8::new(0),
+            remote_in_flight: AtomicU32::new(0),
+            probed_elsewhere: AtomicBool::new(false),
+            remote_health: AtomicU8::new(0),
+            remote_breaker: AtomicU8::new(0),
             metrics,
         };
         Self {
@@ -144,7 +144,7 @@ impl Worker {
             models,
             verdict: None,
             draining: false,
-            leaves_by: None,
+            drain_deadline: None,
             cache_epoch: 0,
             info: None,
             live: Arc::new(live),
@@ -175,10 +175,10 @@ impl Worker {
 
     /// Whether what it serves, which is not known, may be known any moment: it is not out for any reason, and has not
     /// refused to tell again and again.
-    pub(super) fn may_tell(&self) -> bool {
+    pub(super) fn may_report_models(&self) -> bool {
         !self.draining
             && matches!(self.live.probed_state(), State::Pending | State::Ready)
-            && self.live.failed_looks.load(Ordering::Relaxed) < MOST_LOOKS
+            && self.live.failed_discoveries.load(Ordering::Relaxed) < MAX_FAILED_DISCOVERIES
     }
 
     /// What its breaker does with requests.
@@ -220,7 +220,7 @@ impl Worker {
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == Mode::Closed as u8 {
-            if !self.live.is_said_to_fail(now) {
+            if !self.live.fails_remotely(now) {
                 return self.room();
             }
             return match self.room() {
@@ -256,7 +256,7 @@ impl Worker {
     #[must_use]
     pub fn begin(&self, now: Now, config: &BreakerConfig, anyway: bool) -> Option<InFlight> {
         let most = self.spec.max_concurrent.map_or(u32::MAX, |most| {
-            most.get().saturating_sub(self.live.elsewhere.load(Ordering::Relaxed))
+            most.get().saturating_sub(self.live.remote_in_flight.load(Ordering::Relaxed))
         });
         let taken = self
             .live
@@ -291,14 +291,14 @@ impl Worker {
         self.live.unreachable_until.store(until, Ordering::Relaxed);
         self.live.health.lock().mark_unreachable(gone);
         self.live.last_unreachable.store(now.mono_nanos(), Ordering::Relaxed);
-        self.live.probe_wanted.store(true, Ordering::Relaxed);
+        self.live.probe_requested.store(true, Ordering::Relaxed);
     }
 
     /// Whether somebody wants a probe before its time; asking clears the wish.
     #[must_use]
-    pub fn take_probe_wish(&self) -> bool {
-        self.live.probe_wanted.load(Ordering::Relaxed)
-            && self.live.probe_wanted.swap(false, Ordering::Relaxed)
+    pub fn take_probe_request(&self) -> bool {
+        self.live.probe_requested.load(Ordering::Relaxed)
+            && self.live.probe_requested.swap(false, Ordering::Relaxed)
     }
 
     /// Counts a request by how it ended, for metrics.
@@ -345,8 +345,8 @@ impl Live {
     }
 
     /// What it serves could not be read.
-    pub(super) fn count_failed_look(&self) {
-        self.failed_looks.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_failed_discovery(&self) {
+        self.failed_discoveries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A probe found it listening.
@@ -389,7 +389,7 @@ impl InFlight {
     }
 
     /// The head of the response arrived after `elapsed`.
-    pub fn head_after(&self, elapsed: Duration) {
+    pub fn record_head_latency(&self, elapsed: Duration) {
         let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
         let old = self.live.latency_nanos.load(Ordering::Relaxed);
         // A weight of 1/8: a lost update between two threads costs one sample.
@@ -428,7 +428,7 @@ impl InFlight {
             // It opened meanwhile: a failure of before says nothing new.
             None => return None,
         };
-        let suspected = self.live.is_suspected();
+        let suspected = self.live.has_remote_failures();
         let changed = breaker.report(ticket, outcome, now.mono, config, suspected);
         if let Some(mode) = changed {
             self.live.show_breaker(mode);
