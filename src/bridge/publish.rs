@@ -11,7 +11,7 @@ use smg_cluster::state::totals::Outcome;
 use smg_cluster::state::{SessionWrite, Write};
 use smg_mesh as mesh;
 use smg_proxy::dispatch::Endings;
-use smg_routing::fleet::{LocalView, Mode, Snapshot};
+use smg_routing::fleet::{BreakerMode, LocalView, Snapshot};
 use smg_routing::policy::journal::Pages;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
@@ -209,10 +209,10 @@ fn observation(seen: &LocalView, now: Now) -> Observation {
             Some(false) => SeenHealth::Unhealthy,
         },
         breaker: match seen.breaker {
-            Mode::Closed if seen.serving => SeenBreaker::Serving,
-            Mode::Closed => SeenBreaker::Closed,
-            Mode::HalfOpen => SeenBreaker::HalfOpen,
-            Mode::Open => SeenBreaker::Open,
+            BreakerMode::Closed if seen.serving => SeenBreaker::Serving,
+            BreakerMode::Closed => SeenBreaker::Closed,
+            BreakerMode::HalfOpen => SeenBreaker::HalfOpen,
+            BreakerMode::Open => SeenBreaker::Open,
         },
         latency_us: seen
             .latency

@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use smg_routing::fleet::{Change, Discovered, Fleet, Models, Probe, Worker};
+use smg_routing::fleet::{Discovered, Fleet, HealthChange, Models, ProbeResult, Worker};
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, WorkerId};
 use tokio::sync::Notify;
@@ -46,7 +46,7 @@ struct Schedule {
 #[derive(Debug)]
 struct Answer {
     worker: WorkerId,
-    probe: Option<Probe>,
+    probe: Option<ProbeResult>,
     look: Look,
 }
 
@@ -160,17 +160,19 @@ fn settle(
         let interval = own.unwrap_or_else(|| fleet.config().health.interval);
         schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
         match fleet.report_probe(worker, probe) {
-            Some(Change::Up { cold }) => {
+            Some(HealthChange::Up { cold }) => {
                 info!(%worker, cold, "worker is up");
                 // It may have come back with other models.
                 schedule.look_at = now;
             }
-            Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
-            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
+            Some(HealthChange::Down) => warn!(%worker, ?probe, "worker is down"),
+            Some(HealthChange::Failed) => {
+                warn!(%worker, ?probe, "worker has failed: it stays down")
+            }
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
-        if probe != Probe::Good || state != Some(smg_routing::fleet::State::Ready) {
+        if probe != ProbeResult::Good || state != Some(smg_routing::fleet::WorkerState::Ready) {
             // Until it is settled one way or the other it is asked more often, but not more than once a second.
             let soon = interval.min(Duration::from_secs(1)).mul_f64(rng.random_range(0.9..1.1));
             schedule.probe_at = now + soon;
@@ -196,23 +198,23 @@ async fn ask(
                 .fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES)
                 .await
             {
-                Ok((status, _)) if status.is_success() => Probe::Good,
+                Ok((status, _)) if status.is_success() => ProbeResult::Good,
                 Ok((status, _)) => {
                     debug!(worker = %worker.id, %status, "probe was answered badly");
-                    Probe::Bad
+                    ProbeResult::Bad
                 }
                 Err(error) => {
                     debug!(worker = %worker.id, %error, "probe failed");
                     match error {
-                        error if error.is_gone() => Probe::Gone,
-                        error if error.is_unreachable() => Probe::Unreachable,
-                        _ => Probe::Bad,
+                        error if error.is_gone() => ProbeResult::Gone,
+                        error if error.is_unreachable() => ProbeResult::Unreachable,
+                        _ => ProbeResult::Bad,
                     }
                 }
             },
         );
     }
-    if look && answer.probe.is_none_or(|probe| probe == Probe::Good) {
+    if look && answer.probe.is_none_or(|probe| probe == ProbeResult::Good) {
         answer.look = look_at(&client, &worker, timeout).await.map_or(Look::Failed, Look::Found);
     }
     answer

@@ -87,7 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use smg_routing::fleet::{Fleet, Metrics, Outcome, Probe, ServedBy};
+    use smg_routing::fleet::{Fleet, Metrics, Outcome, ProbeResult, ServedBy};
     use smg_types::ids::ModelId;
     use smg_types::spec::WorkerSpec;
 
@@ -104,7 +104,7 @@ mod tests {
             let id = fleet
                 .register(WorkerSpec { models: vec![ModelId::from("m")], ..WorkerSpec::new(url) })
                 .unwrap();
-            fleet.report_probe(id, Probe::Good);
+            fleet.report_probe(id, ProbeResult::Good);
             if at < open {
                 let worker = std::sync::Arc::clone(fleet.load().worker(id).unwrap());
                 for _ in 0..10 {

@@ -12,7 +12,7 @@ use super::BreakerConfig;
 /// What the breaker does with requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Mode {
+pub enum BreakerMode {
     /// Lets everything through.
     Closed = 0,
     /// Lets nothing through until its time is over.
@@ -21,7 +21,7 @@ pub enum Mode {
     HalfOpen = 2,
 }
 
-impl Mode {
+impl BreakerMode {
     /// A name from a closed set, for metrics and the API.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -56,7 +56,7 @@ pub(super) struct Ticket {
 /// The breaker's memory. Times are `Now::mono`.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    mode: Mode,
+    mode: BreakerMode,
     /// Grows with every change of mode.
     epoch: u32,
     /// Times of the last failures while closed, at most `failure_threshold`.
@@ -69,7 +69,7 @@ pub(super) struct Breaker {
 impl Default for Breaker {
     fn default() -> Self {
         Self {
-            mode: Mode::Closed,
+            mode: BreakerMode::Closed,
             epoch: 0,
             failures: VecDeque::new(),
             opened_at: Duration::ZERO,
@@ -82,9 +82,11 @@ impl Default for Breaker {
 impl Breaker {
     /// What it does with requests right now.
     #[must_use]
-    pub(super) fn mode(&self, now: Duration, config: &BreakerConfig) -> Mode {
+    pub(super) fn mode(&self, now: Duration, config: &BreakerConfig) -> BreakerMode {
         match self.mode {
-            Mode::Open if now.saturating_sub(self.opened_at) >= config.timeout => Mode::HalfOpen,
+            BreakerMode::Open if now.saturating_sub(self.opened_at) >= config.timeout => {
+                BreakerMode::HalfOpen
+            }
             mode => mode,
         }
     }
@@ -93,9 +95,9 @@ impl Breaker {
     #[must_use]
     pub(super) fn admits(&self, now: Duration, config: &BreakerConfig) -> bool {
         match self.mode(now, config) {
-            Mode::Closed => true,
-            Mode::Open => false,
-            Mode::HalfOpen => !self.probing,
+            BreakerMode::Closed => true,
+            BreakerMode::Open => false,
+            BreakerMode::HalfOpen => !self.probing,
         }
     }
 
@@ -104,10 +106,10 @@ impl Breaker {
         if !self.admits(now, config) {
             return None;
         }
-        if self.mode == Mode::Open {
-            self.change(Mode::HalfOpen);
+        if self.mode == BreakerMode::Open {
+            self.change(BreakerMode::HalfOpen);
         }
-        let probe = self.mode == Mode::HalfOpen;
+        let probe = self.mode == BreakerMode::HalfOpen;
         self.probing |= probe;
         Some(Ticket { epoch: self.epoch, probe })
     }
@@ -128,7 +130,7 @@ impl Breaker {
         now: Duration,
         config: &BreakerConfig,
         suspected: bool,
-    ) -> Option<Mode> {
+    ) -> Option<BreakerMode> {
         if ticket.epoch != self.epoch {
             return None;
         }
@@ -137,9 +139,9 @@ impl Breaker {
         }
         match (self.mode, outcome) {
             (_, Outcome::Neutral)
-            | (Mode::Closed, Outcome::Success)
-            | (Mode::Open, Outcome::Failure) => None,
-            (Mode::Closed, Outcome::Failure) => {
+            | (BreakerMode::Closed, Outcome::Success)
+            | (BreakerMode::Open, Outcome::Failure) => None,
+            (BreakerMode::Closed, Outcome::Failure) => {
                 let threshold = config.failure_threshold.get() as usize;
                 self.failures.push_back(now);
                 while self.failures.len() > threshold {
@@ -152,13 +154,13 @@ impl Breaker {
                 (tripped && !config.disabled).then(|| self.open(now))
             }
             // Sent in spite of the breaker, and it worked: worth a regular probe without waiting any longer.
-            (Mode::Open, Outcome::Success) => Some(self.change(Mode::HalfOpen)),
-            (Mode::HalfOpen, Outcome::Success) => {
+            (BreakerMode::Open, Outcome::Success) => Some(self.change(BreakerMode::HalfOpen)),
+            (BreakerMode::HalfOpen, Outcome::Success) => {
                 self.successes += 1;
                 (self.successes >= config.success_threshold.get())
-                    .then(|| self.change(Mode::Closed))
+                    .then(|| self.change(BreakerMode::Closed))
             }
-            (Mode::HalfOpen, Outcome::Failure) => Some(self.open(now)),
+            (BreakerMode::HalfOpen, Outcome::Failure) => Some(self.open(now)),
         }
     }
 
@@ -176,12 +178,12 @@ impl Breaker {
         self.opened_at
     }
 
-    fn open(&mut self, now: Duration) -> Mode {
+    fn open(&mut self, now: Duration) -> BreakerMode {
         self.opened_at = now;
-        self.change(Mode::Open)
+        self.change(BreakerMode::Open)
     }
 
-    fn change(&mut self, mode: Mode) -> Mode {
+    fn change(&mut self, mode: BreakerMode) -> BreakerMode {
         self.mode = mode;
         self.epoch = self.epoch.wrapping_add(1);
         self.failures.clear();
@@ -209,7 +211,7 @@ mod tests {
 
     /// Plays `<second><event>` words: `f` fails, `s` succeeds, `n` is neutral, `-` expects to be refused, `b`/`e` begin
     /// and end a request that stays open meanwhile. Returns the mode after the last.
-    fn play(script: &str, config: &BreakerConfig) -> Mode {
+    fn play(script: &str, config: &BreakerConfig) -> BreakerMode {
         let mut breaker = Breaker::default();
         let mut open = Vec::new();
         let mut now = Duration::ZERO;
@@ -248,32 +250,32 @@ mod tests {
 
     #[test]
     fn failures_within_the_window_open_it() {
-        assert_eq!(play("0f 1f", &config()), Mode::Closed);
-        assert_eq!(play("0f 1f 2f", &config()), Mode::Open);
-        assert_eq!(play("0f 1s 2f 3s 4f", &config()), Mode::Open);
-        assert_eq!(play("0f 1f 12f", &config()), Mode::Closed);
-        assert_eq!(play("0f 1n 2n 3n 4n", &config()), Mode::Closed);
+        assert_eq!(play("0f 1f", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 1f 2f", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 1s 2f 3s 4f", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 1f 12f", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 1n 2n 3n 4n", &config()), BreakerMode::Closed);
     }
 
     #[test]
     fn half_open_lets_one_through_at_a_time() {
-        assert_eq!(play("0f 0f 0f 59-", &config()), Mode::Open);
-        assert_eq!(play("0f 0f 0f 60b 60- 61-", &config()), Mode::HalfOpen);
-        assert_eq!(play("0f 0f 0f 60b 60- 61e 61-", &config()), Mode::Open);
-        assert_eq!(play("0f 0f 0f 60s", &config()), Mode::HalfOpen);
-        assert_eq!(play("0f 0f 0f 60s 60s", &config()), Mode::Closed);
-        assert_eq!(play("0f 0f 0f 60s 60f 61-", &config()), Mode::Open);
+        assert_eq!(play("0f 0f 0f 59-", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 0f 0f 60b 60- 61-", &config()), BreakerMode::HalfOpen);
+        assert_eq!(play("0f 0f 0f 60b 60- 61e 61-", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 0f 0f 60s", &config()), BreakerMode::HalfOpen);
+        assert_eq!(play("0f 0f 0f 60s 60s", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 0f 0f 60s 60f 61-", &config()), BreakerMode::Open);
     }
 
     #[test]
     fn a_neutral_probe_makes_room_for_the_next() {
-        assert_eq!(play("0f 0f 0f 60n 60n 60s 60s", &config()), Mode::Closed);
+        assert_eq!(play("0f 0f 0f 60n 60n 60s 60s", &config()), BreakerMode::Closed);
     }
 
     #[test]
     fn what_began_before_the_change_is_ignored() {
         // Three requests begin, the breaker opens and closes again, then the three fail.
-        assert_eq!(play("0b 0b 0b 0f 0f 0f 60s 60s 61e 61e 61e", &config()), Mode::Closed);
+        assert_eq!(play("0b 0b 0b 0f 0f 0f 60s 60s 61e 61e 61e", &config()), BreakerMode::Closed);
     }
 
     #[test]
@@ -294,7 +296,7 @@ mod tests {
     #[test]
     fn disabled_never_opens() {
         let config = BreakerConfig { disabled: true, ..config() };
-        assert_eq!(play("0f 0f 0f 0f 0f", &config), Mode::Closed);
+        assert_eq!(play("0f 0f 0f 0f 0f", &config), BreakerMode::Closed);
     }
 
     #[test]
@@ -308,7 +310,7 @@ mod tests {
         let ticket = breaker.begin_anyway();
         assert_eq!(
             breaker.report(ticket, Outcome::Success, Duration::ZERO, &config, false),
-            Some(Mode::HalfOpen)
+            Some(BreakerMode::HalfOpen)
         );
     }
 }

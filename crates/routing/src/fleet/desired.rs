@@ -136,7 +136,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::{Config, Metrics, Probe, State};
+    use crate::fleet::{Config, Metrics, ProbeResult, WorkerState};
 
     const NOW: Now = Now::at(Duration::from_secs(1000));
 
@@ -170,15 +170,15 @@ mod tests {
         let fleet = fleet();
         let (id, mut a) = desired("a");
         reconcile(&fleet, id, Some(a.clone()));
-        fleet.report_probe(id, Probe::Good);
+        fleet.report_probe(id, ProbeResult::Good);
         a.cordoned = true;
         a.spec.priority = 7;
         reconcile(&fleet, id, Some(a.clone()));
         let worker = Arc::clone(fleet.load().worker(id).unwrap());
-        assert_eq!((worker.state(), worker.spec.priority), (State::Draining, 7));
+        assert_eq!((worker.state(), worker.spec.priority), (WorkerState::Draining, 7));
         a.cordoned = false;
         reconcile(&fleet, id, Some(a));
-        assert_eq!(fleet.load().worker(id).unwrap().state(), State::Ready);
+        assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Ready);
     }
 
     #[test]
@@ -186,13 +186,13 @@ mod tests {
         let fleet = fleet();
         let (id, a) = desired("a");
         reconcile(&fleet, id, Some(a.clone()));
-        fleet.report_probe(id, Probe::Good);
+        fleet.report_probe(id, ProbeResult::Good);
         let worker = Arc::clone(fleet.load().worker(id).unwrap());
         let in_flight = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
         reconcile(&fleet, id, None);
-        assert_eq!(fleet.load().worker(id).unwrap().state(), State::Draining);
+        assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Draining);
         reconcile(&fleet, id, Some(a));
-        assert_eq!(fleet.load().worker(id).unwrap().state(), State::Ready);
+        assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Ready);
         reconcile(&fleet, id, None);
         drop(in_flight);
         fleet.sweep(NOW);

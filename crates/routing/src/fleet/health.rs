@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 /// Where a worker stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum State {
+pub enum WorkerState {
     /// Registered, not yet found healthy, or its models are not known yet.
     Pending = 0,
     /// Serves.
@@ -19,7 +19,7 @@ pub enum State {
     Draining = 4,
 }
 
-impl State {
+impl WorkerState {
     /// All states, for metrics.
     pub const ALL: [Self; 5] =
         [Self::Pending, Self::Ready, Self::NotReady, Self::Failed, Self::Draining];
@@ -39,7 +39,7 @@ impl State {
 
 /// What a probe found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probe {
+pub enum ProbeResult {
     /// The worker can serve.
     Good,
     /// It answered that it can't, or too late, or with nonsense.
@@ -72,7 +72,7 @@ pub(super) struct Health {
 
 /// What a probe changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum HealthChange {
     /// It serves now. `cold`: it was unreachable meanwhile, so its cache is taken for empty.
     Up {
         /// Its cache is taken for empty.
@@ -89,11 +89,11 @@ impl Health {
     /// decide.
     pub(super) fn count(
         &mut self,
-        probe: Probe,
+        probe: ProbeResult,
         failures: NonZeroU32,
         successes: NonZeroU32,
-    ) -> Option<Change> {
-        if probe == Probe::Good {
+    ) -> Option<HealthChange> {
+        if probe == ProbeResult::Good {
             self.bad = 0;
             self.unreached = false;
             self.failed = false;
@@ -104,22 +104,22 @@ impl Health {
             self.healthy = true;
             self.was_ready = true;
             self.down = false;
-            return Some(Change::Up { cold: std::mem::take(&mut self.cold) });
+            return Some(HealthChange::Up { cold: std::mem::take(&mut self.cold) });
         }
         self.good = 0;
         self.bad = self.bad.saturating_add(1);
-        self.unreached |= probe == Probe::Unreachable;
-        self.cold |= probe == Probe::Gone && self.was_ready;
+        self.unreached |= probe == ProbeResult::Unreachable;
+        self.cold |= probe == ProbeResult::Gone && self.was_ready;
         if !self.down && self.bad >= failures.get() {
             self.down = true;
             self.healthy = false;
             self.failed = !self.was_ready;
             self.cold |= self.unreached && self.was_ready;
-            return Some(Change::Down);
+            return Some(HealthChange::Down);
         }
         if self.down && !self.failed && self.bad >= failures.get().saturating_mul(FAILED_AFTER) {
             self.failed = true;
-            return Some(Change::Failed);
+            return Some(HealthChange::Failed);
         }
         None
     }
@@ -130,7 +130,7 @@ impl Health {
     }
 
     /// Takes the word of routers that ask the worker. A failed probe of one's own is newer and nearer than others' praise.
-    pub(super) fn hear(&mut self, good: bool) -> Option<Change> {
+    pub(super) fn hear(&mut self, good: bool) -> Option<HealthChange> {
         if good == self.healthy || (good && self.bad > 0) {
             return None;
         }
@@ -138,7 +138,7 @@ impl Health {
         self.down = !good;
         self.failed = false;
         self.was_ready |= good;
-        Some(if good { Change::Up { cold: false } } else { Change::Down })
+        Some(if good { HealthChange::Up { cold: false } } else { HealthChange::Down })
     }
 
     /// Notes that a request found nobody listening (`gone`), or could not reach it.
@@ -155,15 +155,15 @@ impl Health {
 
     /// Its state, as far as probes decide it.
     #[must_use]
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> WorkerState {
         if self.healthy {
-            State::Ready
+            WorkerState::Ready
         } else if self.failed {
-            State::Failed
+            WorkerState::Failed
         } else if self.was_ready {
-            State::NotReady
+            WorkerState::NotReady
         } else {
-            State::Pending
+            WorkerState::Pending
         }
     }
 }
@@ -173,15 +173,15 @@ mod tests {
     use super::*;
 
     /// Plays probes (`g`ood, `b`ad, `u`nreachable, `x` gone) with thresholds 3 and 2; returns the state and the last change.
-    fn play(script: &str) -> (State, Option<Change>) {
+    fn play(script: &str) -> (WorkerState, Option<HealthChange>) {
         let mut health = Health::default();
         let mut last = None;
         for probe in script.chars() {
             let probe = match probe {
-                'g' => Probe::Good,
-                'b' => Probe::Bad,
-                'u' => Probe::Unreachable,
-                _ => Probe::Gone,
+                'g' => ProbeResult::Good,
+                'b' => ProbeResult::Bad,
+                'u' => ProbeResult::Unreachable,
+                _ => ProbeResult::Gone,
             };
             let change =
                 health.count(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
@@ -195,40 +195,40 @@ mod tests {
         let threshold = NonZeroU32::new(3).unwrap();
         let mut health = Health::default();
         for _ in 0..3 {
-            health.count(Probe::Bad, threshold, threshold);
+            health.count(ProbeResult::Bad, threshold, threshold);
         }
         health.assume_good();
-        assert_eq!(health.state(), State::Ready);
+        assert_eq!(health.state(), WorkerState::Ready);
         let changes: Vec<_> =
-            (0..3).map(|_| health.count(Probe::Bad, threshold, threshold)).collect();
-        assert_eq!(changes, [None, None, Some(Change::Down)]);
+            (0..3).map(|_| health.count(ProbeResult::Bad, threshold, threshold)).collect();
+        assert_eq!(changes, [None, None, Some(HealthChange::Down)]);
     }
 
     #[test]
     fn a_life() {
-        assert_eq!(play(""), (State::Pending, None));
-        assert_eq!(play("bb"), (State::Pending, None));
-        assert_eq!(play("bbb"), (State::Failed, Some(Change::Down)));
-        assert_eq!(play("bbbbg"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbb"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbgbb"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbbb"), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play("gbbbg"), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play("gbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbxbgg"), (State::Ready, Some(Change::Up { cold: true })));
+        assert_eq!(play(""), (WorkerState::Pending, None));
+        assert_eq!(play("bb"), (WorkerState::Pending, None));
+        assert_eq!(play("bbb"), (WorkerState::Failed, Some(HealthChange::Down)));
+        assert_eq!(play("bbbbg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbb"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbgbb"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbbb"), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play("gbbbg"), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play("gbbbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbxbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: true })));
     }
 
     #[test]
     fn a_hiccup_of_the_network_leaves_the_cache_warm_but_an_outage_does_not() {
-        assert_eq!(play("gbubgg"), (State::Ready, Some(Change::Up { cold: true })));
-        assert_eq!(play("gug").1, Some(Change::Up { cold: false }));
-        assert_eq!(play("gugbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
+        assert_eq!(play("gbubgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: true })));
+        assert_eq!(play("gug").1, Some(HealthChange::Up { cold: false }));
+        assert_eq!(play("gugbbbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
         let threshold = NonZeroU32::new(3).unwrap();
         for (gone, cold) in [(false, false), (true, true)] {
             let mut health = Health::default();
-            health.count(Probe::Good, threshold, threshold);
+            health.count(ProbeResult::Good, threshold, threshold);
             health.mark_unreachable(gone);
-            health.count(Probe::Good, threshold, threshold);
+            health.count(ProbeResult::Good, threshold, threshold);
             assert_eq!(health.take_cold(), cold);
         }
     }
@@ -236,9 +236,12 @@ mod tests {
     #[test]
     fn who_was_ready_has_failed_after_ten_times_the_failures() {
         let bad = |n: usize| format!("g{}", "b".repeat(n));
-        assert_eq!(play(&bad(29)), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play(&bad(30)), (State::Failed, Some(Change::Failed)));
-        assert_eq!(play(&format!("{}g", bad(40))), (State::NotReady, Some(Change::Failed)));
-        assert_eq!(play(&format!("{}gg", bad(40))).0, State::Ready);
+        assert_eq!(play(&bad(29)), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play(&bad(30)), (WorkerState::Failed, Some(HealthChange::Failed)));
+        assert_eq!(
+            play(&format!("{}g", bad(40))),
+            (WorkerState::NotReady, Some(HealthChange::Failed))
+        );
+        assert_eq!(play(&format!("{}gg", bad(40))).0, WorkerState::Ready);
     }
 }

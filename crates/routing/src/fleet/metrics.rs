@@ -3,8 +3,8 @@
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use smg_types::ids::WorkerId;
 
-use super::breaker::{Mode, Outcome};
-use super::health::State;
+use super::breaker::{BreakerMode, Outcome};
+use super::health::WorkerState;
 
 /// The metric families of the fleet.
 #[derive(Debug, Clone)]
@@ -91,11 +91,11 @@ impl Metrics {
 
     /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
     pub(super) fn show(&self, workers: &[std::sync::Arc<super::Worker>]) {
-        let mut by_state = [0i64; State::ALL.len()];
+        let mut by_state = [0i64; WorkerState::ALL.len()];
         for worker in workers {
             let id = worker.id.to_string();
             let now = worker.state();
-            for (at, state) in State::ALL.into_iter().enumerate() {
+            for (at, state) in WorkerState::ALL.into_iter().enumerate() {
                 by_state[at] += i64::from(state == now);
                 self.state
                     .with_label_values(&[id.as_str(), state.name()])
@@ -104,7 +104,7 @@ impl Metrics {
             let latency = worker.latency().map_or(0.0, |latency| latency.as_secs_f64());
             self.latency.with_label_values(&[&id]).set(latency);
         }
-        for (state, count) in State::ALL.into_iter().zip(by_state) {
+        for (state, count) in WorkerState::ALL.into_iter().zip(by_state) {
             self.workers.with_label_values(&[state.name()]).set(count);
         }
     }
@@ -119,7 +119,7 @@ impl Metrics {
         for outcome in ["success", "failure", "neutral"] {
             let _absent = self.requests.remove_label_values(&[worker.as_str(), outcome]);
         }
-        for state in State::ALL {
+        for state in WorkerState::ALL {
             let _absent = self.state.remove_label_values(&[worker.as_str(), state.name()]);
         }
     }
@@ -134,7 +134,7 @@ impl WorkerMetrics {
         }
     }
 
-    pub(super) fn show_breaker(&self, mode: Mode) {
+    pub(super) fn show_breaker(&self, mode: BreakerMode) {
         self.breaker.set(mode as i64);
     }
 }

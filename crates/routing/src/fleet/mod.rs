@@ -21,9 +21,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-pub use breaker::{Mode, Outcome};
+pub use breaker::{BreakerMode, Outcome};
 pub use desired::DesiredWorker;
-pub use health::{Change, Probe, State};
+pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
 pub use remote::{LocalView, RemoteView};
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
@@ -205,7 +205,9 @@ impl Snapshot {
         let too_early = self.everyone.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
             [] if too_early => ServedBy::NotYetKnown,
-            [] if self.unread.iter().any(|worker| worker.may_report_models()) => ServedBy::NotYetKnown,
+            [] if self.unread.iter().any(|worker| worker.may_report_models()) => {
+                ServedBy::NotYetKnown
+            }
             [] => ServedBy::UnknownModel,
             members => ServedBy::Members(members),
         }
@@ -213,7 +215,7 @@ impl Snapshot {
 
     /// Workers that serve right now; counts them.
     fn ready(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
+        self.workers.iter().filter(|worker| worker.state() == WorkerState::Ready).count()
     }
 }
 
@@ -372,21 +374,21 @@ impl Fleet {
     }
 
     /// A probe of a worker came back. Returns what it changed, for the log.
-    pub fn report_probe(&self, id: WorkerId, probe: Probe) -> Option<Change> {
+    pub fn report_probe(&self, id: WorkerId, probe: ProbeResult) -> Option<HealthChange> {
         let snapshot = self.snapshot();
         let worker = snapshot.worker(id)?;
         let spec = &worker.spec.health;
         let failures = spec.failure_threshold.unwrap_or(self.config.health.failure_threshold);
         let successes = spec.success_threshold.unwrap_or(self.config.health.success_threshold);
-        if probe == Probe::Good {
+        if probe == ProbeResult::Good {
             worker.live().mark_reachable();
         }
-        worker.live().own_probe_failed.store(probe != Probe::Good, Ordering::Relaxed);
+        worker.live().own_probe_failed.store(probe != ProbeResult::Good, Ordering::Relaxed);
         let (change, cold) = worker.live().with_health(|health| {
             let change = health.count(probe, failures, successes);
-            (change, probe == Probe::Good && health.take_cold())
+            (change, probe == ProbeResult::Good && health.take_cold())
         });
-        if cold || change == Some(Change::Up { cold: true }) {
+        if cold || change == Some(HealthChange::Up { cold: true }) {
             self.mark_cold(id);
         } else if change.is_some() {
             self.count_ready();

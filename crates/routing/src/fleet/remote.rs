@@ -11,7 +11,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
 use super::worker::Live;
-use super::{Change, Fleet, Mode, State, Worker};
+use super::{BreakerMode, Fleet, HealthChange, Worker, WorkerState};
 
 /// How long a request that succeeded speaks for a worker.
 const FRESH: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ pub struct RemoteView {
     /// What their probes say, if any of them says anything.
     pub health: Option<bool>,
     /// The most closed of their breakers that is not closed; `None`: all are closed.
-    pub breaker: Option<Mode>,
+    pub breaker: Option<BreakerMode>,
     /// Others ask it how it is, so this router need not.
     pub probed_elsewhere: bool,
 }
@@ -39,7 +39,7 @@ pub struct LocalView {
     pub health: Option<bool>,
     /// What its traffic says of the worker. A breaker that opened because no connection came about is not told: that may
     /// be this router's own way there.
-    pub breaker: Mode,
+    pub breaker: BreakerMode,
     /// Whether a request went well lately, and none has failed since.
     pub serving: bool,
     /// Time to the head of responses, exponentially weighted.
@@ -87,7 +87,7 @@ impl Fleet {
     }
 
     /// Applies what others say of the health of workers that this router does not ask itself. Returns what that changed.
-    pub fn apply_remote_health(&self, now: Now) -> Vec<(WorkerId, Change)> {
+    pub fn apply_remote_health(&self, now: Now) -> Vec<(WorkerId, HealthChange)> {
         let mut changes = Vec::new();
         let snapshot = self.snapshot();
         for worker in snapshot.workers() {
@@ -99,7 +99,7 @@ impl Fleet {
                 0 => continue,
                 heard => heard == 2,
             };
-            let is_up = live.probed_state() == State::Ready;
+            let is_up = live.probed_state() == WorkerState::Ready;
             if is_up == good {
                 continue;
             }
@@ -129,7 +129,7 @@ impl Worker {
     pub fn is_probed_here(&self) -> bool {
         let live = self.live();
         !live.probed_elsewhere.load(Ordering::Relaxed)
-            || (live.probed_state() == State::Pending
+            || (live.probed_state() == WorkerState::Pending
                 && live.remote_health.load(Ordering::Relaxed) == 0)
             || live.own_probe_failed.load(Ordering::Relaxed)
     }
@@ -150,9 +150,9 @@ impl Worker {
         let breaker = self.breaker_mode(now, config);
         let own_way = live.last_unreachable.load(Ordering::Relaxed) != 0;
         LocalView {
-            health: (self.is_probed_here() && live.probed_state() != State::Pending)
-                .then(|| live.probed_state() == State::Ready),
-            breaker: if own_way { Mode::Closed } else { breaker },
+            health: (self.is_probed_here() && live.probed_state() != WorkerState::Pending)
+                .then(|| live.probed_state() == WorkerState::Ready),
+            breaker: if own_way { BreakerMode::Closed } else { breaker },
             serving: live.served_recently(now),
             latency: self.latency(),
             colds: live.own_cold_count.load(Ordering::Relaxed),
@@ -170,7 +170,8 @@ impl Live {
 
     /// Whether another router's breaker is open and nothing that this router saw lately speaks against that.
     pub(super) fn fails_remotely(&self, now: Now) -> bool {
-        self.remote_breaker.load(Ordering::Relaxed) == Mode::Open as u8 && !self.served_recently(now)
+        self.remote_breaker.load(Ordering::Relaxed) == BreakerMode::Open as u8
+            && !self.served_recently(now)
     }
 
     /// Whether another router's breaker is not closed: then one failure here says enough.
@@ -184,7 +185,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::fleet::{Config, Metrics, Outcome, Probe};
+    use crate::fleet::{Config, Metrics, Outcome, ProbeResult};
     use smg_types::spec::WorkerSpec;
 
     const NOW: Now = Now::at(Duration::from_secs(1000));
@@ -195,7 +196,7 @@ mod tests {
         let mut spec = WorkerSpec::new("http://a:1".parse().unwrap());
         spec.models = vec!["m".into()];
         let id = fleet.register(spec).unwrap();
-        fleet.report_probe(id, Probe::Good);
+        fleet.report_probe(id, ProbeResult::Good);
         (fleet, id)
     }
 
@@ -220,10 +221,10 @@ mod tests {
     fn others_words_decide_where_this_router_does_not_ask() {
         let (fleet, id) = fleet();
         fleet.set_remote_view(id, elsewhere(Some(false)));
-        assert_eq!(fleet.apply_remote_health(NOW), [(id, Change::Down)]);
+        assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Down)]);
         assert!(!routed(&fleet, id, NOW) && fleet.ready().0 == 0);
         fleet.set_remote_view(id, elsewhere(Some(true)));
-        assert_eq!(fleet.apply_remote_health(NOW), [(id, Change::Up { cold: false })]);
+        assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Up { cold: false })]);
         assert!(routed(&fleet, id, NOW) && fleet.ready().0 == 1);
         fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() });
         assert_eq!(fleet.apply_remote_health(NOW), [], "it asks itself");
@@ -236,14 +237,14 @@ mod tests {
         fleet.set_remote_view(id, elsewhere(Some(false)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(worker(&fleet, id).take_probe_request());
-        assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, Change::Down)]);
+        assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, HealthChange::Down)]);
     }
 
     #[test]
     fn a_failed_probe_of_ones_own_beats_others_praise() {
         let (fleet, id) = fleet();
         for _ in 0..3 {
-            fleet.report_probe(id, Probe::Bad);
+            fleet.report_probe(id, ProbeResult::Bad);
         }
         fleet.set_remote_view(id, elsewhere(Some(true)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
@@ -253,14 +254,17 @@ mod tests {
     #[test]
     fn anothers_open_breaker_ejects_unless_this_router_knows_better() {
         let (fleet, id) = fleet();
-        let open = RemoteView { breaker: Some(Mode::Open), ..RemoteView::default() };
+        let open = RemoteView { breaker: Some(BreakerMode::Open), ..RemoteView::default() };
         fleet.set_remote_view(id, open);
         assert!(!routed(&fleet, id, NOW));
         serve(&fleet, id, Outcome::Success, NOW);
         assert!(routed(&fleet, id, NOW) && !routed(&fleet, id, NOW + FRESH));
         // One failure is enough then.
         serve(&fleet, id, Outcome::Failure, NOW);
-        assert_eq!(worker(&fleet, id).breaker_mode(NOW, &fleet.config().breaker), Mode::Open);
+        assert_eq!(
+            worker(&fleet, id).breaker_mode(NOW, &fleet.config().breaker),
+            BreakerMode::Open
+        );
     }
 
     #[test]
@@ -271,10 +275,10 @@ mod tests {
             worker(&fleet, id).mark_unreachable(NOW, false);
             serve(&fleet, id, Outcome::Failure, NOW);
         }
-        assert_eq!(worker(&fleet, id).breaker_mode(NOW, &config), Mode::Open);
-        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, Mode::Closed);
+        assert_eq!(worker(&fleet, id).breaker_mode(NOW, &config), BreakerMode::Open);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, BreakerMode::Closed);
         serve(&fleet, id, Outcome::Failure, NOW + Duration::from_secs(1));
-        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, Mode::Open);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &config).breaker, BreakerMode::Open);
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn spec(url: &str, models: &[&str]) -> WorkerSpec {
 /// A ready worker that serves `models`.
 fn ready(fleet: &Fleet, url: &str, models: &[&str]) -> WorkerId {
     let id = fleet.register(spec(url, models)).unwrap();
-    fleet.report_probe(id, Probe::Good);
+    fleet.report_probe(id, ProbeResult::Good);
     id
 }
 
@@ -60,12 +60,12 @@ fn an_unknown_model_may_still_turn_up() {
     assert_eq!(fleet.load().served_by(None), ServedBy::UnknownModel);
     let a = ready(&fleet, "http://a", &[]);
     assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NotYetKnown);
-    assert_eq!(fleet.load().worker(a).unwrap().state(), State::Pending);
+    assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Pending);
     let found = Discovered { models: Models::Known(vec!["m".into()]), info: None };
     assert!(fleet.report_discovered(a, found.clone()));
     assert!(!fleet.report_discovered(a, found));
     assert_eq!(who_serves(&fleet, Some("m")), [a]);
-    assert_eq!(fleet.load().worker(a).unwrap().state(), State::Ready);
+    assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Ready);
     assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
@@ -79,11 +79,11 @@ fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
     assert!(asked());
     // It never answers.
     for _ in 0..3 {
-        fleet.report_probe(young, Probe::Gone);
+        fleet.report_probe(young, ProbeResult::Gone);
     }
     assert!(!asked());
     // It answers, but not that question.
-    fleet.report_probe(young, Probe::Good);
+    fleet.report_probe(young, ProbeResult::Good);
     assert!(asked());
     for _ in 0..5 {
         assert!(asked());
@@ -99,17 +99,17 @@ fn those_that_serve_are_counted() {
     let a = ready(&fleet, "http://a", &["m"]);
     let b = fleet.register(spec("http://b", &[])).unwrap();
     assert_eq!(fleet.ready(), (1, 2));
-    fleet.report_probe(b, Probe::Good);
+    fleet.report_probe(b, ProbeResult::Good);
     assert_eq!(fleet.ready(), (1, 2), "its models are not known");
     fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
     assert_eq!(fleet.ready(), (2, 2));
     fleet.drain(a, true);
     assert_eq!(fleet.ready(), (1, 2));
     for _ in 0..3 {
-        fleet.report_probe(b, Probe::Bad);
+        fleet.report_probe(b, ProbeResult::Bad);
     }
     assert_eq!(fleet.ready(), (0, 2));
-    fleet.report_probe(b, Probe::Good);
+    fleet.report_probe(b, ProbeResult::Good);
     fleet.remove(a, NOW);
     assert_eq!(fleet.ready(), (1, 1));
 }
@@ -180,7 +180,7 @@ fn a_worker_is_never_over_its_own_limit() {
     let fleet = fleet();
     let limited = WorkerSpec { max_concurrent: NonZeroU32::new(2), ..spec("http://a", &["m"]) };
     let id = fleet.register(limited).unwrap();
-    fleet.report_probe(id, Probe::Good);
+    fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
     let first = worker.begin(NOW, breaker, false);
@@ -218,7 +218,7 @@ fn failures_eject_and_half_open_lets_one_in() {
         let guard = worker.begin(later, breaker, false).unwrap();
         let _mode = guard.end(Outcome::Success, later, breaker);
     }
-    assert_eq!(worker.breaker_mode(later, breaker), Mode::Closed);
+    assert_eq!(worker.breaker_mode(later, breaker), BreakerMode::Closed);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
     worker.mark_unreachable(NOW, true);
     assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
     assert!(worker.take_probe_request() && !worker.take_probe_request());
-    fleet.report_probe(id, Probe::Good);
+    fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
     assert_eq!(worker.cache_epoch, 1, "what it had cached is gone");
@@ -252,7 +252,7 @@ fn an_operator_has_the_last_word_until_it_lapses() {
     assert_eq!(fitness(NOW), Fitness::Out);
     assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Fit);
     for _ in 0..3 {
-        fleet.report_probe(id, Probe::Bad);
+        fleet.report_probe(id, ProbeResult::Bad);
     }
     assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Out);
     assert!(fleet.override_worker(
@@ -269,7 +269,7 @@ fn a_deleted_worker_finishes_what_is_in_flight() {
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let guard = worker.begin(NOW, &fleet.config().breaker, false);
     assert!(fleet.remove(id, NOW));
-    assert_eq!(fleet.load().worker(id).unwrap().state(), State::Draining);
+    assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Draining);
     assert_eq!(
         fleet.load().worker(id).unwrap().fitness(NOW, &fleet.config().breaker),
         Fitness::Out
@@ -308,7 +308,7 @@ fn a_new_spec_keeps_what_is_going_on() {
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(
         (worker.in_flight(), worker.spec.weight.get(), worker.state()),
-        (1, 7, State::Ready)
+        (1, 7, WorkerState::Ready)
     );
     assert!(fleet.respecify(spec("http://a", &["other"])));
     assert_eq!(who_serves(&fleet, Some("other")), [id]);

@@ -13,9 +13,9 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
-use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
 use super::cut::{Cut, Place};
-use super::health::{Health, State};
+use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
 
@@ -95,7 +95,7 @@ pub(super) struct Live {
     pub(super) probed_elsewhere: AtomicBool,
     /// What they say: 0 nothing, 1 bad, 2 good.
     pub(super) remote_health: AtomicU8,
-    /// A `Mode` of some other router's breaker; 0: all are closed.
+    /// A `BreakerMode` of some other router's breaker; 0: all are closed.
     pub(super) remote_breaker: AtomicU8,
     metrics: WorkerMetrics,
 }
@@ -121,7 +121,7 @@ impl Worker {
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
             probe_requested: AtomicBool::new(false),
-            breaker_mode: AtomicU8::new(Mode::Closed as u8),
+            breaker_mode: AtomicU8::new(BreakerMode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
@@ -163,12 +163,12 @@ impl Worker {
 
     /// Where it stands in its life.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> WorkerState {
         if self.draining {
-            return State::Draining;
+            return WorkerState::Draining;
         }
         match self.live.probed_state() {
-            State::Ready if self.models == Models::Unknown => State::Pending,
+            WorkerState::Ready if self.models == Models::Unknown => WorkerState::Pending,
             state => state,
         }
     }
@@ -177,15 +177,15 @@ impl Worker {
     /// refused to tell again and again.
     pub(super) fn may_report_models(&self) -> bool {
         !self.draining
-            && matches!(self.live.probed_state(), State::Pending | State::Ready)
+            && matches!(self.live.probed_state(), WorkerState::Pending | WorkerState::Ready)
             && self.live.failed_discoveries.load(Ordering::Relaxed) < MAX_FAILED_DISCOVERIES
     }
 
     /// What its breaker does with requests.
     #[must_use]
-    pub fn breaker_mode(&self, now: Now, config: &BreakerConfig) -> Mode {
-        if self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8 {
-            return Mode::Closed;
+    pub fn breaker_mode(&self, now: Now, config: &BreakerConfig) -> BreakerMode {
+        if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 {
+            return BreakerMode::Closed;
         }
         self.live.breaker.lock().mode(now.mono, config)
     }
@@ -214,12 +214,12 @@ impl Worker {
             Some(_) => return Fitness::Out,
             None => {}
         }
-        if self.live.probed_state() != State::Ready {
+        if self.live.probed_state() != WorkerState::Ready {
             return Fitness::Out;
         }
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
-        if !unreachable && mode == Mode::Closed as u8 {
+        if !unreachable && mode == BreakerMode::Closed as u8 {
             if !self.live.fails_remotely(now) {
                 return self.room();
             }
@@ -269,7 +269,7 @@ impl Worker {
         // From here on the guard gives the place back.
         let mut guard =
             InFlight { live: Arc::clone(&self.live), ticket: None, place: Place::default() };
-        let closed = self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8;
+        let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
         let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
         if !closed {
             let mut breaker = self.live.breaker.lock();
@@ -326,13 +326,13 @@ pub enum Fitness {
 }
 
 impl Live {
-    pub(super) fn probed_state(&self) -> State {
+    pub(super) fn probed_state(&self) -> WorkerState {
         match self.state.load(Ordering::Relaxed) {
-            0 => State::Pending,
-            1 => State::Ready,
-            2 => State::NotReady,
-            3 => State::Failed,
-            _ => State::Draining,
+            0 => WorkerState::Pending,
+            1 => WorkerState::Ready,
+            2 => WorkerState::NotReady,
+            3 => WorkerState::Failed,
+            _ => WorkerState::Draining,
         }
     }
 
@@ -359,7 +359,7 @@ impl Live {
         &self.cut
     }
 
-    fn show_breaker(&self, mode: Mode) {
+    fn show_breaker(&self, mode: BreakerMode) {
         self.breaker_mode.store(mode as u8, Ordering::Relaxed);
         self.metrics.show_breaker(mode);
     }
@@ -398,7 +398,12 @@ impl InFlight {
     }
 
     /// The request ended. Returns the breaker's new mode if that changed it.
-    pub fn end(mut self, outcome: Outcome, now: Now, config: &BreakerConfig) -> Option<Mode> {
+    pub fn end(
+        mut self,
+        outcome: Outcome,
+        now: Now,
+        config: &BreakerConfig,
+    ) -> Option<BreakerMode> {
         self.live.metrics.count(outcome);
         match outcome {
             Outcome::Success => {
@@ -422,7 +427,7 @@ impl InFlight {
         let mut breaker = self.live.breaker.lock();
         let ticket = match ticket {
             Some(ticket) => ticket,
-            None if self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8 => {
+            None if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 => {
                 breaker.begin_anyway()
             }
             // It opened meanwhile: a failure of before says nothing new.
