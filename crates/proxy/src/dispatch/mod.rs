@@ -563,7 +563,7 @@ async fn unless_cut<T>(
     let mut sending = std::pin::pin!(sending);
     std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(answer),
-        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Reset { dead: false })),
+        Poll::Pending => in_flight.poll_abort(cx).map(|()| Err(SendError::Reset { dead: false })),
     })
     .await
 }

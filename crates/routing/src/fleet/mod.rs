@@ -4,8 +4,8 @@
 //! prober, later the mesh) go through one lock, build the next snapshot and swap it in. What changes with every request
 //! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
 
+mod abort;
 mod breaker;
-mod cut;
 mod desired;
 mod health;
 mod metrics;
@@ -363,7 +363,7 @@ impl Fleet {
             workers.retain(|worker| {
                 let gone = gone(worker);
                 if gone {
-                    worker.live().cut().end();
+                    worker.live().abort().abort_all();
                     self.metrics.forget(worker.id);
                 }
                 !gone

@@ -122,9 +122,9 @@ fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
     let mut guard = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
     let cx = std::task::Context::from_waker(std::task::Waker::noop());
     fleet.remove(id, NOW);
-    assert!(guard.poll_cut(&cx).is_pending() && !guard.is_cut());
+    assert!(guard.poll_abort(&cx).is_pending() && !guard.is_aborted());
     fleet.sweep(NOW + fleet.config().drain_timeout);
-    assert!(guard.poll_cut(&cx).is_ready() && guard.is_cut());
+    assert!(guard.poll_abort(&cx).is_ready() && guard.is_aborted());
     assert!(fleet.load().workers().is_empty());
 }
 

@@ -13,8 +13,8 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
+use super::abort::{AbortSignal, Registration};
 use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
-use super::cut::{Cut, Place};
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -76,7 +76,7 @@ pub(super) struct Live {
     latency_nanos: AtomicU64,
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
-    cut: Cut,
+    abort: AbortSignal,
     /// Looks at what it serves that failed, in a row.
     failed_discoveries: AtomicU32,
     /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
@@ -125,7 +125,7 @@ impl Worker {
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
-            cut: Cut::default(),
+            abort: AbortSignal::default(),
             failed_discoveries: AtomicU32::new(0),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
@@ -267,8 +267,11 @@ impl Worker {
         }
         self.live.metrics.in_flight.inc();
         // From here on the guard gives the place back.
-        let mut guard =
-            InFlight { live: Arc::clone(&self.live), ticket: None, place: Place::default() };
+        let mut guard = InFlight {
+            live: Arc::clone(&self.live),
+            ticket: None,
+            registration: Registration::default(),
+        };
         let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
         let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
         if !closed {
@@ -355,8 +358,8 @@ impl Live {
     }
 
     /// Ends what is in flight.
-    pub(super) fn cut(&self) -> &Cut {
-        &self.cut
+    pub(super) fn abort(&self) -> &AbortSignal {
+        &self.abort
     }
 
     fn show_breaker(&self, mode: BreakerMode) {
@@ -373,19 +376,19 @@ pub struct InFlight {
     live: Arc<Live>,
     /// `None`: begun while the breaker was closed, which is what most are.
     ticket: Option<Ticket>,
-    place: Place,
+    registration: Registration,
 }
 
 impl InFlight {
     /// Ready once the worker was taken away with the request still in flight on it: then it must end.
-    pub fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<()> {
-        self.live.cut.poll(&mut self.place, cx)
+    pub fn poll_abort(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.live.abort.poll(&mut self.registration, cx)
     }
 
     /// Whether the worker was taken away.
     #[must_use]
-    pub fn is_cut(&self) -> bool {
-        self.live.cut.is_over()
+    pub fn is_aborted(&self) -> bool {
+        self.live.abort.is_aborted()
     }
 
     /// The head of the response arrived after `elapsed`.
@@ -444,7 +447,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.live.cut.leave(&mut self.place);
+        self.live.abort.deregister(&mut self.registration);
         if let Some(ticket) = self.ticket.take() {
             self.live.breaker.lock().release(ticket);
         }
