@@ -224,11 +224,11 @@ fn admitting(criterion: &mut Criterion) {
     let config = limit::Config { max_concurrent: NonZeroU32::new(100), queue_size: 100 };
     let admission = Admission::new(&config);
     group.bench_function("try_enter_and_give_back", |bencher| {
-        bencher.iter(|| admission.try_enter().unwrap());
+        bencher.iter(|| admission.try_acquire().unwrap());
     });
-    let taken: Vec<_> = (0..100).map(|_| admission.try_enter().unwrap()).collect();
+    let taken: Vec<_> = (0..100).map(|_| admission.try_acquire().unwrap()).collect();
     group.bench_function("wait_and_leave", |bencher| {
-        bencher.iter(|| admission.enter(limit::Priority::Default).unwrap());
+        bencher.iter(|| admission.acquire(limit::Priority::Default).unwrap());
     });
     drop(taken);
     group.finish();

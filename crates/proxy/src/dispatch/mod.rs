@@ -407,10 +407,10 @@ impl Dispatcher {
     /// Takes a place among the requests that may be at the workers, waiting for it if the queue has room.
     async fn admit(&self, priority: Priority) -> Result<Permit, DispatchError> {
         let admission = &self.shared.admission;
-        if let Some(permit) = admission.try_enter() {
+        if let Some(permit) = admission.try_acquire() {
             return Ok(permit);
         }
-        let mut waiting = admission.enter(priority).map_err(DispatchError::Rejected)?;
+        let mut waiting = admission.acquire(priority).map_err(DispatchError::Rejected)?;
         let timeout = self.shared.config.queue_timeout;
         match tokio::time::timeout(timeout, &mut waiting).await {
             Ok(permit) => Ok(permit),

@@ -117,8 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_registration_is_reused()
- {
+    fn a_freed_registration_is_reused() {
         let signal = AbortSignal::default();
         for _ in 0..100 {
             let mut registration = Registration::default();

@@ -21,7 +21,7 @@ use super::{Config, Priority};
 /// Lets at most so many requests in at once; more wait in order, up to a bound.
 #[derive(Debug)]
 pub struct Admission {
-    /// [`Word`] as a number.
+    /// [`Counts`] as a number.
     word: AtomicU64,
     max_concurrent: u32,
     queue_size: u32,
@@ -32,21 +32,21 @@ pub struct Admission {
 /// Who waits. The first key goes first.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: BTreeMap<Ticket, Option<Waker>>,
+    waiting: BTreeMap<QueueKey, Option<Waker>>,
     arrivals: u64,
 }
 
 /// A place in line: when it came, less its head start; then when it came.
-type Ticket = (u64, u64);
+type QueueKey = (u64, u64);
 
 /// Both numbers of [`Admission::word`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Word {
+struct Counts {
     in_use: u32,
     waiting: u32,
 }
 
-impl Word {
+impl Counts {
     const fn unpack(word: u64) -> Self {
         Self { in_use: word as u32, waiting: (word >> 32) as u32 }
     }
@@ -83,7 +83,7 @@ impl Admission {
     }
 
     /// Takes a free place, if there is one and nobody waits for it.
-    pub fn try_enter(self: &Arc<Self>) -> Option<Permit> {
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         self.step(|word| self.taken(word)).is_ok().then(|| Permit { admission: Arc::clone(self) })
     }
 
@@ -91,13 +91,13 @@ impl Admission {
     ///
     /// # Errors
     /// When the queue is full.
-    pub fn enter(self: &Arc<Self>, priority: Priority) -> Result<Enter, Rejected> {
-        if let Some(permit) = self.try_enter() {
-            return Ok(Enter { admission: Arc::clone(self), state: EnterState::Free(permit) });
+    pub fn acquire(self: &Arc<Self>, priority: Priority) -> Result<Acquire, Rejected> {
+        if let Some(permit) = self.try_acquire() {
+            return Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Free(permit) });
         }
         let mut queue = self.queue.lock();
         let joined = self.step(|word| {
-            let waits = |word: Word| Word { waiting: word.waiting + 1, ..word };
+            let waits = |word: Counts| Counts { waiting: word.waiting + 1, ..word };
             let may_wait = (word.waiting < self.queue_size).then(|| waits(word));
             // A place may have become free before the lock was ours.
             self.taken(word).or(may_wait)
@@ -106,17 +106,17 @@ impl Admission {
             Ok((before, after)) if after.in_use > before.in_use => {
                 drop(queue);
                 let permit = Permit { admission: Arc::clone(self) };
-                Ok(Enter { admission: Arc::clone(self), state: EnterState::Free(permit) })
+                Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Free(permit) })
             }
             Ok(_) => {
                 queue.arrivals += 1;
                 let arrival = queue.arrivals;
-                let ticket =
+                let key =
                     (arrival + Priority::System.head_start() - priority.head_start(), arrival);
-                queue.waiting.insert(ticket, None);
+                queue.waiting.insert(key, None);
                 drop(queue);
                 self.counters.queued(priority).inc();
-                Ok(Enter { admission: Arc::clone(self), state: EnterState::Waiting(ticket) })
+                Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Waiting(key) })
             }
             Err(_) => {
                 drop(queue);
@@ -146,15 +146,15 @@ impl Admission {
     }
 
     /// With one more place taken, if one is free and nobody waits.
-    fn taken(&self, word: Word) -> Option<Word> {
+    fn taken(&self, word: Counts) -> Option<Counts> {
         (word.waiting == 0 && word.in_use < self.max_concurrent)
-            .then_some(Word { in_use: word.in_use + 1, ..word })
+            .then_some(Counts { in_use: word.in_use + 1, ..word })
     }
 
     /// A permit came back.
     fn release(&self) {
-        let freed =
-            self.step(|word| (word.waiting == 0).then(|| Word { in_use: word.in_use - 1, ..word }));
+        let freed = self
+            .step(|word| (word.waiting == 0).then(|| Counts { in_use: word.in_use - 1, ..word }));
         if freed.is_ok() {
             return;
         }
@@ -167,7 +167,7 @@ impl Admission {
                     waker
                 }
                 None => {
-                    self.step(|word| Some(Word { in_use: word.in_use - 1, ..word }))
+                    self.step(|word| Some(Counts { in_use: word.in_use - 1, ..word }))
                         .expect("the step always goes on");
                     None
                 }
@@ -180,19 +180,19 @@ impl Admission {
 
     /// One fewer waits. The lock of the queue is held.
     fn leave(&self) {
-        self.step(|word| Some(Word { waiting: word.waiting - 1, ..word }))
+        self.step(|word| Some(Counts { waiting: word.waiting - 1, ..word }))
             .expect("the step always goes on");
     }
 
-    fn word(&self) -> Word {
-        Word::unpack(self.word.load(Ordering::Acquire))
+    fn word(&self) -> Counts {
+        Counts::unpack(self.word.load(Ordering::Acquire))
     }
 
     /// One atomic step from a word to the next; the word that could not be stepped from when `next` is `None`.
-    fn step(&self, next: impl Fn(Word) -> Option<Word>) -> Result<(Word, Word), Word> {
+    fn step(&self, next: impl Fn(Counts) -> Option<Counts>) -> Result<(Counts, Counts), Counts> {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
-            let before = Word::unpack(seen);
+            let before = Counts::unpack(seen);
             let after = next(before).ok_or(before)?;
             match self.word.compare_exchange_weak(
                 seen,
@@ -223,22 +223,22 @@ impl Drop for Permit {
 /// A place in line: resolves to the permit. Dropping it leaves the line.
 #[derive(Debug)]
 #[must_use = "a place in line is given up when it is dropped"]
-pub struct Enter {
+pub struct Acquire {
     admission: Arc<Admission>,
-    state: EnterState,
+    state: AcquireState,
 }
 
 #[derive(Debug)]
-enum EnterState {
+enum AcquireState {
     /// There was a free place.
     Free(Permit),
-    /// In line, or granted a permit: then the ticket is no longer in the queue.
-    Waiting(Ticket),
+    /// In line, or granted a permit: then the key is no longer in the queue.
+    Waiting(QueueKey),
     /// The permit was handed out.
     Done,
 }
 
-impl Enter {
+impl Acquire {
     /// Gives up because it took too long: as dropping it, but counted as a time-out.
     pub fn time_out(mut self) {
         if self.give_up() {
@@ -248,15 +248,15 @@ impl Enter {
 
     /// Leaves the line, or hands the permit on that was granted and not taken; whether it was still in line.
     fn give_up(&mut self) -> bool {
-        match std::mem::replace(&mut self.state, EnterState::Done) {
-            EnterState::Free(permit) => {
+        match std::mem::replace(&mut self.state, AcquireState::Done) {
+            AcquireState::Free(permit) => {
                 drop(permit);
                 false
             }
-            EnterState::Waiting(ticket) => {
+            AcquireState::Waiting(key) => {
                 let left = {
                     let mut queue = self.admission.queue.lock();
-                    let left = queue.waiting.remove(&ticket);
+                    let left = queue.waiting.remove(&key);
                     if left.is_some() {
                         self.admission.leave();
                     }
@@ -268,19 +268,19 @@ impl Enter {
                 }
                 left.is_some()
             }
-            EnterState::Done => false,
+            AcquireState::Done => false,
         }
     }
 }
 
-impl Future for Enter {
+impl Future for Acquire {
     type Output = Permit;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Permit> {
         let admission = Arc::clone(&self.admission);
-        if let EnterState::Waiting(ticket) = self.state {
+        if let AcquireState::Waiting(key) = self.state {
             let mut queue = admission.queue.lock();
-            if let Some(waker) = queue.waiting.get_mut(&ticket) {
+            if let Some(waker) = queue.waiting.get_mut(&key) {
                 let known = waker.as_ref().is_some_and(|known| known.will_wake(context.waker()));
                 let before = (!known).then(|| waker.replace(context.waker().clone()));
                 // Foreign code runs when a waker is dropped: not under the lock.
@@ -289,15 +289,15 @@ impl Future for Enter {
                 return Poll::Pending;
             }
         }
-        match std::mem::replace(&mut self.state, EnterState::Done) {
-            EnterState::Free(permit) => Poll::Ready(permit),
-            EnterState::Waiting(_) => Poll::Ready(Permit { admission }),
-            EnterState::Done => panic!("an `Enter` was polled after it had resolved"),
+        match std::mem::replace(&mut self.state, AcquireState::Done) {
+            AcquireState::Free(permit) => Poll::Ready(permit),
+            AcquireState::Waiting(_) => Poll::Ready(Permit { admission }),
+            AcquireState::Done => panic!("an `Acquire` was polled after it had resolved"),
         }
     }
 }
 
-impl Drop for Enter {
+impl Drop for Acquire {
     fn drop(&mut self) {
         if self.give_up() {
             self.admission.counters.abandoned.inc();

@@ -12,7 +12,7 @@ mod tests;
 
 use std::num::NonZeroU32;
 
-pub use admission::{Admission, Enter, Permit, Rejected};
+pub use admission::{Acquire, Admission, Permit, Rejected};
 pub use metrics::Metrics;
 pub use priority::{ParsePriorityError, Priority};
 
