@@ -1,5 +1,5 @@
-//! What admission tells Prometheus. The gauges are read at the scrape; counting happens only where a request waits or is
-//! sent away, never on the way straight in.
+//! The metrics of admission. The gauges are read at each scrape. Counters change only when a request waits or is rejected, so
+//! a request that gets a permit at once pays nothing.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Metrics {
     /// `timeout`) and `_abandoned_total` to `registry`.
     ///
     /// # Errors
-    /// When one of the names is taken.
+    /// If a metric of one of these names is registered already.
     pub fn register(registry: &Registry, admission: &Arc<Admission>) -> prometheus::Result<()> {
         registry.register(Box::new(Self {
             admission: Arc::clone(admission),
@@ -46,7 +46,7 @@ impl Collector for Metrics {
     }
 }
 
-/// Totals since the start.
+/// Counters since the start of the process.
 #[derive(Debug)]
 pub(super) struct Counters {
     queued: IntCounterVec,
@@ -87,7 +87,8 @@ impl Counters {
     }
 
     pub(super) fn queued(&self, priority: Priority) -> &IntCounter {
-        // In the order of `Priority::ALL`, which is that of its variants.
+        // `Priority::ALL` has the order of the variants.
+
         &self.queued_by_class[priority as usize]
     }
 

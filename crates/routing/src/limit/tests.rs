@@ -1,4 +1,4 @@
-//! Admission against a model: random entering, polling, dropping and giving back, one step at a time.
+//! Admission compared with a simple model over random sequences of acquiring, polling, leaving and releasing.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,7 +16,7 @@ fn admission(max_concurrent: u32, queue_size: u32) -> Arc<Admission> {
     Admission::new(&Config { max_concurrent: NonZeroU32::new(max_concurrent), queue_size })
 }
 
-/// Counts how often it was woken.
+/// A waker that counts its wake-ups.
 #[derive(Default)]
 struct WakeCounter(AtomicUsize);
 
@@ -44,13 +44,13 @@ fn poll_once(acquire: &mut Acquire) -> Option<Permit> {
     poll(acquire, &Arc::default())
 }
 
-/// (in use, waiting)
+/// The permits in use and the requests waiting.
 fn numbers(admission: &Admission) -> (u32, u32) {
     (admission.in_use(), admission.waiting())
 }
 
 #[test]
-fn never_more_than_the_limit() {
+fn permits_in_use_never_exceed_the_limit() {
     let admission = admission(2, 0);
     let first = admission.try_acquire().unwrap();
     let second = admission.try_acquire().unwrap();
@@ -67,7 +67,7 @@ fn never_more_than_the_limit() {
 }
 
 #[test]
-fn without_a_limit_nobody_waits_and_all_are_counted() {
+fn without_a_limit_no_request_waits_and_all_are_counted() {
     let admission = admission(0, 0);
     let permits: Vec<_> = (0..1000).map(|_| admission.try_acquire().unwrap()).collect();
     assert_eq!(numbers(&admission), (1000, 0));
@@ -78,7 +78,7 @@ fn without_a_limit_nobody_waits_and_all_are_counted() {
 }
 
 #[test]
-fn a_permit_that_comes_back_goes_to_the_first_in_line() {
+fn a_released_permit_goes_to_the_first_in_the_queue() {
     let admission = admission(1, 10);
     let held = admission.try_acquire().unwrap();
     let (early_wakes, late_wakes) = (Arc::<WakeCounter>::default(), Arc::<WakeCounter>::default());
@@ -88,7 +88,7 @@ fn a_permit_that_comes_back_goes_to_the_first_in_line() {
     assert!(poll(&mut late, &late_wakes).is_none());
     drop(held);
     assert_eq!((early_wakes.wakes(), late_wakes.wakes()), (1, 0));
-    assert!(admission.try_acquire().is_none(), "a newcomer jumped the queue");
+    assert!(admission.try_acquire().is_none(), "a new request passed the queue");
     assert!(poll(&mut late, &late_wakes).is_none());
     let permit = poll(&mut early, &early_wakes).unwrap();
     assert_eq!(numbers(&admission), (1, 1));
@@ -98,7 +98,7 @@ fn a_permit_that_comes_back_goes_to_the_first_in_line() {
 }
 
 #[test]
-fn a_waiter_that_leaves_is_gone_at_once_and_passes_on_what_it_was_granted() {
+fn a_waiter_that_gives_up_leaves_at_once_and_passes_its_permit_on() {
     let admission = admission(1, 2);
     let held = admission.try_acquire().unwrap();
     let left = admission.acquire(Priority::Default).unwrap();
@@ -117,7 +117,7 @@ fn a_waiter_that_leaves_is_gone_at_once_and_passes_on_what_it_was_granted() {
 }
 
 #[test]
-fn the_last_waker_is_the_one_that_is_woken() {
+fn only_the_last_registered_waker_is_woken() {
     let admission = admission(1, 1);
     let held = admission.try_acquire().unwrap();
     let (before, after) = (Arc::<WakeCounter>::default(), Arc::<WakeCounter>::default());
@@ -128,28 +128,28 @@ fn the_last_waker_is_the_one_that_is_woken() {
     assert_eq!((before.wakes(), after.wakes()), (0, 1));
 }
 
-/// Names in the order in which they get in, when they queue up in the order of `arrivals`.
+/// Queues requests in the order of `arrivals` and returns their names in the order in which they get a permit.
 fn order(arrivals: &[(&'static str, Priority)]) -> Vec<&'static str> {
     let admission = admission(1, u32::MAX);
     let held = admission.try_acquire();
-    let mut line: Vec<_> =
+    let mut queue: Vec<_> =
         arrivals.iter().map(|(name, class)| (*name, admission.acquire(*class).unwrap())).collect();
     drop(held);
     let mut served = Vec::new();
-    while !line.is_empty() {
-        let (at, permit) = line
+    while !queue.is_empty() {
+        let (at, permit) = queue
             .iter_mut()
             .enumerate()
             .find_map(|(at, (_, acquire))| Some((at, poll_once(acquire)?)))
-            .expect("a free place goes to a waiter");
-        served.push(line.remove(at).0);
+            .expect("a free permit goes to a waiter");
+        served.push(queue.remove(at).0);
         drop(permit);
     }
     served
 }
 
 #[test]
-fn the_urgent_go_first_and_classes_keep_their_order() {
+fn urgent_requests_go_first_and_classes_keep_their_order() {
     use Priority::{Bulk, Default, Interactive, System};
     let arrivals = [
         ("b1", Bulk),
@@ -165,7 +165,7 @@ fn the_urgent_go_first_and_classes_keep_their_order() {
 }
 
 #[test]
-fn the_least_urgent_do_not_wait_for_ever() {
+fn a_bulk_request_is_passed_by_a_bounded_number_of_others() {
     for (urgent, passes) in
         [(Priority::Default, 255), (Priority::Interactive, 1023), (Priority::System, 4095)]
     {
@@ -177,7 +177,7 @@ fn the_least_urgent_do_not_wait_for_ever() {
 }
 
 #[test]
-fn what_was_turned_away_is_counted_by_reason() {
+fn rejected_requests_are_counted_by_reason() {
     let admission = admission(1, 2);
     let registry = prometheus::Registry::new();
     Metrics::register(&registry, &admission).unwrap();
@@ -209,7 +209,7 @@ fn what_was_turned_away_is_counted_by_reason() {
 }
 
 #[test]
-fn threads_never_hold_more_than_the_limit_and_none_is_left_behind() {
+fn threads_never_hold_more_than_the_limit_and_none_is_left_waiting() {
     const LIMIT: u32 = 3;
     let admission = admission(LIMIT, 8);
     let inside = AtomicU32::new(0);
@@ -260,10 +260,10 @@ impl Wake for Unpark {
 enum Op {
     TryAcquire,
     Acquire(usize),
-    /// Poll the waiter at this place (modulo their number).
+    /// Poll the waiter at this index, modulo the number of waiters.
     Poll(usize),
     Leave(usize),
-    GiveBack(usize),
+    Release(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -272,60 +272,60 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..4usize).prop_map(Op::Acquire),
         4 => any::<usize>().prop_map(Op::Poll),
         1 => any::<usize>().prop_map(Op::Leave),
-        3 => any::<usize>().prop_map(Op::GiveBack),
+        3 => any::<usize>().prop_map(Op::Release),
     ]
 }
 
-/// What admission should do, kept the slow way. Requests are numbers.
+/// The expected behaviour of admission, with a sorted list. Requests are numbers.
 #[derive(Default)]
 struct Model {
     limit: usize,
     size: usize,
     in_use: usize,
     arrivals: u64,
-    /// (rank, request)
-    line: Vec<(u64, usize)>,
+    /// Rank and request, lowest rank first.
+    queue: Vec<(u64, usize)>,
     granted: Vec<usize>,
 }
 
 impl Model {
     fn acquires(&mut self) -> bool {
-        let free = self.line.is_empty() && self.in_use < self.limit;
+        let free = self.queue.is_empty() && self.in_use < self.limit;
         self.in_use += usize::from(free);
         free
     }
 
     fn waits(&mut self, request: usize, class: Priority) -> bool {
-        let room = self.line.len() < self.size;
+        let room = self.queue.len() < self.size;
         if room {
             self.arrivals += 1;
-            self.line.push((self.arrivals + 10_000 - class.head_start(), request));
-            self.line.sort_by_key(|(rank, _)| *rank);
+            self.queue.push((self.arrivals + 10_000 - class.head_start(), request));
+            self.queue.sort_by_key(|(rank, _)| *rank);
         }
         room
     }
 
-    fn gives_back(&mut self) {
-        if self.line.is_empty() {
+    fn releases(&mut self) {
+        if self.queue.is_empty() {
             self.in_use -= 1;
         } else {
-            self.granted.push(self.line.remove(0).1);
+            self.granted.push(self.queue.remove(0).1);
         }
     }
 
     fn leaves(&mut self, request: usize) {
-        let before = self.line.len();
-        self.line.retain(|(_, other)| *other != request);
-        if self.line.len() == before {
+        let before = self.queue.len();
+        self.queue.retain(|(_, other)| *other != request);
+        if self.queue.len() == before {
             self.granted.retain(|other| *other != request);
-            self.gives_back();
+            self.releases();
         }
     }
 }
 
 proptest! {
     #[test]
-    fn it_does_what_the_model_does(
+    fn admission_behaves_as_the_model(
         limit in 1..5u32,
         size in 0..6u32,
         ops in prop::collection::vec(op(), 1..200),
@@ -372,15 +372,15 @@ proptest! {
                     drop(acquire);
                     model.leaves(request);
                 }
-                Op::GiveBack(at) if !permits.is_empty() => {
+                Op::Release(at) if !permits.is_empty() => {
                     drop(permits.remove(at % permits.len()));
-                    model.gives_back();
+                    model.releases();
                 }
-                Op::Poll(_) | Op::Leave(_) | Op::GiveBack(_) => {}
+                Op::Poll(_) | Op::Leave(_) | Op::Release(_) => {}
             }
             let (in_use, waiting) = numbers(&admission);
             prop_assert!(in_use <= limit && waiting <= size);
-            prop_assert_eq!((in_use as usize, waiting as usize), (model.in_use, model.line.len()));
+            prop_assert_eq!((in_use as usize, waiting as usize), (model.in_use, model.queue.len()));
         }
         drop(permits);
         drop(waiters);
