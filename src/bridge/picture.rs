@@ -179,7 +179,7 @@ fn as_told(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
         Stance::Dismissed => return None,
     };
     let spec = WorkerSpec::try_from(entry.record()?).ok()?;
-    let verdict = entry.verdict().and_then(|verdict| {
+    let health_override = entry.verdict().and_then(|verdict| {
         let wall_ms = u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX);
         let until = match verdict.until_ms {
             Some(until) if until <= wall_ms => return None,
@@ -192,5 +192,5 @@ fn as_told(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
         };
         Some(Override { healthy, reason: verdict.reason.clone(), until })
     });
-    Some(DesiredWorker { spec, verdict, cordoned })
+    Some(DesiredWorker { spec, health_override, cordoned })
 }

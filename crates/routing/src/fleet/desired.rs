@@ -20,7 +20,7 @@ pub struct DesiredWorker {
     /// URL, models and settings.
     pub spec: WorkerSpec,
     /// The operator's override of the worker's health; `None`: probes and traffic decide.
-    pub verdict: Option<Override>,
+    pub health_override: Option<Override>,
     /// The worker takes no new requests.
     pub cordoned: bool,
 }
@@ -86,13 +86,13 @@ impl DesiredWorker {
         worker.drain_deadline.is_none()
             && worker.draining == self.cordoned
             && *worker.spec == self.spec
-            && is_same_verdict(worker.verdict.as_ref(), self.verdict.as_ref())
+            && is_same_override(worker.health_override.as_ref(), self.health_override.as_ref())
     }
 
     fn apply(&self, worker: &mut Worker) {
         worker.drain_deadline = None;
         worker.draining = self.cordoned;
-        worker.verdict.clone_from(&self.verdict);
+        worker.health_override.clone_from(&self.health_override);
         if *worker.spec != self.spec {
             worker.respecify(self.spec.clone());
         }
@@ -100,7 +100,7 @@ impl DesiredWorker {
 }
 
 /// Whether two overrides are equal. Their ends may differ by less than 500 ms, because each is computed from the wall clock.
-fn is_same_verdict(one: Option<&Override>, other: Option<&Override>) -> bool {
+fn is_same_override(one: Option<&Override>, other: Option<&Override>) -> bool {
     match (one, other) {
         (None, None) => true,
         (Some(one), Some(other)) => {
@@ -148,7 +148,7 @@ mod tests {
     fn desired(name: &str) -> (WorkerId, DesiredWorker) {
         let mut spec = WorkerSpec::new(format!("http://{name}").parse().unwrap());
         spec.models = vec!["m".into()];
-        (spec.id(), DesiredWorker { spec, verdict: None, cordoned: false })
+        (spec.id(), DesiredWorker { spec, health_override: None, cordoned: false })
     }
 
     fn reconcile(fleet: &Fleet, id: WorkerId, desired: Option<DesiredWorker>) -> Vec<WorkerId> {

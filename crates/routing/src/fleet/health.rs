@@ -87,7 +87,7 @@ pub enum HealthChange {
 impl Health {
     /// Counts a probe. One good probe is enough for a worker that has never been ready; from then on the thresholds
     /// decide.
-    pub(super) fn count(
+    pub(super) fn count_probe(
         &mut self,
         probe: ProbeResult,
         failures: NonZeroU32,
@@ -130,7 +130,7 @@ impl Health {
     }
 
     /// Takes the word of routers that ask the worker. A failed probe of one's own is newer and nearer than others' praise.
-    pub(super) fn hear(&mut self, good: bool) -> Option<HealthChange> {
+    pub(super) fn apply_remote(&mut self, good: bool) -> Option<HealthChange> {
         if good == self.healthy || (good && self.bad > 0) {
             return None;
         }
@@ -184,7 +184,7 @@ mod tests {
                 _ => ProbeResult::Gone,
             };
             let change =
-                health.count(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
+                health.count_probe(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
             last = change.or(last);
         }
         (health.state(), last)
@@ -195,12 +195,12 @@ mod tests {
         let threshold = NonZeroU32::new(3).unwrap();
         let mut health = Health::default();
         for _ in 0..3 {
-            health.count(ProbeResult::Bad, threshold, threshold);
+            health.count_probe(ProbeResult::Bad, threshold, threshold);
         }
         health.assume_good();
         assert_eq!(health.state(), WorkerState::Ready);
         let changes: Vec<_> =
-            (0..3).map(|_| health.count(ProbeResult::Bad, threshold, threshold)).collect();
+            (0..3).map(|_| health.count_probe(ProbeResult::Bad, threshold, threshold)).collect();
         assert_eq!(changes, [None, None, Some(HealthChange::Down)]);
     }
 
@@ -226,9 +226,9 @@ mod tests {
         let threshold = NonZeroU32::new(3).unwrap();
         for (gone, cold) in [(false, false), (true, true)] {
             let mut health = Health::default();
-            health.count(ProbeResult::Good, threshold, threshold);
+            health.count_probe(ProbeResult::Good, threshold, threshold);
             health.mark_unreachable(gone);
-            health.count(ProbeResult::Good, threshold, threshold);
+            health.count_probe(ProbeResult::Good, threshold, threshold);
             assert_eq!(health.take_cold(), cold);
         }
     }

@@ -127,9 +127,9 @@ pub struct Snapshot {
     /// Workers that have no list of models and take whatever is sent.
     any: Vec<Member>,
     /// Every worker of which the models are known, for requests that name none.
-    everyone: Vec<Member>,
+    with_known_models: Vec<Member>,
     /// Those whose models are not known yet.
-    unread: Vec<Arc<Worker>>,
+    undiscovered: Vec<Arc<Worker>>,
 }
 
 /// A model and who serves it.
@@ -193,19 +193,19 @@ impl Snapshot {
         self.models.get(name)
     }
 
-    /// Who may serve a request for `model`; for a request that names none, everyone.
+    /// Who may serve a request for `model`; for a request that names none, with_known_models.
     #[must_use]
     pub fn served_by(&self, model: Option<&str>) -> ServedBy<'_> {
         let members = match model {
-            None => &self.everyone,
+            None => &self.with_known_models,
             Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
         };
         // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
         // which something may be heard any moment keeps a name from being a mistake.
-        let too_early = self.everyone.is_empty() && !self.workers.is_empty();
+        let too_early = self.with_known_models.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
             [] if too_early => ServedBy::NotYetKnown,
-            [] if self.unread.iter().any(|worker| worker.may_report_models()) => {
+            [] if self.undiscovered.iter().any(|worker| worker.may_report_models()) => {
                 ServedBy::NotYetKnown
             }
             [] => ServedBy::UnknownModel,
@@ -214,7 +214,7 @@ impl Snapshot {
     }
 
     /// Workers that serve right now; counts them.
-    fn ready(&self) -> usize {
+    fn count_ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == WorkerState::Ready).count()
     }
 }
@@ -225,10 +225,10 @@ pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
-    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `writing`.
+    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `write_lock`.
     ready: AtomicUsize,
     /// Taken by writers, so that two changes can't lose one another.
-    writing: Mutex<()>,
+    write_lock: Mutex<()>,
 }
 
 /// Why a worker could not be registered.
@@ -268,7 +268,7 @@ impl Fleet {
             metrics,
             snapshot: ArcSwap::default(),
             ready: AtomicUsize::new(0),
-            writing: Mutex::new(()),
+            write_lock: Mutex::new(()),
         }
     }
 
@@ -291,7 +291,7 @@ impl Fleet {
 
     /// Workers that serve, and all of them, without looking at each.
     #[must_use]
-    pub fn ready(&self) -> (usize, usize) {
+    pub fn ready_and_total(&self) -> (usize, usize) {
         let all = self.load().workers.len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
     }
@@ -331,9 +331,9 @@ impl Fleet {
         self.update(id, |worker| worker.draining = draining || worker.drain_deadline.is_some())
     }
 
-    /// Sets or lifts an operator's verdict. Returns whether the worker is there.
-    pub fn override_worker(&self, id: WorkerId, verdict: Option<Override>) -> bool {
-        self.update(id, |worker| worker.verdict = verdict)
+    /// Sets or lifts an operator's health_override. Returns whether the worker is there.
+    pub fn override_worker(&self, id: WorkerId, health_override: Option<Override>) -> bool {
+        self.update(id, |worker| worker.health_override = health_override)
     }
 
     /// Lets a worker go: no new requests, those in flight finish, bounded by the drain timeout. Returns whether it is
@@ -385,21 +385,21 @@ impl Fleet {
         }
         worker.live().own_probe_failed.store(probe != ProbeResult::Good, Ordering::Relaxed);
         let (change, cold) = worker.live().with_health(|health| {
-            let change = health.count(probe, failures, successes);
+            let change = health.count_probe(probe, failures, successes);
             (change, probe == ProbeResult::Good && health.take_cold())
         });
         if cold || change == Some(HealthChange::Up { cold: true }) {
             self.mark_cold(id);
         } else if change.is_some() {
-            self.count_ready();
+            self.update_ready();
         }
         change
     }
 
     /// Some worker began or ceased to serve.
-    fn count_ready(&self) {
-        let _one_at_a_time = self.writing.lock();
-        self.ready.store(self.load().ready(), Ordering::Relaxed);
+    fn update_ready(&self) {
+        let _guard = self.write_lock.lock();
+        self.ready.store(self.load().count_ready(), Ordering::Relaxed);
     }
 
     /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
@@ -407,12 +407,12 @@ impl Fleet {
     pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
         let info = info.map(Arc::new);
-        let brings_news = |worker: &Worker| {
+        let differs = |worker: &Worker| {
             (worker.spec.models.is_empty() && worker.models != models)
                 || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
         };
         // Looked at first without the lock: most looks find what is known already.
-        if !self.load().worker(id).is_some_and(|worker| brings_news(worker)) {
+        if !self.load().worker(id).is_some_and(|worker| differs(worker)) {
             return false;
         }
         self.update(id, |worker| {
@@ -460,13 +460,13 @@ impl Fleet {
         &self,
         change: impl FnOnce(&mut Vec<Arc<Worker>>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _one_at_a_time = self.writing.lock();
+        let _guard = self.write_lock.lock();
         let old = self.snapshot.load_full();
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
         let snapshot = build(old.version + 1, workers);
-        self.ready.store(snapshot.ready(), Ordering::Relaxed);
+        self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
     }
@@ -479,7 +479,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
         match &worker.models {
             Models::Unknown => {
-                snapshot.unread.push(Arc::clone(worker));
+                snapshot.undiscovered.push(Arc::clone(worker));
                 continue;
             }
             Models::Any => snapshot.any.push(member()),
@@ -492,7 +492,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
         for (alias, model) in &worker.spec.aliases {
             add(&mut snapshot.models, alias, Member { renamed: Some(model.clone()), ..member() });
         }
-        snapshot.everyone.push(member());
+        snapshot.with_known_models.push(member());
     }
     // Who takes whatever is sent also takes what others serve.
     for any in &snapshot.any {

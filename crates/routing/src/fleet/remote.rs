@@ -10,7 +10,7 @@ use std::time::Duration;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::worker::Live;
+use super::worker::LiveState;
 use super::{BreakerMode, Fleet, HealthChange, Worker, WorkerState};
 
 /// How long a request that succeeded speaks for a worker.
@@ -105,12 +105,12 @@ impl Fleet {
             }
             if !good && live.served_recently(now) {
                 live.probe_requested.store(true, Ordering::Relaxed);
-            } else if let Some(change) = live.with_health(|health| health.hear(good)) {
+            } else if let Some(change) = live.with_health(|health| health.apply_remote(good)) {
                 changes.push((worker.id, change));
             }
         }
         if !changes.is_empty() {
-            self.count_ready();
+            self.update_ready();
         }
         changes
     }
@@ -161,7 +161,7 @@ impl Worker {
     }
 }
 
-impl Live {
+impl LiveState {
     /// Whether a request that ended lately was served well, and none has failed since.
     pub(super) fn served_recently(&self, now: Now) -> bool {
         let at = self.last_success.load(Ordering::Relaxed);
@@ -222,10 +222,10 @@ mod tests {
         let (fleet, id) = fleet();
         fleet.set_remote_view(id, elsewhere(Some(false)));
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Down)]);
-        assert!(!routed(&fleet, id, NOW) && fleet.ready().0 == 0);
+        assert!(!routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 0);
         fleet.set_remote_view(id, elsewhere(Some(true)));
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Up { cold: false })]);
-        assert!(routed(&fleet, id, NOW) && fleet.ready().0 == 1);
+        assert!(routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 1);
         fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() });
         assert_eq!(fleet.apply_remote_health(NOW), [], "it asks itself");
     }

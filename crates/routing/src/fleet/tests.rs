@@ -98,20 +98,20 @@ fn those_that_serve_are_counted() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = fleet.register(spec("http://b", &[])).unwrap();
-    assert_eq!(fleet.ready(), (1, 2));
+    assert_eq!(fleet.ready_and_total(), (1, 2));
     fleet.report_probe(b, ProbeResult::Good);
-    assert_eq!(fleet.ready(), (1, 2), "its models are not known");
+    assert_eq!(fleet.ready_and_total(), (1, 2), "its models are not known");
     fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
-    assert_eq!(fleet.ready(), (2, 2));
+    assert_eq!(fleet.ready_and_total(), (2, 2));
     fleet.drain(a, true);
-    assert_eq!(fleet.ready(), (1, 2));
+    assert_eq!(fleet.ready_and_total(), (1, 2));
     for _ in 0..3 {
         fleet.report_probe(b, ProbeResult::Bad);
     }
-    assert_eq!(fleet.ready(), (0, 2));
+    assert_eq!(fleet.ready_and_total(), (0, 2));
     fleet.report_probe(b, ProbeResult::Good);
     fleet.remove(a, NOW);
-    assert_eq!(fleet.ready(), (1, 1));
+    assert_eq!(fleet.ready_and_total(), (1, 1));
 }
 
 #[test]

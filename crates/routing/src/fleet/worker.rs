@@ -1,6 +1,6 @@
 //! One worker: what it is told to be, what it turned out to be, and what is going on with it.
 //!
-//! A [`Worker`] is immutable and part of a snapshot; what changes with every request is in [`Live`], which all versions
+//! A [`Worker`] is immutable and part of a snapshot; what changes with every request is in [`LiveState`], which all versions
 //! of the same worker share. In-flight counts are given back by a guard, so that they return to zero on every path.
 
 use std::sync::Arc;
@@ -50,8 +50,8 @@ pub struct Worker {
     pub spec: Arc<WorkerSpec>,
     /// What it serves.
     pub models: Models,
-    /// An operator's verdict.
-    pub verdict: Option<Override>,
+    /// An operator's health_override.
+    pub health_override: Option<Override>,
     /// Takes no new requests.
     pub draining: bool,
     /// Leaves as soon as nothing is in flight, at the latest then (`Now::mono`).
@@ -60,12 +60,12 @@ pub struct Worker {
     pub cache_epoch: u32,
     /// Worker's own words about its maximum number of tokens and the like, as read; shown by the API.
     pub info: Option<Arc<serde_json::Value>>,
-    live: Arc<Live>,
+    live: Arc<LiveState>,
 }
 
 /// The part of a worker that changes with every request.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveState {
     in_flight: AtomicU32,
     state: AtomicU8,
     /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
@@ -116,7 +116,7 @@ impl Worker {
             [] => Models::Unknown,
             told => Models::Known(told.to_vec()),
         };
-        let live = Live {
+        let live = LiveState {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
@@ -142,7 +142,7 @@ impl Worker {
             id: spec.id(),
             spec,
             models,
-            verdict: None,
+            health_override: None,
             draining: false,
             drain_deadline: None,
             cache_epoch: 0,
@@ -151,7 +151,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn live(&self) -> &Live {
+    pub(super) fn live(&self) -> &LiveState {
         &self.live
     }
 
@@ -197,10 +197,12 @@ impl Worker {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// An operator's verdict, while it holds.
+    /// An operator's health_override, while it holds.
     #[must_use]
-    pub fn verdict_at(&self, now: Now) -> Option<&Override> {
-        self.verdict.as_ref().filter(|verdict| verdict.until.is_none_or(|until| now.mono < until))
+    pub fn active_override(&self, now: Now) -> Option<&Override> {
+        self.health_override
+            .as_ref()
+            .filter(|health_override| health_override.until.is_none_or(|until| now.mono < until))
     }
 
     /// Whether it may be picked, and if not, whether that is only what traffic says of it.
@@ -209,8 +211,8 @@ impl Worker {
         if self.draining || self.models == Models::Unknown {
             return Fitness::Out;
         }
-        match self.verdict_at(now) {
-            Some(verdict) if verdict.healthy => return self.room(),
+        match self.active_override(now) {
+            Some(health_override) if health_override.healthy => return self.room(),
             Some(_) => return Fitness::Out,
             None => {}
         }
@@ -273,7 +275,8 @@ impl Worker {
             registration: Registration::default(),
         };
         let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
-        let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
+        let overridden =
+            self.active_override(now).is_some_and(|health_override| health_override.healthy);
         if !closed {
             let mut breaker = self.live.breaker.lock();
             let ticket = match breaker.begin(now.mono, config) {
@@ -303,11 +306,6 @@ impl Worker {
         self.live.probe_requested.load(Ordering::Relaxed)
             && self.live.probe_requested.swap(false, Ordering::Relaxed)
     }
-
-    /// Counts a request by how it ended, for metrics.
-    pub fn count(&self, outcome: Outcome) {
-        self.live.metrics.count(outcome);
-    }
 }
 
 /// Whether a worker may be picked.
@@ -328,7 +326,7 @@ pub enum Fitness {
     Out,
 }
 
-impl Live {
+impl LiveState {
     pub(super) fn probed_state(&self) -> WorkerState {
         match self.state.load(Ordering::Relaxed) {
             0 => WorkerState::Pending,
@@ -373,7 +371,7 @@ impl Live {
 #[derive(Debug)]
 #[must_use]
 pub struct InFlight {
-    live: Arc<Live>,
+    live: Arc<LiveState>,
     /// `None`: begun while the breaker was closed, which is what most are.
     ticket: Option<Ticket>,
     registration: Registration,
