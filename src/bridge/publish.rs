@@ -217,7 +217,7 @@ fn observation(seen: &LocalView, now: Now) -> Observation {
         latency_us: seen
             .latency
             .map_or(0, |latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX)),
-        restarts: seen.colds,
+        restarts: seen.cold_count,
         seen_ms: u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX),
     }
 }

@@ -1,28 +1,29 @@
-//! The circuit breaker of one worker: what traffic says of it.
+//! The circuit breaker of one worker. It judges the worker by the outcomes of requests.
 //!
-//! Closed → open when enough failures fall into a window; open → half-open after a time; in half-open one request at a
-//! time is let through, enough successes close it and one failure opens it again. The outcome of a request that began
-//! before the last change says nothing about the worker now and is ignored, which is what [`Ticket`] is for.
+//! A closed breaker opens when `failure_threshold` failures fall into one window. An open breaker becomes half-open after its
+//! timeout. A half-open breaker lets one request at a time through: `success_threshold` successes close it, one failure opens
+//! it again. A [`Ticket`] remembers the breaker's epoch, so that the outcome of a request that began before the last change of
+//! mode is ignored.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::BreakerConfig;
 
-/// What the breaker does with requests.
+/// The three modes of a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum BreakerMode {
-    /// Lets everything through.
+    /// All requests pass.
     Closed = 0,
-    /// Lets nothing through until its time is over.
+    /// No request passes until the timeout is over.
     Open = 1,
-    /// Lets one request at a time through.
+    /// One request at a time passes.
     HalfOpen = 2,
 }
 
 impl BreakerMode {
-    /// A name from a closed set, for metrics and the API.
+    /// The name in the API and in logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -33,36 +34,40 @@ impl BreakerMode {
     }
 }
 
-/// How a request that was let through ended.
+/// The outcome of a request, as far as it concerns the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The worker did its work.
+    /// The worker answered.
     Success,
     /// The worker failed.
     Failure,
-    /// Nothing can be said: the client left, or the worker refused for good reason (4xx, 429).
+    /// The outcome does not judge the worker: the client left, or the worker rejected the request (4xx, 429).
     Neutral,
 }
 
-/// The right to send one request; given back with its outcome.
+/// The right to send one request. The caller returns it with [`Breaker::report`] or [`Breaker::release`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) struct Ticket {
-    /// Changes of the breaker until this ticket was given.
+    /// The breaker's epoch when it issued the ticket.
     epoch: u32,
+    /// The ticket is for the one request that a half-open breaker lets through.
     probe: bool,
 }
 
-/// The breaker's memory. Times are `Now::mono`.
+/// The state of a breaker. Times are `Now::mono`.
 #[derive(Debug)]
 pub(super) struct Breaker {
     mode: BreakerMode,
-    /// Grows with every change of mode.
+    /// Increases by 1 with each change of mode.
     epoch: u32,
-    /// Times of the last failures while closed, at most `failure_threshold`.
+    /// Times of the last failures while closed, at most `failure_threshold` of them.
     failures: VecDeque<Duration>,
+    /// Time of the last change to open.
     opened_at: Duration,
+    /// Successes since the breaker became half-open.
     successes: u32,
+    /// The one request that a half-open breaker lets through is in flight.
     probing: bool,
 }
 
@@ -80,7 +85,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// What it does with requests right now.
+    /// The mode at `now`. An open breaker whose timeout is over counts as half-open.
     #[must_use]
     pub(super) fn mode(&self, now: Duration, config: &BreakerConfig) -> BreakerMode {
         match self.mode {
@@ -91,7 +96,7 @@ impl Breaker {
         }
     }
 
-    /// Whether [`Breaker::begin`] would give a ticket.
+    /// Whether [`Breaker::begin`] would issue a ticket.
     #[must_use]
     pub(super) fn admits(&self, now: Duration, config: &BreakerConfig) -> bool {
         match self.mode(now, config) {
@@ -101,7 +106,7 @@ impl Breaker {
         }
     }
 
-    /// Asks to send a request; `None`: not now.
+    /// Issues a ticket for a request; `None` if the breaker lets no request through now.
     pub(super) fn begin(&mut self, now: Duration, config: &BreakerConfig) -> Option<Ticket> {
         if !self.admits(now, config) {
             return None;
@@ -114,14 +119,14 @@ impl Breaker {
         Some(Ticket { epoch: self.epoch, probe })
     }
 
-    /// A ticket in spite of the breaker: when everyone else is out and the least bad is better than nothing. Its
-    /// outcome counts only if it is good.
+    /// Issues a ticket whatever the mode is, for a request that has no better worker. In an open breaker only a success of such
+    /// a request counts.
     pub(super) fn begin_anyway(&mut self) -> Ticket {
         Ticket { epoch: self.epoch, probe: false }
     }
 
-    /// Takes a ticket back. Returns the new mode if it changed. `suspected`: others have seen the worker fail, so one
-    /// failure is enough.
+    /// Counts the outcome of the ticket's request. Returns the new mode if it changed. `suspected`: another router's breaker
+    /// for the worker is not closed, so one failure opens this one.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one report")]
     pub(super) fn report(
         &mut self,
@@ -153,7 +158,7 @@ impl Breaker {
                         && now.saturating_sub(oldest) <= config.window);
                 (tripped && !config.disabled).then(|| self.open(now))
             }
-            // Sent in spite of the breaker, and it worked: worth a regular probe without waiting any longer.
+            // A request that passed the open breaker succeeded: go half-open before the timeout is over.
             (BreakerMode::Open, Outcome::Success) => Some(self.change(BreakerMode::HalfOpen)),
             (BreakerMode::HalfOpen, Outcome::Success) => {
                 self.successes += 1;
@@ -164,7 +169,7 @@ impl Breaker {
         }
     }
 
-    /// Gives a ticket back without a word about the worker.
+    /// Returns a ticket whose request has no outcome.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one report")]
     pub(super) fn release(&mut self, ticket: Ticket) {
         if ticket.probe && ticket.epoch == self.epoch {
@@ -172,7 +177,7 @@ impl Breaker {
         }
     }
 
-    /// When it opened last; meaningful while it is not closed. The least bad of several is the one that opened first.
+    /// Time of the last change to open; meaningless in a closed breaker.
     #[must_use]
     pub(super) fn opened_at(&self) -> Duration {
         self.opened_at
@@ -209,8 +214,8 @@ mod tests {
         }
     }
 
-    /// Plays `<second><event>` words: `f` fails, `s` succeeds, `n` is neutral, `-` expects to be refused, `b`/`e` begin
-    /// and end a request that stays open meanwhile. Returns the mode after the last.
+    /// Runs a script of `<second><event>` words and returns the mode at its end. Events: `f` fails, `s` succeeds, `n` is
+    /// neutral, `-` expects a refusal, `b` begins a request, and `e` fails the request begun last.
     fn play(script: &str, config: &BreakerConfig) -> BreakerMode {
         let mut breaker = Breaker::default();
         let mut open = Vec::new();
@@ -268,18 +273,18 @@ mod tests {
     }
 
     #[test]
-    fn a_neutral_probe_makes_room_for_the_next() {
+    fn a_neutral_outcome_lets_the_next_request_through() {
         assert_eq!(play("0f 0f 0f 60n 60n 60s 60s", &config()), BreakerMode::Closed);
     }
 
     #[test]
-    fn what_began_before_the_change_is_ignored() {
+    fn the_outcome_of_a_request_that_began_before_a_change_is_ignored() {
         // Three requests begin, the breaker opens and closes again, then the three fail.
         assert_eq!(play("0b 0b 0b 0f 0f 0f 60s 60s 61e 61e 61e", &config()), BreakerMode::Closed);
     }
 
     #[test]
-    fn a_dropped_probe_is_released() {
+    fn a_released_ticket_lets_the_next_request_through() {
         let config = config();
         let mut breaker = Breaker::default();
         for _ in 0..3 {
@@ -294,13 +299,13 @@ mod tests {
     }
 
     #[test]
-    fn disabled_never_opens() {
+    fn a_disabled_breaker_never_opens() {
         let config = BreakerConfig { disabled: true, ..config() };
         assert_eq!(play("0f 0f 0f 0f 0f", &config), BreakerMode::Closed);
     }
 
     #[test]
-    fn the_least_bad_earns_a_probe_by_working() {
+    fn a_success_in_spite_of_an_open_breaker_makes_it_half_open() {
         let config = config();
         let mut breaker = Breaker::default();
         for _ in 0..3 {

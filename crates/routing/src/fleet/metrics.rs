@@ -1,4 +1,4 @@
-//! What the fleet shows to Prometheus. Handles are resolved once per worker.
+//! The metrics of the fleet. The handles of a worker are looked up once, when it is registered.
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use smg_types::ids::WorkerId;
@@ -17,7 +17,7 @@ pub struct Metrics {
     workers: IntGaugeVec,
 }
 
-/// The handles of one worker.
+/// The series of one worker.
 #[derive(Debug)]
 pub(super) struct WorkerMetrics {
     pub(super) in_flight: IntGauge,
@@ -28,7 +28,7 @@ pub(super) struct WorkerMetrics {
 }
 
 impl Metrics {
-    /// Registers the families.
+    /// Registers the families `smg_worker_*` and `smg_workers`.
     ///
     /// # Errors
     /// If a family of the same name is registered already.
@@ -89,7 +89,7 @@ impl Metrics {
         }
     }
 
-    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
+    /// Sets the gauges of state and latency. Called before each scrape.
     pub(super) fn show(&self, workers: &[std::sync::Arc<super::Worker>]) {
         let mut by_state = [0i64; WorkerState::ALL.len()];
         for worker in workers {
@@ -109,10 +109,11 @@ impl Metrics {
         }
     }
 
-    /// Takes the series of a worker that is gone away.
+    /// Removes the series of a worker that was deleted.
     pub(super) fn forget(&self, id: WorkerId) {
         let worker = id.to_string();
-        // Errors mean that there was no such series.
+        // An error means that there was no such series.
+
         let _absent = self.in_flight.remove_label_values(&[&worker]);
         let _absent = self.breaker.remove_label_values(&[&worker]);
         let _absent = self.latency.remove_label_values(&[&worker]);

@@ -1,8 +1,9 @@
-//! The fleet: all workers that this node knows, as one snapshot.
+//! The fleet: all workers that this router knows, as one immutable snapshot.
 //!
-//! Readers on the request path load one immutable [`Snapshot`] and see a consistent whole. Writers (administrators, the
-//! prober, later the mesh) go through one lock, build the next snapshot and swap it in. What changes with every request
-//! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
+//! The request path loads one [`Snapshot`] without a lock and sees a consistent list of workers. Writers (the admin API, the
+//! prober, the bridge to the cluster) take one lock, build the next snapshot and publish it. State that changes with each
+//! request is in atomics and small locks that all snapshots of a worker share, so a request needs no new snapshot. The module
+//! reads no clock and opens no socket: each call that depends on time takes it as an argument.
 
 mod abort;
 mod breaker;
@@ -32,49 +33,49 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
-/// What the fleet judges workers by.
+/// Thresholds and timeouts by which the fleet decides whether a worker gets requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Probes judge health by these where a worker's spec says nothing.
+    /// Probe settings for workers whose spec does not set their own.
     pub health: HealthConfig,
-    /// When traffic takes a worker out.
+    /// Settings of the circuit breaker of each worker.
     pub breaker: BreakerConfig,
-    /// Share of a model's workers, 0..=100 %, that passive signals (breaker, connect errors) may take out; beyond it
-    /// the least bad stay in.
+    /// Share of a model's workers, 0..=100 %, that breakers and connect errors may eject when no other worker is left. The
+    /// workers beyond it stay eligible: reachable ones first, then those that were ejected first.
     pub max_ejection_percent: u8,
-    /// How long a deleted worker may finish what is in flight.
+    /// Time that the requests in flight on a removed worker have to finish before they are aborted.
     pub drain_timeout: Duration,
 }
 
-/// Defaults of `spec::HealthSpec`.
+/// Probe settings of a worker whose [`HealthSpec`](smg_types::spec::HealthSpec) does not set its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthConfig {
-    /// Path that answers 2xx while a worker can serve.
+    /// The path that the prober requests. A worker that can serve answers it with 2xx.
     pub endpoint: String,
-    /// Time between probes.
+    /// Time from the end of a probe to the next one; the prober varies it by ±10 %.
     pub interval: Duration,
-    /// Time after which a probe failed.
+    /// A probe without an answer after this time has failed.
     pub timeout: Duration,
-    /// Failed probes in a row that take a worker out.
+    /// A worker is down after this many failed probes in a row.
     pub failure_threshold: NonZeroU32,
-    /// Good probes in a row that bring it back.
+    /// A worker that was down is up after this many good probes in a row.
     pub success_threshold: NonZeroU32,
-    /// No probes: every worker is taken for healthy.
+    /// The router sends no probes and assumes every worker to be healthy.
     pub disabled: bool,
 }
 
-/// When traffic takes a worker out, and how it comes back.
+/// Settings of a circuit breaker: when the outcomes of requests eject a worker, and when the worker returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// Failures within `window` that open it.
+    /// The breaker opens after this many failures within `window`.
     pub failure_threshold: NonZeroU32,
-    /// Successes in half-open that close it.
+    /// A half-open breaker closes after this many successes.
     pub success_threshold: NonZeroU32,
-    /// Time from open to half-open.
+    /// An open breaker becomes half-open after this time.
     pub timeout: Duration,
-    /// The window in which failures count.
+    /// Failures that are older than this do not count.
     pub window: Duration,
-    /// Never opens.
+    /// The breaker never opens.
     pub disabled: bool,
 }
 
@@ -114,50 +115,51 @@ impl Default for BreakerConfig {
     }
 }
 
-/// Workers at most: far above any real fleet, so that a runaway script can't fill the memory.
+/// Most workers in a fleet. It is far above any real fleet and bounds the memory that a runaway script can fill.
 const MAX_WORKERS: usize = 16_384;
 
-/// All workers at one moment.
+/// All workers at one moment, indexed by model.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Grows with every change.
+    /// Increases by 1 with each change of the fleet.
     pub version: u64,
+    /// Sorted by id.
     workers: Vec<Arc<Worker>>,
     models: HashMap<ModelId, Model>,
-    /// Workers that have no list of models and take whatever is sent.
+    /// Workers with [`Models::Any`]: they get requests for every model.
     any: Vec<Member>,
-    /// Every worker of which the models are known, for requests that name none.
+    /// Workers whose models are known. They get the requests that name no model.
     with_known_models: Vec<Member>,
-    /// Those whose models are not known yet.
+    /// Workers with [`Models::Unknown`].
     undiscovered: Vec<Arc<Worker>>,
 }
 
-/// A model and who serves it.
+/// A model and the workers that serve it.
 #[derive(Debug, Default)]
 pub struct Model {
-    /// Who serves it, sorted by id.
+    /// The workers that serve the model, sorted by id.
     pub members: Vec<Member>,
-    /// The policy that a worker's label asks for.
+    /// The value of the label `policy` of the first worker (in the order of ids) that has one.
     pub policy: Option<String>,
 }
 
-/// A worker as a server of one model.
+/// A worker that serves one model.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// The worker.
     pub worker: Arc<Worker>,
-    /// The model's name at the worker when clients call it by an alias.
+    /// If clients name the model by an alias: the name of the model at the worker.
     pub renamed: Option<ModelId>,
 }
 
-/// Who may serve a request.
+/// The workers that serve a model, or the reason why there are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServedBy<'a> {
-    /// These workers.
+    /// At least one worker serves the model.
     Members(&'a [Member]),
-    /// Nobody yet, but what some worker serves may be known any moment.
+    /// No known worker serves the model, but the router does not know yet what some worker serves.
     NotYetKnown,
-    /// Nobody: the model does not exist here.
+    /// No worker serves the model.
     UnknownModel,
 }
 
@@ -182,26 +184,27 @@ impl Snapshot {
         self.workers.binary_search_by_key(&id, |worker| worker.id).ok().map(|at| &self.workers[at])
     }
 
-    /// The models by name, aliases among them.
+    /// All models by name. An alias is listed as a model of its own.
     pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
         self.models.iter()
     }
 
-    /// What is known of the model called `name`.
+    /// The model or alias called `name`.
     #[must_use]
     pub fn model(&self, name: &str) -> Option<&Model> {
         self.models.get(name)
     }
 
-    /// Who may serve a request for `model`; for a request that names none, with_known_models.
+    /// The workers that may serve a request for `model`. A request that names no model may go to every worker whose models
+    /// are known.
     #[must_use]
     pub fn served_by(&self, model: Option<&str>) -> ServedBy<'_> {
         let members = match model {
             None => &self.with_known_models,
             Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
         };
-        // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
-        // which something may be heard any moment keeps a name from being a mistake.
+        // While no worker's models are known, no model is known not to exist. Later, a name is unknown unless some worker
+        // may report its models soon.
         let too_early = self.with_known_models.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
             [] if too_early => ServedBy::NotYetKnown,
@@ -213,49 +216,49 @@ impl Snapshot {
         }
     }
 
-    /// Workers that serve right now; counts them.
+    /// Counts the workers in state `ready`.
     fn count_ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == WorkerState::Ready).count()
     }
 }
 
-/// All workers that this node knows. One per process, shared by reference.
+/// Owns the current [`Snapshot`]. A process has one fleet and shares it by reference.
 #[derive(Debug)]
 pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
-    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `write_lock`.
+    /// Number of workers in state `ready`, updated whenever a state may have changed. Written under `write_lock`.
     ready: AtomicUsize,
-    /// Taken by writers, so that two changes can't lose one another.
+    /// Serialises writers, so that no change overwrites another.
     write_lock: Mutex<()>,
 }
 
-/// Why a worker could not be registered.
+/// The reason why a worker was not registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// A worker with that URL is there already.
+    /// A worker with this URL is registered already.
     #[error("worker {0} is registered already")]
     Exists(WorkerId),
-    /// Two URLs have the same id: about once in 2^32 fleets of 65,536 workers.
+    /// The URL hashes to the id of another worker. In a fleet of 16,384 workers the chance of that is about 2^-37.
     #[error("worker {id} is registered with another url, {url}: the two hash to the same id")]
     SameId {
-        /// The id of both.
+        /// The id of both workers.
         id: WorkerId,
-        /// The one that was there first.
+        /// The URL of the worker that is registered.
         url: String,
     },
-    /// The fleet has its 16,384 workers.
-    #[error("the fleet has its {MAX_WORKERS} workers")]
+    /// The fleet has 16,384 workers.
+    #[error("the fleet is full: it has {MAX_WORKERS} workers")]
     Full,
 }
 
-/// What one learns by asking a worker what it serves.
+/// The answers of a worker to the questions what it serves and how it is configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Discovered {
-    /// Its models.
+    /// The models that the worker lists.
     pub models: Models,
-    /// Its own words about itself.
+    /// The worker's description of itself as JSON; `None`: the worker has no endpoint for it.
     pub info: Option<serde_json::Value>,
 }
 
@@ -272,24 +275,24 @@ impl Fleet {
         }
     }
 
-    /// What workers are judged by.
+    /// The configuration that was passed to [`Fleet::new`].
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// All workers at this moment: cheap, without a lock. Not to be held across an await; clone the `Arc` for that.
+    /// The current snapshot, without a lock. Don't hold the guard across an await: use [`Fleet::snapshot`] there.
     pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.snapshot.load()
     }
 
-    /// All workers at this moment, to keep.
+    /// The current snapshot, to keep for as long as the caller likes.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Workers that serve, and all of them, without looking at each.
+    /// The number of workers in state `ready` and the number of all workers. Costs no pass over the workers.
     #[must_use]
     pub fn ready_and_total(&self) -> (usize, usize) {
         let all = self.load().workers.len();
@@ -299,7 +302,7 @@ impl Fleet {
     /// Adds a worker.
     ///
     /// # Errors
-    /// If it is there already (also while it drains), or the fleet is full.
+    /// If a worker with this URL or id is registered (a draining one counts), or the fleet is full.
     pub fn register(&self, spec: WorkerSpec) -> Result<WorkerId, RegisterError> {
         let id = spec.id();
         self.change(|workers| {
@@ -319,25 +322,26 @@ impl Fleet {
         })
     }
 
-    /// Replaces what a worker is told to be; its counters, health and breaker stay. The URL can't change, for it is the
-    /// worker's identity. Returns whether it is there.
+    /// Replaces the spec of the worker with the same URL; counters, health and breaker stay. Returns whether the fleet has
+    /// that worker.
     pub fn respecify(&self, spec: WorkerSpec) -> bool {
         let id = spec.id();
         self.update(id, |worker| worker.respecify(spec))
     }
 
-    /// Stops (or, with `false`, resumes) sending new requests to a worker. Returns whether it is there.
+    /// Stops sending new requests to a worker, or, if `draining` is false, sends them again. A worker that is being removed
+    /// keeps draining. Returns whether the fleet has the worker.
     pub fn drain(&self, id: WorkerId, draining: bool) -> bool {
         self.update(id, |worker| worker.draining = draining || worker.drain_deadline.is_some())
     }
 
-    /// Sets or lifts an operator's health_override. Returns whether the worker is there.
+    /// Sets the operator's override of a worker's health, or lifts it with `None`. Returns whether the fleet has the worker.
     pub fn override_worker(&self, id: WorkerId, health_override: Option<Override>) -> bool {
         self.update(id, |worker| worker.health_override = health_override)
     }
 
-    /// Lets a worker go: no new requests, those in flight finish, bounded by the drain timeout. Returns whether it is
-    /// there. [`Fleet::sweep`] takes it away.
+    /// Removes a worker once it has no requests in flight, at the latest after the drain timeout. Until then it drains: it gets
+    /// no new requests. Returns whether the fleet has the worker.
     pub fn remove(&self, id: WorkerId, now: Now) -> bool {
         let drain_deadline = now.mono + self.config.drain_timeout;
         let there = self.update(id, |worker| {
@@ -348,8 +352,8 @@ impl Fleet {
         there
     }
 
-    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over: what is still in
-    /// flight there ends then.
+    /// Deletes the workers that were removed and have no requests in flight, or whose drain timeout is over. Aborts the
+    /// requests that are still in flight on them.
     pub fn sweep(&self, now: Now) {
         let gone = |worker: &Worker| {
             worker
@@ -373,7 +377,7 @@ impl Fleet {
         .unwrap_or_else(|never| match never {});
     }
 
-    /// A probe of a worker came back. Returns what it changed, for the log.
+    /// Counts the result of a probe. Returns the change of the worker's health, if there was one.
     pub fn report_probe(&self, id: WorkerId, probe: ProbeResult) -> Option<HealthChange> {
         let snapshot = self.snapshot();
         let worker = snapshot.worker(id)?;
@@ -396,14 +400,13 @@ impl Fleet {
         change
     }
 
-    /// Some worker began or ceased to serve.
+    /// Counts the ready workers again, after a change that built no snapshot.
     fn update_ready(&self) {
         let _guard = self.write_lock.lock();
         self.ready.store(self.load().count_ready(), Ordering::Relaxed);
     }
 
-    /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
-    /// whether that changed anything.
+    /// Stores what a worker says it serves. If its spec names models, they take precedence. Returns whether anything changed.
     pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
         let info = info.map(Arc::new);
@@ -411,12 +414,12 @@ impl Fleet {
             (worker.spec.models.is_empty() && worker.models != models)
                 || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
         };
-        // Looked at first without the lock: most looks find what is known already.
+        // Compared first without the lock, because most answers equal the last one.
         if !self.load().worker(id).is_some_and(|worker| differs(worker)) {
             return false;
         }
         self.update(id, |worker| {
-            // What its spec names is not overruled, and that is decided under the lock: it may have changed.
+            // The spec is read again under the lock, because it may have changed since the comparison above.
             if worker.spec.models.is_empty() {
                 worker.models.clone_from(&models);
             }
@@ -424,14 +427,14 @@ impl Fleet {
         })
     }
 
-    /// What a worker serves could not be read.
+    /// Counts a failed attempt to ask a worker what it serves.
     pub fn report_failed_discovery(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
             worker.live().count_failed_discovery();
         }
     }
 
-    /// A worker's cache was emptied: what was learnt of it is void.
+    /// Notes that a worker has lost its cache: policies forget what they have learnt about the worker.
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| {
             worker.live().own_cold_count.fetch_add(1, Ordering::Relaxed);
@@ -439,7 +442,7 @@ impl Fleet {
         });
     }
 
-    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
+    /// Sets the gauges of state and latency. Called before each scrape.
     pub fn show_metrics(&self) {
         self.metrics.show(&self.load().workers);
     }
@@ -455,7 +458,7 @@ impl Fleet {
         .unwrap_or_else(|never| match never {})
     }
 
-    /// Runs `change` on a copy of the list and, unless it fails, swaps the snapshot that follows from it in.
+    /// Runs `change` on a copy of the list of workers and publishes the snapshot that results, unless `change` fails.
     fn change<T, E>(
         &self,
         change: impl FnOnce(&mut Vec<Arc<Worker>>) -> Result<T, E>,
@@ -472,7 +475,7 @@ impl Fleet {
     }
 }
 
-/// Derives who serves what from the list of workers.
+/// Builds the snapshot of `workers`, which are sorted by id.
 fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
@@ -494,7 +497,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
         }
         snapshot.with_known_models.push(member());
     }
-    // Who takes whatever is sent also takes what others serve.
+    // A worker that serves any model also serves the models that others list.
     for any in &snapshot.any {
         for model in snapshot.models.values_mut() {
             if model.members.iter().all(|member| member.worker.id != any.worker.id) {
@@ -509,6 +512,7 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
     snapshot
 }
 
+/// Adds `member` to the model `id`, unless the same worker was added to it just before.
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {
     let model = models.entry(id.clone()).or_default();
     if model.policy.is_none() {

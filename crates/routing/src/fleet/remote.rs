@@ -1,8 +1,9 @@
-//! What other routers see of a worker, beside what this one sees itself.
+//! Combines what other routers report of a worker with what this router has measured.
 //!
-//! Own fresh evidence comes first: a request that succeeded lately, a probe that failed. Where there is none, what is
-//! heard decides. Nobody's word takes a worker away from a router that has just been served by it; it makes that router
-//! ask, and lets one failure count for many.
+//! This router's own fresh evidence takes precedence: a request that succeeded less than 10 s ago, or a probe that failed.
+//! Without such evidence the reports decide. A report never takes a worker down, and never ejects one, that has answered this
+//! router within the last 10 s. A bad health report then triggers a probe, and while another router's breaker is not closed,
+//! one failure opens this router's breaker.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,63 +14,65 @@ use smg_types::now::Now;
 use super::worker::LiveState;
 use super::{BreakerMode, Fleet, HealthChange, Worker, WorkerState};
 
-/// How long a request that succeeded speaks for a worker.
+/// A success of a request overrides bad reports for this time.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// Prompts in a row of which far less was cached than should have been, that make a worker's cache cold.
+/// The cache of a worker counts as lost after this many prompts in a row of which far less was cached than expected.
 const COLD_AFTER: u8 = 3;
 
-/// What the other routers say of a worker, put together.
+/// The reports of all other routers on one worker, combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RemoteView {
-    /// Requests that they have in flight on it.
+    /// Requests that the other routers have in flight on the worker.
     pub in_flight: u32,
-    /// What their probes say, if any of them says anything.
+    /// Whether at least half of the routers that probe the worker find it healthy; `None`: no report.
     pub health: Option<bool>,
-    /// The most closed of their breakers that is not closed; `None`: all are closed.
+    /// Open if more routers have an open breaker than have had a success within the last 10 s; else half-open if any breaker
+    /// is not closed; `None`: all are closed.
     pub breaker: Option<BreakerMode>,
-    /// Others ask it how it is, so this router need not.
+    /// Other routers probe the worker, so this one need not.
     pub probed_elsewhere: bool,
 }
 
-/// What this router sees of a worker itself, to tell the others.
+/// What this router has measured of one worker, to publish to the other routers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalView {
-    /// What its own probes say; `None`: others ask.
+    /// Whether this router's probes find the worker healthy; `None`: this router does not probe it.
     pub health: Option<bool>,
-    /// What its traffic says of the worker. A breaker that opened because no connection came about is not told: that may
-    /// be this router's own way there.
+    /// The mode of this router's breaker. It is published as closed if the last failure was a failed connection, because the
+    /// fault may be in this router's network path.
     pub breaker: BreakerMode,
-    /// Whether a request went well lately, and none has failed since.
+    /// A request succeeded within the last 10 s, and none has failed since.
     pub serving: bool,
-    /// Time to the head of responses, exponentially weighted.
+    /// Moving average of the time to the head of a response.
     pub latency: Option<Duration>,
-    /// Times that its cache was found cold by this router.
-    pub colds: u32,
-    /// Requests in flight on it, sent by this router.
+    /// Number of times that this router found the worker's cache empty.
+    pub cold_count: u32,
+    /// Requests that this router has in flight on the worker.
     pub in_flight: u32,
 }
 
 impl Fleet {
-    /// Takes in what the others say of a worker. What it means for its health is decided by [`Fleet::apply_remote_health`].
-    pub fn set_remote_view(&self, id: WorkerId, heard: RemoteView) {
+    /// Stores the reports of the other routers on a worker. [`Fleet::apply_remote_health`] derives the worker's health from
+    /// them.
+    pub fn set_remote_view(&self, id: WorkerId, remote: RemoteView) {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return };
         let live = worker.live();
-        live.remote_in_flight.store(heard.in_flight, Ordering::Relaxed);
-        live.probed_elsewhere.store(heard.probed_elsewhere, Ordering::Relaxed);
+        live.remote_in_flight.store(remote.in_flight, Ordering::Relaxed);
+        live.probed_elsewhere.store(remote.probed_elsewhere, Ordering::Relaxed);
         live.remote_health
-            .store(heard.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
-        live.remote_breaker.store(heard.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
+            .store(remote.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
+        live.remote_breaker.store(remote.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
     }
 
-    /// An answer has said whether about as much of a long prompt was cached as should have been. Several in a row of which it
-    /// was far less are taken for a restart; returns whether this one was the last of them.
-    pub fn report_cached_prompt(&self, id: WorkerId, about: bool) -> bool {
+    /// Counts a long prompt by whether the worker had about as much of it in its cache `as_expected`. Three in a row of which
+    /// far less was cached are taken for a restart of the worker: its cache counts as lost. Returns whether this call did that.
+    pub fn report_cached_prompt(&self, id: WorkerId, as_expected: bool) -> bool {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return false };
         let uncached_prompts = &worker.live().uncached_prompts;
-        if about {
+        if as_expected {
             uncached_prompts.store(0, Ordering::Relaxed);
             return false;
         }
@@ -81,12 +84,13 @@ impl Fleet {
         true
     }
 
-    /// The cache of a worker was found cold by another router: what was learnt of it is void.
+    /// Notes that another router has found the worker's cache empty: policies forget what they have learnt about the worker.
     pub fn apply_remote_cold(&self, id: WorkerId) {
         self.update(id, |worker| worker.cache_epoch += 1);
     }
 
-    /// Applies what others say of the health of workers that this router does not ask itself. Returns what that changed.
+    /// Applies the reported health to the workers that other routers probe. Returns what changed. A worker that has answered
+    /// this router recently and is reported bad is probed instead.
     pub fn apply_remote_health(&self, now: Now) -> Vec<(WorkerId, HealthChange)> {
         let mut changes = Vec::new();
         let snapshot = self.snapshot();
@@ -97,7 +101,7 @@ impl Fleet {
             }
             let good = match live.remote_health.load(Ordering::Relaxed) {
                 0 => continue,
-                heard => heard == 2,
+                remote => remote == 2,
             };
             let is_up = live.probed_state() == WorkerState::Ready;
             if is_up == good {
@@ -117,14 +121,14 @@ impl Fleet {
 }
 
 impl Worker {
-    /// Requests in flight on it: this router's, and those that the others last spoke of.
+    /// Requests in flight on the worker: this router's, and those that the other routers last reported.
     #[must_use]
     pub fn load(&self) -> u32 {
         self.in_flight().saturating_add(self.live().remote_in_flight.load(Ordering::Relaxed))
     }
 
-    /// Whether this router should ask it how it is in turn: nobody else does, nobody knows yet, or its own last look was
-    /// not good.
+    /// Whether this router should probe the worker: no other router does, none has reported its health yet, or this router's
+    /// last probe failed.
     #[must_use]
     pub fn is_probed_here(&self) -> bool {
         let live = self.live();
@@ -134,7 +138,7 @@ impl Worker {
             || live.own_probe_failed.load(Ordering::Relaxed)
     }
 
-    /// Whether requests are sent to it: nothing speaks against it but that it may be full right now.
+    /// Whether the worker gets requests, or would get them if it were not at its own limit.
     #[must_use]
     pub fn is_routed(&self, now: Now, config: &super::BreakerConfig) -> bool {
         match self.fitness(now, config) {
@@ -143,38 +147,38 @@ impl Worker {
         }
     }
 
-    /// What this router sees of it.
+    /// What this router has measured of the worker.
     #[must_use]
     pub fn local_view(&self, now: Now, config: &super::BreakerConfig) -> LocalView {
         let live = self.live();
         let breaker = self.breaker_mode(now, config);
-        let own_way = live.last_unreachable.load(Ordering::Relaxed) != 0;
+        let own_path = live.last_unreachable.load(Ordering::Relaxed) != 0;
         LocalView {
             health: (self.is_probed_here() && live.probed_state() != WorkerState::Pending)
                 .then(|| live.probed_state() == WorkerState::Ready),
-            breaker: if own_way { BreakerMode::Closed } else { breaker },
+            breaker: if own_path { BreakerMode::Closed } else { breaker },
             serving: live.served_recently(now),
             latency: self.latency(),
-            colds: live.own_cold_count.load(Ordering::Relaxed),
+            cold_count: live.own_cold_count.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
         }
     }
 }
 
 impl LiveState {
-    /// Whether a request that ended lately was served well, and none has failed since.
+    /// Whether a request succeeded within the last 10 s, and none has failed since.
     pub(super) fn served_recently(&self, now: Now) -> bool {
         let at = self.last_success.load(Ordering::Relaxed);
         at != 0 && now.mono_nanos().saturating_sub(at) < FRESH.as_nanos() as u64
     }
 
-    /// Whether another router's breaker is open and nothing that this router saw lately speaks against that.
+    /// Whether the other routers' combined breaker is open and this router has had no success within the last 10 s.
     pub(super) fn fails_remotely(&self, now: Now) -> bool {
         self.remote_breaker.load(Ordering::Relaxed) == BreakerMode::Open as u8
             && !self.served_recently(now)
     }
 
-    /// Whether another router's breaker is not closed: then one failure here says enough.
+    /// Whether the other routers' combined breaker is not closed. Then one failure opens this router's breaker.
     pub(super) fn has_remote_failures(&self) -> bool {
         self.remote_breaker.load(Ordering::Relaxed) != 0
     }
@@ -213,53 +217,56 @@ mod tests {
         worker(fleet, id).is_routed(now, &fleet.config().breaker)
     }
 
-    fn elsewhere(health: Option<bool>) -> RemoteView {
+    fn probed_by_others(health: Option<bool>) -> RemoteView {
         RemoteView { health, probed_elsewhere: true, ..RemoteView::default() }
     }
 
     #[test]
-    fn others_words_decide_where_this_router_does_not_ask() {
+    fn reported_health_decides_for_a_worker_that_others_probe() {
         let (fleet, id) = fleet();
-        fleet.set_remote_view(id, elsewhere(Some(false)));
+        fleet.set_remote_view(id, probed_by_others(Some(false)));
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Down)]);
         assert!(!routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 0);
-        fleet.set_remote_view(id, elsewhere(Some(true)));
+        fleet.set_remote_view(id, probed_by_others(Some(true)));
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Up { cold: false })]);
         assert!(routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 1);
         fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() });
-        assert_eq!(fleet.apply_remote_health(NOW), [], "it asks itself");
+        assert_eq!(fleet.apply_remote_health(NOW), [], "this router probes the worker itself");
     }
 
     #[test]
-    fn whoever_was_just_served_asks_before_it_believes() {
+    fn a_bad_report_on_a_worker_that_just_answered_triggers_a_probe() {
         let (fleet, id) = fleet();
         serve(&fleet, id, Outcome::Success, NOW);
-        fleet.set_remote_view(id, elsewhere(Some(false)));
+        fleet.set_remote_view(id, probed_by_others(Some(false)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(worker(&fleet, id).take_probe_request());
         assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, HealthChange::Down)]);
     }
 
     #[test]
-    fn a_failed_probe_of_ones_own_beats_others_praise() {
+    fn an_own_failed_probe_outweighs_good_reports() {
         let (fleet, id) = fleet();
         for _ in 0..3 {
             fleet.report_probe(id, ProbeResult::Bad);
         }
-        fleet.set_remote_view(id, elsewhere(Some(true)));
+        fleet.set_remote_view(id, probed_by_others(Some(true)));
         assert_eq!(fleet.apply_remote_health(NOW), []);
-        assert!(worker(&fleet, id).is_probed_here(), "until it is settled");
+        assert!(
+            worker(&fleet, id).is_probed_here(),
+            "this router probes on until a probe succeeds"
+        );
     }
 
     #[test]
-    fn anothers_open_breaker_ejects_unless_this_router_knows_better() {
+    fn a_reported_open_breaker_ejects_unless_a_request_just_succeeded() {
         let (fleet, id) = fleet();
         let open = RemoteView { breaker: Some(BreakerMode::Open), ..RemoteView::default() };
         fleet.set_remote_view(id, open);
         assert!(!routed(&fleet, id, NOW));
         serve(&fleet, id, Outcome::Success, NOW);
         assert!(routed(&fleet, id, NOW) && !routed(&fleet, id, NOW + FRESH));
-        // One failure is enough then.
+        // While the reported breaker is open, one failure opens the own breaker.
         serve(&fleet, id, Outcome::Failure, NOW);
         assert_eq!(
             worker(&fleet, id).breaker_mode(NOW, &fleet.config().breaker),
@@ -268,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_is_cut_is_not_told_as_the_workers_failure() {
+    fn a_failed_connection_is_not_published_as_an_open_breaker() {
         let (fleet, id) = fleet();
         let config = fleet.config().breaker.clone();
         for _ in 0..10 {
@@ -298,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_of_which_little_was_cached_make_a_worker_cold() {
+    fn three_uncached_prompts_in_a_row_make_a_worker_cold() {
         let (fleet, id) = fleet();
-        let told: Vec<bool> = [false, false, true, false, false, false]
-            .map(|about| fleet.report_cached_prompt(id, about))
+        let cold: Vec<bool> = [false, false, true, false, false, false]
+            .map(|as_expected| fleet.report_cached_prompt(id, as_expected))
             .into();
-        assert_eq!(told, [false, false, false, false, false, true]);
+        assert_eq!(cold, [false, false, false, false, false, true]);
         assert_eq!(worker(&fleet, id).cache_epoch, 1);
-        assert_eq!(worker(&fleet, id).local_view(NOW, &fleet.config().breaker).colds, 1);
+        assert_eq!(worker(&fleet, id).local_view(NOW, &fleet.config().breaker).cold_count, 1);
     }
 }

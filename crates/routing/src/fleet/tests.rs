@@ -1,4 +1,4 @@
-//! The fleet through its public face: registering, discovering, judging, leaving.
+//! The fleet through its public interface: registering, discovering, judging and removing workers.
 
 use super::*;
 
@@ -17,14 +17,14 @@ fn spec(url: &str, models: &[&str]) -> WorkerSpec {
     }
 }
 
-/// A ready worker that serves `models`.
+/// Registers a worker that serves `models` and makes it ready.
 fn ready(fleet: &Fleet, url: &str, models: &[&str]) -> WorkerId {
     let id = fleet.register(spec(url, models)).unwrap();
     fleet.report_probe(id, ProbeResult::Good);
     id
 }
 
-fn who_serves(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
+fn serving(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
     match fleet.load().served_by(model) {
         ServedBy::Members(members) => members.iter().map(|member| member.worker.id).collect(),
         ServedBy::NotYetKnown | ServedBy::UnknownModel => Vec::new(),
@@ -42,20 +42,20 @@ fn one_url_is_one_worker() {
 }
 
 #[test]
-fn a_model_is_served_by_those_that_have_it() {
+fn a_model_is_served_by_the_workers_that_list_it() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m", "n"]);
     let b = ready(&fleet, "http://b", &["m"]);
     let mut both = vec![a, b];
     both.sort();
-    assert_eq!(who_serves(&fleet, Some("m")), both);
-    assert_eq!(who_serves(&fleet, Some("n")), [a]);
-    assert_eq!(who_serves(&fleet, None), both);
+    assert_eq!(serving(&fleet, Some("m")), both);
+    assert_eq!(serving(&fleet, Some("n")), [a]);
+    assert_eq!(serving(&fleet, None), both);
     assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
-fn an_unknown_model_may_still_turn_up() {
+fn a_model_is_not_yet_known_while_a_worker_may_still_list_it() {
     let fleet = fleet();
     assert_eq!(fleet.load().served_by(None), ServedBy::UnknownModel);
     let a = ready(&fleet, "http://a", &[]);
@@ -64,43 +64,43 @@ fn an_unknown_model_may_still_turn_up() {
     let found = Discovered { models: Models::Known(vec!["m".into()]), info: None };
     assert!(fleet.report_discovered(a, found.clone()));
     assert!(!fleet.report_discovered(a, found));
-    assert_eq!(who_serves(&fleet, Some("m")), [a]);
+    assert_eq!(serving(&fleet, Some("m")), [a]);
     assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Ready);
     assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
-fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
+fn a_worker_that_never_lists_its_models_does_not_keep_a_model_from_being_unknown() {
     let fleet = fleet();
     ready(&fleet, "http://a", &["m"]);
-    let asked = || fleet.load().served_by(Some("x")) == ServedBy::NotYetKnown;
-    // It has just come: it may have it.
+    let not_yet_known = || fleet.load().served_by(Some("x")) == ServedBy::NotYetKnown;
+    // The worker has just been registered: it may serve the model.
     let young = fleet.register(spec("http://b", &[])).unwrap();
-    assert!(asked());
-    // It never answers.
+    assert!(not_yet_known());
+    // The worker never answers.
     for _ in 0..3 {
         fleet.report_probe(young, ProbeResult::Gone);
     }
-    assert!(!asked());
-    // It answers, but not that question.
+    assert!(!not_yet_known());
+    // The worker answers its probes but does not list its models.
     fleet.report_probe(young, ProbeResult::Good);
-    assert!(asked());
+    assert!(not_yet_known());
     for _ in 0..5 {
-        assert!(asked());
+        assert!(not_yet_known());
         fleet.report_failed_discovery(young);
     }
-    assert!(!asked());
+    assert!(!not_yet_known());
     assert_eq!(fleet.load().served_by(Some("m")), fleet.load().served_by(None));
 }
 
 #[test]
-fn those_that_serve_are_counted() {
+fn ready_workers_are_counted() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = fleet.register(spec("http://b", &[])).unwrap();
     assert_eq!(fleet.ready_and_total(), (1, 2));
     fleet.report_probe(b, ProbeResult::Good);
-    assert_eq!(fleet.ready_and_total(), (1, 2), "its models are not known");
+    assert_eq!(fleet.ready_and_total(), (1, 2), "the models of one are not known");
     fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
     assert_eq!(fleet.ready_and_total(), (2, 2));
     fleet.drain(a, true);
@@ -115,7 +115,7 @@ fn those_that_serve_are_counted() {
 }
 
 #[test]
-fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
+fn requests_on_a_deleted_worker_are_aborted() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -129,14 +129,14 @@ fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
 }
 
 #[test]
-fn a_worker_without_a_list_takes_whatever_is_sent() {
+fn a_worker_without_a_list_serves_every_model() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = ready(&fleet, "http://b", &[]);
     fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
-    assert_eq!(who_serves(&fleet, Some("x")), [b]);
-    assert_eq!(who_serves(&fleet, Some("m")).len(), 2);
-    assert!(who_serves(&fleet, Some("m")).contains(&a));
+    assert_eq!(serving(&fleet, Some("x")), [b]);
+    assert_eq!(serving(&fleet, Some("m")).len(), 2);
+    assert!(serving(&fleet, Some("m")).contains(&a));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn an_alias_is_rewritten() {
 }
 
 #[test]
-fn in_flight_returns_to_zero_however_it_ends() {
+fn in_flight_returns_to_zero_however_a_request_ends() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -176,7 +176,7 @@ fn in_flight_returns_to_zero_however_it_ends() {
 }
 
 #[test]
-fn a_worker_is_never_over_its_own_limit() {
+fn a_worker_never_exceeds_its_own_limit() {
     let fleet = fleet();
     let limited = WorkerSpec { max_concurrent: NonZeroU32::new(2), ..spec("http://a", &["m"]) };
     let id = fleet.register(limited).unwrap();
@@ -193,7 +193,7 @@ fn a_worker_is_never_over_its_own_limit() {
 }
 
 #[test]
-fn failures_eject_and_half_open_lets_one_in() {
+fn failures_eject_and_a_half_open_breaker_lets_one_request_through() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -211,7 +211,10 @@ fn failures_eject_and_half_open_lets_one_in() {
     assert_eq!(worker.fitness(later, breaker), Fitness::Fit);
     let probe = worker.begin(later, breaker, false);
     assert!(probe.is_some());
-    assert!(worker.begin(later, breaker, false).is_none(), "half-open let a second one through");
+    assert!(
+        worker.begin(later, breaker, false).is_none(),
+        "a half-open breaker let a second request through"
+    );
     drop(probe);
     assert_eq!(worker.in_flight(), 0);
     for _ in 0..3 {
@@ -222,7 +225,7 @@ fn failures_eject_and_half_open_lets_one_in() {
 }
 
 #[test]
-fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
+fn a_refused_connection_ejects_at_once_and_a_good_probe_brings_the_worker_back_cold() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -234,11 +237,11 @@ fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
     fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
-    assert_eq!(worker.cache_epoch, 1, "what it had cached is gone");
+    assert_eq!(worker.cache_epoch, 1, "its cache is lost");
 }
 
 #[test]
-fn an_operator_has_the_last_word_until_it_lapses() {
+fn an_override_outweighs_probes_until_it_ends() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let fitness = |now| fleet.load().worker(id).unwrap().fitness(now, &fleet.config().breaker);
@@ -263,7 +266,7 @@ fn an_operator_has_the_last_word_until_it_lapses() {
 }
 
 #[test]
-fn a_deleted_worker_finishes_what_is_in_flight() {
+fn a_removed_worker_finishes_its_requests() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -281,7 +284,7 @@ fn a_deleted_worker_finishes_what_is_in_flight() {
 }
 
 #[test]
-fn a_deleted_worker_goes_when_its_time_is_over() {
+fn a_removed_worker_is_deleted_at_its_drain_deadline() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -294,7 +297,7 @@ fn a_deleted_worker_goes_when_its_time_is_over() {
 }
 
 #[test]
-fn a_new_spec_keeps_what_is_going_on() {
+fn a_new_spec_keeps_counters_and_health() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &[]);
     fleet.report_discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
@@ -311,11 +314,11 @@ fn a_new_spec_keeps_what_is_going_on() {
         (1, 7, WorkerState::Ready)
     );
     assert!(fleet.respecify(spec("http://a", &["other"])));
-    assert_eq!(who_serves(&fleet, Some("other")), [id]);
+    assert_eq!(serving(&fleet, Some("other")), [id]);
 }
 
 #[test]
-fn series_of_a_worker_that_left_are_gone() {
+fn a_deleted_worker_leaves_no_series() {
     let registry = prometheus::Registry::new();
     let fleet = Fleet::new(Config::default(), Metrics::register(&registry).unwrap());
     let id = ready(&fleet, "http://a", &["m"]);

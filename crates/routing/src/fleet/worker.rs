@@ -1,7 +1,8 @@
-//! One worker: what it is told to be, what it turned out to be, and what is going on with it.
+//! One worker: its spec, its models, and the state that changes with each request.
 //!
-//! A [`Worker`] is immutable and part of a snapshot; what changes with every request is in [`LiveState`], which all versions
-//! of the same worker share. In-flight counts are given back by a guard, so that they return to zero on every path.
+//! A [`Worker`] is immutable and belongs to a snapshot. All snapshots of one worker share one [`LiveState`], which holds
+//! counters, breaker and health. [`InFlight`] is a guard that counts one request: its drop decrements the count, so the count
+//! returns to zero on every path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -19,91 +20,91 @@ use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
 
-/// The models that a worker serves, as far as known.
+/// The models that a worker serves, as far as the router knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Models {
-    /// Not told and not yet read from the worker.
+    /// The spec names none, and the worker has not answered yet.
     Unknown,
-    /// The worker has no list: it takes whatever is sent.
+    /// The worker lists no models: it gets requests for every model.
     Any,
-    /// Exactly these.
+    /// The worker serves exactly these models.
     Known(Vec<ModelId>),
 }
 
-/// What an operator says of a worker, above all evidence.
+/// An operator's decision on a worker's health. It takes precedence over probes and breakers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Override {
-    /// Serve from it or not, whatever probes and breaker say.
+    /// Whether the worker gets requests.
     pub healthy: bool,
-    /// Why, for people.
+    /// The operator's reason, shown by the API.
     pub reason: String,
-    /// Until when (`Now::mono`); `None`: until it is lifted.
+    /// The override ends at this time of `Now::mono`; `None`: it holds until it is lifted.
     pub until: Option<Duration>,
 }
 
 /// A worker within one snapshot of the fleet.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// Its id, derived from its URL.
+    /// The id, derived from the URL.
     pub id: WorkerId,
-    /// What it is told to be.
+    /// The settings from the configuration, the API or the cluster.
     pub spec: Arc<WorkerSpec>,
-    /// What it serves.
+    /// The models that the spec names or the worker lists.
     pub models: Models,
-    /// An operator's health_override.
+    /// The operator's override of the worker's health, which may have ended: see [`Worker::active_override`].
     pub health_override: Option<Override>,
-    /// Takes no new requests.
+    /// The worker gets no new requests.
     pub draining: bool,
-    /// Leaves as soon as nothing is in flight, at the latest then (`Now::mono`).
+    /// The worker is being removed: once it has no requests in flight, at the latest at this time of `Now::mono`.
     pub drain_deadline: Option<Duration>,
-    /// Grows whenever its cache is taken for cold.
+    /// Increases by 1 whenever the worker has lost its cache.
     pub cache_epoch: u32,
-    /// Worker's own words about its maximum number of tokens and the like, as read; shown by the API.
+    /// The worker's description of itself (its maximum number of tokens and the like) as JSON, shown by the API.
     pub info: Option<Arc<serde_json::Value>>,
     live: Arc<LiveState>,
 }
 
-/// The part of a worker that changes with every request.
+/// The state of a worker that changes with each request or probe. Times are `Now::mono_nanos`.
 #[derive(Debug)]
 pub(super) struct LiveState {
     in_flight: AtomicU32,
     state: AtomicU8,
-    /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
+    /// A request could not connect: the worker is ejected until this time or until a good probe; 0: it is not.
     unreachable_until: AtomicU64,
     pub(super) probe_requested: AtomicBool,
     breaker_mode: AtomicU8,
-    /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
+    /// Moving average of the time to the head of a response, in nanoseconds; 0: no response yet.
     latency_nanos: AtomicU64,
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
     abort: AbortSignal,
-    /// Looks at what it serves that failed, in a row.
+    /// Attempts to ask the worker what it serves that have failed.
     failed_discoveries: AtomicU32,
-    /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
+    /// Time of the last success of a request; 0: none has succeeded since the last failure.
     pub(super) last_success: AtomicU64,
-    /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
+    /// Time of the last failed connection; 0: the last failure had another cause.
     pub(super) last_unreachable: AtomicU64,
-    /// This router's own last probe was not good.
+    /// The last probe by this router was not good.
     pub(super) own_probe_failed: AtomicBool,
-    /// Times that this router found its cache cold.
+    /// Number of times that this router found the worker's cache empty.
     pub(super) own_cold_count: AtomicU32,
-    /// Prompts in a row of which far less was cached than should have been.
+    /// Prompts in a row of which the worker had far less in its cache than expected.
     pub(super) uncached_prompts: AtomicU8,
-    /// Requests that other routers have in flight on it.
+    /// Requests that other routers have in flight on the worker.
     pub(super) remote_in_flight: AtomicU32,
-    /// Other routers ask it how it is, and this one need not.
+    /// Other routers probe the worker, so this one need not.
     pub(super) probed_elsewhere: AtomicBool,
-    /// What they say: 0 nothing, 1 bad, 2 good.
+    /// Health by the probes of other routers: 0 no report, 1 bad, 2 good.
     pub(super) remote_health: AtomicU8,
-    /// A `BreakerMode` of some other router's breaker; 0: all are closed.
+    /// `RemoteView::breaker` as a number; 0: closed.
     pub(super) remote_breaker: AtomicU8,
     metrics: WorkerMetrics,
 }
 
-/// How long a connect error keeps a worker out when no probe says otherwise.
+/// Time for which a connect error ejects a worker, unless a probe succeeds earlier.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
 
-/// A worker that could not be read so many times does not make others wait for what it may have.
+/// After this many failed attempts to ask a worker what it serves, requests for unknown models no longer wait for it.
 const MAX_FAILED_DISCOVERIES: u32 = 5;
 
 impl Worker {
@@ -114,7 +115,7 @@ impl Worker {
         }
         let models = match spec.models.as_slice() {
             [] => Models::Unknown,
-            told => Models::Known(told.to_vec()),
+            models => Models::Known(models.to_vec()),
         };
         let live = LiveState {
             in_flight: AtomicU32::new(0),
@@ -155,13 +156,13 @@ impl Worker {
         &self.live
     }
 
-    /// Requests in flight on it, sent by this router.
+    /// Requests that this router has in flight on the worker.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.live.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Where it stands in its life.
+    /// The state that probes, discovery and draining give the worker.
     #[must_use]
     pub fn state(&self) -> WorkerState {
         if self.draining {
@@ -173,15 +174,15 @@ impl Worker {
         }
     }
 
-    /// Whether what it serves, which is not known, may be known any moment: it is not out for any reason, and has not
-    /// refused to tell again and again.
+    /// Whether a worker with unknown models may report them soon: it is not draining or down, and fewer than
+    /// `MAX_FAILED_DISCOVERIES` attempts to ask it have failed.
     pub(super) fn may_report_models(&self) -> bool {
         !self.draining
             && matches!(self.live.probed_state(), WorkerState::Pending | WorkerState::Ready)
             && self.live.failed_discoveries.load(Ordering::Relaxed) < MAX_FAILED_DISCOVERIES
     }
 
-    /// What its breaker does with requests.
+    /// The mode of this router's breaker for the worker.
     #[must_use]
     pub fn breaker_mode(&self, now: Now, config: &BreakerConfig) -> BreakerMode {
         if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 {
@@ -190,29 +191,29 @@ impl Worker {
         self.live.breaker.lock().mode(now.mono, config)
     }
 
-    /// Time to the head of its responses, exponentially weighted.
+    /// Moving average of the time to the head of a response (weight of a sample: 1/8); `None`: no response yet.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {
         let nanos = self.live.latency_nanos.load(Ordering::Relaxed);
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// An operator's health_override, while it holds.
+    /// The operator's override of the worker's health, if it has not ended.
     #[must_use]
     pub fn active_override(&self, now: Now) -> Option<&Override> {
         self.health_override
             .as_ref()
-            .filter(|health_override| health_override.until.is_none_or(|until| now.mono < until))
+            .filter(|given| given.until.is_none_or(|until| now.mono < until))
     }
 
-    /// Whether it may be picked, and if not, whether that is only what traffic says of it.
+    /// Whether the worker is a candidate, and if not, why.
     #[must_use]
     pub fn fitness(&self, now: Now, config: &BreakerConfig) -> Fitness {
         if self.draining || self.models == Models::Unknown {
             return Fitness::Out;
         }
         match self.active_override(now) {
-            Some(health_override) if health_override.healthy => return self.room(),
+            Some(given) if given.healthy => return self.fit_or_full(),
             Some(_) => return Fitness::Out,
             None => {}
         }
@@ -223,16 +224,16 @@ impl Worker {
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == BreakerMode::Closed as u8 {
             if !self.live.fails_remotely(now) {
-                return self.room();
+                return self.fit_or_full();
             }
-            return match self.room() {
+            return match self.fit_or_full() {
                 Fitness::Fit => Fitness::Ejected { since: now.mono, unreachable: false },
                 fitness => fitness,
             };
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
-            return self.room();
+            return self.fit_or_full();
         }
         let since = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
@@ -240,21 +241,21 @@ impl Worker {
         } else {
             breaker.opened_at()
         };
-        match self.room() {
+        match self.fit_or_full() {
             Fitness::Fit => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }
 
-    fn room(&self) -> Fitness {
+    fn fit_or_full(&self) -> Fitness {
         match self.spec.max_concurrent {
             Some(most) if self.load() >= most.get() => Fitness::Full,
             _ => Fitness::Fit,
         }
     }
 
-    /// Takes a place on the worker; `None`: it filled up, or its breaker's one probe is under way, since it was picked.
-    /// `anyway`: in spite of its breaker.
+    /// Counts a request as in flight. `None`: since the pick the worker reached its `max_concurrent`, or its half-open breaker
+    /// let another request through. With `anyway` the breaker is ignored.
     #[must_use]
     pub fn begin(&self, now: Now, config: &BreakerConfig, anyway: bool) -> Option<InFlight> {
         let most = self.spec.max_concurrent.map_or(u32::MAX, |most| {
@@ -268,20 +269,19 @@ impl Worker {
             return None;
         }
         self.live.metrics.in_flight.inc();
-        // From here on the guard gives the place back.
+        // From here on the drop of the guard decrements the count.
         let mut guard = InFlight {
             live: Arc::clone(&self.live),
             ticket: None,
             registration: Registration::default(),
         };
         let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
-        let overridden =
-            self.active_override(now).is_some_and(|health_override| health_override.healthy);
+        let forced_healthy = self.active_override(now).is_some_and(|given| given.healthy);
         if !closed {
             let mut breaker = self.live.breaker.lock();
             let ticket = match breaker.begin(now.mono, config) {
                 Some(ticket) => ticket,
-                None if anyway || overridden => breaker.begin_anyway(),
+                None if anyway || forced_healthy => breaker.begin_anyway(),
                 None => return None,
             };
             guard.ticket = Some(ticket);
@@ -291,7 +291,8 @@ impl Worker {
         Some(guard)
     }
 
-    /// Notes that nobody listened (`gone`), or that no connection came about: it is out at once, and a probe is wanted.
+    /// Notes that a request could not connect: ejects the worker at once and requests a probe. `gone`: the connection was
+    /// refused, so no process listens.
     pub fn mark_unreachable(&self, now: Now, gone: bool) {
         let until = (now + UNREACHABLE_FOR).mono_nanos();
         self.live.unreachable_until.store(until, Ordering::Relaxed);
@@ -300,7 +301,7 @@ impl Worker {
         self.live.probe_requested.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody wants a probe before its time; asking clears the wish.
+    /// Whether a probe was requested before its time. Clears the request.
     #[must_use]
     pub fn take_probe_request(&self) -> bool {
         self.live.probe_requested.load(Ordering::Relaxed)
@@ -308,21 +309,21 @@ impl Worker {
     }
 }
 
-/// Whether a worker may be picked.
+/// Whether a worker is a candidate for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
-    /// It may.
+    /// The worker is a candidate.
     Fit,
-    /// It is at its own limit.
+    /// The worker has reached its `max_concurrent`.
     Full,
-    /// Only traffic speaks against it: its breaker, or a connect error.
+    /// A breaker or a connect error ejected the worker. It may get requests all the same when all others are ejected too.
     Ejected {
-        /// Since when (`Now::mono`).
+        /// The time of the ejection (`Now::mono`).
         since: Duration,
-        /// Nobody listened at the last attempt.
+        /// The last attempt could not connect.
         unreachable: bool,
     },
-    /// Probes, an operator or its own end speak against it.
+    /// The worker gets no requests: it is draining, down, forced_healthy by an operator, or its models are unknown.
     Out,
 }
 
@@ -337,7 +338,7 @@ impl LiveState {
         }
     }
 
-    /// Runs `count` on its health and shows the state that follows.
+    /// Runs `count` on the health under its lock and publishes the resulting state.
     pub(super) fn with_health<T>(&self, count: impl FnOnce(&mut Health) -> T) -> T {
         let mut health = self.health.lock();
         let counted = count(&mut health);
@@ -345,17 +346,17 @@ impl LiveState {
         counted
     }
 
-    /// What it serves could not be read.
+    /// Counts a failed attempt to ask the worker what it serves.
     pub(super) fn count_failed_discovery(&self) {
         self.failed_discoveries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A probe found it listening.
+    /// Ends the ejection by a connect error.
     pub(super) fn mark_reachable(&self) {
         self.unreachable_until.store(0, Ordering::Relaxed);
     }
 
-    /// Ends what is in flight.
+    /// The signal that aborts the requests in flight.
     pub(super) fn abort(&self) -> &AbortSignal {
         &self.abort
     }
@@ -366,30 +367,30 @@ impl LiveState {
     }
 }
 
-/// A place on a worker: counts one request from before it is sent until its response has ended. Dropping it gives the
-/// place back and says nothing of the worker; [`InFlight::end`] says how it went.
+/// A guard that counts one request on a worker from before it is sent until its response has ended. Dropping it ends the
+/// count without an outcome; [`InFlight::end`] reports the outcome first.
 #[derive(Debug)]
 #[must_use]
 pub struct InFlight {
     live: Arc<LiveState>,
-    /// `None`: begun while the breaker was closed, which is what most are.
+    /// `None`: the request began while the breaker was closed, as most do.
     ticket: Option<Ticket>,
     registration: Registration,
 }
 
 impl InFlight {
-    /// Ready once the worker was taken away with the request still in flight on it: then it must end.
+    /// Ready once the worker was deleted at its drain deadline: the request must end.
     pub fn poll_abort(&mut self, cx: &Context<'_>) -> Poll<()> {
         self.live.abort.poll(&mut self.registration, cx)
     }
 
-    /// Whether the worker was taken away.
+    /// Whether the worker was deleted at its drain deadline.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
         self.live.abort.is_aborted()
     }
 
-    /// The head of the response arrived after `elapsed`.
+    /// Adds the time from sending the request to the head of the response to the moving average.
     pub fn record_head_latency(&self, elapsed: Duration) {
         let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
         let old = self.live.latency_nanos.load(Ordering::Relaxed);
@@ -398,7 +399,7 @@ impl InFlight {
         self.live.latency_nanos.store(new.max(1), Ordering::Relaxed);
     }
 
-    /// The request ended. Returns the breaker's new mode if that changed it.
+    /// Reports the outcome of the request to the breaker and ends the count. Returns the breaker's new mode if it changed.
     pub fn end(
         mut self,
         outcome: Outcome,
@@ -412,7 +413,7 @@ impl InFlight {
             }
             Outcome::Failure => {
                 self.live.last_success.store(0, Ordering::Relaxed);
-                // Whoever found it unreachable has just said so, at this very time.
+                // A connect error has set the time to `now` just before: keep it. Another failure clears it.
                 if self.live.last_unreachable.load(Ordering::Relaxed) != now.mono_nanos() {
                     self.live.last_unreachable.store(0, Ordering::Relaxed);
                 }
@@ -422,7 +423,7 @@ impl InFlight {
         let ticket = match (self.ticket.take(), outcome) {
             (Some(ticket), _) => Some(ticket),
             (None, Outcome::Failure) => None,
-            // The usual case costs no lock.
+            // The usual case takes no lock.
             (None, Outcome::Success | Outcome::Neutral) => return None,
         };
         let mut breaker = self.live.breaker.lock();
@@ -431,7 +432,7 @@ impl InFlight {
             None if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 => {
                 breaker.begin_anyway()
             }
-            // It opened meanwhile: a failure of before says nothing new.
+            // The breaker has opened since the request began: an older failure adds nothing.
             None => return None,
         };
         let suspected = self.live.has_remote_failures();
@@ -451,6 +452,6 @@ impl Drop for InFlight {
         }
         self.live.metrics.in_flight.dec();
         let before = self.live.in_flight.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a place was given back twice");
+        debug_assert!(before > 0, "a request was counted down twice");
     }
 }
