@@ -140,11 +140,11 @@ impl Follower for Picture {
         let memory = Arc::clone(self.bridge.dispatch.policies.memory());
         for key in &news.sessions {
             if let Some(session) = node.state().session(*key, now) {
-                memory.hear_session(key.0, session.worker(), now);
+                memory.apply_remote_session(key.0, session.worker(), now);
             }
         }
         for run in &news.hints {
-            memory.index.learn(run.parent, &run.blocks, run.worker.into(), now);
+            memory.index.insert_remote(run.parent, &run.blocks, run.worker.into(), now);
         }
         if members {
             // Who came or went changes whose word counts and who asks, for every worker.

@@ -12,7 +12,7 @@ use smg_cluster::state::{SessionWrite, Write};
 use smg_mesh as mesh;
 use smg_proxy::dispatch::Endings;
 use smg_routing::fleet::{BreakerMode, LocalView, Snapshot};
-use smg_routing::policy::journal::Pages;
+use smg_routing::policy::journal::JournalBatch;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
@@ -68,7 +68,7 @@ impl Publisher {
         self.follow_life();
         let snapshot = self.bridge.fleet.snapshot();
         let mut writes = self.observations(&snapshot, now);
-        let pages = self.bridge.dispatch.policies.memory().journal.read();
+        let pages = self.bridge.dispatch.policies.memory().journal.take();
         let counting = now.mono.saturating_sub(self.totals_at) >= SELDOM;
         let mut models = Vec::new();
         if counting {
@@ -170,7 +170,7 @@ impl Publisher {
     }
 }
 
-fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &Pages, ttl: Duration) {
+fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &JournalBatch, ttl: Duration) {
     for (prompt, blocks) in pages.prompts() {
         node.served(now, prompt.worker, prompt.parent, blocks);
     }

@@ -181,7 +181,7 @@ fn telling(criterion: &mut Criterion) {
             let candidates: Vec<Candidate> = (0..8)
                 .map(|_| Candidate { id: WorkerId::from_u64(rng.random()), load: 1, weight: 1 })
                 .collect();
-            let config = policy::Config { agree: told, ..policy::Config::default() };
+            let config = policy::Config { agree_across_routers: told, ..policy::Config::default() };
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 18 }));
             let memory = Arc::new(policy::Memory::new(&config, index));
             let policy = policy::build(kind, &config, Arc::clone(&memory));
@@ -198,7 +198,7 @@ fn telling(criterion: &mut Criterion) {
                     at = (at + 1) % talks.len();
                     if at == 0 {
                         // As often as at 40,000 requests each second.
-                        black_box(memory.journal.read());
+                        black_box(memory.journal.take());
                     }
                     let talk = &mut talks[at];
                     if talk.len() >= 64 {

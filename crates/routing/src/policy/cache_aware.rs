@@ -39,7 +39,7 @@ impl CacheAware {
         known: usize,
     ) -> usize {
         let key = blocks.get(known).or_else(|| blocks.last());
-        let agreed = key.filter(|_| self.config.agree).and_then(|key| {
+        let agreed = key.filter(|_| self.config.agree_across_routers).and_then(|key| {
             rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
         });
         agreed.unwrap_or(least)
@@ -99,7 +99,7 @@ impl Policy for CacheAware {
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
         let known = self.memory.index.insert(hint.blocks, worker, now);
         let (head, news) = hint.blocks.split_at(known.min(hint.blocks.len()));
-        self.memory.journal.note_prompt(worker, head.last().copied().unwrap_or(0), news);
+        self.memory.journal.record_prompt(worker, head.last().copied().unwrap_or(0), news);
     }
 
     fn forget(&self, worker: WorkerId) {

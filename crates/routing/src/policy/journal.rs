@@ -16,36 +16,36 @@ const MAX_SESSIONS: usize = 1 << 14;
 /// One journal, shared by all policies of a router.
 #[derive(Debug, Default)]
 pub struct Journal {
-    is_read: AtomicBool,
-    pages: Mutex<Pages>,
+    is_open: AtomicBool,
+    batch: Mutex<JournalBatch>,
     dropped: AtomicU64,
 }
 
 /// All that was written since it was last read.
 #[derive(Debug, Default)]
-pub struct Pages {
+pub struct JournalBatch {
     /// Prompts that were sent.
-    pub prompts: Vec<Prompt>,
+    pub prompts: Vec<SentPrompt>,
     /// The blocks of all of them, one after the other.
     pub blocks: Vec<u64>,
     /// Sessions that were bound or used.
-    pub sessions: Vec<Bound>,
+    pub sessions: Vec<SessionBinding>,
 }
 
 /// A part of a prompt that its worker had not been sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prompt {
+pub struct SentPrompt {
     /// Where it went.
     pub worker: WorkerId,
     /// The block before the part; 0 if it is the head.
     pub parent: u64,
-    /// How many of [`Pages::blocks`] are its own.
+    /// How many of [`JournalBatch::blocks`] are its own.
     pub blocks: usize,
 }
 
 /// A session that goes to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
+pub struct SessionBinding {
     /// A hash of the model and the session's key.
     pub key: u64,
     /// Where it goes.
@@ -57,19 +57,19 @@ pub struct Bound {
 impl Journal {
     /// From now on somebody reads.
     pub fn open(&self) {
-        self.is_read.store(true, Ordering::Relaxed);
+        self.is_open.store(true, Ordering::Relaxed);
     }
 
     /// Whether somebody reads.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.is_read.load(Ordering::Relaxed)
+        self.is_open.load(Ordering::Relaxed)
     }
 
     /// Everything that was written since the last time.
     #[must_use]
-    pub fn read(&self) -> Pages {
-        std::mem::take(&mut *self.pages.lock())
+    pub fn take(&self) -> JournalBatch {
+        std::mem::take(&mut *self.batch.lock())
     }
 
     /// Blocks and sessions that were dropped because nobody read in time.
@@ -78,35 +78,35 @@ impl Journal {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
+    pub(super) fn record_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
         if blocks.is_empty() || !self.is_open() {
             return;
         }
-        let mut pages = self.pages.lock();
-        if pages.blocks.len() + blocks.len() > MAX_BLOCKS {
+        let mut batch = self.batch.lock();
+        if batch.blocks.len() + blocks.len() > MAX_BLOCKS {
             self.dropped.fetch_add(blocks.len() as u64, Ordering::Relaxed);
             return;
         }
-        pages.blocks.extend_from_slice(blocks);
-        pages.prompts.push(Prompt { worker, parent, blocks: blocks.len() });
+        batch.blocks.extend_from_slice(blocks);
+        batch.prompts.push(SentPrompt { worker, parent, blocks: blocks.len() });
     }
 
-    pub(super) fn note_session(&self, bound: Bound) {
+    pub(super) fn record_session(&self, bound: SessionBinding) {
         if !self.is_open() {
             return;
         }
-        let mut pages = self.pages.lock();
-        if pages.sessions.len() >= MAX_SESSIONS {
+        let mut batch = self.batch.lock();
+        if batch.sessions.len() >= MAX_SESSIONS {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        pages.sessions.push(bound);
+        batch.sessions.push(bound);
     }
 }
 
-impl Pages {
+impl JournalBatch {
     /// The prompts, each with its blocks.
-    pub fn prompts(&self) -> impl Iterator<Item = (Prompt, &[u64])> {
+    pub fn prompts(&self) -> impl Iterator<Item = (SentPrompt, &[u64])> {
         let mut rest = self.blocks.as_slice();
         self.prompts.iter().map(move |prompt| {
             let (own, others) = rest.split_at(prompt.blocks.min(rest.len()));
@@ -131,20 +131,20 @@ mod tests {
     #[test]
     fn nothing_is_written_for_nobody() {
         let journal = Journal::default();
-        journal.note_prompt(A, 0, &[1]);
-        assert!(journal.read().is_empty());
+        journal.record_prompt(A, 0, &[1]);
+        assert!(journal.take().is_empty());
     }
 
     #[test]
     fn each_prompt_comes_with_its_blocks() {
         let journal = Journal::default();
         journal.open();
-        journal.note_prompt(A, 0, &[1, 2]);
-        journal.note_prompt(A, 2, &[3]);
-        let pages = journal.read();
-        let told: Vec<_> = pages.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
+        journal.record_prompt(A, 0, &[1, 2]);
+        journal.record_prompt(A, 2, &[3]);
+        let batch = journal.take();
+        let told: Vec<_> = batch.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
         assert_eq!(told, [(0, vec![1, 2]), (2, vec![3])]);
-        assert!(journal.read().is_empty());
+        assert!(journal.take().is_empty());
     }
 
     #[test]
@@ -152,11 +152,11 @@ mod tests {
         let journal = Journal::default();
         journal.open();
         for n in 0..(MAX_BLOCKS as u64 + 10) {
-            journal.note_prompt(A, 0, &[n]);
-            journal.note_session(Bound { key: n, worker: A, moved: false });
+            journal.record_prompt(A, 0, &[n]);
+            journal.record_session(SessionBinding { key: n, worker: A, moved: false });
         }
-        let pages = journal.read();
-        assert_eq!((pages.blocks.len(), pages.sessions.len()), (MAX_BLOCKS, MAX_SESSIONS));
+        let batch = journal.take();
+        assert_eq!((batch.blocks.len(), batch.sessions.len()), (MAX_BLOCKS, MAX_SESSIONS));
         assert_eq!(journal.dropped(), 10 + (MAX_BLOCKS + 10 - MAX_SESSIONS) as u64);
     }
 }

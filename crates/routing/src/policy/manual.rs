@@ -22,12 +22,12 @@ const SLACK: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Manual {
     memory: Arc<Memory>,
-    agree: bool,
+    agree_across_routers: bool,
 }
 
 impl Manual {
     pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
-        Self { memory, agree: config.agree }
+        Self { memory, agree_across_routers: config.agree_across_routers }
     }
 }
 
@@ -61,7 +61,7 @@ impl Policy for Manual {
             }
         };
         let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
-        let agreed = key.filter(|_| self.agree).and_then(|key| {
+        let agreed = key.filter(|_| self.agree_across_routers).and_then(|key| {
             rendezvous::highest(candidates, key, |c| choose::is_near(c, &candidates[least], SLACK))
         });
         Some(Pick::new(agreed.unwrap_or(least), decision))

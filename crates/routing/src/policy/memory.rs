@@ -9,7 +9,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
 use super::Config;
-use super::journal::{Bound, Journal};
+use super::journal::{Journal, SessionBinding};
 use super::sessions::Sessions;
 use crate::prefix::Index;
 
@@ -32,7 +32,7 @@ impl Memory {
     }
 
     /// Another router has bound this session, or a later binding has won.
-    pub fn hear_session(&self, key: u64, worker: WorkerId, now: Now) {
+    pub fn apply_remote_session(&self, key: u64, worker: WorkerId, now: Now) {
         self.sessions.bind(key, worker, now);
     }
 
@@ -44,15 +44,15 @@ impl Memory {
 
     /// Binds a session here, and tells the others what they may not know.
     pub(super) fn bind(&self, key: u64, worker: WorkerId, now: Now) {
-        let before = self.sessions.bound(key);
+        let before = self.sessions.binding(key);
         self.sessions.bind(key, worker, now);
-        let is_told = before.is_some_and(|(known, age_of_word)| {
-            known == worker && now.mono.saturating_sub(age_of_word) < self.sessions.ttl() / 4
+        let is_published = before.is_some_and(|(known, published_at)| {
+            known == worker && now.mono.saturating_sub(published_at) < self.sessions.ttl() / 4
         });
-        if self.journal.is_open() && !is_told {
-            self.sessions.mark_told(key, now);
+        if self.journal.is_open() && !is_published {
+            self.sessions.mark_published(key, now);
             let moved = before.is_some_and(|(known, _)| known != worker);
-            self.journal.note_session(Bound { key, worker, moved });
+            self.journal.record_session(SessionBinding { key, worker, moved });
         }
     }
 }

@@ -151,7 +151,7 @@ pub struct Config {
     pub max_sessions: usize,
     /// What nobody knows yet goes where its key says, among those with about the least to do: so that routers which have
     /// not heard of each other choose alike.
-    pub agree: bool,
+    pub agree_across_routers: bool,
 }
 
 impl Default for Config {
@@ -163,7 +163,7 @@ impl Default for Config {
             balance_rel_threshold: 1.5,
             session_ttl: Duration::from_secs(3600),
             max_sessions: 1 << 20,
-            agree: false,
+            agree_across_routers: false,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{Candidate, Decision, Pick, choose};
 
 /// The owner of `key` if its load is within the bound, else the next in the key's order whose load is.
 pub(super) fn owner(candidates: &[Candidate], key: u64) -> Option<Pick> {
-    let bound = Bound::of(candidates);
+    let bound = LoadBound::of(candidates);
     let (owner, within) = order(candidates, key, |candidate| bound.admits(candidate));
     let owner = owner?;
     // Somebody is always below 1.25 times the average.
@@ -78,12 +78,12 @@ impl Best {
 
 /// The load that each may have: 1.25 times its share, by weight, of all requests with the one that is being placed.
 #[derive(Debug)]
-struct Bound {
+struct LoadBound {
     requests: u64,
     weights: u64,
 }
 
-impl Bound {
+impl LoadBound {
     fn of(candidates: &[Candidate]) -> Self {
         let loads: u64 = candidates.iter().map(|candidate| u64::from(candidate.load)).sum();
         Self { requests: loads + 1, weights: choose::total_weight(candidates) }

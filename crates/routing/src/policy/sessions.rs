@@ -12,7 +12,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::prefix::workers::{Handle, Workers};
+use crate::prefix::workers::{Handle, WorkerHandles};
 
 /// Shards at most.
 const MAX_SHARDS: usize = 16;
@@ -25,7 +25,7 @@ const NIL: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct Sessions {
     shards: Box<[Mutex<Shard>]>,
-    workers: RwLock<Workers>,
+    workers: RwLock<WorkerHandles>,
     ttl: Duration,
 }
 
@@ -52,33 +52,35 @@ impl Sessions {
 
     /// The worker that the session `key` is bound to.
     pub(super) fn worker(&self, key: u64, now: Now) -> Option<WorkerId> {
-        let bound = self.shard(key).lock().get(key)?;
-        if now.mono.saturating_sub(bound.used) > self.ttl {
+        let binding = self.shard(key).lock().get(key)?;
+        if now.mono.saturating_sub(binding.used) > self.ttl {
             return None;
         }
-        self.workers.read().who(bound.worker)
+        self.workers.read().id_of(binding.worker)
     }
 
-    /// The worker that the session `key` is bound to, however long ago it was used, and when others were last told.
-    pub(super) fn bound(&self, key: u64) -> Option<(WorkerId, Duration)> {
-        let bound = self.shard(key).lock().get(key)?;
-        Some((self.workers.read().who(bound.worker)?, bound.told))
+    /// The worker that the session `key` is bound to, however long ago it was used, and when others were last published.
+    pub(super) fn binding(&self, key: u64) -> Option<(WorkerId, Duration)> {
+        let binding = self.shard(key).lock().get(key)?;
+        Some((self.workers.read().id_of(binding.worker)?, binding.published))
     }
 
     /// Binds the session `key` to `worker`, from now on for its time to live.
     pub(super) fn bind(&self, key: u64, worker: WorkerId, now: Now) {
         let known = self.workers.read().handle(worker);
-        let Some(worker) = known.or_else(|| self.workers.write().enter(worker)) else { return };
+        let Some(worker) = known.or_else(|| self.workers.write().get_or_assign(worker)) else {
+            return;
+        };
         let mut shard = self.shard(key).lock();
-        let told = shard.get(key).map_or(now.mono, |bound| bound.told);
-        shard.put(key, Bound { worker, used: now.mono, told });
+        let published = shard.get(key).map_or(now.mono, |binding| binding.published);
+        shard.put(key, Binding { worker, used: now.mono, published });
     }
 
-    /// Others are told of the session `key` now.
-    pub(super) fn mark_told(&self, key: u64, now: Now) {
+    /// Others are published of the session `key` now.
+    pub(super) fn mark_published(&self, key: u64, now: Now) {
         let mut shard = self.shard(key).lock();
-        if let Some(bound) = shard.get(key) {
-            shard.put(key, Bound { told: now.mono, ..bound });
+        if let Some(binding) = shard.get(key) {
+            shard.put(key, Binding { published: now.mono, ..binding });
         }
     }
 
@@ -98,11 +100,11 @@ impl Sessions {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Bound {
+struct Binding {
     worker: Handle,
     used: Duration,
-    /// When others were last told of it.
-    told: Duration,
+    /// When others were last published of it.
+    published: Duration,
 }
 
 /// A list in order of use, newest first. Nodes are never freed one by one: a full shard uses its oldest again.
@@ -118,7 +120,7 @@ struct Shard {
 #[derive(Debug)]
 struct Node {
     key: u64,
-    bound: Bound,
+    bound: Binding,
     newer: u32,
     older: u32,
 }
@@ -128,11 +130,11 @@ impl Shard {
         Self { places: HashMap::new(), nodes: Vec::new(), newest: NIL, oldest: NIL, max }
     }
 
-    fn get(&self, key: u64) -> Option<Bound> {
+    fn get(&self, key: u64) -> Option<Binding> {
         Some(self.nodes[*self.places.get(&key)? as usize].bound)
     }
 
-    fn put(&mut self, key: u64, bound: Bound) {
+    fn put(&mut self, key: u64, bound: Binding) {
         if self.max == 0 {
             return;
         }
@@ -237,7 +239,7 @@ mod tests {
         sessions.bind(key(b"t"), B, second(0));
         sessions.forget(A);
         sessions.bind(key(b"u"), A, second(0));
-        let bound = |name: &[u8]| sessions.worker(key(name), second(1));
-        assert_eq!((bound(b"s"), bound(b"t"), bound(b"u")), (None, Some(B), Some(A)));
+        let binding = |name: &[u8]| sessions.worker(key(name), second(1));
+        assert_eq!((binding(b"s"), binding(b"t"), binding(b"u")), (None, Some(B), Some(A)));
     }
 }

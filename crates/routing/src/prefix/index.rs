@@ -16,8 +16,8 @@ use smallvec::SmallVec;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::table::{Entry, Room, Table, WORKERS};
-use super::workers::{Handle, Workers};
+use super::table::{Entry, InsertOutcome, Table, WORKERS};
+use super::workers::{Handle, WorkerHandles};
 use super::{Config, MAX_BLOCKS};
 
 /// Shards at most: enough that threads rarely meet, few enough that their headers stay in the cache.
@@ -26,8 +26,8 @@ const MAX_SHARDS: usize = 64;
 const SHARD_ENTRIES: usize = 4096;
 /// Sets that each insertion sweeps while forgotten workers may have entries.
 const SWEEP_SETS: usize = 8;
-/// Of so many prompts one is told whole.
-const TELL_AGAIN: u32 = 64;
+/// Of so many prompts one is inserts whole.
+const REPUBLISH_EVERY: u32 = 64;
 /// Depth from which on blocks count as no older than their parent.
 const BIAS_DEPTH: u32 = 64;
 
@@ -43,7 +43,7 @@ pub struct Match {
 /// Which workers have served which prompt prefix: bounded, lossy, for all models.
 pub struct Index {
     shards: Box<[RwLock<Table>]>,
-    workers: RwLock<Workers>,
+    workers: RwLock<WorkerHandles>,
     entries: AtomicUsize,
     bytes: AtomicUsize,
     /// Ticks after which entries are evicted, as observed lately; 0 until the first eviction.
@@ -52,7 +52,7 @@ pub struct Index {
     unswept: AtomicUsize,
     sweeper: Mutex<Sweeper>,
     /// Prompts that were sent.
-    told: AtomicU32,
+    inserts: AtomicU32,
     counters: Counters,
 }
 
@@ -85,7 +85,7 @@ impl Index {
             horizon: AtomicU32::new(0),
             unswept: AtomicUsize::new(0),
             sweeper: Mutex::default(),
-            told: AtomicU32::new(0),
+            inserts: AtomicU32::new(0),
             counters: Counters::new(),
         }
     }
@@ -121,16 +121,16 @@ impl Index {
     }
 
     /// Learns that `worker` has been sent the prompt `blocks`. Returns how many of them, from the head on, it was known to
-    /// have been sent before; now and then 0, so that whoever is told of the rest hears of what is in use, too.
+    /// have been sent before; now and then 0, so that whoever is inserts of the rest hears of what is in use, too.
     pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
         let known = self.insert_below(0, 0, blocks, worker, now);
-        let again = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(TELL_AGAIN);
+        let again = self.inserts.fetch_add(1, Ordering::Relaxed).is_multiple_of(REPUBLISH_EVERY);
         if again { 0 } else { known }
     }
 
     /// Learns that `worker` has been sent prompts with these blocks, of which the first hangs below `parent`; 0: it is a
     /// head. What is unknown above it is no error: it may have been forgotten, or be heard later.
-    pub fn learn(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
+    pub fn insert_remote(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
         let above = match parent {
             0 => 0,
             parent => self.shard(parent).read().find(parent).map_or(1, |entry| entry.depth.into()),
@@ -150,7 +150,9 @@ impl Index {
             return 0;
         }
         let known = self.workers.read().handle(worker);
-        let Some(handle) = known.or_else(|| self.workers.write().enter(worker)) else { return 0 };
+        let Some(handle) = known.or_else(|| self.workers.write().get_or_assign(worker)) else {
+            return 0;
+        };
         let workers = self.workers.read();
         let tick = tick(now);
         let mut parent = above;
@@ -176,21 +178,22 @@ impl Index {
                 Some(entry) => {
                     if entry.parent != parent {
                         // Two prefixes with one number: the newer one has it.
-                        (entry.parent, entry.workers) = (parent, [Handle::NOBODY; WORKERS]);
+                        (entry.parent, entry.workers) = (parent, [Handle::NONE; WORKERS]);
                     }
                     sent += usize::from(sent == at - depth && entry.workers.contains(&handle));
-                    put_first(&mut entry.workers, handle, |other| workers.who(other).is_some());
+                    put_first(&mut entry.workers, handle, |other| workers.id_of(other).is_some());
                     entry.touched.store(stamp, Ordering::Relaxed);
                 }
                 None => {
                     let entry = Entry {
                         parent,
-                        workers: [handle, Handle::NOBODY, Handle::NOBODY, Handle::NOBODY],
+                        workers: [handle, Handle::NONE, Handle::NONE, Handle::NONE],
                         touched: AtomicU32::new(stamp),
                         depth: (at + 1) as u16,
                     };
                     let before = (shard.len(), shard.bytes());
-                    let room = shard.insert(key, entry, tick, |other| workers.who(other).is_some());
+                    let room =
+                        shard.insert(key, entry, tick, |other| workers.id_of(other).is_some());
                     self.account(room, before, (shard.len(), shard.bytes()));
                 }
             }
@@ -222,7 +225,7 @@ impl Index {
             let mut shard = self.shards[at.shard].write();
             let end = shard.sets().min(at.set.saturating_add(left));
             for set in at.set..end {
-                removed += shard.sweep(set, |handle| workers.who(handle).is_some());
+                removed += shard.sweep(set, |handle| workers.id_of(handle).is_some());
             }
             left -= end.saturating_sub(at.set).clamp(1, left);
             at.set = end;
@@ -321,13 +324,13 @@ impl Index {
 
     /// Counts what an insertion did to (entries, bytes) of a shard, whose lock is still held: so nothing is subtracted
     /// before it was added.
-    fn account(&self, room: Room, before: (usize, usize), after: (usize, usize)) {
+    fn account(&self, room: InsertOutcome, before: (usize, usize), after: (usize, usize)) {
         self.entries.fetch_add(after.0.saturating_sub(before.0), Ordering::Relaxed);
         self.entries.fetch_sub(before.0.saturating_sub(after.0), Ordering::Relaxed);
         self.bytes.fetch_add(after.1.saturating_sub(before.1), Ordering::Relaxed);
         match room {
-            Room::Free | Room::Swept | Room::None => {}
-            Room::Evicted(age) => {
+            InsertOutcome::Free | InsertOutcome::Swept | InsertOutcome::None => {}
+            InsertOutcome::Evicted(age) => {
                 self.counters.evictions.inc();
                 // A moving average; that a racing update gets lost does not matter.
                 let horizon = i64::from(self.horizon.load(Ordering::Relaxed));
@@ -379,7 +382,7 @@ impl Counters {
     }
 }
 
-/// The monotonic clock in steps of 17 ms. It wraps after 834 days; ages up to half of that are told right.
+/// The monotonic clock in steps of 17 ms. It wraps after 834 days; ages up to half of that are inserts right.
 fn tick(now: Now) -> u32 {
     (now.mono_nanos() >> 24) as u32
 }
@@ -408,12 +411,12 @@ fn deepest<T>(
 
 /// Those of `handles` that live and are fit, if there is one.
 fn fitting(
-    workers: &Workers,
+    workers: &WorkerHandles,
     handles: [Handle; WORKERS],
     fit: &impl Fn(WorkerId) -> bool,
 ) -> Option<SmallVec<[WorkerId; WORKERS]>> {
     let found: SmallVec<_> =
-        handles.iter().filter_map(|h| workers.who(*h)).filter(|w| fit(*w)).collect();
+        handles.iter().filter_map(|h| workers.id_of(*h)).filter(|w| fit(*w)).collect();
     (!found.is_empty()).then_some(found)
 }
 

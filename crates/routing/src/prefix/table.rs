@@ -13,7 +13,7 @@ use super::workers::Handle;
 
 /// Places in a set.
 pub(super) const WAYS: usize = 16;
-/// Workers that an entry remembers.
+/// WorkerHandles that an entry remembers.
 pub(super) const WORKERS: usize = 4;
 /// Sets that a table begins with, if it is allowed as many.
 const FIRST_SETS: usize = 8;
@@ -23,7 +23,7 @@ const FIRST_SETS: usize = 8;
 pub(super) struct Entry {
     /// The number of the prefix one block shorter, 0 for the first block.
     pub(super) parent: u64,
-    /// Who has served it, newest first; free places are [`Handle::NOBODY`].
+    /// Who has served it, newest first; free places are [`Handle::NONE`].
     pub(super) workers: [Handle; WORKERS],
     /// Tick of the last use: an atomic, so that a look-up needs no more than a read lock.
     pub(super) touched: AtomicU32,
@@ -50,7 +50,7 @@ pub(super) struct Table {
 
 /// What became of the entry that had to go for a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
+pub(super) enum InsertOutcome {
     /// Nothing had to go.
     Free,
     /// An entry whose workers are all forgotten.
@@ -108,17 +108,17 @@ impl Table {
         entry: Entry,
         tick: u32,
         alive: impl Fn(Handle) -> bool,
-    ) -> Room {
+    ) -> InsertOutcome {
         debug_assert!(self.place_of(key).is_none(), "a key is inserted once");
         if self.max_entries == 0 {
-            return Room::None;
+            return InsertOutcome::None;
         }
         if self.sets() < self.max_sets && (self.live + 1) * 4 > self.sets() * WAYS * 3 {
             self.grow();
         }
         let free = self.free_place(key).filter(|_| self.live < self.max_entries);
         let ((set, way), room) = match free {
-            Some(place) => (place, Room::Free),
+            Some(place) => (place, InsertOutcome::Free),
             None => {
                 let first = self.sets_of(key)[0];
                 // At the bound these two may be empty; then whoever comes next pays.
@@ -145,13 +145,13 @@ impl Table {
                 continue;
             }
             let entry = &mut self.entries[set][way];
-            let mut kept = [Handle::NOBODY; WORKERS];
+            let mut kept = [Handle::NONE; WORKERS];
             let living = entry.workers.iter().copied().filter(|handle| alive(*handle));
             for (place, handle) in kept.iter_mut().zip(living) {
                 *place = handle;
             }
             entry.workers = kept;
-            if kept[0] == Handle::NOBODY {
+            if kept[0] == Handle::NONE {
                 self.keys[set][way] = 0;
                 self.live -= 1;
                 removed += 1;
@@ -214,12 +214,12 @@ impl Table {
         (set, way): (usize, usize),
         tick: u32,
         alive: &impl Fn(Handle) -> bool,
-    ) -> Room {
+    ) -> InsertOutcome {
         let entry = &self.entries[set][way];
         let room = if entry.workers.iter().any(|handle| alive(*handle)) {
-            Room::Evicted(entry.age(tick))
+            InsertOutcome::Evicted(entry.age(tick))
         } else {
-            Room::Swept
+            InsertOutcome::Swept
         };
         self.keys[set][way] = 0;
         self.live -= 1;

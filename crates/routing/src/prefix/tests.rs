@@ -310,9 +310,9 @@ proptest! {
 fn what_others_tell_in_parts_is_found_as_a_whole() {
     let index = Index::new(&Config { max_entries: 1 << 12 });
     let (a, now) = (WorkerId::from_u64(1), Now::default());
-    index.learn(12, &[13, 14], a, now);
+    index.insert_remote(12, &[13, 14], a, now);
     assert_eq!(index.longest(&[11, 12, 13, 14], now, |_| true), None, "its head is unknown");
-    index.learn(0, &[11, 12], a, now);
+    index.insert_remote(0, &[11, 12], a, now);
     let found = index.longest(&[11, 12, 13, 14, 15], now, |_| true).unwrap();
     assert_eq!((found.depth, found.workers.as_slice()), (4, &[a][..]));
 }
@@ -321,7 +321,7 @@ fn what_others_tell_in_parts_is_found_as_a_whole() {
 fn an_insertion_says_what_was_known_with_this_worker() {
     let index = Index::new(&Config { max_entries: 1 << 12 });
     let (a, b, now) = (WorkerId::from_u64(1), WorkerId::from_u64(2), Now::default());
-    // One of 64 is told whole: the first.
+    // One of 64 is inserts whole: the first.
     assert_eq!(index.insert(&[1, 2], a, now), 0);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 2);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 3);

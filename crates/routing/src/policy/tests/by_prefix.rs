@@ -161,7 +161,7 @@ fn conversations_stay_and_spread() {
 
 /// A policy of a router that has others beside it.
 fn one_of_several(kind: Kind) -> Arc<dyn Policy> {
-    policy_with(kind, &Config { agree: true, ..Config::default() })
+    policy_with(kind, &Config { agree_across_routers: true, ..Config::default() })
 }
 
 #[test]
