@@ -8,12 +8,12 @@ use std::collections::HashMap;
 
 use smg_types::ids::WorkerId;
 
-/// A worker as a table holds it: 4 bytes. [`Handle::NONE`] is dead in every book.
+/// A reference to a worker in 4 bytes. [`Handle::NONE`] is always dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Handle(u32);
 
 impl Handle {
-    /// No worker.
+    /// Refers to no worker.
     pub(crate) const NONE: Self = Self(0);
 
     const fn new(slot: u16, generation: u16) -> Self {
@@ -29,7 +29,7 @@ impl Handle {
     }
 }
 
-/// The book of handles.
+/// The handles of all known workers.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerHandles {
     slots: Vec<Slot>,
@@ -40,9 +40,10 @@ pub(crate) struct WorkerHandles {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     worker: WorkerId,
-    /// Never 0, so that no handle equals [`Handle::NONE`]. It comes round after 65,535 times of forgetting the
-    /// workers of one slot; a handle that old has been swept or evicted long before.
+    /// Never 0, so that no handle equals [`Handle::NONE`]. It wraps after 65,535 workers of one slot were forgotten; a handle
+    /// that old has been swept or evicted long before.
     generation: u16,
+    /// The slot belongs to a known worker.
     taken: bool,
 }
 
@@ -50,13 +51,13 @@ impl WorkerHandles {
     /// WorkerHandles that can be known at once; further ones are not learnt.
     const MAX: usize = 1 << 16;
 
-    /// The living handle of `worker`, if it has one.
+    /// The handle of `worker`, if it has one.
     pub(crate) fn handle(&self, worker: WorkerId) -> Option<Handle> {
         let slot = *self.by_id.get(&worker)?;
         Some(Handle::new(slot, self.slots[usize::from(slot)].generation))
     }
 
-    /// The handle of `worker`, a new one if it had none; `None` when there are too many workers.
+    /// The handle of `worker`, a new one if it had none; `None` if there are too many workers.
     pub(crate) fn get_or_assign(&mut self, worker: WorkerId) -> Option<Handle> {
         if let Some(known) = self.handle(worker) {
             return Some(known);
@@ -78,7 +79,7 @@ impl WorkerHandles {
         self.handle(worker)
     }
 
-    /// Kills all handles of `worker`; whether it had any.
+    /// Invalidates all handles of `worker`. Returns whether it had one.
     pub(crate) fn forget(&mut self, worker: WorkerId) -> bool {
         let Some(slot) = self.by_id.remove(&worker) else { return false };
         let left = &mut self.slots[usize::from(slot)];
@@ -88,7 +89,7 @@ impl WorkerHandles {
         true
     }
 
-    /// The worker behind `handle`; `None` when it is dead.
+    /// The worker that `handle` refers to; `None` if the handle is dead.
     pub(crate) fn id_of(&self, handle: Handle) -> Option<WorkerId> {
         let slot = self.slots.get(handle.slot())?;
         (slot.taken && slot.generation == handle.generation()).then_some(slot.worker)
@@ -114,11 +115,11 @@ mod tests {
         let back = workers.get_or_assign(A).unwrap();
         assert_eq!((workers.id_of(taken_over), workers.id_of(back)), (Some(B), Some(A)));
         assert_eq!(workers.id_of(old), None);
-        assert_eq!(workers.slots.len(), 2, "the slot was not used again");
+        assert_eq!(workers.slots.len(), 2, "the slot was not reused");
     }
 
     #[test]
-    fn nobody_is_dead_and_generations_come_round_without_it() {
+    fn the_handle_of_no_worker_is_dead_and_generations_wrap_without_it() {
         let mut workers = WorkerHandles::default();
         for _ in 0..70_000 {
             let handle = workers.get_or_assign(A).unwrap();
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_workers_are_not_learnt() {
+    fn workers_above_the_bound_get_no_handle() {
         let mut workers = WorkerHandles::default();
         for id in 0..WorkerHandles::MAX as u64 {
             assert!(workers.get_or_assign(WorkerId::from_u64(id)).is_some());
