@@ -20,38 +20,38 @@ use super::table::{Entry, InsertOutcome, Table, WORKERS};
 use super::workers::{Handle, WorkerHandles};
 use super::{Config, MAX_BLOCKS};
 
-/// Shards at most: enough that threads rarely meet, few enough that their headers stay in the cache.
+/// Most shards: enough that threads rarely contend, few enough that the headers of all shards stay in the processor's cache.
 const MAX_SHARDS: usize = 64;
-/// Entries that are worth a shard of their own.
+/// Fewest entries that a shard is made for: the number of shards is the largest power of two that allows it.
 const SHARD_ENTRIES: usize = 4096;
-/// Sets that each insertion sweeps while forgotten workers may have entries.
+/// Sets that each insertion sweeps while entries may refer to forgotten workers.
 const SWEEP_SETS: usize = 8;
-/// Of so many prompts one is inserts whole.
+/// One insertion in this many reports the whole prompt as unknown, so that the other routers get blocks in use again.
 const REPUBLISH_EVERY: u32 = 64;
-/// Depth from which on blocks count as no older than their parent.
+/// Blocks deeper than this count as no older than their parent.
 const BIAS_DEPTH: u32 = 64;
 
 /// The longest known prefix of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match {
-    /// Blocks of the prompt that it has, at least 1.
+    /// Length of the prefix in blocks, at least 1.
     pub depth: usize,
-    /// Fit workers that have served it, newest first; at least one.
+    /// The fit workers that have served the prefix, newest first; at least one.
     pub workers: SmallVec<[WorkerId; WORKERS]>,
 }
 
-/// Which workers have served which prompt prefix: bounded, lossy, for all models.
+/// The workers that have served each prompt prefix, for all models. The index is bounded and lossy.
 pub struct Index {
     shards: Box<[RwLock<Table>]>,
     workers: RwLock<WorkerHandles>,
     entries: AtomicUsize,
     bytes: AtomicUsize,
-    /// Ticks after which entries are evicted, as observed lately; 0 until the first eviction.
+    /// Moving average of the age of evicted entries, in ticks; 0 until the first eviction.
     horizon: AtomicU32,
-    /// Shards to be swept from their beginning until no entry knows a forgotten worker.
+    /// Number of shards that remain to be swept before no entry refers to a forgotten worker.
     unswept: AtomicUsize,
     sweeper: Mutex<Sweeper>,
-    /// Prompts that were sent.
+    /// Number of prompts inserted by this router.
     inserts: AtomicU32,
     counters: Counters,
 }
@@ -119,8 +119,8 @@ impl Index {
             .map(|(depth, workers)| Match { depth, workers })
     }
 
-    /// Learns that `worker` has been sent the prompt `blocks`. Returns how many of them, from the head on, it was known to
-    /// have been sent before; now and then 0, so that whoever is inserts of the rest hears of what is in use, too.
+    /// Records that `worker` was sent the prompt `blocks`. Returns how many of them, from the head on, the index knew it to have
+    /// been sent before. One call in `REPUBLISH_EVERY` returns 0, so that the caller publishes the whole prompt again.
     pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
         let known = self.insert_below(0, 0, blocks, worker, now);
         let again = self.inserts.fetch_add(1, Ordering::Relaxed).is_multiple_of(REPUBLISH_EVERY);
@@ -382,7 +382,7 @@ impl Counters {
     }
 }
 
-/// The monotonic clock in steps of 17 ms. It wraps after 834 days; ages up to half of that are inserts right.
+/// The monotonic clock in steps of 17 ms. It wraps after 834 days, so ages up to half of that are right.
 fn tick(now: Now) -> u32 {
     (now.mono_nanos() >> 24) as u32
 }

@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::workers::Handle;
 
-/// Places in a set.
+/// Slots in a set.
 pub(super) const WAYS: usize = 16;
-/// WorkerHandles that an entry remembers.
+/// Workers that an entry remembers.
 pub(super) const WORKERS: usize = 4;
-/// Sets that a table begins with, if it is allowed as many.
+/// Sets of a new table, unless its bound is lower.
 const FIRST_SETS: usize = 8;
 
-/// What is known of one prefix.
+/// The workers that have served one prefix.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     /// The hash of the prefix that is one block shorter; 0 for a first block.

@@ -321,7 +321,7 @@ fn reports_of_parts_are_found_as_a_whole() {
 fn an_insertion_returns_the_number_of_known_blocks() {
     let index = Index::new(&Config { max_entries: 1 << 12 });
     let (a, b, now) = (WorkerId::from_u64(1), WorkerId::from_u64(2), Now::default());
-    // One of 64 is inserts whole: the first.
+    // One insertion in 64, beginning with the first, returns 0.
     assert_eq!(index.insert(&[1, 2], a, now), 0);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 2);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 3);

@@ -1,8 +1,8 @@
-//! WorkerHandles as small numbers that can be forgotten at once.
+//! Small handles for workers. All handles of a worker can be invalidated at once.
 //!
-//! A table of a million entries can't be searched when a worker leaves. So entries hold a [`Handle`], a slot and the
-//! slot's generation; forgetting a worker raises the generation of its slot, and each handle to it is dead from then
-//! on, wherever it lies. Slots are used again, so their number is bounded by the workers that are known at once.
+//! Searching a table of a million entries when a worker leaves would take too long. So entries hold a [`Handle`]: the index of a
+//! slot, and the generation that the slot had. Forgetting a worker increases the generation of its slot, which makes all handles
+//! to it dead. Slots are reused, so their number is bounded by the number of workers that are known at once.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ struct Slot {
 }
 
 impl WorkerHandles {
-    /// WorkerHandles that can be known at once; further ones are not learnt.
+    /// Most workers that can be known at once. Further workers get no handle.
     const MAX: usize = 1 << 16;
 
     /// The handle of `worker`, if it has one.
