@@ -1,8 +1,9 @@
-//! How `smg` chooses a worker. Plain computation: time and chance are arguments, and nothing here opens a socket.
+//! Chooses the worker of a request. The crate is plain computation: it takes time and random numbers as arguments and opens no
+//! socket.
 //!
-//! [`policy`] holds the rules that pick one candidate, [`prefix`] the index of prompt prefixes that workers have served,
-//! [`fleet`] the immutable snapshot of all workers with their health and breakers, and [`limit`] the admission of requests.
-//! The crate knows nothing of the cluster: `src/bridge` connects both.
+//! [`fleet`] holds the snapshot of all workers with their health and breakers, [`policy`] the rules that pick one candidate,
+//! [`prefix`] the index of the prompt prefixes that workers have served, and [`limit`] the admission of requests. The crate does
+//! not depend on the cluster: `src/bridge` connects the two.
 
 pub mod fleet;
 pub mod limit;

@@ -1,7 +1,7 @@
-//! What one is told about a worker: by a flag, by an administrator, by another router.
+//! The specification of a worker, as a flag, the admin API or another router gives it.
 //!
-//! A [`WorkerSpec`] that exists is right: its URL is normalised, its numbers are inside their bounds. What a worker
-//! turns out to be (its models, its health) is kept apart, in `fleet`.
+//! A [`WorkerSpec`] is valid once it exists: its URL is normalised and its numbers are within their bounds. What the router
+//! measures or asks of a worker (its health, its models) is kept apart, in `smg_routing::fleet`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,39 +14,39 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ids::{ModelId, WorkerId};
 
-/// Everything one is told about a worker.
+/// The settings of a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerSpec {
-    /// Where it listens, normalised: the worker's identity.
+    /// The normalised URL. It is the worker's identity.
     pub url: WorkerUrl,
-    /// The models it serves; empty: ask the worker.
+    /// The models that the worker serves; empty: the router asks the worker.
     pub models: Vec<ModelId>,
-    /// Other names for its models: a request for the key is sent as one for the value.
+    /// Other names for the worker's models: a request for the key is sent as a request for the value.
     pub aliases: BTreeMap<ModelId, ModelId>,
-    /// Its part in disaggregated serving.
+    /// The worker's part in disaggregated serving.
     pub kind: WorkerKind,
-    /// Free labels; `policy` names the policy of its models.
+    /// Free labels. The label `policy` names the policy of the worker's models.
     pub labels: BTreeMap<String, String>,
-    /// Where it stands, for people and for zone-aware routing.
+    /// The region of the worker. Reserved: it has no effect yet.
     pub region: Option<String>,
-    /// Where it stands within the region.
+    /// The zone of the worker within its region. Reserved: it has no effect yet.
     pub zone: Option<String>,
-    /// Workers of a higher priority are preferred by nothing yet but shown; kept so that a spec survives a round trip.
+    /// The priority of the worker. Reserved: it has no effect yet.
     pub priority: i32,
-    /// Its share of traffic relative to other workers, 1..=1000.
+    /// The worker's share of traffic relative to other workers, 1..=1000.
     pub weight: Weight,
-    /// Sent as `authorization: Bearer …` in place of the client's.
+    /// The key that the router sends as `authorization: Bearer …` in place of the client's.
     pub api_key: Option<Secret>,
-    /// How it is probed.
+    /// The settings of the worker's probes.
     pub health: HealthSpec,
-    /// Never more requests than this at once on the worker, counted by this router.
+    /// Most requests in flight on the worker. The router counts its own requests and those that other routers report.
     pub max_concurrent: Option<NonZeroU32>,
-    /// SGLang's port for handing a prefill over.
+    /// The port of an SGLang prefill worker at which a decode worker fetches the prefill's result.
     pub bootstrap_port: Option<u16>,
 }
 
 impl WorkerSpec {
-    /// A worker of which nothing is known but its URL.
+    /// A worker with this URL and default settings.
     #[must_use]
     pub fn new(url: WorkerUrl) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl WorkerSpec {
         }
     }
 
-    /// The worker's id: derived from its URL and nothing else.
+    /// The worker's id, which depends only on its URL.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         self.url.id()
@@ -77,22 +77,22 @@ impl WorkerSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerKind {
-    /// Does prefill and decode.
+    /// The worker does prefill and decode.
     #[default]
     Regular,
-    /// Does prefill only.
+    /// The worker does prefill only.
     Prefill,
-    /// Does decode only.
+    /// The worker does decode only.
     Decode,
 }
 
-/// A share of traffic relative to other workers: a whole number from 1 to 1000.
+/// A share of traffic relative to other workers: an integer from 1 to 1000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Weight(u16);
 
 impl Weight {
-    /// The weight of a worker of which nothing is said.
+    /// The default weight.
     pub const ONE: Self = Self(1);
 
     /// The weight as a number, at least 1.
@@ -108,7 +108,7 @@ impl Default for Weight {
     }
 }
 
-/// A number that is no weight.
+/// The number is not a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("weight {0} is not between 1 and 1000")]
 pub struct WeightError(u32);
@@ -130,56 +130,56 @@ impl From<Weight> for u32 {
     }
 }
 
-/// How a worker is probed.
+/// The probe settings of a worker. `None` means the router's default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HealthSpec {
-    /// Path that answers 2xx while the worker can serve.
+    /// The path that the prober requests. A worker that can serve answers it with 2xx.
     pub endpoint: Option<String>,
-    /// Time between probes; `None`: the router's default.
+    /// Time between probes.
     pub interval: Option<Duration>,
-    /// Time after which a probe failed; `None`: the router's default.
+    /// A probe without an answer after this time has failed.
     pub timeout: Option<Duration>,
-    /// Failed probes in a row that take it out; `None`: the router's default.
+    /// The worker is down after this many failed probes in a row.
     pub failure_threshold: Option<NonZeroU32>,
-    /// Good probes in a row that bring it back; `None`: the router's default.
+    /// A worker that was down is up after this many good probes in a row.
     pub success_threshold: Option<NonZeroU32>,
-    /// Never probed: always taken for healthy.
+    /// The worker is not probed and counts as healthy.
     pub disabled: bool,
 }
 
-/// A worker's URL in one spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
-/// query. A path is kept: it goes before the path of each request.
+/// A worker's URL in its normalised spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
+/// query. A path is kept and precedes the path of each request.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WorkerUrl {
     text: Arc<str>,
     secure: bool,
-    /// Length of `scheme://`.
+    /// Length of `scheme://` in bytes.
     scheme_len: u8,
-    /// Where the path begins (= length when there is none).
+    /// Offset of the path in bytes; the length of the text if there is none.
     path_at: u16,
     port: u16,
 }
 
 impl WorkerUrl {
-    /// The id of the worker that listens here.
+    /// The id of the worker with this URL.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId::of_url(&self.text)
     }
 
-    /// Whether requests go over TLS.
+    /// Whether the scheme is `https`.
     #[must_use]
     pub fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// Host and port as they stand in a `host` header.
+    /// Host and port, as a `host` header has them.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.text[self.scheme_len as usize..self.path_at as usize]
     }
 
-    /// The host alone, an IPv6 address without its brackets.
+    /// The host without the port; an IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         let authority = self.authority();
@@ -193,7 +193,7 @@ impl WorkerUrl {
         self.port
     }
 
-    /// What goes before the path of each request: empty, or `/something` without a slash at its end.
+    /// The path that precedes the path of each request: empty, or with a leading slash and without a trailing one.
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.text[self.path_at as usize..]
@@ -218,31 +218,33 @@ impl fmt::Debug for WorkerUrl {
     }
 }
 
-/// Why a text is no worker URL.
+/// The reason why a text is not a worker URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerUrlError {
-    /// Neither `http://` nor `https://`.
+    /// The text begins neither with `http://` nor with `https://`.
     #[error("worker url {0:?} does not begin with http:// or https://")]
     Scheme(String),
-    /// No host between the scheme and the port or path.
+    /// There is no host between the scheme and the port or path.
     #[error("worker url {0:?} has no host")]
     NoHost(String),
-    /// The host has a character that no host has.
+    /// The host contains a character that no host name or address has.
     #[error("worker url {0:?} has a host that is neither a name nor an address")]
     BadHost(String),
-    /// Not a number from 1 to 65535.
+    /// The port is not a number from 1 to 65535.
     #[error("worker url {0:?} has a port that is not a number from 1 to 65535")]
     BadPort(String),
-    /// `user:password@`.
+    /// The URL contains `user:password@`. The error does not repeat it.
     #[error("worker url has credentials in it: give them as the worker's api key")]
     Credentials,
-    /// A query or a fragment.
+    /// The URL has a query or a fragment.
     #[error("worker url {0:?} has a query or a fragment")]
     Query(String),
-    /// A path with characters that do not belong into one.
-    #[error("worker url {0:?} has a path with a blank or a character that is not ASCII")]
+    /// The path contains a blank, a quote, a backslash, or a character that is not ASCII.
+    #[error(
+        "worker url {0:?} has a path with a blank, a quote, a backslash or a character that is not ASCII"
+    )]
     BadPath(String),
-    /// Longer than 2048 bytes.
+    /// The text is longer than 2048 bytes.
     #[error("worker url is {0} bytes long, the limit is 2048")]
     TooLong(usize),
 }
@@ -307,7 +309,7 @@ impl FromStr for WorkerUrl {
     }
 }
 
-/// Host (with brackets, if it has them) and the digits after its port's colon.
+/// Splits an authority into the host, with its brackets if it has them, and the text after the port's colon.
 fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     if authority.starts_with('[') {
         let end = authority.find(']')? + 1;
@@ -323,7 +325,7 @@ fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
-/// One spelling for a host: names in lower case, IPv6 addresses compressed and in brackets.
+/// Normalises a host: names in lower case, IPv6 addresses compressed and in brackets.
 fn normalise_host(host: &str) -> Option<String> {
     if let Some(inner) = host.strip_prefix('[') {
         let address: std::net::Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
@@ -347,24 +349,24 @@ impl<'de> Deserialize<'de> for WorkerUrl {
     }
 }
 
-/// A text that is never shown: not by `Debug`, not by an API, not in a log.
+/// A text that `Debug` hides, so that it gets into no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Keeps `text`.
+    /// Wraps `text`.
     #[must_use]
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one place that sends or compares it.
+    /// The text itself, for code that sends, replicates or compares it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether `other` is the same text, in time that depends on the lengths only.
+    /// Whether `other` is the same text. The time depends only on the lengths.
     #[must_use]
     pub fn matches(&self, other: &[u8]) -> bool {
         let own = self.0.as_bytes();
@@ -383,7 +385,7 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
-    fn normal(text: &str) -> String {
+    fn normalised(text: &str) -> String {
         match text.parse::<WorkerUrl>() {
             Ok(url) => url.to_string(),
             Err(error) => format!("error: {error}"),
@@ -391,12 +393,12 @@ mod tests {
     }
 
     #[test]
-    fn one_worker_has_one_spelling() {
+    fn equivalent_urls_are_normalised_to_one_spelling() {
         for spelling in ["http://a:80", "http://A", "HTTP://a/", " http://a:80// "] {
-            assert_eq!(normal(spelling), "http://a:80", "{spelling:?}");
+            assert_eq!(normalised(spelling), "http://a:80", "{spelling:?}");
         }
-        assert_eq!(normal("https://h/v/"), "https://h:443/v");
-        assert_eq!(normal("http://[0:0::1]:9"), "http://[::1]:9");
+        assert_eq!(normalised("https://h/v/"), "https://h:443/v");
+        assert_eq!(normalised("http://[0:0::1]:9"), "http://[::1]:9");
     }
 
     #[test]
@@ -409,8 +411,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_says_why() {
-        for (wrong, says) in [
+    fn an_invalid_url_is_refused_with_the_reason() {
+        for (wrong, reason) in [
             ("ftp://a", "does not begin with"),
             ("a:8000", "does not begin with"),
             ("http://", "has no host"),
@@ -426,13 +428,13 @@ mod tests {
             ("http://a/?x=1", "query"),
             ("http://a/\u{e9}", "path"),
         ] {
-            let said = normal(wrong);
-            assert!(said.starts_with("error: ") && said.contains(says), "{wrong:?} said {said:?}");
+            let error = normalised(wrong);
+            assert!(error.starts_with("error: ") && error.contains(reason), "{wrong:?}: {error:?}");
         }
     }
 
     #[test]
-    fn a_secret_is_not_shown() {
+    fn debug_hides_a_secret() {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret:?}"), "***");
         assert!(
