@@ -125,12 +125,11 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
     }
     match (error.kind(), context(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(word)) if word.starts_with('-') => {
-            Mistake::new(format!("there is no flag {word}"))
-                .with_hint(
-                    context(ContextKind::SuggestedArg)
-                        .filter(|flag| peers::is_accepted(flag))
-                        .map(|flag| format!("did you mean {flag}?")),
-                )
+            Mistake::new(format!("there is no flag {word}")).with_hint(
+                context(ContextKind::SuggestedArg)
+                    .filter(|flag| peers::is_accepted(flag))
+                    .map(|flag| format!("did you mean {flag}?")),
+            )
         }
         (ErrorKind::UnknownArgument, Some(word)) => stray(&word),
         (ErrorKind::InvalidValue, Some(word))

@@ -325,7 +325,7 @@ pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
 
 /// A name for a request that brought none, or that was not read so far.
 pub(super) fn new_id() -> HeaderValue {
-    headers::request_id(&HeaderMap::new(), &mut SmallRng::from_rng(&mut own_chance()))
+    headers::request_id(&HeaderMap::new(), &[], &mut SmallRng::from_rng(&mut own_chance()))
 }
 
 #[expect(

@@ -69,6 +69,8 @@ pub struct Config {
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
+    /// Time that a client's connection is kept between two requests.
+    pub idle_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
     /// Client connections at once.
@@ -79,6 +81,8 @@ pub struct Config {
     pub min_ready_workers: usize,
     /// Request headers that carry a session's key, in order of preference.
     pub session_headers: Vec<HeaderName>,
+    /// Request headers that carry a request's id, in order of preference.
+    pub request_id_headers: Vec<HeaderName>,
     /// Tell clients which worker, policy and decision served them.
     pub debug_headers: bool,
     /// Origins that browsers may call from; empty: no CORS headers.

@@ -1,19 +1,22 @@
 //! What the engine does, or what is not supported.
 
 use super::Takes::{Many, Nothing, One};
-use super::{PeerFlag, ALL, SGLANG, SMG, SMG_SGLANG, VLLM, always, only, refused};
+use super::{ALL, PeerFlag, SGLANG, SMG, SMG_SGLANG, VLLM, always, only, refused};
 
 const NO_MEDIA: &str = "media are not fetched or processed here: the engine does it";
 
 const NO_PARSER: &str = "responses pass unchanged here: give the parser to the engine";
 
-const NO_STORE: &str = "responses and conversations are not stored here: the engine answers /v1/responses";
+const NO_STORE: &str =
+    "responses and conversations are not stored here: the engine answers /v1/responses";
 
 const NO_TOKENIZER: &str = "prompts are not tokenized here: the engine does it";
 
-const NO_TRAINING: &str = "training control routes are not served here: call the engines themselves";
+const NO_TRAINING: &str =
+    "training control routes are not served here: call the engines themselves";
 
-const NO_WASM: &str = "WebAssembly modules are not supported here: put a proxy with filters in front";
+const NO_WASM: &str =
+    "WebAssembly modules are not supported here: put a proxy with filters in front";
 
 /// The rows.
 pub(super) const FLAGS: &[PeerFlag] = &[
@@ -34,7 +37,12 @@ pub(super) const FLAGS: &[PeerFlag] = &[
     refused("--parser", SMG, One, NO_PARSER),
     refused("--reasoning-parser", SMG_SGLANG, One, NO_PARSER),
     refused("--tool-call-parser", SMG_SGLANG, One, NO_PARSER),
-    refused("--mcp-config-path", SMG_SGLANG, One, "tools are not called here: the engine or the client calls MCP servers"),
+    refused(
+        "--mcp-config-path",
+        SMG_SGLANG,
+        One,
+        "tools are not called here: the engine or the client calls MCP servers",
+    ),
     only("--mm-processing", SMG, One, &["worker"], NO_MEDIA),
     refused("--mm-per-request-image-limit", SMG, One, NO_MEDIA),
     only("--mm-pixel-cache-mb", SMG, One, &["0"], NO_MEDIA),

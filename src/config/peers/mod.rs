@@ -209,12 +209,7 @@ const fn alias(
     PeerFlag { flag, routers, takes, here: Here::Alias { of, differs, except: &[] } }
 }
 
-const fn always(
-    flag: &'static str,
-    routers: Routers,
-    takes: Takes,
-    why: &'static str,
-) -> PeerFlag {
+const fn always(flag: &'static str, routers: Routers, takes: Takes, why: &'static str) -> PeerFlag {
     PeerFlag { flag, routers, takes, here: Here::Always(why) }
 }
 

@@ -32,23 +32,24 @@ pub(in crate::config) struct Translated {
 pub(in crate::config) fn arguments() -> impl Iterator<Item = Arg> {
     flags().filter(|flag| !flag.is_ours()).map(|flag| {
         let arg = Arg::new(flag.flag).long(flag.name()).hide(true);
-        match (flag.takes, flag.here) {
-            (Takes::Nothing, _) => arg.action(ArgAction::Count),
+        let values = match (flag.takes, flag.here) {
+            (Takes::Nothing, _) => return arg.action(ArgAction::Count),
             // A flag that is refused is refused without its value too.
-            (Takes::One, Here::Refused(_)) => arg.action(ArgAction::Append).num_args(0..=1),
-            (Takes::One, _) => arg.action(ArgAction::Append).num_args(1),
-            (Takes::Many, _) => arg.action(ArgAction::Append).num_args(0..),
-        }
-        .allow_negative_numbers(true)
+            (Takes::One, Here::Refused(_)) => 0..=1,
+            (Takes::One, _) => 1..=1,
+            (Takes::Many, _) => 0..=usize::MAX,
+        };
+        arg.action(ArgAction::Append).num_args(values).allow_negative_numbers(true)
     })
 }
 
 /// The subcommands that only other routers have, for the parser: whatever follows is part of them.
 pub(in crate::config) fn subcommands() -> impl Iterator<Item = clap::Command> {
     COMMANDS.iter().map(|command| {
-        clap::Command::new(command.name).hide(true).disable_help_flag(true).arg(
-            Arg::new("rest").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
-        )
+        clap::Command::new(command.name)
+            .hide(true)
+            .disable_help_flag(true)
+            .arg(Arg::new("rest").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true))
     })
 }
 
@@ -106,12 +107,12 @@ impl Translated {
             Here::Alias { of, except, .. } => {
                 for (value, why) in except {
                     if texts.iter().any(|text| is_same(value, text)) {
-                        self.mistakes
-                            .push(Mistake::new(format!("{}: {value} {why}", name())));
+                        self.mistakes.push(Mistake::new(format!("{}: {value} {why}", name())));
                         return;
                     }
                 }
-                let texts = if flag.takes == Takes::Nothing { vec!["true".to_owned()] } else { texts };
+                let texts =
+                    if flag.takes == Takes::Nothing { vec!["true".to_owned()] } else { texts };
                 let said = Said { flag: flag.flag, texts };
                 self.said.entry(of.replace('-', "_")).or_default().push(said);
             }

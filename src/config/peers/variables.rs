@@ -23,8 +23,7 @@ pub(in crate::config) struct PeerVariable {
 
 const NO_STORE: &str = "responses and conversations are not stored here";
 
-const NO_JWT: &str =
-    "JSON web tokens are not checked here: use --admin-api-key, or put an authenticating proxy in front";
+const NO_JWT: &str = "JSON web tokens are not checked here: use --admin-api-key, or put an authenticating proxy in front";
 
 const NO_MEDIA: &str = "media are not fetched or processed here: the engine does it";
 

@@ -111,6 +111,7 @@ fn workers_and_routing() -> Vec<Row> {
             let keys = c.workers.iter().map(|worker| worker.api_key.as_ref());
             format!("{:?}", keys.flatten().next().map(smg_types::spec::Secret::expose))
         }),
+        row("model-alias", "a=m b=n", "a=n", "{\"a\": \"m\", \"b\": \"n\"}", see!(fleet.aliases)),
         row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
         row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
         row("cache-threshold", "0.75", "0.5", "0.75", see!(policy.cache_threshold)),
@@ -142,6 +143,14 @@ fn surface() -> Vec<Row> {
         row("max-payload-size", "7000", "8000", "7000", see!(http.max_body_bytes)),
         row("max-buffered-bytes", "7000", "8000", "7000", see!(http.max_buffered_bytes)),
         row("header-timeout-secs", "7", "8", "7s", see!(http.header_timeout)),
+        row("idle-connection-timeout-secs", "7", "8", "7s", see!(http.idle_timeout)),
+        row(
+            "request-id-headers",
+            "x-one, x-two",
+            "x-b",
+            "[\"x-one\", \"x-two\"]",
+            see!(http.request_id_headers),
+        ),
         row("body-timeout-secs", "7", "8", "7s", see!(http.body_timeout)),
         row("max-connections", "7", "8", "7", see!(http.max_connections)),
         row("threads", "7", "8", "7", see!(http.threads)),
@@ -215,6 +224,7 @@ fn failure() -> Vec<Row> {
         row("retry-initial-backoff-ms", "7", "8", "7ms", see!(dispatch.initial_backoff)),
         row("retry-max-backoff-ms", "700", "800", "700ms", see!(dispatch.max_backoff)),
         row("retry-backoff-multiplier", "7.5", "8", "7.5", see!(dispatch.backoff_multiplier)),
+        row("retry-jitter-factor", "0.25", "0.5", "0.25", see!(dispatch.backoff_jitter)),
         row("retry-budget-ratio", "0.75", "0.5", "0.75", see!(dispatch.budget_ratio)),
         row("retry-budget-floor", "7", "8", "7.0", see!(dispatch.budget_floor)),
         row("disable-retries", "true", "false", "0", see!(dispatch.max_retries)),

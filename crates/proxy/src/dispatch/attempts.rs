@@ -79,13 +79,15 @@ impl Attempts {
         if budget.withdraw(config, now) { Next::Again(wait) } else { Next::GiveUp }
     }
 
-    /// Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+    /// Exponential back-off, of which a share is drawn at random: all of it by default, which spreads retries best
+    /// (Brooker, "Exponential Backoff And Jitter", 2015).
     fn backoff(&self, config: &Config, rng: &mut dyn Rng) -> Duration {
         let exponent = i32::try_from(self.made.saturating_sub(1)).unwrap_or(i32::MAX);
         let most = config.initial_backoff.as_secs_f64()
             * f64::from(config.backoff_multiplier).powi(exponent);
         let most = most.min(config.max_backoff.as_secs_f64());
-        Duration::from_secs_f64(most * rng.random::<f64>())
+        let jitter = f64::from(config.backoff_jitter);
+        Duration::from_secs_f64(most * (1.0 - jitter * rng.random::<f64>()))
     }
 }
 

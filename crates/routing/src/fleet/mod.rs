@@ -12,7 +12,7 @@ mod metrics;
 mod told;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +44,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// How long a deleted worker may finish what is in flight.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Defaults of `spec::HealthSpec`.
@@ -85,6 +87,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -463,7 +466,7 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers);
+        let snapshot = build(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
@@ -471,7 +474,11 @@ impl Fleet {
 }
 
 /// Derives who serves what from the list of workers.
-fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+fn build(
+    version: u64,
+    workers: Vec<Arc<Worker>>,
+    aliases: &BTreeMap<ModelId, ModelId>,
+) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -500,11 +507,30 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             }
         }
     }
+    for (alias, model) in aliases {
+        add_alias(&mut snapshot, alias, model);
+    }
     for model in snapshot.models.values_mut() {
         model.members.sort_by_key(|member| member.worker.id);
     }
     snapshot.workers = workers;
     snapshot
+}
+
+/// Lets whoever serves `model` serve `alias` too. A model that a worker itself calls `alias` is not hidden by it.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {
