@@ -40,6 +40,7 @@ mod workers;
 
 pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
 
@@ -217,8 +218,8 @@ fn load(
     // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
-    mistakes.extend(wrong_together.into_iter().filter(is_own));
-    mistakes.extend(wrong_files(&config, process));
+    mistakes.extend(wrong_together.into_iter().filter(&is_own));
+    mistakes.extend(wrong_files(&config, process).into_iter().filter(is_own));
     ConfigErrors::unless_empty(mistakes)?;
     Ok(Loaded { config, warnings, settings })
 }

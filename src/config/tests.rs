@@ -11,6 +11,7 @@ use smg_types::now::Now;
 
 use super::*;
 
+mod peers;
 mod settings;
 mod workers;
 

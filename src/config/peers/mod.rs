@@ -6,13 +6,18 @@
 //! the programs themselves say they take; a test holds the table against it.
 
 mod engine;
+mod metrics;
 mod operations;
+mod page;
 mod routing;
 mod traffic;
 mod translate;
 mod variables;
 mod workers;
 
+#[cfg(test)]
+pub(super) use metrics::METRICS;
+pub use page::migrating;
 pub(super) use translate::{
     Said, arguments, hint, refused_key, refused_subcommand, subcommands, translate, unread_variable,
 };
@@ -126,6 +131,11 @@ pub(super) fn flags() -> impl Iterator<Item = &'static PeerFlag> {
 /// The flag of another router with this name, given without its dashes.
 pub(super) fn flag(name: &str) -> Option<&'static PeerFlag> {
     flags().find(|flag| flag.name() == name)
+}
+
+/// The flags of other routers that are names of this one's flag, given without its dashes.
+pub(super) fn aliases(name: &str) -> impl Iterator<Item = &'static PeerFlag> {
+    flags().filter(move |flag| matches!(flag.here, Here::Alias { of, .. } if of == name))
 }
 
 /// Whether a flag, given with its dashes, does something here: a flag of this router, or another name of one.

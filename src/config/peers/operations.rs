@@ -5,7 +5,7 @@ use super::{ALL, PeerFlag, SMG, SMG_SGLANG, VLLM, alias, refused, same};
 
 const NO_JWT: &str = "JSON web tokens are not checked here: use --admin-api-key, or put an authenticating proxy in front";
 
-const NO_TRACES: &str = "traces are not exported here: traceparent passes from client to worker, and every log line of a request has its id";
+const NO_TRACES: &str = "traces are not exported here: traceparent passes from client to worker, and requests are logged with their ids";
 
 /// The rows.
 pub(super) const FLAGS: &[PeerFlag] = &[

@@ -3,6 +3,7 @@
 use super::{Given, given};
 use crate::cli;
 use crate::config::Config;
+use crate::config::peers::{self, PeerFlag, Takes};
 
 /// A setting, two values, and where the first one is seen in the configuration.
 struct Row {
@@ -244,12 +245,12 @@ fn failure() -> Vec<Row> {
 }
 
 /// Certificates and keys for the settings that name files, since these are opened.
-struct Files {
+pub(super) struct Files {
     dir: tempfile::TempDir,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Two certificates of one key, so that any of them goes with any copy of the key.
         let key = rcgen::KeyPair::generate().unwrap();
@@ -270,7 +271,7 @@ impl Files {
         if is_file { self.path(value) } else { value.to_owned() }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 
@@ -308,6 +309,8 @@ fn companions(flag: &str, files: &Files) -> String {
 #[derive(Clone, Copy)]
 enum Place {
     Flag,
+    /// Another router's name for the flag.
+    Alias(&'static PeerFlag),
     Variable,
     Key,
     KeyWithUnderscores,
@@ -319,6 +322,8 @@ fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -
     let quoted = if bare { value.to_owned() } else { format!("'{value}'") };
     match place {
         Place::Flag => given.flags(&[&format!("--{flag}={value}")]),
+        Place::Alias(alias) if alias.takes == Takes::Nothing => given.flags(&[alias.flag]),
+        Place::Alias(alias) => given.flags(&[alias.flag, value]),
         Place::Variable => given.variable(&variable, value),
         Place::Key => {
             text.push_str(&format!("{flag} = {quoted}\n"));
@@ -333,7 +338,7 @@ fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -
 
 #[test]
 fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
-    use Place::{Flag, Key, KeyWithUnderscores, Variable};
+    use Place::{Alias, Flag, Key, KeyWithUnderscores, Variable};
     let files = Files::new();
     for row in rows() {
         let one = files.resolve(row.one);
@@ -350,6 +355,10 @@ fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
             files.hide(&(row.view)(&given.file(&text).config()))
         };
         assert_ne!(seen_with(&[]), row.seen, "--{}: the default shows nothing", row.flag);
+        for alias in peers::aliases(row.flag) {
+            let places = [(Alias(alias), one.as_str()), (Variable, &other), (Key, &other)];
+            assert_eq!(seen_with(&places), row.seen, "--{} by {}", row.flag, alias.flag);
+        }
         for places in [
             &[(Flag, one.as_str())][..],
             &[(Variable, &one)],
