@@ -23,6 +23,7 @@ mod leaving;
 mod mesh;
 mod observe;
 mod patience;
+mod peers;
 mod policies;
 mod shutdown;
 mod tls;
