@@ -236,6 +236,24 @@ mod tests {
     }
 
     #[test]
+    fn the_jitter_is_the_share_that_is_drawn() {
+        let pauses = |jitter: f32| {
+            let initial_backoff = Duration::from_millis(100);
+            let config = Config { backoff_jitter: jitter, initial_backoff, ..Config::default() };
+            let mut rng = SmallRng::seed_from_u64(7);
+            let first = Attempts { made: 1, killed: false };
+            let pauses = (0..1000).map(|_| first.backoff(&config, &mut rng).as_millis());
+            let pauses: Vec<_> = pauses.collect();
+            (*pauses.iter().min().unwrap(), *pauses.iter().max().unwrap())
+        };
+        assert_eq!(pauses(0.0), (100, 100));
+        let (least, most) = pauses(0.25);
+        assert!((75..80).contains(&least) && (95..=100).contains(&most), "{least} to {most} ms");
+        let (least, most) = pauses(1.0);
+        assert!(least < 5 && most > 95, "{least} to {most} ms");
+    }
+
+    #[test]
     fn a_storm_is_bounded_by_the_requests() {
         let config = Config::default();
         let budget = Budget::new(&config);
