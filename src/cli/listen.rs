@@ -45,6 +45,21 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 40)
     )]
     pub max_buffered_bytes: usize,
+    /// Decodes compressed request bodies (content-encoding gzip, zstd, br or deflate) before they go to a worker.
+    ///
+    /// The decoded body may be as large as --max-payload-size allows. Without this flag a compressed body is answered 415,
+    /// because the router could not read which model it names.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = crate::cli::values::yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub decompress_requests: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
     /// Bounds clients that send a byte now and then.

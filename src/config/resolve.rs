@@ -99,6 +99,7 @@ fn http_config(
             .collect(),
         admin_api_key: access.admin_api_key.clone(),
         max_body_bytes: listen.max_payload_size,
+        decompress_requests: listen.decompress_requests,
         max_buffered_bytes: listen.max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
         body_timeout: listen.body_timeout_secs,

@@ -15,6 +15,8 @@ use smg_routing::fleet::RegisterError;
 use smg_routing::limit::Rejected;
 
 use super::body::Body;
+use super::encoding;
+use super::form::FormError;
 use super::headers;
 use super::peek::PeekError;
 use crate::bridge::WriteError;
@@ -40,6 +42,8 @@ pub(super) struct ApiError {
     pub(super) limit: Option<u32>,
     /// The methods that the route takes.
     pub(super) allow: Option<String>,
+    /// The content encodings that a request may have (RFC 9110, 12.5.3).
+    pub(super) accept_encoding: Option<&'static str>,
 }
 
 impl ApiError {
@@ -52,6 +56,7 @@ impl ApiError {
             retry_after: None,
             limit: None,
             allow: None,
+            accept_encoding: None,
         }
     }
 
@@ -103,6 +108,41 @@ impl ApiError {
                 "the router holds as many bytes of requests as it may",
             )
         }
+    }
+
+    /// Several models are served and the request names none.
+    pub(super) fn model_missing(form_defect: Option<String>) -> Self {
+        let why = form_defect.map(|why| format!(" (the form could not be read: {why})"));
+        let message = format!(
+            "the request does not name a model, and several models are served: set `model`{}",
+            why.unwrap_or_default()
+        );
+        Self { param: Some("model"), ..Self::bad_request("model_missing", message) }
+    }
+
+    /// The body is encoded in a way that is not decoded here.
+    pub(super) fn encoding_refused(encoding: &str, decode: bool) -> Self {
+        let encoding: String = encoding.chars().take(64).collect();
+        let message = if decode {
+            format!("the body's content-encoding {encoding} is not one of {}", encoding::UNDERSTOOD)
+        } else {
+            format!(
+                "the body's content-encoding {encoding} is not accepted: send the body as it is \
+                 (or start the router with --decompress-requests)"
+            )
+        };
+        Self {
+            accept_encoding: Some(if decode { encoding::UNDERSTOOD } else { "identity" }),
+            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+        }
+    }
+
+    /// The body is not what its content-encoding says.
+    pub(super) fn bad_encoding(why: &str) -> Self {
+        Self::bad_request(
+            "invalid_encoding",
+            format!("the body is not what its content-encoding says: {why}"),
+        )
     }
 
     /// The body came too slowly.
@@ -178,6 +218,9 @@ impl ApiError {
         if let Some(allow) = self.allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
             headers.insert(header::ALLOW, allow);
         }
+        if let Some(encodings) = self.accept_encoding {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encodings));
+        }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
@@ -201,6 +244,12 @@ impl From<PeekError> for ApiError {
             | PeekError::TooDeep(_) => None,
         };
         Self { param, ..Self::bad_request("invalid_json", error.to_string()) }
+    }
+}
+
+impl From<FormError> for ApiError {
+    fn from(error: FormError) -> Self {
+        Self { param: Some("model"), ..Self::bad_request("invalid_form", error.to_string()) }
     }
 }
 

@@ -8,8 +8,10 @@ mod auth;
 mod body;
 mod buffered;
 mod connection;
+mod encoding;
 mod error;
 mod fanout;
+mod form;
 mod ha;
 mod headers;
 mod inference;
@@ -65,6 +67,8 @@ pub struct Config {
     pub admin_api_key: Option<Secret>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Whether compressed request bodies are decoded; otherwise they are refused.
+    pub decompress_requests: bool,
     /// What the bodies of all requests may hold in memory together, in bytes.
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.

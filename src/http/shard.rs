@@ -45,6 +45,8 @@ pub(super) struct Inbound {
     pub(super) caller: Caller,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
+    /// The route is about no model in particular: any worker may answer.
+    pub(super) any_model: bool,
 }
 
 impl Shard {
@@ -147,7 +149,8 @@ impl Shard {
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
-                let inbound = Inbound { request_id, caller, anthropic };
+                let any_model = route.path == "/health_generate";
+                let inbound = Inbound { request_id, caller, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await

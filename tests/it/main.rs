@@ -21,6 +21,7 @@ mod failure;
 mod fidelity;
 mod leaving;
 mod mesh;
+mod models;
 mod observe;
 mod patience;
 mod policies;

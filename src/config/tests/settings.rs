@@ -140,6 +140,7 @@ fn surface() -> Vec<Row> {
         row("host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| c.http.listen.ip().to_string()),
         row("port", "7", "8", "7", |c| c.http.listen.port().to_string()),
         row("max-payload-size", "7000", "8000", "7000", see!(http.max_body_bytes)),
+        row("decompress-requests", "true", "false", "true", see!(http.decompress_requests)),
         row("max-buffered-bytes", "7000", "8000", "7000", see!(http.max_buffered_bytes)),
         row("header-timeout-secs", "7", "8", "7s", see!(http.header_timeout)),
         row("body-timeout-secs", "7", "8", "7s", see!(http.body_timeout)),
