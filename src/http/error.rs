@@ -89,6 +89,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
+    /// A write's body is of a type that a page of another site may send without being asked.
+    pub(super) fn not_json(kind: &str) -> Self {
+        let kind: String = kind.chars().take(64).collect();
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not_json",
+            format!("admin writes need `content-type: application/json`; the request says {kind}"),
+        )
+    }
+
     /// The body is larger than allowed.
     pub(super) fn too_large(most: usize) -> Self {
         Self::new(

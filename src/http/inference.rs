@@ -80,12 +80,8 @@ pub(super) async fn serve(
         .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
         .cloned();
     let session = session_header.as_ref().map(HeaderValue::as_bytes);
-    headers::to_worker(
-        &mut headers,
-        &inbound.request_id,
-        inbound.caller.key_is_ours,
-        &mut shard.rng(),
-    );
+    shard.keys().take_own(&mut headers);
+    headers::to_worker(&mut headers, &inbound.request_id, &mut shard.rng());
     let request = dispatch::Request {
         request_id: &inbound.request_id,
         method: parts.method,

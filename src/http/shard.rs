@@ -67,6 +67,10 @@ impl Shard {
         &self.surface
     }
 
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     pub(super) fn dispatcher(&self) -> &Dispatcher {
         &self.dispatcher
     }
@@ -128,13 +132,13 @@ impl Shard {
             Access::Public => None,
             Access::Client => Some(self.keys.client(request.headers())),
             Access::Admin | Access::Operator => {
-                let keys = &self.keys;
-                let admitted = if route.access == Access::Operator {
-                    keys.operator(request.headers(), peer.ip())
-                } else {
-                    keys.admin(request.headers(), peer.ip())
-                };
-                Some(admitted.map(|()| Caller { tenant: None, key_is_ours: true }))
+                let admitted = self.keys.admin(
+                    route.access,
+                    request.method(),
+                    request.headers(),
+                    peer.ip(),
+                );
+                Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
         // A body that is not read would be taken for the next request.
@@ -142,7 +146,7 @@ impl Shard {
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
             Serves::Worker | Serves::AnthropicWorker => {
-                let caller = caller.unwrap_or(Caller { tenant: None, key_is_ours: false });
+                let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
                     ?request_id,
                     route = route.path,
