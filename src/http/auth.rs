@@ -219,10 +219,8 @@ mod tests {
     use super::*;
 
     fn keys(clients: &[&str], tenants: &[(&str, &str)], admins: &[(&str, AdminRole)]) -> Keys {
-        let tenant = |(id, key): &(&str, &str)| Tenant {
-            id: (*id).to_owned(),
-            key: Secret::new(*key),
-        };
+        let tenant =
+            |(id, key): &(&str, &str)| Tenant { id: (*id).to_owned(), key: Secret::new(*key) };
         Keys {
             clients: clients.iter().map(|key| Secret::new(*key)).collect(),
             tenants: tenants.iter().map(tenant).collect(),
@@ -279,7 +277,10 @@ mod tests {
         assert_eq!(keys.client(&shows("x")).unwrap_err().status, 401);
         let tenant = |pairs: &[(&str, &str)]| keys.client(&headers(pairs)).unwrap().tenant;
         assert_eq!(tenant(&[("x-api-key", "b"), ("authorization", "Bearer foreign")]), None);
-        assert_eq!(tenant(&[("authorization", "Bearer foreign"), ("authorization", "Bearer a")]), None);
+        assert_eq!(
+            tenant(&[("authorization", "Bearer foreign"), ("authorization", "Bearer a")]),
+            None
+        );
         assert_eq!(tenant(&[("authorization", "Bearer   c")]).as_deref(), Some("t"));
         let both = [("x-api-key", "foreign"), ("authorization", "bearer c ")];
         assert_eq!(tenant(&both).as_deref(), Some("t"));

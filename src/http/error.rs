@@ -40,10 +40,8 @@ pub(super) struct ApiError {
     pub(super) retry_after: Option<Duration>,
     /// The limit that was reached, in requests: told with nothing remaining.
     pub(super) limit: Option<u32>,
-    /// The methods that the route takes.
-    pub(super) allow: Option<String>,
-    /// The content encodings that a request may have (RFC 9110, 12.5.3).
-    pub(super) accept_encoding: Option<&'static str>,
+    /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1) or `accept-encoding` (12.5.3).
+    pub(super) accepted: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
@@ -55,8 +53,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limit: None,
-            allow: None,
-            accept_encoding: None,
+            accepted: None,
         }
     }
 
@@ -76,7 +73,8 @@ impl ApiError {
             "method_not_allowed",
             "the route does not take this method",
         );
-        Self { allow: Some(allow), ..error }
+        let accepted = HeaderValue::try_from(allow).ok();
+        Self { accepted: accepted.map(|allow| Box::new((header::ALLOW, allow))), ..error }
     }
 
     /// No key, or a wrong one.
@@ -141,8 +139,10 @@ impl ApiError {
                  (or start the router with --decompress-requests)"
             )
         };
+        let understood = if decode { encoding::UNDERSTOOD } else { "identity" };
+        let accepted = (header::ACCEPT_ENCODING, HeaderValue::from_static(understood));
         Self {
-            accept_encoding: Some(if decode { encoding::UNDERSTOOD } else { "identity" }),
+            accepted: Some(Box::new(accepted)),
             ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
         }
     }
@@ -152,6 +152,15 @@ impl ApiError {
         Self::bad_request(
             "invalid_encoding",
             format!("the body is not what its content-encoding says: {why}"),
+        )
+    }
+
+    /// A worker's answer would send the client to another server.
+    pub(super) fn foreign_reference() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "upstream_protocol_error",
+            "the worker's answer refers to another server",
         )
     }
 
@@ -225,11 +234,8 @@ impl ApiError {
             headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
             headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
         }
-        if let Some(allow) = self.allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
-            headers.insert(header::ALLOW, allow);
-        }
-        if let Some(encodings) = self.accept_encoding {
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encodings));
+        if let Some((name, value)) = self.accepted.map(|accepted| *accepted) {
+            headers.insert(name, value);
         }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));

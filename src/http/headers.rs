@@ -54,11 +54,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// What a worker gets: everything the client sent but what is for one hop, `host` and the length, which follows from
 /// the body. The router's own keys are taken out before (`auth::Keys::take_own`).
-pub(super) fn to_worker(
-    headers: &mut HeaderMap,
-    request_id: &HeaderValue,
-    rng: &mut SmallRng,
-) {
+pub(super) fn to_worker(headers: &mut HeaderMap, request_id: &HeaderValue, rng: &mut SmallRng) {
     strip_hop_by_hop(headers);
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
@@ -200,7 +196,10 @@ mod tests {
             shown_keys(&map).map(|key| String::from_utf8(key.to_vec()).unwrap()).collect()
         };
         assert_eq!(shown(&[("authorization", "bearer k"), ("x-api-key", "l")]), ["k", "l"]);
-        assert_eq!(shown(&[("authorization", "Bearer  k "), ("authorization", "Bearer l")]), ["k", "l"]);
+        assert_eq!(
+            shown(&[("authorization", "Bearer  k "), ("authorization", "Bearer l")]),
+            ["k", "l"]
+        );
         for none in ["Basic k", "Bearerk", "Bear"] {
             assert!(shown(&[("authorization", none)]).is_empty(), "{none}");
         }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,9 +13,10 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use smg_proxy::dispatch::{self, Dispatched, ModelPlace, StreamEnd};
-use smg_routing::fleet::Listed;
+use smg_routing::fleet::{Listed, Worker};
 use smg_routing::limit::Priority;
 use smg_types::ids::ModelId;
+use tracing::warn;
 
 use super::body::Body;
 use super::buffered::Held;
@@ -22,6 +24,7 @@ use super::connection::Exchange;
 use super::encoding;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
 use super::form;
+use super::from_worker;
 use super::headers;
 use super::peek::{self, Peek};
 use super::shard::{Inbound, Shard};
@@ -111,6 +114,7 @@ pub(super) async fn serve(
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
     headers::strip_hop_by_hop(response.headers_mut());
+    hide_worker(shard, &trace, response.headers_mut())?;
     if config.debug_headers {
         show(&trace, response.headers_mut());
     }
@@ -240,6 +244,39 @@ fn model_of_query(query: Option<&str>) -> Option<Cow<'static, str>> {
         axum::extract::Query::try_from_uri(&format!("/?{}", query?).parse().ok()?).ok()?.0;
     let model = pairs.into_iter().find(|(name, _)| name == "model")?.1;
     (!model.is_empty()).then_some(Cow::Owned(model))
+}
+
+/// Keeps the worker's URL, and its CORS headers where the router has its own, from the client.
+fn hide_worker(
+    shard: &Shard,
+    trace: &dispatch::Trace,
+    headers: &mut HeaderMap,
+) -> Result<(), ApiError> {
+    let surface = shard.surface();
+    if !surface.config.cors_allowed_origins.is_empty() {
+        from_worker::strip_cors(headers);
+    }
+    if !from_worker::may_refer(headers) {
+        return Ok(());
+    }
+    let fleet = surface.fleet.load();
+    let Some(worker) = fleet.worker(trace.worker) else {
+        // It was removed meanwhile, and nobody can say any more what its references mean.
+        from_worker::drop_references(headers);
+        return Ok(());
+    };
+    let is_worker = |host: &str, port| {
+        let url = |worker: &Arc<Worker>| worker.spec.url.clone();
+        fleet
+            .workers()
+            .iter()
+            .map(url)
+            .any(|url| url.host().eq_ignore_ascii_case(host) && url.port() == port)
+    };
+    from_worker::hide_worker(headers, &worker.spec.url, is_worker).map_err(|error| {
+        warn!(worker = %worker.spec.url, %error, "a worker's response was not passed on");
+        ApiError::foreign_reference()
+    })
 }
 
 /// Tells the client how its response came to be.

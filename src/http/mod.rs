@@ -12,6 +12,7 @@ mod encoding;
 mod error;
 mod fanout;
 mod form;
+mod from_worker;
 mod ha;
 mod headers;
 mod inference;

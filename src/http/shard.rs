@@ -17,6 +17,7 @@ use super::body::Body;
 use super::buffered::Held;
 use super::connection::{Exchange, State};
 use super::error::ApiError;
+use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
@@ -42,7 +43,6 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
-    pub(super) caller: Caller,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
     /// The route is about no model in particular: any worker may answer.
@@ -114,6 +114,7 @@ impl Shard {
         headers.insert(X_REQUEST_ID.clone(), request_id);
         if let Some(origin) = origin {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
             headers.append(header::VARY, HeaderValue::from_static("origin"));
         }
         Ok(response.map(|body| body.ending(exchange)))
@@ -132,12 +133,8 @@ impl Shard {
             Access::Public => None,
             Access::Client => Some(self.keys.client(request.headers())),
             Access::Admin | Access::Operator => {
-                let admitted = self.keys.admin(
-                    route.access,
-                    request.method(),
-                    request.headers(),
-                    peer.ip(),
-                );
+                let admitted =
+                    self.keys.admin(route.access, request.method(), request.headers(), peer.ip());
                 Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
@@ -154,7 +151,7 @@ impl Shard {
                     "inference"
                 );
                 let any_model = route.path == "/health_generate";
-                let inbound = Inbound { request_id, caller, anthropic, any_model };
+                let inbound = Inbound { request_id, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await

@@ -73,22 +73,25 @@ async fn admin_routes_need_the_admin_key() {
         let answer = router.send(route.method, &path, &[JSON], b"{}").await;
         assert_eq!(answer.status, 401, "{} {path}", route.method);
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
-        let answer = router.send(route.method, &path, &[JSON, ("x-api-key", "client")], b"{}").await;
+        let answer =
+            router.send(route.method, &path, &[JSON, ("x-api-key", "client")], b"{}").await;
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (403, "forbidden"),
             "{} {path}",
             route.method
         );
-        let answer = router.send(route.method, &path, &[JSON, ("x-api-key", "tenant")], b"{}").await;
+        let answer =
+            router.send(route.method, &path, &[JSON, ("x-api-key", "tenant")], b"{}").await;
         assert!(
             matches!(answer.status, 401 | 403),
             "{} {path}: a tenant got {}",
             route.method,
             answer.status
         );
-        let answer =
-            router.send(route.method, &path, &[JSON, ("authorization", "Bearer admin")], b"{}").await;
+        let answer = router
+            .send(route.method, &path, &[JSON, ("authorization", "Bearer admin")], b"{}")
+            .await;
         assert!(!matches!(answer.status, 401 | 403), "{} {path}: {}", route.method, answer.text());
     }
     let answer = router.send("POST", "/generate", &[("x-api-key", "admin")], BODY).await;
@@ -128,9 +131,8 @@ fn admin_routes() -> Vec<(&'static str, String)> {
 async fn a_clients_key_opens_the_admin_surface_only_where_there_is_no_admin_key() {
     let router = Router::start(&["--api-key", "client", "--tenant-api-key", "t:tenant"]).await;
     for (method, path) in admin_routes() {
-        let shows = async |key| {
-            router.send(method, &path, &[JSON, ("x-api-key", key)], b"{}").await.status
-        };
+        let shows =
+            async |key| router.send(method, &path, &[JSON, ("x-api-key", key)], b"{}").await.status;
         assert_eq!(router.send(method, &path, &[JSON], b"{}").await.status, 401, "{method} {path}");
         assert_eq!(shows("tenant").await, 401, "{method} {path}");
         assert!(!matches!(shows("client").await, 401 | 403), "{method} {path}");
@@ -139,12 +141,10 @@ async fn a_clients_key_opens_the_admin_surface_only_where_there_is_no_admin_key(
 
 #[tokio::test]
 async fn roles_say_what_an_admin_key_allows() {
-    let router =
-        Router::start(&["--admin-api-key", "1:Ann:admin:writes,2:Bob:user:reads"]).await;
+    let router = Router::start(&["--admin-api-key", "1:Ann:admin:writes,2:Bob:user:reads"]).await;
     for (method, path) in admin_routes() {
-        let shows = async |key| {
-            router.send(method, &path, &[JSON, ("x-api-key", key)], b"{}").await.status
-        };
+        let shows =
+            async |key| router.send(method, &path, &[JSON, ("x-api-key", key)], b"{}").await.status;
         assert!(!matches!(shows("writes").await, 401 | 403), "{method} {path}");
         let refused = shows("reads").await == 403;
         assert_eq!(refused, method != "GET", "{method} {path}");
