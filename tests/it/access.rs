@@ -190,3 +190,71 @@ async fn a_page_of_another_site_changes_nothing() {
     let cross = [("origin", "http://evil.test")];
     assert_eq!(router.send("POST", "/ha/shutdown", &cross, b"").await.status, 403);
 }
+
+/// What docs/security.md says of each route, made from the table of routes.
+fn routes_as_a_table() -> String {
+    use smg::http::Access;
+    let mut table = String::from(
+        "| route | no key configured | client key | tenant key | admin key, role user | admin key |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for route in smg::http::ROUTES {
+        let reads = route.method == "GET";
+        let columns = match route.access {
+            Access::Public => ["yes"; 5],
+            Access::Client => ["yes", "yes", "yes", "no", "no"],
+            Access::Admin if reads => ["yes", "if no admin key is set", "no", "yes", "yes"],
+            Access::Admin => ["here", "if no admin key is set", "no", "no", "yes"],
+            Access::Operator => ["here", "no", "no", if reads { "yes" } else { "no" }, "yes"],
+        };
+        let columns = columns.join(" | ");
+        table.push_str(&format!("| `{} {}` | {columns} |\n", route.method, route.path));
+    }
+    table
+}
+
+#[tokio::test]
+async fn the_documented_table_of_routes_is_the_real_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = text.split_once("<!-- routes: begin -->\n").unwrap();
+    let (documented, tail) = rest.split_once("<!-- routes: end -->").unwrap();
+    let table = routes_as_a_table();
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        let whole = format!("{head}<!-- routes: begin -->\n{table}<!-- routes: end -->{tail}");
+        std::fs::write(path, whole).unwrap();
+    } else {
+        assert_eq!(documented, table, "UPDATE_EXPECT=1 cargo test --test it access writes it");
+    }
+}
+
+/// Asks each route of the table with each kind of key, and compares what happens with what the table says.
+#[tokio::test]
+async fn routes_do_what_their_table_says() {
+    let worker = Worker::plain().await;
+    let flags = [
+        "--api-key",
+        "client",
+        "--tenant-api-key",
+        "t:tenant",
+        "--admin-api-key",
+        "1:a:admin:admin,2:b:user:user",
+    ];
+    let router = Router::before(&[worker.url()], &flags).await;
+    for line in routes_as_a_table().lines().skip(2) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (method, path) = cells[1].trim_matches('`').split_once(' ').unwrap();
+        // These would end the test's router or never end themselves.
+        if path == "/ha/shutdown" || path == "/ha/events" {
+            continue;
+        }
+        let path = path.replace("{id}", "w-0000000000000000").replace("{model}", "m");
+        for (key, says) in ["client", "tenant", "user", "admin"].into_iter().zip(&cells[3..]) {
+            let headers = [JSON, ("x-api-key", key)];
+            let answer = router.send(method, &path, &headers, BODY).await;
+            // `mesh_disabled` and the like: it was let in.
+            let allowed = !matches!(answer.status, 401 | 403);
+            assert_eq!(allowed, *says == "yes", "{method} {path} with {key}: {}", answer.status);
+        }
+    }
+}
