@@ -174,16 +174,32 @@ fn own_machine(headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
         host.eq_ignore_ascii_case("localhost")
             || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     };
-    if origin(headers).is_some_and(|origin| !origin.as_ref().is_some_and(is_local)) {
-        return Err(ApiError::forbidden("this is not for pages of other sites"));
+    match Page::of(headers) {
+        Page::At(authority) if !is_local(&authority) => {
+            Err(ApiError::forbidden("this is not for pages of other sites"))
+        }
+        Page::Opaque => Err(ApiError::forbidden("this is not for pages of other sites")),
+        Page::At(_) | Page::None => Ok(()),
     }
-    Ok(())
 }
 
-/// The authority of the page that sent the request: `Some(None)` if it has none or can't be read.
-fn origin(headers: &HeaderMap) -> Option<Option<Authority>> {
-    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or_default();
-    Some(origin.split_once("://").and_then(|(_, authority)| authority.parse().ok()))
+/// The page that made a browser send a request.
+enum Page {
+    /// None: it was no page, or it is not said.
+    None,
+    /// One at this host and port.
+    At(Authority),
+    /// One that the browser does not name, or names in a way that can't be read.
+    Opaque,
+}
+
+impl Page {
+    fn of(headers: &HeaderMap) -> Self {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Self::None };
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
+        authority.map_or(Self::Opaque, Self::At)
+    }
 }
 
 /// Refuses what a page of another site can make a browser send: the site of the request is another one, or the body has
@@ -191,12 +207,12 @@ fn origin(headers: &HeaderMap) -> Option<Option<Authority>> {
 fn refuse_cross_site(headers: &HeaderMap) -> Result<(), ApiError> {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     let other_site = site.is_some_and(|site| site != b"same-origin" && site != b"none");
-    let other_origin = origin(headers).is_some_and(|origin| {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        origin.is_none_or(|origin| {
-            host.is_none_or(|host| !origin.as_str().eq_ignore_ascii_case(host))
-        })
-    });
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let other_origin = match Page::of(headers) {
+        Page::None => false,
+        Page::At(page) => host.is_none_or(|host| !page.as_str().eq_ignore_ascii_case(host)),
+        Page::Opaque => true,
+    };
     if other_site || other_origin {
         return Err(ApiError::forbidden(
             "a page of another site sent this request; admin writes are for the router's own",

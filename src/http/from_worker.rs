@@ -129,7 +129,7 @@ fn refresh(text: &str) -> (&str, &str, &str) {
     let quote = url.chars().next().filter(|c| matches!(c, '"' | '\''));
     let begin = text.len() - url.len() + usize::from(quote.is_some());
     let url = &text[begin..];
-    let end = quote.and_then(|quote| url.find(quote)).unwrap_or(url.trim_end().len());
+    let end = quote.and_then(|quote| url.find(quote)).unwrap_or_else(|| url.trim_end().len());
     (&text[..begin], &url[..end], &url[end..])
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn serve(
         (None, Listed::Several) if inbound.any_model => None,
         (None, Listed::Several) => return Err(ApiError::model_missing(facts.form_defect)),
     };
-    let model = peek.model.as_deref().or(sole.as_ref().map(ModelId::as_str));
+    let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
     let priority = match headers.get(&X_SMG_PRIORITY) {
         // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
         None if parts.method == Method::GET => Priority::System,

@@ -208,16 +208,16 @@ async fn further_ports_answer_probes_and_metrics_only() {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     tokio::spawn(connection);
     for _ in 0..3 {
-        // A connection that sends nothing is closed after as long as a head may take: so much time has passed then.
-        let mut silent = tokio::net::TcpStream::connect(probes).await.unwrap();
-        let mut answer = Vec::new();
-        // It may be closed with a reset.
-        let _reset = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut answer).await.is_err();
         let request = http::Request::get("/metrics").header("host", "a");
         let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.expect("the connection is kept");
         assert_eq!(response.status(), 200);
         http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        // A connection that sends nothing is closed after as long as a head may take: so much time has passed then.
+        let mut silent = tokio::net::TcpStream::connect(probes).await.unwrap();
+        let mut answer = Vec::new();
+        // It may be closed with a reset.
+        let _reset = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut answer).await.is_err();
     }
 }
 
