@@ -19,6 +19,7 @@ use super::encoding;
 use super::form::FormError;
 use super::headers;
 use super::peek::PeekError;
+use super::routes;
 use crate::bridge::WriteError;
 
 /// The error code's own header.
@@ -63,8 +64,14 @@ impl ApiError {
 
     /// The request's path names nothing.
     pub(super) fn no_such_route(path: &str) -> Self {
+        let hint = routes::suggestion(path).map(|meant| {
+            let base =
+                if meant.starts_with("/v1/") { "; a client's base URL ends in /v1" } else { "" };
+            format!(" (did you mean {meant}?{base})")
+        });
         let path: String = path.chars().take(200).collect();
-        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}"))
+        let hint = hint.unwrap_or_default();
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}{hint}"))
     }
 
     pub(super) fn method_not_allowed(allow: String) -> Self {
@@ -176,6 +183,26 @@ impl ApiError {
     /// The body broke off or is not framed as HTTP says.
     pub(super) fn body_broken() -> Self {
         Self::bad_request("invalid_body", "the request's body could not be read")
+    }
+
+    /// The model is served by nobody.
+    pub(super) fn no_such_model(model: &str) -> Self {
+        let error = Self::new(
+            StatusCode::NOT_FOUND,
+            "model_not_found",
+            "the model does not exist or no worker serves it",
+        );
+        Self { param: Some("model"), ..error }.about_model(Some(model))
+    }
+
+    /// No worker has stored such a response.
+    pub(super) fn no_such_response(id: &str) -> Self {
+        let id: String = id.chars().take(200).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "response_not_found",
+            format!("no worker has a response {id}"),
+        )
     }
 
     pub(super) fn no_such_worker(id: &str) -> Self {

@@ -92,7 +92,7 @@ impl Shard {
         let found = routes::find(request.method(), request.uri().path());
         let at = if let Found::At(at) = found { at } else { ROUTES.len() };
         exchange.count_as(Arc::clone(&self.metrics[at]));
-        let anthropic = request.uri().path() == "/v1/messages";
+        let anthropic = request.uri().path().starts_with("/v1/messages");
         let answer = match found {
             Found::At(at) => self.answer(at, request, peer, request_id.clone(), &exchange).await,
             Found::OtherMethod | Found::Nothing
@@ -142,7 +142,7 @@ impl Shard {
         let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
-            Serves::Worker | Serves::AnthropicWorker => {
+            Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
                 let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
                     ?request_id,
@@ -150,13 +150,13 @@ impl Shard {
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
-                let any_model = route.path == "/health_generate";
+                let any_model = route.serves == Serves::AnyWorker;
                 let inbound = Inbound { request_id, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await
             }
-            Serves::Local => {
+            Serves::AllWorkers | Serves::Local => {
                 debug!(?request_id, route = route.path, method = %request.method(), "local");
                 let config = &self.surface.config;
                 let (parts, incoming) = request.into_parts();
