@@ -18,6 +18,9 @@ async fn echo(mut talk: Talk) -> Talk {
     talk
 }
 
+/// Method, path, headers and body of a request.
+type Asked<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8]);
+
 /// Two workers of different models behind one router.
 async fn two(arguments: &[&str]) -> (Worker, Worker, Router) {
     let (a, b) = (Worker::serving("a", echo).await, Worker::serving("b", echo).await);
@@ -94,7 +97,7 @@ async fn an_alias_works_in_a_form_as_in_json() {
 async fn a_request_that_names_no_model_is_refused_when_several_are_served() {
     let (a, b, router) = two(&[]).await;
     let form = form(&[(FILE, "RIFF")]);
-    let requests: [(&str, &str, &[(&str, &str)], &[u8]); 9] = [
+    let requests: [Asked<'_>; 9] = [
         ("POST", "/v1/chat/completions", &[JSON], b"{\"messages\":[]}"),
         ("POST", "/v1/completions", &[JSON], b"{\"model\":null,\"prompt\":\"x\"}"),
         ("POST", "/v1/embeddings", &[JSON], b"{\"model\":\"\",\"input\":\"x\"}"),

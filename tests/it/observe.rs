@@ -213,11 +213,12 @@ async fn further_ports_answer_probes_and_metrics_only() {
         let response = sender.send_request(request).await.expect("the connection is kept");
         assert_eq!(response.status(), 200);
         http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-        // A connection that sends nothing is closed after as long as a head may take: so much time has passed then.
-        let mut silent = tokio::net::TcpStream::connect(probes).await.unwrap();
+        // A head that does not end is answered once its time is over: so much time has passed then.
+        let mut slow = tokio::net::TcpStream::connect(router.address()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut slow, b"GET / HTTP/1.1\r\n").await.unwrap();
         let mut answer = Vec::new();
-        // It may be closed with a reset.
-        let _reset = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut answer).await.is_err();
+        tokio::io::AsyncReadExt::read_to_end(&mut slow, &mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&answer));
     }
 }
 
