@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, header};
@@ -110,7 +110,7 @@ pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response
 pub(super) async fn control(
     State(surface): State<Arc<Surface>>,
     method: Method,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     body: Bytes,
 ) -> Response {
     let (mut done, mut failed) = (Vec::new(), Vec::new());
@@ -137,7 +137,7 @@ pub(super) async fn response(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
     method: Method,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let answers = ask_each(&surface, &method, &uri, &body).await;
