@@ -85,8 +85,10 @@ async fn workers_are_added_and_removed_by_their_urls() {
     let worker = Worker::plain().await;
     let url = worker.url();
     let router = Router::start(&[]).await;
+    // As `requests.post(url)` sends it: no body, and no content type.
     assert_eq!(router.get("/list_workers").await.json(), json!({ "urls": [] }));
-    let added = router.post(&format!("/add_worker?url={url}&api_key=its-own"), "").await;
+    let added =
+        router.send("POST", &format!("/add_worker?url={url}&api_key=its-own"), &[], b"").await;
     assert_eq!((added.status, added.text()), (200, format!("Successfully added worker: {url}")));
     // It is ready: a request right after the answer is served.
     assert_eq!(router.post("/generate", BODY).await.status, 200);
@@ -94,7 +96,7 @@ async fn workers_are_added_and_removed_by_their_urls() {
     assert_eq!(router.get("/list_workers").await.json(), json!({ "urls": [url] }));
     let again = router.post(&format!("/add_worker?url={}", encoded(&url)), "").await;
     assert_eq!((again.status, again.code().as_str()), (409, "worker_already_exists"));
-    let removed = router.post(&format!("/remove_worker?url={url}"), "").await;
+    let removed = router.send("POST", &format!("/remove_worker?url={url}"), &[], b"").await;
     assert_eq!(
         (removed.status, removed.text()),
         (200, format!("Successfully removed worker: {url}"))

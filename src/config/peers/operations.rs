@@ -3,6 +3,8 @@
 use super::Takes::{Many, Nothing, One};
 use super::{ALL, PeerFlag, SMG, SMG_SGLANG, VLLM, alias, refused, same};
 
+const NO_AUDIT: &str = "changes of workers and policies are logged at INFO, without the name of the key: remove the flag";
+
 const NO_JWT: &str = "JSON web tokens are not checked here: use --admin-api-key, or put an authenticating proxy in front";
 
 const NO_TRACES: &str = "traces are not exported here: traceparent passes from client to worker, and requests are logged with their ids";
@@ -72,24 +74,9 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         "keys are not checked by another service here: list them in --api-key, or put an authenticating proxy in front",
     ),
     same("--tenant-api-key", SMG, ""),
-    refused(
-        "--control-plane-api-keys",
-        SMG_SGLANG,
-        Many,
-        "use --admin-api-key: it is the one key of administrators",
-    ),
-    refused(
-        "--control-plane-audit-enabled",
-        SMG_SGLANG,
-        Nothing,
-        "remove the flag: changes of workers, policies and keys are logged at INFO",
-    ),
-    refused(
-        "--disable-audit-logging",
-        SMG,
-        Nothing,
-        "changes of workers, policies and keys are always logged at INFO: remove the flag",
-    ),
+    alias("--control-plane-api-keys", SMG_SGLANG, Many, "admin-api-key", ""),
+    refused("--control-plane-audit-enabled", SMG_SGLANG, Nothing, NO_AUDIT),
+    refused("--disable-audit-logging", SMG, Nothing, NO_AUDIT),
     refused("--jwt-issuer", SMG_SGLANG, One, NO_JWT),
     refused("--jwt-audience", SMG_SGLANG, One, NO_JWT),
     refused("--jwt-jwks-uri", SMG_SGLANG, One, NO_JWT),

@@ -113,11 +113,25 @@ impl Translated {
                 }
                 let texts =
                     if flag.takes == Takes::Nothing { vec!["true".to_owned()] } else { texts };
+                let texts = if of == "admin-api-key" {
+                    texts.iter().map(|text| without_blanks_in_its_name(text)).collect()
+                } else {
+                    texts
+                };
                 let said = Said { flag: flag.flag, texts };
                 self.said.entry(of.replace('-', "_")).or_default().push(said);
             }
         }
     }
+}
+
+/// A key as `id:name:role:key` whose name has no blanks, at which a list would be cut. The name is shown nowhere.
+fn without_blanks_in_its_name(text: &str) -> String {
+    let mut parts: Vec<String> = text.splitn(4, ':').map(str::to_owned).collect();
+    if let [_, name, _, _] = parts.as_mut_slice() {
+        *name = name.split([' ', '\t', ',']).collect::<Vec<_>>().join("_");
+    }
+    parts.join(":")
 }
 
 /// Whether two texts are the same value: the same text, or the same number.

@@ -54,7 +54,7 @@ pub(in crate::config) const VARIABLES: &[PeerVariable] = &[
     variable("JWT_ISSUER", SMG, NO_JWT),
     variable("JWT_AUDIENCE", SMG, NO_JWT),
     variable("JWT_JWKS_URI", SMG, NO_JWT),
-    variable("CONTROL_PLANE_API_KEYS", SMG, "the key of administrators is SMG_ADMIN_API_KEY"),
+    variable("CONTROL_PLANE_API_KEYS", SMG, "keys of administrators are SMG_ADMIN_API_KEY"),
     variable(
         "API_KEY_VALIDATION_URLS",
         VLLM,

@@ -190,6 +190,18 @@ fn policies_and_levels_have_their_other_names() {
 }
 
 #[test]
+fn keys_of_the_control_plane_are_keys_of_administrators() {
+    let theirs = given().flags(&[
+        "--control-plane-api-keys",
+        "key1:Service Account:admin:secret123",
+        "key2:Read Only, please:user:secret456",
+    ]);
+    let ours = given().flags(&["--admin-api-key=key1:a:admin:secret123,key2:b:user:secret456"]);
+    assert_eq!(theirs.config().http.admin_api_keys, ours.config().http.admin_api_keys);
+    assert_eq!(theirs.config().http.admin_api_keys.len(), 2);
+}
+
+#[test]
 fn a_subcommand_that_starts_engines_is_one_line() {
     for name in ["serve", "server"] {
         for rest in
