@@ -270,8 +270,9 @@ pub(super) async fn serve_http1<T, S, B>(
                 }
                 let begun = state.head_begun.load(Ordering::Relaxed);
                 let most = if begun { patience.head } else { patience.idle };
-                let left =
-                    state.idle_for().map_or(patience.look(), |idle| most.saturating_sub(idle));
+                let left = state
+                    .idle_for()
+                    .map_or_else(|| patience.look(), |idle| most.saturating_sub(idle));
                 if left.is_zero() {
                     state.expired.store(true, Ordering::Relaxed);
                 }
