@@ -97,8 +97,8 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         "--power-of-two-load-metric",
         SMG,
         One,
-        &["requests", "least_requests"],
-        "the power_of_two policy compares requests in flight",
+        &["requests"],
+        "the power_of_two policy compares the requests in flight of two workers; --policy least_load takes the least of all",
     ),
     always(
         "--bucket-adjust-interval-secs",
