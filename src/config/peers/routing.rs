@@ -258,9 +258,5 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         Nothing,
         "several models are always served, each with its own policy",
     ),
-    same(
-        "--model-alias",
-        SMG,
-        "an alias without a canonical model that a worker serves is unknown until one does",
-    ),
+    same("--model-alias", SMG, "an alias is unknown as long as no worker serves its model"),
 ];
