@@ -16,6 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
+use crate::clock::Clock;
 use crate::descriptors::{Counted, Descriptors};
 use crate::resolve::{ResolveError, Resolver};
 use crate::shortage::{Kind, Shortage, Shortages};
@@ -73,6 +74,13 @@ impl Dialer {
     #[must_use]
     pub fn new(resolver: Resolver, shortages: Shortages, descriptors: Arc<Descriptors>) -> Self {
         Self { resolver, shortages, descriptors, remembered: Mutex::default() }
+    }
+
+    /// A dialer for a program that makes few connections and shows no metrics.
+    #[must_use]
+    pub fn simple(clock: Clock) -> Arc<Self> {
+        let shortages = Shortages::unregistered(clock);
+        Arc::new(Self::new(Resolver::system(), shortages, Descriptors::new(None)))
     }
 
     /// Where shortages are reported.

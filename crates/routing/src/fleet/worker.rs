@@ -70,6 +70,8 @@ pub(super) struct Live {
     state: AtomicU8,
     /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
     unreachable_until: AtomicU64,
+    /// It has said that it has too much to do: others come first until this time (`Now::mono_nanos`).
+    pushes_back_until: AtomicU64,
     pub(super) probe_wanted: AtomicBool,
     breaker_mode: AtomicU8,
     /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
@@ -120,6 +122,7 @@ impl Worker {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
+            pushes_back_until: AtomicU64::new(0),
             probe_wanted: AtomicBool::new(false),
             breaker_mode: AtomicU8::new(Mode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
@@ -210,7 +213,7 @@ impl Worker {
             return Fitness::Out;
         }
         match self.verdict_at(now) {
-            Some(verdict) if verdict.healthy => return self.room(),
+            Some(verdict) if verdict.healthy => return self.room(now),
             Some(_) => return Fitness::Out,
             None => {}
         }
@@ -221,16 +224,18 @@ impl Worker {
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == Mode::Closed as u8 {
             if !self.live.is_said_to_fail(now) {
-                return self.room();
+                return self.room(now);
             }
-            return match self.room() {
-                Fitness::Fit => Fitness::Ejected { since: now.mono, unreachable: false },
+            return match self.room(now) {
+                Fitness::Fit | Fitness::PushesBack => {
+                    Fitness::Ejected { since: now.mono, unreachable: false }
+                }
                 fitness => fitness,
             };
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
-            return self.room();
+            return self.room(now);
         }
         let since = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
@@ -238,15 +243,18 @@ impl Worker {
         } else {
             breaker.opened_at()
         };
-        match self.room() {
-            Fitness::Fit => Fitness::Ejected { since, unreachable },
+        match self.room(now) {
+            Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }
 
-    fn room(&self) -> Fitness {
+    fn room(&self, now: Now) -> Fitness {
         match self.spec.max_concurrent {
             Some(most) if self.load() >= most.get() => Fitness::Full,
+            _ if self.live.pushes_back_until.load(Ordering::Relaxed) > now.mono_nanos() => {
+                Fitness::PushesBack
+            }
             _ => Fitness::Fit,
         }
     }
@@ -294,6 +302,11 @@ impl Worker {
         self.live.probe_wanted.store(true, Ordering::Relaxed);
     }
 
+    /// Notes that the worker has refused a request because it has too much to do: for `time`, others come first.
+    pub fn push_back(&self, now: Now, time: Duration) {
+        self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
+    }
+
     /// Whether somebody wants a probe before its time; asking clears the wish.
     #[must_use]
     pub fn take_probe_wish(&self) -> bool {
@@ -312,6 +325,8 @@ impl Worker {
 pub enum Fitness {
     /// It may.
     Fit,
+    /// It may, but it has too much to do: others come first.
+    PushesBack,
     /// It is at its own limit.
     Full,
     /// Only traffic speaks against it: its breaker, or a connect error.
@@ -403,6 +418,9 @@ impl InFlight {
         match outcome {
             Outcome::Success => {
                 self.live.last_success.store(now.mono_nanos(), Ordering::Relaxed);
+                if self.live.pushes_back_until.load(Ordering::Relaxed) != 0 {
+                    self.live.pushes_back_until.store(0, Ordering::Relaxed);
+                }
             }
             Outcome::Failure => {
                 self.live.last_success.store(0, Ordering::Relaxed);
