@@ -165,7 +165,7 @@ pub struct AdmissionArgs {
     pub queue_size: u32,
     /// How long a request may wait in the queue, 0.001 to 86400 seconds.
     ///
-    /// It is answered 408 after that. Shorter than what clients wait, or they leave first.
+    /// It is answered 503 with Retry-After after that. Shorter than what clients wait, or they leave first.
     #[arg(
         long,
         value_name = "SECONDS",
