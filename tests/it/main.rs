@@ -17,6 +17,7 @@ mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
 mod failure;
 mod fidelity;
 mod leaving;
