@@ -90,7 +90,7 @@ impl App {
         let registry = Registry::new();
         telemetry::register_build_info(&registry)?;
         let dialer = Arc::new(Dialer::new(
-            Resolver::system(),
+            Resolver::system(clock),
             Shortages::register(&registry, clock)?,
             Descriptors::new(descriptors::limit()),
         ));
@@ -121,7 +121,11 @@ impl App {
             .clone()
             .map(|wanted| {
                 let metrics = mesh::Metrics::register(&registry)?;
-                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients)?)
+                let services = mesh::HostServices {
+                    resolver: dialer.resolver().clone(),
+                    shortages: dialer.shortages().clone(),
+                };
+                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients, services)?)
             })
             .transpose()?;
         let mut joined = None;

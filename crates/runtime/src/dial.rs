@@ -80,7 +80,13 @@ impl Dialer {
     #[must_use]
     pub fn simple(clock: Clock) -> Arc<Self> {
         let shortages = Shortages::unregistered(clock);
-        Arc::new(Self::new(Resolver::system(), shortages, Descriptors::new(None)))
+        Arc::new(Self::new(Resolver::system(clock), shortages, Descriptors::new(None)))
+    }
+
+    /// What resolves names.
+    #[must_use]
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Where shortages are reported.

@@ -2,17 +2,20 @@
 //!
 //! The system's resolver blocks for many seconds when a name server is silent. Each name is looked up by one thread at a
 //! time, however many tasks wait for it, and a task that gives up leaves the thread to finish; so a silent name server
-//! costs as many threads as there are names. The runtime's own pool is not used: it panics when it cannot start a thread.
+//! costs as many threads as there are names. An answer that comes late is kept for the next task that asks. The
+//! runtime's own pool is not used: it panics when it cannot start a thread.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::clock::Clock;
 use crate::shortage::Kind;
 
 /// Threads at once: more names than this are not looked up at the same time.
@@ -48,33 +51,49 @@ type Answer = Result<Vec<SocketAddr>, ResolveError>;
 type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 type Place = (String, u16);
 
+/// A look-up that is under way, or that has ended after all who waited for it had given up.
+#[derive(Debug)]
+struct Flight {
+    /// Holds the answer once it is there.
+    answer: watch::Receiver<Option<Answer>>,
+    /// `Clock::mono` when it ended.
+    ended: Option<Duration>,
+}
+
+/// How long an answer that came too late for all who had waited for it is kept for the next who asks.
+const KEPT: Duration = Duration::from_secs(10);
+
 /// Looks names up. Cheap to clone; clones share what is under way.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<Lookup>,
-    // Held to look one name up, insert or remove it.
-    under_way: Arc<Mutex<HashMap<Place, watch::Receiver<Option<Answer>>>>>,
+    clock: Clock,
+    flights: Flights,
 }
+
+// Held to look one name up, insert or remove it.
+type Flights = Arc<Mutex<HashMap<Place, Flight>>>;
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").field("under_way", &self.under_way.lock().len()).finish()
+        f.debug_struct("Resolver").field("flights", &self.flights.lock().len()).finish()
     }
 }
 
 impl Resolver {
     /// The machine's resolver.
     #[must_use]
-    pub fn system() -> Self {
-        Self::with(|host, port| (host, port).to_socket_addrs().map(Iterator::collect))
+    pub fn system(clock: Clock) -> Self {
+        Self::with(clock, |host, port| (host, port).to_socket_addrs().map(Iterator::collect))
     }
 
     /// A resolver that asks `lookup`, which may block.
     #[must_use]
     pub fn with(
+        clock: Clock,
         lookup: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
-        Self { lookup: Arc::new(lookup), under_way: Arc::default() }
+        Self { lookup: Arc::new(lookup), clock, flights: Arc::default() }
     }
 
     /// The addresses of `host`, in the order in which the resolver gives them; at least one. An address is its own.
@@ -98,35 +117,50 @@ impl Resolver {
         })
     }
 
-    /// Joins the look-up that is under way, or begins one.
+    /// Joins the look-up that is under way, takes the answer of one that has just ended, or begins one.
     fn begin(
         &self,
         host: &str,
         port: u16,
     ) -> Result<watch::Receiver<Option<Answer>>, ResolveError> {
         let place = (host.to_owned(), port);
-        let mut under_way = self.under_way.lock();
-        if let Some(answer) = under_way.get(&place) {
-            return Ok(answer.clone());
+        let now = self.clock.mono();
+        let mut flights = self.flights.lock();
+        if flights.len() >= MAX_LOOKUPS {
+            flights.retain(|_, flight| flight.is_fresh(now));
+        }
+        if let Some(flight) = flights.get(&place) {
+            if flight.ended.is_none() {
+                return Ok(flight.answer.clone());
+            }
+            let ended = flights.remove(&place).filter(|flight| flight.is_fresh(now));
+            if let Some(ended) = ended {
+                return Ok(ended.answer);
+            }
         }
         let unknown = |kind, why| ResolveError::Unknown { kind, host: host.to_owned(), why };
-        if under_way.len() >= MAX_LOOKUPS {
+        if flights.len() >= MAX_LOOKUPS {
             let why = format!("{MAX_LOOKUPS} other names are being looked up");
             return Err(unknown(Kind::Resolver, why));
         }
         let (answered, answer) = watch::channel(None);
-        let ending = Ending { place: place.clone(), under_way: Arc::clone(&self.under_way) };
-        let lookup = Arc::clone(&self.lookup);
+        flights.insert(place.clone(), Flight { answer: answer.clone(), ended: None });
+        // `Ending` takes the lock: in the thread, or here if there is no thread.
+        drop(flights);
+        let ending = Ending { place, flights: Arc::clone(&self.flights), answered: None };
+        let (lookup, clock) = (Arc::clone(&self.lookup), self.clock);
         let look_up = move || {
+            let mut ending = ending;
             let (host, port) = &ending.place;
             let found = classify(host, lookup(host, *port));
+            // The flight itself waits as well.
+            if answered.receiver_count() < 2 {
+                ending.answered = Some(clock.mono());
+            }
+            // Before the answer is out, so that who has it and asks again begins anew.
             drop(ending);
-            // Nobody may be waiting any more.
             answered.send_replace(Some(found));
         };
-        under_way.insert(place, answer.clone());
-        // `Ending` takes the lock: in the thread, or here if there is no thread.
-        drop(under_way);
         let builder = std::thread::Builder::new().name("smg-resolve".to_owned());
         match builder.stack_size(STACK_BYTES).spawn(look_up) {
             Ok(_detached) => Ok(answer),
@@ -137,15 +171,32 @@ impl Resolver {
     }
 }
 
-/// Removes a look-up from those under way, also when it panics.
+impl Flight {
+    /// Whether it is under way, or its answer may be used.
+    fn is_fresh(&self, now: Duration) -> bool {
+        self.ended.is_none_or(|ended| now.saturating_sub(ended) < KEPT)
+    }
+}
+
+/// Removes a flight when its look-up ends, also when that panics; keeps it if its answer has not been taken.
 struct Ending {
     place: Place,
-    under_way: Arc<Mutex<HashMap<Place, watch::Receiver<Option<Answer>>>>>,
+    flights: Flights,
+    /// `Clock::mono` when it was answered with nobody waiting.
+    answered: Option<Duration>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.under_way.lock().remove(&self.place);
+        let mut flights = self.flights.lock();
+        match self.answered {
+            None => drop(flights.remove(&self.place)),
+            Some(at) => {
+                if let Some(flight) = flights.get_mut(&self.place) {
+                    flight.ended = Some(at);
+                }
+            }
+        }
     }
 }
 
@@ -184,7 +235,6 @@ fn classify(host: &str, found: io::Result<Vec<SocketAddr>>) -> Answer {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -192,25 +242,34 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn resolver(
+        lookup: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Resolver {
+        Resolver::with(Clock::start(), lookup)
+    }
+
     #[tokio::test]
     async fn an_address_needs_no_resolver() {
-        let resolver = Resolver::with(|_, _| panic!("asked"));
+        let resolver = resolver(|_, _| panic!("asked"));
         assert_eq!(resolver.resolve("10.0.0.1", 80).await, Ok(vec![address("10.0.0.1:80")]));
         assert_eq!(resolver.resolve("::1", 80).await, Ok(vec![address("[::1]:80")]));
     }
 
-    #[tokio::test]
-    async fn one_look_up_serves_all_who_wait_and_outlives_who_gave_up() {
+    /// A resolver that answers `10.0.0.N`, N counting its look-ups, once for each `()` that is sent.
+    fn gated() -> (Resolver, mpsc::Sender<()>) {
         let (go, gate) = mpsc::channel::<()>();
-        let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Mutex::new(gate));
-        let count = Arc::clone(&asked);
-        let resolver = Resolver::with(move |_, port| {
-            count.fetch_add(1, Ordering::SeqCst);
+        let (asked, gate) = (AtomicUsize::new(0), Mutex::new(gate));
+        let resolver = resolver(move |_, port| {
+            let nth = asked.fetch_add(1, Ordering::SeqCst) + 1;
             gate.lock().recv().unwrap();
-            Ok(vec![SocketAddr::from(([10, 0, 0, 1], port))])
+            Ok(vec![SocketAddr::from(([10, 0, 0, nth as u8], port))])
         });
-        let gave_up = tokio::time::timeout(Duration::from_millis(20), resolver.resolve("w", 1));
-        assert!(gave_up.await.is_err());
+        (resolver, go)
+    }
+
+    #[tokio::test]
+    async fn one_look_up_serves_all_who_wait() {
+        let (resolver, go) = gated();
         let other = resolver.clone();
         let (first, second, ()) =
             tokio::join!(resolver.resolve("w", 1), other.resolve("w", 1), async {
@@ -219,36 +278,58 @@ mod tests {
         for found in [first, second] {
             assert_eq!(found, Ok(vec![address("10.0.0.1:1")]));
         }
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
         // The next question is a new one.
         go.send(()).unwrap();
-        resolver.resolve("w", 1).await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.2:1")]));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_late_is_for_the_next_who_asks() {
+        let (resolver, go) = gated();
+        let give_up = Duration::from_millis(20);
+        assert!(tokio::time::timeout(give_up, resolver.resolve("w", 1)).await.is_err());
+        go.send(()).unwrap();
+        let place = ("w".to_owned(), 1);
+        while resolver.flights.lock()[&place].ended.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.1:1")]));
+        // Once.
+        go.send(()).unwrap();
+        assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.2:1")]));
+        assert!(resolver.flights.lock().is_empty());
+    }
+
+    #[test]
+    fn an_old_answer_is_no_answer() {
+        let answer = watch::channel(None).1;
+        let flight = Flight { answer, ended: Some(Duration::from_secs(100)) };
+        assert!(flight.is_fresh(Duration::from_secs(109)));
+        assert!(!flight.is_fresh(Duration::from_secs(110)));
     }
 
     #[tokio::test]
     async fn a_look_up_that_panics_is_over() {
-        let resolver = Resolver::with(|_, _| panic!("on purpose"));
+        let resolver = resolver(|_, _| panic!("on purpose"));
         let error = resolver.resolve("w", 1).await.unwrap_err();
         assert!(matches!(error, ResolveError::Unknown { kind: Kind::Resolver, .. }), "{error}");
-        assert!(resolver.under_way.lock().is_empty());
+        assert!(resolver.flights.lock().is_empty());
     }
 
     #[tokio::test]
     async fn the_number_of_threads_is_bounded() {
         let (go, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let resolver = Resolver::with(move |_, _| {
+        let resolver = resolver(move |_, _| {
             let _all_go = gate.lock().recv();
             Ok(vec![address("10.0.0.1:1")])
         });
-        for nth in 0..MAX_LOOKUPS {
-            resolver.begin(&format!("w{nth}"), 1).unwrap();
-        }
+        let waiting: Vec<_> =
+            (0..MAX_LOOKUPS).map(|nth| resolver.begin(&format!("w{nth}"), 1).unwrap()).collect();
         let error = resolver.begin("one-more", 1).unwrap_err();
         assert!(matches!(error, ResolveError::Unknown { kind: Kind::Resolver, .. }), "{error}");
         assert!(resolver.begin("w0", 1).is_ok(), "what is under way is joined");
-        drop(go);
+        drop((go, waiting));
     }
 
     #[test]
@@ -272,7 +353,7 @@ mod tests {
     #[tokio::test]
     async fn the_systems_resolver_says_that_a_name_does_not_exist() {
         // `localhost` is in the hosts file of every machine.
-        let found = Resolver::system().resolve("localhost", 80).await.unwrap();
+        let found = Resolver::system(Clock::start()).resolve("localhost", 80).await.unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
     }
 }

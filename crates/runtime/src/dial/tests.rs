@@ -23,7 +23,7 @@ fn dialer(resolver: Resolver) -> Dialer {
 
 fn resolving_to(text: &str) -> Resolver {
     let addresses = all(text);
-    Resolver::with(move |_, _| Ok(addresses.clone()))
+    Resolver::with(Clock::start(), move |_, _| Ok(addresses.clone()))
 }
 
 /// How an address behaves: `+` connects at once, `~` after 100 ms, `-` refuses, `?` never answers, or an error's number.
@@ -169,7 +169,7 @@ async fn the_winner_is_tried_first_the_next_time() {
 async fn a_silent_resolver_is_the_routers_own_trouble() {
     let (go, gate) = mpsc::channel::<()>();
     let gate = Mutex::new(gate);
-    let dialer = dialer(Resolver::with(move |_, _| {
+    let dialer = dialer(Resolver::with(Clock::start(), move |_, _| {
         let _at_the_end = gate.lock().recv();
         Ok(all(V4))
     }));
@@ -184,7 +184,7 @@ async fn a_silent_resolver_is_the_routers_own_trouble() {
 async fn a_resolver_that_fails_leaves_the_last_addresses_in_use() {
     let (answers, next) = mpsc::channel::<io::Result<Vec<SocketAddr>>>();
     let next = Mutex::new(next);
-    let dialer = dialer(Resolver::with(move |_, _| next.lock().recv().unwrap()));
+    let dialer = dialer(Resolver::with(Clock::start(), move |_, _| next.lock().recv().unwrap()));
     let second = Duration::from_secs(1);
     let failed = || io::Error::other("Temporary failure in name resolution");
     answers.send(Err(failed())).unwrap();
@@ -205,8 +205,9 @@ async fn a_connection_is_counted_as_long_as_its_guard_lives() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let descriptors = Descriptors::new(Some(4));
-    let shortages = Shortages::unregistered(Clock::start());
-    let dialer = Dialer::new(Resolver::system(), shortages, Arc::clone(&descriptors));
+    let clock = Clock::start();
+    let shortages = Shortages::unregistered(clock);
+    let dialer = Dialer::new(Resolver::system(clock), shortages, Arc::clone(&descriptors));
     let mut held = Vec::new();
     for scarce in [false, false, true] {
         held.push(dialer.dial("127.0.0.1", port, Duration::from_secs(10)).await.unwrap());
