@@ -17,11 +17,8 @@ mod api;
 mod bad_input;
 mod demo;
 mod deploy;
-<<<<<<< HEAD
 mod down;
-=======
 mod engines;
->>>>>>> edge
 mod failure;
 mod fidelity;
 mod leaving;
