@@ -12,6 +12,7 @@
 mod support;
 
 mod access;
+mod addresses;
 mod admission;
 mod api;
 mod bad_input;
@@ -27,5 +28,7 @@ mod models;
 mod observe;
 mod patience;
 mod policies;
+mod retries;
+mod shortage;
 mod shutdown;
 mod tls;
