@@ -191,13 +191,13 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     Ok(TenantKey { id: id.to_owned(), key })
 }
 
-<<<<<<< HEAD
 /// A worker's URL: not a client's base URL, which ends in `/v1`.
 pub(crate) fn worker_url(text: &str) -> Result<WorkerUrl, String> {
     let url: WorkerUrl = text.parse().map_err(|error| format!("{error}"))?;
     url.check_path().map_err(|error| format!("{error}"))?;
     Ok(url)
-=======
+}
+
 /// An administrator's key: a key, or `id:name:role:key`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdminKey {
@@ -227,7 +227,6 @@ pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
         }
     }
     Ok(AdminKey { id: "admin".to_owned(), writes: true, key: secret(text)? })
->>>>>>> edge
 }
 
 /// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
