@@ -34,7 +34,9 @@ pub(super) struct WorkerQuery {
 impl WorkerQuery {
     fn url(&self) -> Result<WorkerUrl, ApiError> {
         let text = self.url.as_deref().ok_or_else(|| invalid("url", "the query has no url"))?;
-        text.parse().map_err(|error| invalid("url", error))
+        let url: WorkerUrl = text.parse().map_err(|error| invalid("url", error))?;
+        url.check_path().map_err(|error| invalid("url", error))?;
+        Ok(url)
     }
 }
 

@@ -12,11 +12,13 @@
 mod support;
 
 mod access;
+mod addresses;
 mod admission;
 mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
 mod engines;
 mod failure;
 mod fidelity;
@@ -27,5 +29,7 @@ mod observe;
 mod patience;
 mod peers;
 mod policies;
+mod retries;
+mod shortage;
 mod shutdown;
 mod tls;
