@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::StatusCode;
 use smg_mesh::{JoinAddress, ParseJoinAddressError};
 use smg_types::ids::NodeName;
-use smg_types::spec::Secret;
+use smg_types::spec::{Secret, WorkerUrl};
 
 /// A key that proves a tenant, as `id:key`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,6 +189,13 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     }
     let key = secret(key).map_err(|why| format!("has a key that {why}"))?;
     Ok(TenantKey { id: id.to_owned(), key })
+}
+
+/// A worker's URL: not a client's base URL, which ends in `/v1`.
+pub(crate) fn worker_url(text: &str) -> Result<WorkerUrl, String> {
+    let url: WorkerUrl = text.parse().map_err(|error| format!("{error}"))?;
+    url.check_path().map_err(|error| format!("{error}"))?;
+    Ok(url)
 }
 
 /// An administrator's key: a key, or `id:name:role:key`.

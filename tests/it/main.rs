@@ -18,6 +18,7 @@ mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
 mod engines;
 mod failure;
 mod fidelity;

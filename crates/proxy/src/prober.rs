@@ -7,6 +7,7 @@
 //! worker, and is repeated soon.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use http::{Method, StatusCode};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use smg_routing::fleet::{Change, Discovered, Fleet, Models, Probe, Worker};
+use smg_routing::fleet::{Cause, Change, Discovered, Failure, Fleet, Models, Probe, Worker};
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, WorkerId};
 use tokio::sync::Notify;
@@ -54,6 +55,8 @@ struct Answer {
     unjudged: bool,
     probe: Option<Probe>,
     look: Look,
+    /// Why the probe or the look failed.
+    failure: Option<Failure>,
 }
 
 /// What a look at what a worker serves gave.
@@ -130,6 +133,7 @@ pub async fn run(
                     Arc::clone(&fleet),
                     Arc::clone(&client),
                     Arc::clone(worker),
+                    clock,
                     probe,
                     look,
                 ));
@@ -149,6 +153,11 @@ fn settle(
     let Some(schedule) = schedules.get_mut(&answer.worker) else { return };
     schedule.asking = false;
     let worker = answer.worker;
+    match &answer.failure {
+        Some(failure) => show_failure(fleet, worker, failure, matches!(answer.look, Look::Failed)),
+        None if !answer.unjudged => fleet.clear_failure(worker),
+        None => {}
+    }
     match &answer.look {
         Look::NotNow => {}
         Look::Unjudged => {
@@ -179,8 +188,8 @@ fn settle(
                 // It may have come back with other models.
                 schedule.look_at = now;
             }
-            Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
-            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
+            Some(Change::Down) => log_failure(fleet, answer, "worker is down"),
+            Some(Change::Failed) => log_failure(fleet, answer, "worker has failed: it stays down"),
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
@@ -192,15 +201,57 @@ fn settle(
     }
 }
 
+/// Remembers a failure, and logs one that no change of the worker's state will log: the probe is answered well, but the
+/// models can't be read.
+fn show_failure(fleet: &Fleet, worker: WorkerId, failure: &Failure, models: bool) {
+    let is_new = fleet.note_failure(worker, failure.clone());
+    if models && is_new {
+        let answer = Some(failure);
+        log(fleet, worker, answer, "the worker's models can't be read");
+    }
+}
+
+fn log_failure(fleet: &Fleet, answer: &Answer, message: &str) {
+    log(fleet, answer.worker, answer.failure.as_ref(), message);
+}
+
+/// One line that says which worker, what happened and what to do about it.
+fn log(fleet: &Fleet, id: WorkerId, failure: Option<&Failure>, message: &str) {
+    let snapshot = fleet.snapshot();
+    let (Some(worker), Some(failure)) = (snapshot.worker(id), failure) else { return };
+    let url = &worker.spec.url;
+    warn!(
+        worker = %id,
+        %url,
+        path = failure.path,
+        cause = failure.cause.name(),
+        status = failure.status,
+        error = failure.detail,
+        advice = failure.advice(url),
+        "{message}"
+    );
+}
+
 async fn ask(
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     worker: Arc<Worker>,
+    clock: Clock,
     probe: bool,
     look: bool,
 ) -> Answer {
     let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
-    let mut answer = Answer { worker: worker.id, unjudged: false, probe: None, look: Look::NotNow };
+    let mut answer = Answer {
+        worker: worker.id,
+        unjudged: false,
+        probe: None,
+        look: Look::NotNow,
+        failure: None,
+    };
+    let failed = |path: &str, cause, status, detail| {
+        let path = path.to_owned();
+        Some(Failure { at: clock.now().wall, path, cause, status, detail })
+    };
     if probe {
         let endpoint =
             worker.spec.health.endpoint.as_deref().unwrap_or(&fleet.config().health.endpoint);
@@ -211,20 +262,33 @@ async fn ask(
             Ok((status, _)) => {
                 debug!(worker = %worker.id, %status, "probe was answered badly");
                 answer.probe = Some(Probe::Bad);
+                let status = status.as_u16();
+                let cause = Cause::of_status(status).unwrap_or(Cause::Status);
+                answer.failure = failed(endpoint, cause, Some(status), String::new());
             }
             Err(error) => {
                 debug!(worker = %worker.id, %error, "probe failed");
                 answer.probe = judge(&error);
                 answer.unjudged = answer.probe.is_none();
+                answer.failure = cause_of(&error)
+                    .and_then(|cause| failed(endpoint, cause, None, in_full(&error)));
             }
         }
     }
     if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == Probe::Good) {
         answer.look = match look_at(&client, &worker, timeout).await {
-            Ok(Some(found)) => Look::Found(found),
-            Ok(None) => Look::Failed,
-            Err(error) if error.is_about_the_worker() => Look::Failed,
-            Err(_own) => Look::Unjudged,
+            Ok(found) => Look::Found(found),
+            Err(LookError::Answer { status, cause }) => {
+                answer.failure = failed("/v1/models", cause, Some(status), String::new());
+                Look::Failed
+            }
+            Err(LookError::Send(error)) => match cause_of(&error) {
+                Some(cause) => {
+                    answer.failure = failed("/v1/models", cause, None, in_full(&error));
+                    Look::Failed
+                }
+                None => Look::Unjudged,
+            },
         };
     }
     answer
@@ -243,12 +307,55 @@ fn judge(error: &SendError) -> Option<Probe> {
     }
 }
 
-/// Reads what a worker serves; `Ok(None)`: it says nothing that can be understood.
+/// The cause that an error stands for; `None`: it says nothing of the worker.
+fn cause_of(error: &SendError) -> Option<Cause> {
+    Some(match error {
+        SendError::NoSuchName(_) => Cause::Resolve,
+        SendError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Cause::Refused
+        }
+        SendError::Connect(_) => Cause::Unreachable,
+        SendError::ConnectTimeout(_) => Cause::ConnectTimeout,
+        SendError::Tls(_) => Cause::Tls,
+        SendError::Lost { .. } => Cause::Closed,
+        SendError::HeadTimeout(_) => Cause::Timeout,
+        SendError::Protocol(_) => Cause::NotHttp,
+        SendError::Shortage { .. } | SendError::Removed => return None,
+    })
+}
+
+/// An error with its causes.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Why what a worker serves could not be read.
+enum LookError {
+    /// It answered with something else than a list of models.
+    Answer { status: u16, cause: Cause },
+    /// It did not answer.
+    Send(SendError),
+}
+
+impl From<SendError> for LookError {
+    fn from(error: SendError) -> Self {
+        Self::Send(error)
+    }
+}
+
+/// Reads what a worker serves.
 async fn look_at(
     client: &Client,
     worker: &Worker,
     timeout: Duration,
-) -> Result<Option<Discovered>, SendError> {
+) -> Result<Discovered, LookError> {
     let key = worker.spec.api_key.as_ref();
     let url = &worker.spec.url;
     let read = async |path| client.fetch(url, Method::GET, path, key, timeout, MOST_BYTES).await;
@@ -262,14 +369,17 @@ async fn look_at(
                     break;
                 }
             }
-            Err(error) if !error.is_about_the_worker() => return Err(error),
+            Err(error) if !error.is_about_the_worker() => return Err(error.into()),
             Ok(_) | Err(_) => {}
         }
     }
     let models = match status {
         StatusCode::OK => match listed(&body) {
             Some(models) => Models::Known(models),
-            None => return Ok(None),
+            None => {
+                let cause = Cause::NotAList;
+                return Err(LookError::Answer { status: status.as_u16(), cause });
+            }
         },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
             // No list: SGLang's native name, or else it takes whatever is sent.
@@ -280,9 +390,13 @@ async fn look_at(
             });
             named.map_or(Models::Any, |name| Models::Known(vec![ModelId::from(name)]))
         }
-        _ => return Ok(None),
+        _ => {
+            let status = status.as_u16();
+            let cause = Cause::of_status(status).unwrap_or(Cause::NotAList);
+            return Err(LookError::Answer { status, cause });
+        }
     };
-    Ok(Some(Discovered { models, info }))
+    Ok(Discovered { models, info })
 }
 
 /// What an engine may tell everyone who may see the workers. Some tell their keys as well, and figures that change all

@@ -15,6 +15,7 @@ use smg_types::spec::WorkerSpec;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
 use super::cut::{Cut, Place};
+use super::failure::Failure;
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -81,6 +82,8 @@ pub(super) struct Live {
     cut: Cut,
     /// Looks at what it serves that failed, in a row.
     failed_looks: AtomicU32,
+    /// Why the last probe or read of its models failed; `None`: it went well.
+    failure: Mutex<Option<Failure>>,
     /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
     pub(super) last_success: AtomicU64,
     /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
@@ -130,6 +133,7 @@ impl Worker {
             health: Mutex::new(health),
             cut: Cut::default(),
             failed_looks: AtomicU32::new(0),
+            failure: Mutex::default(),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
             own_bad: AtomicBool::new(false),
@@ -198,6 +202,13 @@ impl Worker {
     pub fn latency(&self) -> Option<Duration> {
         let nanos = self.live.latency_nanos.load(Ordering::Relaxed);
         (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    /// Why this router's last probe of it, or the last read of its models, failed; `None`: it went well, or another
+    /// router asks it.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.live.failure.lock().clone()
     }
 
     /// An operator's verdict, while it holds.
@@ -357,6 +368,20 @@ impl Live {
         let counted = count(&mut health);
         self.state.store(health.state() as u8, Ordering::Relaxed);
         counted
+    }
+
+    /// Remembers a failure; whether its cause is another one than that of the last.
+    pub(super) fn note_failure(&self, failure: Failure) -> bool {
+        self.metrics.count_failed_probe(failure.cause);
+        let mut last = self.failure.lock();
+        let known = last.as_ref().map(|last| (last.cause, last.status));
+        let is_new = known != Some((failure.cause, failure.status));
+        *last = Some(failure);
+        is_new
+    }
+
+    pub(super) fn clear_failure(&self) {
+        *self.failure.lock() = None;
     }
 
     /// What it serves could not be read.
