@@ -13,7 +13,6 @@ use smg_routing::fleet;
 use smg_routing::limit;
 use smg_routing::policy;
 use smg_routing::prefix;
-use smg_runtime::descriptors;
 use smg_runtime::telemetry;
 use smg_runtime::tls;
 use smg_types::spec::{Secret, WorkerSpec};
@@ -41,7 +40,6 @@ pub(super) fn resolve(
     let mut mistakes = Vec::new();
     check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
-    warnings.extend(descriptors::shortfall(process.descriptors, args.listen.max_connections));
     check_retries(args, &mut mistakes);
     check_headers(args, &mut mistakes);
     check_aliases(args, &mut mistakes);
