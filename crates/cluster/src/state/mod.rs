@@ -9,6 +9,8 @@
 //! Memory: per row the encoded bytes plus about 250; per store, [`StoreId::max_rows`] × [`StoreId::max_content_bytes`] per
 //! writer bounds what a writer may send, [`State::sizes`] says what is held.
 
+#[cfg(test)]
+mod golden;
 pub mod news;
 pub mod observation;
 pub mod policy;

@@ -190,15 +190,30 @@ fn decode_all<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeRowError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use smg_types::ids::Generation;
 
     use super::*;
 
     #[test]
     fn a_content_decodes_to_what_was_encoded() {
-        let node = NodeId { name: "a".parse().unwrap(), generation: smg_types::ids::Generation(3) };
+        let node = NodeId { name: "a".parse().unwrap(), generation: Generation(3) };
         let bytes = ContentRef { add: Some(&7u64), carried: &[], kills: &[(&node, 9)] }.encode();
         let content = decode_content::<u64>(&bytes.unwrap()).unwrap();
         assert_eq!(content, Content { add: Some(7), carried: vec![], kills: vec![(node, 9)] });
+    }
+
+    /// Routers of different versions share a cluster, so these bytes must not change.
+    #[test]
+    fn a_content_has_the_bytes_that_other_routers_expect() {
+        let node = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(300) };
+        let (a, b) = (node("a"), node("b"));
+        let all = ContentRef { add: Some(&7u64), carried: &[(&a, 2, &8)], kills: &[(&b, 70_000)] };
+        let mut all_bytes = vec![1, 1, 7];
+        all_bytes.extend([1, 1, b'a', 0xfb, 44, 1, 2, 8]);
+        all_bytes.extend([1, 1, b'b', 0xfb, 44, 1, 0xfc, 112, 17, 1, 0]);
+        assert_eq!(all.encode(), Some(all_bytes));
+        let tombstone = ContentRef::<u64> { add: None, carried: &[], kills: &[] };
+        assert_eq!(tombstone.encode(), Some(vec![1, 0, 0, 0]));
     }
 
     #[test]
