@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
+use smg_cluster::state::load::Load;
+use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
 use smg_cluster::state::session::{self, SessionKey};
 use smg_cluster::state::totals::Outcome;
 use smg_cluster::state::{SessionWrite, Write};

@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use smg_cluster::replication::message::Message;
 use smg_cluster::replication::{Config, Replication};
-use smg_cluster::state::observation::Load;
+use smg_cluster::state::load::Load;
 use smg_cluster::state::{StoreId, Write};
 use smg_types::ids::{Generation, NodeId, WorkerId};
 use smg_types::now::Now;

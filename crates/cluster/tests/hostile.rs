@@ -18,7 +18,7 @@ use smg_cluster::Node;
 use smg_cluster::codec::{self, Frame, Kind, MAX_FRAME_BYTES};
 use smg_cluster::replication::message::{Claim, Claims, Delta, Message, StoreNumber};
 use smg_cluster::state::Write;
-use smg_cluster::state::observation::Load;
+use smg_cluster::state::load::Load;
 use smg_cluster::state::policy::PolicyRecord;
 use smg_cluster::state::prefixes::HintRun;
 use smg_cluster::state::row::{Blob, RawRow};

@@ -13,7 +13,7 @@ use smg_types::now::Now;
 
 use crate::replication::tests::world::{Faults, World};
 use crate::replication::{CHUNK_BYTES, Config, Message, Replication, message};
-use crate::state::observation::Load;
+use crate::state::load::Load;
 use crate::state::row::{Blob, RawRow};
 use crate::state::{StoreId, Write};
 

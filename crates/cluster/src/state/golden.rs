@@ -12,14 +12,16 @@ use smg_types::now::Now;
 use smg_types::spec::{Secret, Weight, WorkerKind, WorkerSpec};
 
 use crate::replication::message::StoreNumber;
-use crate::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
+use crate::state::load::Load;
+use crate::state::observation::{Observation, SeenBreaker, SeenHealth};
 use crate::state::policy::PolicyRecord;
 use crate::state::prefixes;
-use crate::state::quota::{
-    GrantKey, Granted, Rule, RuleId, RuleMatch, RuleMode, TokenFlow, UsageCount, UsageKey,
-};
+use crate::state::rights::{GrantKey, Granted};
+use crate::state::rule::{Rule, RuleId, RuleMatch, RuleMode};
 use crate::state::session::SessionKey;
+use crate::state::tokens::TokenFlow;
 use crate::state::totals::Outcome;
+use crate::state::usage::{UsageCount, UsageKey};
 use crate::state::worker::{Override, OverrideState, Stance, WorkerRecord};
 use crate::state::{SessionWrite, State, StoreId, Write};
 

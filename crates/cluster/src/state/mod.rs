@@ -11,15 +11,19 @@
 
 #[cfg(test)]
 mod golden;
+pub mod load;
 pub mod news;
 pub mod observation;
 pub mod policy;
 pub mod prefixes;
-pub mod quota;
+pub mod rights;
 pub mod row;
+pub mod rule;
 pub mod session;
 pub mod table;
+pub mod tokens;
 pub mod totals;
+pub mod usage;
 pub mod worker;
 pub mod writers;
 
@@ -33,16 +37,17 @@ use smg_types::now::Now;
 use crate::crdt::bounded_counter::BoundedCounter;
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::{Author, HybridClock, millis};
-use crate::state::observation::{Load, Loads, Observation, Observations};
+use crate::state::load::{Load, Loads};
+use crate::state::observation::{Observation, Observations};
 use crate::state::policy::{Policies, PolicyRecord};
 use crate::state::prefixes::Prefixes;
-use crate::state::quota::{
-    GrantKey, Granted, RightsStore, Rule, RuleId, Rules, TokenFlow, Tokens, Usage, UsageCount,
-    UsageKey,
-};
+use crate::state::rights::{GrantKey, Granted, Rights};
+use crate::state::rule::{Rule, RuleId, Rules};
 use crate::state::session::{Session, SessionKey, Sessions};
 use crate::state::table::{Context, RefusedRow, Replica, Sizes, Table};
+use crate::state::tokens::{TokenFlow, Tokens};
 use crate::state::totals::{Total, TotalKey, Totals};
+use crate::state::usage::{Usage, UsageCount, UsageKey};
 use crate::state::worker::{Override, Stance, WorkerEntry, WorkerRecord, Workers};
 use crate::state::writers::{Writer, Writers};
 
@@ -277,7 +282,7 @@ pub struct State {
     pub(crate) workers: Table<Workers>,
     pub(crate) policies: Table<Policies>,
     pub(crate) rules: Table<Rules>,
-    pub(crate) rights: Table<RightsStore>,
+    pub(crate) rights: Table<Rights>,
     pub(crate) usage: Table<Usage>,
     pub(crate) tokens: Table<Tokens>,
     pub(crate) sessions: Table<Sessions>,

@@ -1,4 +1,4 @@
-//! The observations and load stores: what each router sees of each worker, and what it has in flight there.
+//! The observations store: what each router sees of each worker.
 //!
 //! Records without judgement: whose word counts is decided where they are read. A router's rows are hidden while it is
 //! taken for dead and end with its life.
@@ -60,27 +60,4 @@ pub enum SeenBreaker {
     Open,
     /// Lets requests through, and one went well lately.
     Serving,
-}
-
-/// The load store.
-#[derive(Debug)]
-pub enum Loads {}
-
-impl Store for Loads {
-    const ID: StoreId = StoreId::Load;
-    type Key = WorkerId;
-    type Value = Load;
-
-    fn validate(_: &WorkerId, _: &Load) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-/// What one router has in flight at one worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Load {
-    /// Requests.
-    pub requests: u32,
-    /// Tokens of their prompts and reserved answers.
-    pub tokens: u64,
 }

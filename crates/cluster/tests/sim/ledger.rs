@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::RngExt;
-use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
+use smg_cluster::state::load::Load;
+use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
 use smg_cluster::state::policy::PolicyRecord;
-use smg_cluster::state::quota::{
-    GrantKey, Granted, Rule, RuleId, RuleMatch, RuleMode, TokenFlow, UsageCount, UsageKey,
-};
+use smg_cluster::state::rights::{GrantKey, Granted};
+use smg_cluster::state::rule::{Rule, RuleId, RuleMatch, RuleMode};
 use smg_cluster::state::session::SessionKey;
+use smg_cluster::state::tokens::TokenFlow;
 use smg_cluster::state::totals::Outcome;
+use smg_cluster::state::usage::{UsageCount, UsageKey};
 use smg_cluster::state::worker::WorkerRecord;
 use smg_cluster::state::{SessionWrite, State, StoreId, Version, Write};
 use smg_types::ids::{ModelId, NodeId, WorkerId};

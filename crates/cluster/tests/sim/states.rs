@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smg_cluster::membership::{Config, MemberState};
 use smg_cluster::state::policy::PolicyRecord;
-use smg_cluster::state::quota::{UsageCount, UsageKey};
+use smg_cluster::state::usage::{UsageCount, UsageKey};
 use smg_cluster::state::worker::WorkerRecord;
 use smg_cluster::state::{StoreId, Write};
 use smg_types::ids::{ModelId, WorkerId};

@@ -13,7 +13,7 @@ use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
 use crate::replication::{CHUNK_BYTES, Config, Counters, Message, Replication};
-use crate::state::observation::Load;
+use crate::state::load::Load;
 use crate::state::policy::PolicyRecord;
 use crate::state::row::Blob;
 use crate::state::session::SessionKey;

@@ -22,7 +22,7 @@ use super::*;
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Author;
 use crate::state::policy::{Policies, PolicyRecord};
-use crate::state::quota::{Rule, RuleId, RuleMatch, RuleMode, Rules};
+use crate::state::rule::{Rule, RuleId, RuleMatch, RuleMode, Rules};
 use crate::state::session::{Session, SessionKey, Sessions};
 use crate::state::worker::{WorkerEntry, WorkerRecord, Workers};
 

@@ -8,12 +8,13 @@ use proptest::prelude::*;
 use smg_types::ids::{Generation, ModelId, WorkerId};
 
 use super::{KEYS, REPLICAS, Replica, check_sums, two, writer};
-use crate::state::observation::{Load, Loads, Observation, Observations, SeenBreaker, SeenHealth};
-use crate::state::quota::{
-    GrantKey, Granted, RightsStore, TokenFlow, Tokens, Usage, UsageCount, UsageKey,
-};
+use crate::state::load::{Load, Loads};
+use crate::state::observation::{Observation, Observations, SeenBreaker, SeenHealth};
+use crate::state::rights::{GrantKey, Granted, Rights};
 use crate::state::table::{Replica as _, Store};
+use crate::state::tokens::{TokenFlow, Tokens};
 use crate::state::totals::{Outcome, Total, TotalKey, Totals};
+use crate::state::usage::{Usage, UsageCount, UsageKey};
 
 /// A store of own rows whose values can be made from a number.
 trait Sample: Store {
@@ -77,7 +78,7 @@ impl Sample for Tokens {
     }
 }
 
-impl Sample for RightsStore {
+impl Sample for Rights {
     fn key(at: usize, n: u8) -> GrantKey {
         GrantKey { window: window(n), to: writer((at + 1) % REPLICAS) }
     }
@@ -205,7 +206,7 @@ proptest! {
 
     #[test]
     fn rights_are_everywhere_as_written_last(events in events()) {
-        play::<RightsStore>(&events)?;
+        play::<Rights>(&events)?;
     }
 
     #[test]
