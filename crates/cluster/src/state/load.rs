@@ -1,22 +1,77 @@
 //! The load store: what each router has in flight at each worker.
 
-use serde::{Deserialize, Serialize};
-use smg_types::ids::WorkerId;
+use std::time::Duration;
 
-use crate::state::StoreId;
-use crate::state::table::Store;
+use serde::{Deserialize, Serialize};
+use smg_types::ids::{NodeId, WorkerId};
+
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The load store.
 #[derive(Debug)]
 pub enum Loads {}
 
 impl Store for Loads {
-    const ID: StoreId = StoreId::Load;
+    const NAME: &'static str = "load";
+    const WIRE_ID: u8 = 8;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::WithWriter;
+    const COALESCING: Duration = Duration::from_millis(100);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = WorkerId;
     type Value = Load;
+    type Write = LoadWrite;
 
     fn validate(_: &WorkerId, _: &Load) -> Result<(), String> {
         Ok(())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        LoadWrite { worker, load }: LoadWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        table.put_or_remove(cx, worker, load)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<LoadWrite> {
+        let load = Load { requests: draw.number, tokens: 0 };
+        Some(LoadWrite { worker: draw.worker, load: draw.is_put.then_some(load) })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let load = Load { requests: 5, tokens: 4096 };
+        let worker = WorkerId::from_u64(7);
+        Golden {
+            writes: vec![LoadWrite { worker, load: Some(load) }.into()],
+            key: "12772d30303030303030303030303030303037",
+            content: "010105fb00100000",
+        }
+    }
+}
+
+/// A change of what this router has in flight at a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadWrite {
+    /// The worker.
+    pub worker: WorkerId,
+    /// What is in flight there; `None`: nothing any more.
+    pub load: Option<Load>,
+}
+
+impl State {
+    /// What the routers that are believed to run have in flight at a worker.
+    pub fn loads(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Load)> {
+        self.of_the_living(self.tables.load.values(&id))
     }
 }
 

@@ -3,23 +3,90 @@
 //! Records without judgement: whose word counts is decided where they are read. A router's rows are hidden while it is
 //! taken for dead and end with its life.
 
-use serde::{Deserialize, Serialize};
-use smg_types::ids::WorkerId;
+use std::time::Duration;
 
-use crate::state::StoreId;
-use crate::state::table::Store;
+use serde::{Deserialize, Serialize};
+use smg_types::ids::{NodeId, WorkerId};
+
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The observations store.
 #[derive(Debug)]
 pub enum Observations {}
 
 impl Store for Observations {
-    const ID: StoreId = StoreId::Observations;
+    const NAME: &'static str = "observations";
+    const WIRE_ID: u8 = 7;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::WithWriter;
+    const COALESCING: Duration = Duration::from_millis(100);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = WorkerId;
     type Value = Observation;
+    type Write = ObservationWrite;
 
     fn validate(_: &WorkerId, _: &Observation) -> Result<(), String> {
         Ok(())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        ObservationWrite { worker, seen }: ObservationWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        table.put_or_remove(cx, worker, seen)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<ObservationWrite> {
+        let seen = Observation {
+            health: SeenHealth::Healthy,
+            breaker: SeenBreaker::Closed,
+            latency_us: draw.number,
+            restarts: 0,
+            seen_ms: draw.wall_ms,
+        };
+        Some(ObservationWrite { worker: draw.worker, seen: draw.is_put.then_some(seen) })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let seen = Observation {
+            health: SeenHealth::Unhealthy,
+            breaker: SeenBreaker::Serving,
+            latency_us: 12_345,
+            restarts: 2,
+            seen_ms: 1_700_000_000_000,
+        };
+        let worker = WorkerId::from_u64(7);
+        Golden {
+            writes: vec![ObservationWrite { worker, seen: Some(seen) }.into()],
+            key: "12772d30303030303030303030303030303037",
+            content: "01010203fb393002fd0068e5cf8b0100000000",
+        }
+    }
+}
+
+/// A change of what this router sees of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObservationWrite {
+    /// The worker.
+    pub worker: WorkerId,
+    /// What is seen; `None`: nothing any more.
+    pub seen: Option<Observation>,
+}
+
+impl State {
+    /// What the routers that are believed to run see of a worker.
+    pub fn observations(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Observation)> {
+        self.of_the_living(self.tables.observations.values(&id))
     }
 }
 

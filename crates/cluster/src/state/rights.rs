@@ -1,10 +1,18 @@
 //! The rights store: per window of a limit, the rights that each node has passed on.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, NodeId, NodeName};
+use smg_types::now::Now;
 
-use crate::state::StoreId;
-use crate::state::table::{Store, Table};
+use crate::crdt::bounded_counter::BoundedCounter;
+use crate::crdt::stamp::millis;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::{self, Golden};
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
 /// The rights store: one cell of the escrow matrix per giver and taker.
@@ -12,9 +20,19 @@ use crate::state::usage::UsageKey;
 pub enum Rights {}
 
 impl Store for Rights {
-    const ID: StoreId = StoreId::Rights;
+    const NAME: &'static str = "rights";
+    const WIRE_ID: u8 = 3;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::TimeToLive;
+    const COALESCING: Duration = Duration::ZERO;
+    const MAX_ROWS: usize = 65_536;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = false;
+
     type Key = GrantKey;
     type Value = Granted;
+    type Write = GrantWrite;
 
     fn validate(key: &GrantKey, value: &Granted) -> Result<(), String> {
         key.window.validate()?;
@@ -27,6 +45,66 @@ impl Store for Rights {
     fn expires_ms(key: &GrantKey, _: &Granted) -> Option<u64> {
         // The row outlives its grant: an expired grant must be seen to have expired, not to be missing.
         Some(key.window.expires_ms())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        GrantWrite { key, granted }: GrantWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        table.put(cx, key, granted).map(Some)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<GrantWrite> {
+        let key = GrantKey { window: UsageKey::sample(draw), to: draw.other.clone()? };
+        let granted = Granted { amount: u64::from(draw.number), expires_ms: draw.wall_ms + 60_000 };
+        Some(GrantWrite { key, granted })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let key = GrantKey { window: golden::window(), to: golden::node("node2", 4) };
+        let granted = Granted { amount: 300, expires_ms: 1_700_000_001_000 };
+        Golden {
+            writes: vec![GrantWrite { key, granted }.into()],
+            key: "0b0cfd0068e5cf8b010000fb60ea056e6f64653204",
+            content: "0101fb2c01fde86be5cf8b0100000000",
+        }
+    }
+}
+
+/// All rights that this node has passed on to another in a window so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantWrite {
+    /// The window, and the node that takes them.
+    pub key: GrantKey,
+    /// How many, and until when the taker may use them.
+    pub granted: Granted,
+}
+
+impl State {
+    /// The rights of a window, from the shares that all nodes were configured with. What was spent is in `usage`.
+    #[must_use]
+    pub fn rights(
+        &self,
+        key: &UsageKey,
+        shares: impl IntoIterator<Item = (NodeId, u64)>,
+        now: Now,
+    ) -> BoundedCounter<NodeId> {
+        let mut rights = BoundedCounter::new(shares);
+        for grant in self.tables.rights.keys_of_window(key) {
+            for (writer, granted) in self.tables.rights.values(grant) {
+                if granted.expires_ms > millis(now.wall)
+                    && let Some(from) = self.writers.id(writer)
+                {
+                    rights.raise_granted(from.clone(), grant.to.clone(), granted.amount);
+                }
+            }
+        }
+        for (node, count) in self.usage(key) {
+            rights.raise_spent(node.clone(), count.requests);
+        }
+        rights
     }
 }
 

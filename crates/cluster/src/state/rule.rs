@@ -1,11 +1,16 @@
 //! The rules store: the limits, each last write wins.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::usage::MAX_WINDOW_MS;
 
 /// The rules store.
@@ -13,9 +18,19 @@ use crate::state::usage::MAX_WINDOW_MS;
 pub enum Rules {}
 
 impl Store for Rules {
-    const ID: StoreId = StoreId::Rules;
+    const NAME: &'static str = "rules";
+    const WIRE_ID: u8 = 2;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_millis(5);
+    const MAX_ROWS: usize = 2_048;
+    const MAX_CONTENT_BYTES: usize = 8 * 1024;
+    const IS_AWAITED: bool = true;
+    const IS_IN_USE: bool = false;
+
     type Key = RuleId;
     type Value = LwwRegister<Rule>;
+    type Write = RuleWrite;
 
     fn validate(key: &RuleId, value: &Self::Value) -> Result<(), String> {
         if key.0.is_empty() || key.0.len() > RuleId::MAX_BYTES {
@@ -33,6 +48,70 @@ impl Store for Rules {
 
     fn stamp(value: &Self::Value) -> Option<Stamp> {
         value.stamp()
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        RuleWrite { id, rule }: RuleWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let stamp = cx.clock.tick(cx.now);
+        match rule {
+            Some(rule) => table.put_shared(cx, &id, LwwRegister::of(stamp, rule)).map(Some),
+            None => table.remove_shared(cx, &id),
+        }
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<RuleWrite> {
+        let rule = Rule {
+            matches: RuleMatch::Global,
+            requests: Some(u64::from(draw.number)),
+            tokens: None,
+            window_ms: 1000,
+            burst: 0,
+            mode: RuleMode::Soft,
+        };
+        let id = RuleId(format!("rule-{}", draw.number % 3));
+        Some(RuleWrite { id, rule: draw.is_put.then_some(rule) })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let rule = Rule {
+            matches: RuleMatch::Tenant(Some("t".to_owned())),
+            requests: Some(1000),
+            tokens: Some(70_000),
+            window_ms: 60_000,
+            burst: 5,
+            mode: RuleMode::Bounded,
+        };
+        Golden {
+            writes: vec![RuleWrite { id: RuleId("r".to_owned()), rule: Some(rule) }.into()],
+            key: "0172",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e70201017401fbe80301fc70110100fb60ea05010000",
+        }
+    }
+}
+
+/// A change of a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleWrite {
+    /// Which limit.
+    pub id: RuleId,
+    /// The limit from now on; `None`: there is none any more.
+    pub rule: Option<Rule>,
+}
+
+impl State {
+    /// A limit.
+    #[must_use]
+    pub fn rule(&self, id: &RuleId) -> Option<Rule> {
+        self.tables.rules.merged(id)?.get().cloned()
+    }
+
+    /// All limits, in the order of their ids.
+    pub fn rules(&self) -> impl Iterator<Item = (&RuleId, Rule)> {
+        self.tables.rules.keys().filter_map(|id| Some((id, self.rule(id)?)))
     }
 }
 

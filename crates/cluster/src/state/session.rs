@@ -7,13 +7,18 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::WorkerId;
+use smg_types::now::Now;
 
 use crate::crdt::Merge;
 use crate::crdt::stamp::{Stamp, millis};
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The sessions store.
 #[derive(Debug)]
@@ -23,9 +28,19 @@ pub enum Sessions {}
 pub const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Store for Sessions {
-    const ID: StoreId = StoreId::Sessions;
+    const NAME: &'static str = "sessions";
+    const WIRE_ID: u8 = 6;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::TimeToLive;
+    const COALESCING: Duration = Duration::from_millis(20);
+    const MAX_ROWS: usize = 262_144;
+    const MAX_CONTENT_BYTES: usize = 4 * 1024;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = SessionKey;
     type Value = Session;
+    type Write = SessionWrite;
 
     fn validate(_: &SessionKey, value: &Session) -> Result<(), String> {
         if u64::from(value.ttl_ms) > millis(MAX_TTL) {
@@ -40,6 +55,89 @@ impl Store for Sessions {
 
     fn expires_ms(_: &SessionKey, value: &Session) -> Option<u64> {
         Some(value.ends_ms())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        write: SessionWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let stamp = cx.clock.tick(cx.now);
+        let used_ms = millis(cx.now.wall);
+        match write {
+            SessionWrite::Use { key, worker, ttl } => {
+                let session = Session::first(worker, stamp, used_ms, ttl);
+                table.put_shared(cx, &key, session).map(Some)
+            }
+            SessionWrite::Rebind { key, worker, ttl } => {
+                // A binding that is removed first can't win by being the earliest.
+                let before = table.merged(&key);
+                let session = Session::again(before.as_ref(), worker, stamp, used_ms, ttl);
+                table.put_shared(cx, &key, session).map(Some)
+            }
+            SessionWrite::End { key } => table.remove_shared(cx, &key),
+        }
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<SessionWrite> {
+        let key = SessionKey(draw.rng.random_range(0..4));
+        let (worker, ttl) = (draw.worker, Duration::from_secs(3600));
+        Some(match draw.number % 3 {
+            0 => SessionWrite::Use { key, worker, ttl },
+            1 => SessionWrite::Rebind { key, worker, ttl },
+            _ => SessionWrite::End { key },
+        })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let (key, ttl) = (SessionKey(0x0102_0304_0506_0708), Duration::from_secs(3600));
+        let worker = WorkerId::from_u64;
+        Golden {
+            writes: vec![
+                SessionWrite::Use { key, worker: worker(7), ttl }.into(),
+                SessionWrite::Rebind { key, worker: worker(8), ttl }.into(),
+            ],
+            key: "fd0807060504030201",
+            content: "010112772d30303030303030303030303030303038fd0068e5cf8b01000001fdafdcd659883d46e701fd0068e5cf8b010000fc80ee36000000",
+        }
+    }
+}
+
+/// What happened to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionWrite {
+    /// It goes to this worker; a binding that is known already stays. Ends after `ttl` without use.
+    Use {
+        /// Which session.
+        key: SessionKey,
+        /// Which worker.
+        worker: WorkerId,
+        /// How long it is remembered without use.
+        ttl: Duration,
+    },
+    /// It goes to this worker from now on.
+    Rebind {
+        /// Which session.
+        key: SessionKey,
+        /// Which worker.
+        worker: WorkerId,
+        /// How long it is remembered without use.
+        ttl: Duration,
+    },
+    /// It is forgotten.
+    End {
+        /// Which session.
+        key: SessionKey,
+    },
+}
+
+impl State {
+    /// The worker that a session sticks to.
+    #[must_use]
+    pub fn session(&self, key: SessionKey, now: Now) -> Option<Session> {
+        let session = self.tables.sessions.merged(&key);
+        session.filter(|session| session.ends_ms() > millis(now.wall))
     }
 }
 

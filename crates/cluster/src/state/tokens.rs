@@ -1,9 +1,14 @@
 //! The tokens store: per window of a limit, which tokens each node has reserved and given back.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::{self, Golden};
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
 /// The tokens store: one slot of a PN-Counter per node.
@@ -11,9 +16,19 @@ use crate::state::usage::UsageKey;
 pub enum Tokens {}
 
 impl Store for Tokens {
-    const ID: StoreId = StoreId::Tokens;
+    const NAME: &'static str = "tokens";
+    const WIRE_ID: u8 = 5;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::TimeToLive;
+    const COALESCING: Duration = Duration::from_millis(100);
+    const MAX_ROWS: usize = 262_144;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = false;
+
     type Key = UsageKey;
     type Value = TokenFlow;
+    type Write = TokenWrite;
 
     fn validate(key: &UsageKey, _: &TokenFlow) -> Result<(), String> {
         key.validate()
@@ -21,6 +36,47 @@ impl Store for Tokens {
 
     fn expires_ms(key: &UsageKey, _: &TokenFlow) -> Option<u64> {
         Some(key.expires_ms())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        TokenWrite { key, flow }: TokenWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        table.put(cx, key, flow).map(Some)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<TokenWrite> {
+        let flow = TokenFlow { taken: u64::from(draw.number), given_back: 0 };
+        Some(TokenWrite { key: UsageKey::sample(draw), flow })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let flow = TokenFlow { taken: 300, given_back: 1 };
+        Golden {
+            writes: vec![TokenWrite { key: golden::window(), flow }.into()],
+            key: golden::WINDOW_HEX,
+            content: "0101fb2c01010000",
+        }
+    }
+}
+
+/// All tokens that this node has taken and given back in a window so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenWrite {
+    /// The window.
+    pub key: UsageKey,
+    /// The counts since it began.
+    pub flow: TokenFlow,
+}
+
+impl State {
+    /// Tokens reserved in a window and not given back: what a PN-Counter of these slots reads.
+    #[must_use]
+    pub fn tokens(&self, key: &UsageKey) -> i128 {
+        let flows = self.tables.tokens.values(key);
+        flows.map(|(_, f)| i128::from(f.taken) - i128::from(f.given_back)).sum()
     }
 }
 

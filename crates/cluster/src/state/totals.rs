@@ -5,11 +5,18 @@
 //! base, and the counts of the lives from there on; so taking over and forgetting are two steps, and no count is seen
 //! twice or lost in between.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, ModelId, NodeId, NodeName};
 
-use crate::state::StoreId;
-use crate::state::table::{Context, Store, Table};
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::row;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::writers::{Writer, Writers};
 
 /// The totals store.
@@ -17,13 +24,89 @@ use crate::state::writers::{Writer, Writers};
 pub enum Totals {}
 
 impl Store for Totals {
-    const ID: StoreId = StoreId::Totals;
+    const NAME: &'static str = "totals";
+    const WIRE_ID: u8 = 9;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_secs(1);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = TotalKey;
     type Value = Total;
+    type Write = TotalWrite;
 
     fn validate(key: &TotalKey, _: &Total) -> Result<(), String> {
         let bytes = key.model.as_str().len();
         if bytes > 512 { Err(format!("model name of {bytes} bytes, at most 512")) } else { Ok(()) }
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        TotalWrite { model, outcome, count }: TotalWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let id = cx.writers.id(cx.me).expect("this node is among the writers");
+        let key = TotalKey { name: id.name.clone(), model, outcome };
+        let before = table.value_of(&key, cx.me).copied().unwrap_or_default();
+        let total = Total { count: count.max(before.count), ..before };
+        table.put(cx, key, total).map(Some)
+    }
+
+    fn adopt(table: &mut Table<Self>, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
+        table.adopt_counts(cx, of, budget)
+    }
+
+    fn is_spent(table: &Table<Self>, writers: &Writers, of: Writer) -> bool {
+        table.is_settled(writers, of)
+    }
+
+    /// Of the sums: a row whose count is in the base of another's row goes when each node finds that out.
+    fn reading(table: &Table<Self>, writers: &Writers) -> u64 {
+        let mut sums: BTreeMap<(&ModelId, Outcome), u64> = BTreeMap::new();
+        for key in table.keys() {
+            let sum = sums.entry((&key.model, key.outcome)).or_default();
+            *sum = sum.saturating_add(table.of_name(key, writers));
+        }
+        sums.into_iter().fold(0, |hash, (of, sum)| {
+            xxhash_rust::xxh3::xxh3_64_with_seed(&row::encode_key(&(of, sum)), hash)
+        })
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<TotalWrite> {
+        let count = u64::from(draw.number);
+        Some(TotalWrite { model: "m".into(), outcome: Outcome::Ok, count })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let write = TotalWrite { model: "m".into(), outcome: Outcome::Limited, count: 300 };
+        Golden {
+            writes: vec![write.into()],
+            key: "016d03056e6f646531",
+            content: "0101fb2c0100000000",
+        }
+    }
+}
+
+/// Requests of a model that ended in a way, as this node has counted them since it started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TotalWrite {
+    /// The model.
+    pub model: ModelId,
+    /// How they ended.
+    pub outcome: Outcome,
+    /// How many. A number below the one written last changes nothing.
+    pub count: u64,
+}
+
+impl State {
+    /// Requests of a model that ended in a way, over all nodes and all their lives.
+    #[must_use]
+    pub fn total(&self, model: &ModelId, outcome: Outcome) -> u64 {
+        self.tables.totals.sum(model, outcome, &self.writers)
     }
 }
 

@@ -3,10 +3,16 @@
 //! Everything that is counted is keyed by its window, so that a window ends by being forgotten and no counter is ever set
 //! back. A subject is named by a hash: no client's key is kept. A subject that nobody mentions has no row anywhere.
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-use crate::state::StoreId;
-use crate::state::table::Store;
+use serde::{Deserialize, Serialize};
+use smg_types::ids::NodeId;
+
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::{self, Golden};
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// Longest window: a week.
 pub(crate) const MAX_WINDOW_MS: u32 = 7 * 24 * 3600 * 1000;
@@ -30,6 +36,12 @@ impl UsageKey {
         self.start_ms.saturating_add(2 * u64::from(self.length_ms))
     }
 
+    /// One of three windows, an hour long.
+    pub(crate) fn sample(draw: &Draw<'_>) -> Self {
+        let subject = u64::from(draw.number % 3);
+        Self { rule: 1, subject, start_ms: draw.wall_ms, length_ms: 3_600_000 }
+    }
+
     pub(crate) fn validate(&self) -> Result<(), String> {
         if self.length_ms == 0 || self.length_ms > MAX_WINDOW_MS {
             return Err(format!("window of {} ms, 1 ms to a week expected", self.length_ms));
@@ -43,9 +55,19 @@ impl UsageKey {
 pub enum Usage {}
 
 impl Store for Usage {
-    const ID: StoreId = StoreId::Usage;
+    const NAME: &'static str = "usage";
+    const WIRE_ID: u8 = 4;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::TimeToLive;
+    const COALESCING: Duration = Duration::from_millis(100);
+    const MAX_ROWS: usize = 262_144;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = false;
+
     type Key = UsageKey;
     type Value = UsageCount;
+    type Write = UsageWrite;
 
     fn validate(key: &UsageKey, _: &UsageCount) -> Result<(), String> {
         key.validate()
@@ -53,6 +75,46 @@ impl Store for Usage {
 
     fn expires_ms(key: &UsageKey, _: &UsageCount) -> Option<u64> {
         Some(key.expires_ms())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        UsageWrite { key, count }: UsageWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        table.put(cx, key, count).map(Some)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<UsageWrite> {
+        let count = UsageCount { requests: u64::from(draw.number), ..UsageCount::default() };
+        Some(UsageWrite { key: UsageKey::sample(draw), count })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let count = UsageCount { requests: 1, tokens: 300, demand: 70_000 };
+        Golden {
+            writes: vec![UsageWrite { key: golden::window(), count }.into()],
+            key: golden::WINDOW_HEX,
+            content: "010101fb2c01fc701101000000",
+        }
+    }
+}
+
+/// All that this node has admitted in a window so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsageWrite {
+    /// The window.
+    pub key: UsageKey,
+    /// The counts since it began.
+    pub count: UsageCount,
+}
+
+impl State {
+    /// What each node has admitted in a window. The sum is what a G-Counter of these slots reads.
+    pub fn usage(&self, key: &UsageKey) -> impl Iterator<Item = (&NodeId, UsageCount)> {
+        let values = self.tables.usage.values(key);
+        values.filter_map(|(writer, count)| Some((self.writers.id(writer)?, *count)))
     }
 }
 

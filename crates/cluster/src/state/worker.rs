@@ -15,17 +15,31 @@ use smg_types::spec::{
 use crate::crdt::Merge;
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::row;
+use crate::state::store::{Draw, Listed, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The workers store.
 #[derive(Debug)]
 pub enum Workers {}
 
 impl Store for Workers {
-    const ID: StoreId = StoreId::Workers;
+    const NAME: &'static str = "workers";
+    const WIRE_ID: u8 = 0;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_millis(5);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = row::MAX_CONTENT_BYTES;
+    const IS_AWAITED: bool = true;
+    const IS_IN_USE: bool = true;
+
     type Key = WorkerId;
     type Value = WorkerEntry;
+    type Write = WorkerWrite;
 
     fn validate(key: &WorkerId, value: &WorkerEntry) -> Result<(), String> {
         if let Some(record) = value.record() {
@@ -44,6 +58,75 @@ impl Store for Workers {
 
     fn stamp(value: &WorkerEntry) -> Option<Stamp> {
         value.told.stamp().max(value.overridden.stamp()).max(value.stance.stamp())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        write: WorkerWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let (id, entry) = match write {
+            WorkerWrite::Put(record) => {
+                let id = record.id;
+                let entry = WorkerEntry::told(LwwRegister::of(cx.clock.tick(cx.now), record));
+                return table.put_shared(cx, &id, entry).map(Some);
+            }
+            WorkerWrite::Remove(id) => return table.remove_shared(cx, &id),
+            WorkerWrite::Override(id, verdict) => {
+                let verdict = LwwRegister::of(cx.clock.tick(cx.now), verdict);
+                (id, WorkerEntry::overridden(verdict))
+            }
+            WorkerWrite::Stance(id, stance) => {
+                let stance = LwwRegister::of(cx.clock.tick(cx.now), stance);
+                (id, WorkerEntry::stands(stance))
+            }
+        };
+        if table.values(&id).next().is_none() {
+            let reason = format!("worker {id} is not registered");
+            return Err(RefusedRow::Invalid { store: Self::ID, reason });
+        }
+        table.put_shared(cx, &id, entry).map(Some)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<WorkerWrite> {
+        let url = format!("http://10.0.0.{}:8000", draw.number % 16);
+        let spec = WorkerSpec::new(url.parse().expect("a URL"));
+        Some(match draw.is_put {
+            true => WorkerWrite::Put(WorkerRecord::from(&spec)),
+            false => WorkerWrite::Remove(spec.id()),
+        })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        tests::golden()
+    }
+}
+
+/// A change of the workers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WorkerWrite {
+    /// Registers a worker, or changes what is told about it.
+    Put(WorkerRecord),
+    /// Lays down an operator's verdict on a worker, or lifts it.
+    Override(WorkerId, Option<Override>),
+    /// Says whether a worker takes part.
+    Stance(WorkerId, Stance),
+    /// Removes a worker.
+    Remove(WorkerId),
+}
+
+impl State {
+    /// All workers, in the order of their ids.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerEntry)> {
+        let workers = &self.tables.workers;
+        workers.keys().filter_map(|id| Some((*id, workers.merged(id)?)))
+    }
+
+    /// A worker, if it is registered.
+    #[must_use]
+    pub fn worker(&self, id: WorkerId) -> Option<WorkerEntry> {
+        self.tables.workers.merged(&id)
     }
 }
 
@@ -304,7 +387,41 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
+
+    pub(super) fn golden() -> Golden {
+        let mut spec = WorkerSpec::new("http://w1:8000/v1".parse().unwrap());
+        spec.models = vec!["m".into(), "n".into()];
+        spec.aliases.insert("a".into(), "m".into());
+        spec.kind = WorkerKind::Decode;
+        spec.labels.insert("pool".to_owned(), "blue".to_owned());
+        spec.region = Some("eu".to_owned());
+        spec.zone = Some("eu-1".to_owned());
+        spec.priority = -3;
+        spec.weight = Weight::try_from(7).unwrap();
+        spec.api_key = Some(Secret::new("sk-1"));
+        spec.health.endpoint = Some("/ok".to_owned());
+        spec.health.interval = Some(Duration::from_millis(1500));
+        spec.health.timeout = Some(Duration::from_millis(250));
+        spec.health.failure_threshold = NonZeroU32::new(4);
+        spec.health.success_threshold = NonZeroU32::new(2);
+        spec.health.disabled = true;
+        spec.max_concurrent = NonZeroU32::new(9);
+        spec.bootstrap_port = Some(8998);
+        let verdict =
+            Override { state: OverrideState::Down, reason: "disk".to_owned(), until_ms: Some(99) };
+        Golden {
+            writes: vec![
+                WorkerWrite::Put(WorkerRecord::configured(&spec)).into(),
+                WorkerWrite::Override(spec.id(), Some(verdict)).into(),
+                WorkerWrite::Stance(spec.id(), Stance::Cordoned).into(),
+            ],
+            key: "12772d39336635376431663833656339383666",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e712772d3933663537643166383365633938366611687474703a2f2f77313a383030302f763102016d016e010161016d020104706f6f6c04626c756501026575010465752d3105070104736b2d3101032f6f6b0101fc0065cd1d0100fc80b2e60e0104010201010901fb262301fd134cbadf3dedc80901fd0068e5cf8b01000001fdafdcd659883d46e70101046469736b016301fd0068e5cf8b01000002fdafdcd659883d46e7010000",
+        }
+    }
 
     #[test]
     fn a_spec_survives_the_journey() {
@@ -318,7 +435,7 @@ mod tests {
         spec.weight = Weight::try_from(7).unwrap();
         spec.api_key = Some(Secret::new("hunter2"));
         spec.health.interval = Some(Duration::from_millis(1500));
-        spec.max_concurrent = std::num::NonZeroU32::new(9);
+        spec.max_concurrent = NonZeroU32::new(9);
         spec.bootstrap_port = Some(1);
         let record = WorkerRecord::from(&spec);
         assert_eq!(WorkerSpec::try_from(&record), Ok(spec));

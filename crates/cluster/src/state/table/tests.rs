@@ -20,7 +20,7 @@ use smg_types::spec::WorkerSpec;
 use super::Replica as _;
 use super::*;
 use crate::crdt::lww_register::LwwRegister;
-use crate::crdt::stamp::Author;
+use crate::crdt::stamp::{Author, Stamp};
 use crate::state::policy::{Policies, PolicyRecord};
 use crate::state::rule::{Rule, RuleId, RuleMatch, RuleMode, Rules};
 use crate::state::session::{Session, SessionKey, Sessions};
