@@ -83,3 +83,32 @@ pub struct Load {
     /// Tokens of their prompts and reserved answers.
     pub tokens: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::table::tests::own::{OwnSample, events, play};
+
+    impl OwnSample for Loads {
+        const REMOVES: bool = true;
+
+        fn key(_: usize, n: u8) -> WorkerId {
+            WorkerId::from_u64(u64::from(n))
+        }
+
+        fn value(number: u64) -> Load {
+            Load { requests: u32::try_from(number).unwrap(), tokens: 0 }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn loads_are_everywhere_as_written_last(events in events()) {
+            play::<Loads>(&events)?;
+        }
+    }
+}

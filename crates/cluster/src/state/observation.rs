@@ -128,3 +128,38 @@ pub enum SeenBreaker {
     /// Lets requests through, and one went well lately.
     Serving,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::table::tests::own::{OwnSample, events, play};
+
+    impl OwnSample for Observations {
+        const REMOVES: bool = true;
+
+        fn key(_: usize, n: u8) -> WorkerId {
+            WorkerId::from_u64(u64::from(n))
+        }
+
+        fn value(number: u64) -> Observation {
+            Observation {
+                health: SeenHealth::Healthy,
+                breaker: SeenBreaker::Closed,
+                latency_us: 0,
+                restarts: 0,
+                seen_ms: number,
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn observations_are_everywhere_as_written_last(events in events()) {
+            play::<Observations>(&events)?;
+        }
+    }
+}

@@ -120,3 +120,30 @@ pub struct PolicyRecord {
     /// Weights that differ from those of the workers' specs.
     pub weights: BTreeMap<WorkerId, u32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
+
+    impl SharedSample for Policies {
+        fn key(n: u8) -> ModelId {
+            ModelId::new(format!("m{n}"))
+        }
+
+        fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+            let policy = number.to_string();
+            let (parameters, weights) = Default::default();
+            LwwRegister::of(stamp, PolicyRecord { policy, parameters, weights })
+        }
+
+        fn number(value: &Self::Value) -> u64 {
+            value.get().unwrap().policy.parse().unwrap()
+        }
+    }
+
+    #[test]
+    fn policies_hold_what_an_add_wins_set_holds() {
+        check_histories::<Policies>(10_000);
+    }
+}

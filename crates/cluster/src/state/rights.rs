@@ -137,3 +137,31 @@ impl Table<Rights> {
         self.keys_from(&first).take_while(|key| key.window == *window)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::table::tests::own::{OwnSample, events, play};
+    use crate::state::table::tests::{REPLICAS, writer};
+
+    impl OwnSample for Rights {
+        fn key(at: usize, n: u8) -> GrantKey {
+            GrantKey { window: UsageKey::numbered(n), to: writer((at + 1) % REPLICAS) }
+        }
+
+        fn value(number: u64) -> Granted {
+            Granted { amount: number, expires_ms: 1_030_000 }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn rights_are_everywhere_as_written_last(events in events()) {
+            play::<Rights>(&events)?;
+        }
+    }
+}

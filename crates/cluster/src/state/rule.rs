@@ -165,3 +165,38 @@ pub enum RuleMode {
     /// A grow-only counter with its published overshoot.
     Soft,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
+
+    impl SharedSample for Rules {
+        fn key(n: u8) -> RuleId {
+            RuleId(format!("rule {n}"))
+        }
+
+        fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+            LwwRegister::of(
+                stamp,
+                Rule {
+                    matches: RuleMatch::Global,
+                    requests: Some(number),
+                    tokens: None,
+                    window_ms: 1000,
+                    burst: 0,
+                    mode: RuleMode::Strict,
+                },
+            )
+        }
+
+        fn number(value: &Self::Value) -> u64 {
+            value.get().unwrap().requests.unwrap()
+        }
+    }
+
+    #[test]
+    fn rules_hold_what_an_add_wins_set_holds() {
+        check_histories::<Rules>(2_500);
+    }
+}

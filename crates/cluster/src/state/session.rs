@@ -211,6 +211,7 @@ impl Merge for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
 
     fn bound(worker: u64, at_ms: u64, used_ms: u64) -> Session {
         let stamp = Stamp { wall_ms: at_ms, ..Stamp::default() };
@@ -235,5 +236,25 @@ mod tests {
             Session::again(Some(&old), WorkerId::from_u64(2), stamp, 50, Duration::from_secs(1));
         old.merge(&again);
         assert_eq!(old.worker(), WorkerId::from_u64(2));
+    }
+
+    impl SharedSample for Sessions {
+        fn key(n: u8) -> SessionKey {
+            SessionKey(u64::from(n))
+        }
+
+        fn value(_: u8, number: u64, stamp: Stamp, before: Option<&Session>) -> Session {
+            let worker = WorkerId::from_u64(number);
+            Session::again(before, worker, stamp, 1_000_000, Duration::from_secs(1_000))
+        }
+
+        fn number(value: &Session) -> u64 {
+            value.worker().as_u64()
+        }
+    }
+
+    #[test]
+    fn sessions_hold_what_an_add_wins_set_holds() {
+        check_histories::<Sessions>(2_500);
     }
 }

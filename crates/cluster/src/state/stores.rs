@@ -10,11 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::state::prefixes::HintRun;
+use crate::state::row::MAX_CONTENT_BYTES;
 use crate::state::store::{Draw, Listed, Ownership, Properties, Retention, Store};
 use crate::state::table::{Context, RefusedRow, Replica, Table};
-use crate::state::{
-    load, observation, policy, rights, row, rule, session, tokens, totals, usage, worker,
-};
 
 macro_rules! stores {
     ($($(#[$doc:meta])* $id:ident: $field:ident = $store:ty,)*) => {
@@ -136,25 +134,25 @@ macro_rules! stores {
 
 stores! {
     /// The workers of the fleet, with their specs and overrides.
-    Workers: workers = worker::Workers,
+    Workers: workers = crate::state::worker::Workers,
     /// The policy of each model.
-    Policies: policies = policy::Policies,
+    Policies: policies = crate::state::policy::Policies,
     /// The limits.
-    Rules: rules = rule::Rules,
+    Rules: rules = crate::state::rule::Rules,
     /// Rights passed on between nodes.
-    Rights: rights = rights::Rights,
+    Rights: rights = crate::state::rights::Rights,
     /// What each node has admitted.
-    Usage: usage = usage::Usage,
+    Usage: usage = crate::state::usage::Usage,
     /// Tokens that each node has reserved and given back.
-    Tokens: tokens = tokens::Tokens,
+    Tokens: tokens = crate::state::tokens::Tokens,
     /// Which worker a session sticks to.
-    Sessions: sessions = session::Sessions,
+    Sessions: sessions = crate::state::session::Sessions,
     /// What each router saw of each worker.
-    Observations: observations = observation::Observations,
+    Observations: observations = crate::state::observation::Observations,
     /// What each router has in flight at each worker.
-    Load: load = load::Loads,
+    Load: load = crate::state::load::Loads,
     /// Requests served, for ever.
-    Totals: totals = totals::Totals,
+    Totals: totals = crate::state::totals::Totals,
 }
 
 /// What is done with every store's type.
@@ -168,7 +166,7 @@ const _: () = {
     let mut place = 0;
     while place < STORES {
         assert!(PROPERTIES[place].wire_id as usize == place, "a store's WIRE_ID is its place");
-        assert!(PROPERTIES[place].max_content_bytes <= row::MAX_CONTENT_BYTES, "rows fit a frame");
+        assert!(PROPERTIES[place].max_content_bytes <= MAX_CONTENT_BYTES, "rows fit a frame");
         place += 1;
     }
     assert!(STORES <= u16::BITS as usize, "`Changes` has a bit for each store");

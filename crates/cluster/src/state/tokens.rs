@@ -88,3 +88,50 @@ pub struct TokenFlow {
     /// Given back when a request used less.
     pub given_back: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crdts::{CmRDT, PNCounter};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::table::tests::KEYS;
+    use crate::state::table::tests::own::{OwnSample, counts, events, play};
+
+    impl OwnSample for Tokens {
+        fn key(_: usize, n: u8) -> UsageKey {
+            UsageKey::numbered(n)
+        }
+
+        fn value(number: u64) -> TokenFlow {
+            TokenFlow { taken: number, given_back: number / 3 }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn tokens_read_as_a_pn_counter(events in events()) {
+            let rows = play::<Tokens>(&events)?;
+            for n in 0..KEYS {
+                let mut oracle = PNCounter::new();
+                let mut before: BTreeMap<usize, TokenFlow> = BTreeMap::new();
+                for (at, number) in counts(&events, n) {
+                    let flow = Tokens::value(number);
+                    let last = before.insert(at, flow).unwrap_or_default();
+                    oracle.apply(oracle.inc_many(at, flow.taken - last.taken));
+                    oracle.apply(oracle.dec_many(at, flow.given_back - last.given_back));
+                }
+                let here: i128 = rows
+                    .iter()
+                    .filter(|((_, key), _)| *key == UsageKey::numbered(n))
+                    .map(|(_, flow)| i128::from(flow.taken) - i128::from(flow.given_back))
+                    .sum();
+                prop_assert_eq!(oracle.read().to_string(), here.to_string());
+            }
+        }
+    }
+}

@@ -214,9 +214,13 @@ impl Table<Totals> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::crdt::stamp::HybridClock;
     use crate::state::table::Replica;
+    use crate::state::table::tests::own::{OwnSample, events, play};
+    use crate::state::table::tests::writer;
     use smg_types::now::Now;
 
     fn life(generation: u64) -> NodeId {
@@ -277,5 +281,25 @@ mod tests {
         assert!(!table.is_settled(&writers, c), "b may be gone too");
         writers.set_down(b, true);
         assert!(table.is_settled(&writers, c), "b is a member, be it down");
+    }
+
+    impl OwnSample for Totals {
+        fn key(at: usize, n: u8) -> TotalKey {
+            let model = ModelId::new(format!("m{n}"));
+            TotalKey { model, outcome: Outcome::Ok, name: writer(at).name }
+        }
+
+        fn value(number: u64) -> Total {
+            Total { count: number, base: 0, covers: Generation(0) }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn totals_are_everywhere_as_written_last(events in events()) {
+            play::<Totals>(&events)?;
+        }
     }
 }

@@ -42,6 +42,12 @@ impl UsageKey {
         Self { rule: 1, subject, start_ms: draw.wall_ms, length_ms: 3_600_000 }
     }
 
+    /// The window of the subject `n`, a minute long.
+    #[cfg(test)]
+    pub(crate) fn numbered(n: u8) -> Self {
+        Self { rule: 1, subject: u64::from(n), start_ms: 1_000_000, length_ms: 60_000 }
+    }
+
     pub(crate) fn validate(&self) -> Result<(), String> {
         if self.length_ms == 0 || self.length_ms > MAX_WINDOW_MS {
             return Err(format!("window of {} ms, 1 ms to a week expected", self.length_ms));
@@ -127,4 +133,49 @@ pub struct UsageCount {
     pub tokens: u64,
     /// Recent demand per window, smoothed: what grants are steered by. Not a counter.
     pub demand: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crdts::{CmRDT, GCounter};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::table::tests::KEYS;
+    use crate::state::table::tests::own::{OwnSample, counts, events, play};
+
+    impl OwnSample for Usage {
+        fn key(_: usize, n: u8) -> UsageKey {
+            UsageKey::numbered(n)
+        }
+
+        fn value(number: u64) -> UsageCount {
+            UsageCount { requests: number, ..UsageCount::default() }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn usage_reads_as_a_g_counter(events in events()) {
+            let rows = play::<Usage>(&events)?;
+            for n in 0..KEYS {
+                let mut oracle = GCounter::new();
+                let mut before: BTreeMap<usize, u64> = BTreeMap::new();
+                for (at, total) in counts(&events, n) {
+                    let last = before.insert(at, total).unwrap_or_default();
+                    oracle.apply(oracle.inc_many(at, total - last));
+                }
+                let here: u64 = rows
+                    .iter()
+                    .filter(|((_, key), _)| *key == UsageKey::numbered(n))
+                    .map(|(_, count)| count.requests)
+                    .sum();
+                prop_assert_eq!(oracle.read().to_string(), here.to_string());
+            }
+        }
+    }
 }

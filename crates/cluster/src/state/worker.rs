@@ -390,6 +390,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
 
     pub(super) fn golden() -> Golden {
         let mut spec = WorkerSpec::new("http://w1:8000/v1".parse().unwrap());
@@ -455,5 +456,33 @@ mod tests {
         assert!(check(WorkerRecord { url: "http://b:80".to_owned(), ..record.clone() }).is_err());
         assert!(check(WorkerRecord { weight: 0, ..record.clone() }).is_err());
         assert!(check(WorkerRecord { kind: 9, ..record }).is_err());
+    }
+
+    fn numbered(n: u8) -> WorkerSpec {
+        WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+    }
+
+    impl SharedSample for Workers {
+        fn key(n: u8) -> WorkerId {
+            numbered(n).id()
+        }
+
+        fn value(n: u8, number: u64, stamp: Stamp, _: Option<&WorkerEntry>) -> WorkerEntry {
+            let priority = i32::try_from(number).unwrap();
+            WorkerEntry::told(LwwRegister::of(
+                stamp,
+                WorkerRecord::from(&WorkerSpec { priority, ..numbered(n) }),
+            ))
+        }
+
+        fn number(value: &WorkerEntry) -> u64 {
+            let spec = WorkerSpec::try_from(value.record().unwrap()).unwrap();
+            u64::try_from(spec.priority).unwrap()
+        }
+    }
+
+    #[test]
+    fn workers_hold_what_an_add_wins_set_holds() {
+        check_histories::<Workers>(2_500);
     }
 }
