@@ -79,7 +79,7 @@ impl State {
     pub(crate) fn begin_life(&mut self, me: &NodeId) -> Option<Writer> {
         let writer = self.writers.intern(me)?;
         self.writers.set_down(writer, false);
-        self.clock.hand_over(Author::of(me));
+        self.clock.set_author(Author::of(me));
         Some(writer)
     }
 
