@@ -1,4 +1,4 @@
-//! The load store: what each router has in flight at each worker.
+//! The load store: the requests and tokens that each router has in flight at each worker.
 
 use std::time::Duration;
 
@@ -59,28 +59,28 @@ impl Store for Loads {
     }
 }
 
-/// A change of what this router has in flight at a worker.
+/// A change of this router's load at a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadWrite {
     /// The worker.
     pub worker: WorkerId,
-    /// What is in flight there; `None`: nothing any more.
+    /// What is in flight at the worker; `None`: nothing.
     pub load: Option<Load>,
 }
 
 impl State {
-    /// What the routers that are believed to run have in flight at a worker.
+    /// The loads of all routers at a worker, without those of routers that are down.
     pub fn loads(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Load)> {
-        self.of_the_living(self.tables.load.values(&id))
+        self.of_live_writers(self.tables.load.values(&id))
     }
 }
 
-/// What one router has in flight at one worker.
+/// The load of a router at a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Load {
-    /// Requests.
+    /// Requests in flight.
     pub requests: u32,
-    /// Tokens of their prompts and reserved answers.
+    /// Tokens of their prompts, and tokens reserved for their answers.
     pub tokens: u64,
 }
 

@@ -144,7 +144,7 @@ impl State {
 
 /// Reading. Everything is O(rows asked for); what is read from one store is in its file.
 impl State {
-    fn of_the_living<'a, V: 'a>(
+    fn of_live_writers<'a, V: 'a>(
         &'a self,
         values: impl Iterator<Item = (Writer, &'a V)>,
     ) -> impl Iterator<Item = (&'a NodeId, &'a V)> {

@@ -1,7 +1,7 @@
-//! The observations store: what each router sees of each worker.
+//! The observations store: what each router has measured of each worker.
 //!
-//! Records without judgement: whose word counts is decided where they are read. A router's rows are hidden while it is
-//! taken for dead and end with its life.
+//! The rows are measurements only; readers decide which routers' measurements count. The rows of a router are hidden while
+//! it is down, and end with its generation.
 
 use std::time::Duration;
 
@@ -74,58 +74,58 @@ impl Store for Observations {
     }
 }
 
-/// A change of what this router sees of a worker.
+/// A change of this router's observation of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservationWrite {
     /// The worker.
     pub worker: WorkerId,
-    /// What is seen; `None`: nothing any more.
+    /// The observation; `None`: this router does not use the worker any more.
     pub seen: Option<Observation>,
 }
 
 impl State {
-    /// What the routers that are believed to run see of a worker.
+    /// The observations of a worker by all routers, without those of routers that are down.
     pub fn observations(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Observation)> {
-        self.of_the_living(self.tables.observations.values(&id))
+        self.of_live_writers(self.tables.observations.values(&id))
     }
 }
 
-/// What one router saw of one worker.
+/// What one router has measured of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// What its probes say.
+    /// The result of the router's probes.
     pub health: SeenHealth,
-    /// What its traffic says.
+    /// The state of the router's breaker.
     pub breaker: SeenBreaker,
-    /// Smoothed time to the response head, in microseconds; 0: none measured.
+    /// Smoothed time to the response head, in microseconds; 0: not measured.
     pub latency_us: u32,
-    /// Counts the times that the worker came back with a cold cache, as far as this router saw.
+    /// How often the router has found that the worker restarted with a cold cache.
     pub restarts: u32,
-    /// When this was seen, in milliseconds of wall time.
+    /// When this was measured, in milliseconds of wall time.
     pub seen_ms: u64,
 }
 
-/// What probes say.
+/// The result of a router's probes of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeenHealth {
-    /// Not probed by this router.
+    /// The router does not probe the worker.
     Unknown,
-    /// Good.
+    /// Enough probes in a row succeeded.
     Healthy,
-    /// Bad.
+    /// Enough probes in a row failed.
     Unhealthy,
 }
 
-/// What traffic says.
+/// The state of a router's breaker for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeenBreaker {
-    /// Lets requests through; none went well lately, so that says nothing.
+    /// The breaker admits requests; none has succeeded recently.
     Closed,
-    /// Lets one through, to see.
+    /// The breaker admits single requests, to try the worker.
     HalfOpen,
-    /// Lets none through.
+    /// The breaker admits no requests.
     Open,
-    /// Lets requests through, and one went well lately.
+    /// The breaker admits requests, and one has succeeded recently.
     Serving,
 }
 

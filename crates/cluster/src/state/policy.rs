@@ -1,7 +1,7 @@
-//! The policies store: per model the policy that an administrator set, last write wins.
+//! The policies store: the policy that an administrator has set for a model. The last write wins.
 //!
-//! Names and numbers travel as text and plain numbers; what they mean is the policies' own affair, so that a router hands
-//! on what only a newer one understands.
+//! Policies and parameters are replicated as text and are not interpreted here, so that a router replicates settings that
+//! only newer routers understand.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl Store for Policies {
     type Write = PolicyWrite;
 
     fn validate(key: &ModelId, value: &Self::Value) -> Result<(), String> {
-        let Some(record) = value.get() else { return Err("nothing is set".to_owned()) };
+        let Some(record) = value.get() else { return Err("the policy is empty".to_owned()) };
         if key.as_str().is_empty() || key.as_str().len() > 512 {
             return Err(format!("model name of {} bytes, 1 to 512 expected", key.as_str().len()));
         }
@@ -88,36 +88,36 @@ impl Store for Policies {
     }
 }
 
-/// A change of the policy of a model.
+/// A change of a model's policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyWrite {
     /// The model.
     pub model: ModelId,
-    /// Its policy from now on; `None`: its default again.
+    /// The new policy; `None` restores the default.
     pub policy: Option<PolicyRecord>,
 }
 
 impl State {
-    /// The policy that was set for a model.
+    /// The policy that is set for a model.
     #[must_use]
     pub fn policy(&self, model: &ModelId) -> Option<PolicyRecord> {
         self.tables.policies.merged(model)?.get().cloned()
     }
 
-    /// All policies that were set, in the order of their models.
+    /// All policies that are set, in the order of their models.
     pub fn policies(&self) -> impl Iterator<Item = (&ModelId, PolicyRecord)> {
         self.tables.policies.keys().filter_map(|model| Some((model, self.policy(model)?)))
     }
 }
 
-/// What was set for a model.
+/// The policy of a model.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyRecord {
     /// The policy's name.
     pub policy: String,
     /// Its parameters by name.
     pub parameters: BTreeMap<String, String>,
-    /// Weights that differ from those of the workers' specs.
+    /// Weights of workers that replace those of their specs.
     pub weights: BTreeMap<WorkerId, u32>,
 }
 

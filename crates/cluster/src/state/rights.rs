@@ -1,4 +1,4 @@
-//! The rights store: per window of a limit, the rights that each node has passed on.
+//! The rights store: the rights that each node has granted to others, per window of a limit.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::state::store::{Draw, Ownership, Retention, Store};
 use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
-/// The rights store: one cell of the escrow matrix per giver and taker.
+/// The rights store. A row is what one node has granted to another, as in a `BoundedCounter`.
 #[derive(Debug)]
 pub enum Rights {}
 
@@ -37,13 +37,13 @@ impl Store for Rights {
     fn validate(key: &GrantKey, value: &Granted) -> Result<(), String> {
         key.window.validate()?;
         if value.expires_ms > key.window.expires_ms() {
-            return Err("a grant outlives its window".to_owned());
+            return Err("a grant expires after its window".to_owned());
         }
         Ok(())
     }
 
     fn expires_ms(key: &GrantKey, _: &Granted) -> Option<u64> {
-        // The row outlives its grant: an expired grant must be seen to have expired, not to be missing.
+        // The row outlives its grant, so that an expired grant can be told apart from a missing one.
         Some(key.window.expires_ms())
     }
 
@@ -73,17 +73,18 @@ impl Store for Rights {
     }
 }
 
-/// All rights that this node has passed on to another in a window so far.
+/// All rights that this node has granted to another in a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrantWrite {
-    /// The window, and the node that takes them.
+    /// The window, and the node that gets the rights.
     pub key: GrantKey,
-    /// How many, and until when the taker may use them.
+    /// How many, and when they expire.
     pub granted: Granted,
 }
 
 impl State {
-    /// The rights of a window, from the shares that all nodes were configured with. What was spent is in `usage`.
+    /// The rights of all nodes in a window: their `shares`, which all nodes must have configured alike, the grants between
+    /// them that have not expired, and what the usage store says they have spent.
     #[must_use]
     pub fn rights(
         &self,
@@ -108,21 +109,21 @@ impl State {
     }
 }
 
-/// Rights of a window passed on to a node; the giver is the row's writer.
+/// A window and a node that gets rights; the writer of the row grants them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GrantKey {
-    /// Of what.
+    /// The window.
     pub window: UsageKey,
-    /// To whom: to one life of it, for a restarted node must not spend what its former life was given.
+    /// The generation of the node that gets the rights: a restarted node must not spend what its former generation got.
     pub to: NodeId,
 }
 
-/// How much was passed on.
+/// Rights that were granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
-    /// All that was ever passed on under this key; only grows.
+    /// All rights ever granted under this key; only grows.
     pub amount: u64,
-    /// When the taker may no longer use it, in milliseconds of wall time. The giver never takes it back.
+    /// When the rights expire, in milliseconds of wall time. They do not return to the node that granted them.
     pub expires_ms: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The rules store: the limits, each last write wins.
+//! The rules store: the limits. Of each rule the last write wins.
 
 use std::time::Duration;
 
@@ -36,12 +36,12 @@ impl Store for Rules {
         if key.0.is_empty() || key.0.len() > RuleId::MAX_BYTES {
             return Err(format!("rule id of {} bytes, 1 to 128 expected", key.0.len()));
         }
-        let Some(rule) = value.get() else { return Err("nothing is set".to_owned()) };
+        let Some(rule) = value.get() else { return Err("the rule is empty".to_owned()) };
         if rule.window_ms == 0 || rule.window_ms > MAX_WINDOW_MS {
             return Err(format!("window of {} ms, 1 ms to a week expected", rule.window_ms));
         }
         if rule.requests.is_none() && rule.tokens.is_none() {
-            return Err("a rule limits requests or tokens".to_owned());
+            return Err("the rule limits neither requests nor tokens".to_owned());
         }
         Ok(())
     }
@@ -93,76 +93,76 @@ impl Store for Rules {
     }
 }
 
-/// A change of a limit.
+/// A change of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleWrite {
-    /// Which limit.
+    /// The rule's id.
     pub id: RuleId,
-    /// The limit from now on; `None`: there is none any more.
+    /// The new rule; `None` removes it.
     pub rule: Option<Rule>,
 }
 
 impl State {
-    /// A limit.
+    /// A rule.
     #[must_use]
     pub fn rule(&self, id: &RuleId) -> Option<Rule> {
         self.tables.rules.merged(id)?.get().cloned()
     }
 
-    /// All limits, in the order of their ids.
+    /// All rules, in the order of their ids.
     pub fn rules(&self) -> impl Iterator<Item = (&RuleId, Rule)> {
         self.tables.rules.keys().filter_map(|id| Some((id, self.rule(id)?)))
     }
 }
 
-/// Names a rule.
+/// The id of a rule; at most 128 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RuleId(pub String);
 
 impl RuleId {
-    /// Longest id.
+    /// Longest id, in bytes.
     pub const MAX_BYTES: usize = 128;
 }
 
-/// A limit.
+/// A limit of requests or tokens per window.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rule {
-    /// Whom it counts.
+    /// The subjects that are counted.
     pub matches: RuleMatch,
-    /// Requests per window.
+    /// Most requests per window.
     pub requests: Option<u64>,
-    /// Tokens per window.
+    /// Most tokens per window.
     pub tokens: Option<u64>,
-    /// Length of the window.
+    /// Length of the window, in milliseconds; at most a week.
     pub window_ms: u32,
-    /// What may be used at once beyond the even rate; 0: a whole window's worth.
+    /// How many requests or tokens above the average rate may be used at once; 0: those of a whole window.
     pub burst: u64,
-    /// How the cluster keeps it.
+    /// How the nodes divide the limit.
     pub mode: RuleMode,
 }
 
-/// Whom a rule counts.
+/// The subjects of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RuleMatch {
-    /// Everyone together.
+    /// All requests together.
     Global,
-    /// Each API key, or the one named.
+    /// Each API key by itself, or only this one.
     ApiKey(Option<String>),
-    /// Each tenant, or the one named.
+    /// Each tenant by itself, or only this one.
     Tenant(Option<String>),
-    /// Each model, or the one named.
+    /// Each model by itself, or only this one.
     Model(Option<String>),
 }
 
-/// How the cluster keeps a rule.
+/// How the nodes divide a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RuleMode {
-    /// Conserved rights only.
+    /// Each node spends only rights that it holds; the rights of a dead node are lost until the window ends.
     Strict,
-    /// Conserved rights, and a majority may take over a dead node's.
+    /// Each node spends only rights that it holds; a majority of the nodes may reclaim those of a dead node.
     Bounded,
-    /// A grow-only counter with its published overshoot.
+    /// Nodes add up what all of them have admitted, and may exceed the limit by what has not reached them yet.
     Soft,
 }
 

@@ -1,4 +1,4 @@
-//! The tokens store: per window of a limit, which tokens each node has reserved and given back.
+//! The tokens store: the tokens that each node has reserved and returned, per window of a limit.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::state::store::{Draw, Ownership, Retention, Store};
 use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
-/// The tokens store: one slot of a PN-Counter per node.
+/// The tokens store. The rows of a window are the slots of a `PnCounter`.
 #[derive(Debug)]
 pub enum Tokens {}
 
@@ -62,17 +62,17 @@ impl Store for Tokens {
     }
 }
 
-/// All tokens that this node has taken and given back in a window so far.
+/// All tokens that this node has reserved and returned in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenWrite {
     /// The window.
     pub key: UsageKey,
-    /// The counts since it began.
+    /// The counts since the window began.
     pub flow: TokenFlow,
 }
 
 impl State {
-    /// Tokens reserved in a window and not given back: what a PN-Counter of these slots reads.
+    /// The tokens that all nodes have reserved in a window and not returned.
     #[must_use]
     pub fn tokens(&self, key: &UsageKey) -> i128 {
         let flows = self.tables.tokens.values(key);
@@ -80,12 +80,12 @@ impl State {
     }
 }
 
-/// Tokens that a node has reserved and given back in a window; both only grow.
+/// Tokens that a node has reserved and returned in a window; both counts only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TokenFlow {
-    /// Reserved.
+    /// Tokens reserved when requests were admitted.
     pub taken: u64,
-    /// Given back when a request used less.
+    /// Tokens returned because requests used fewer.
     pub given_back: u64,
 }
 

@@ -1,7 +1,7 @@
-//! The usage store: per window of a limit, what each node has admitted.
+//! The usage store: the requests and tokens that each node has admitted, per window of a limit.
 //!
-//! Everything that is counted is keyed by its window, so that a window ends by being forgotten and no counter is ever set
-//! back. A subject is named by a hash: no client's key is kept. A subject that nobody mentions has no row anywhere.
+//! The key of each count contains its window. When a window is past, its rows expire; no counter is ever reset. The
+//! subject of a rule is stored as a hash, so that no key of a client is stored. A subject without requests has no row.
 
 use std::time::Duration;
 
@@ -14,29 +14,30 @@ use crate::state::golden::{self, Golden};
 use crate::state::store::{Draw, Ownership, Retention, Store};
 use crate::state::table::{Context, RefusedRow, Table};
 
-/// Longest window: a week.
+/// Longest window, in milliseconds: a week.
 pub(crate) const MAX_WINDOW_MS: u32 = 7 * 24 * 3600 * 1000;
 
-/// A rule's subject in one window.
+/// A window of a rule, for one subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UsageKey {
-    /// Hash of the rule's id.
+    /// A hash of the rule's id.
     pub rule: u64,
-    /// Hash of whom it counts.
+    /// A hash of the subject.
     pub subject: u64,
     /// Start of the window, in milliseconds of wall time.
     pub start_ms: u64,
-    /// Its length.
+    /// Length of the window, in milliseconds; at most a week.
     pub length_ms: u32,
 }
 
 impl UsageKey {
-    /// Rows live for one more window, for the sliding estimate.
+    /// When rows of the window expire, in milliseconds of wall time: one window later, because a sliding estimate needs
+    /// the counts of the previous window.
     pub(crate) fn expires_ms(&self) -> u64 {
         self.start_ms.saturating_add(2 * u64::from(self.length_ms))
     }
 
-    /// One of three windows, an hour long.
+    /// One of three windows, each an hour long.
     pub(crate) fn sample(draw: &Draw<'_>) -> Self {
         let subject = u64::from(draw.number % 3);
         Self { rule: 1, subject, start_ms: draw.wall_ms, length_ms: 3_600_000 }
@@ -56,7 +57,7 @@ impl UsageKey {
     }
 }
 
-/// The usage store: one slot of a G-Counter per node.
+/// The usage store. The rows of a window are the slots of a `GCounter`.
 #[derive(Debug)]
 pub enum Usage {}
 
@@ -107,31 +108,31 @@ impl Store for Usage {
     }
 }
 
-/// All that this node has admitted in a window so far.
+/// All that this node has admitted in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UsageWrite {
     /// The window.
     pub key: UsageKey,
-    /// The counts since it began.
+    /// The counts since the window began.
     pub count: UsageCount,
 }
 
 impl State {
-    /// What each node has admitted in a window. The sum is what a G-Counter of these slots reads.
+    /// What each node has admitted in a window.
     pub fn usage(&self, key: &UsageKey) -> impl Iterator<Item = (&NodeId, UsageCount)> {
         let values = self.tables.usage.values(key);
         values.filter_map(|(writer, count)| Some((self.writers.id(writer)?, *count)))
     }
 }
 
-/// What a node has admitted in a window; each number only grows.
+/// What a node has admitted in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UsageCount {
-    /// Requests.
+    /// Requests; only grows.
     pub requests: u64,
-    /// Tokens, settled.
+    /// Tokens of requests that have completed; only grows.
     pub tokens: u64,
-    /// Recent demand per window, smoothed: what grants are steered by. Not a counter.
+    /// Smoothed demand, in requests per window, by which other nodes decide how many rights to grant.
     pub demand: u32,
 }
 
