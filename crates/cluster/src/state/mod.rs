@@ -1,13 +1,12 @@
-//! What the nodes agree on: typed stores of rows.
+//! The state that the nodes of a cluster replicate: typed stores of rows.
 //!
-//! Every row is written by one writer (a life of a node) and travels in that writer's log; see `table`. A value is a
-//! deterministic function of the living rows under its key, so nodes with the same rows read the same. In *shared* stores
-//! (workers, rules, policies, sessions) whoever writes takes the place of what it has seen, and a removal removes what it
-//! has seen, so a write that a removal has not seen survives it. In *own* stores each router has its row, and reading adds
-//! them up. [`stores`] lists the stores; each is a field of [`State`], so a wrong merge rule can't be written.
+//! Every row has one writer, which is a generation of a node, and is replicated in the log of that writer (see `table`). A
+//! value is a deterministic function of the live rows under its key, so nodes with the same rows read the same values. A
+//! store says whether its rows are shared by all nodes or each node has its own, see [`store::Ownership`]. [`stores`] lists
+//! all stores. Each store has a table of its own type, so that no row can be merged by the rule of another store.
 //!
-//! Memory: per row the encoded bytes plus about 250; per store, `Store::MAX_ROWS` × `Store::MAX_CONTENT_BYTES` per
-//! writer bounds what a writer may send, [`State::sizes`] says what is held.
+//! A row takes about 250 bytes of memory and its encoded bytes. `Store::MAX_ROWS` and `Store::MAX_CONTENT_BYTES` bound what
+//! one writer may send to a store; [`State::sizes`] is what a store holds.
 
 #[cfg(test)]
 mod golden;
@@ -40,16 +39,16 @@ pub use crate::state::stores::{STORES, StoreId, Write};
 use crate::state::table::{Context, RefusedRow, Replica, Sizes};
 use crate::state::writers::{Writer, Writers};
 
-/// Which write of which store: what a receipt waits for.
+/// A write of this node: a receipt waits until peers have applied it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
-    /// The store.
+    /// The store that was written to.
     pub store: StoreId,
-    /// This node's version of it.
+    /// The version of the write in this node's log of the store.
     pub version: u64,
 }
 
-/// Everything that this node holds of what the cluster agrees on.
+/// All replicated state that this node holds.
 #[derive(Debug)]
 pub struct State {
     pub(crate) me: Writer,
@@ -60,7 +59,7 @@ pub struct State {
 }
 
 impl State {
-    /// The state of a node that knows nothing yet.
+    /// The empty state of the node `me`, which refuses stamps more than `max_ahead` ahead of its wall clock.
     #[must_use]
     pub fn new(me: &NodeId, max_ahead: Duration, prefixes: prefixes::Config) -> Self {
         let mut writers = Writers::default();
@@ -75,7 +74,8 @@ impl State {
         }
     }
 
-    /// The node begins a later life: a new writer with a new clock. `None` when there are too many writers.
+    /// Begins a later generation of this node: a new writer, whose stamps are greater than all before. `None` if there are
+    /// too many writers.
     pub(crate) fn begin_life(&mut self, me: &NodeId) -> Option<Writer> {
         let writer = self.writers.intern(me)?;
         self.writers.set_down(writer, false);
@@ -87,7 +87,7 @@ impl State {
         self.tables.get(store)
     }
 
-    /// The table of `store` and what its operations need.
+    /// The table of `store`, and what its operations need.
     pub(crate) fn replica_mut(
         &mut self,
         store: StoreId,
@@ -103,14 +103,15 @@ impl State {
         (tables, Context { writers, clock, me: *me, now })
     }
 
-    /// Whether nothing of `writer`, which is over, is left that others' rows do not hold too. What ends with a writer does
-    /// not count.
+    /// Whether rows of other writers hold all that `writer`, which has ended, has written. Rows that end with their writer
+    /// do not count.
     pub(crate) fn is_spent(&self, writer: Writer) -> bool {
-        let mut decided = StoreId::ALL.into_iter().filter(|store| !store.ends_with_writer());
-        decided.all(|store| self.replica(store).is_spent(&self.writers, writer))
+        let mut lasting = StoreId::ALL.into_iter().filter(|store| !store.ends_with_writer());
+        lasting.all(|store| self.replica(store).is_spent(&self.writers, writer))
     }
 
-    /// Forgets writers that were retired before `oldest`, if they are too many and nothing needs their names any more.
+    /// Forgets writers that were retired before `oldest` (monotonic time), if there are too many and no row carries writes
+    /// of them.
     pub(crate) fn forget_retired(&mut self, oldest: Duration, now: Now) {
         for writer in self.writers.retired_before(oldest) {
             if StoreId::ALL.iter().all(|store| !self.replica(*store).is_carried(writer)) {
@@ -130,19 +131,20 @@ impl State {
         Ok(version.map(|version| Version { store, version }))
     }
 
-    /// From now on news is kept until it is taken.
+    /// Keeps the keys that change from now on, until they are taken.
     pub(crate) fn follow(&mut self) {
         self.tables.follow();
         self.prefixes.follow();
     }
 
-    /// What has changed since this was last asked.
+    /// Takes the keys that have changed since the last call, whichever node has changed them.
     pub(crate) fn take_news(&mut self) -> News {
         self.tables.take_news(self.prefixes.take_news())
     }
 }
 
-/// Reading. Everything is O(rows asked for); what is read from one store is in its file.
+/// Reading. Each method takes time proportional to the rows that it returns. The values of a store are read by methods in
+/// the store's file.
 impl State {
     fn of_live_writers<'a, V: 'a>(
         &'a self,
@@ -153,43 +155,44 @@ impl State {
             .filter_map(|(writer, value)| Some((self.writers.id(writer)?, value)))
     }
 
-    /// Which workers have served a prompt's blocks, as far as others have told.
+    /// The prefix hints of all routers.
     #[must_use]
     pub fn prefixes(&self) -> &Prefixes {
         &self.prefixes
     }
 
-    /// Who writes rows.
+    /// The writers of rows.
     #[must_use]
     pub fn writers(&self) -> &Writers {
         &self.writers
     }
 
-    /// How many keys of `store` have a value: of what several routers wrote at once, one. O(keys) in shared stores.
+    /// The number of keys of `store` that have a value; in stores with a row per node, the number of live rows. O(keys) in
+    /// shared stores.
     #[must_use]
     pub fn entries(&self, store: StoreId) -> usize {
         self.replica(store).entries()
     }
 
-    /// How much a store holds.
+    /// How much `store` holds.
     #[must_use]
     pub fn sizes(&self, store: StoreId) -> Sizes {
         self.replica(store).sizes()
     }
 
-    /// A number that is equal on nodes which hold the same living rows of `store`.
+    /// A hash that is equal on nodes which hold the same live rows of `store`.
     #[must_use]
     pub fn fingerprint(&self, store: StoreId) -> u64 {
         self.replica(store).print()
     }
 
-    /// A number that is equal on nodes which read the same from `store`. For checks.
+    /// A hash that is equal on nodes which read the same from `store`. For checks.
     #[must_use]
     pub fn reading(&self, store: StoreId) -> u64 {
         self.replica(store).reading(&self.writers)
     }
 
-    /// How far each writer's rows of `store` are applied here.
+    /// The version up to which each writer's log of `store` is applied here, without retired writers.
     pub fn versions(&self, store: StoreId) -> impl Iterator<Item = (&NodeId, u64)> {
         let replica = self.replica(store);
         self.writers.current().filter_map(move |(writer, id)| {
@@ -198,15 +201,15 @@ impl State {
         })
     }
 
-    /// Up to which version of each writer what is not held here is known to be gone, retired writers included: nodes that
-    /// are equal in this hold the same rows. For checks.
+    /// The version of each writer up to which a row of `store` that is not held here is known to be dead, including retired
+    /// writers. Nodes with equal versions hold the same rows. For checks.
     pub fn covered(&self, store: StoreId) -> impl Iterator<Item = (&NodeId, u64)> {
         let marks = self.replica(store).marks().into_iter();
         let covered = marks.filter(|mark| mark.version > 0);
         covered.filter_map(|mark| Some((self.writers.id(mark.writer)?, mark.version)))
     }
 
-    /// Keys (encoded) and versions of the living rows of `writer` in `store`, up to `version`: for checks.
+    /// The encoded keys and versions of the live rows of `writer` in `store`, up to `version`. For checks.
     #[must_use]
     pub fn living_rows(
         &self,

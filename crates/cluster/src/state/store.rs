@@ -119,7 +119,7 @@ pub trait Store: Listed + Debug + Sized + 'static {
         table.is_spent(writers, of)
     }
 
-    /// A number that is equal on nodes which read the same from the table: by default, which hold the same rows.
+    /// A hash that is equal on nodes which read the same from the table. By default, they hold the same live rows.
     fn reading(table: &Table<Self>, _writers: &Writers) -> u64 {
         table.fingerprint()
     }

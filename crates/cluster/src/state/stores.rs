@@ -16,7 +16,7 @@ use crate::state::table::{Context, RefusedRow, Replica, Table};
 
 macro_rules! stores {
     ($($(#[$doc:meta])* $id:ident: $field:ident = $store:ty,)*) => {
-        /// Names a store. The order is that of the wire, and the one in which a node that joins asks for snapshots.
+        /// A store. The order is that of the numbers on the wire, and the one in which a node that joins requests snapshots.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum StoreId {
             $($(#[$doc])* $id,)*
@@ -104,20 +104,20 @@ macro_rules! stores {
             }
         }
 
-        /// What has changed since somebody last looked, by store: for who keeps a picture of the state in step without
+        /// The keys of each store under which something has changed, for code that keeps a copy of the state without
         /// reading all of it.
         ///
-        /// Keys, not values: whoever is told looks at the state as it is by then, so a thousand changes of one key are
-        /// one piece of news, and telling it twice does no harm.
+        /// The code reads the values when it gets the keys. A thousand changes of one key are therefore one key, and a
+        /// key that comes twice does no harm.
         #[derive(Debug, Default)]
         pub struct News {
             $($(#[$doc])* pub $field: BTreeSet<<$store as Store>::Key>,)*
-            /// Hints that others have told, in the order in which they came.
+            /// The prefix hints that were received, in the order in which they came.
             pub hints: Vec<HintRun>,
         }
 
         impl News {
-            /// Whether there is none.
+            /// Whether nothing has changed.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 $(self.$field.is_empty() &&)* self.hints.is_empty()
@@ -133,25 +133,25 @@ macro_rules! stores {
 }
 
 stores! {
-    /// The workers of the fleet, with their specs and overrides.
+    /// The workers of the fleet, with their specs, overrides and stances.
     Workers: workers = crate::state::worker::Workers,
     /// The policy of each model.
     Policies: policies = crate::state::policy::Policies,
     /// The limits.
     Rules: rules = crate::state::rule::Rules,
-    /// Rights passed on between nodes.
+    /// The rights that nodes have granted to each other.
     Rights: rights = crate::state::rights::Rights,
-    /// What each node has admitted.
+    /// The requests and tokens that each node has admitted.
     Usage: usage = crate::state::usage::Usage,
-    /// Tokens that each node has reserved and given back.
+    /// The tokens that each node has reserved and returned.
     Tokens: tokens = crate::state::tokens::Tokens,
-    /// Which worker a session sticks to.
+    /// The worker to which each session is bound.
     Sessions: sessions = crate::state::session::Sessions,
-    /// What each router saw of each worker.
+    /// What each router has measured of each worker.
     Observations: observations = crate::state::observation::Observations,
-    /// What each router has in flight at each worker.
+    /// The requests and tokens that each router has in flight at each worker.
     Load: load = crate::state::load::Loads,
-    /// Requests served, for ever.
+    /// The requests ever served, per model and outcome.
     Totals: totals = crate::state::totals::Totals,
 }
 
@@ -161,7 +161,7 @@ pub(super) trait StoreVisitor {
     fn visit<S: Store>(&mut self);
 }
 
-// A message names stores by number, and one that goes through all of them goes in this order.
+// Messages name stores by number, and `RetiredWriter` has one version per store in the order of the list.
 const _: () = {
     let mut place = 0;
     while place < STORES {
@@ -182,19 +182,19 @@ impl StoreId {
         Self::ALL.into_iter().filter(|store| store.properties().is_in_use)
     }
 
-    /// The name that people see.
+    /// The name in `/ha/status`, metrics and log lines.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.properties().name
     }
 
-    /// Its place in [`StoreId::ALL`].
+    /// The place in [`StoreId::ALL`], from 0.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// Its number on the wire.
+    /// The number on the wire.
     #[must_use]
     pub const fn wire_id(self) -> u8 {
         self.properties().wire_id
@@ -236,8 +236,8 @@ impl StoreId {
         matches!(self.retention(), Retention::WithWriter)
     }
 
-    /// Whether whoever takes over a row adds it to a row of its own. That changes the value of its own row, so it must
-    /// know all generations of the writer's name first.
+    /// Whether a node that adopts a row adds it to a row of its own. That changes the value of its own row, so the node
+    /// must know all generations of the writer's name first.
     #[must_use]
     pub const fn is_summed_up(self) -> bool {
         matches!(self.retention(), Retention::Never) && !self.is_shared()
