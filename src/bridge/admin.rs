@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::Serialize;
 use smg_cluster::Node;
 use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
-use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
+use smg_cluster::state::policy::PolicyWrite;
+use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord, WorkerWrite};
 use smg_cluster::state::{Version, Write};
 use smg_mesh as mesh;
 use smg_proxy::dispatch;
@@ -291,16 +292,16 @@ impl Written<'_> {
 
 fn write_shared(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version>, String> {
     let wall_ms = u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX);
-    let writes = match change {
+    let writes: Vec<Write> = match change {
         Change::Put(spec) => {
             let record = WorkerRecord::from(&*spec);
             let entry = node.state().worker(record.id);
             let known = entry.as_ref().and_then(|entry| entry.record()?.configuration());
             let dismissed = entry.is_some_and(|entry| entry.stance() == Stance::Dismissed);
             let id = record.id;
-            let put = Write::PutWorker(record.with_configuration(known));
-            let mut writes = vec![put];
-            writes.extend(dismissed.then_some(Write::Stance(id, Stance::Serving)));
+            let put = WorkerWrite::Put(record.with_configuration(known));
+            let mut writes = vec![put.into()];
+            writes.extend(dismissed.then_some(WorkerWrite::Stance(id, Stance::Serving).into()));
             writes
         }
         Change::Remove(id) => {
@@ -309,10 +310,14 @@ fn write_shared(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version
                 entry.record().is_some_and(|record| record.configuration().is_some())
             });
             // A router whose configuration names it would bring it back at its next start.
-            vec![if named { Write::Stance(id, Stance::Dismissed) } else { Write::RemoveWorker(id) }]
+            let write = match named {
+                true => WorkerWrite::Stance(id, Stance::Dismissed),
+                false => WorkerWrite::Remove(id),
+            };
+            vec![write.into()]
         }
-        Change::Cordon(id, true) => vec![Write::Stance(id, Stance::Cordoned)],
-        Change::Cordon(id, false) => vec![Write::Stance(id, Stance::Serving)],
+        Change::Cordon(id, true) => vec![WorkerWrite::Stance(id, Stance::Cordoned).into()],
+        Change::Cordon(id, false) => vec![WorkerWrite::Stance(id, Stance::Serving).into()],
         Change::Override(id, verdict) => {
             let verdict = verdict.map(|verdict| worker::Override {
                 state: if verdict.healthy { OverrideState::Up } else { OverrideState::Down },
@@ -322,10 +327,11 @@ fn write_shared(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version
                     wall_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
                 }),
             });
-            vec![Write::OverrideWorker(id, verdict)]
+            vec![WorkerWrite::Override(id, verdict).into()]
         }
         Change::Policy(model, document) => {
-            vec![Write::Policy(model, document.map(|document| settings::record(&document)))]
+            let policy = document.map(|document| settings::record(&document));
+            vec![PolicyWrite { model, policy }.into()]
         }
     };
     let mut versions = Vec::new();

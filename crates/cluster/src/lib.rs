@@ -29,7 +29,7 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::news::News;
+use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
@@ -202,7 +202,11 @@ impl Node {
     /// # Errors
     ///
     /// The row is outside its bounds; nothing has changed.
-    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
+    pub fn update(
+        &mut self,
+        now: Now,
+        write: impl Into<Write>,
+    ) -> Result<Option<Version>, RefusedRow> {
         self.now = now;
         self.replication.update(now, write)
     }

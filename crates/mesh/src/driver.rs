@@ -485,7 +485,7 @@ impl Driver {
         }
         let state = self.node.state();
         let counters = self.node.replication().counters();
-        for store in StoreId::ALL {
+        for store in StoreId::in_use() {
             let (name, sizes) = (store.name(), state.sizes(store));
             let metrics = &self.metrics;
             metrics::set(&metrics.store_entries.with_label_values(&[name]), sizes.entries);

@@ -50,7 +50,7 @@ use smg_runtime::shortage::Shortages;
 
 use engine::{Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
-use smg_cluster::state::news::News;
+use smg_cluster::state::stores::News;
 use smg_cluster::{self as cluster, Node};
 use smg_runtime::tasks::{OnEnd, Tasks};
 use smg_types::ids::{NodeId, NodeName};

@@ -31,7 +31,7 @@ pub struct Status {
     pub cluster: Option<String>,
     /// All routers that are listed, by name.
     pub nodes: Vec<NodeStatus>,
-    /// What they agree on, by store.
+    /// What they agree on, by store; a store that routers of this version do not write to is left out.
     pub stores: BTreeMap<&'static str, StoreStatus>,
 }
 
@@ -144,7 +144,7 @@ pub struct Drift {
     pub node_name: String,
     /// Whether every router that takes part has confirmed all of this router's writes.
     pub in_sync: bool,
-    /// This router's fingerprints, by store: to be compared with those of the others.
+    /// This router's fingerprints, by store as in [`Status`]: to be compared with those of the others.
     pub digests: BTreeMap<&'static str, String>,
     /// How many of this router's writes each of the others has not confirmed, by name; `null`: it has said nothing yet.
     pub lag: BTreeMap<String, Option<u64>>,
@@ -238,7 +238,9 @@ impl Handle {
             Drift {
                 node_name: node.me().node.name.to_string(),
                 in_sync: lag.values().all(|lag| *lag == Some(0)),
-                digests: StoreId::ALL.map(|store| (store.name(), digest(node, store))).into(),
+                digests: StoreId::in_use()
+                    .map(|store| (store.name(), digest(node, store)))
+                    .collect(),
                 lag,
             }
         })
@@ -298,7 +300,9 @@ fn status_of(node: &Node, synced: &Synced, now: Now, cluster: String) -> Status 
         ha_mode: "mesh",
         cluster: Some(cluster),
         nodes,
-        stores: StoreId::ALL.map(|store| (store.name(), store_status(node, store, synced))).into(),
+        stores: StoreId::in_use()
+            .map(|store| (store.name(), store_status(node, store, synced)))
+            .collect(),
     }
 }
 

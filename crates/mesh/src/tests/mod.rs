@@ -24,8 +24,8 @@ use prometheus::Registry;
 use smg_cluster::codec::ClusterId;
 use smg_cluster::membership::generation_at;
 use smg_cluster::replication;
-use smg_cluster::state::worker::WorkerRecord;
-use smg_cluster::state::{StoreId, Write};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_cluster::{Lane, membership};
 use smg_types::spec::WorkerSpec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -75,8 +75,8 @@ fn worker(number: usize) -> WorkerSpec {
     WorkerSpec::new(format!("http://worker-{number}.example:8000").parse().unwrap())
 }
 
-fn put(number: usize) -> Write {
-    Write::PutWorker(WorkerRecord::from(&worker(number)))
+fn put(number: usize) -> WorkerWrite {
+    WorkerWrite::Put(WorkerRecord::from(&worker(number)))
 }
 
 /// How a router of a world is started.
