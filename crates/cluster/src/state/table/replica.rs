@@ -80,6 +80,8 @@ pub(crate) trait Replica: Debug {
     fn forget(&mut self, writer: Writer);
     /// Living rows, bytes of all rows as encoded, tombstones, rows in quarantine.
     fn sizes(&self) -> Sizes;
+    /// Whether it holds rows that expire, or tombstones that will be collected.
+    fn changes_with_time(&self) -> bool;
     fn print(&self) -> u64;
     /// Living rows of `writer` up to `version`: key and version.
     fn living(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)>;
@@ -307,6 +309,10 @@ impl<S: Store> Replica for Table<S> {
 
     fn release(&mut self, cx: &mut Context<'_>) -> usize {
         self.read_again(cx)
+    }
+
+    fn changes_with_time(&self) -> bool {
+        self.tombstones > 0 || !self.expiries.is_empty()
     }
 
     fn end(&mut self, writer: Writer) -> usize {
