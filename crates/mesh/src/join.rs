@@ -150,6 +150,10 @@ impl Joiner {
     /// Runs until the end.
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let Self { wanted, resolutions, commands, mut view, mut stopping } = self;
+        if wanted.is_empty() {
+            turned_on(&mut stopping).await;
+            return Ok(());
+        }
         let mut told = Vec::new();
         loop {
             resolve_all(&wanted, &resolutions).await;
@@ -159,8 +163,8 @@ impl Joiner {
             };
             addresses.sort_unstable();
             addresses.dedup();
-            // An empty list says that there is nobody to look for; names that lead nowhere yet don't say that.
-            if wanted.is_empty() || !addresses.is_empty() {
+            // An empty list would say that there is nobody to look for; names that lead nowhere yet don't say that.
+            if !addresses.is_empty() {
                 if told != addresses {
                     info!(?addresses, "knocking at");
                     told.clone_from(&addresses);
@@ -168,10 +172,6 @@ impl Joiner {
                 if commands.send(Command::Join(addresses)).await.is_err() {
                     return Ok(());
                 }
-            }
-            if wanted.is_empty() {
-                turned_on(&mut stopping).await;
-                return Ok(());
             }
             let alone = !view.borrow_and_update().has_others();
             tokio::select! {
