@@ -369,3 +369,6 @@ fn demo_config(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ mod support;
 
 mod access;
 mod admission;
+mod alone;
 mod api;
 mod bad_input;
 mod demo;
