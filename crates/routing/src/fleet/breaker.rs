@@ -41,7 +41,8 @@ pub enum Outcome {
     Success,
     /// The worker failed.
     Failure,
-    /// The outcome does not judge the worker: the client left, or the worker rejected the request (4xx, 429).
+    /// The outcome does not judge the worker: the client left, the worker rejected the request (4xx) or was overloaded, or the
+    /// router itself ran short of a resource.
     Neutral,
 }
 

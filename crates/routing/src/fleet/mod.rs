@@ -8,12 +8,13 @@
 mod abort;
 mod breaker;
 mod desired;
+mod failure;
 mod health;
 mod metrics;
 mod remote;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 
 pub use breaker::{BreakerMode, Outcome};
 pub use desired::DesiredWorker;
+pub use failure::{Cause, Failure};
 pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
 pub use remote::{LocalView, RemoteView};
@@ -45,6 +47,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// Time that the requests in flight on a removed worker have to finish before they are aborted.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as a request for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Probe settings of a worker whose [`HealthSpec`](smg_types::spec::HealthSpec) does not set its own.
@@ -86,6 +90,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -132,6 +137,20 @@ pub struct Snapshot {
     with_known_models: Vec<Member>,
     /// Workers with [`Models::Unknown`].
     undiscovered: Vec<Arc<Worker>>,
+    /// How many models the workers list. Aliases do not count.
+    listed: Listed,
+}
+
+/// How many models the workers of a fleet list. Aliases do not count.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Listed {
+    /// No model: no worker's models are known, or all workers get requests for every model.
+    #[default]
+    None,
+    /// Exactly this one.
+    One(ModelId),
+    /// More than one.
+    Several,
 }
 
 /// A model and the workers that serve it.
@@ -187,6 +206,12 @@ impl Snapshot {
     /// All models by name. An alias is listed as a model of its own.
     pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
         self.models.iter()
+    }
+
+    /// How many models the workers list. If it is one, a request that names no model means that one.
+    #[must_use]
+    pub fn listed(&self) -> &Listed {
+        &self.listed
     }
 
     /// The model or alias called `name`.
@@ -297,6 +322,22 @@ impl Fleet {
     pub fn ready_and_total(&self) -> (usize, usize) {
         let all = self.load().workers.len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
+    }
+
+    /// Checks whether the fleet has, or has room for, a worker with this spec.
+    ///
+    /// # Errors
+    /// If a worker with another URL has the same id, or the worker is not registered and the fleet is full.
+    pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
+        let snapshot = self.load();
+        match snapshot.worker(spec.id()) {
+            Some(there) if there.spec.url != spec.url => {
+                let url = there.spec.url.to_string();
+                Err(RegisterError::SameId { id: spec.id(), url })
+            }
+            None if snapshot.workers().len() >= MAX_WORKERS => Err(RegisterError::Full),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Adds a worker.
@@ -427,6 +468,20 @@ impl Fleet {
         })
     }
 
+    /// Stores and counts the cause of a failed probe or discovery. Returns whether the cause differs from the last one.
+    pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        worker.live().note_failure(failure)
+    }
+
+    /// Clears the cause of the last failed probe or discovery, because both succeed again.
+    pub fn clear_failure(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().clear_failure();
+        }
+    }
+
     /// Counts a failed attempt to ask a worker what it serves.
     pub fn report_failed_discovery(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
@@ -468,7 +523,7 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers);
+        let snapshot = build(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
@@ -476,7 +531,11 @@ impl Fleet {
 }
 
 /// Builds the snapshot of `workers`, which are sorted by id.
-fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+fn build(
+    version: u64,
+    workers: Vec<Arc<Worker>>,
+    aliases: &BTreeMap<ModelId, ModelId>,
+) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -488,6 +547,11 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             Models::Any => snapshot.any.push(member()),
             Models::Known(models) => {
                 for id in models {
+                    snapshot.listed = match &snapshot.listed {
+                        Listed::None => Listed::One(id.clone()),
+                        Listed::One(known) if known == id => Listed::One(known.clone()),
+                        Listed::One(_) | Listed::Several => Listed::Several,
+                    };
                     add(&mut snapshot.models, id, member());
                 }
             }
@@ -505,11 +569,30 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             }
         }
     }
+    for (alias, model) in aliases {
+        add_alias(&mut snapshot, alias, model);
+    }
     for model in snapshot.models.values_mut() {
         model.members.sort_by_key(|member| member.worker.id);
     }
     snapshot.workers = workers;
     snapshot
+}
+
+/// Makes the workers that serve `model` serve `alias` too, unless a worker itself lists a model called `alias`.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 /// Adds `member` to the model `id`, unless the same worker was added to it just before.

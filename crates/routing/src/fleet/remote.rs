@@ -138,11 +138,11 @@ impl Worker {
             || live.own_probe_failed.load(Ordering::Relaxed)
     }
 
-    /// Whether the worker gets requests, or would get them if it were not at its own limit.
+    /// Whether the worker gets requests, or would get them if it were not overloaded or at its own limit.
     #[must_use]
     pub fn is_routed(&self, now: Now, config: &super::BreakerConfig) -> bool {
         match self.fitness(now, config) {
-            super::Fitness::Fit | super::Fitness::Full => true,
+            super::Fitness::Fit | super::Fitness::PushesBack | super::Fitness::Full => true,
             super::Fitness::Ejected { .. } | super::Fitness::Out => false,
         }
     }

@@ -42,6 +42,20 @@ fn one_url_is_one_worker() {
 }
 
 #[test]
+fn a_full_fleet_has_room_only_for_registered_workers() {
+    let fleet = fleet();
+    let desired = (0..=MAX_WORKERS).map(|number| {
+        let spec = spec(&format!("http://w{number}"), &["m"]);
+        (spec.id(), Some(DesiredWorker { spec, health_override: None, cordoned: false }))
+    });
+    fleet.reconcile(desired.collect(), NOW);
+    assert_eq!(fleet.load().workers().len(), MAX_WORKERS);
+    let registered = fleet.load().workers()[0].spec.url.to_string();
+    assert_eq!(fleet.check_room(&spec(&registered, &["m"])), Ok(()));
+    assert_eq!(fleet.check_room(&spec("http://another", &["m"])), Err(RegisterError::Full));
+}
+
+#[test]
 fn a_model_is_served_by_the_workers_that_list_it() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m", "n"]);
@@ -52,6 +66,30 @@ fn a_model_is_served_by_the_workers_that_list_it() {
     assert_eq!(serving(&fleet, Some("n")), [a]);
     assert_eq!(serving(&fleet, None), both);
     assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
+}
+
+#[test]
+fn an_alias_is_served_by_the_workers_that_serve_the_model() {
+    let named = |alias: &str, model: &str| (ModelId::from(alias), ModelId::from(model));
+    let aliases = [named("a", "m"), named("x", "absent"), named("n", "m")].into();
+    let fleet = fleet_with(Config { aliases, ..Config::default() });
+    let first = ready(&fleet, "http://a", &["m"]);
+    let renamed = |name: &str| match fleet.load().served_by(Some(name)) {
+        ServedBy::Members(members) => {
+            members.iter().map(|member| (member.worker.id, member.renamed.clone())).collect()
+        }
+        ServedBy::NotYetKnown | ServedBy::UnknownModel => Vec::new(),
+    };
+    assert_eq!(renamed("a"), [(first, Some("m".into()))]);
+    assert_eq!(renamed("x"), []);
+    // An alias does not hide a model of the same name that a worker lists.
+    let second = ready(&fleet, "http://b", &["n"]);
+    assert_eq!(renamed("n"), [(second, None)]);
+    // A worker that serves every model gets the model's own name, too.
+    let any = fleet.register(spec("http://c", &[])).unwrap();
+    fleet.report_discovered(any, Discovered { models: Models::Any, info: None });
+    assert!(renamed("a").contains(&(any, Some("m".into()))));
+    assert_eq!(renamed("x"), [(any, Some("absent".into()))]);
 }
 
 #[test]
@@ -189,6 +227,21 @@ fn a_worker_never_exceeds_its_own_limit() {
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Full);
     assert!(worker.begin(NOW, breaker, true).is_none());
     drop(first);
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
+}
+
+#[test]
+fn an_overloaded_worker_comes_after_others_until_a_request_succeeds() {
+    let fleet = fleet();
+    let id = ready(&fleet, "http://a", &["m"]);
+    let worker = Arc::clone(fleet.load().worker(id).unwrap());
+    let breaker = &fleet.config().breaker;
+    worker.push_back(NOW, Duration::from_secs(1));
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::PushesBack);
+    assert!(worker.is_routed(NOW, breaker));
+    assert_eq!(worker.fitness(NOW + Duration::from_millis(1001), breaker), Fitness::Fit);
+    let guard = worker.begin(NOW, breaker, false).unwrap();
+    let _mode = guard.end(Outcome::Success, NOW, breaker);
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
 }
 

@@ -16,6 +16,7 @@ use smg_types::spec::WorkerSpec;
 
 use super::abort::{AbortSignal, Registration};
 use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
+use super::failure::Failure;
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -71,6 +72,8 @@ pub(super) struct LiveState {
     state: AtomicU8,
     /// A request could not connect: the worker is ejected until this time or until a good probe; 0: it is not.
     unreachable_until: AtomicU64,
+    /// The worker refused a request because it is overloaded: other workers are preferred until this time.
+    pushes_back_until: AtomicU64,
     pub(super) probe_requested: AtomicBool,
     breaker_mode: AtomicU8,
     /// Moving average of the time to the head of a response, in nanoseconds; 0: no response yet.
@@ -80,6 +83,8 @@ pub(super) struct LiveState {
     abort: AbortSignal,
     /// Attempts to ask the worker what it serves that have failed.
     failed_discoveries: AtomicU32,
+    /// The cause of the last failed probe or discovery; `None`: the last one succeeded.
+    failure: Mutex<Option<Failure>>,
     /// Time of the last success of a request; 0: none has succeeded since the last failure.
     pub(super) last_success: AtomicU64,
     /// Time of the last failed connection; 0: the last failure had another cause.
@@ -121,6 +126,7 @@ impl Worker {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
+            pushes_back_until: AtomicU64::new(0),
             probe_requested: AtomicBool::new(false),
             breaker_mode: AtomicU8::new(BreakerMode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
@@ -128,6 +134,7 @@ impl Worker {
             health: Mutex::new(health),
             abort: AbortSignal::default(),
             failed_discoveries: AtomicU32::new(0),
+            failure: Mutex::default(),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
             own_probe_failed: AtomicBool::new(false),
@@ -198,6 +205,13 @@ impl Worker {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
+    /// The cause of this router's last failed probe or discovery; `None`: the last one succeeded, or another router probes the
+    /// worker.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.live.failure.lock().clone()
+    }
+
     /// The operator's override of the worker's health, if it has not ended.
     #[must_use]
     pub fn active_override(&self, now: Now) -> Option<&Override> {
@@ -213,7 +227,7 @@ impl Worker {
             return Fitness::Out;
         }
         match self.active_override(now) {
-            Some(given) if given.healthy => return self.fit_or_full(),
+            Some(given) if given.healthy => return self.fit_or_full(now),
             Some(_) => return Fitness::Out,
             None => {}
         }
@@ -224,16 +238,18 @@ impl Worker {
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == BreakerMode::Closed as u8 {
             if !self.live.fails_remotely(now) {
-                return self.fit_or_full();
+                return self.fit_or_full(now);
             }
-            return match self.fit_or_full() {
-                Fitness::Fit => Fitness::Ejected { since: now.mono, unreachable: false },
+            return match self.fit_or_full(now) {
+                Fitness::Fit | Fitness::PushesBack => {
+                    Fitness::Ejected { since: now.mono, unreachable: false }
+                }
                 fitness => fitness,
             };
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
-            return self.fit_or_full();
+            return self.fit_or_full(now);
         }
         let since = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
@@ -241,15 +257,18 @@ impl Worker {
         } else {
             breaker.opened_at()
         };
-        match self.fit_or_full() {
-            Fitness::Fit => Fitness::Ejected { since, unreachable },
+        match self.fit_or_full(now) {
+            Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }
 
-    fn fit_or_full(&self) -> Fitness {
+    fn fit_or_full(&self, now: Now) -> Fitness {
         match self.spec.max_concurrent {
             Some(most) if self.load() >= most.get() => Fitness::Full,
+            _ if self.live.pushes_back_until.load(Ordering::Relaxed) > now.mono_nanos() => {
+                Fitness::PushesBack
+            }
             _ => Fitness::Fit,
         }
     }
@@ -301,6 +320,12 @@ impl Worker {
         self.live.probe_requested.store(true, Ordering::Relaxed);
     }
 
+    /// Notes that the worker refused a request because it is overloaded: other workers are preferred for `time`, or until a
+    /// request succeeds.
+    pub fn push_back(&self, now: Now, time: Duration) {
+        self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
+    }
+
     /// Whether a probe was requested before its time. Clears the request.
     #[must_use]
     pub fn take_probe_request(&self) -> bool {
@@ -314,6 +339,8 @@ impl Worker {
 pub enum Fitness {
     /// The worker is a candidate.
     Fit,
+    /// The worker is overloaded: it is a candidate only if no other worker is fit.
+    PushesBack,
     /// The worker has reached its `max_concurrent`.
     Full,
     /// A breaker or a connect error ejected the worker. It may get requests all the same when all others are ejected too.
@@ -344,6 +371,21 @@ impl LiveState {
         let counted = count(&mut health);
         self.state.store(health.state() as u8, Ordering::Relaxed);
         counted
+    }
+
+    /// Stores and counts a failure. Returns whether its cause differs from that of the last one.
+    pub(super) fn note_failure(&self, failure: Failure) -> bool {
+        self.metrics.count_failed_probe(failure.cause);
+        let mut last = self.failure.lock();
+        let known = last.as_ref().map(|last| (last.cause, last.status));
+        let is_new = known != Some((failure.cause, failure.status));
+        *last = Some(failure);
+        is_new
+    }
+
+    /// Clears the last failure.
+    pub(super) fn clear_failure(&self) {
+        *self.failure.lock() = None;
     }
 
     /// Counts a failed attempt to ask the worker what it serves.
@@ -410,6 +452,9 @@ impl InFlight {
         match outcome {
             Outcome::Success => {
                 self.live.last_success.store(now.mono_nanos(), Ordering::Relaxed);
+                if self.live.pushes_back_until.load(Ordering::Relaxed) != 0 {
+                    self.live.pushes_back_until.store(0, Ordering::Relaxed);
+                }
             }
             Outcome::Failure => {
                 self.live.last_success.store(0, Ordering::Relaxed);
