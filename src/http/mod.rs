@@ -117,7 +117,7 @@ pub struct MetricsListen {
 /// A tenant: a name and the key that proves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    /// The tenant's name, for logs and limits.
+    /// The tenant's name, for log lines of level debug.
     pub id: String,
     /// Its key.
     pub key: Secret,
