@@ -1,7 +1,7 @@
-//! What a request costs before it is sent: admission, hashing the prompt, finding its prefix, picking a worker.
+//! Benchmarks of the work before a request is sent: admission, hashing the prompt, finding its prefix, picking a worker.
 //!
-//! `cargo bench --bench hot`, or with a filter such as `-- prefix`. Figures are worth something only with machine,
-//! commit and command beside them; see docs/benchmarks.md.
+//! `cargo bench --bench hot`, or with a filter such as `-- prefix`. Publish figures only with machine,
+//! commit and command; see docs/benchmarks.md.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark")]
 
@@ -48,7 +48,7 @@ fn hashing(criterion: &mut Criterion) {
             });
         });
     }
-    // Tools and system before the messages: two blocks lie across segments.
+    // Tools and system precede the messages, so two blocks span segments.
     let prompt = random_bytes(8 << 10);
     group.throughput(Throughput::Bytes(prompt.len() as u64));
     let mut blocks = Vec::new();
@@ -79,8 +79,8 @@ fn tree(criterion: &mut Criterion) {
         eprintln!("prefix: {entries} entries, {bytes:.1} bytes each");
     }
 
-    // Each look-up another prompt in random order, so that most of what it reads is in no near cache. Prepared outside
-    // of the measurement: the prompt's own blocks have just been hashed when it is looked up.
+    // Each look-up takes another prompt in random order, so that most of its reads miss the near caches. The blocks are copied
+    // outside of the measurement, because a prompt's blocks have just been hashed when it is looked up.
     let mut draw = SmallRng::seed_from_u64(SEED);
     let everyone = |_| true;
     for (name, known) in [("all", DEPTH), ("three_quarters", DEPTH * 3 / 4), ("one_block", 1)] {
@@ -103,7 +103,7 @@ fn tree(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    // Served again by the worker that has it: what each turn of a conversation does to its head.
+    // The worker with the prefix serves it again, as each turn of a conversation does with its head.
     group.bench_function("insert_8_kib_known", |bencher| {
         bencher.iter_batched_ref(
             || {
@@ -114,7 +114,7 @@ fn tree(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    // The index is at its bound: each block evicts another.
+    // The index is at its bound, so each block evicts another.
     group.bench_function("insert_8_kib_new", |bencher| {
         bencher.iter_batched_ref(
             || blocks(&mut draw),
@@ -171,33 +171,34 @@ fn picking(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a request costs the policies, pick and note together, without and with other routers to tell: the next turn of a
-/// conversation, of which three blocks in twenty are new.
+/// The cost of `pick` and `sent` together, without and with a journal for other routers, for the next turn of a conversation of
+/// which three blocks in twenty are new.
 fn telling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("turn");
     for kind in [Kind::CacheAware, Kind::Manual] {
-        for told in [false, true] {
+        for shared in [false, true] {
             let mut rng = StdRng::seed_from_u64(SEED);
             let candidates: Vec<Candidate> = (0..8)
                 .map(|_| Candidate { id: WorkerId::from_u64(rng.random()), load: 1, weight: 1 })
                 .collect();
-            let config = policy::Config { agree_across_routers: told, ..policy::Config::default() };
+            let config =
+                policy::Config { agree_across_routers: shared, ..policy::Config::default() };
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 18 }));
             let memory = Arc::new(policy::Memory::new(&config, index));
             let policy = policy::build(kind, &config, Arc::clone(&memory));
-            if told {
+            if shared {
                 memory.journal.open();
             }
             let mut talks: Vec<Vec<u64>> =
                 (0..1000).map(|_| (0..17).map(|_| rng.random()).collect()).collect();
             let mut draw = SmallRng::seed_from_u64(SEED);
             let mut at = 0;
-            let name = if told { "told" } else { "alone" };
+            let name = if shared { "shared" } else { "alone" };
             group.bench_function(BenchmarkId::new(kind.name(), name), |bencher| {
                 bencher.iter(|| {
                     at = (at + 1) % talks.len();
                     if at == 0 {
-                        // As often as at 40,000 requests each second.
+                        // As often as at 40,000 requests per second.
                         black_box(memory.journal.take());
                     }
                     let talk = &mut talks[at];

@@ -1,8 +1,8 @@
-//! A load generator that costs less than what it measures.
+//! A load generator that uses less CPU time than the servers that it measures.
 //!
 //! One thread, keep-alive connections, requests prepared as bytes, answers read without being parsed further than
-//! their framing. It prints one JSON object. Connection `i` asks target `i mod n`, so that several targets stand for a
-//! perfect balancer.
+//! their framing. It prints one JSON object. Connection `i` uses target `i mod n`, so that several targets act as a
+//! perfect load balancer.
 //!
 //! Modes: `saturate` (as fast as the connections allow) · `rate` (open loop; latency counts from when a request was
 //! due) · `streams` (server-sent events: time to first token, time between tokens) · `sessions` (chats whose prompts
@@ -31,25 +31,25 @@ use tokio::task::LocalSet;
 #[derive(Debug, Clone, Parser)]
 #[command(about = "Loads OpenAI-compatible servers and prints what it saw as JSON")]
 struct Args {
-    /// What to do.
+    /// The mode.
     #[arg(value_enum)]
     mode: Mode,
-    /// Server to ask; repeat it for several.
+    /// URL of a server; repeat it for several.
     #[arg(long = "target", required = true, value_name = "IP:PORT")]
     targets: Vec<SocketAddr>,
-    /// Connections; of `hold`, streams.
+    /// Number of connections, or of streams in mode `hold`.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     connections: u32,
-    /// How long, in seconds, after the warm-up.
+    /// Duration after the warm-up, in seconds.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Time before anything is counted, in seconds.
+    /// Warm-up in seconds, during which nothing is counted.
     #[arg(long, default_value_t = 0.5)]
     warmup: f64,
-    /// Requests each second in mode `rate`.
+    /// Requests per second in mode `rate`.
     #[arg(long, default_value_t = 1000.0)]
     rate: f64,
-    /// Tokens of an answer; of a stream, its chunks.
+    /// Tokens of an answer, or chunks of a stream.
     #[arg(long, default_value_t = 16)]
     tokens: u32,
     /// Seed of the sessions.
@@ -78,7 +78,7 @@ enum Mode {
     Hold,
 }
 
-/// What was seen since the warm-up.
+/// The measurements since the warm-up.
 #[derive(Debug, Default)]
 struct Seen {
     requests: u64,
@@ -96,7 +96,7 @@ struct Seen {
 
 type Shared = Rc<RefCell<Seen>>;
 
-/// When counting begins and when all ends.
+/// The times at which counting begins and the run ends.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     begin: Instant,
@@ -145,16 +145,16 @@ async fn run(args: Args) -> anyhow::Result<Value> {
     let cpu = cpu_seconds()?;
     tokio::time::sleep_until(window.until.into()).await;
     let cpu = cpu_seconds()? - cpu;
-    // Answers still in flight at the end are not counted; in mode `rate` each asker waits for its own.
+    // Answers in flight at the end are not counted; in mode `rate` each connection waits for its own.
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     let seen = seen.borrow();
     Ok(report(&args, &seen, cpu))
 }
 
-/// When requests are due, told by a thread of its own: a timer of tokio's is a millisecond wide, a sleeping thread
-/// some 60 µs. What is told is when the thread woke up, so that its own lateness is not the server's, while waiting for
-/// a free connection is.
+/// Sends the times at which requests are due, from a thread: a timer of tokio is accurate to a millisecond, a sleeping thread to
+/// about 60 µs. The sent time is that of the wake-up, so that the lateness of the thread does not count for the server, while the
+/// wait for a free connection does.
 fn pace(args: &Args, window: Window) -> anyhow::Result<mpsc::Receiver<Instant>> {
     let mut rate =
         FixedRate::new(args.rate).with_context(|| format!("--rate {} is no rate", args.rate))?;
@@ -167,7 +167,7 @@ fn pace(args: &Args, window: Window) -> anyhow::Result<mpsc::Receiver<Instant>> 
                     return;
                 }
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                // Full: the server is a minute behind, and what waits says so.
+                // The queue is full: the server is a minute behind, and the latency of the queued requests shows it.
                 if let Err(mpsc::error::TrySendError::Closed(_)) = tell.try_send(Instant::now()) {
                     return;
                 }
@@ -208,7 +208,7 @@ fn chats(args: &Args) -> Chats {
     }
 }
 
-/// One connection and what it does.
+/// One connection and its mode.
 struct Asker {
     connection: Connection,
     target: SocketAddr,
@@ -217,14 +217,14 @@ struct Asker {
 }
 
 impl Asker {
-    /// The same request again and again.
+    /// Sends the same request repeatedly.
     async fn repeat(mut self, request: Vec<u8>) {
         while Instant::now() < self.window.until {
             self.ask(&request, Instant::now(), None).await;
         }
     }
 
-    /// The next request that is due, as often as this connection is free.
+    /// Sends the next due request whenever the connection is free.
     async fn at_rate(mut self, request: Vec<u8>, dues: Rc<Mutex<mpsc::Receiver<Instant>>>) {
         loop {
             let Some(due) = dues.lock().await.recv().await else { return };
@@ -232,9 +232,9 @@ impl Asker {
         }
     }
 
-    /// One session after the other.
+    /// Runs one session after the other.
     async fn chat(mut self, chats: Chats, next_seed: Rc<RefCell<u64>>, index: usize) {
-        // Sessions are at different turns from the start, as they would be after a while.
+        // Sessions begin at different turns, as after some running time.
         let mut turns = 1 + u32::try_from(index).unwrap_or(0) % chats.turns.max(1);
         while Instant::now() < self.window.until {
             let seed = {
@@ -257,7 +257,7 @@ impl Asker {
         }
     }
 
-    /// Sends one request and counts what comes back. `since` is when its time begins.
+    /// Sends one request and counts the response. The latency is measured from `since`.
     async fn ask(&mut self, request: &[u8], since: Instant, mut keep: Option<&mut Vec<u8>>) {
         let window = self.window;
         let counted = since >= window.from;
@@ -300,7 +300,7 @@ impl Asker {
         };
         let seen = &mut *self.seen.borrow_mut();
         if let Some(problem) = problem {
-            // An error counts whenever it was: a warm-up that fails measures nothing either.
+            // Errors during the warm-up count too.
             seen.errors += 1;
             seen.first_error.get_or_insert(problem);
         } else if counted && now <= window.until {
@@ -316,13 +316,13 @@ impl Asker {
     async fn reopen(&mut self) {
         match Connection::open(self.target).await {
             Ok(connection) => self.connection = connection,
-            // It stays broken, and the next request says so.
+            // The connection stays broken, and the next request reports it.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-/// Opens streams that send one token and then nothing, some hundred at a time.
+/// Opens streams that send one token and then fall silent, some hundred at a time.
 async fn hold(
     args: &Args,
     seen: &Shared,
@@ -367,7 +367,7 @@ async fn hold(
     Ok(())
 }
 
-/// How many events end in `piece`; an event ends with an empty line. `at_line_end` remembers across pieces.
+/// Counts the events that end in `piece`. An event ends with an empty line; `at_line_end` carries the state between pieces.
 fn event_ends(piece: &[u8], at_line_end: &mut bool) -> u64 {
     let mut events = 0;
     for at in memchr::memchr_iter(b'\n', piece) {
@@ -384,7 +384,7 @@ fn number(answer: &[u8], key: &[u8]) -> u64 {
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
-/// Processor time of this process so far.
+/// Processor time of this process since its start.
 fn cpu_seconds() -> anyhow::Result<f64> {
     let text = std::fs::read_to_string("/proc/self/schedstat").context("/proc/self/schedstat")?;
     let nanos: f64 = text

@@ -1,4 +1,4 @@
-//! What replication costs: a write among a hundred thousand keys, a quiet and a busy round, a snapshot of ten thousand
+//! Benchmarks of replication: a write among a hundred thousand keys, an idle and a busy round, a snapshot of ten thousand
 //! workers, a million puts and deletes. `cargo bench --bench merge`.
 
 #![expect(clippy::unwrap_used, reason = "a bench")]
@@ -31,7 +31,7 @@ fn load(worker: u64, requests: u32) -> LoadWrite {
     LoadWrite { worker: WorkerId::from_u64(worker), load: Some(Load { requests, tokens: 1000 }) }
 }
 
-/// A hundred thousand keys in the stores that may hold so many: a session each.
+/// A hundred thousand keys of sessions, the store that may hold so many.
 fn with_sessions(count: u64) -> Replication {
     let mut replica = Replication::new(id("a"), Config::default(), at(0));
     for n in 0..count {
@@ -97,7 +97,7 @@ fn write_among_100k_keys(c: &mut Criterion) {
     });
 }
 
-/// A pair with a hundred thousand keys, level with each other.
+/// Two nodes that hold the same hundred thousand keys.
 fn level_pair() -> [Replication; 2] {
     let mut a = with_sessions(100_000);
     let mut b = Replication::new(id("b"), Config::default(), at(0));

@@ -1,4 +1,4 @@
-"""The document's commands, word for word, on machines whose names its examples use."""
+"""The commands of the high-availability document, word for word, on machines with the names of its examples."""
 
 import itertools
 import json
@@ -81,7 +81,7 @@ STATUS = """
 
 class Document(ChaosTest):
     def type(self, machine, script):
-        """Types a script into a machine's shell, where `smg` is in the path."""
+        """Runs a script in a shell of a machine, with `smg` in the path."""
         path = pathlib.Path(self.network.directory) / "bin"
         path.mkdir(exist_ok=True)
         if not (path / "smg").exists():
@@ -107,7 +107,7 @@ class Document(ChaosTest):
         for router in routers:
             status = router.status()
             self.assertEqual(status["node_count"], 3)
-            # --mesh-host was given once and omitted twice: what is told to the others can be dialled all the same.
+            # --mesh-host was given once and omitted twice: the advertised addresses are reachable in both cases.
             addresses = [node["address"] for node in status["nodes"]]
             self.assertEqual(addresses, [f"{machine.address}:39527" for machine in machines])
 
@@ -116,7 +116,7 @@ class Document(ChaosTest):
         routers = [self.type(machine, script) for machine, script in zip(machines, (NODE_1, NODE_2, NODE_3))]
         self.await_all_alive(routers, 5)
         documented = json.loads(STATUS)
-        # The first comparison of the stores with another router comes a second later.
+        # The first audit with another router follows a second later.
         synced = lambda seen: all(seen["stores"][store]["last_sync"] for store in documented["stores"])  # noqa: E731
         eventually("stores were compared", routers[0].status, synced, 10)
         status = routers[0].status()
@@ -124,7 +124,7 @@ class Document(ChaosTest):
         self.assertEqual([node["name"] for node in status["nodes"]], ["node1", "node2", "node3"])
 
     def assert_has_shape(self, seen, wanted, where):
-        """All keys of what is wanted are there, with values of the same kind; more keys are allowed."""
+        """Asserts that all wanted keys are there with values of the same type; more keys are allowed."""
         self.assertIs(type(seen), type(wanted), where)
         if isinstance(wanted, dict):
             for key, value in wanted.items():
@@ -137,13 +137,13 @@ class Document(ChaosTest):
     def test_variables(self):
         machines = self.machines(2)
         node1 = self.type(machines[0], VARIABLES)
-        # The list names node1 itself and one that does not run yet: it is not alone, so it looks for the other.
+        # The list names node1 itself and a router that does not run yet, which node1 keeps dialling.
         eventually("node1 answers", node1.states, lambda seen: list(seen) == ["node1"], 5)
         node2 = self.type(machines[1], VARIABLES.replace("SERVER_NAME=node1", "SERVER_NAME=node2"))
         self.await_all_alive([node1, node2], 5)
 
     def orders(self, script, orders):
-        """Starts a cluster again and again, in each of the orders, with the same list on all nodes."""
+        """Starts a cluster in each order, with the same list on all nodes."""
         self.mock_workers()
         count = len(orders[0])
         machines = self.machines(count)
@@ -155,7 +155,7 @@ class Document(ChaosTest):
                     time.sleep(0.2)
                 self.await_all_alive(list(routers.values()), 5)
                 for router in routers.values():
-                    # A router that talked to itself would be its own peer.
+                    # A router that connected to itself would be its own peer.
                     names = [peer["name"] for peer in router.health()["peers"]]
                     self.assertEqual(len(names), count - 1)
                     self.assertNotIn(router.machine.name, names)

@@ -1,4 +1,4 @@
-"""The anthropic SDK, as its users use it, against the router and two mock workers."""
+"""The anthropic SDK, used as clients do, with the router and two mock workers."""
 
 import json
 import unittest
@@ -12,12 +12,12 @@ KEY = "client-key"
 
 
 def client(router, key=KEY):
-    # It shows its key as x-api-key.
+    # The SDK sends its key as x-api-key.
     return anthropic.Anthropic(base_url=router.url, api_key=key, max_retries=0, timeout=30)
 
 
 def script(**faults):
-    """What the mock worker is to do wrong."""
+    """Sets the faults of a mock worker."""
     return {"x-mock": json.dumps(faults)}
 
 
