@@ -30,7 +30,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = hashing, tree, picking, telling, admitting
+    targets = hashing, tree, picking, journal, admitting
 }
 criterion_main!(benches);
 
@@ -173,7 +173,7 @@ fn picking(criterion: &mut Criterion) {
 
 /// The cost of `pick` and `sent` together, without and with a journal for other routers, for the next turn of a conversation of
 /// which three blocks in twenty are new.
-fn telling(criterion: &mut Criterion) {
+fn journal(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("turn");
     for kind in [Kind::CacheAware, Kind::Manual] {
         for shared in [false, true] {

@@ -158,7 +158,7 @@ async fn run(args: Args) -> anyhow::Result<Value> {
 fn pace(args: &Args, window: Window) -> anyhow::Result<mpsc::Receiver<Instant>> {
     let mut rate =
         FixedRate::new(args.rate).with_context(|| format!("--rate {} is no rate", args.rate))?;
-    let (tell, dues) = mpsc::channel(1 << 16);
+    let (sender, dues) = mpsc::channel(1 << 16);
     if args.mode == Mode::Rate {
         std::thread::Builder::new().name("pace".to_owned()).spawn(move || {
             loop {
@@ -168,7 +168,7 @@ fn pace(args: &Args, window: Window) -> anyhow::Result<mpsc::Receiver<Instant>> 
                 }
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 // The queue is full: the server is a minute behind, and the latency of the queued requests shows it.
-                if let Err(mpsc::error::TrySendError::Closed(_)) = tell.try_send(Instant::now()) {
+                if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Instant::now()) {
                     return;
                 }
             }

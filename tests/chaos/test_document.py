@@ -178,16 +178,16 @@ class Document(ChaosTest):
                 print(f"\n!!! SKIPPED: {tool} is not installed", file=sys.stderr)
                 self.skipTest(f"{tool} is not installed")
         machines = self.machines(3)
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         routers = [self.type(machine, script) for machine, script in zip(machines, (NODE_1, NODE_2, NODE_3))]
         self.await_all_alive(routers, 5)
-        status = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/status | jq"))
+        status = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/status | jq"))
         self.assertEqual(status["node_count"], 3)
-        health = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/health | jq"))
+        health = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/health | jq"))
         self.assertEqual(health["status"], "ok")
-        workers = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/workers | jq"))
+        workers = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/workers | jq"))
         self.assertEqual(workers["total"], 0)
-        policies = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/policies | jq"))
+        policies = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/policies | jq"))
         self.assertEqual(policies["default"], "cache_aware")
 
     def test_debug_logging(self):

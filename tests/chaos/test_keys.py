@@ -80,7 +80,7 @@ class Keys(ChaosTest):
             serving = lambda seen: seen.status == 200 and seen.json()["healthy_workers"] == len(urls)  # noqa: E731
             eventually("ready", lambda r=router: r.ask("GET", "/readiness"), serving, 10)
         failed = sum(router.metrics()["smg_mesh_failed_probes_total"] for router in routers)
-        clients = Clients(self.network.machine("somebody"), routers, retries=0)
+        clients = Clients(self.network.machine("client"), routers, retries=0)
         written, confirmed = itertools.count(1), []
 
         def write(seconds):

@@ -57,12 +57,12 @@ class Leave(ChaosTest):
         urls = self.workers(2, "--decode-tokens-per-second", "20")
         # Five seconds, the default, in which a load balancer can notice.
         routers = self.cluster(3, "--worker-urls", ",".join(urls), "--drain-settle-secs", "5")
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        balancer = Balancer(somebody, routers)
-        clients = Clients(somebody, routers, rate=50, retries=0, ready=balancer.is_ready)
-        streams = [StreamReader(somebody, routers[1], 200) for _ in range(10)]
+        balancer = Balancer(client_machine, routers)
+        clients = Clients(client_machine, routers, rate=50, retries=0, ready=balancer.is_ready)
+        streams = [StreamReader(client_machine, routers[1], 200) for _ in range(10)]
         eventually("all streams have begun", lambda: [bool(stream.text) for stream in streams], all, 5)
         asked = time.time()
         leave(routers[1])
@@ -75,7 +75,7 @@ class Leave(ChaosTest):
             self.assertLess(self.await_transition(router, "node2", "LEAVING", asked, 5), 0.5)
             self.assertEqual(router.states()["node2"], "LEAVING")
         while time.time() < asked + 4:
-            self.assertEqual(request(somebody, routers[1].machine.address, "GET", "/liveness").status, 200)
+            self.assertEqual(request(client_machine, routers[1].machine.address, "GET", "/liveness").status, 200)
             time.sleep(0.2)
         self.assertEqual({stream.end(30) for stream in streams}, {"whole"})
         self.assertEqual(routers[1].wait(20), 0)
@@ -121,11 +121,11 @@ class Leave(ChaosTest):
     def test_rolling_restart(self):
         urls = self.workers()
         routers = self.cluster(3, "--worker-urls", ",".join(urls), "--drain-settle-secs", "2")
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
         current = {router.machine.name: router for router in routers}
-        balancer = Rolling(somebody, current)
+        balancer = Rolling(client_machine, current)
         time.sleep(1)
         for name in list(current):
             self.leave_by_signal(current[name])
@@ -170,7 +170,7 @@ class Rolling:
             turn += 1
             ready = [name for name, is_ready in self._ready.items() if is_ready]
             if not ready:
-                self.failures.append("nobody is ready")
+                self.failures.append("no router is ready")
                 continue
             address = self._current[ready[turn % len(ready)]].machine.address
             try:

@@ -14,10 +14,10 @@ class Partition(ChaosTest):
     def test_d04_mesh_port_blocked(self):
         urls = self.workers()
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        clients = Clients(somebody, [routers[2]], rate=50, retries=0)
+        clients = Clients(client_machine, [routers[2]], rate=50, retries=0)
         cut = time.time()
         routers[2].machine.block_mesh()
         for router in routers[:2]:
@@ -76,10 +76,10 @@ class Partition(ChaosTest):
     def test_d05_d06_partition_under_load(self):
         urls = self.workers()
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        clients = Clients(somebody, routers, retries=0)
+        clients = Clients(client_machine, routers, retries=0)
         self.cut_and_heal_these(routers, 1, 60 if LONG else 30)
         clients.stop()
         self.assertEqual(clients.failures, [])
@@ -166,11 +166,11 @@ class Partition(ChaosTest):
         routers = self.cluster(3, RUST_LOG="info,smg::mesh=debug")
         pair = routers[:2]
         for router, other in (pair, pair[::-1]):
-            heard = re.compile(rf"^{re.escape(router.machine.address)}:(\d+)$")
+            local_port = re.compile(rf"^{re.escape(router.machine.address)}:(\d+)$")
             ports = {
-                heard.match(record["from"])[1]
+                local_port.match(record["from"])[1]
                 for record in other.records()
-                if record["message"] == "listening to" and record["lane"].lower() == lane and heard.match(record["from"])
+                if record["message"] == "listening to" and record["lane"].lower() == lane and local_port.match(record["from"])
             }
             self.assertTrue(ports)
             router.machine.block_stream(other.machine, call, ports)

@@ -131,11 +131,11 @@ class Overload(ChaosTest):
     def test_d41_overload(self):
         urls = self.workers(2)
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        somebody = self.network.machine("somebody")
+        client_machine = self.network.machine("client")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
         seconds = 300 if LONG else 30
-        with self.flood(somebody, routers[0], seconds) as flood:
+        with self.flood(client_machine, routers[0], seconds) as flood:
             rtts, probes = [], []
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:

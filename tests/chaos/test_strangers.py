@@ -231,14 +231,14 @@ class Rumours(ChaosTest):
         stream.send(wire.of_opening(wire.opening(cluster, node2.name, node2.generation, f"{node2.address}:{node2.port}")))
         self.assertIsNotNone(stream.message())
         packet = wire.rumour(node2, self.identity("node1"), about, state, incarnation)
-        told = time.time()
+        reported_at = time.time()
         stream.send(wire.of_frame(wire.frame(wire.SWIM, cluster, packet)))
-        return told
+        return reported_at
 
-    def refuted(self, told, name):
+    def refuted(self, reported_at, name):
         """Asserts that node1 applies the report and soon refutes it; returns the time in seconds."""
-        self.await_transition(self.routers[0], "node3", name, told, 2)
-        took = self.await_transition(self.routers[0], "node3", "ALIVE", told, 5)
+        self.await_transition(self.routers[0], "node3", name, reported_at, 2)
+        took = self.await_transition(self.routers[0], "node3", "ALIVE", reported_at, 5)
         self.await_all_alive(self.routers, 2)
         return took
 
@@ -252,7 +252,7 @@ class Rumours(ChaosTest):
         generation = self.routers[0].node("node3")["generation"]
         # node3 increases its incarnation each time, so the next report must claim a higher one.
         took = [self.refuted(self.lie(wire.SUSPECT, 10 * number), "SUSPECTED") for number in range(5)]
-        report("false SUSPECTED told to refuted", took)
+        report("false SUSPECTED, report to refutation", took)
         self.assertLess(max(took), 2)
         self.assert_never(self.routers, "DOWN")
         self.assert_all_is_as_before(generation)
@@ -260,7 +260,7 @@ class Rumours(ChaosTest):
     def test_false_death_is_refuted(self):
         generation = self.routers[0].node("node3")["generation"]
         took = self.refuted(self.lie(wire.DOWN), "DOWN")
-        report("false DOWN told to refuted", [took])
+        report("false DOWN, report to refutation", [took])
         self.assertLess(took, 2)
         refuted = lambda: self.routers[2].metrics()["smg_mesh_refutations_total"]  # noqa: E731
         eventually("it is counted", refuted, lambda count: count >= 1, 3)

@@ -1,7 +1,7 @@
-"""The overlays as kubectl renders them: valid for several Kubernetes versions, and of one piece.
+"""Checks the overlays as kubectl renders them: valid for several Kubernetes versions, and consistent.
 
-The API server accepts much that does not work: a selector that matches nothing, a port by a name that no container has,
-a reference to a ConfigMap that nobody makes. What the router makes of its arguments is tested in tests/it/deploy.rs.
+The API server accepts manifests that do not work: a selector that matches nothing, a port by a name that no container has,
+a reference to a ConfigMap that no object defines. tests/it/deploy.rs tests the arguments of the router.
 """
 
 import functools

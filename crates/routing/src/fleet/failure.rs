@@ -1,4 +1,4 @@
-//! The cause of a worker's last failed probe or discovery, and advice that tells an operator what to do about it.
+//! The cause of a worker's last failed probe or discovery, and advice for the operator.
 
 use std::fmt;
 use std::time::Duration;
@@ -109,7 +109,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Tells an operator what to do about the failure of the worker at `url`.
+    /// Advises an operator on the failure of the worker at `url`.
     #[must_use]
     pub fn advice(&self, url: &WorkerUrl) -> String {
         let path = &self.path;

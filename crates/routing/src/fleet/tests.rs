@@ -185,7 +185,7 @@ fn an_alias_is_rewritten() {
     fleet.register(aliased).unwrap();
     let snapshot = fleet.load();
     let ServedBy::Members([member]) = snapshot.served_by(Some("nick")) else {
-        panic!("nobody serves the alias")
+        panic!("no worker serves the alias")
     };
     assert_eq!(member.renamed, Some("real".into()));
 }

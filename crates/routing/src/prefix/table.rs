@@ -102,7 +102,7 @@ impl Table {
         Some(&mut self.entries[set][way])
     }
 
-    /// Adds an entry whose key is not in the table. `alive` tells whether a handle's worker is still known.
+    /// Adds an entry whose key is not in the table. `alive` says whether a handle's worker is still known.
     pub(super) fn insert(
         &mut self,
         key: u64,
