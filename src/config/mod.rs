@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use smg_mesh as mesh;
@@ -31,6 +32,7 @@ mod layers;
 mod mistakes;
 mod process;
 mod reference;
+mod reread;
 mod resolve;
 mod show;
 mod usage;
@@ -41,6 +43,7 @@ pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
 pub use process::Process;
 pub use reference::reference;
+pub use reread::{Reread, rekeyed, reread};
 
 use file::ConfigFile;
 use usage::Asked;
@@ -86,7 +89,7 @@ pub struct Loaded {
     /// What is odd but no mistake: to be logged once logs are set up.
     pub warnings: Vec<String>,
     /// What was said and where.
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 impl Loaded {
@@ -94,6 +97,12 @@ impl Loaded {
     #[must_use]
     pub fn to_toml(&self) -> String {
         show::as_toml(&self.settings)
+    }
+
+    /// What was said and where.
+    #[must_use]
+    pub const fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 }
 
@@ -128,8 +137,9 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Err(errors) => (Vec::new(), format!("{errors}\n"), STATUS_WRONG),
     };
     let (text, messages, status) = printed;
-    let written = err.write_all(messages.as_bytes()).and_then(|()| out.write_all(&text));
-    match written.and_then(|()| out.flush()) {
+    // If nobody can read the messages, the exit status still says what they say.
+    let _unread = err.write_all(messages.as_bytes()).is_err();
+    match out.write_all(&text).and_then(|()| out.flush()) {
         // A reader that has seen enough (`smg --help | head`) is no failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Start::Done(STATUS_FAILED),
         Ok(()) | Err(_) => Start::Done(status),
@@ -201,7 +211,19 @@ fn load(
     process: &Process<'_>,
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
-    let file = read_file(matches, process, &mut mistakes);
+    let loaded = understand(matches, process, &mut mistakes);
+    mistakes.extend(wrong_files(&loaded.config, process));
+    ConfigErrors::unless_empty(mistakes)?;
+    Ok(loaded)
+}
+
+/// Reads everything but certificates. What is wrong is replaced by its default and noted.
+fn understand(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> Loaded {
+    let file = read_file(matches, process, mistakes);
     let file_is_understood = file.is_some();
     let (settings, wrong_values) = layers::settle(matches, process, file.unwrap_or_default());
     mistakes.extend(wrong_values);
@@ -212,9 +234,7 @@ fn load(
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
     mistakes.extend(wrong_together.into_iter().filter(is_own));
-    mistakes.extend(wrong_files(&config, process));
-    ConfigErrors::unless_empty(mistakes)?;
-    Ok(Loaded { config, warnings, settings })
+    Loaded { config, warnings, settings: Arc::new(settings) }
 }
 
 /// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.
