@@ -21,32 +21,33 @@ use smg_routing::limit::{self, Admission};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
-use smg_runtime::telemetry;
-use smg_runtime::tls;
+use smg_runtime::telemetry::{self, Log};
+use smg_runtime::tls::{self, Live};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::bridge::{self, Admin, Bridge};
-use crate::config::{self, Config, Process, Start};
-use crate::http::{self, Lifecycle, Server, Surface};
+use crate::config::{self, Config, Loaded, Process, Start};
+use crate::http::{self, Lifecycle, LiveKeys, Server, Surface};
+use crate::reload::Reload;
 
-/// A router with its sockets bound and nothing running.
+/// A router whose sockets are bound and of which nothing runs yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
     clock: Clock,
     server: Server,
     surface: Arc<Surface>,
-    listener_tls: Option<Arc<rustls::ServerConfig>>,
-    worker_tls: Arc<rustls::ClientConfig>,
+    listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
+    worker_tls: Arc<Live<tls::ClientConfig>>,
     mesh: Option<Mesh>,
-    /// With the mesh: what joins it to the rest.
+    /// What connects the mesh to the rest; `None` without a mesh.
     bridge: Option<(Bridge, bridge::Metrics)>,
     /// Wakes the prober.
     wake: Arc<Notify>,
 }
 
-/// A router that runs.
+/// A running router.
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
@@ -77,10 +78,10 @@ impl App {
         let listener_tls = config
             .http
             .tls
-            .as_ref()
-            .map(|wanted| tls::server(wanted, now).map(Arc::new))
+            .clone()
+            .map(|files| Live::read(files, now).map(Arc::new))
             .transpose()?;
-        let worker_tls = Arc::new(tls::client(&config.upstream.tls, now)?);
+        let worker_tls = Arc::new(Live::read(config.upstream.tls.clone(), now)?);
         let server = Server::bind(&config.http)?;
 
         let registry = Registry::new();
@@ -137,6 +138,7 @@ impl App {
             Arc::clone(&wake),
         );
         let surface = Arc::new(Surface {
+            keys: LiveKeys::new(&config.http),
             config: config.http.clone(),
             control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
             dispatch,
@@ -163,6 +165,16 @@ impl App {
             bridge: joined,
             wake,
         })
+    }
+
+    /// Shows the log's metrics, and returns what SIGHUP runs; `loaded` is what this router was built from.
+    ///
+    /// # Errors
+    /// If the log's metrics are shown already.
+    pub fn reload(&self, loaded: &Loaded, log: Log) -> anyhow::Result<Reload> {
+        log.register(&self.surface.registry)?;
+        let (listener_tls, worker_tls) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
+        Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls))
     }
 
     /// Starts tasks and threads on the current runtime.
@@ -212,8 +224,8 @@ impl App {
         let server = self.server.start(
             &self.surface,
             &self.config.upstream,
-            Some(&self.worker_tls),
-            self.listener_tls,
+            &self.worker_tls,
+            self.listener_tls.as_ref(),
             &handle,
         )?;
         info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");

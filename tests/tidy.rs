@@ -97,6 +97,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "reload",
+        &["spec", "tls", "mesh", "bridge", "http", "telemetry", "config"],
+    ),
+    ("signals", &["reload"]),
+    (
         "app",
         &[
             "ids",
@@ -119,6 +124,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "cli",
             "telemetry",
             "config",
+            "reload",
         ],
     ),
 ];

@@ -1,7 +1,9 @@
-//! Who may call: keys of clients, of tenants, of administrators.
+//! Who may call: keys of clients, of tenants, of administrators. They can be replaced while requests are served.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use arc_swap::{ArcSwap, Guard};
 use http::HeaderMap;
 use smg_types::spec::Secret;
 
@@ -18,7 +20,64 @@ pub(super) struct Caller {
     pub(super) key_is_ours: bool,
 }
 
-/// The keys, as configured.
+/// The keys that requests are held against now.
+#[derive(Debug)]
+pub struct LiveKeys(ArcSwap<Keys>);
+
+/// New keys that are not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeysRefused {
+    /// Everybody would be let in.
+    #[error("there is no key for clients any more, so that everybody would be let in: restart the router if you want that")]
+    NoClientKey,
+    /// The admin routes would be guarded by the address alone.
+    #[error("there is no admin key any more, so that the admin routes would need none: restart the router if you want that")]
+    NoAdminKey,
+}
+
+impl LiveKeys {
+    /// The keys of a configuration.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self(ArcSwap::from_pointee(Keys::new(config)))
+    }
+
+    /// Takes the keys of another configuration from now on, and says which have changed.
+    ///
+    /// # Errors
+    /// If that would open what a key guards now: a file that was emptied by mistake must not. Nothing changes then.
+    pub fn replace(&self, config: &Config) -> Result<Vec<&'static str>, KeysRefused> {
+        self.swap(Keys::new(config))
+    }
+
+    fn swap(&self, new: Keys) -> Result<Vec<&'static str>, KeysRefused> {
+        let now = self.0.load();
+        if now.are_asked_for() && !new.are_asked_for() {
+            return Err(KeysRefused::NoClientKey);
+        }
+        if now.admin.is_some() && new.admin.is_none() {
+            return Err(KeysRefused::NoAdminKey);
+        }
+        let changed = [
+            ("client keys", now.clients != new.clients),
+            ("tenant keys", now.tenants != new.tenants),
+            ("admin key", now.admin != new.admin),
+        ];
+        self.0.store(Arc::new(new));
+        Ok(changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect())
+    }
+
+    /// Whether administrators have a key of their own.
+    pub(super) fn has_admin(&self) -> bool {
+        self.0.load().admin.is_some()
+    }
+
+    pub(super) fn load(&self) -> Guard<Arc<Keys>> {
+        self.0.load()
+    }
+}
+
+/// The keys of one configuration.
 #[derive(Debug)]
 pub(super) struct Keys {
     clients: Vec<Secret>,
@@ -120,6 +179,22 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    #[test]
+    fn keys_are_replaced_but_no_door_is_opened() {
+        let live = |keys| LiveKeys(ArcSwap::from_pointee(keys));
+        let open = live(keys(&[], &[], None));
+        let live = live(keys(&["a"], &[], Some("root")));
+        assert_eq!(live.swap(keys(&["a"], &[], Some("root"))), Ok(vec![]));
+        assert_eq!(live.swap(keys(&["b"], &[], Some("root"))), Ok(vec!["client keys"]));
+        assert!(live.load().client(&shows("b")).is_ok() && live.load().client(&shows("a")).is_err());
+        assert_eq!(live.swap(keys(&[], &[], Some("root"))), Err(KeysRefused::NoClientKey));
+        assert_eq!(live.swap(keys(&["c"], &[], None)), Err(KeysRefused::NoAdminKey));
+        assert!(live.load().client(&shows("b")).is_ok(), "nothing has changed");
+        let named = open.swap(keys(&["a"], &[("t", "c")], Some("root")));
+        assert_eq!(named, Ok(vec!["client keys", "tenant keys", "admin key"]));
+        assert!(open.load().client(&shows("x")).is_err());
+    }
 
     #[test]
     fn without_keys_everyone_is_let_in_with_their_own() {

@@ -188,7 +188,7 @@ fn event(happening: &Happening) -> Bytes {
             json!({
                 "at": at,
                 "name": transition.node.name,
-                "generation": transition.node.generation,
+                "generation": transition.node.generation.to_string(),
                 "from": word(transition.from),
                 "to": word(transition.to),
                 "address": address,
@@ -198,7 +198,7 @@ fn event(happening: &Happening) -> Bytes {
             ("self", json!({ "at": at, "from": from.as_str(), "to": to.as_str() }))
         }
         What::Renewed => ("refuted", json!({ "at": at })),
-        What::Reborn { is } => ("reborn", json!({ "at": at, "generation": is.generation })),
+        What::Reborn { is } => ("reborn", json!({ "at": at, "generation": is.generation.to_string() })),
         What::Refused(reason) => ("refused", json!({ "at": at, "reason": reason.to_string() })),
         What::NameContested(by) => ("name_contested", json!({ "at": at, "address": by.address })),
     };
@@ -220,7 +220,7 @@ fn alone(surface: &Surface) -> NodeStatus {
         name: surface.config.node_name.clone(),
         status: if surface.lifecycle.is_draining() { "LEAVING" } else { "ALIVE" },
         address: surface.client_url.trim_start_matches("http://").to_owned(),
-        generation: 0,
+        generation: "0".to_owned(),
         status_seconds: surface.clock.mono().as_secs(),
     }
 }

@@ -32,6 +32,7 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::sync::Notify;
 
+pub use auth::{KeysRefused, LiveKeys};
 pub use metrics::Metrics;
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
@@ -116,6 +117,8 @@ pub struct Surface {
     pub config: Config,
     /// The workers.
     pub fleet: Arc<Fleet>,
+    /// The keys that requests are held against, first those of `config`.
+    pub keys: LiveKeys,
     /// How requests reach workers.
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.

@@ -24,6 +24,7 @@ use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
 use smg_proxy::upstream::{self, Client};
 use smg_runtime::tasks::{OnEnd, Tasks, turned_on};
+use smg_runtime::tls::{self, Live};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -127,8 +128,8 @@ impl Server {
         self,
         surface: &Arc<Surface>,
         upstream: &upstream::Config,
-        worker_tls: Option<&Arc<rustls::ClientConfig>>,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        worker_tls: &Arc<Live<tls::ClientConfig>>,
+        listener_tls: Option<&Arc<Live<tls::ServerConfig>>>,
         tasks: &Tasks,
     ) -> io::Result<Running> {
         let (open_tx, open) = watch::channel(0usize);
@@ -136,13 +137,12 @@ impl Server {
         let (stop_accepting, stopped) = watch::channel(false);
         let (closing, closing_rx) = watch::channel(false);
         let (cut, cut_rx) = watch::channel(false);
-        let acceptor = tls.map(TlsAcceptor::from);
         let mut threads = Vec::new();
         let mut lanes = Vec::new();
         for at in 0..surface.config.threads.max(1) {
             let (sender, receiver) = mpsc::channel(HANDOVER);
             let load = Arc::new(AtomicUsize::new(0));
-            let client = Client::new(upstream.clone(), worker_tls.cloned(), surface.clock);
+            let client = Client::new(upstream.clone(), Some(Arc::clone(worker_tls)), surface.clock);
             let chance = SmallRng::from_rng(&mut rand::rng());
             let dispatcher = Dispatcher::new(
                 Arc::clone(&surface.dispatch),
@@ -153,7 +153,7 @@ impl Server {
             let shard = Arc::new(Shard::new(Arc::clone(surface), dispatcher, chance));
             let port = Port {
                 shard,
-                acceptor: acceptor.clone(),
+                tls: listener_tls.cloned(),
                 closing: closing_rx.clone(),
                 cut: cut_rx.clone(),
             };
@@ -360,7 +360,8 @@ impl Accepting {
 /// One thread's end: takes connections and serves them.
 struct Port {
     shard: Arc<Shard>,
-    acceptor: Option<TlsAcceptor>,
+    /// TLS of new connections; `None`: plain.
+    tls: Option<Arc<Live<tls::ServerConfig>>>,
     closing: watch::Receiver<bool>,
     cut: watch::Receiver<bool>,
 }
@@ -391,7 +392,7 @@ impl Port {
     fn take(&self, handover: Handover) {
         let Handover { stream, peer, counted } = handover;
         let shard = Arc::clone(&self.shard);
-        let acceptor = self.acceptor.clone();
+        let acceptor = self.tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
         let closing = self.closing.clone();
         tokio::spawn(async move {
             let _counted = counted;

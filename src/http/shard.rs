@@ -12,7 +12,7 @@ use smg_proxy::dispatch::Dispatcher;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::auth::{Caller, Keys};
+use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
 use super::connection::{Exchange, State};
@@ -30,7 +30,6 @@ const LARGEST_OWN_BODY: usize = 1 << 20;
 pub(super) struct Shard {
     surface: Arc<Surface>,
     dispatcher: Dispatcher,
-    keys: Keys,
     local: axum::Router,
     /// By place in the table of routes; the last one is for what is not in it.
     metrics: Vec<Arc<RouteMetrics>>,
@@ -52,7 +51,6 @@ impl Shard {
         let metrics = ROUTES.iter().map(|route| route.path).chain(["other"]);
         let metrics = metrics.map(|path| surface.metrics.route(path)).collect();
         Self {
-            keys: Keys::new(&surface.config),
             local: local::router(Arc::clone(&surface)),
             metrics,
             dispatcher,
@@ -100,7 +98,8 @@ impl Shard {
             Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
         };
         let mut response = answer.unwrap_or_else(|error| {
-            debug!(request_id = ?request_id, status = %error.status, code = error.code, "refused");
+            let name = headers::text(&request_id);
+            debug!(request_id = name, status = %error.status, code = error.code, "refused");
             error.into_response(anthropic)
         });
         exchange.answered(response.status().as_u16());
@@ -124,9 +123,9 @@ impl Shard {
         let route = &ROUTES[at];
         let caller = match route.access {
             Access::Public => None,
-            Access::Client => Some(self.keys.client(request.headers())),
+            Access::Client => Some(self.surface.keys.load().client(request.headers())),
             Access::Admin | Access::Operator => {
-                let keys = &self.keys;
+                let keys = self.surface.keys.load();
                 let admitted = if route.access == Access::Operator {
                     keys.operator(request.headers(), peer.ip())
                 } else {
@@ -142,7 +141,7 @@ impl Shard {
             Serves::Worker | Serves::AnthropicWorker => {
                 let caller = caller.unwrap_or(Caller { tenant: None, key_is_ours: false });
                 debug!(
-                    ?request_id,
+                    request_id = headers::text(&request_id),
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
@@ -153,7 +152,8 @@ impl Shard {
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await
             }
             Serves::Local => {
-                debug!(?request_id, route = route.path, method = %request.method(), "local");
+                let name = headers::text(&request_id);
+                debug!(request_id = name, route = route.path, method = %request.method(), "local");
                 let config = &self.surface.config;
                 let (parts, incoming) = request.into_parts();
                 let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
+use smg_runtime::tls::TlsErrors;
 use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::driver::Command;
 use super::join::Resolutions;
 use super::link::{self, Dialler, LinkStatus};
-use super::{Config, Happening, KeyChange, KeyId, Mode, RingError, Synced, View};
+use super::{Config, Happening, KeyChange, KeyId, Mode, Ring, RingError, Synced, View};
 
 /// What the rest of the router holds of a running mesh. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,6 +80,20 @@ impl Handle {
     pub fn keys(&self) -> (Mode, Vec<KeyId>) {
         let security = &self.dialler.security;
         (security.mode(), security.ring().ids().collect())
+    }
+
+    /// Replaces the shared keys of this router alone, as a restart with other keys would. False, and nothing changes, if
+    /// frames must be sealed and there is no key.
+    #[must_use]
+    pub fn replace_keys(&self, keys: Ring) -> bool {
+        self.dialler.security.replace(keys)
+    }
+
+    /// Reads the mesh's certificates again, for connections from now on. Whether they have changed; `None`: there are
+    /// none.
+    #[must_use]
+    pub fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
+        self.dialler.security.reload_tls(now)
     }
 
     /// Changes the shared keys of this router, then of all that take part; what became of it, by name.

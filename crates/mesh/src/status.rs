@@ -44,8 +44,8 @@ pub struct NodeStatus {
     pub status: &'static str,
     /// Where the others reach it, `host:port`.
     pub address: String,
-    /// Which of its lives.
-    pub generation: u64,
+    /// Grows at each start of its process. Digits in a text, because JSON readers round numbers above 2^53.
+    pub generation: String,
     /// For how long it has had this status, in seconds.
     pub status_seconds: u64,
 }
@@ -328,7 +328,7 @@ fn node_status(member: &MemberView, now: Now) -> NodeStatus {
         name: member.node.name.to_string(),
         status: member.state.as_str(),
         address: member.address.to_string(),
-        generation: member.node.generation.0,
+        generation: member.node.generation.to_string(),
         status_seconds: now.mono.saturating_sub(member.since).as_secs(),
     }
 }

@@ -337,7 +337,9 @@ impl Dispatcher {
                         worker.mark_unreachable(now, error.is_gone());
                     }
                     warn!(
-                        worker = %worker.id, request_id = ?request.request_id, error = %chain(&error),
+                        worker = %worker.id,
+                        request_id = request.request_id.to_str().unwrap_or_default(),
+                        error = %chain(&error),
                         "attempt failed"
                     );
                     self.end(chosen.in_flight, worker.id, Outcome::Failure, now);

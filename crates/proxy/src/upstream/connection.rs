@@ -14,6 +14,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::Method;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
+use smg_runtime::tls::{ClientConfig, Live};
 use smg_types::spec::WorkerUrl;
 use tokio::io::{AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
@@ -87,19 +88,19 @@ impl Connection {
     /// Connects to a worker, trying its addresses in turn.
     pub(super) async fn open(
         worker: &WorkerUrl,
-        tls: Option<&Arc<rustls::ClientConfig>>,
+        tls: Option<&Live<ClientConfig>>,
         scratch: &Arc<Scratch>,
     ) -> Result<Self, SendError> {
         let tcp = connect_tcp(worker).await?;
         // Small writes must not wait for acknowledgements: a delayed one costs 40 ms.
         tcp.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if worker.is_secure() {
-            let config = tls.ok_or_else(|| {
+            let tls = tls.ok_or_else(|| {
                 SendError::Tls(io::Error::other("no TLS configuration for workers"))
             })?;
             let name = ServerName::try_from(worker.host().to_owned())
                 .map_err(|e| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-            let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+            let connector = tokio_rustls::TlsConnector::from(tls.current());
             Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(SendError::Tls)?))
         } else {
             Stream::Tcp(tcp)

@@ -29,7 +29,7 @@ pub use head::ProtocolError;
 use pool::Pool;
 
 use smg_runtime::clock::Clock;
-use smg_runtime::tls;
+use smg_runtime::tls::{self, Live};
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long each phase of an attempt may take, and how many connections are kept.
@@ -190,15 +190,15 @@ pub struct Outgoing<'a> {
 pub struct Client {
     config: Config,
     clock: Clock,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<Arc<Live<tls::ClientConfig>>>,
     pool: Arc<Pool>,
     scratch: Arc<Scratch>,
 }
 
 impl Client {
-    /// A client without connections. `tls` is what `https` workers are checked against.
+    /// A client without connections. `tls` is for workers behind `https`; each new connection takes it as it is then.
     #[must_use]
-    pub fn new(config: Config, tls: Option<Arc<rustls::ClientConfig>>, clock: Clock) -> Self {
+    pub fn new(config: Config, tls: Option<Arc<Live<tls::ClientConfig>>>, clock: Clock) -> Self {
         let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive));
         Self { config, clock, tls, pool, scratch: Arc::default() }
     }
@@ -299,7 +299,7 @@ impl Client {
 
     async fn connect(&self, worker: &WorkerUrl) -> Result<Connection, SendError> {
         let timeout = self.config.connect_timeout;
-        let connecting = Connection::open(worker, self.tls.as_ref(), &self.scratch);
+        let connecting = Connection::open(worker, self.tls.as_deref(), &self.scratch);
         tokio::time::timeout(timeout, connecting)
             .await
             .unwrap_or(Err(SendError::ConnectTimeout(timeout)))
