@@ -168,10 +168,8 @@ impl Reload {
 
     /// Says what has changed, at the level of before or after, whichever shows it, and takes the filter.
     fn report(&self, changed: &str, filter: Option<&str>) {
-        let say = || match changed {
-            "" => info!("SIGHUP: all files were read again, nothing has changed"),
-            changed => info!(changed, "SIGHUP: reloaded"),
-        };
+        let changed = if changed.is_empty() { "nothing" } else { changed };
+        let say = || info!(changed, "SIGHUP: files were read again");
         let is_shown_before = enabled!(Level::INFO);
         if is_shown_before {
             say();
@@ -186,6 +184,8 @@ impl Reload {
 }
 
 fn kept(part: &str, error: &dyn std::fmt::Display) {
-    let error = error.to_string().replace("\n  hint: ", "; ").replace('\n', "; ");
+    // The mistakes of a configuration are lines of their own.
+    let error = error.to_string().replace("\n  hint: ", "; ").replace("\nerror: ", "; ");
+    let error = error.trim_start_matches("error: ");
     error!(part, error, "SIGHUP: could not be reloaded, the former one stays in force");
 }

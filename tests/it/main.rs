@@ -25,4 +25,6 @@ mod observe;
 mod patience;
 mod policies;
 mod shutdown;
+mod signals;
+mod sinks;
 mod tls;
