@@ -37,7 +37,7 @@ pub(super) fn resolve(
 ) -> (Config, Vec<Mistake>) {
     let args = &settings.args;
     let mut mistakes = Vec::new();
-    check_access(args, &mut mistakes);
+    check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
     check_retries(args, &mut mistakes);
     check_session_headers(args, &mut mistakes);
@@ -97,8 +97,18 @@ fn http_config(
             .iter()
             .map(|tenant| http::Tenant { id: tenant.id.clone(), key: tenant.key.clone() })
             .collect(),
-        admin_api_key: access.admin_api_key.clone(),
+        admin_api_keys: access
+            .admin_api_key
+            .iter()
+            .map(|admin| http::AdminKey {
+                id: admin.id.clone(),
+                role: if admin.writes { http::AdminRole::Admin } else { http::AdminRole::User },
+                key: admin.key.clone(),
+            })
+            .collect(),
+        admin_open: access.admin_open,
         max_body_bytes: listen.max_payload_size,
+        decompress_requests: listen.decompress_requests,
         max_buffered_bytes: listen.max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
         body_timeout: listen.body_timeout_secs,
@@ -267,7 +277,7 @@ fn pair(
     None
 }
 
-fn check_access(args: &Args, mistakes: &mut Vec<Mistake>) {
+fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<String>) {
     let access = &args.access;
     let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
     for tenant in &access.tenant_api_key {
@@ -294,13 +304,25 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>) {
             format!("--admin-api-key is {whose} too: give administrators a key of their own"),
         ));
     };
-    if let Some(admin) = &access.admin_api_key {
-        if access.api_key.contains(admin) {
+    for admin in &access.admin_api_key {
+        if access.api_key.contains(&admin.key) {
             shared_with("api_key", "one of --api-key");
         }
-        if let Some(tenant) = owners.get(admin.expose()) {
+        if let Some(tenant) = owners.get(admin.key.expose()) {
             shared_with("tenant_api_key", &format!("the key of tenant {tenant}"));
         }
+    }
+    let has_keys = !access.admin_api_key.is_empty() || !access.api_key.is_empty();
+    if access.admin_open && has_keys {
+        mistakes.push(Mistake::of_settings(
+            &["admin_open"],
+            "--admin-open has no effect beside --admin-api-key or --api-key: leave one of them out"
+                .to_owned(),
+        ));
+    } else if access.admin_open {
+        warnings.push(
+            "--admin-open: whoever reaches this port can change workers and policies".to_owned(),
+        );
     }
 }
 

@@ -12,11 +12,12 @@ use smg_proxy::dispatch::Dispatcher;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::auth::Caller;
+use super::auth::{Caller, Keys};
 use super::body::Body;
 use super::buffered::Held;
 use super::connection::{Exchange, State};
 use super::error::ApiError;
+use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
@@ -41,9 +42,12 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
-    pub(super) caller: Caller,
+    /// The keys that the request was held against.
+    pub(super) keys: Arc<Keys>,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
+    /// The route is about no model in particular: any worker may answer.
+    pub(super) any_model: bool,
 }
 
 impl Shard {
@@ -84,7 +88,7 @@ impl Shard {
         let found = routes::find(request.method(), request.uri().path());
         let at = if let Found::At(at) = found { at } else { ROUTES.len() };
         exchange.count_as(Arc::clone(&self.metrics[at]));
-        let anthropic = request.uri().path() == "/v1/messages";
+        let anthropic = request.uri().path().starts_with("/v1/messages");
         let answer = match found {
             Found::At(at) => self.answer(at, request, peer, request_id.clone(), &exchange).await,
             Found::OtherMethod | Found::Nothing
@@ -107,6 +111,7 @@ impl Shard {
         headers.insert(X_REQUEST_ID.clone(), request_id);
         if let Some(origin) = origin {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
             headers.append(header::VARY, HeaderValue::from_static("origin"));
         }
         Ok(response.map(|body| body.ending(exchange)))
@@ -121,37 +126,35 @@ impl Shard {
         exchange: &Exchange,
     ) -> Result<Response<Body>, ApiError> {
         let route = &ROUTES[at];
+        let keys = self.surface.keys.load();
         let caller = match route.access {
             Access::Public => None,
-            Access::Client => Some(self.surface.keys.load().client(request.headers())),
+            Access::Client => Some(keys.client(request.headers())),
             Access::Admin | Access::Operator => {
-                let keys = self.surface.keys.load();
-                let admitted = if route.access == Access::Operator {
-                    keys.operator(request.headers(), peer.ip())
-                } else {
-                    keys.admin(request.headers(), peer.ip())
-                };
-                Some(admitted.map(|()| Caller { tenant: None, key_is_ours: true }))
+                let admitted =
+                    keys.admin(route.access, request.method(), request.headers(), peer.ip());
+                Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
         // A body that is not read would be taken for the next request.
         let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
-            Serves::Worker | Serves::AnthropicWorker => {
-                let caller = caller.unwrap_or(Caller { tenant: None, key_is_ours: false });
+            Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
+                let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
                     request_id = headers::text(&request_id),
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
-                let inbound = Inbound { request_id, caller, anthropic };
+                let any_model = route.serves == Serves::AnyWorker;
+                let inbound = Inbound { request_id, keys, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await
             }
-            Serves::Local => {
+            Serves::AllWorkers | Serves::Local => {
                 let name = headers::text(&request_id);
                 debug!(request_id = name, route = route.path, method = %request.method(), "local");
                 let config = &self.surface.config;

@@ -149,7 +149,7 @@ async fn sighup_replaces_keys_and_never_takes_the_last_one_away() {
     assert_eq!((status("/v1/models", "one").await, status("/workers", "root").await), (200, 200));
 
     files.write("smg.toml", "api-key = ['two', 'three']\nadmin-api-key = 'boss'");
-    assert_eq!(changed(&reload(&router).await), "client keys, admin key");
+    assert_eq!(changed(&reload(&router).await), "client keys, admin keys");
     for (path, key, expected) in [
         ("/v1/models", "one", 401),
         ("/v1/models", "two", 200),

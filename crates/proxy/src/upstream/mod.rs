@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 
 pub use body::{BodyError, ResponseBody};
@@ -168,6 +168,19 @@ fn is_our_own(error: &io::Error) -> bool {
         || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
+/// What the router itself asks of a worker.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub path: &'a str,
+    /// The worker's key, if it has one.
+    pub key: Option<&'a Secret>,
+    /// The body, JSON unless empty.
+    pub body: Bytes,
+}
+
 /// A request as one attempt sends it. Borrowed: the next attempt sends the same.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
@@ -259,13 +272,33 @@ impl Client {
         timeout: Duration,
         most: usize,
     ) -> Result<(StatusCode, Bytes), SendError> {
+        let question = Question { method, path, key, body: Bytes::new() };
+        self.ask(worker, question, timeout, most).await
+    }
+
+    /// Asks `question` and reads the whole answer, within `timeout` and at most `most` bytes.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; an answer that is too long or breaks off is a reset, one that takes too long a head time-out.
+    pub async fn ask(
+        &self,
+        worker: &WorkerUrl,
+        question: Question<'_>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let Question { method, path, key, body } = question;
         let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let mut headers = HeaderMap::new();
+        if !body.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         let outgoing = Outgoing {
             method: &method,
             path_and_query: &path_and_query,
-            headers: &HeaderMap::new(),
+            headers: &headers,
             authorization: key.and_then(bearer),
-            body: Bytes::new(),
+            body,
             stream: false,
         };
         let whole = async {
