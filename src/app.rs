@@ -20,6 +20,10 @@ use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
+use smg_runtime::descriptors::{self, Descriptors};
+use smg_runtime::dial::Dialer;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
 use smg_runtime::telemetry::{self, Log};
 use smg_runtime::tls::{self, Live};
@@ -86,6 +90,11 @@ impl App {
 
         let registry = Registry::new();
         telemetry::register_build_info(&registry)?;
+        let dialer = Arc::new(Dialer::new(
+            Resolver::system(clock),
+            Shortages::register(&registry, clock)?,
+            Descriptors::new(descriptors::limit()),
+        ));
         let fleet =
             Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
         for spec in &config.workers {
@@ -113,7 +122,11 @@ impl App {
             .clone()
             .map(|wanted| {
                 let metrics = mesh::Metrics::register(&registry)?;
-                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients)?)
+                let services = mesh::HostServices {
+                    resolver: dialer.resolver().clone(),
+                    shortages: dialer.shortages().clone(),
+                };
+                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients, services)?)
             })
             .transpose()?;
         let mut joined = None;
@@ -140,7 +153,13 @@ impl App {
         let surface = Arc::new(Surface {
             keys: LiveKeys::new(&config.http),
             config: config.http.clone(),
-            control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
+            control: Client::new(
+                config.upstream.clone(),
+                Some(Arc::clone(&worker_tls)),
+                Arc::clone(&dialer),
+                clock,
+            ),
+            dialer,
             dispatch,
             admin,
             gate: joined.as_ref().map(|(bridge, _)| Arc::clone(bridge.gate())),
@@ -195,6 +214,7 @@ impl App {
         let client = Arc::new(Client::new(
             self.config.upstream.clone(),
             Some(Arc::clone(&self.worker_tls)),
+            Arc::clone(&self.surface.dialer),
             self.clock,
         ));
         let probing = prober::run(

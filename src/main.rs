@@ -9,6 +9,7 @@ use smg::config::{self, Loaded, Process, Start};
 use smg::console;
 use smg::signals::Signals;
 use smg_mock as mock;
+use smg_runtime::descriptors;
 use smg_runtime::telemetry::{self, Log};
 use tracing::{error, warn};
 
@@ -20,11 +21,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    // A connection costs a descriptor or two, and the usual soft limit is 1024.
-    let mut descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    descriptors.current = descriptors.maximum;
-    let _refused =
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, descriptors).is_err();
+    // A client costs two descriptors, and the usual soft limit is 1024.
+    descriptors::raise_limit();
     // Thousands of connections with a few small buffers each: huge pages would make all of each buffer resident. A
     // kernel that can't turn huge pages off has none.
     let _unsupported = rustix::thread::disable_transparent_huge_pages(true).is_err();

@@ -76,7 +76,8 @@ pub struct ListenArgs {
     /// Client connections at once, 1 to 1000000.
     ///
     /// Further ones are closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
-    /// many.
+    /// many: the router warns at its start when it does not, and accepts only as many as leave a quarter of the limit for
+    /// connections to workers.
     #[arg(
         long,
         value_name = "N",

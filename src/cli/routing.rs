@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use smg_routing::policy::Kind;
 use smg_types::spec::{Secret, WorkerUrl};
 
-use crate::cli::values::{Limit, between, limit, seconds, secret, whole};
+use crate::cli::values::{Limit, between, limit, seconds, secret, whole, worker_url};
 
 /// Which workers there are.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -18,7 +18,7 @@ pub struct WorkerArgs {
     ///
     /// A list of http:// or https:// URLs. Models are asked of the workers themselves. More can be told in `[[workers]]`
     /// tables of the file; further workers may be registered at run time. Default: none.
-    #[arg(long, value_name = "URL", num_args = 1..)]
+    #[arg(long, value_name = "URL", num_args = 1.., value_parser = worker_url)]
     pub worker_urls: Vec<WorkerUrl>,
     /// Key that is sent to workers which have none of their own.
     ///
@@ -165,7 +165,7 @@ pub struct AdmissionArgs {
     pub queue_size: u32,
     /// How long a request may wait in the queue, 0.001 to 86400 seconds.
     ///
-    /// It is answered 408 after that. Shorter than what clients wait, or they leave first.
+    /// It is answered 503 with Retry-After after that. Shorter than what clients wait, or they leave first.
     #[arg(
         long,
         value_name = "SECONDS",

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use smg_runtime::clock::Clock;
+use smg_runtime::descriptors;
 use smg_types::now::Now;
 
 /// Largest file that is read as a configuration or a key, in bytes.
@@ -25,6 +26,8 @@ pub struct Process<'a> {
     pub read: &'a dyn Fn(&Path) -> io::Result<String>,
     /// CPUs that the process may use.
     pub cpus: usize,
+    /// Descriptors that the process may have open; `None`: no limit.
+    pub descriptors: Option<u64>,
     /// The machine's name.
     pub host_name: String,
     /// The time, for certificates.
@@ -44,6 +47,7 @@ impl Process<'static> {
             variables,
             read: &read_text,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            descriptors: descriptors::limit(),
             now: Clock::start().now(),
         }
     }
@@ -68,6 +72,7 @@ impl fmt::Debug for Process<'_> {
         f.debug_struct("Process")
             .field("variables", &self.variables.keys())
             .field("cpus", &self.cpus)
+            .field("descriptors", &self.descriptors)
             .field("host_name", &self.host_name)
             .finish_non_exhaustive()
     }

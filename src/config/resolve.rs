@@ -13,6 +13,7 @@ use smg_routing::fleet;
 use smg_routing::limit;
 use smg_routing::policy;
 use smg_routing::prefix;
+use smg_runtime::descriptors;
 use smg_runtime::telemetry;
 use smg_runtime::tls;
 use smg_types::spec::WorkerSpec;
@@ -39,7 +40,9 @@ pub(super) fn resolve(
     let mut mistakes = Vec::new();
     check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
+    warnings.extend(descriptors::shortfall(process.descriptors, args.listen.max_connections));
     check_retries(args, &mut mistakes);
+    check_push_back(args, &mut mistakes);
     check_session_headers(args, &mut mistakes);
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
@@ -195,7 +198,7 @@ fn unless_zero(time: Duration) -> Option<Duration> {
 }
 
 fn dispatch_config(args: &Args) -> dispatch::Config {
-    let Args { retry, admission, .. } = args;
+    let Args { retry, admission, breaker, .. } = args;
     dispatch::Config {
         max_retries: if retry.disable_retries { 0 } else { retry.retry_max_retries },
         initial_backoff: retry.retry_initial_backoff_ms,
@@ -203,6 +206,7 @@ fn dispatch_config(args: &Args) -> dispatch::Config {
         backoff_multiplier: retry.retry_backoff_multiplier,
         budget_ratio: retry.retry_budget_ratio,
         budget_floor: retry.retry_budget_floor,
+        push_back_statuses: breaker.push_back_statuses.iter().filter_map(|s| s.0).collect(),
         queue_timeout: admission.queue_timeout_secs,
         no_worker_wait: admission.no_worker_wait_secs,
     }
@@ -362,6 +366,14 @@ fn check_retries(args: &Args, mistakes: &mut Vec<Mistake>) {
             &["retry_max_backoff_ms", "retry_initial_backoff_ms"],
             text,
         ));
+    }
+}
+
+fn check_push_back(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let statuses = &args.breaker.push_back_statuses;
+    if statuses.len() > 1 && statuses.iter().any(|status| status.0.is_none()) {
+        let text = "--push-back-statuses has none beside other values".to_owned();
+        mistakes.push(Mistake::of_settings(&["push_back_statuses"], text));
     }
 }
 

@@ -77,8 +77,7 @@ pub(super) fn read(
 
 /// A worker, if at least its URL is right.
 fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> {
-    let url: Option<WorkerUrl> =
-        fields.text("url", |text| text.parse().map_err(|e| format!("{e}")));
+    let url: Option<WorkerUrl> = fields.text("url", values::worker_url);
     if url.is_none() && !fields.has("url") {
         fields.wrong("url", "is missing");
     }

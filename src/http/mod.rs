@@ -46,6 +46,7 @@ use smg_proxy::dispatch;
 use smg_proxy::upstream;
 use smg_routing::fleet::Fleet;
 use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
 
 use smg_runtime::tls;
 use smg_types::spec::Secret;
@@ -150,6 +151,8 @@ pub struct Surface {
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.
     pub control: upstream::Client,
+    /// Makes connections, and counts descriptors and shortages.
+    pub dialer: Arc<Dialer>,
     /// What `/metrics` shows.
     pub registry: prometheus::Registry,
     /// The surface's own part of it.

@@ -110,18 +110,15 @@ impl SpecDocument {
     /// `may_refer`: variables and files of the router's may be named, for an administrator has proven to be one.
     fn into_spec(self, may_refer: bool) -> Result<WorkerSpec, ApiError> {
         let api_key = self.key(may_refer)?;
+        self.url.check_path().map_err(|error| invalid("url", error))?;
         if let Some(policy) = self.labels.get("policy")
             && let Err(error) = policy.parse::<smg_routing::policy::Kind>()
         {
             return Err(invalid("labels", error));
         }
-        if let Some(endpoint) =
-            self.health.endpoint.as_ref().filter(|endpoint| !endpoint.starts_with('/'))
-        {
-            return Err(invalid(
-                "health",
-                format!("health.endpoint {endpoint:?} does not begin with a slash"),
-            ));
+        if let Some(endpoint) = &self.health.endpoint {
+            HealthSpec::check_endpoint(endpoint)
+                .map_err(|why| invalid("health", format!("health.endpoint {endpoint:?} {why}")))?;
         }
         let mut models = self.models;
         models.extend(self.model_id);
@@ -236,6 +233,16 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         "has_api_key": worker.spec.api_key.is_some(),
         "spec": SpecDocument::of(&worker.spec),
         "info": worker.info,
+        "last_error": worker.last_failure().map(|failure| {
+            json!({
+                "at": smg_mesh::rfc3339(failure.at),
+                "path": failure.path,
+                "cause": failure.cause.name(),
+                "status": failure.status,
+                "error": (!failure.detail.is_empty()).then_some(&failure.detail),
+                "advice": failure.advice(&worker.spec.url),
+            })
+        }),
     })
 }
 

@@ -12,11 +12,13 @@
 mod support;
 
 mod access;
+mod addresses;
 mod admission;
 mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
 mod engines;
 mod failure;
 mod fidelity;
@@ -26,6 +28,8 @@ mod models;
 mod observe;
 mod patience;
 mod policies;
+mod retries;
+mod shortage;
 mod shutdown;
 mod signals;
 mod sinks;

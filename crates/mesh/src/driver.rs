@@ -25,7 +25,7 @@ use super::link::{Dialler, Link};
 use super::metrics::{self, Metrics};
 use super::server::Incoming;
 use super::wire::Introduction;
-use super::{Follower, Happening, Synced, View, What};
+use super::{Clients, Follower, Happening, Synced, View, What};
 
 /// Membership frames fed in one turn before timers are looked at again.
 const SWIM_PER_TURN: usize = 64;
@@ -52,6 +52,8 @@ const LAG_SAMPLES: usize = 300;
 pub(super) enum Command {
     /// Where others may be.
     Join(Vec<SocketAddr>),
+    /// The address at which others reach this router turned out to be another.
+    Readdress(SocketAddr),
     /// Tell everybody that this router will go.
     Leave,
     /// Go; answered when everything is sent, or could not be.
@@ -67,6 +69,7 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Join(_) => "Join",
+            Self::Readdress(_) => "Readdress",
             Self::Leave => "Leave",
             Self::Depart(_) => "Depart",
             Self::Visit(_) => "Visit",
@@ -101,6 +104,8 @@ pub(super) struct Driver {
     metrics: Metrics,
     /// Who keeps a picture of the state in step; told before anything is said to have been applied.
     follower: Option<Box<dyn Follower>>,
+    /// How clients reach this router.
+    clients: Clients,
     /// The members that the follower has seen.
     followed: u64,
     links: BTreeMap<SocketAddr, Link>,
@@ -129,6 +134,7 @@ impl Driver {
         outputs: Outputs,
         dialler: Arc<Dialler>,
         follower: Option<Box<dyn Follower>>,
+        clients: Clients,
     ) -> Self {
         if follower.is_some() {
             node.follow();
@@ -142,6 +148,7 @@ impl Driver {
             dialler,
             metrics,
             follower,
+            clients,
             followed: u64::MAX,
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -238,6 +245,10 @@ impl Driver {
         let now = self.clock.now();
         match command {
             Command::Join(addresses) => self.node.join(now, &addresses),
+            Command::Readdress(address) => {
+                self.node.readdress(now, address);
+                self.show();
+            }
             Command::Leave => self.node.leave(now),
             Command::Depart(done) => {
                 self.node.depart(now);
@@ -367,8 +378,12 @@ impl Driver {
         let me = self.node.me();
         let before = self.outputs.me.load_full();
         if before.node != me.node || before.address != me.address {
-            let introduction =
-                Introduction { node: me.node.clone(), address: me.address, ..(*before).clone() };
+            let introduction = Introduction {
+                node: me.node.clone(),
+                address: me.address,
+                client_url: self.clients.url(me.address.ip()),
+                ..(*before).clone()
+            };
             self.outputs.me.store(Arc::new(introduction));
         }
         let view = View {

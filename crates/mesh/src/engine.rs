@@ -18,7 +18,7 @@ use super::net::{Listener, Net};
 use super::security::Security;
 use super::server::{self, Inbox, Service};
 use super::wire::Introduction;
-use super::{BindError, Clients, Config, Follower, Handle, Metrics, View};
+use super::{BindError, Clients, Config, Follower, Handle, HostServices, Metrics, View};
 
 /// Frames that wait for the driver, on each lane.
 const INBOX: usize = 1024;
@@ -40,6 +40,7 @@ pub(super) struct Engine {
     pub(super) service: Service,
     pub(super) joiner: Joiner,
     pub(super) follower: Option<Box<dyn Follower>>,
+    pub(super) clients: Clients,
 }
 
 /// Puts a mesh together that is reached at `address` and reaches others by `net`.
@@ -51,6 +52,7 @@ pub(super) fn assemble(
     clients: Clients,
     address: SocketAddr,
     net: Arc<dyn Net>,
+    services: HostServices,
 ) -> Result<(Handle, Engine, watch::Sender<bool>), BindError> {
     let now = clock.now();
     let security = Arc::new(Security::new(&config.security, now)?);
@@ -83,6 +85,7 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
+        shortages: services.shortages.clone(),
     });
     let inbox = Inbox { swim: swim_tx, state: state_tx };
     let handle = Handle {
@@ -95,6 +98,8 @@ pub(super) fn assemble(
     };
     let joiner = Joiner {
         wanted: handle.config.join.clone(),
+        provisional: None,
+        services: services.clone(),
         resolutions: Arc::clone(&handle.resolutions),
         commands: commands_tx,
         view,
@@ -113,10 +118,12 @@ pub(super) fn assemble(
             metrics,
             refusals: Arc::default(),
             board,
+            shortages: services.shortages.clone(),
             stopping,
         },
         joiner,
         follower: None,
+        clients,
     };
     Ok((handle, engine, stop))
 }
@@ -124,8 +131,9 @@ pub(super) fn assemble(
 impl Engine {
     /// Runs until the node has departed, or everybody who could ask it anything is gone.
     pub(super) async fn run(self, listener: impl Listener) {
-        let Self { clock, node, inputs, outputs, dialler, service, joiner, follower } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower);
+        let Self { clock, node, inputs, outputs, dialler, service, joiner, follower, clients } =
+            self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, clients);
         let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
         let beside = async {
             tokio::try_join!(server::run(listener, service), joiner.run(), async {

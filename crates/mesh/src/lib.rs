@@ -45,6 +45,8 @@ pub use status::{
 
 pub use smg_cluster::membership::MemberState;
 use smg_runtime::clock::Clock;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 
 use engine::{Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
@@ -80,6 +82,15 @@ pub struct Config {
     pub security: SecurityConfig,
     /// Everything else: timings, bounds, the cluster's id.
     pub node: cluster::Config,
+}
+
+/// What the mesh uses of its process, besides sockets and the clock.
+#[derive(Debug, Clone)]
+pub struct HostServices {
+    /// Resolves join addresses.
+    pub resolver: Resolver,
+    /// Where shortages of the process's own resources are reported.
+    pub shortages: Shortages,
 }
 
 /// A mesh that can't begin.
@@ -201,8 +212,8 @@ pub struct Running {
 }
 
 impl Mesh {
-    /// Binds the port and finds out where this router is reached. `clients` says how clients reach it, which is told
-    /// to the others.
+    /// Binds the port and finds out where this router is reached, as far as that is known without resolving a name.
+    /// `clients` says how clients reach it, which the other routers learn.
     ///
     /// # Errors
     /// If the port can't be had, or the configuration is one that can't work.
@@ -211,13 +222,15 @@ impl Mesh {
         clock: Clock,
         metrics: Metrics,
         clients: Clients,
+        services: HostServices,
     ) -> Result<Self, BindError> {
         let (listener, bound) = listen(config.listen)
             .map_err(|source| BindError::Listen { address: config.listen, source })?;
         let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
         let address = SocketAddr::new(ip, bound.port());
-        let (handle, engine, stop) =
-            assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp))?;
+        let (handle, mut engine, stop) =
+            assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp), services)?;
+        engine.joiner.provisional = source.is_provisional().then_some(address);
         Ok(Self { handle, engine, listener, stop, address, source })
     }
 
@@ -251,7 +264,8 @@ impl Mesh {
             cluster = handle.config.cluster_name,
             "mesh"
         );
-        if source == Source::Loopback {
+        // Names of join addresses may still tell another address.
+        if source == Source::Loopback && handle.config.join.is_empty() {
             warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -129,6 +129,13 @@ fn workers_and_routing() -> Vec<Row> {
         row("debug-headers", "true", "false", "true", see!(http.debug_headers)),
         row("max-concurrent-requests", "7", "8", "Some(7)", see!(limit.max_concurrent)),
         row("queue-size", "7", "8", "7", see!(limit.queue_size)),
+        row(
+            "push-back-statuses",
+            "429 529",
+            "503",
+            "[429, 529]",
+            see!(dispatch.push_back_statuses),
+        ),
         row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
         row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),
     ]

@@ -67,6 +67,10 @@ fn metrics() -> Metrics {
     Metrics::register(&Registry::new()).unwrap()
 }
 
+fn services(clock: Clock) -> HostServices {
+    HostServices { resolver: Resolver::system(clock), shortages: Shortages::unregistered(clock) }
+}
+
 fn worker(number: usize) -> WorkerSpec {
     WorkerSpec::new(format!("http://worker-{number}.example:8000").parse().unwrap())
 }
@@ -159,8 +163,15 @@ impl World {
                 let address = SocketAddr::new(ip, DEFAULT_PORT);
                 let metrics = metrics();
                 let net = Arc::new(Simulated { ip, wires });
-                let (handle, mut engine, stop) =
-                    assemble(config, clock, metrics.clone(), CLIENTS, address, net)?;
+                let (handle, mut engine, stop) = assemble(
+                    config,
+                    clock,
+                    metrics.clone(),
+                    CLIENTS,
+                    address,
+                    net,
+                    services(clock),
+                )?;
                 (plan.alter)(&mut engine);
                 let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
                 let listener = turmoil::net::TcpListener::bind(port).await?;

@@ -12,7 +12,8 @@ async fn two_meet_over_tcp_and_one_departs() {
         config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         config.join =
             join.map(|address| address.to_string().parse().unwrap()).into_iter().collect();
-        Mesh::bind(config, Clock::start(), metrics(), CLIENTS).unwrap()
+        let clock = Clock::start();
+        Mesh::bind(config, clock, metrics(), CLIENTS, services(clock)).unwrap()
     };
     let a = bind("a", None);
     let b = bind("b", Some(a.address()));

@@ -90,7 +90,8 @@ impl Home {
             let clock = Clock::simulated(BEGIN);
             let net = Arc::new(Nowhere);
             let (handle, engine, stop) =
-                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net).unwrap();
+                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net, services(clock))
+                    .unwrap();
             local.spawn_local(engine.run(Door(pipes)));
             (handle, stop)
         };

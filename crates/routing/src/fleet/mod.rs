@@ -6,6 +6,7 @@
 
 mod breaker;
 mod cut;
+mod failure;
 mod health;
 mod heard;
 mod metrics;
@@ -22,6 +23,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
+pub use failure::{Cause, Failure};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
@@ -440,6 +442,20 @@ impl Fleet {
             }
             worker.info = info.clone().or_else(|| worker.info.take());
         })
+    }
+
+    /// Remembers why a worker could not be asked. Returns whether the cause is another one than the last.
+    pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        worker.live().note_failure(failure)
+    }
+
+    /// Forgets why a worker could not be asked: it answers well.
+    pub fn clear_failure(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().clear_failure();
+        }
     }
 
     /// What a worker serves could not be read.

@@ -193,6 +193,21 @@ fn a_worker_is_never_over_its_own_limit() {
 }
 
 #[test]
+fn a_worker_that_pushes_back_comes_after_others_until_it_works_again() {
+    let fleet = fleet();
+    let id = ready(&fleet, "http://a", &["m"]);
+    let worker = Arc::clone(fleet.load().worker(id).unwrap());
+    let breaker = &fleet.config().breaker;
+    worker.push_back(NOW, Duration::from_secs(1));
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::PushesBack);
+    assert!(worker.is_routed(NOW, breaker));
+    assert_eq!(worker.fitness(NOW + Duration::from_millis(1001), breaker), Fitness::Fit);
+    let guard = worker.begin(NOW, breaker, false).unwrap();
+    let _mode = guard.end(Outcome::Success, NOW, breaker);
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
+}
+
+#[test]
 fn failures_eject_and_half_open_lets_one_in() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
