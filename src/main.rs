@@ -62,6 +62,11 @@ fn router(loaded: &Loaded) -> ExitCode {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    // Of the machine that runs the router: no part of the configuration, which may be checked on another.
+    let max_connections = loaded.config.http.max_connections;
+    if let Some(shortfall) = descriptors::shortfall(descriptors::limit(), max_connections) {
+        warn!("{shortfall}");
+    }
     match block_on(run(loaded, log)).flatten() {
         Ok(Ending::Clean) => ExitCode::SUCCESS,
         Ok(Ending::Cut) => ExitCode::from(FAILED),

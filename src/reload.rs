@@ -42,7 +42,7 @@ impl Taken {
 }
 
 fn mesh_keys(config: &Config) -> Option<&mesh::Ring> {
-    Some(&config.mesh.as_ref()?.security.keys)
+    Some(&config.mesh.network.as_ref()?.security.keys)
 }
 
 /// What the files hold now.
@@ -104,7 +104,7 @@ impl Reload {
         let reading = move || Found {
             listener: listener.map(|tls| tls.reload(now)),
             workers: workers.reload(now),
-            mesh: mesh.and_then(|mesh| mesh.reload_tls(now)),
+            mesh: mesh.reload_tls(now),
             configuration: config::reread(&settings, &Process::current()),
         };
         let found = tokio::task::spawn_blocking(reading).await;
@@ -151,14 +151,12 @@ impl Reload {
         if let Err(errors) = &reread.mesh_keys {
             return kept(part, errors);
         }
-        let (Some(mesh), Some(keys)) = (&self.surface.mesh, mesh_keys(&reread.config)) else {
-            return;
-        };
+        let Some(keys) = mesh_keys(&reread.config) else { return };
         let mut taken = self.taken.lock();
         if taken.mesh_keys.as_ref() == Some(keys) {
             return;
         }
-        if mesh.replace_keys(keys.clone()) {
+        if self.surface.mesh.replace_keys(keys.clone()) {
             taken.mesh_keys = Some(keys.clone());
             changed.push(part.to_owned());
         } else {

@@ -30,6 +30,7 @@ mod cluster;
 mod file;
 mod layers;
 mod mistakes;
+mod peers;
 mod process;
 mod reference;
 mod reread;
@@ -41,6 +42,7 @@ mod workers;
 
 pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
 pub use reread::{Reread, rekeyed, reread};
@@ -73,9 +75,9 @@ pub struct Config {
     pub dispatch: dispatch::Config,
     /// The workers known from the start, each once.
     pub workers: Vec<WorkerSpec>,
-    /// Several routers as one; `None`: this one alone.
-    pub mesh: Option<mesh::Config>,
-    /// What joins it to the rest.
+    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
+    pub mesh: mesh::Config,
+    /// What connects the cluster node with routing.
     pub bridge: bridge::Config,
     /// Logs.
     pub telemetry: telemetry::Config,
@@ -211,30 +213,39 @@ fn load(
     process: &Process<'_>,
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
-    let loaded = understand(matches, process, &mut mistakes);
-    mistakes.extend(wrong_files(&loaded.config, process));
+    let (loaded, file_is_understood) = understand(matches, process, &mut mistakes);
+    let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
+    let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
+    mistakes.extend(wrong_files(&loaded.config, process).into_iter().filter(is_own));
     ConfigErrors::unless_empty(mistakes)?;
     Ok(loaded)
 }
 
-/// Reads everything but certificates. What is wrong is replaced by its default and noted.
+/// Reads everything but certificates. What is wrong is replaced by its default and noted. Whether the configuration file,
+/// if there is one, could be read at all.
 fn understand(
     matches: &ArgMatches,
     process: &Process<'_>,
     mistakes: &mut Vec<Mistake>,
-) -> Loaded {
+) -> (Loaded, bool) {
     let file = read_file(matches, process, mistakes);
     let file_is_understood = file.is_some();
-    let (settings, wrong_values) = layers::settle(matches, process, file.unwrap_or_default());
+    let translated = peers::translate(matches);
+    mistakes.extend(translated.mistakes);
+    let file = file.unwrap_or_default();
+    let (settings, wrong_values) = layers::settle(matches, &translated.said, process, file);
     mistakes.extend(wrong_values);
-    let mut warnings = variables::warnings(process);
+    let mut warnings = translated.notes;
+    warnings.extend(variables::warnings(process));
     let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
+    warnings.extend(peers::unread_variables(process, &config.workers));
     // What a wrong value was replaced with may not fit the rest: that is no mistake of its own. Nor is what lacks its
     // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
     mistakes.extend(wrong_together.into_iter().filter(is_own));
-    Loaded { config, warnings, settings: Arc::new(settings) }
+    let loaded = Loaded { config, warnings, settings: Arc::new(settings) };
+    (loaded, file_is_understood)
 }
 
 /// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.

@@ -42,7 +42,8 @@ pub fn reread(started: &Settings, process: &Process<'_>) -> Result<Reread, Confi
     let Some(usage::Asked::Router(matches)) = asked else {
         unreachable!("the same arguments have started this router")
     };
-    let Loaded { config, settings, .. } = super::understand(&matches, process, &mut mistakes);
+    let (loaded, _) = super::understand(&matches, process, &mut mistakes);
+    let Loaded { config, settings, .. } = loaded;
     mistakes.retain(|mistake| !mistake.is_only_about(MESH_TLS));
     let (mesh, rest) =
         mistakes.into_iter().partition::<Vec<_>, _>(|mistake| mistake.is_only_about(MESH_KEYS));

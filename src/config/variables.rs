@@ -6,6 +6,7 @@
 
 use crate::cli;
 use crate::config::mistakes::did_you_mean;
+use crate::config::peers::{self, VARIABLES};
 use crate::config::process::Process;
 
 /// Variables that belong to this project and are not settings of the router.
@@ -49,7 +50,13 @@ pub(super) fn warnings(process: &Process<'_>) -> Vec<String> {
             if process.is_empty(name) {
                 empty.push(name.as_str());
             }
-        } else if !OTHERS.contains(&name.as_str()) {
+        } else if OTHERS.contains(&name.as_str())
+            || VARIABLES.iter().any(|variable| variable.name == name)
+        {
+            // No setting of the router, or reported with the variables of other routers.
+        } else if let Some(warning) = peers::unread_variable(name) {
+            warnings.push(warning);
+        } else {
             let hint = did_you_mean(name, known.iter().map(String::as_str));
             let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
             warnings.push(format!("variable {name} is not known and ignored{hint}"));

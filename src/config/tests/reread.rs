@@ -59,7 +59,7 @@ fn the_keys_of_the_mesh_fail_by_themselves() {
     };
     let reread = reread_as(&with(KEY_1), &with(&format!("{KEY_2}\n{KEY_1}\n"))).unwrap();
     assert!(reread.mesh_keys.is_ok() && reread.needs_restart.is_empty());
-    let ring = |config: &Config| config.mesh.as_ref().unwrap().security.keys.clone();
+    let ring = |config: &Config| config.mesh.network.as_ref().unwrap().security.keys.clone();
     assert_eq!(ring(&reread.config).ids().count(), 2);
     assert_ne!(ring(&reread.config), ring(&with(KEY_1).config()));
     for wrong in ["", "no key", &KEY_1[1..]] {
