@@ -13,11 +13,12 @@ use rand::rngs::SmallRng;
 use smg_mesh::{self as mesh, Mesh};
 use smg_mock as mock;
 use smg_mock::demo::{DemoError, RunningRouter};
-use smg_proxy::dispatch::{self, Policies};
+use smg_proxy::dispatch;
 use smg_proxy::prober;
 use smg_proxy::upstream::Client;
 use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
+use smg_routing::policies::{self, Policies};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
@@ -92,16 +93,16 @@ impl App {
         }
         let index = Arc::new(prefix::Index::new(&config.prefix));
         prefix::Metrics::register(&registry, &index)?;
-        let dispatch_metrics = dispatch::Metrics::register(&registry)?;
-        let policies = Policies::new(config.policy.clone(), index, dispatch_metrics.clone());
+        let policies_metrics = policies::Metrics::register(&registry)?;
+        let policies = Arc::new(Policies::new(config.policy.clone(), index, policies_metrics));
         let admission = Admission::new(&config.limit);
         limit::Metrics::register(&registry, &admission)?;
         let dispatch = dispatch::Shared::new(
             config.dispatch.clone(),
             Arc::clone(&fleet),
-            policies,
+            Arc::clone(&policies),
             admission,
-            dispatch_metrics,
+            dispatch::Metrics::register(&registry)?,
         );
         let dispatch = Arc::new(dispatch);
         let wake = Arc::new(Notify::new());
@@ -120,7 +121,7 @@ impl App {
             let bridge = Bridge::new(
                 config.bridge.clone(),
                 Arc::clone(&fleet),
-                Arc::clone(&dispatch),
+                Arc::clone(&policies),
                 &config.workers,
                 clock,
                 Arc::clone(&wake),
@@ -131,7 +132,7 @@ impl App {
         let handle = mesh.as_ref().map(|mesh| mesh.handle().clone());
         let admin = Admin::new(
             Arc::clone(&fleet),
-            Arc::clone(&dispatch),
+            Arc::clone(&policies),
             handle.clone(),
             clock,
             Arc::clone(&wake),
@@ -139,6 +140,7 @@ impl App {
         let surface = Arc::new(Surface {
             config: config.http.clone(),
             control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
+            policies,
             dispatch,
             admin,
             gate: joined.as_ref().map(|(bridge, _)| Arc::clone(bridge.gate())),

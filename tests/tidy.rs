@@ -46,6 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // state machines without I/O
     ("cluster", &["ids", "now", "spec", "crdt"]),
     ("fleet", &["ids", "now", "spec"]),
+    ("policies", &["ids", "policy", "prefix", "fleet"]),
     // edges
     ("clock", &["now"]),
     ("tasks", &[]),
@@ -55,16 +56,19 @@ const LAYERS: &[(&str, &[&str])] = &[
     // joints
     (
         "dispatch",
-        &["ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "upstream"],
+        &[
+            "ids", "now", "spec", "policy", "policies", "prefix", "limit", "fleet", "clock",
+            "upstream",
+        ],
     ),
     ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream"]),
-    ("bridge", &["ids", "now", "spec", "policy", "cluster", "fleet", "clock", "mesh", "dispatch"]),
+    ("bridge", &["ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh"]),
     // surface
     (
         "http",
         &[
-            "ids", "now", "spec", "policy", "prefix", "limit", "fleet", "clock", "tasks", "tls",
-            "upstream", "mesh", "dispatch", "bridge",
+            "ids", "now", "spec", "policies", "policy", "prefix", "limit", "fleet", "clock",
+            "tasks", "tls", "upstream", "mesh", "dispatch", "bridge",
         ],
     ),
     ("mock", &["clock", "tasks"]),
@@ -103,6 +107,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "now",
             "spec",
             "policy",
+            "policies",
             "prefix",
             "limit",
             "fleet",
@@ -125,7 +130,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] =
-    &["ids", "now", "spec", "crdt", "policy", "prefix", "limit", "cluster", "fleet"];
+    &["ids", "now", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster", "fleet"];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[

@@ -14,9 +14,8 @@ use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
 use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
 use smg_cluster::state::{Version, Write};
 use smg_mesh as mesh;
-use smg_proxy::dispatch;
-use smg_proxy::dispatch::Policies;
 use smg_routing::fleet::{Fleet, Override, RegisterError};
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, NodeName, WorkerId};
 use smg_types::now::Now;
@@ -93,7 +92,7 @@ pub type Observed = BTreeMap<NodeName, WorkerSeen>;
 #[derive(Debug, Clone)]
 pub struct Admin {
     fleet: Arc<Fleet>,
-    dispatch: Arc<dispatch::Shared>,
+    policies: Arc<Policies>,
     mesh: Option<mesh::Handle>,
     clock: Clock,
     wake: Arc<Notify>,
@@ -113,12 +112,12 @@ impl Admin {
     #[must_use]
     pub fn new(
         fleet: Arc<Fleet>,
-        dispatch: Arc<dispatch::Shared>,
+        policies: Arc<Policies>,
         mesh: Option<mesh::Handle>,
         clock: Clock,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { fleet, dispatch, mesh, clock, wake }
+        Self { fleet, policies, mesh, clock, wake }
     }
 
     /// Registers a worker.
@@ -192,7 +191,7 @@ impl Admin {
         document: Option<PolicyDocument>,
     ) -> Result<Written<'_>, WriteError> {
         if let Some(document) = &document {
-            settings::setting(&settings::record(document), self.policies().config())?;
+            settings::setting(&settings::record(document), self.policies.config())?;
         }
         self.write(Change::Policy(model, document)).await
     }
@@ -204,10 +203,6 @@ impl Admin {
     pub async fn observed(&self) -> Result<BTreeMap<WorkerId, Observed>, WriteError> {
         let Some(mesh) = &self.mesh else { return Ok(BTreeMap::new()) };
         mesh.visit(|node, _, _| observed(node)).await.ok_or(WriteError::Silent)
-    }
-
-    fn policies(&self) -> &Policies {
-        &self.dispatch.policies
     }
 
     /// Whether a worker can be changed: one that was removed from a cluster and still finishes what is in flight can't, or
@@ -253,11 +248,11 @@ impl Admin {
                 fleet.override_worker(id, verdict);
             }
             Change::Policy(model, document) => {
-                let defaults = self.policies().config();
+                let defaults = self.policies.config();
                 let setting = document
                     .map(|document| settings::setting(&settings::record(&document), defaults))
                     .transpose()?;
-                self.policies().set(&model, setting, &fleet.snapshot());
+                self.policies.set(&model, setting, &fleet.snapshot());
             }
         }
         Ok(())

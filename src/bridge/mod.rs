@@ -28,8 +28,8 @@ pub use metrics::Metrics;
 pub use settings::{PolicyDocument, PolicyError};
 
 use smg_mesh as mesh;
-use smg_proxy::dispatch;
 use smg_routing::fleet::Fleet;
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 use smg_types::spec::WorkerSpec;
 
@@ -55,7 +55,7 @@ impl Default for Config {
 pub struct Bridge {
     config: Config,
     fleet: Arc<Fleet>,
-    dispatch: Arc<dispatch::Shared>,
+    policies: Arc<Policies>,
     clock: Clock,
     /// Workers that this router's configuration names.
     configured: Arc<[WorkerSpec]>,
@@ -98,14 +98,14 @@ impl Bridge {
     pub fn new(
         config: Config,
         fleet: Arc<Fleet>,
-        dispatch: Arc<dispatch::Shared>,
+        policies: Arc<Policies>,
         configured: &[WorkerSpec],
         clock: Clock,
         wake: Arc<Notify>,
     ) -> Self {
-        dispatch.policies.memory().journal.open();
+        policies.memory().journal.open();
         let gate = Arc::new(Gate::default());
-        Self { config, fleet, dispatch, clock, configured: configured.into(), gate, wake }
+        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
     }
 
     /// Whether this router knows what the others know.

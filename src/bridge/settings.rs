@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smg_cluster::state::policy::PolicyRecord;
-use smg_proxy::dispatch::Setting;
+use smg_routing::policies::Setting;
 use smg_routing::policy;
 use smg_types::ids::WorkerId;
 

@@ -41,6 +41,7 @@ use smg_mesh as mesh;
 use smg_proxy::dispatch;
 use smg_proxy::upstream;
 use smg_routing::fleet::Fleet;
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 
 use smg_runtime::tls;
@@ -116,6 +117,8 @@ pub struct Surface {
     pub config: Config,
     /// The workers.
     pub fleet: Arc<Fleet>,
+    /// Which policy picks for which model.
+    pub policies: Arc<Policies>,
     /// How requests reach workers.
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.

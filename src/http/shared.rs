@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use smg_proxy::dispatch::Setting;
 use smg_routing::fleet::Worker;
+use smg_routing::policies::Setting;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 
@@ -163,7 +163,7 @@ pub(super) async fn worker(
 /// `GET /ha/policies`: which policy picks for which model, and what was set by hand.
 pub(super) async fn policies(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
-    let policies = &surface.dispatch.policies;
+    let policies = &surface.policies;
     let (default, models) = policies.in_use(&snapshot);
     let models: BTreeMap<_, _> =
         models.iter().map(|(model, kind)| (model.as_str(), kind.to_string())).collect();
@@ -193,7 +193,7 @@ fn setting_document(setting: &Setting) -> Value {
 }
 
 fn policy_document(surface: &Surface, model: &ModelId) -> Value {
-    let policies = &surface.dispatch.policies;
+    let policies = &surface.policies;
     let (default, models) = policies.in_use(&surface.fleet.snapshot());
     let in_use = models.get(model).copied().unwrap_or(default);
     let set = policies.settings().get(model).map(setting_document);

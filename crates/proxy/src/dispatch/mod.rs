@@ -8,7 +8,6 @@ mod body;
 mod candidates;
 mod feedback;
 mod metrics;
-mod policies;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,14 +24,12 @@ use tracing::{debug, warn};
 use attempts::{Attempt, Attempts, Budget, Next};
 use body::Account;
 pub use body::{BodyError, ResponseBody, StreamEnd};
-use metrics::Ending;
-pub use metrics::{Endings, Metrics};
-use policies::Entry;
-pub use policies::{Policies, Setting, Settings};
+pub use metrics::Metrics;
 
 use crate::upstream::{self, Client, Outgoing, SendError};
 use smg_routing::fleet::{Fleet, InFlight, Outcome, ServedBy, Worker};
 use smg_routing::limit::{Admission, Permit, Priority, Rejected};
+use smg_routing::policies::{Ending, Entry, Policies};
 use smg_routing::policy::{Decision, Hint};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
@@ -162,7 +159,7 @@ pub struct Shared {
     /// The workers.
     pub fleet: Arc<Fleet>,
     /// Who picks among them.
-    pub policies: Policies,
+    pub policies: Arc<Policies>,
     /// Who may go on.
     pub admission: Arc<Admission>,
     /// Counters.
@@ -176,7 +173,7 @@ impl Shared {
     pub fn new(
         config: Config,
         fleet: Arc<Fleet>,
-        policies: Policies,
+        policies: Arc<Policies>,
         admission: Arc<Admission>,
         metrics: Metrics,
     ) -> Self {
@@ -468,8 +465,8 @@ impl Dispatcher {
             }
             ServedBy::Nobody => return Err(DispatchError::NoSuchModel),
         };
-        let table = shared.policies.at(&snapshot);
-        let entry = table.of(request.model);
+        let table = shared.policies.table(&snapshot);
+        let entry = table.entry(request.model);
         if entry.policy.wants_blocks() && !blocks.known {
             blocks.known = true;
             prefix::chain(entry.root(request.model), request.prompt, &mut blocks.hashes);
@@ -499,7 +496,7 @@ impl Dispatcher {
                 found.remove(pick.index);
                 continue;
             };
-            entry.count(pick.decision);
+            entry.count_decision(pick.decision);
             return Ok(Chosen {
                 worker: Arc::clone(&member.worker),
                 renamed: member.renamed.clone(),
@@ -522,7 +519,7 @@ impl Request<'_> {
 
     fn hint<'h>(&'h self, blocks: &'h Blocks, entry: &Entry) -> Hint<'h> {
         let prompt_bytes = self.prompt.iter().map(|piece| piece.len()).sum();
-        let model = entry.session_root(self);
+        let model = entry.session_root(self.session, self.model);
         Hint { session: self.session, blocks: &blocks.hashes, prompt_bytes, model }
     }
 }
