@@ -37,7 +37,7 @@ pub fn share(limit: u64, slot: u32, slots: u32) -> u64 {
 /// A counter with a limit that holds under any failure.
 ///
 /// ```
-/// use smg::crdt::{Merge, bounded_counter::BoundedCounter};
+/// use smg_cluster::crdt::{Merge, bounded_counter::BoundedCounter};
 /// let mut a = BoundedCounter::new([("a", 6), ("b", 4)]);
 /// let mut b = a.clone();
 /// a.spend("a", 6)?;
@@ -45,7 +45,7 @@ pub fn share(limit: u64, slot: u32, slots: u32) -> u64 {
 /// a.merge(&b.grant("b", "a", 2)?);
 /// a.spend("a", 2)?;
 /// assert_eq!((a.rights(&"a"), b.rights(&"b"), a.spent()), (0, 2, 8));
-/// # Ok::<(), smg::crdt::bounded_counter::NoRightsError>(())
+/// # Ok::<(), smg_cluster::crdt::bounded_counter::NoRightsError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(serialize = "A: Ord + Serialize", deserialize = "A: Ord + Deserialize<'de>"))]

@@ -12,7 +12,7 @@ use crate::crdt::Merge;
 /// A grow-only counter.
 ///
 /// ```
-/// use smg::crdt::{Merge, g_counter::GCounter};
+/// use smg_cluster::crdt::{Merge, g_counter::GCounter};
 /// let (mut a, mut b) = (GCounter::default(), GCounter::default());
 /// a.add("a", 2);
 /// let delta = b.add("b", 3);

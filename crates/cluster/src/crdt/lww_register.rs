@@ -11,7 +11,7 @@ use crate::crdt::stamp::Stamp;
 /// A last-write-wins register; empty until the first write.
 ///
 /// ```
-/// use smg::crdt::{Merge, lww_register::LwwRegister, stamp::Stamp};
+/// use smg_cluster::crdt::{Merge, lww_register::LwwRegister, stamp::Stamp};
 /// let early = LwwRegister::of(Stamp { wall_ms: 1, ..Stamp::default() }, "early");
 /// let mut late = LwwRegister::of(Stamp { wall_ms: 2, ..Stamp::default() }, "late");
 /// assert!(!late.merge(&early));

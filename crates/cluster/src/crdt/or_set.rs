@@ -19,7 +19,7 @@ type Dot<A> = (A, u64);
 /// An add-wins observed-remove set.
 ///
 /// ```
-/// use smg::crdt::{Merge, or_set::OrSet};
+/// use smg_cluster::crdt::{Merge, or_set::OrSet};
 /// let (mut a, mut b) = (OrSet::default(), OrSet::default());
 /// b.merge(&a.add("a", "w1"));
 /// let removed = b.remove(&"w1");

@@ -8,7 +8,7 @@ use crate::crdt::g_counter::GCounter;
 /// A counter with increments and decrements.
 ///
 /// ```
-/// use smg::crdt::{Merge, pn_counter::PnCounter};
+/// use smg_cluster::crdt::{Merge, pn_counter::PnCounter};
 /// let (mut a, mut b) = (PnCounter::default(), PnCounter::default());
 /// a.add("a", 5);
 /// b.merge(&a);
