@@ -14,10 +14,10 @@ use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::config::{BreakerConfig, Config};
 use super::cut::{Cut, Place};
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
-use super::{BreakerConfig, Config};
 
 /// The models that a worker serves, as far as known.
 #[derive(Debug, Clone, PartialEq, Eq)]
