@@ -7,7 +7,7 @@ use http::StatusCode;
 use rand::{Rng, RngExt as _};
 use smg_types::now::Now;
 
-use super::Config;
+use super::config::Config;
 
 /// What to do after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
 use tracing::warn;
 
-use super::chain;
+use super::causes::with_causes;
 use super::feedback::Usage;
 use crate::upstream;
 
@@ -178,7 +178,7 @@ impl Body for ResponseBody {
                     warn!(
                         worker = %account.worker,
                         request_id = %account.request_id.escape_ascii(),
-                        error = %chain(&error),
+                        error = %with_causes(&error),
                         "response broke off"
                     );
                     account.settle(Ending::Broken, Outcome::Failure);

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::SendError;
+use super::error::SendError;
 use super::head::{Answer, HeadReader, ProtocolError};
 
 /// What one read may give.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
@@ -75,7 +77,8 @@ fn policies_forget_a_worker_whose_cache_went_cold() {
         let entry = Arc::clone(policies.table(&fleet.snapshot()).entry(Some("m")));
         let hint = policy::Hint { session: Some(session), ..policy::Hint::default() };
         let candidates = [Candidate { id, load: 0, weight: 1 }];
-        let pick = entry.policy.pick(&candidates, &hint, NOW, &mut rand::rng()).unwrap();
+        let pick =
+            entry.policy.pick(&candidates, &hint, NOW, &mut SmallRng::seed_from_u64(1)).unwrap();
         entry.policy.sent(id, &hint, NOW);
         pick.decision
     };
