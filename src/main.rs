@@ -40,7 +40,7 @@ fn main() -> ExitCode {
                 ExitCode::from(FAILED)
             }
         },
-        Start::MockWorkers(configs) => told(block_on(mock::worker::run(configs))),
+        Start::MockWorkers(configs) => told(block_on(mock::server::run(configs))),
         Start::Demo(args) => told(block_on(app::demo(args))),
         Start::Console(command) => told(block_on(console::run(command, &mut io::stdout()))),
         Start::Done(status) => ExitCode::from(status),
