@@ -2,7 +2,7 @@
 //!
 //! This crate is the program: the surface ([`http`]), the connection between cluster and routing ([`bridge`]), the
 //! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]) and the composition root ([`app`]). What
-//! it is made of lives in the crates under `crates/`; ARCHITECTURE.md has the map, and `tests/tidy.rs` checks who may
+//! it is made of lives in the crates under `crates/`; ARCHITECTURE.md has the map, and `tests/tidy` checks who may
 //! import whom.
 
 pub mod bridge;
