@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use smg_types::spec::Secret;
 
-use crate::cli::values::{TenantKey, address, file, origin, seconds, secret, tenant_key, whole};
+use crate::cli::values::{
+    AdminKey, TenantKey, address, admin_key, file, origin, seconds, secret, tenant_key, whole,
+};
 
 /// Where clients connect.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -45,6 +47,21 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 40)
     )]
     pub max_buffered_bytes: usize,
+    /// Decodes compressed request bodies (content-encoding gzip, zstd, br or deflate) before they go to a worker.
+    ///
+    /// The decoded body may be as large as --max-payload-size allows. Without this flag a compressed body is answered 415,
+    /// because the router could not read which model it names.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = crate::cli::values::yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub decompress_requests: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
     /// Bounds clients that send a byte now and then.
@@ -136,11 +153,33 @@ pub struct AccessArgs {
         hide_env_values = true
     )]
     pub tenant_api_key: Vec<TenantKey>,
-    /// Key for the admin routes (/workers and the like).
+    /// Keys for the admin routes (/workers, /ha and the like), as KEY or id:name:role:KEY.
     ///
-    /// Default: none; the admin routes are then open to loopback only once there are client keys, else to everyone.
-    #[arg(long, value_name = "KEY", value_parser = secret, hide_env_values = true)]
-    pub admin_api_key: Option<Secret>,
+    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. Default: none; the keys
+    /// of --api-key are then asked for on admin routes. Without those too, admin writes are taken from this machine only,
+    /// and never through a proxy.
+    #[arg(
+        long,
+        value_name = "KEY",
+        num_args = 1..,
+        value_parser = admin_key,
+        hide_env_values = true
+    )]
+    pub admin_api_key: Vec<AdminKey>,
+    /// Takes admin writes from everywhere while no key is configured.
+    ///
+    /// Whoever reaches the port can then add, change and remove workers. For networks that nobody else reaches.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = crate::cli::values::yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub admin_open: bool,
 }
 
 /// What the router's own probes say.

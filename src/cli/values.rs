@@ -190,6 +190,37 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     Ok(TenantKey { id: id.to_owned(), key })
 }
 
+/// An administrator's key: a key, or `id:name:role:key`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminKey {
+    /// Whose key it is: the id that was given, else `admin`.
+    pub id: String,
+    /// Whether it allows writes.
+    pub writes: bool,
+    /// The key.
+    pub key: Secret,
+}
+
+/// An administrator's key. What has a role in its third place is read as `id:name:role:key`, everything else is a key.
+pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
+    let parts: Vec<&str> = text.splitn(4, ':').collect();
+    if let [id, _name, role, key] = parts[..] {
+        let writes = match role {
+            "admin" => Some(true),
+            "user" => Some(false),
+            _ => None,
+        };
+        if let Some(writes) = writes {
+            let key = secret(key).map_err(|why| format!("has a key that {why}"))?;
+            if id.is_empty() {
+                return Err("has an empty id".to_owned());
+            }
+            return Ok(AdminKey { id: id.to_owned(), writes, key });
+        }
+    }
+    Ok(AdminKey { id: "admin".to_owned(), writes: true, key: secret(text)? })
+}
+
 /// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     let is_path =

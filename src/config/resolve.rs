@@ -97,8 +97,18 @@ fn http_config(
             .iter()
             .map(|tenant| http::Tenant { id: tenant.id.clone(), key: tenant.key.clone() })
             .collect(),
-        admin_api_key: access.admin_api_key.clone(),
+        admin_api_keys: access
+            .admin_api_key
+            .iter()
+            .map(|admin| http::AdminKey {
+                id: admin.id.clone(),
+                role: if admin.writes { http::AdminRole::Admin } else { http::AdminRole::User },
+                key: admin.key.clone(),
+            })
+            .collect(),
+        admin_open: access.admin_open,
         max_body_bytes: listen.max_payload_size,
+        decompress_requests: listen.decompress_requests,
         max_buffered_bytes: listen.max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
         body_timeout: listen.body_timeout_secs,
@@ -289,8 +299,20 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
     }
     let is_client_key =
         |key: &Secret| access.api_key.contains(key) || owners.contains_key(key.expose());
-    if access.admin_api_key.as_ref().is_some_and(is_client_key) {
+    if access.admin_api_key.iter().any(|admin| is_client_key(&admin.key)) {
         warnings.push("--admin-api-key is a client's key too: that client is an admin".to_owned());
+    }
+    let has_keys = !access.admin_api_key.is_empty() || !access.api_key.is_empty();
+    if access.admin_open && has_keys {
+        mistakes.push(Mistake::of_settings(
+            &["admin_open"],
+            "--admin-open has no effect beside --admin-api-key or --api-key: leave one of them out"
+                .to_owned(),
+        ));
+    } else if access.admin_open {
+        warnings.push(
+            "--admin-open: whoever reaches this port can change workers and policies".to_owned(),
+        );
     }
 }
 

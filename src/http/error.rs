@@ -15,8 +15,11 @@ use smg_routing::fleet::RegisterError;
 use smg_routing::limit::Rejected;
 
 use super::body::Body;
+use super::encoding;
+use super::form::FormError;
 use super::headers;
 use super::peek::PeekError;
+use super::routes;
 use crate::bridge::WriteError;
 
 /// The error code's own header.
@@ -38,8 +41,8 @@ pub(super) struct ApiError {
     pub(super) retry_after: Option<Duration>,
     /// The limit that was reached, in requests: told with nothing remaining.
     pub(super) limit: Option<u32>,
-    /// The methods that the route takes.
-    pub(super) allow: Option<String>,
+    /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1) or `accept-encoding` (12.5.3).
+    pub(super) accepted: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
@@ -51,7 +54,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limit: None,
-            allow: None,
+            accepted: None,
         }
     }
 
@@ -61,8 +64,14 @@ impl ApiError {
 
     /// The request's path names nothing.
     pub(super) fn no_such_route(path: &str) -> Self {
+        let hint = routes::suggestion(path).map(|meant| {
+            let base =
+                if meant.starts_with("/v1/") { "; a client's base URL ends in /v1" } else { "" };
+            format!(" (did you mean {meant}?{base})")
+        });
         let path: String = path.chars().take(200).collect();
-        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}"))
+        let hint = hint.unwrap_or_default();
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}{hint}"))
     }
 
     pub(super) fn method_not_allowed(allow: String) -> Self {
@@ -71,7 +80,8 @@ impl ApiError {
             "method_not_allowed",
             "the route does not take this method",
         );
-        Self { allow: Some(allow), ..error }
+        let accepted = HeaderValue::try_from(allow).ok();
+        Self { accepted: accepted.map(|allow| Box::new((header::ALLOW, allow))), ..error }
     }
 
     /// No key, or a wrong one.
@@ -82,6 +92,16 @@ impl ApiError {
     /// The caller may not do that.
     pub(super) fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// A write's body is of a type that a page of another site may send without being asked.
+    pub(super) fn not_json(kind: &str) -> Self {
+        let kind: String = kind.chars().take(64).collect();
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not_json",
+            format!("admin writes need `content-type: application/json`; the request says {kind}"),
+        )
     }
 
     /// The body is larger than allowed.
@@ -105,6 +125,52 @@ impl ApiError {
         }
     }
 
+    /// Several models are served and the request names none.
+    pub(super) fn model_missing(form_defect: Option<String>) -> Self {
+        let why = form_defect.map(|why| format!(" (the form could not be read: {why})"));
+        let message = format!(
+            "the request does not name a model, and several models are served: set `model`{}",
+            why.unwrap_or_default()
+        );
+        Self { param: Some("model"), ..Self::bad_request("model_missing", message) }
+    }
+
+    /// The body is encoded in a way that is not decoded here.
+    pub(super) fn encoding_refused(encoding: &str, decode: bool) -> Self {
+        let encoding: String = encoding.chars().take(64).collect();
+        let message = if decode {
+            format!("the body's content-encoding {encoding} is not one of {}", encoding::UNDERSTOOD)
+        } else {
+            format!(
+                "the body's content-encoding {encoding} is not accepted: send the body as it is \
+                 (or start the router with --decompress-requests)"
+            )
+        };
+        let understood = if decode { encoding::UNDERSTOOD } else { "identity" };
+        let accepted = (header::ACCEPT_ENCODING, HeaderValue::from_static(understood));
+        Self {
+            accepted: Some(Box::new(accepted)),
+            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+        }
+    }
+
+    /// The body is not what its content-encoding says.
+    pub(super) fn bad_encoding(why: &str) -> Self {
+        Self::bad_request(
+            "invalid_encoding",
+            format!("the body is not what its content-encoding says: {why}"),
+        )
+    }
+
+    /// A worker's answer would send the client to another server.
+    pub(super) fn foreign_reference() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "upstream_protocol_error",
+            "the worker's answer refers to another server",
+        )
+    }
+
     /// The body came too slowly.
     pub(super) fn too_slow() -> Self {
         Self::new(
@@ -117,6 +183,26 @@ impl ApiError {
     /// The body broke off or is not framed as HTTP says.
     pub(super) fn body_broken() -> Self {
         Self::bad_request("invalid_body", "the request's body could not be read")
+    }
+
+    /// The model is served by nobody.
+    pub(super) fn no_such_model(model: &str) -> Self {
+        let error = Self::new(
+            StatusCode::NOT_FOUND,
+            "model_not_found",
+            "the model does not exist or no worker serves it",
+        );
+        Self { param: Some("model"), ..error }.about_model(Some(model))
+    }
+
+    /// No worker has stored such a response.
+    pub(super) fn no_such_response(id: &str) -> Self {
+        let id: String = id.chars().take(200).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "response_not_found",
+            format!("no worker has a response {id}"),
+        )
     }
 
     pub(super) fn no_such_worker(id: &str) -> Self {
@@ -175,8 +261,8 @@ impl ApiError {
             headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
             headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
         }
-        if let Some(allow) = self.allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
-            headers.insert(header::ALLOW, allow);
+        if let Some((name, value)) = self.accepted.map(|accepted| *accepted) {
+            headers.insert(name, value);
         }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
@@ -201,6 +287,12 @@ impl From<PeekError> for ApiError {
             | PeekError::TooDeep(_) => None,
         };
         Self { param, ..Self::bad_request("invalid_json", error.to_string()) }
+    }
+}
+
+impl From<FormError> for ApiError {
+    fn from(error: FormError) -> Self {
+        Self { param: Some("model"), ..Self::bad_request("invalid_form", error.to_string()) }
     }
 }
 

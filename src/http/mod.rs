@@ -8,8 +8,11 @@ mod auth;
 mod body;
 mod buffered;
 mod connection;
+mod encoding;
 mod error;
 mod fanout;
+mod form;
+mod from_worker;
 mod ha;
 mod headers;
 mod inference;
@@ -62,10 +65,14 @@ pub struct Config {
     pub api_keys: Vec<Secret>,
     /// Keys of tenants.
     pub tenants: Vec<Tenant>,
-    /// Key for admin routes; `None`: they are let in from loopback only once client keys are set, else from anywhere.
-    pub admin_api_key: Option<Secret>,
+    /// Keys for admin routes; empty: see `auth` for who is let in then.
+    pub admin_api_keys: Vec<AdminKey>,
+    /// Admin writes need no key where none is configured, wherever they come from.
+    pub admin_open: bool,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Whether compressed request bodies are decoded; otherwise they are refused.
+    pub decompress_requests: bool,
     /// What the bodies of all requests may hold in memory together, in bytes.
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
@@ -108,6 +115,26 @@ pub struct Tenant {
     pub id: String,
     /// Its key.
     pub key: Secret,
+}
+
+/// An administrator's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminKey {
+    /// Whose key it is, for logs.
+    pub id: String,
+    /// What it allows.
+    pub role: AdminRole,
+    /// The key.
+    pub key: Secret,
+}
+
+/// What an administrator's key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdminRole {
+    /// Reads of the admin surface.
+    User,
+    /// Everything.
+    Admin,
 }
 
 /// What the surface stands on: everything that its endpoints read or change.

@@ -241,7 +241,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
 
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
-    surface.config.admin_api_key.is_some()
+    !surface.config.admin_api_keys.is_empty()
 }
 
 pub(super) fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {

@@ -140,6 +140,7 @@ fn surface() -> Vec<Row> {
         row("host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| c.http.listen.ip().to_string()),
         row("port", "7", "8", "7", |c| c.http.listen.port().to_string()),
         row("max-payload-size", "7000", "8000", "7000", see!(http.max_body_bytes)),
+        row("decompress-requests", "true", "false", "true", see!(http.decompress_requests)),
         row("max-buffered-bytes", "7000", "8000", "7000", see!(http.max_buffered_bytes)),
         row("header-timeout-secs", "7", "8", "7s", see!(http.header_timeout)),
         row("body-timeout-secs", "7", "8", "7s", see!(http.body_timeout)),
@@ -184,9 +185,13 @@ fn surface() -> Vec<Row> {
             let shown = |t: &crate::http::Tenant| format!("{}={}", t.id, t.key.expose());
             c.http.tenants.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
-        row("admin-api-key", "k1", "k2", "Some(\"k1\")", |c| {
-            format!("{:?}", c.http.admin_api_key.as_ref().map(smg_types::spec::Secret::expose))
+        row("admin-api-key", "k1 a:n:user:k2", "k3", "admin/Admin/k1 a/User/k2", |c| {
+            let shown = |admin: &crate::http::AdminKey| {
+                format!("{}/{:?}/{}", admin.id, admin.role, admin.key.expose())
+            };
+            c.http.admin_api_keys.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
+        row("admin-open", "true", "false", "true", see!(http.admin_open)),
         row("health-check-port", "7", "8", "Some(0.0.0.0:7)", see!(http.health_listen)),
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
         row("log-level", "debug", "warn", "\"debug\"", see!(telemetry.filter)),

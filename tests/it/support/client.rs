@@ -94,6 +94,11 @@ pub(crate) async fn begin(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
+    if !body.is_empty()
+        && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+    {
+        request = request.header("content-type", "application/json");
+    }
     // Dropping the caller's future hangs up, too.
     let guard = Abort(Some(connection));
     let response =

@@ -18,4 +18,4 @@ pub use body::{BodyError, ResponseBody, StreamEnd};
 pub use config::Config;
 pub use dispatcher::{Dispatcher, Shared};
 pub use metrics::Metrics;
-pub use request::{DispatchError, Dispatched, Request, Trace};
+pub use request::{DispatchError, Dispatched, ModelPlace, Request, Trace};

@@ -29,8 +29,8 @@ pub struct Request<'a> {
     pub body: Bytes,
     /// The model that it names.
     pub model: Option<&'a str>,
-    /// Where the model's name lies in the body, quotes included.
-    pub model_at: Option<Range<usize>>,
+    /// Where the model's name lies in the body.
+    pub model_at: Option<ModelPlace>,
     /// Whether the client asked for a stream.
     pub stream: bool,
     /// What a stream that breaks ends with.
@@ -41,6 +41,15 @@ pub struct Request<'a> {
     pub prompt: &'a [&'a [u8]],
     /// Its class in the queue.
     pub priority: Priority,
+}
+
+/// Where a body names its model: a worker may call the model by another name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelPlace {
+    /// A JSON string, quotes included.
+    Json(Range<usize>),
+    /// Plain text, as in a part of a form.
+    Text(Range<usize>),
 }
 
 /// A response and how it came to be.
@@ -96,8 +105,13 @@ pub enum DispatchError {
 impl Request<'_> {
     /// The body for a worker that calls the model `model`. This is the only change that is made to a body.
     pub(super) fn body_for(&self, model: &ModelId) -> Bytes {
-        let Some(at) = &self.model_at else { return self.body.clone() };
-        let name = serde_json::to_vec(model).expect("a string is JSON");
+        let (at, name) = match &self.model_at {
+            None => return self.body.clone(),
+            Some(ModelPlace::Json(at)) => {
+                (at, serde_json::to_vec(model).expect("a string is JSON"))
+            }
+            Some(ModelPlace::Text(at)) => (at, model.as_str().as_bytes().to_vec()),
+        };
         [&self.body[..at.start], &name, &self.body[at.end..]].concat().into()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use smg_runtime::clock::Clock;
 use smg_types::spec::{Secret, WorkerUrl};
@@ -16,7 +16,7 @@ use super::connection::{Connection, NoAnswer, Request, Scratch};
 use super::error::SendError;
 use super::head::Answer;
 use super::pool::Pool;
-use super::request::{self, Outgoing, bearer};
+use super::request::{self, Outgoing, Question, bearer};
 
 /// Sends requests to workers, from one thread.
 #[derive(Debug)]
@@ -92,13 +92,34 @@ impl Client {
         timeout: Duration,
         most: usize,
     ) -> Result<(StatusCode, Bytes), SendError> {
+        let question = Question { method, path, key, body: Bytes::new() };
+        self.ask(worker, question, timeout, most).await
+    }
+
+    /// Asks `question` and reads the whole answer, within `timeout`.
+    ///
+    /// # Errors
+    /// As [`Client::send`]. An answer that breaks off or is larger than `most` bytes is a [`SendError::Reset`], and one that
+    /// takes too long a [`SendError::HeadTimeout`].
+    pub async fn ask(
+        &self,
+        worker: &WorkerUrl,
+        question: Question<'_>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let Question { method, path, key, body } = question;
         let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let mut headers = HeaderMap::new();
+        if !body.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         let outgoing = Outgoing {
             method: &method,
             path_and_query: &path_and_query,
-            headers: &HeaderMap::new(),
+            headers: &headers,
             authorization: key.and_then(bearer),
-            body: Bytes::new(),
+            body,
             stream: false,
         };
         let whole = async {

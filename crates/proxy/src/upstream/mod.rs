@@ -23,4 +23,4 @@ pub use config::Config;
 pub use decode::FramingError;
 pub use error::SendError;
 pub use head::ProtocolError;
-pub use request::{Outgoing, bearer};
+pub use request::{Outgoing, Question, bearer};

@@ -25,6 +25,19 @@ pub struct Outgoing<'a> {
     pub stream: bool,
 }
 
+/// What the router itself asks of a worker.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub path: &'a str,
+    /// The worker's key, if it has one.
+    pub key: Option<&'a Secret>,
+    /// The body, JSON unless empty.
+    pub body: Bytes,
+}
+
 /// `Bearer key`; `None` if the key has characters that no header has.
 #[must_use]
 pub fn bearer(key: &Secret) -> Option<HeaderValue> {

@@ -28,7 +28,7 @@ pub use config::{BreakerConfig, Config, HealthConfig};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
-pub use snapshot::{Member, Model, ServedBy, Snapshot};
+pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
 pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 

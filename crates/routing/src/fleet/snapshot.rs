@@ -21,6 +21,20 @@ pub struct Snapshot {
     everyone: Vec<Member>,
     /// Workers whose models are not known yet.
     unread: Vec<Arc<Worker>>,
+    /// Which models the workers list, aliases apart.
+    listed: Listed,
+}
+
+/// Which models the workers of a fleet list, aliases apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Listed {
+    /// None: no worker's models are known, or the workers take whatever is sent.
+    #[default]
+    None,
+    /// Exactly one.
+    One(ModelId),
+    /// More than one.
+    Several,
 }
 
 /// A model and the workers that serve it.
@@ -74,6 +88,11 @@ impl Snapshot {
                 Models::Any => snapshot.any.push(member()),
                 Models::Known(models) => {
                     for id in models {
+                        snapshot.listed = match &snapshot.listed {
+                            Listed::None => Listed::One(id.clone()),
+                            Listed::One(known) if known == id => Listed::One(known.clone()),
+                            Listed::One(_) | Listed::Several => Listed::Several,
+                        };
                         add(&mut snapshot.models, id, member());
                     }
                 }
@@ -114,6 +133,12 @@ impl Snapshot {
     /// The models by name, aliases among them.
     pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
         self.models.iter()
+    }
+
+    /// Which models the workers list. If it is one, a request that names no model means that one.
+    #[must_use]
+    pub fn listed(&self) -> &Listed {
+        &self.listed
     }
 
     /// The model called `name`.
