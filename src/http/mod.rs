@@ -4,12 +4,15 @@
 //! order: name, route, keys) to `inference` (the data path) or to `local` (everything that the router answers itself),
 //! and out again through `body`. `error` is the only file that knows which status a failure has.
 
+mod accept;
 mod auth;
 mod body;
 mod buffered;
 mod connection;
+mod data_thread;
 mod encoding;
 mod error;
+mod exchange;
 mod fanout;
 mod form;
 mod from_worker;
@@ -20,10 +23,13 @@ mod keys;
 mod local;
 mod metrics;
 mod peek;
+mod public;
 mod routes;
 mod server;
 mod shard;
 mod shared;
+mod upload;
+mod wait;
 mod watched;
 mod workers;
 

@@ -19,7 +19,7 @@ use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, Worker
 
 use super::Surface;
 use super::error::ApiError;
-use super::shared::WaitQuery;
+use super::wait::WaitQuery;
 
 /// A worker's spec as the API speaks it.
 #[derive(Debug, Serialize, Deserialize)]

@@ -219,7 +219,7 @@ fn layers_imported() -> Vec<(String, String, String)> {
                     let imported = match path.first().and_then(|first| first.strip_prefix("smg_")) {
                         Some(other) => layer(other, second),
                         None => modules.resolve(module, path).and_then(|(module, rest)| {
-                            layer(&name, module.first().or(rest.first()).map(String::as_str))
+                            layer(&name, module.iter().chain(&rest).next().map(String::as_str))
                         }),
                     };
                     if let Some(imported) = imported.filter(|imported| *imported != own) {

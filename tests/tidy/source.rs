@@ -56,7 +56,7 @@ pub(crate) fn read_crate(root: &Path, read: &dyn Fn(&Path) -> Option<String>) ->
         let text = read(&path).unwrap();
         let mut modules = BTreeMap::new();
         let mut declared = Vec::new();
-        read_module(tokens(&text, &path), &module, &mut modules, &mut declared);
+        read_module(&tokens(&text, &path), &module, &mut modules, &mut declared);
         for child in declared {
             let folder =
                 child[module.len()..].iter().fold(folder.clone(), |at, name| at.join(name));
@@ -81,7 +81,7 @@ pub(crate) fn tokens(text: &str, path: &Path) -> Vec<TokenTree> {
 
 /// Reads a module into `modules`, and which modules it declares that have files of their own.
 fn read_module(
-    tokens: Vec<TokenTree>,
+    tokens: &[TokenTree],
     module: &Module,
     modules: &mut BTreeMap<Module, Items>,
     declared: &mut Vec<Module>,
@@ -94,7 +94,8 @@ fn read_module(
             (Some("mod"), Some(name)) => {
                 let child: Module = module.iter().cloned().chain([name]).collect();
                 if let Some(TokenTree::Group(body)) = tokens.get(at + 2) {
-                    read_module(body.stream().into_iter().collect(), &child, modules, declared);
+                    let body: Vec<_> = body.stream().into_iter().collect();
+                    read_module(&body, &child, modules, declared);
                 } else {
                     declared.push(child);
                 }
@@ -122,7 +123,7 @@ fn read_module(
                     let inside: Vec<_> = group.stream().into_iter().collect();
                     // `pub(in some::path)` imports nothing.
                     if word(&inside, 0).as_deref() != Some("in") {
-                        read_module(inside, module, modules, declared);
+                        read_module(&inside, module, modules, declared);
                     }
                 }
                 at += 1;
@@ -194,16 +195,16 @@ fn is_public(before: &[TokenTree]) -> bool {
 }
 
 /// `tokens` without the items that only tests are compiled with.
-fn without_tests(tokens: Vec<TokenTree>) -> Vec<TokenTree> {
+fn without_tests(tokens: &[TokenTree]) -> Vec<TokenTree> {
     let mut kept = Vec::with_capacity(tokens.len());
     let mut at = 0;
     while at < tokens.len() {
-        let is_for_tests = is_punct(&tokens, at, '#')
+        let is_for_tests = is_punct(tokens, at, '#')
             && tokens
                 .get(at + 1)
                 .is_some_and(|attribute| attribute.to_string().replace(' ', "") == "[cfg(test)]");
         if is_for_tests {
-            at = item_end(&tokens, at + 2);
+            at = item_end(tokens, at + 2);
         } else {
             kept.push(tokens[at].clone());
             at += 1;
