@@ -196,6 +196,13 @@ impl ApiError {
         Self { param: Some("model"), ..error }.about_model(Some(model))
     }
 
+    /// A name that no model can have. `why` is the rest of a sentence that begins with the name.
+    pub(super) fn invalid_model(model: &str, why: &str) -> Self {
+        let model: String = model.chars().take(64).collect();
+        let error = Self::bad_request("invalid_model", format!("model {model:?} {why}"));
+        Self { param: Some("model"), ..error }
+    }
+
     /// No worker has stored such a response.
     pub(super) fn no_such_response(id: &str) -> Self {
         let id: String = id.chars().take(200).collect();

@@ -12,13 +12,14 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use smg_routing::fleet::Worker;
 use smg_routing::policies::Setting;
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 
 use super::Surface;
 use super::error::ApiError;
 use super::wait::WaitQuery;
-use super::workers::{find, invalid, read};
+use super::workers::{find, read};
 use crate::bridge::{Observed, PolicyDocument, WorkerSeen};
 
 /// What this router sees, for a cluster of one.
@@ -162,9 +163,7 @@ async fn change_policy(
     wait: &WaitQuery,
 ) -> Result<Response, ApiError> {
     let wait = wait.read()?;
-    if model.len() > 512 {
-        return Err(invalid("model", "the name of the model is longer than 512 bytes"));
-    }
+    bounds::model_name(&model).map_err(|why| ApiError::invalid_model(&model, &why))?;
     let model = ModelId::new(model);
     let policy = document.as_ref().map(|document| document.policy.clone());
     let written = surface.admin.set_policy(model.clone(), document).await?;

@@ -45,7 +45,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     // vocabulary
     ("ids", &[]),
     ("now", &[]),
-    ("spec", &["ids"]),
+    ("bounds", &[]),
+    ("spec", &["ids", "bounds"]),
     // plain computation
     ("crdt", &["ids", "now"]),
     ("prefix", &["ids", "now"]),
@@ -137,8 +138,10 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules below the I/O line: plain values in, plain values out.
-const PURE: &[&str] =
-    &["ids", "now", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster", "fleet"];
+const PURE: &[&str] = &[
+    "ids", "now", "bounds", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster",
+    "fleet",
+];
 
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[

@@ -4,8 +4,10 @@
 //! on what only a newer one understands.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 
 use crate::crdt::lww_register::LwwRegister;
@@ -24,18 +26,22 @@ impl Store for Policies {
 
     fn validate(key: &ModelId, value: &Self::Value) -> Result<(), String> {
         let Some(record) = value.get() else { return Err("nothing is set".to_owned()) };
-        if key.as_str().is_empty() || key.as_str().len() > 512 {
-            return Err(format!("model name of {} bytes, 1 to 512 expected", key.as_str().len()));
-        }
-        if record.policy.is_empty() || record.policy.len() > 64 {
-            return Err(format!("policy name of {} bytes, 1 to 64 expected", record.policy.len()));
-        }
+        check_bytes("model name", key.as_str(), &bounds::MODEL_NAME_BYTES)?;
+        check_bytes("policy name", &record.policy, &bounds::POLICY_NAME_BYTES)?;
         Ok(())
     }
 
     fn stamp(value: &Self::Value) -> Option<Stamp> {
         value.stamp()
     }
+}
+
+fn check_bytes(name: &str, text: &str, bounds: &RangeInclusive<usize>) -> Result<(), String> {
+    if bounds.contains(&text.len()) {
+        return Ok(());
+    }
+    let (low, high) = (bounds.start(), bounds.end());
+    Err(format!("{name} of {} bytes, {low} to {high} expected", text.len()))
 }
 
 /// What was set for a model.

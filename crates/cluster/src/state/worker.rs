@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::spec::{
     HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl, WorkerUrlError,
@@ -35,8 +36,9 @@ impl Store for Workers {
             }
         }
         match value.verdict() {
-            Some(verdict) if verdict.reason.len() > Override::MAX_REASON_BYTES => {
-                Err(format!("the reason is {} bytes long, the limit is 1024", verdict.reason.len()))
+            Some(verdict) if verdict.reason.len() > *bounds::OVERRIDE_REASON_BYTES.end() => {
+                let (bytes, most) = (verdict.reason.len(), bounds::OVERRIDE_REASON_BYTES.end());
+                Err(format!("the reason is {bytes} bytes long, the limit is {most}"))
             }
             Some(_) | None => Ok(()),
         }
@@ -119,15 +121,10 @@ impl Merge for WorkerEntry {
 pub struct Override {
     /// In or out.
     pub state: OverrideState,
-    /// Why, for the next operator; at most 1,024 bytes.
+    /// Why, for the next operator; at most [`bounds::OVERRIDE_REASON_BYTES`].
     pub reason: String,
     /// When it ends by itself, in milliseconds of wall time.
     pub until_ms: Option<u64>,
-}
-
-impl Override {
-    /// Longest reason.
-    pub const MAX_REASON_BYTES: usize = 1024;
 }
 
 /// In or out.
