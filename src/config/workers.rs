@@ -80,13 +80,13 @@ pub(super) fn read(
 
 /// A worker, if at least its URL is right.
 fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> {
-    let url: Option<WorkerUrl> =
-        fields.text("url", |text| text.parse().map_err(|e| format!("{e}")));
+    let url: Option<WorkerUrl> = fields.text("url", values::worker_url);
     if url.is_none() && !fields.has("url") {
         fields.wrong("url", "is missing");
     }
-    let models = fields.list("models", model);
-    let aliases: BTreeMap<ModelId, ModelId> = fields.pairs("aliases", model, model);
+    let models = fields.list("models", values::model_name);
+    let aliases: BTreeMap<ModelId, ModelId> =
+        fields.pairs("aliases", values::model_name, values::model_name);
     let labels: BTreeMap<String, String> = fields.pairs("labels", label_name, label_value);
     if let Some(policy) = labels.get("policy")
         && policy.parse::<Kind>().is_err()
@@ -174,10 +174,6 @@ fn check_aliases(
             fields.wrong(&key, &format!("{target:?} is not among the worker's models"));
         }
     }
-}
-
-fn model(text: &str) -> Result<ModelId, String> {
-    bounds::model_name(text).map(|()| ModelId::from(text))
 }
 
 fn label_name(text: &str) -> Result<String, String> {

@@ -1,10 +1,14 @@
 //! Accepts clients' connections and hands each to one thread of the data path.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use smg_runtime::descriptors;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::Kind;
 use smg_runtime::tasks::turned_on;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -14,6 +18,12 @@ use super::metrics::Metrics;
 
 /// Connections that wait for their thread to take them.
 const HANDOVER: usize = 1024;
+
+/// How often the acceptor checks whether there are descriptors again.
+const SCARCE_CHECK: Duration = Duration::from_millis(10);
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection on its way to its thread.
 pub(super) struct Handover {
@@ -27,6 +37,7 @@ pub(super) struct Counted {
     load: Arc<AtomicUsize>,
     open: Arc<watch::Sender<usize>>,
     gauge: prometheus::IntGauge,
+    _descriptor: descriptors::Counted,
 }
 
 impl Counted {
@@ -34,11 +45,17 @@ impl Counted {
         load: &Arc<AtomicUsize>,
         open: &Arc<watch::Sender<usize>>,
         gauge: &prometheus::IntGauge,
+        descriptor: descriptors::Counted,
     ) -> Self {
         load.fetch_add(1, Ordering::Relaxed);
         open.send_modify(|open| *open += 1);
         gauge.inc();
-        Self { load: Arc::clone(load), open: Arc::clone(open), gauge: gauge.clone() }
+        Self {
+            load: Arc::clone(load),
+            open: Arc::clone(open),
+            gauge: gauge.clone(),
+            _descriptor: descriptor,
+        }
     }
 }
 
@@ -73,6 +90,7 @@ pub(super) struct Acceptor {
     /// Connections at once.
     pub(super) max_connections: usize,
     pub(super) metrics: Metrics,
+    pub(super) dialer: Arc<Dialer>,
 }
 
 impl Acceptor {
@@ -84,16 +102,12 @@ impl Acceptor {
     ) -> anyhow::Result<()> {
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.accept() => accepted,
                 () = turned_on(&mut stopped) => break,
             };
             match accepted {
                 Ok((stream, peer)) => self.hand_over(stream, peer),
-                Err(error) => {
-                    // Most likely no file descriptors are left: connections wait in the kernel until some are.
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                Err(error) => pause_after(&error, "accepting a client", &self.dialer).await,
             }
         }
         // Those that the kernel has taken already would be reset.
@@ -108,6 +122,21 @@ impl Acceptor {
         Ok(())
     }
 
+    /// The next connection, once there are descriptors for it and for its connection to a worker. Until then it waits in
+    /// the kernel.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let descriptors = self.dialer.descriptors();
+        if descriptors.is_scarce() {
+            let error = "what is left is kept for connections to workers: new clients wait";
+            let shortages = self.dialer.shortages();
+            shortages.report(Kind::Descriptors, "accepting a client", &error);
+            while descriptors.is_scarce() {
+                tokio::time::sleep(SCARCE_CHECK).await;
+            }
+        }
+        self.listener.accept().await
+    }
+
     fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
         if *self.open.borrow() >= self.max_connections {
             self.metrics.connections_refused.inc();
@@ -120,10 +149,21 @@ impl Acceptor {
             return;
         };
         let Ok(stream) = stream.into_std() else { return };
-        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections);
+        let descriptor = self.dialer.descriptors().count();
+        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
         if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
             // The thread is a thousand connections behind: closing is the kindest answer.
             self.metrics.connections_refused.inc();
         }
     }
+}
+
+/// Reports that a connection could not be accepted, and waits. If descriptors are short, connections wait in the kernel
+/// until some are free.
+pub(super) async fn pause_after(error: &io::Error, doing: &str, dialer: &Dialer) {
+    match Kind::of(error) {
+        Some(kind) => dialer.shortages().report(kind, doing, error),
+        None => warn!(%error, doing, "a connection could not be accepted"),
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }

@@ -50,12 +50,14 @@ pub(super) struct Timeouts {
     pub(super) write: Duration,
 }
 
-/// How long a client's connection may be idle between two requests.
-const IDLE: Duration = Duration::from_secs(75);
-
 impl Timeouts {
     pub(super) fn of(config: &Config) -> Self {
-        Self { head: config.header_timeout, idle: IDLE, write: config.body_timeout }
+        Self { head: config.header_timeout, idle: config.idle_timeout, write: config.body_timeout }
+    }
+
+    /// Time after which the timer of a connection fires at the latest.
+    fn longest_wait(self) -> Duration {
+        self.head.min(self.idle)
     }
 }
 
@@ -181,7 +183,7 @@ async fn drive<C>(
     C: Future<Output = hyper::Result<()>>,
 {
     let heeds_exchanges = protocol == Protocol::Http1;
-    let mut timer = pin!(tokio::time::sleep(timeouts.head));
+    let mut timer = pin!(tokio::time::sleep(timeouts.longest_wait()));
     let mut is_closing = false;
     let mut lingers = false;
     loop {
@@ -251,8 +253,9 @@ impl Protocol {
                     return Verdict::Cut("the client took nothing of its response for too long");
                 }
                 let most = if found.head_begun { timeouts.head } else { timeouts.idle };
-                let left = found.idle.map_or(timeouts.head, |idle| most.saturating_sub(idle));
-                let wait = left.min(timeouts.head).max(SHORTEST_WAIT);
+                let left =
+                    found.idle.map_or(timeouts.longest_wait(), |idle| most.saturating_sub(idle));
+                let wait = left.min(timeouts.longest_wait()).max(SHORTEST_WAIT);
                 if left.is_zero() { Verdict::Expire(wait) } else { Verdict::Wait(wait) }
             }
             Self::Http2 => {
@@ -261,7 +264,9 @@ impl Protocol {
                     (true, true) => Verdict::Cut("the client did not leave after the last request"),
                     (true, false) => Verdict::Close(timeouts.head),
                     (false, true) => Verdict::Wait(timeouts.head),
-                    (false, false) => Verdict::Wait(left.min(timeouts.head).max(SHORTEST_WAIT)),
+                    (false, false) => {
+                        Verdict::Wait(left.min(timeouts.longest_wait()).max(SHORTEST_WAIT))
+                    }
                 }
             }
         }

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde_json::json;
+use smg_mesh::VisitError;
 use smg_proxy::dispatch::DispatchError;
 use smg_proxy::upstream::SendError;
 use smg_routing::fleet::RegisterError;
@@ -325,9 +326,11 @@ impl From<DispatchError> for ApiError {
                 limit: Some(max_concurrent),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
-            DispatchError::QueueTimeout(_) => {
-                Self::new(StatusCode::REQUEST_TIMEOUT, "queue_timeout", error.to_string())
-            }
+            // Not a 408: clients and proxies take that for their own slowness, and try again at once.
+            DispatchError::QueueTimeout(_) => Self {
+                retry_after: soon,
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_timeout", error.to_string())
+            },
             DispatchError::Failed { source, .. } => Self::from(source),
         }
     }
@@ -336,7 +339,15 @@ impl From<DispatchError> for ApiError {
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
-            SendError::Resolve(_)
+            SendError::Shortage { .. } => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "router_out_of_resources",
+                    "the router lacks resources of its own to reach a worker",
+                )
+            },
+            SendError::NoSuchName(_)
             | SendError::Connect(_)
             | SendError::ConnectTimeout(_)
             | SendError::Tls(_) => Self::new(
@@ -344,10 +355,15 @@ impl From<SendError> for ApiError {
                 "upstream_connection_failed",
                 "no connection to a worker",
             ),
-            SendError::Reset { .. } => Self::new(
+            SendError::Lost { .. } => Self::new(
                 StatusCode::BAD_GATEWAY,
                 "upstream_connection_failed",
                 "the worker closed the connection before it answered",
+            ),
+            SendError::Removed => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_connection_failed",
+                "the worker was removed before it answered",
             ),
             SendError::Protocol(_) => Self::new(
                 StatusCode::BAD_GATEWAY,
@@ -367,14 +383,22 @@ impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         let message = error.to_string();
         match error {
-            WriteError::Silent => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "mesh_unavailable", message)
-            }
+            WriteError::Node(error) => error.into(),
             WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
             WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
         }
+    }
+}
+
+impl From<VisitError> for ApiError {
+    fn from(error: VisitError) -> Self {
+        let code = match error {
+            VisitError::Ended => "node_failed",
+            VisitError::Timeout => "mesh_unavailable",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string())
     }
 }
 
@@ -425,7 +449,7 @@ pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
 
 /// A name for a request that brought none, or that was not read so far.
 pub(super) fn new_id() -> HeaderValue {
-    headers::request_id(&HeaderMap::new(), &mut SmallRng::from_rng(&mut own_chance()))
+    headers::request_id(&HeaderMap::new(), &[], &mut SmallRng::from_rng(&mut own_chance()))
 }
 
 #[expect(

@@ -6,7 +6,6 @@
 )]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -16,8 +15,8 @@ use rand::rngs::SmallRng;
 use smg_runtime::tasks::turned_on;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
-use tracing::warn;
 
+use super::accept::pause_after;
 use super::body::Body;
 use super::connection::{Timeouts, serve_http1};
 use super::exchange::State;
@@ -37,8 +36,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    pause_after(&error, "accepting a probe", &surface.dialer).await;
                     continue;
                 }
             },
@@ -50,10 +48,12 @@ pub(super) async fn serve(
         let state = State::new(surface.clock);
         let busy = Arc::clone(&state);
         // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
+        let surface = Arc::clone(&surface);
         let service = service_fn(move |request: Request<Incoming>| {
             let exchange = busy.begin();
             let mut chance = SmallRng::from_rng(&mut rand::rng());
-            let request_id = headers::request_id(request.headers(), &mut chance);
+            let names = &surface.config.request_id_headers;
+            let request_id = headers::request_id(request.headers(), names, &mut chance);
             let answering = router.clone().oneshot(request.map(axum::body::Body::new));
             async move {
                 let answered = answering.await;

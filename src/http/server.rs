@@ -15,6 +15,7 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
 use smg_proxy::upstream::{self, Client};
+use smg_runtime::descriptors;
 use smg_runtime::tasks::{OnEnd, Tasks};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -121,7 +122,8 @@ impl Server {
         let mut lanes = Vec::new();
         for at in 0..surface.config.threads.max(1) {
             let (lane, receiver) = Lane::new();
-            let client = Client::new(upstream.clone(), worker_tls.cloned(), surface.clock);
+            let dialer = Arc::clone(&surface.dialer);
+            let client = Client::new(upstream.clone(), worker_tls.cloned(), dialer, surface.clock);
             let chance = SmallRng::from_rng(&mut rand::rng());
             let dispatcher = Dispatcher::new(
                 Arc::clone(&surface.dispatch),
@@ -150,6 +152,7 @@ impl Server {
             open: open_tx,
             max_connections: surface.config.max_connections,
             metrics: surface.metrics.clone(),
+            dialer: Arc::clone(&surface.dialer),
         };
         tasks.spawn("http.api", OnEnd::Stop, acceptor.run(stopped, tasks.stopping()));
         if let Some(listener) = self.metrics {
@@ -175,6 +178,7 @@ impl Server {
                 },
             )?);
         }
+        surface.dialer.descriptors().begin(descriptors::open_now());
         Ok(Running { open, stop_accepting, closing, cut, threads })
     }
 }

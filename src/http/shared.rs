@@ -20,25 +20,7 @@ use super::Surface;
 use super::error::ApiError;
 use super::wait::WaitQuery;
 use super::workers::{find, read};
-use crate::bridge::{Observed, PolicyDocument, WorkerSeen};
-
-/// What this router sees, for a cluster of one.
-fn seen_here(surface: &Surface, worker: &Worker, now: Now) -> Observed {
-    let seen = worker.seen(now, &surface.fleet.config().breaker);
-    let health = match seen.health {
-        None => "unknown",
-        Some(true) => "healthy",
-        Some(false) => "unhealthy",
-    };
-    let seen = WorkerSeen {
-        health,
-        breaker: seen.breaker.name(),
-        serving: seen.serving,
-        in_flight: seen.in_flight,
-        head_latency_seconds: seen.latency.map(|latency| latency.as_secs_f64()),
-    };
-    surface.config.node_name.parse().map_or_else(|_| Observed::new(), |name| [(name, seen)].into())
-}
+use crate::bridge::{Observed, PolicyDocument};
 
 fn worker_document(
     surface: &Surface,
@@ -46,8 +28,6 @@ fn worker_document(
     observed: &BTreeMap<WorkerId, Observed>,
     now: Now,
 ) -> Value {
-    let observations =
-        observed.get(&worker.id).cloned().unwrap_or_else(|| seen_here(surface, worker, now));
     let breaker = worker.breaker_mode(now, &surface.fleet.config().breaker);
     json!({
         "id": worker.id,
@@ -57,7 +37,7 @@ fn worker_document(
         "breaker": breaker.name(),
         "load": worker.load(),
         "override": worker.verdict_at(now).map(|verdict| verdict.healthy),
-        "observations": observations,
+        "observations": observed.get(&worker.id).cloned().unwrap_or_default(),
     })
 }
 

@@ -74,8 +74,8 @@ impl Waits {
         let receipt = written.receipt(self.wait, self.timeout).await;
         // Made now, so that it shows what was written.
         let mut document = document();
-        let complete = receipt.as_ref().is_none_or(|receipt| receipt.complete);
-        if let Some(receipt) = receipt {
+        let complete = receipt.as_ref().is_ok_and(|receipt| receipt.complete);
+        if let Ok(receipt) = receipt {
             document["receipt"] = json!(receipt);
         }
         let status = if complete { status } else { StatusCode::ACCEPTED };

@@ -99,11 +99,12 @@ pub fn place(text: &str) -> Result<(), String> {
 /// # Errors
 /// As [`model_name`].
 pub fn probe_path(text: &str) -> Result<(), String> {
-    let is_path = PROBE_PATH_BYTES.contains(&text.len())
-        && text.starts_with('/')
-        && text.bytes().all(|b| b.is_ascii_graphic());
-    let most = PROBE_PATH_BYTES.end();
-    unless(is_path, || format!("is not a path of at most {most} bytes that begins with /"))
+    let most = *PROBE_PATH_BYTES.end();
+    unless(text.starts_with('/'), || "does not begin with a slash".to_owned())?;
+    unless(text.len() <= most, || format!("is longer than {most} bytes"))?;
+    unless(text.bytes().all(|b| b.is_ascii_graphic()), || {
+        "has a blank, a control character or a character that is not ASCII".to_owned()
+    })
 }
 
 /// Checks a number.

@@ -16,7 +16,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use tracing::{debug, warn};
 
-use super::attempts::{self, Attempt, Attempts, Budget, Next};
+use super::attempts::{Attempt, Attempts, Budget, Next};
 use super::body::{Account, ResponseBody, StreamEnd};
 use super::causes::with_causes;
 use super::choice::{self, Blocks, Chosen};
@@ -99,6 +99,9 @@ enum Step {
     /// There is no answer, and no other attempt is made.
     GiveUp(DispatchError),
 }
+
+/// How long other workers are preferred to one that pushes back without a `Retry-After`.
+const PUSH_BACK: Duration = Duration::from_secs(1);
 
 /// How often a request that waits for a worker tries to choose one.
 const CHOOSE_EVERY: Duration = Duration::from_millis(20);
@@ -215,10 +218,14 @@ impl Dispatcher {
         let status = response.status();
         let answered =
             Answered { response, worker: worker.id, entry, decision, sent_at: sent_at.mono };
-        if !attempts::is_retryable(status) {
+        let config = &self.shared.config;
+        if !config.is_retryable(status) {
             return Step::Respond(answered, in_flight);
         }
         let after = retry_after(answered.response.headers(), now);
+        if config.pushes_back(status) {
+            worker.push_back(now, after.unwrap_or(PUSH_BACK).min(config.max_backoff));
+        }
         let attempt = Attempt::Answered(status, after);
         match self.next(&mut progress.attempts, attempt, others, now) {
             Next::GiveUp => Step::Respond(answered, in_flight),
@@ -226,7 +233,7 @@ impl Dispatcher {
                 debug!(worker = %worker.id, %status, ?wait, "trying again after the worker's answer");
                 let reason = if status.is_server_error() { "5xx" } else { "4xx" };
                 self.shared.metrics.count_retry(reason);
-                self.end(in_flight, worker.id, judge(status), now);
+                self.end(in_flight, worker.id, config.judge(status), now);
                 Step::BetterAnswer(wait, answered)
             }
         }
@@ -246,16 +253,23 @@ impl Dispatcher {
         if error.is_unreachable() {
             worker.mark_unreachable(now, error.is_gone());
         }
-        warn!(
-            worker = %worker.id, request_id = ?request.request_id, error = %with_causes(&error),
-            "attempt failed"
-        );
-        self.end(chosen.in_flight, worker.id, Outcome::Failure, now);
-        let attempt = match &error {
-            SendError::Reset { dead: true } => Attempt::Died,
-            error if error.is_safe_to_retry() => Attempt::NotStarted,
-            _ => Attempt::MayHaveStarted,
+        let text = with_causes(&error);
+        let outcome = if error.is_about_the_worker() {
+            warn!(
+                worker = %worker.id, request_id = ?request.request_id, error = text,
+                "attempt failed"
+            );
+            Outcome::Failure
+        } else {
+            // A shortage was logged where it was met, with others of its kind.
+            debug!(
+                worker = %worker.id, request_id = ?request.request_id, error = text,
+                "attempt failed through no fault of the worker"
+            );
+            Outcome::Neutral
         };
+        self.end(chosen.in_flight, worker.id, outcome, now);
+        let attempt = Attempt::from(&error);
         match self.next(&mut progress.attempts, attempt, chosen.others, now) {
             Next::Again(wait) => {
                 self.shared.metrics.count_retry(error.name());
@@ -295,7 +309,8 @@ impl Dispatcher {
             entry,
             clock: self.clock,
             started,
-            outcome: judge(response.status()),
+            outcome: self.shared.config.judge(response.status()),
+            is_error: response.status().is_server_error(),
             first_byte_seen: false,
             expected: feedback::expected(decision),
         };
@@ -358,17 +373,6 @@ impl Dispatcher {
     }
 }
 
-/// What a complete answer with this status says of the worker.
-fn judge(status: http::StatusCode) -> Outcome {
-    if status.is_server_error() {
-        Outcome::Failure
-    } else if status.is_client_error() {
-        Outcome::Neutral
-    } else {
-        Outcome::Success
-    }
-}
-
 fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
@@ -394,7 +398,7 @@ async fn unless_cut<T>(
     let mut sending = std::pin::pin!(sending);
     std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(answer),
-        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Reset { dead: false })),
+        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Removed)),
     })
     .await
 }

@@ -5,7 +5,8 @@
 //! connection has one owner, the request or its response, and neither a task nor buffers of its own, so that thousands
 //! of open streams cost little. Dropping it, in whatever state, closes the socket, which is how a worker learns that its
 //! client left. `request`, `head` and `decode` are the
-//! protocol as plain code; `connection` and `body` are the sockets and timers.
+//! protocol as plain code; `connection` and `body` are the sockets and timers; `error` says how far a request had come when it
+//! failed.
 
 mod body;
 mod client;
@@ -21,6 +22,6 @@ pub use body::{BodyError, ResponseBody};
 pub use client::Client;
 pub use config::Config;
 pub use decode::FramingError;
-pub use error::SendError;
+pub use error::{Delivery, SendError};
 pub use head::ProtocolError;
 pub use request::{Outgoing, Question, bearer};

@@ -1,7 +1,10 @@
 //! What the fleet judges workers by.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
+
+use smg_types::ids::ModelId;
 
 /// What the fleet judges workers by, and how long a removed one may stay.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +18,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// How long a deleted worker may finish what is in flight.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Defaults of `spec::HealthSpec`.
@@ -56,6 +61,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod breaker;
 mod config;
 mod cut;
+mod failure;
 mod health;
 mod heard;
 mod metrics;
@@ -25,6 +26,7 @@ use smg_types::spec::WorkerSpec;
 
 pub use breaker::{Mode, Outcome};
 pub use config::{BreakerConfig, Config, HealthConfig};
+pub use failure::{Cause, Failure};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
@@ -110,6 +112,22 @@ impl Fleet {
     pub fn ready(&self) -> (usize, usize) {
         let all = self.load().workers().len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
+    }
+
+    /// Whether a worker with this spec may be in the fleet, as one that is there already or as another one.
+    ///
+    /// # Errors
+    /// If another URL has the same id, or the worker is not there and the fleet is full.
+    pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
+        let snapshot = self.load();
+        match snapshot.worker(spec.id()) {
+            Some(there) if there.spec.url != spec.url => {
+                let url = there.spec.url.to_string();
+                Err(RegisterError::SameId { id: spec.id(), url })
+            }
+            None if snapshot.workers().len() >= MAX_WORKERS => Err(RegisterError::Full),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Adds a worker.
@@ -240,6 +258,20 @@ impl Fleet {
         })
     }
 
+    /// Remembers why a worker could not be asked. Returns whether the cause is another one than the last.
+    pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        worker.live().note_failure(failure)
+    }
+
+    /// Forgets why a worker could not be asked: it answers well.
+    pub fn clear_failure(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().clear_failure();
+        }
+    }
+
     /// What a worker serves could not be read.
     pub fn could_not_read(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
@@ -283,7 +315,7 @@ impl Fleet {
         let mut workers = old.workers().to_vec();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = Snapshot::new(old.version + 1, workers);
+        let snapshot = Snapshot::new(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)

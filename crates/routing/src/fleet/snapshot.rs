@@ -1,6 +1,6 @@
 //! All workers at one moment, and which of them serve which model.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use smg_types::ids::{ModelId, WorkerId};
@@ -75,8 +75,13 @@ impl PartialEq for Member {
 impl Eq for Member {}
 
 impl Snapshot {
-    /// Derives which workers serve which model from the list of workers, sorted by id.
-    pub(super) fn new(version: u64, workers: Vec<Arc<Worker>>) -> Self {
+    /// Derives which workers serve which model from the list of workers, sorted by id. `aliases`: other names for models,
+    /// whichever workers serve them.
+    pub(super) fn new(
+        version: u64,
+        workers: Vec<Arc<Worker>>,
+        aliases: &BTreeMap<ModelId, ModelId>,
+    ) -> Self {
         let mut snapshot = Self { version, ..Self::default() };
         for worker in &workers {
             let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -110,6 +115,9 @@ impl Snapshot {
                     model.members.push(any.clone());
                 }
             }
+        }
+        for (alias, model) in aliases {
+            add_alias(&mut snapshot, alias, model);
         }
         for model in snapshot.models.values_mut() {
             model.members.sort_by_key(|member| member.worker.id);
@@ -169,6 +177,22 @@ impl Snapshot {
     pub(super) fn ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
     }
+}
+
+/// Lets the workers that serve `model` serve `alias` too. A worker's own model called `alias` is not hidden by it.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {

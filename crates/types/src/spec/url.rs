@@ -104,9 +104,33 @@ pub enum WorkerUrlError {
     /// A path with characters that do not belong into one.
     #[error("worker url {0:?} has a path with a blank or a character that is not ASCII")]
     BadPath(String),
+    /// It ends in `/v1`.
+    #[error("worker url {url} ends in /v1, which the router adds itself: use {right}")]
+    EndsInV1 {
+        /// The URL that was given.
+        url: String,
+        /// The URL without `/v1`.
+        right: String,
+    },
     /// Longer than [`bounds::WORKER_URL_BYTES`].
     #[error("worker url is {0} bytes long, the limit is {max}", max = bounds::WORKER_URL_BYTES.end())]
     TooLong(usize),
+}
+
+impl WorkerUrl {
+    /// Refuses a URL that ends in `/v1`, which is a client's base URL: the router adds the path of each request itself.
+    ///
+    /// # Errors
+    /// [`WorkerUrlError::EndsInV1`], which names the URL without it.
+    pub fn check_path(&self) -> Result<(), WorkerUrlError> {
+        match self.text.strip_suffix("/v1") {
+            Some(right) => Err(WorkerUrlError::EndsInV1 {
+                url: self.text.to_string(),
+                right: right.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl FromStr for WorkerUrl {
