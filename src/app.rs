@@ -13,11 +13,12 @@ use rand::rngs::SmallRng;
 use smg_mesh::{self as mesh, Mesh};
 use smg_mock as mock;
 use smg_mock::demo::{DemoError, RunningRouter};
-use smg_proxy::dispatch::{self, Policies};
+use smg_proxy::dispatch;
 use smg_proxy::prober;
 use smg_proxy::upstream::Client;
 use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
+use smg_routing::policies::{self, Policies};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
 use smg_runtime::descriptors::{self, Descriptors};
@@ -102,16 +103,16 @@ impl App {
         }
         let index = Arc::new(prefix::Index::new(&config.prefix));
         prefix::Metrics::register(&registry, &index)?;
-        let dispatch_metrics = dispatch::Metrics::register(&registry)?;
-        let policies = Policies::new(config.policy.clone(), index, dispatch_metrics.clone());
+        let policies_metrics = policies::Metrics::register(&registry)?;
+        let policies = Arc::new(Policies::new(config.policy.clone(), index, policies_metrics));
         let admission = Admission::new(&config.limit);
         limit::Metrics::register(&registry, &admission)?;
         let dispatch = dispatch::Shared::new(
             config.dispatch.clone(),
             Arc::clone(&fleet),
-            policies,
+            Arc::clone(&policies),
             admission,
-            dispatch_metrics,
+            dispatch::Metrics::register(&registry)?,
         );
         let dispatch = Arc::new(dispatch);
         let wake = Arc::new(Notify::new());
@@ -130,7 +131,7 @@ impl App {
         let bridge = Bridge::new(
             config.bridge.clone(),
             Arc::clone(&fleet),
-            Arc::clone(&dispatch),
+            Arc::clone(&policies),
             &config.workers,
             clock,
             Arc::clone(&wake),
@@ -147,6 +148,7 @@ impl App {
                 clock,
             ),
             dialer,
+            policies,
             dispatch,
             admin: Admin::new(&bridge, handle.clone()),
             gate: Arc::clone(bridge.gate()),

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let start = config::start(&Process::current(), &mut io::stdout(), &mut io::stderr());
     match start {
         Start::Router(loaded) => router(&loaded),
-        Start::MockWorkers(configs) => told(block_on(mock::worker::run(configs))),
+        Start::MockWorkers(configs) => told(block_on(mock::server::run(configs))),
         Start::Demo(args) => told(block_on(app::demo(args))),
         Start::Console(command) => told(block_on(console::run(command, &mut io::stdout()))),
         Start::Done(status) => ExitCode::from(status),

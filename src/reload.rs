@@ -70,13 +70,12 @@ impl Reload {
     pub async fn run(&self) {
         let Some(found) = self.read().await else { return };
         let mut changed = Vec::new();
-        let mut certificates = |part: &'static str, read: Option<Result<bool, TlsErrors>>| {
-            match read {
+        let mut certificates =
+            |part: &'static str, read: Option<Result<bool, TlsErrors>>| match read {
                 Some(Ok(true)) => changed.push(part.to_owned()),
                 Some(Ok(false)) | None => {}
                 Some(Err(error)) => kept(part, &error),
-            }
-        };
+            };
         certificates("listener TLS", found.listener);
         certificates("worker TLS", Some(found.workers));
         certificates("mesh TLS", found.mesh);
@@ -85,10 +84,14 @@ impl Reload {
             Err(errors) => kept("configuration: keys and log level", &errors),
             Ok(reread) => {
                 self.take_keys(&reread, &mut changed).await;
-                filter = Some(reread.config.telemetry.filter).filter(|new| *new != self.log.filter());
+                filter =
+                    Some(reread.config.telemetry.filter).filter(|new| *new != self.log.filter());
                 if !reread.needs_restart.is_empty() {
                     let settings = reread.needs_restart.join(", ");
-                    warn!(settings, "SIGHUP: these settings differ and need a restart to take effect");
+                    warn!(
+                        settings,
+                        "SIGHUP: these settings differ and need a restart to take effect"
+                    );
                 }
             }
         }
@@ -124,9 +127,10 @@ impl Reload {
             match self.rekey(worker).await {
                 Ok(()) => {
                     changed.push(format!("key of worker {}", worker.url));
-                    workers.iter_mut().filter(|known| known.id() == worker.id()).for_each(
-                        |known| known.api_key.clone_from(&worker.api_key),
-                    );
+                    workers
+                        .iter_mut()
+                        .filter(|known| known.id() == worker.id())
+                        .for_each(|known| known.api_key.clone_from(&worker.api_key));
                 }
                 Err(error) => kept(&format!("key of worker {}", worker.url), &error),
             }
@@ -139,7 +143,8 @@ impl Reload {
     async fn rekey(&self, worker: &WorkerSpec) -> Result<(), crate::bridge::WriteError> {
         let registered = self.surface.fleet.load().worker(worker.id()).map(|w| w.spec.clone());
         let Some(registered) = registered else { return Ok(()) };
-        let rekeyed = WorkerSpec { api_key: worker.api_key.clone(), ..WorkerSpec::clone(&registered) };
+        let rekeyed =
+            WorkerSpec { api_key: worker.api_key.clone(), ..WorkerSpec::clone(&registered) };
         // Here at once; the other routers learn it as they learn any change.
         let _written = self.surface.admin.change(rekeyed).await?;
         Ok(())

@@ -181,7 +181,7 @@ impl Admin {
         document: Option<PolicyDocument>,
     ) -> Result<Written<'_>, WriteError> {
         if let Some(document) = &document {
-            let defaults = self.bridge.dispatch.policies.config();
+            let defaults = self.bridge.policies.config();
             settings::setting(&settings::record(document), defaults)?;
         }
         self.write(Change::Policy(model, document)).await

@@ -33,8 +33,8 @@ pub use metrics::Metrics;
 pub use settings::{PolicyDocument, PolicyError};
 
 use smg_mesh as mesh;
-use smg_proxy::dispatch;
 use smg_routing::fleet::{Fleet, Heard};
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 use smg_types::spec::WorkerSpec;
 
@@ -60,7 +60,7 @@ impl Default for Config {
 pub struct Bridge {
     config: Config,
     fleet: Arc<Fleet>,
-    dispatch: Arc<dispatch::Shared>,
+    policies: Arc<Policies>,
     clock: Clock,
     /// Workers that this router's configuration names.
     configured: Arc<[WorkerSpec]>,
@@ -108,13 +108,13 @@ impl Bridge {
     pub fn new(
         config: Config,
         fleet: Arc<Fleet>,
-        dispatch: Arc<dispatch::Shared>,
+        policies: Arc<Policies>,
         configured: &[WorkerSpec],
         clock: Clock,
         wake: Arc<Notify>,
     ) -> Self {
         let gate = Arc::new(Gate::new(!config.has_others));
-        Self { config, fleet, dispatch, clock, configured: configured.into(), gate, wake }
+        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
     }
 
     /// Whether this router knows what the others know.
@@ -152,7 +152,7 @@ impl Bridge {
             // Nobody reads what a router alone would publish.
             return std::future::pending().await;
         }
-        self.dispatch.policies.memory().journal.open();
+        self.policies.memory().journal.open();
         let mut publisher = publish::Publisher::new(self, mesh, metrics);
         let mut busy_until = self.clock.mono() + BUSY;
         loop {

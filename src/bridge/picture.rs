@@ -113,7 +113,7 @@ impl Picture {
     }
 
     fn set_policies(&self, state: &State, news: &News) {
-        let policies = &self.bridge.dispatch.policies;
+        let policies = &self.bridge.policies;
         let snapshot = self.bridge.fleet.snapshot();
         for model in &news.policies {
             let setting = state.policy(model).and_then(|record| {
@@ -137,7 +137,7 @@ impl Follower for Picture {
         if !news.policies.is_empty() {
             self.set_policies(node.state(), news);
         }
-        let memory = Arc::clone(self.bridge.dispatch.policies.memory());
+        let memory = Arc::clone(self.bridge.policies.memory());
         for key in &news.sessions {
             if let Some(session) = node.state().session(*key, now) {
                 memory.hear_session(key.0, session.worker(), now);

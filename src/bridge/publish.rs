@@ -11,8 +11,8 @@ use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
-use smg_proxy::dispatch::Endings;
 use smg_routing::fleet::{Mode, Seen, Snapshot};
+use smg_routing::policies::Endings;
 use smg_routing::policy::journal::Pages;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
@@ -69,7 +69,7 @@ impl Publisher {
         self.follow_life();
         let snapshot = self.bridge.fleet.snapshot();
         let mut writes = self.observations(&snapshot, now);
-        let pages = self.bridge.dispatch.policies.memory().journal.read();
+        let pages = self.bridge.policies.memory().journal.read();
         let counting = now.mono.saturating_sub(self.totals_at) >= SELDOM;
         let mut models = Vec::new();
         if counting {
@@ -81,8 +81,8 @@ impl Publisher {
         if !is_news && !counting {
             return false;
         }
-        let dropped = self.bridge.dispatch.policies.memory().journal.dropped();
-        let ttl = self.bridge.dispatch.policies.memory().session_ttl().min(session::MAX_TTL);
+        let dropped = self.bridge.policies.memory().journal.dropped();
+        let ttl = self.bridge.policies.memory().session_ttl().min(session::MAX_TTL);
         let told = self.mesh.visit(move |node, _, now| {
             tell(node, now, writes, &pages, ttl);
             let totals: Vec<_> = models.into_iter().map(|model| total(node, model)).collect();
@@ -156,7 +156,7 @@ impl Publisher {
 
     fn count(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();
-        for (model, endings) in self.bridge.dispatch.policies.endings() {
+        for (model, endings) in self.bridge.policies.endings() {
             let Endings { complete, failed, client_left } = endings;
             for (outcome, count) in [
                 (Outcome::Ok, complete),

@@ -58,7 +58,10 @@ impl Process<'_> {
 
     /// Whether a variable is set and holds nothing but blanks.
     pub(super) fn is_empty(&self, name: &str) -> bool {
-        self.variables.get(name).and_then(|text| text.to_str()).is_some_and(|text| text.trim().is_empty())
+        self.variables
+            .get(name)
+            .and_then(|text| text.to_str())
+            .is_some_and(|text| text.trim().is_empty())
     }
 }
 

@@ -177,7 +177,9 @@ fn take_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
     let next = words.get(at).map(|next| next.to_string_lossy());
     let has_value_apart = match (error.kind(), error.get(ContextKind::InvalidValue)) {
         // It may have been meant as the value. A flag that may be given once only was given twice.
-        (ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict, _) => next.is_some_and(|next| !next.starts_with('-')),
+        (ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict, _) => {
+            next.is_some_and(|next| !next.starts_with('-'))
+        }
         // It is the value that is wrong.
         (_, Some(ContextValue::String(value))) => next.is_some_and(|next| next == value.as_str()),
         _ => false,

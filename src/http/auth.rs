@@ -40,10 +40,14 @@ pub struct LiveKeys(ArcSwap<Keys>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeysRefused {
     /// Everybody would be let in.
-    #[error("there is no key for clients any more, which would let everybody in: restart the router if you want that")]
+    #[error(
+        "there is no key for clients any more, which would let everybody in: restart the router if you want that"
+    )]
     NoClientKey,
     /// The admin surface would ask for less than it does now.
-    #[error("there is no key for administrators any more, which would open the admin routes: restart the router if you want that")]
+    #[error(
+        "there is no key for administrators any more, which would open the admin routes: restart the router if you want that"
+    )]
     NoAdminKey,
 }
 

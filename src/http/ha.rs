@@ -137,7 +137,9 @@ fn event(happening: &Happening) -> Bytes {
             ("self", json!({ "at": at, "from": from.as_str(), "to": to.as_str() }))
         }
         What::Renewed => ("refuted", json!({ "at": at })),
-        What::Reborn { is } => ("reborn", json!({ "at": at, "generation": is.generation.to_string() })),
+        What::Reborn { is } => {
+            ("reborn", json!({ "at": at, "generation": is.generation.to_string() }))
+        }
         What::Refused(reason) => ("refused", json!({ "at": at, "reason": reason.to_string() })),
         What::NameContested(by) => ("name_contested", json!({ "at": at, "address": by.address })),
     };

@@ -117,7 +117,10 @@ async fn a_file_with_a_mistake_is_refused_whole_and_named() {
     for (text, says) in [
         ("log-level = 'debug'\napi-key = 'two'\nqueue-size = 'x'", "key queue-size in"),
         ("log-level = 'debug", "smg.toml:1: "),
-        ("log-level = 'debug'\napi-key = 'two'\nadmin-api-key = 'two'", "--admin-api-key is one of"),
+        (
+            "log-level = 'debug'\napi-key = 'two'\nadmin-api-key = 'two'",
+            "--admin-api-key is one of",
+        ),
     ] {
         files.write("smg.toml", text);
         let events = reload(&router).await;
@@ -164,7 +167,10 @@ async fn sighup_replaces_keys_and_never_takes_the_last_one_away() {
         let events = reload(&router).await;
         assert_eq!(events[0]["level"], "ERROR", "{events:#?}");
         assert_eq!((status("/v1/models", "x").await, status("/workers", "x").await), (401, 401));
-        assert_eq!((status("/v1/models", "two").await, status("/workers", "boss").await), (200, 200));
+        assert_eq!(
+            (status("/v1/models", "two").await, status("/workers", "boss").await),
+            (200, 200)
+        );
     }
 }
 
@@ -218,7 +224,10 @@ async fn the_mesh_takes_the_keys_of_its_file_and_keeps_those_that_were_installed
     for wrong in ["", "no key"] {
         files.write("keys", wrong);
         let events = reload(&router).await;
-        assert_eq!((&events[0]["level"], &events[0]["part"]), (&"ERROR".into(), &"keys of the mesh".into()));
+        assert_eq!(
+            (&events[0]["level"], &events[0]["part"]),
+            (&"ERROR".into(), &"keys of the mesh".into())
+        );
         assert_eq!(ids().await, now);
     }
 }

@@ -254,7 +254,10 @@ async fn sighup_shows_the_next_connection_another_certificate() {
     // Half a renewal: the key of another certificate.
     files.take("own.key", &first);
     let events = reload(&router).await;
-    assert_eq!((&events[0]["level"], &events[0]["part"]), (&"ERROR".into(), &"listener TLS".into()));
+    assert_eq!(
+        (&events[0]["level"], &events[0]["part"]),
+        (&"ERROR".into(), &"listener TLS".into())
+    );
     assert!(events[0]["error"].as_str().unwrap().contains(&key), "{events:#?}");
     assert_eq!(status(&of_second).await, Some(200), "the former one stays");
 }

@@ -28,9 +28,8 @@ fn keys_and_the_level_are_taken_from_the_file_and_the_rest_waits() {
 
 #[test]
 fn a_flag_still_wins_over_the_file() {
-    let with = |level: &str| {
-        given().flags(&["--log-level=warn"]).file(&format!("log-level = '{level}'"))
-    };
+    let with =
+        |level: &str| given().flags(&["--log-level=warn"]).file(&format!("log-level = '{level}'"));
     let reread = reread_as(&with("info"), &with("debug")).unwrap();
     assert_eq!(reread.config.telemetry.filter, "warn");
 }

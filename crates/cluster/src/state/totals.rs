@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{Generation, ModelId, NodeId, NodeName};
 
 use crate::state::State;
@@ -40,7 +41,12 @@ impl Store for Totals {
 
     fn validate(key: &TotalKey, _: &Total) -> Result<(), String> {
         let bytes = key.model.as_str().len();
-        if bytes > 512 { Err(format!("model name of {bytes} bytes, at most 512")) } else { Ok(()) }
+        let most = *bounds::MODEL_NAME_BYTES.end();
+        if bytes > most {
+            Err(format!("model name of {bytes} bytes, at most {most}"))
+        } else {
+            Ok(())
+        }
     }
 
     fn write(

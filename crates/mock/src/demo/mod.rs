@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 use crate::config::{Config, Rate, Share};
 use crate::demo::board::{Board, View};
 use crate::demo::screen::Screen;
+use crate::server::Bound;
 use crate::traffic::Chats;
-use crate::worker::Worker;
 
 /// Workers of the demo.
 const WORKERS: u16 = 4;
@@ -119,7 +119,7 @@ where
     let mut workers = Vec::new();
     let mut urls = Vec::new();
     for nth in 0..WORKERS {
-        let bound = Worker::bind(worker_config(nth, args.seed)).await.map_err(DemoError::Worker)?;
+        let bound = Bound::bind(worker_config(nth, args.seed)).await.map_err(DemoError::Worker)?;
         workers.push(bound.worker());
         urls.push(bound.url());
         serving.spawn(bound.serve(std::future::pending()));

@@ -3,92 +3,20 @@
 
 #![expect(clippy::disallowed_methods, reason = "the workers are tasks that end with their test")]
 
-use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod fake;
+
 use std::task::Poll;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use fake::{Fake, noticing, request, request_head};
+
 use super::*;
+use crate::upstream::BodyError;
 
 const LONG: Duration = Duration::from_secs(20);
-
-/// A worker by script. Gone when dropped.
-struct Fake {
-    address: SocketAddr,
-    /// Connections that were made to it.
-    connections: Arc<AtomicUsize>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Fake {
-    /// Gives each connection to `script`, with how many came before it.
-    async fn start<F, R>(script: F) -> Self
-    where
-        F: Fn(usize, TcpStream) -> R + Send + 'static,
-        R: Future<Output = ()> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        let task = tokio::spawn(async move {
-            let mut talks = tokio::task::JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                stream.set_nodelay(true).unwrap();
-                talks.spawn(script(count.fetch_add(1, Ordering::SeqCst), stream));
-            }
-        });
-        Self { address, connections, task }
-    }
-
-    /// Answers every request with these pieces, each in a write of its own, and keeps the connection.
-    async fn answering(pieces: &'static [&'static [u8]]) -> Self {
-        Self::start(move |_, mut stream| async move {
-            while request(&mut stream).await.is_some() {
-                for piece in pieces {
-                    stream.write_all(piece).await.unwrap();
-                    tokio::task::yield_now().await;
-                }
-            }
-        })
-        .await
-    }
-
-    fn url(&self) -> WorkerUrl {
-        format!("http://{}", self.address).parse().unwrap()
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-}
-
-/// Reads a request; `None`: the client has left.
-async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, Vec<u8>)> {
-    let head = request_head(stream).await?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    stream.read_exact(&mut body).await.ok()?;
-    Some((head, body))
-}
-
-async fn request_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    Some(String::from_utf8(head).unwrap())
-}
 
 fn client() -> Client {
     with(Config::default())
@@ -296,7 +224,8 @@ where
         body: body.into(),
         stream: true,
     };
-    let request = Request::new(head::write(&worker.url(), &outgoing), outgoing.body.clone());
+    let request =
+        Request::new(request::write_head(&worker.url(), &outgoing), outgoing.body.clone());
     let exchange = client.exchange(&mut connection, request, &outgoing, LONG);
     let answer = tokio::time::timeout(LONG, exchange).await.expect("it hangs");
     answer.unwrap().unwrap_err()
@@ -573,22 +502,6 @@ async fn large_bodies_arrive_as_they_were_sent() {
         assert!(status == 200 && body == sent[..]);
     }
     assert_eq!(worker.connections(), 1);
-}
-
-/// A worker that says `said` to a request and tells when the client has hung up.
-async fn noticing(said: &'static [u8]) -> (Fake, mpsc::Receiver<()>) {
-    let (tell, told) = mpsc::channel(1);
-    let worker = Fake::start(move |_, mut stream| {
-        let tell = tell.clone();
-        async move {
-            request(&mut stream).await;
-            stream.write_all(said).await.unwrap();
-            let _gone = stream.read_u8().await.is_err();
-            tell.send(()).await.unwrap();
-        }
-    })
-    .await;
-    (worker, told)
 }
 
 #[tokio::test]
