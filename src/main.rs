@@ -65,6 +65,11 @@ fn run(loaded: Loaded) -> anyhow::Result<Ending> {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    // Of the machine that runs the router: no part of the configuration, which may be checked on another.
+    let max_connections = loaded.config.http.max_connections;
+    if let Some(shortfall) = descriptors::shortfall(descriptors::limit(), max_connections) {
+        warn!("{shortfall}");
+    }
     block_on(async {
         let stops = count_signals()?;
         let running = App::build(loaded.config)?.start()?;

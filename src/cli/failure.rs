@@ -66,7 +66,7 @@ pub struct RetryArgs {
     pub retry_max_retries: u32,
     /// Longest pause before the first retry, 0 to 3600000 milliseconds.
     ///
-    /// The pause is drawn between zero and this.
+    /// How much of the pause is drawn at random, --retry-jitter-factor says.
     #[arg(long, value_name = "MS", default_value = "50", value_parser = millis(0, 3_600_000))]
     pub retry_initial_backoff_ms: Duration,
     /// Longest pause before any retry, 0 to 3600000 milliseconds.
@@ -77,6 +77,12 @@ pub struct RetryArgs {
     /// Growth of the longest pause from retry to retry, 1 to 100.
     #[arg(long, value_name = "FACTOR", default_value = "2", value_parser = between(1.0, 100.0))]
     pub retry_backoff_multiplier: f32,
+    /// Share of a pause that is drawn at random, 0 to 1.
+    ///
+    /// With 1 the pause is between zero and the longest, which spreads the retries of many requests best; with 0.2 it is
+    /// between 80 % and all of the longest.
+    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = between(0.0, 1.0))]
+    pub retry_jitter_factor: f32,
     /// Retries as a share of recent requests, 0 to 1.
     ///
     /// Keeps retries from multiplying the load on workers that are failing already.

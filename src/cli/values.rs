@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use smg_mesh::{JoinAddress, ParseJoinAddressError};
-use smg_types::ids::NodeName;
+use smg_types::ids::{ModelId, NodeName};
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// A key that proves a tenant, as `id:key`.
@@ -189,6 +189,35 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     }
     let key = secret(key).map_err(|why| format!("has a key that {why}"))?;
     Ok(TenantKey { id: id.to_owned(), key })
+}
+
+/// Another name for a model, as `alias=model`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelAlias {
+    /// The name that clients may use.
+    pub alias: ModelId,
+    /// The name that workers know.
+    pub model: ModelId,
+}
+
+/// Another name for a model.
+pub(crate) fn model_alias(text: &str) -> Result<ModelAlias, String> {
+    let (alias, model) =
+        text.split_once('=').ok_or_else(|| "is not of the form alias=model".to_owned())?;
+    if alias == model {
+        return Err("names a model as its own alias".to_owned());
+    }
+    Ok(ModelAlias { alias: model_name(alias)?, model: model_name(model)? })
+}
+
+/// A model's name.
+pub(crate) fn model_name(text: &str) -> Result<ModelId, String> {
+    let is_name = !text.trim().is_empty() && text.len() <= 256 && !text.contains(char::is_control);
+    if is_name {
+        Ok(ModelId::from(text))
+    } else {
+        Err("is not a model's name of 1 to 256 bytes".to_owned())
+    }
 }
 
 /// A worker's URL: not a client's base URL, which ends in `/v1`.

@@ -10,7 +10,6 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use smg_runtime::clock::Clock;
-use smg_runtime::descriptors;
 use smg_types::now::Now;
 
 /// Largest file that is read as a configuration or a key, in bytes.
@@ -26,8 +25,6 @@ pub struct Process<'a> {
     pub read: &'a dyn Fn(&Path) -> io::Result<String>,
     /// CPUs that the process may use.
     pub cpus: usize,
-    /// Descriptors that the process may have open; `None`: no limit.
-    pub descriptors: Option<u64>,
     /// The machine's name.
     pub host_name: String,
     /// The time, for certificates.
@@ -47,7 +44,6 @@ impl Process<'static> {
             variables,
             read: &read_text,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            descriptors: descriptors::limit(),
             now: Clock::start().now(),
         }
     }
@@ -67,7 +63,6 @@ impl fmt::Debug for Process<'_> {
         f.debug_struct("Process")
             .field("variables", &self.variables.keys())
             .field("cpus", &self.cpus)
-            .field("descriptors", &self.descriptors)
             .field("host_name", &self.host_name)
             .finish_non_exhaustive()
     }

@@ -11,6 +11,7 @@ use smg_types::now::Now;
 
 use super::*;
 
+mod peers;
 mod settings;
 mod workers;
 
@@ -21,7 +22,6 @@ struct Given {
     variables: Vec<(String, String)>,
     /// Files by their path; `smg.toml` is named by a flag when it is there.
     files: BTreeMap<PathBuf, String>,
-    descriptors: Option<u64>,
 }
 
 fn given() -> Given {
@@ -62,16 +62,9 @@ impl Given {
             variables: self.variables.iter().map(|(n, v)| (n.clone(), v.into())).collect(),
             read: &read,
             cpus: 3,
-            descriptors: self.descriptors,
             host_name: "router-0".to_owned(),
             now: Now::at(Duration::from_secs(1_800_000_000)),
         })
-    }
-
-    /// With so many descriptors.
-    fn descriptors(mut self, limit: u64) -> Self {
-        self.descriptors = Some(limit);
-        self
     }
 
     fn loaded(&self) -> Result<Loaded, ConfigErrors> {
@@ -481,17 +474,6 @@ fn disabling_retries_wins_over_their_number() {
 }
 
 #[test]
-fn a_limit_on_open_files_that_is_too_low_is_a_warning() {
-    let given = given().flags(&["--max-connections=1000"]);
-    assert!(given.clone().descriptors(2064).warnings().is_empty());
-    let warnings = given.descriptors(1024).warnings();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for part in ["open files is 1024", "1000 of --max-connections", "ulimit -Hn"] {
-        assert!(warnings[0].contains(part), "{warnings:?}");
-    }
-}
-
-#[test]
 fn push_back_may_be_nothing_but_not_nothing_and_something() {
     let statuses = |given: Given| given.config().dispatch.push_back_statuses;
     assert_eq!(statuses(given()), [429, 503]);
@@ -516,7 +498,6 @@ fn a_value_that_is_no_text_is_a_mistake() {
         variables: [("SMG_API_KEY".to_owned(), OsString::from_vec(vec![0xff]))].into(),
         read: &|_| unreachable!("no file is named"),
         cpus: 1,
-        descriptors: None,
         host_name: "r".to_owned(),
         now: Now::default(),
     };

@@ -14,7 +14,7 @@ use smg_routing::fleet::Snapshot;
 
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
-use super::{Surface, fanout, ha, keys, shared, workers};
+use super::{Surface, fanout, ha, keys, legacy, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -26,6 +26,9 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/engine_metrics", get(fanout::engine_metrics))
         .route("/get_loads", get(fanout::loads))
         .route("/flush_cache", post(fanout::flush_cache))
+        .route("/list_workers", get(legacy::list))
+        .route("/add_worker", post(legacy::add))
+        .route("/remove_worker", post(legacy::remove))
         .route("/workers", get(workers::list).post(workers::add))
         .route(
             "/workers/{id}",
@@ -87,7 +90,7 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
-    } else if surface.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+    } else if !surface.gate.is_open() {
         Some("joining")
     } else if ready < surface.config.min_ready_workers {
         Some("insufficient healthy workers")
@@ -110,7 +113,7 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "node_name": surface.config.node_name,
-        "ha_mode": if surface.mesh.is_some() { "mesh" } else { "standalone" },
+        "ha_mode": surface.mesh.ha_mode(),
         "draining": surface.lifecycle.is_draining(),
     }))
 }

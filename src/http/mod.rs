@@ -11,12 +11,14 @@ mod connection;
 mod encoding;
 mod error;
 mod fanout;
+mod foreign;
 mod form;
 mod from_worker;
 mod ha;
 mod headers;
 mod inference;
 mod keys;
+mod legacy;
 mod local;
 mod metrics;
 mod peek;
@@ -77,6 +79,8 @@ pub struct Config {
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
+    /// Time that a client's connection is kept between two requests.
+    pub idle_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
     /// Client connections at once.
@@ -87,6 +91,8 @@ pub struct Config {
     pub min_ready_workers: usize,
     /// Request headers that carry a session's key, in order of preference.
     pub session_headers: Vec<HeaderName>,
+    /// Request headers that carry a request's id, in order of preference.
+    pub request_id_headers: Vec<HeaderName>,
     /// Tell clients which worker, policy and decision served them.
     pub debug_headers: bool,
     /// Origins that browsers may call from; empty: no CORS headers.
@@ -156,14 +162,12 @@ pub struct Surface {
     pub metrics: Metrics,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
-    /// The other routers, if there may be any.
-    pub mesh: Option<mesh::Handle>,
+    /// This router's cluster node.
+    pub mesh: mesh::Handle,
     /// Where administrators write.
     pub admin: Admin,
-    /// Whether this router knows what the others know; `None`: there are none.
-    pub gate: Option<Arc<Gate>>,
-    /// Where clients reach this router.
-    pub client_url: String,
+    /// Whether this router knows what the others know.
+    pub gate: Arc<Gate>,
     /// Time.
     pub clock: Clock,
 }

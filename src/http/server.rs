@@ -42,9 +42,6 @@ use super::{Config, Surface, headers, local};
 /// Connections that wait for their thread to take them.
 const HANDOVER: usize = 1024;
 
-/// How long a client's connection may idle between two requests.
-const IDLE: Duration = Duration::from_secs(75);
-
 /// How often a thread looks for connections to workers that are no longer needed.
 const EVICT: Duration = Duration::from_secs(5);
 
@@ -457,7 +454,8 @@ impl Port {
 }
 
 fn patience(surface: &Surface) -> Patience {
-    Patience { head: surface.config.header_timeout, idle: IDLE, write: surface.config.body_timeout }
+    let config = &surface.config;
+    Patience { head: config.header_timeout, idle: config.idle_timeout, write: config.body_timeout }
 }
 
 async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch::Receiver<bool>)
@@ -534,10 +532,12 @@ async fn serve_public(
         let state = State::new(surface.clock);
         let busy = Arc::clone(&state);
         // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
+        let surface = Arc::clone(&surface);
         let service = service_fn(move |request: Request<Incoming>| {
             let exchange = busy.begin();
             let mut chance = SmallRng::from_rng(&mut rand::rng());
-            let request_id = headers::request_id(request.headers(), &mut chance);
+            let names = &surface.config.request_id_headers;
+            let request_id = headers::request_id(request.headers(), names, &mut chance);
             let answering = router.clone().oneshot(request.map(axum::body::Body::new));
             async move {
                 let answered = answering.await;

@@ -114,13 +114,15 @@ impl Attempts {
         if budget.withdraw(config, now) { Next::Again(wait) } else { Next::GiveUp }
     }
 
-    /// Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+    /// Exponential back-off, of which a share is drawn at random: all of it by default, which spreads retries best
+    /// (Brooker, "Exponential Backoff And Jitter", 2015).
     fn backoff(&self, config: &Config, rng: &mut dyn Rng) -> Duration {
         let exponent = i32::try_from(self.made.saturating_sub(1)).unwrap_or(i32::MAX);
         let most = config.initial_backoff.as_secs_f64()
             * f64::from(config.backoff_multiplier).powi(exponent);
         let most = most.min(config.max_backoff.as_secs_f64());
-        Duration::from_secs_f64(most * rng.random::<f64>())
+        let jitter = f64::from(config.backoff_jitter);
+        Duration::from_secs_f64(most * (1.0 - jitter * rng.random::<f64>()))
     }
 }
 
@@ -359,6 +361,24 @@ mod tests {
         for (wait, most) in waits.iter().zip([1, 2, 4]) {
             assert!(*wait <= Duration::from_secs(most), "{wait:?} is longer than {most} s");
         }
+    }
+
+    #[test]
+    fn the_jitter_is_the_share_that_is_drawn() {
+        let pauses = |jitter: f32| {
+            let initial_backoff = Duration::from_millis(100);
+            let config = Config { backoff_jitter: jitter, initial_backoff, ..Config::default() };
+            let mut rng = SmallRng::seed_from_u64(7);
+            let first = Attempts { made: 1, ..Attempts::default() };
+            let pauses = (0..1000).map(|_| first.backoff(&config, &mut rng).as_millis());
+            let pauses: Vec<_> = pauses.collect();
+            (*pauses.iter().min().unwrap(), *pauses.iter().max().unwrap())
+        };
+        assert_eq!(pauses(0.0), (100, 100));
+        let (least, most) = pauses(0.25);
+        assert!((75..80).contains(&least) && (95..=100).contains(&most), "{least} to {most} ms");
+        let (least, most) = pauses(1.0);
+        assert!(least < 5 && most > 95, "{least} to {most} ms");
     }
 
     #[test]

@@ -44,12 +44,14 @@ use smg_types::now::Now;
 pub struct Config {
     /// Attempts after the first one.
     pub max_retries: u32,
-    /// Back-off before the first retry; full jitter.
+    /// Longest back-off before the first retry.
     pub initial_backoff: Duration,
     /// No back-off is longer.
     pub max_backoff: Duration,
     /// Growth of the back-off from retry to retry, at least 1.
     pub backoff_multiplier: f32,
+    /// Share of the back-off that is drawn at random, 0..=1: with 1 it is between zero and the longest.
+    pub backoff_jitter: f32,
     /// Retries as a share of recent requests, 0..=1.
     pub budget_ratio: f32,
     /// Retries per second that are always allowed.
@@ -69,6 +71,7 @@ impl Default for Config {
             initial_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(5),
             backoff_multiplier: 2.0,
+            backoff_jitter: 1.0,
             budget_ratio: 0.2,
             budget_floor: 10.0,
             push_back_statuses: vec![

@@ -13,7 +13,7 @@ mod metrics;
 mod told;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +46,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// How long a deleted worker may finish what is in flight.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Defaults of `spec::HealthSpec`.
@@ -87,6 +89,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -316,6 +319,22 @@ impl Fleet {
         (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
+    /// Whether a worker with this spec may be in the fleet, as one that is there already or as another one.
+    ///
+    /// # Errors
+    /// If another URL has the same id, or the worker is not there and the fleet is full.
+    pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
+        let snapshot = self.load();
+        match snapshot.worker(spec.id()) {
+            Some(there) if there.spec.url != spec.url => {
+                let url = there.spec.url.to_string();
+                Err(RegisterError::SameId { id: spec.id(), url })
+            }
+            None if snapshot.workers().len() >= MAX_WORKERS => Err(RegisterError::Full),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Adds a worker.
     ///
     /// # Errors
@@ -499,7 +518,7 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers);
+        let snapshot = build(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
@@ -507,7 +526,11 @@ impl Fleet {
 }
 
 /// Derives who serves what from the list of workers.
-fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+fn build(
+    version: u64,
+    workers: Vec<Arc<Worker>>,
+    aliases: &BTreeMap<ModelId, ModelId>,
+) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -541,11 +564,30 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             }
         }
     }
+    for (alias, model) in aliases {
+        add_alias(&mut snapshot, alias, model);
+    }
     for model in snapshot.models.values_mut() {
         model.members.sort_by_key(|member| member.worker.id);
     }
     snapshot.workers = workers;
     snapshot
+}
+
+/// Lets whoever serves `model` serve `alias` too. A model that a worker itself calls `alias` is not hidden by it.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {

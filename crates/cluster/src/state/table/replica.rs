@@ -97,6 +97,8 @@ pub(crate) trait Replica: Debug {
     fn sizes(&self) -> Sizes;
     /// The number of keys with a value; in stores with a row per node, the number of live rows.
     fn entries(&self) -> usize;
+    /// Whether the table holds rows that expire, or tombstones that can be dropped later.
+    fn changes_with_time(&self) -> bool;
     /// A hash that is equal on nodes which hold the same dots.
     fn fingerprint(&self) -> u64;
     /// A hash that is equal on nodes which read the same.
@@ -333,6 +335,10 @@ impl<S: Store> Replica for Table<S> {
 
     fn release(&mut self, cx: &mut Context<'_>) -> usize {
         self.retry_quarantine(cx)
+    }
+
+    fn changes_with_time(&self) -> bool {
+        self.tombstones > 0 || !self.expiries.is_empty()
     }
 
     fn end(&mut self, writer: Writer) -> usize {
