@@ -7,7 +7,7 @@ use std::time::Duration;
 use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
 use smg_cluster::state::State;
-use smg_cluster::state::stores::News;
+use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
 use smg_mesh::Follower;
 use smg_routing::fleet::{Override, Told};
@@ -112,10 +112,10 @@ impl Picture {
         }
     }
 
-    fn set_policies(&self, state: &State, news: &News) {
+    fn set_policies(&self, state: &State, changed: &ChangedKeys) {
         let policies = &self.bridge.policies;
         let snapshot = self.bridge.fleet.snapshot();
-        for model in &news.policies {
+        for model in &changed.policies {
             let setting = state.policy(model).and_then(|record| {
                 settings::setting(&record, policies.config())
                     .map_err(|error| warn!(%model, %error, "the policy that is set can't be used"))
@@ -127,23 +127,23 @@ impl Picture {
 }
 
 impl Follower for Picture {
-    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now) {
+    fn follow(&mut self, node: &mut Node, changed: &ChangedKeys, members: bool, now: Now) {
         if members {
             self.present = present(node);
         }
-        if !news.workers.is_empty() {
-            self.tell_workers(node, &news.workers, now);
+        if !changed.workers.is_empty() {
+            self.tell_workers(node, &changed.workers, now);
         }
-        if !news.policies.is_empty() {
-            self.set_policies(node.state(), news);
+        if !changed.policies.is_empty() {
+            self.set_policies(node.state(), changed);
         }
         let memory = Arc::clone(self.bridge.policies.memory());
-        for key in &news.sessions {
+        for key in &changed.sessions {
             if let Some(session) = node.state().session(*key, now) {
                 memory.hear_session(key.0, session.worker(), now);
             }
         }
-        for run in &news.hints {
+        for run in &changed.hints {
             memory.index.learn(run.parent, &run.blocks, run.worker.into(), now);
         }
         if members {
@@ -152,7 +152,7 @@ impl Follower for Picture {
                 self.hear(node, worker.id, now);
             }
         } else {
-            for id in news.observations.union(&news.load) {
+            for id in changed.observations.union(&changed.load) {
                 self.hear(node, *id, now);
             }
         }

@@ -29,7 +29,7 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::stores::News;
+use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
@@ -224,14 +224,14 @@ impl Node {
         self.replication.forget_prefixes(worker);
     }
 
-    /// From now on what changes is kept for [`Node::take_news`].
-    pub fn follow(&mut self) {
-        self.replication.follow();
+    /// Keeps the keys that change from now on for [`Node::take_changed_keys`].
+    pub fn track_changed_keys(&mut self) {
+        self.replication.track_changed_keys();
     }
 
     /// What has changed since this was last asked, whoever changed it: this node too.
-    pub fn take_news(&mut self) -> News {
-        self.replication.take_news()
+    pub fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.replication.take_changed_keys()
     }
 
     /// How long the others took to confirm what this node wrote: see [`Replication::take_confirmation_times`].

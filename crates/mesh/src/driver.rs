@@ -141,7 +141,7 @@ impl Driver {
         clients: Clients,
     ) -> Self {
         if follower.is_some() {
-            node.follow();
+            node.track_changed_keys();
         }
         let metrics = dialler.metrics.clone();
         Self {
@@ -279,10 +279,10 @@ impl Driver {
     fn follow(&mut self) {
         let Some(follower) = &mut self.follower else { return };
         let members = self.node.membership().version();
-        let news = self.node.take_news();
-        if !news.is_empty() || members != self.followed {
+        let changed = self.node.take_changed_keys();
+        if !changed.is_empty() || members != self.followed {
             let others = members != std::mem::replace(&mut self.followed, members);
-            follower.follow(&mut self.node, &news, others, self.clock.now());
+            follower.follow(&mut self.node, &changed, others, self.clock.now());
         }
     }
 

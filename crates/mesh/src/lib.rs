@@ -50,7 +50,7 @@ use smg_runtime::shortage::Shortages;
 
 use engine::{Ends, Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
-use smg_cluster::state::stores::News;
+use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::{self as cluster, Node};
 use smg_runtime::tasks::{OnEnd, Tasks};
 use smg_types::ids::{NodeId, NodeName};
@@ -215,9 +215,9 @@ pub enum What {
 
 /// Keeps a picture of the shared state in step, on the mesh's thread: it must be quick and never wait.
 pub trait Follower: Send + std::fmt::Debug {
-    /// Something has changed: `news` says where, `members` whether others came, left, died or came back. Called before any
+    /// Something has changed: `changed` holds the keys, `members` whether others came, left, died or came back. Called before any
     /// other router is told that this one has applied it.
-    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now);
+    fn follow(&mut self, node: &mut Node, changed: &ChangedKeys, members: bool, now: Now);
 }
 
 /// A mesh that runs.

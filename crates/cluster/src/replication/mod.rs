@@ -29,7 +29,7 @@ use crate::crdt::stamp::{HybridClock, millis};
 use crate::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::replication::peer::{Peer, Stream};
 use crate::replication::snapshot::Join;
-use crate::state::stores::News;
+use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::writers::{StoreVersions, Writer};
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
@@ -196,12 +196,12 @@ impl Replication {
         self.state.prefixes.forget(worker);
     }
 
-    pub(crate) fn follow(&mut self) {
-        self.state.follow();
+    pub(crate) fn track_changed_keys(&mut self) {
+        self.state.track_changed_keys();
     }
 
-    pub(crate) fn take_news(&mut self) -> News {
-        self.state.take_news()
+    pub(crate) fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.state.take_changed_keys()
     }
 
     /// New rows of `store` are to be sent: at once if the last ones went long enough ago, else with those that come.
