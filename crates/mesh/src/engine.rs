@@ -78,6 +78,7 @@ pub(super) fn assemble(
     let (happenings, _) = broadcast::channel(HAPPENINGS);
     let (stop, stopping) = watch::channel(false);
     let board = Arc::new(Board::default());
+    let shortages = services.shortages.clone();
     let dialler = Arc::new(Dialler {
         net,
         me: Arc::clone(&me),
@@ -85,7 +86,7 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
-        shortages: services.shortages.clone(),
+        shortages: shortages.clone(),
     });
     let inbox = Inbox { swim: swim_tx, state: state_tx };
     let handle = Handle {
@@ -99,7 +100,7 @@ pub(super) fn assemble(
     let joiner = Joiner {
         wanted: handle.config.join.clone(),
         provisional: None,
-        services: services.clone(),
+        services,
         resolutions: Arc::clone(&handle.resolutions),
         commands: commands_tx,
         view,
@@ -118,7 +119,7 @@ pub(super) fn assemble(
             metrics,
             refusals: Arc::default(),
             board,
-            shortages: services.shortages.clone(),
+            shortages,
             stopping,
         },
         joiner,
