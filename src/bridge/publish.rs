@@ -90,13 +90,13 @@ impl Publisher {
             counting.then(|| (totals, hints.len(), hints.dropped()))
         });
         match told.await {
-            Some(Some((totals, hints, untold))) => {
+            Ok(Some((totals, hints, untold))) => {
                 totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts));
                 self.metrics.show_hints(hints, untold + dropped);
             }
-            Some(None) => {}
-            // Nobody answers: all of it is said again when somebody does.
-            None => self.forget(),
+            Ok(None) => {}
+            // The node does not answer: all of it is said again when it does.
+            Err(_) => self.forget(),
         }
         is_news
     }
@@ -207,7 +207,7 @@ fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     (model, counts)
 }
 
-fn observation(seen: &Seen, now: Now) -> Observation {
+pub(super) fn observation(seen: &Seen, now: Now) -> Observation {
     Observation {
         health: match seen.health {
             None => SeenHealth::Unknown,

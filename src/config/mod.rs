@@ -72,9 +72,9 @@ pub struct Config {
     pub dispatch: dispatch::Config,
     /// The workers known from the start, each once.
     pub workers: Vec<WorkerSpec>,
-    /// Several routers as one; `None`: this one alone.
-    pub mesh: Option<mesh::Config>,
-    /// What joins it to the rest.
+    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
+    pub mesh: mesh::Config,
+    /// What connects the cluster node with routing.
     pub bridge: bridge::Config,
     /// Logs.
     pub telemetry: telemetry::Config,

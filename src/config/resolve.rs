@@ -147,7 +147,7 @@ fn bridge_config(args: &Args) -> bridge::Config {
     bridge::Config {
         health_probers: args.mesh.health_probers,
         join_timeout: args.mesh.mesh_join_timeout,
-        has_others: !args.mesh.mesh_peer_urls.is_empty(),
+        has_others: args.mesh.enable_mesh && !args.mesh.mesh_peer_urls.is_empty(),
     }
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde_json::json;
+use smg_mesh::VisitError;
 use smg_proxy::dispatch::DispatchError;
 use smg_proxy::upstream::SendError;
 use smg_routing::fleet::RegisterError;
@@ -374,14 +375,22 @@ impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         let message = error.to_string();
         match error {
-            WriteError::Silent => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "mesh_unavailable", message)
-            }
+            WriteError::Node(error) => error.into(),
             WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
             WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
         }
+    }
+}
+
+impl From<VisitError> for ApiError {
+    fn from(error: VisitError) -> Self {
+        let code = match error {
+            VisitError::Ended => "node_failed",
+            VisitError::Timeout => "mesh_unavailable",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string())
     }
 }
 

@@ -90,7 +90,7 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
-    } else if surface.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+    } else if !surface.gate.is_open() {
         Some("joining")
     } else if ready < surface.config.min_ready_workers {
         Some("insufficient healthy workers")
@@ -113,7 +113,7 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "node_name": surface.config.node_name,
-        "ha_mode": if surface.mesh.is_some() { "mesh" } else { "standalone" },
+        "ha_mode": surface.mesh.ha_mode(),
         "draining": surface.lifecycle.is_draining(),
     }))
 }

@@ -162,14 +162,12 @@ pub struct Surface {
     pub metrics: Metrics,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
-    /// The other routers, if there may be any.
-    pub mesh: Option<mesh::Handle>,
+    /// This router's cluster node.
+    pub mesh: mesh::Handle,
     /// Where administrators write.
     pub admin: Admin,
-    /// Whether this router knows what the others know; `None`: there are none.
-    pub gate: Option<Arc<Gate>>,
-    /// Where clients reach this router.
-    pub client_url: String,
+    /// Whether this router knows what the others know.
+    pub gate: Arc<Gate>,
     /// Time.
     pub clock: Clock,
 }

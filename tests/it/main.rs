@@ -14,6 +14,7 @@ mod support;
 mod access;
 mod addresses;
 mod admission;
+mod alone;
 mod api;
 mod bad_input;
 mod demo;

@@ -40,7 +40,14 @@ fn rows() -> Vec<Row> {
 /// How a value of the mesh looks, once there is one.
 macro_rules! see_mesh {
     ($($field:tt)+) => {
-        |config| config.mesh.as_ref().map_or("none".to_owned(), |mesh| format!("{:?}", mesh.$($field)+))
+        |config| format!("{:?}", config.mesh.$($field)+)
+    };
+}
+
+/// How a value of the mesh's network looks, once there is one.
+macro_rules! see_network {
+    ($($field:tt)+) => {
+        |config| config.mesh.network.as_ref().map_or("none".to_owned(), |network| format!("{:?}", network.$($field)+))
     };
 }
 
@@ -48,23 +55,23 @@ fn see_files(
     config: &Config,
     file: fn(&smg_runtime::tls::MeshFiles) -> &std::path::PathBuf,
 ) -> String {
-    let files = config.mesh.as_ref().and_then(|mesh| mesh.security.tls.as_ref());
+    let files = config.mesh.network.as_ref().and_then(|network| network.security.tls.as_ref());
     format!("{:?}", files.map(file))
 }
 
 fn see_keys(config: &Config) -> String {
-    let ids = config.mesh.iter().flat_map(|mesh| mesh.security.keys.ids());
+    let ids = config.mesh.network.iter().flat_map(|network| network.security.keys.ids());
     format!("{:?}", ids.collect::<Vec<_>>())
 }
 
 fn mesh() -> Vec<Row> {
     vec![
-        row("enable-mesh", "true", "false", "true", |c| c.mesh.is_some().to_string()),
+        row("enable-mesh", "true", "false", "true", |c| c.mesh.network.is_some().to_string()),
         row("mesh-server-name", "node1", "node2", "node1", see_mesh!(name)),
-        row("mesh-host", "127.0.0.1", "::1", "127.0.0.1", see_mesh!(listen.ip())),
-        row("mesh-port", "7", "8", "7", see_mesh!(listen.port())),
+        row("mesh-host", "127.0.0.1", "::1", "127.0.0.1", see_network!(listen.ip())),
+        row("mesh-port", "7", "8", "7", see_network!(listen.port())),
         row("mesh-peer-urls", "a:1, b", "c", "[\"a:1\", \"b:39527\"]", |c| {
-            let join = c.mesh.iter().flat_map(|mesh| &mesh.join);
+            let join = c.mesh.network.iter().flat_map(|network| &network.join);
             format!("{:?}", join.map(ToString::to_string).collect::<Vec<_>>())
         }),
         row(
@@ -72,7 +79,7 @@ fn mesh() -> Vec<Row> {
             "10.0.0.1",
             "10.0.0.2",
             "Some(10.0.0.1)",
-            see_mesh!(advertise.flag),
+            see_network!(advertise.flag),
         ),
         row("mesh-cluster-id", "one", "two", "\"one\"", see_mesh!(cluster_name)),
         row("mesh-profile", "wan", "lan", "5s", see_mesh!(node.membership.probe_period)),
@@ -96,7 +103,7 @@ fn mesh() -> Vec<Row> {
             see_keys,
         ),
         row("mesh-encryption-key-file", "SHARED", "OTHER_SHARED", "[66687aadf862bd77]", see_keys),
-        row("mesh-encryption", "permissive", "required", "Permissive", see_mesh!(security.mode)),
+        row("mesh-encryption", "permissive", "required", "Permissive", see_network!(security.mode)),
     ]
 }
 

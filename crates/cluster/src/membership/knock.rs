@@ -38,6 +38,8 @@ pub(super) struct Knocking {
     knocked: BTreeSet<SocketAddr>,
     /// When the next round is due; an older timer is void.
     at: Duration,
+    /// No round is scheduled: there is no join address but this node's own, and nobody else is known.
+    paused: bool,
     /// Newcomers whose name is held by somebody, until the holder answers.
     pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
     /// Somebody else with this node's name, and how often it was asked.
@@ -51,9 +53,28 @@ impl Membership {
         self.knocking.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
         self.become_alive_if_alone(now);
         // Not before the first round is over: the list is told again and again.
-        if self.knocking.at == Duration::ZERO {
+        if self.knocking.at == Duration::ZERO || (self.knocking.paused && self.may_find_others()) {
             self.knock(now);
         }
+    }
+
+    /// Goes on knocking after a pause: somebody is known now, who may go DOWN.
+    pub(super) fn resume_knocking(&mut self, now: Now) {
+        if std::mem::take(&mut self.knocking.paused) {
+            self.schedule_knock(now);
+        }
+    }
+
+    /// Whether there is anybody to knock at, now or later.
+    fn may_find_others(&self) -> bool {
+        self.table.len() > 0 || self.has_foreign_join_address()
+    }
+
+    /// Whether a join address is not known to be this node's own.
+    fn has_foreign_join_address(&self) -> bool {
+        let mine = self.swim.identity().address;
+        let mut addresses = self.knocking.addresses.iter();
+        addresses.any(|address| *address != mine && !self.knocking.mine.contains(address))
     }
 
     pub(super) fn knock_if_current(&mut self, now: Now, at: Duration) {
@@ -88,6 +109,14 @@ impl Membership {
                 self.knock_at(address);
             }
         }
+        self.knocking.paused = !self.may_find_others();
+        if !self.knocking.paused {
+            self.schedule_knock(now);
+        }
+    }
+
+    fn schedule_knock(&mut self, now: Now) {
+        let is_alone = self.swim.num_members() == 0;
         let period =
             if is_alone { self.config.knock_alone_period } else { self.config.knock_period };
         let at = now.mono + period.mul_f64(self.rng.random_range(0.75..1.25));
@@ -111,13 +140,10 @@ impl Membership {
 
     /// Nobody to look for, or only oneself: that is a cluster of one.
     pub(super) fn become_alive_if_alone(&mut self, now: Now) {
-        let mine = self.swim.identity().address;
-        let is_alone = self
-            .knocking
-            .addresses
-            .iter()
-            .all(|address| *address == mine || self.knocking.mine.contains(address));
-        if is_alone && self.me.state == MemberState::Init && self.me.refused.is_none() {
+        if !self.has_foreign_join_address()
+            && self.me.state == MemberState::Init
+            && self.me.refused.is_none()
+        {
             self.turn(now, MemberState::Alive);
         }
     }

@@ -177,6 +177,10 @@ pub struct Membership {
     effects: Effects,
     /// Goodbyes that are passed on, and for how many rounds more.
     relays: Vec<(Goodbye, u32)>,
+    /// Whether a sweep of the table is scheduled. None is while the table is empty.
+    sweeps: bool,
+    /// When the next sweep is due, or would be.
+    next_sweep: Duration,
     /// Whether a round of `tell_suspects` is scheduled.
     tells_suspects: bool,
     /// The next gossip and when it is due, while there is nothing to pass on.
@@ -224,6 +228,8 @@ impl Membership {
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
             relays: Vec::new(),
+            sweeps: false,
+            next_sweep: now.mono,
             tells_suspects: false,
             gossip: None,
             probe: None,
@@ -234,7 +240,7 @@ impl Membership {
             config,
             cluster,
         };
-        this.schedule_sweep(now.mono);
+        this.next_sweep += this.sweep_period();
         Ok(this)
     }
 
@@ -301,7 +307,8 @@ impl Membership {
         }
     }
 
-    /// When to call `handle_timeout` next.
+    /// When to call `handle_timeout` next. `None`: not before another call, for the node has left or there is nobody to
+    /// look after and nobody to look for.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.me.departed { None } else { self.timers.next_deadline() }

@@ -105,6 +105,36 @@ fn without_peers_a_node_is_alive_at_once() {
 }
 
 #[test]
+fn a_node_without_others_is_not_woken() {
+    let mut lone = node("a", 1, 10);
+    lone.join(at(0), &[address(1)]);
+    assert_eq!(lone.next_deadline(), None);
+}
+
+#[test]
+fn a_node_that_was_alone_knocks_at_a_member_that_is_down_until_it_forgets_it() {
+    let mut a = node("a", 1, 10);
+    a.join(at(0), &[]);
+    assert_eq!(a.next_deadline(), None);
+    let mut b = node("b", 2, 20);
+    b.join(at(0), &[address(1)]);
+    carry(&mut [&mut a, &mut b], at(1));
+    let dead = Member::down(b.identity().clone());
+    a.drive(at(10), |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
+    sent(&mut a);
+    let forgotten = at(10).mono + a.config.forget_after;
+    let (mut knocks, mut last) = (0, Duration::ZERO);
+    while let Some(deadline) = a.next_deadline() {
+        assert!(deadline < forgotten + Duration::from_secs(60), "it still waits for somebody");
+        a.handle_timeout(Now::at(deadline));
+        knocks += kinds(&sent(&mut a)).iter().filter(|kind| **kind == Kind::Hello).count();
+        last = deadline;
+    }
+    assert!(knocks > 2, "it knocked {knocks} times");
+    assert!(last >= forgotten && listed(&a).is_empty());
+}
+
+#[test]
 fn with_peers_it_is_new_until_one_has_answered() {
     let (mut a, mut b) = (node("a", 1, 10), node("b", 2, 20));
     a.join(at(0), &[]);

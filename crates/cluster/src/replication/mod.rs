@@ -33,6 +33,7 @@ use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::writers::{StoreVersions, Writer};
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
+use crate::timers::next_beat;
 pub use told::{Changes, Counters};
 
 /// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
@@ -168,6 +169,7 @@ impl Replication {
         now: Now,
         write: impl Into<Write>,
     ) -> Result<Option<Version>, RefusedRow> {
+        self.skip_missed_rounds(now);
         let version = self.state.write(now, write.into())?;
         if let Some(version) = version {
             self.announce(now, version.store);
@@ -182,6 +184,7 @@ impl Replication {
 
     /// The same of a prompt whose part up to the block `above` is told already.
     pub fn served_below(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
+        self.skip_missed_rounds(now);
         self.state.prefixes.served(now, worker, above, blocks);
         if self.state.prefixes.has_waiting() && self.hints_at.is_none() {
             self.hints_at = Some(now.mono + HINT_DELAY);
@@ -231,6 +234,7 @@ impl Replication {
 
     /// A peer can be reached, perhaps in a new life: it and this node say how far they are.
     pub fn peer_up(&mut self, now: Now, id: &NodeId) {
+        self.skip_missed_rounds(now);
         if id.name == self.me.name {
             return;
         }
@@ -277,6 +281,7 @@ impl Replication {
 
     /// A peer can't be reached. What it measured is hidden, what it decided stays.
     pub fn peer_down(&mut self, now: Now, id: &NodeId) {
+        self.skip_missed_rounds(now);
         if id.name != self.me.name
             && !self.peers.contains_key(&id.name)
             && let Some(writer) = self.state.writers.intern(id)
@@ -388,13 +393,33 @@ impl Replication {
         changes
     }
 
-    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next.
+    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next, by the monotonic
+    /// clock. `None`: not before another call changes something.
     #[must_use]
-    pub fn next_deadline(&self) -> Duration {
+    pub fn next_deadline(&self) -> Option<Duration> {
         let flushes = self.flushes.iter().filter_map(|flush| flush.due);
         let acks = self.peers.values().filter_map(|peer| peer.ack_at);
-        let timers = [self.next_digest, self.next_audit, self.hints_at];
-        flushes.chain(acks).chain(timers.into_iter().flatten()).fold(self.next_round, Duration::min)
+        let round = (!self.is_at_rest()).then_some(self.next_round);
+        let timers = [self.next_digest, self.next_audit, self.hints_at, round];
+        flushes.chain(acks).chain(timers.into_iter().flatten()).min()
+    }
+
+    /// Whether the passing of time changes nothing here: this node has no peers, knows no other writer, and holds no
+    /// tombstone, no hint and no row that expires. A node at rest needs no rounds, so a router alone is not woken.
+    fn is_at_rest(&self) -> bool {
+        self.peers.is_empty()
+            && self.joins.is_empty()
+            && self.state.prefixes.is_empty()
+            && self.state.writers.current().all(|(writer, _)| writer == self.state.me)
+            && StoreId::ALL.iter().all(|store| !self.state.replica(*store).changes_with_time())
+    }
+
+    /// If this node is at rest, moves its next round to the beat that the rounds would have kept. Call this before what
+    /// may end the rest.
+    fn skip_missed_rounds(&mut self, now: Now) {
+        if self.is_at_rest() {
+            self.next_round = next_beat(self.next_round, ROUND, now.mono);
+        }
     }
 
     fn any_up(&self, rng: &mut dyn Rng) -> Option<NodeName> {

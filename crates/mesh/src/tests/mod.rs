@@ -51,10 +51,12 @@ fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) 
     Config {
         name: name.parse().unwrap(),
         cluster_name: cluster.to_owned(),
-        listen: SocketAddr::from(([0; 4], DEFAULT_PORT)),
-        advertise: Wanted::default(),
-        join,
-        security,
+        network: Some(NetworkConfig {
+            listen: SocketAddr::from(([0; 4], DEFAULT_PORT)),
+            advertise: Wanted::default(),
+            join,
+            security,
+        }),
         node: cluster::Config {
             cluster: ClusterId::of(cluster),
             membership: membership::Config::lan(),
@@ -64,7 +66,8 @@ fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) 
 }
 
 fn metrics() -> Metrics {
-    Metrics::register(&Registry::new()).unwrap()
+    let registry = Registry::new();
+    Metrics::register(&registry, &registry).unwrap()
 }
 
 fn services(clock: Clock) -> HostServices {
@@ -163,7 +166,7 @@ impl World {
                 let address = SocketAddr::new(ip, DEFAULT_PORT);
                 let metrics = metrics();
                 let net = Arc::new(Simulated { ip, wires });
-                let (handle, mut engine, stop) = assemble(
+                let (handle, mut engine, ends) = assemble(
                     config,
                     clock,
                     metrics.clone(),
@@ -176,9 +179,9 @@ impl World {
                 let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
                 let listener = turmoil::net::TcpListener::bind(port).await?;
                 let happenings = handle.happenings();
-                let router = Router { handle, metrics, stop, happenings };
+                let router = Router { handle, metrics, stop: ends.stop, happenings };
                 routers.borrow_mut().insert(name, router);
-                Box::pin(engine.run(Port(listener))).await;
+                Box::pin(engine.run(Some(SimulatedPort(listener)))).await?;
                 Ok(())
             }
         });
@@ -368,9 +371,9 @@ impl World {
 }
 
 /// A host's port.
-struct Port(turmoil::net::TcpListener);
+struct SimulatedPort(turmoil::net::TcpListener);
 
-impl Listener for Port {
+impl Listener for SimulatedPort {
     fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;

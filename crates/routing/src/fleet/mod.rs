@@ -319,6 +319,22 @@ impl Fleet {
         (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
+    /// Whether a worker with this spec may be in the fleet, as one that is there already or as another one.
+    ///
+    /// # Errors
+    /// If another URL has the same id, or the worker is not there and the fleet is full.
+    pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
+        let snapshot = self.load();
+        match snapshot.worker(spec.id()) {
+            Some(there) if there.spec.url != spec.url => {
+                let url = there.spec.url.to_string();
+                Err(RegisterError::SameId { id: spec.id(), url })
+            }
+            None if snapshot.workers().len() >= MAX_WORKERS => Err(RegisterError::Full),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Adds a worker.
     ///
     /// # Errors

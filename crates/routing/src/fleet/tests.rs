@@ -42,6 +42,20 @@ fn one_url_is_one_worker() {
 }
 
 #[test]
+fn a_full_fleet_has_room_for_those_that_are_there() {
+    let fleet = fleet();
+    let told = (0..=MAX_WORKERS).map(|number| {
+        let spec = spec(&format!("http://w{number}"), &["m"]);
+        (spec.id(), Some(Told { spec, verdict: None, cordoned: false }))
+    });
+    fleet.tell(told.collect(), NOW);
+    assert_eq!(fleet.load().workers().len(), MAX_WORKERS);
+    let there = fleet.load().workers()[0].spec.url.to_string();
+    assert_eq!(fleet.check_room(&spec(&there, &["m"])), Ok(()));
+    assert_eq!(fleet.check_room(&spec("http://another", &["m"])), Err(RegisterError::Full));
+}
+
+#[test]
 fn a_model_is_served_by_those_that_have_it() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m", "n"]);

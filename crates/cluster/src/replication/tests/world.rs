@@ -164,7 +164,8 @@ impl World {
 
     fn plan_tick(&mut self, at: usize) {
         let Some(replica) = &self.nodes[at].replica else { return };
-        let wanted = replica.next_deadline().max(self.now + Duration::from_millis(1));
+        let Some(deadline) = replica.next_deadline() else { return };
+        let wanted = deadline.max(self.now + Duration::from_millis(1));
         if self.nodes[at].tick_at.is_none_or(|planned| planned > wanted) {
             self.nodes[at].tick_at = Some(wanted);
             self.push(wanted - self.now, Event::Tick(at, wanted));
@@ -216,7 +217,7 @@ impl World {
                 self.nodes[at].tick_at = None;
                 let now = self.now_at(at);
                 if let Some(replica) = &mut self.nodes[at].replica
-                    && now.mono >= replica.next_deadline()
+                    && replica.next_deadline().is_some_and(|deadline| now.mono >= deadline)
                 {
                     let mut rng = rng(self.rng.next_u64());
                     replica.handle_tick(now, &mut rng);

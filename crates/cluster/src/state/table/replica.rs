@@ -85,6 +85,8 @@ pub(crate) trait Replica: Debug {
     fn sizes(&self) -> Sizes;
     /// How many keys have a value.
     fn entries(&self) -> usize;
+    /// Whether it holds rows that expire, or tombstones that will be collected.
+    fn changes_with_time(&self) -> bool;
     fn print(&self) -> u64;
     /// A number that is equal on nodes which read the same.
     fn reading(&self, writers: &Writers) -> u64;
@@ -314,6 +316,10 @@ impl<S: Store> Replica for Table<S> {
 
     fn release(&mut self, cx: &mut Context<'_>) -> usize {
         self.read_again(cx)
+    }
+
+    fn changes_with_time(&self) -> bool {
+        self.tombstones > 0 || !self.expiries.is_empty()
     }
 
     fn end(&mut self, writer: Writer) -> usize {
