@@ -105,6 +105,7 @@ pub(super) fn assemble(
     let (stop, stopping) = watch::channel(false);
     let (failed_tx, failed) = watch::channel(false);
     let board = Arc::new(Board::default());
+    let shortages = services.shortages.clone();
     let dialler = Arc::new(Dialler {
         net,
         me: Arc::clone(&me),
@@ -112,7 +113,7 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
-        shortages: services.shortages.clone(),
+        shortages: shortages.clone(),
     });
     let is_networked = config.network.is_some();
     let handle = Handle {
@@ -129,7 +130,7 @@ pub(super) fn assemble(
         joiner: Joiner {
             wanted: join,
             provisional: None,
-            services: services.clone(),
+            services,
             resolutions: Arc::clone(&handle.resolutions),
             commands: commands_tx,
             view,
@@ -142,7 +143,7 @@ pub(super) fn assemble(
             metrics,
             refusals: Arc::default(),
             board,
-            shortages: services.shortages.clone(),
+            shortages,
             stopping,
         },
     });
