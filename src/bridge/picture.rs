@@ -127,7 +127,7 @@ impl Picture {
 }
 
 impl Follower for Picture {
-    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now) {
+    fn apply(&mut self, node: &mut Node, news: &News, members: bool, now: Now) {
         if members {
             self.present = present(node);
         }

@@ -1,5 +1,5 @@
-//! What all routers of a cluster agree on, as administrators see and change it: policies, and what each router sees of
-//! each worker. Without a mesh the answers speak of this one router.
+//! The shared state of a cluster as administrators read and change it: policies, and what each router observes of each
+//! worker. Also the query parameters by which a write waits for a receipt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,26 +22,26 @@ use super::error::ApiError;
 use super::workers::{find, invalid, read};
 use crate::bridge::{Observed, PolicyDocument, Wait, Written};
 
-/// Longest that a write may wait for others.
+/// The longest time for which a write may wait for other routers.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Whom a write waits for, as the query says it.
+/// The query parameters that say which routers a write waits for.
 #[derive(Debug, Deserialize)]
 pub(super) struct WaitQuery {
     wait: Option<String>,
     timeout: Option<String>,
 }
 
-/// Whom a write waits for, and for how long.
+/// Which routers a write waits for, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Waits {
+pub(super) struct WaitOptions {
     wait: Wait,
     timeout: Duration,
 }
 
 impl WaitQuery {
-    /// `?wait=local|quorum|all&timeout=5s`
-    pub(super) fn read(&self) -> Result<Waits, ApiError> {
+    /// Checks `?wait=local|quorum|all&timeout=5s`.
+    pub(super) fn read(&self) -> Result<WaitOptions, ApiError> {
         let wait = match self.wait.as_deref() {
             None | Some("local") => Wait::Local,
             Some("quorum") => Wait::Quorum,
@@ -70,12 +70,13 @@ impl WaitQuery {
                     )
                 })?,
         };
-        Ok(Waits { wait, timeout })
+        Ok(WaitOptions { wait, timeout })
     }
 }
 
-impl Waits {
-    /// Waits, and answers with the receipt in the document. What is not confirmed in time is 202: it goes on being sent.
+impl WaitOptions {
+    /// Waits for the receipt and answers with it in the document. A write that is not acknowledged in time is answered 202:
+    /// the routers go on sending it.
     pub(super) async fn answer(
         self,
         status: StatusCode,
@@ -83,7 +84,7 @@ impl Waits {
         document: impl FnOnce() -> Value,
     ) -> Response {
         let receipt = written.receipt(self.wait, self.timeout).await;
-        // Made now, so that it shows what was written.
+        // The document is made after the write, so that it shows it.
         let mut document = document();
         let complete = receipt.as_ref().is_ok_and(|receipt| receipt.complete);
         if let Ok(receipt) = receipt {

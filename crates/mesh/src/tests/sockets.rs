@@ -14,7 +14,7 @@ async fn two_meet_over_tcp_and_one_departs() {
         network.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         network.join =
             join.map(|address| address.to_string().parse().unwrap()).into_iter().collect();
-        Mesh::bind(config, Clock::start(), metrics(), CLIENTS).unwrap()
+        Mesh::bind(config, Clock::start(), metrics(), CLIENT_ENDPOINT).unwrap()
     };
     let a = bind("a", None);
     let b = bind("b", Some(a.handle().view().me.address));
@@ -44,7 +44,7 @@ fn lone_node() -> (TasksOwner, Running, Metrics) {
     let owner = TasksOwner::new();
     let config = Config { network: None, ..config("lone", "smg", &[], SecurityConfig::default()) };
     let metrics = metrics();
-    let clients = Clients { listen: SocketAddr::from(([127, 0, 0, 1], 8000)), secure: true };
+    let clients = ClientEndpoint { listen: SocketAddr::from(([127, 0, 0, 1], 8000)), secure: true };
     let mesh = Mesh::bind(config, Clock::start(), metrics.clone(), clients).unwrap();
     let running = mesh.start(&owner.handle()).unwrap();
     (owner, running, metrics)
@@ -88,8 +88,14 @@ async fn a_node_that_is_alone_sleeps_while_nothing_happens() {
         config.network = config.network.filter(|_| is_networked);
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let (metrics, net) = (metrics(), Arc::new(net::Tcp));
-        let assembled =
-            assemble(config, Clock::simulated(BEGIN), metrics.clone(), CLIENTS, address, net);
+        let assembled = assemble(
+            config,
+            Clock::simulated(BEGIN),
+            metrics.clone(),
+            CLIENT_ENDPOINT,
+            address,
+            net,
+        );
         let (handle, engine, _ends) = assembled.unwrap();
         let hour = async {
             tokio::time::sleep(SECOND * 60).await;

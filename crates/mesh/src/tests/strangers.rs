@@ -90,7 +90,7 @@ impl Home {
             let clock = Clock::simulated(BEGIN);
             let net = Arc::new(Nowhere);
             let (handle, engine, ends) =
-                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net).unwrap();
+                assemble(config, clock, metrics.clone(), CLIENT_ENDPOINT, HOME, net).unwrap();
             local.spawn_local(engine.run(Some(Door(pipes))));
             (handle, ends)
         };
