@@ -20,6 +20,10 @@ use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
+use smg_runtime::descriptors::{self, Descriptors};
+use smg_runtime::dial::Dialer;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
 use smg_runtime::telemetry;
 use smg_runtime::tls;
@@ -85,6 +89,11 @@ impl App {
 
         let registry = Registry::new();
         telemetry::register_build_info(&registry)?;
+        let dialer = Arc::new(Dialer::new(
+            Resolver::system(clock),
+            Shortages::register(&registry, clock)?,
+            Descriptors::new(descriptors::limit()),
+        ));
         let fleet =
             Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
         for spec in &config.workers {
@@ -112,7 +121,12 @@ impl App {
         let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
         let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
         let bridge_metrics = bridge::Metrics::register(of_others)?;
-        let mut mesh = Mesh::bind(config.mesh.clone(), clock, mesh_metrics, client_endpoint)?;
+        let services = mesh::HostServices {
+            resolver: dialer.resolver().clone(),
+            shortages: dialer.shortages().clone(),
+        };
+        let mut mesh =
+            Mesh::bind(config.mesh.clone(), clock, mesh_metrics, client_endpoint, services)?;
         let bridge = Bridge::new(
             config.bridge.clone(),
             Arc::clone(&fleet),
@@ -125,7 +139,13 @@ impl App {
         let handle = mesh.handle().clone();
         let surface = Arc::new(Surface {
             config: config.http.clone(),
-            control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
+            control: Client::new(
+                config.upstream.clone(),
+                Some(Arc::clone(&worker_tls)),
+                Arc::clone(&dialer),
+                clock,
+            ),
+            dialer,
             dispatch,
             admin: Admin::new(&bridge, handle.clone()),
             gate: Arc::clone(bridge.gate()),
@@ -168,6 +188,7 @@ impl App {
         let client = Arc::new(Client::new(
             self.config.upstream.clone(),
             Some(Arc::clone(&self.worker_tls)),
+            Arc::clone(&self.surface.dialer),
             self.clock,
         ));
         let probing = prober::run(

@@ -12,8 +12,9 @@ use std::time::Duration;
 use serde::Serialize;
 use smg_cluster::Node;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
+use smg_cluster::state::policy::PolicyWrite;
 use smg_cluster::state::table::RefusedRow;
-use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
+use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord, WorkerWrite};
 use smg_cluster::state::{Version, Write};
 use smg_mesh::{self as mesh, VisitError};
 use smg_routing::fleet::{Override, RegisterError};
@@ -264,7 +265,7 @@ fn write(
         && let Some(spec) = unannounced.iter().find(|spec| spec.id() == id)
     {
         // This router routes to it already; the state needs its record before it can be changed.
-        node.update(now, Write::PutWorker(WorkerRecord::configured(spec)))?;
+        node.update(now, WorkerWrite::Put(WorkerRecord::configured(spec)))?;
     }
     writes.extend(writes_of(node, now, change)?);
     let mut versions = Vec::new();
@@ -285,28 +286,37 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
         Change::Add(spec) if takes_part => return Err(RegisterError::Exists(spec.id()).into()),
         Change::Add(spec) => {
             let record = WorkerRecord::from(&*spec).with_configuration(known);
-            let mut writes = vec![Write::PutWorker(record)];
-            writes.extend(is_dismissed.then_some(Write::Stance(spec.id(), Stance::Serving)));
+            let mut writes = vec![WorkerWrite::Put(record).into()];
+            writes.extend(
+                is_dismissed.then_some(WorkerWrite::Stance(spec.id(), Stance::Serving).into()),
+            );
             writes
         }
         // Without its record, a router whose configuration names the worker would register it again at its next start.
-        Change::Remove(id) if known.is_some() => vec![Write::Stance(id, Stance::Dismissed)],
-        Change::Remove(id) => vec![Write::RemoveWorker(id)],
-        Change::Respecify(spec) if takes_part => {
-            vec![Write::PutWorker(WorkerRecord::from(&*spec).with_configuration(known))]
+        Change::Remove(id) if known.is_some() => {
+            vec![WorkerWrite::Stance(id, Stance::Dismissed).into()]
         }
-        Change::Cordon(id, true) if takes_part => vec![Write::Stance(id, Stance::Cordoned)],
-        Change::Cordon(id, false) if takes_part => vec![Write::Stance(id, Stance::Serving)],
+        Change::Remove(id) => vec![WorkerWrite::Remove(id).into()],
+        Change::Respecify(spec) if takes_part => {
+            vec![WorkerWrite::Put(WorkerRecord::from(&*spec).with_configuration(known)).into()]
+        }
+        Change::Cordon(id, true) if takes_part => {
+            vec![WorkerWrite::Stance(id, Stance::Cordoned).into()]
+        }
+        Change::Cordon(id, false) if takes_part => {
+            vec![WorkerWrite::Stance(id, Stance::Serving).into()]
+        }
         Change::Override(id, verdict) if takes_part => {
             let verdict = verdict.map(|verdict| override_record(verdict, now));
-            vec![Write::OverrideWorker(id, verdict)]
+            vec![WorkerWrite::Override(id, verdict).into()]
         }
         Change::Respecify(spec) => return Err(WriteError::NoSuchWorker(spec.id())),
         Change::Cordon(id, _) | Change::Override(id, _) => {
             return Err(WriteError::NoSuchWorker(id));
         }
         Change::Policy(model, document) => {
-            vec![Write::Policy(model, document.map(|document| settings::record(&document)))]
+            let policy = document.map(|document| settings::record(&document));
+            vec![PolicyWrite { model, policy }.into()]
         }
     };
     Ok(writes)

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
-use smg_cluster::state::session::{self, SessionKey};
-use smg_cluster::state::totals::Outcome;
-use smg_cluster::state::{SessionWrite, Write};
+use smg_cluster::state::Write;
+use smg_cluster::state::load::{Load, LoadWrite};
+use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker, SeenHealth};
+use smg_cluster::state::session::{self, SessionKey, SessionWrite};
+use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
 use smg_proxy::dispatch::Endings;
 use smg_routing::fleet::{Mode, Seen, Snapshot};
@@ -128,20 +129,25 @@ impl Publisher {
                 published.load = seen.in_flight;
                 published.load_at = now.mono;
                 let load = Load { requests: seen.in_flight, tokens: 0 };
-                writes.push(Write::Load(worker.id, (seen.in_flight > 0).then_some(load)));
+                let load = (seen.in_flight > 0).then_some(load);
+                writes.push(LoadWrite { worker: worker.id, load }.into());
             }
             let observation = observation(&seen, now);
             if observation_changed(published, &observation, now.mono) {
                 published.seen = Some(observation);
                 published.seen_at = now.mono;
-                writes.push(Write::Observe(worker.id, Some(observation)));
+                writes.push(ObservationWrite { worker: worker.id, seen: Some(observation) }.into());
             }
         }
         self.workers.retain(|id, published| {
             let stays = snapshot.worker(*id).is_some();
             if !stays {
-                writes.extend(published.seen.is_some().then_some(Write::Observe(*id, None)));
-                writes.extend((published.load > 0).then_some(Write::Load(*id, None)));
+                if published.seen.is_some() {
+                    writes.push(ObservationWrite { worker: *id, seen: None }.into());
+                }
+                if published.load > 0 {
+                    writes.push(LoadWrite { worker: *id, load: None }.into());
+                }
             }
             stays
         });
@@ -162,7 +168,7 @@ impl Publisher {
                 let published = self.totals.entry(key).or_default();
                 if *published < count {
                     *published = count;
-                    writes.push(Write::Total(model.clone(), outcome, count));
+                    writes.push(TotalWrite { model: model.clone(), outcome, count }.into());
                 }
             }
         }
@@ -175,13 +181,13 @@ fn write_all(node: &mut Node, now: Now, writes: Vec<Write>, pages: &Pages, ttl: 
         node.served(now, prompt.worker, prompt.parent, blocks);
     }
     let sessions = pages.sessions.iter().map(|bound| {
-        let worker = bound.worker;
+        let (key, worker) = (SessionKey(bound.key), bound.worker);
         let write = if bound.moved {
-            SessionWrite::Rebind { worker, ttl }
+            SessionWrite::Rebind { key, worker, ttl }
         } else {
-            SessionWrite::Use { worker, ttl }
+            SessionWrite::Use { key, worker, ttl }
         };
-        Write::Session(SessionKey(bound.key), write)
+        Write::from(write)
     });
     for write in writes.into_iter().chain(sessions) {
         if let Err(error) = node.update(now, write) {

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::Write;
-use smg_cluster::state::worker::{Stance, WorkerRecord};
+use smg_cluster::state::worker::{Stance, WorkerRecord, WorkerWrite};
 use smg_mesh as mesh;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -113,7 +112,7 @@ fn announce(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
             }
             Some(_) => mine,
         };
-        match node.update(now, Write::PutWorker(write)) {
+        match node.update(now, WorkerWrite::Put(write)) {
             Ok(_) => announced += 1,
             Err(error) => {
                 warn!(worker = %spec.url, %error, "the cluster refuses this configured worker");

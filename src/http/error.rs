@@ -318,9 +318,11 @@ impl From<DispatchError> for ApiError {
                 limit: Some(max_concurrent),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
-            DispatchError::QueueTimeout(_) => {
-                Self::new(StatusCode::REQUEST_TIMEOUT, "queue_timeout", error.to_string())
-            }
+            // Not a 408: clients and proxies take that for their own slowness, and try again at once.
+            DispatchError::QueueTimeout(_) => Self {
+                retry_after: soon,
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_timeout", error.to_string())
+            },
             DispatchError::Failed { source, .. } => Self::from(source),
         }
     }
@@ -329,7 +331,15 @@ impl From<DispatchError> for ApiError {
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
-            SendError::Resolve(_)
+            SendError::Shortage { .. } => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "router_out_of_resources",
+                    "the router lacks resources of its own to reach a worker",
+                )
+            },
+            SendError::NoSuchName(_)
             | SendError::Connect(_)
             | SendError::ConnectTimeout(_)
             | SendError::Tls(_) => Self::new(
@@ -337,10 +347,15 @@ impl From<SendError> for ApiError {
                 "upstream_connection_failed",
                 "no connection to a worker",
             ),
-            SendError::Reset { .. } => Self::new(
+            SendError::Lost { .. } => Self::new(
                 StatusCode::BAD_GATEWAY,
                 "upstream_connection_failed",
                 "the worker closed the connection before it answered",
+            ),
+            SendError::Removed => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_connection_failed",
+                "the worker was removed before it answered",
             ),
             SendError::Protocol(_) => Self::new(
                 StatusCode::BAD_GATEWAY,
@@ -426,7 +441,7 @@ pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
 
 /// A name for a request that brought none, or that was not read so far.
 pub(super) fn new_id() -> HeaderValue {
-    headers::request_id(&HeaderMap::new(), &mut SmallRng::from_rng(&mut own_chance()))
+    headers::request_id(&HeaderMap::new(), &[], &mut SmallRng::from_rng(&mut own_chance()))
 }
 
 #[expect(

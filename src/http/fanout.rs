@@ -185,15 +185,19 @@ fn status_of(done: &[Value], failed: &[Value]) -> StatusCode {
 
 /// `GET /get_loads`: what this router has in flight, beside what the workers say of themselves.
 pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let loads: Vec<Value> = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"])
-        .await
+    let answers = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"]).await;
+    let workers: Vec<Value> = answers
+        .iter()
+        .map(|(worker, _)| json!({ "worker": worker.spec.url, "load": worker.load() }))
+        .collect();
+    let loads: Vec<Value> = answers
         .into_iter()
         .map(|(worker, answer)| {
             let reported = answer.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
             json!({ "id": worker.id, "in_flight": worker.in_flight(), "reported": reported })
         })
         .collect();
-    Json(json!({ "loads": loads }))
+    Json(json!({ "loads": loads, "workers": workers }))
 }
 
 /// `GET /engine_metrics`: all workers' metrics as one exposition, each sample with the label `worker_addr`.

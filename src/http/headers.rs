@@ -9,14 +9,6 @@ pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Where clients put a request's name, in order of preference.
-static REQUEST_IDS: [HeaderName; 4] = [
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("x-correlation-id"),
-    HeaderName::from_static("x-trace-id"),
-    HeaderName::from_static("request-id"),
-];
-
 /// For one hop only (RFC 9110, 7.6.1), besides what `connection` names.
 static HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
@@ -65,9 +57,14 @@ pub(super) fn to_worker(headers: &mut HeaderMap, request_id: &HeaderValue, rng: 
     }
 }
 
-/// The request's name: the client's, if it sent one that a header and a log line can carry, else a new one.
-pub(super) fn request_id(headers: &HeaderMap, rng: &mut SmallRng) -> HeaderValue {
-    let given = REQUEST_IDS.iter().find_map(|name| headers.get(name)).filter(|id| {
+/// The request's id: the client's, in the first of the headers called `names`, if a header and a log line can carry it,
+/// else a new one.
+pub(super) fn request_id(
+    headers: &HeaderMap,
+    names: &[HeaderName],
+    rng: &mut SmallRng,
+) -> HeaderValue {
+    let given = names.iter().find_map(|name| headers.get(name)).filter(|id| {
         let id = id.as_bytes();
         !id.is_empty() && id.len() <= 128 && id.iter().all(u8::is_ascii_graphic)
     });
@@ -162,17 +159,15 @@ mod tests {
     #[test]
     fn a_request_keeps_its_name_or_gets_one() {
         let mut rng = SmallRng::seed_from_u64(1);
-        assert_eq!(
-            request_id(&headers(&[("request-id", "b"), ("x-correlation-id", "a")]), &mut rng),
-            "a"
-        );
+        let names = ["x-correlation-id", "request-id"].map(HeaderName::from_static);
+        let mut of = |pairs: &[(&str, &str)]| request_id(&headers(pairs), &names, &mut rng);
+        assert_eq!(of(&[("request-id", "b"), ("x-correlation-id", "a")]), "a");
+        assert_eq!(of(&[("x-request-id", "is not asked for")]).len(), 32);
         let long = "x".repeat(129);
         for wrong in ["", "two words", &long] {
-            let made = request_id(&headers(&[("x-request-id", wrong)]), &mut rng);
-            assert_eq!(made.len(), 32, "{wrong:?} was kept");
+            assert_eq!(of(&[("request-id", wrong)]).len(), 32, "{wrong:?} was kept");
         }
-        let other = request_id(&HeaderMap::new(), &mut rng);
-        assert_ne!(other, request_id(&HeaderMap::new(), &mut rng));
+        assert_ne!(of(&[]), of(&[]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use smg_routing::fleet::Snapshot;
 
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
-use super::{Surface, fanout, ha, keys, shared, workers};
+use super::{Surface, fanout, ha, keys, legacy, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -26,6 +26,9 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/engine_metrics", get(fanout::engine_metrics))
         .route("/get_loads", get(fanout::loads))
         .route("/flush_cache", post(fanout::flush_cache))
+        .route("/list_workers", get(legacy::list))
+        .route("/add_worker", post(legacy::add))
+        .route("/remove_worker", post(legacy::remove))
         .route("/workers", get(workers::list).post(workers::add))
         .route(
             "/workers/{id}",

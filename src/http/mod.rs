@@ -11,12 +11,14 @@ mod connection;
 mod encoding;
 mod error;
 mod fanout;
+mod foreign;
 mod form;
 mod from_worker;
 mod ha;
 mod headers;
 mod inference;
 mod keys;
+mod legacy;
 mod local;
 mod metrics;
 mod peek;
@@ -45,6 +47,7 @@ use smg_proxy::dispatch;
 use smg_proxy::upstream;
 use smg_routing::fleet::Fleet;
 use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
 
 use smg_runtime::tls;
 use smg_types::spec::Secret;
@@ -76,6 +79,8 @@ pub struct Config {
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
+    /// Time that a client's connection is kept between two requests.
+    pub idle_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
     /// Client connections at once.
@@ -86,6 +91,8 @@ pub struct Config {
     pub min_ready_workers: usize,
     /// Request headers that carry a session's key, in order of preference.
     pub session_headers: Vec<HeaderName>,
+    /// Request headers that carry a request's id, in order of preference.
+    pub request_id_headers: Vec<HeaderName>,
     /// Tell clients which worker, policy and decision served them.
     pub debug_headers: bool,
     /// Origins that browsers may call from; empty: no CORS headers.
@@ -147,6 +154,8 @@ pub struct Surface {
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.
     pub control: upstream::Client,
+    /// Makes connections, and counts descriptors and shortages.
+    pub dialer: Arc<Dialer>,
     /// What `/metrics` shows.
     pub registry: prometheus::Registry,
     /// The surface's own part of it.

@@ -87,7 +87,10 @@ impl Shard {
         state: &Arc<State>,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
-        let request_id = headers::request_id(request.headers(), &mut self.rng());
+        let request_id = {
+            let names = &self.surface.config.request_id_headers;
+            headers::request_id(request.headers(), names, &mut self.rng())
+        };
         let origin = self.allowed_origin(request.headers());
         let found = routes::find(request.method(), request.uri().path());
         let at = if let Found::At(at) = found { at } else { ROUTES.len() };

@@ -12,12 +12,14 @@
 mod support;
 
 mod access;
+mod addresses;
 mod admission;
 mod alone;
 mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
 mod engines;
 mod failure;
 mod fidelity;
@@ -26,6 +28,9 @@ mod mesh;
 mod models;
 mod observe;
 mod patience;
+mod peers;
 mod policies;
+mod retries;
+mod shortage;
 mod shutdown;
 mod tls;

@@ -29,7 +29,7 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::news::News;
+use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
@@ -203,7 +203,11 @@ impl Node {
     /// # Errors
     ///
     /// The row is outside its bounds; nothing has changed.
-    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
+    pub fn update(
+        &mut self,
+        now: Now,
+        write: impl Into<Write>,
+    ) -> Result<Option<Version>, RefusedRow> {
         self.now = now;
         self.replication.update(now, write)
     }
@@ -455,9 +459,9 @@ mod tests {
     use smg_types::spec::WorkerSpec;
 
     use super::*;
-    use crate::state::session::SessionKey;
-    use crate::state::worker::WorkerRecord;
-    use crate::state::{SessionWrite, StoreId};
+    use crate::state::StoreId;
+    use crate::state::session::{SessionKey, SessionWrite};
+    use crate::state::worker::{WorkerRecord, WorkerWrite};
 
     const CLUSTER: ClusterId = ClusterId(7);
 
@@ -536,18 +540,19 @@ mod tests {
         let minute = now() + Duration::from_secs(60);
         let spec = WorkerSpec::new("http://w:1".parse().unwrap());
         let id = spec.id();
-        lone.update(now(), Write::PutWorker(WorkerRecord::from(&spec))).unwrap();
+        lone.update(now(), WorkerWrite::Put(WorkerRecord::from(&spec))).unwrap();
         pass_time(&mut lone, minute);
         assert_eq!(lone.next_deadline(), None);
         // A tombstone is collected once the node takes itself to be alone.
-        lone.update(now(), Write::RemoveWorker(id)).unwrap();
+        lone.update(now(), WorkerWrite::Remove(id)).unwrap();
         let last = pass_time(&mut lone, minute).unwrap();
         assert!(last > (now() + Duration::from_secs(5)).mono);
         assert_eq!(lone.next_deadline(), None);
         assert_eq!(lone.state().sizes(StoreId::Workers).tombstones, 0);
         // A session ends, a hint too.
-        let session = SessionWrite::Use { worker: id, ttl: Duration::from_secs(30) };
-        lone.update(minute, Write::Session(SessionKey(1), session)).unwrap();
+        let session =
+            SessionWrite::Use { key: SessionKey(1), worker: id, ttl: Duration::from_secs(30) };
+        lone.update(minute, session).unwrap();
         lone.served(minute, id, 0, &[1, 2, 3]);
         assert!(lone.next_deadline().is_some());
         pass_time(&mut lone, minute + Duration::from_secs(3600));

@@ -25,7 +25,7 @@ use super::link::{Dialler, Link};
 use super::metrics::{self, Metrics};
 use super::server::Incoming;
 use super::wire::Introduction;
-use super::{ClusterEvent, ClusterEventKind, Follower, Synced, View};
+use super::{ClientEndpoint, ClusterEvent, ClusterEventKind, Follower, Synced, View};
 
 /// Most membership frames that one turn feeds before it checks the node's timers.
 const SWIM_PER_TURN: usize = 64;
@@ -54,6 +54,8 @@ const LAG_SAMPLES: usize = 300;
 pub(super) enum Command {
     /// Other routers may be at these addresses.
     Join(Vec<SocketAddr>),
+    /// Other routers reach this one at another address than it assumed.
+    Readdress(SocketAddr),
     /// Announce to all members that this router will leave.
     Leave,
     /// Leave. The driver answers when it has sent everything, or gives up after half a second.
@@ -69,6 +71,7 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Join(_) => "Join",
+            Self::Readdress(_) => "Readdress",
             Self::Leave => "Leave",
             Self::Depart(_) => "Depart",
             Self::Visit(_) => "Visit",
@@ -103,6 +106,8 @@ pub(super) struct Driver {
     metrics: Metrics,
     /// Applies changes of the state to the rest of the router, before the node acknowledges them.
     follower: Option<Box<dyn Follower>>,
+    /// Where clients reach this router.
+    client_endpoint: ClientEndpoint,
     /// The version of the member list that the follower has seen.
     followed_version: u64,
     links: BTreeMap<SocketAddr, Link>,
@@ -137,6 +142,7 @@ impl Driver {
         outputs: Outputs,
         dialler: Arc<Dialler>,
         follower: Option<Box<dyn Follower>>,
+        client_endpoint: ClientEndpoint,
     ) -> Self {
         if follower.is_some() {
             node.follow();
@@ -150,6 +156,7 @@ impl Driver {
             dialler,
             metrics,
             follower,
+            client_endpoint,
             followed_version: u64::MAX,
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -255,6 +262,10 @@ impl Driver {
         let now = self.clock.now();
         match command {
             Command::Join(addresses) => self.node.join(now, &addresses),
+            Command::Readdress(address) => {
+                self.node.readdress(now, address);
+                self.publish_view();
+            }
             Command::Leave => self.node.leave(now),
             Command::Depart(done) => {
                 self.node.depart(now);
@@ -395,8 +406,12 @@ impl Driver {
         let me = self.node.me();
         let before = self.outputs.me.load_full();
         if before.node != me.node || before.address != me.address {
-            let introduction =
-                Introduction { node: me.node.clone(), address: me.address, ..(*before).clone() };
+            let introduction = Introduction {
+                node: me.node.clone(),
+                address: me.address,
+                client_url: self.client_endpoint.url(me.address.ip()),
+                ..(*before).clone()
+            };
             self.outputs.me.store(Arc::new(introduction));
         }
         let view = View {
@@ -498,7 +513,7 @@ impl Driver {
         }
         let state = self.node.state();
         let counters = self.node.replication().counters();
-        for store in StoreId::ALL {
+        for store in StoreId::in_use() {
             let (name, sizes) = (store.name(), state.sizes(store));
             let metrics = &self.metrics;
             metrics::set(&metrics.store_entries.with_label_values(&[name]), sizes.entries);

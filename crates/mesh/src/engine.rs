@@ -18,7 +18,10 @@ use super::net::{Listener, Net};
 use super::security::Security;
 use super::server::{self, Inbox, Service};
 use super::wire::Introduction;
-use super::{BindError, ClientEndpoint, Config, Follower, Handle, Metrics, SecurityConfig, View};
+use super::{
+    BindError, ClientEndpoint, Config, Follower, Handle, HostServices, Metrics, SecurityConfig,
+    View,
+};
 
 /// Most frames that wait for the driver, on each lane.
 const INBOX: usize = 1024;
@@ -41,6 +44,7 @@ pub(super) struct Engine {
     /// `None`: this router is a cluster of one.
     pub(super) network: Option<Network>,
     pub(super) follower: Option<Box<dyn Follower>>,
+    pub(super) client_endpoint: ClientEndpoint,
 }
 
 /// What runs beside the driver if other routers may join: the server of the mesh port, and the search for other routers.
@@ -68,6 +72,7 @@ pub(super) fn assemble(
     client_endpoint: ClientEndpoint,
     address: SocketAddr,
     net: Arc<dyn Net>,
+    services: HostServices,
 ) -> Result<(Handle, Engine, Ends), BindError> {
     let now = clock.now();
     let (security, join) = match &config.network {
@@ -109,6 +114,7 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
+        shortages: services.shortages.clone(),
     });
     let is_networked = config.network.is_some();
     let handle = Handle {
@@ -124,6 +130,8 @@ pub(super) fn assemble(
     let network = is_networked.then(|| Network {
         joiner: Joiner {
             wanted: join,
+            provisional: None,
+            services: services.clone(),
             resolutions: Arc::clone(&handle.resolutions),
             commands: commands_tx,
             view,
@@ -136,6 +144,7 @@ pub(super) fn assemble(
             metrics,
             refusals: Arc::default(),
             board,
+            shortages: services.shortages.clone(),
             stopping,
         },
     });
@@ -147,6 +156,7 @@ pub(super) fn assemble(
         dialler,
         network,
         follower: None,
+        client_endpoint,
     };
     Ok((handle, engine, Ends { stop, failed: failed_tx }))
 }
@@ -158,8 +168,9 @@ impl Engine {
     /// # Errors
     /// If the mesh port can't be served.
     pub(super) async fn run(self, listener: Option<impl Listener>) -> anyhow::Result<()> {
-        let Self { clock, node, inputs, outputs, dialler, network, follower } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower);
+        let Self { clock, node, inputs, outputs, dialler, network, follower, client_endpoint } =
+            self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, client_endpoint);
         let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
             driver.run().await;
             return Ok(());

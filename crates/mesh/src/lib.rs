@@ -46,10 +46,12 @@ pub use status::{
 
 pub use smg_cluster::membership::MemberState;
 use smg_runtime::clock::Clock;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 
 use engine::{Ends, Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
-use smg_cluster::state::news::News;
+use smg_cluster::state::stores::News;
 use smg_cluster::{self as cluster, Node};
 use smg_runtime::tasks::{OnEnd, Tasks};
 use smg_types::ids::{NodeId, NodeName};
@@ -89,6 +91,15 @@ pub struct NetworkConfig {
     pub join: Vec<JoinAddress>,
     /// Certificates and shared keys.
     pub security: SecurityConfig,
+}
+
+/// The services of the process that the mesh uses, besides sockets and the clock.
+#[derive(Debug, Clone)]
+pub struct HostServices {
+    /// Resolves join addresses.
+    pub resolver: Resolver,
+    /// Takes reports of shortages of the process's own resources.
+    pub shortages: Shortages,
 }
 
 /// Why the node can't start.
@@ -220,8 +231,8 @@ pub struct Running {
 }
 
 impl Mesh {
-    /// Creates the node. If it has a network, binds the port and finds out where other routers reach this one. `clients`
-    /// says how clients reach it, which the other routers learn too.
+    /// Creates the node. If it has a network, binds the port and finds out where other routers reach this one, as far as
+    /// that is known without resolving a name. `client_endpoint` says how clients reach it, which the other routers learn too.
     ///
     /// # Errors
     /// If the port can't be had, or the configuration is one that can't work.
@@ -230,12 +241,24 @@ impl Mesh {
         clock: Clock,
         metrics: Metrics,
         client_endpoint: ClientEndpoint,
+        services: HostServices,
     ) -> Result<Self, BindError> {
         let port = config.network.as_ref().map(Port::bind).transpose()?;
         let address =
             port.as_ref().map_or_else(|| client_endpoint.address_alone(), |port| port.address);
-        let (handle, engine, ends) =
-            assemble(config, clock, metrics.clone(), client_endpoint, address, Arc::new(net::Tcp))?;
+        let provisional = port.as_ref().is_some_and(|port| port.source.is_provisional());
+        let (handle, mut engine, ends) = assemble(
+            config,
+            clock,
+            metrics.clone(),
+            client_endpoint,
+            address,
+            Arc::new(net::Tcp),
+            services,
+        )?;
+        if let Some(network) = &mut engine.network {
+            network.joiner.provisional = provisional.then_some(address);
+        }
         let Ends { stop, failed } = ends;
         Ok(Self { handle, engine, port, stop, failed, metrics })
     }

@@ -30,7 +30,7 @@ pub struct Status {
     pub cluster: Option<String>,
     /// All listed routers, by name.
     pub nodes: Vec<NodeStatus>,
-    /// The stores of this router, by name.
+    /// The stores of this router, by name. A store that no router of this version writes to is left out.
     pub stores: BTreeMap<&'static str, StoreStatus>,
 }
 
@@ -143,7 +143,7 @@ pub struct Drift {
     pub node_name: String,
     /// Whether every present router has acknowledged all writes of this one.
     pub in_sync: bool,
-    /// The fingerprints of this router's stores, to compare with those of other routers.
+    /// The fingerprints of this router's stores, as in [`Status`], to compare with those of other routers.
     pub digests: BTreeMap<&'static str, String>,
     /// How many of this router's writes each other router has not acknowledged, by name; `null`: it has sent no digest yet.
     pub lag: BTreeMap<String, Option<u64>>,
@@ -251,7 +251,9 @@ impl Handle {
             Drift {
                 node_name: node.me().node.name.to_string(),
                 in_sync: lag.values().all(|lag| *lag == Some(0)),
-                digests: StoreId::ALL.map(|store| (store.name(), digest(node, store))).into(),
+                digests: StoreId::in_use()
+                    .map(|store| (store.name(), digest(node, store)))
+                    .collect(),
                 lag,
             }
         })
@@ -316,7 +318,9 @@ fn status_of(
         ha_mode,
         cluster,
         nodes,
-        stores: StoreId::ALL.map(|store| (store.name(), store_status(node, store, synced))).into(),
+        stores: StoreId::in_use()
+            .map(|store| (store.name(), store_status(node, store, synced)))
+            .collect(),
     }
 }
 

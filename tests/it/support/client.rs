@@ -135,8 +135,19 @@ impl Connection {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        self.send("POST", path, headers, body).await
+    }
+
+    /// Sends a request and waits for the whole answer.
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         let mut request = http::Request::builder()
-            .method("POST")
+            .method(method)
             .uri(path)
             .header("host", self.address.to_string());
         for (name, value) in headers {

@@ -117,8 +117,17 @@ impl Worker {
         F: Fn(Talk) -> R + Send + Sync + 'static,
         R: Future<Output = Talk> + Send + 'static,
     {
+        Self::at("127.0.0.1:0", model, script).await
+    }
+
+    /// The same at an address of this machine.
+    async fn at<F, R>(address: &str, model: &str, script: F) -> Self
+    where
+        F: Fn(Talk) -> R + Send + Sync + 'static,
+        R: Future<Output = Talk> + Send + 'static,
+    {
         let model: Arc<str> = model.into();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let script: Script = Arc::new(move |talk| Box::pin(script(talk)));
@@ -135,7 +144,12 @@ impl Worker {
 
     /// A worker that answers every request with `{}`.
     pub(crate) async fn plain() -> Self {
-        Self::start(|mut talk| async move {
+        Self::plain_at("127.0.0.1:0").await
+    }
+
+    /// The same at an address of this machine.
+    pub(crate) async fn plain_at(address: &str) -> Self {
+        Self::at(address, "m", |mut talk| async move {
             talk.answer(200, "content-type: application/json\r\n", b"{}").await;
             talk
         })

@@ -10,7 +10,6 @@ use smg_types::now::Now;
 
 use crate::replication::{Changes, Replication};
 use crate::state::StoreId;
-use crate::state::table::Context;
 use crate::state::writers::Writer;
 
 /// Rows that are adopted per round and store.
@@ -68,29 +67,18 @@ impl Replication {
 
     fn adopt(&mut self, now: Now, of: Writer) -> Changes {
         let mut changes = Changes::default();
-        let mut versions = StoreId::ALL.map(|store| self.state.replica(store).applied(of));
         // Taking over counts says that all earlier lives are in them. A member that can't be reached may know of one that
         // is not known here, and nothing is gained by haste: the writer is not retired without that member either.
-        let counts = self.peers.values().all(|peer| peer.up);
-        if !counts {
-            versions[StoreId::Totals.index()] = 0;
-        }
+        let all_up = self.peers.values().all(|peer| peer.up);
+        let waits = |store: StoreId| store.is_summed_up() && !all_up;
+        let applied = |store| self.state.replica(store).applied(of);
+        let versions = StoreId::ALL.map(|store| if waits(store) { 0 } else { applied(store) });
         if self.carried_on.get(&of) == Some(&versions) {
             return changes;
         }
-        let state = &mut self.state;
-        let cx =
-            Context { writers: &mut state.writers, clock: &mut state.clock, me: state.me, now };
-        let budget = ADOPTED_PER_ROUND;
-        let counted = if counts { state.totals.adopt_counts(&cx, of, budget) } else { 0 };
-        let adopted = [
-            (StoreId::Workers, state.workers.adopt(&cx, of, budget)),
-            (StoreId::Policies, state.policies.adopt(&cx, of, budget)),
-            (StoreId::Rules, state.rules.adopt(&cx, of, budget)),
-            (StoreId::Sessions, state.sessions.adopt(&cx, of, budget)),
-            (StoreId::Totals, counted),
-        ];
-        for (store, rows) in adopted {
+        for store in StoreId::ALL.into_iter().filter(|store| !waits(*store)) {
+            let (table, cx) = self.state.replica_mut(store, now);
+            let rows = table.adopt(&cx, of, ADOPTED_PER_ROUND);
             self.counters.adopted += rows as u64;
             changes.touch(store, rows);
         }

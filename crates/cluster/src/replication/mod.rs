@@ -29,7 +29,7 @@ use crate::crdt::stamp::{HybridClock, millis};
 use crate::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::replication::peer::{Peer, Stream};
 use crate::replication::snapshot::Join;
-use crate::state::news::News;
+use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::writers::{StoreVersions, Writer};
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
@@ -164,9 +164,13 @@ impl Replication {
     ///
     /// # Errors
     /// The row is outside its bounds; nothing has changed.
-    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
+    pub fn update(
+        &mut self,
+        now: Now,
+        write: impl Into<Write>,
+    ) -> Result<Option<Version>, RefusedRow> {
         self.skip_missed_rounds(now);
-        let version = self.state.write(now, write)?;
+        let version = self.state.write(now, write.into())?;
         if let Some(version) = version {
             self.announce(now, version.store);
         }

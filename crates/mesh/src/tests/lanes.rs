@@ -116,7 +116,7 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
                 let mut spec = worker(number);
                 let label = format!("{round:04}-{}", "x".repeat(900));
                 spec.labels.insert("filler".to_owned(), label);
-                node.update(now, Write::PutWorker(WorkerRecord::from(&spec))).unwrap();
+                node.update(now, WorkerWrite::Put(WorkerRecord::from(&spec))).unwrap();
             }
             node.update(now, put(10_000 + round)).unwrap();
         });

@@ -24,8 +24,8 @@ use prometheus::Registry;
 use smg_cluster::codec::ClusterId;
 use smg_cluster::membership::generation_at;
 use smg_cluster::replication;
-use smg_cluster::state::worker::WorkerRecord;
-use smg_cluster::state::{StoreId, Write};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_cluster::{Lane, membership};
 use smg_types::spec::WorkerSpec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -72,12 +72,16 @@ fn metrics() -> Metrics {
     Metrics::register(&registry, &registry).unwrap()
 }
 
+fn services(clock: Clock) -> HostServices {
+    HostServices { resolver: Resolver::system(clock), shortages: Shortages::unregistered(clock) }
+}
+
 fn worker(number: usize) -> WorkerSpec {
     WorkerSpec::new(format!("http://worker-{number}.example:8000").parse().unwrap())
 }
 
-fn put(number: usize) -> Write {
-    Write::PutWorker(WorkerRecord::from(&worker(number)))
+fn put(number: usize) -> WorkerWrite {
+    WorkerWrite::Put(WorkerRecord::from(&worker(number)))
 }
 
 /// How a router of a world is started.
@@ -164,8 +168,15 @@ impl World {
                 let address = SocketAddr::new(ip, DEFAULT_PORT);
                 let metrics = metrics();
                 let net = Arc::new(Simulated { ip, wires });
-                let (handle, mut engine, ends) =
-                    assemble(config, clock, metrics.clone(), CLIENT_ENDPOINT, address, net)?;
+                let (handle, mut engine, ends) = assemble(
+                    config,
+                    clock,
+                    metrics.clone(),
+                    CLIENT_ENDPOINT,
+                    address,
+                    net,
+                    services(clock),
+                )?;
                 (plan.alter)(&mut engine);
                 let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
                 let listener = turmoil::net::TcpListener::bind(port).await?;

@@ -14,7 +14,8 @@ async fn two_meet_over_tcp_and_one_departs() {
         network.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         network.join =
             join.map(|address| address.to_string().parse().unwrap()).into_iter().collect();
-        Mesh::bind(config, Clock::start(), metrics(), CLIENT_ENDPOINT).unwrap()
+        let clock = Clock::start();
+        Mesh::bind(config, clock, metrics(), CLIENT_ENDPOINT, services(clock)).unwrap()
     };
     let a = bind("a", None);
     let b = bind("b", Some(a.handle().view().me.address));
@@ -45,7 +46,9 @@ fn lone_node() -> (TasksOwner, Running, Metrics) {
     let config = Config { network: None, ..config("lone", "smg", &[], SecurityConfig::default()) };
     let metrics = metrics();
     let clients = ClientEndpoint { listen: SocketAddr::from(([127, 0, 0, 1], 8000)), secure: true };
-    let mesh = Mesh::bind(config, Clock::start(), metrics.clone(), clients).unwrap();
+    let mesh =
+        Mesh::bind(config, Clock::start(), metrics.clone(), clients, services(Clock::start()))
+            .unwrap();
     let running = mesh.start(&owner.handle()).unwrap();
     (owner, running, metrics)
 }
@@ -88,13 +91,15 @@ async fn a_node_that_is_alone_sleeps_while_nothing_happens() {
         config.network = config.network.filter(|_| is_networked);
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let (metrics, net) = (metrics(), Arc::new(net::Tcp));
+        let clock = Clock::simulated(BEGIN);
         let assembled = assemble(
             config,
-            Clock::simulated(BEGIN),
+            clock,
             metrics.clone(),
             CLIENT_ENDPOINT,
             address,
             net,
+            services(clock),
         );
         let (handle, engine, _ends) = assembled.unwrap();
         let hour = async {

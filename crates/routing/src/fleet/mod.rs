@@ -6,13 +6,14 @@
 
 mod breaker;
 mod cut;
+mod failure;
 mod health;
 mod heard;
 mod metrics;
 mod told;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
+pub use failure::{Cause, Failure};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// How long a deleted worker may finish what is in flight.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Defaults of `spec::HealthSpec`.
@@ -85,6 +89,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -458,6 +463,20 @@ impl Fleet {
         })
     }
 
+    /// Remembers why a worker could not be asked. Returns whether the cause is another one than the last.
+    pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        worker.live().note_failure(failure)
+    }
+
+    /// Forgets why a worker could not be asked: it answers well.
+    pub fn clear_failure(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().clear_failure();
+        }
+    }
+
     /// What a worker serves could not be read.
     pub fn could_not_read(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
@@ -499,7 +518,7 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers);
+        let snapshot = build(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
@@ -507,7 +526,11 @@ impl Fleet {
 }
 
 /// Derives who serves what from the list of workers.
-fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+fn build(
+    version: u64,
+    workers: Vec<Arc<Worker>>,
+    aliases: &BTreeMap<ModelId, ModelId>,
+) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -541,11 +564,30 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             }
         }
     }
+    for (alias, model) in aliases {
+        add_alias(&mut snapshot, alias, model);
+    }
     for model in snapshot.models.values_mut() {
         model.members.sort_by_key(|member| member.worker.id);
     }
     snapshot.workers = workers;
     snapshot
+}
+
+/// Lets whoever serves `model` serve `alias` too. A model that a worker itself calls `alias` is not hidden by it.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {
