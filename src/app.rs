@@ -36,7 +36,7 @@ use crate::config::{self, Config, Loaded, Process, Start};
 use crate::http::{self, Lifecycle, LiveKeys, Server, Surface};
 use crate::reload::Reload;
 
-/// A router whose sockets are bound and of which nothing runs yet.
+/// A router that has bound its sockets and runs no task yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
@@ -48,7 +48,7 @@ pub struct App {
     mesh: Mesh,
     bridge: Bridge,
     bridge_metrics: bridge::Metrics,
-    /// Wakes the prober.
+    /// Wakes the prober before its next probe is due.
     wake: Arc<Notify>,
 }
 
@@ -66,17 +66,17 @@ pub struct Running {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Everything in flight has finished.
+    /// All requests in flight have finished.
     Clean,
-    /// Something in flight was cut, or a part had failed.
+    /// A request in flight was cut, or a task had failed.
     Cut,
 }
 
 impl App {
-    /// Reads certificates, binds sockets and puts the parts together.
+    /// Reads certificates, binds sockets and connects the parts.
     ///
     /// # Errors
-    /// If a certificate can't be used or a port not be bound; the error names the file or the address, and the flag.
+    /// If a certificate can't be used or a port can't be bound. The error names the file or the address, and the flag.
     pub fn build(config: Config) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let now = clock.now();
@@ -116,9 +116,9 @@ impl App {
         );
         let dispatch = Arc::new(dispatch);
         let wake = Arc::new(Notify::new());
-        let clients =
-            mesh::Clients { listen: server.address()?, secure: config.http.tls.is_some() };
-        // What is measured of other routers is shown only where there may be others.
+        let client_endpoint =
+            mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };
+        // `/metrics` shows the metrics of other routers only if other routers can join.
         let unshown = Registry::new();
         let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
         let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
@@ -127,7 +127,8 @@ impl App {
             resolver: dialer.resolver().clone(),
             shortages: dialer.shortages().clone(),
         };
-        let mut mesh = Mesh::bind(config.mesh.clone(), clock, mesh_metrics, clients, services)?;
+        let mut mesh =
+            Mesh::bind(config.mesh.clone(), clock, mesh_metrics, client_endpoint, services)?;
         let bridge = Bridge::new(
             config.bridge.clone(),
             Arc::clone(&fleet),
@@ -247,26 +248,27 @@ impl App {
 }
 
 impl Running {
-    /// Where clients connect.
+    /// The address where clients connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where other routers connect; `None` without a mesh.
+    /// The address where other routers connect; `None` if no router can join.
     #[must_use]
     pub fn mesh_address(&self) -> Option<SocketAddr> {
         let mesh = &self.surface.mesh;
         mesh.is_networked().then(|| mesh.view().me.address)
     }
 
-    /// The workers, for a program that embeds the router.
+    /// The fleet, for a program that embeds the router.
     #[must_use]
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.surface.fleet
     }
 
-    /// Runs until `stops` counts one, or a part fails; then lets what is in flight finish. A second count ends at once.
+    /// Runs until `stops` counts one or a task fails, then lets the requests in flight finish. At a second count it ends at
+    /// once.
     pub async fn run(mut self, mut stops: watch::Receiver<u32>) -> Ending {
         let failed = tokio::select! {
             // An error means that nobody can ask for the end any more, which is asking for it.
@@ -285,7 +287,7 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
-        // Told before anything stops, so that nobody takes the silence for a death.
+        // Members learn of the shutdown before anything stops, so that they don't take the silence for a crash.
         self.surface.mesh.leave().await;
         info!(open = self.server.open(), "draining");
         let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
@@ -323,7 +325,7 @@ impl Running {
     }
 }
 
-/// How long idle connections get to be closed when the end can't wait.
+/// How long the router waits for idle connections to close when it ends at once.
 const IDLE_LEAVE: Duration = Duration::from_millis(100);
 
 #[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
@@ -334,13 +336,13 @@ fn deadline(after: Duration) -> tokio::time::Instant {
 /// Runs `smg demo`: a router with its defaults in front of the demo's workers.
 ///
 /// # Errors
-/// If something can't be started, or a request fails where nobody watches.
+/// If a part can't be started, or a request fails in a run that draws no screen.
 pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
     let count = args.routers;
     mock::demo::run(args, async move |workers| {
         let mut routers: Vec<Running> = Vec::new();
         for nth in 1..=count {
-            // The others are told of the first only, and find each other.
+            // The other routers get the address of the first only, and find each other by it.
             let first = routers.first().and_then(Running::mesh_address);
             routers.push(App::build(demo_config(&workers, nth, count, first)?)?.start()?);
         }
