@@ -27,7 +27,8 @@ pub(crate) fn play_family(name: &str) {
     if let Some(seed) = number("SMG_SIM_SEED") {
         match play(family, seed, true) {
             Ok(outcome) => {
-                println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached);
+                let Outcome { steps, trace_hash, reached } = outcome;
+                println!("{name} {seed}: {steps} steps, trace {trace_hash:016x}, {reached:?}");
             }
             Err(violation) => panic!("{violation}"),
         }
