@@ -39,7 +39,9 @@ use crate::state::quota::{
     UsageKey,
 };
 use crate::state::session::{Session, SessionKey, Sessions};
-use crate::state::table::{Context, RefusedRow, Replica, Sizes, Table};
+use crate::state::table::{
+    BrokenInvariant, Context, LogPosition, RefusedRow, Replica, Sizes, Table,
+};
 use crate::state::totals::{Total, TotalKey, Totals};
 use crate::state::worker::{Override, Stance, WorkerEntry, WorkerRecord, Workers};
 use crate::state::writers::{Writer, Writers};
@@ -264,6 +266,18 @@ pub struct Version {
     pub store: StoreId,
     /// This node's version of it.
     pub version: u64,
+}
+
+/// A log whose invariants do not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("log of {writer} in {store}: {broken}")]
+pub struct BrokenLog {
+    /// The store.
+    pub store: StoreId,
+    /// The writer of the log.
+    pub writer: String,
+    /// What does not hold.
+    pub broken: BrokenInvariant,
 }
 
 /// Everything that this node holds of what the cluster agrees on.
@@ -687,6 +701,28 @@ impl State {
         let marks = self.replica(store).marks().into_iter();
         let covered = marks.filter(|mark| mark.version > 0);
         covered.filter_map(|mark| Some((self.writers.id(mark.writer)?, mark.version)))
+    }
+
+    /// Where the log of each writer is, in each store: for checks.
+    pub fn log_positions(&self) -> impl Iterator<Item = ((StoreId, Writer), LogPosition)> {
+        StoreId::ALL.into_iter().flat_map(|store| {
+            let logs = self.replica(store).log_positions().into_iter();
+            logs.map(move |(writer, position)| ((store, writer), position))
+        })
+    }
+
+    /// Checks the invariants of every log: for checks, O(logs and tombstones).
+    ///
+    /// # Errors
+    ///
+    /// The first log whose invariants do not hold.
+    pub fn check_logs(&self) -> Result<(), BrokenLog> {
+        StoreId::ALL.into_iter().try_for_each(|store| {
+            self.replica(store).check_logs(self.me).map_err(|(writer, broken)| {
+                let writer = self.writers.id(writer).map_or("?".to_owned(), ToString::to_string);
+                BrokenLog { store, writer, broken }
+            })
+        })
     }
 
     /// Keys (encoded) and versions of the living rows of `writer` in `store`, up to `version`: for checks.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use smg_cluster::Event;
 use smg_cluster::membership::{self, MemberState};
 use smg_cluster::state::StoreId;
+use smg_cluster::state::table::LogPosition;
+use smg_cluster::state::writers::Writer;
 use smg_types::ids::{NodeId, NodeName};
 
 use crate::world::{Slot, World};
@@ -36,6 +38,8 @@ pub(crate) struct Checks {
     gone: BTreeSet<NodeId>,
     /// Per observer's life: the lives that it saw go.
     seen_gone: BTreeMap<u32, BTreeSet<NodeId>>,
+    /// Per observer's life: where each log was.
+    logs: BTreeMap<u32, BTreeMap<(StoreId, Writer), LogPosition>>,
     /// Most of everything that was seen.
     pub most_timers: usize,
 }
@@ -110,8 +114,32 @@ impl Checks {
             }
         }
 
+        // LogInvariants: the versions that describe a log fit each other.
+        if let Err(broken) = node.state().check_logs() {
+            return violated("LogInvariants", broken.to_string());
+        }
+
         if !events.is_empty() || world.steps.is_multiple_of(64) {
             self.look_at_members(world, slot)?;
+            self.look_at_logs(world, slot)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_logs(&mut self, world: &World, slot: usize) -> Result<(), Violation> {
+        let Some(process) = &world.slots[slot].process else { return Ok(()) };
+        let state = process.node.state();
+        let before = self.logs.entry(process.life).or_default();
+        for ((store, writer), log) in state.log_positions() {
+            let moved_back = before
+                .insert((store, writer), log)
+                .and_then(|before| log.check_after(&before).err());
+            if let Some(broken) = moved_back {
+                // LogInvariants: a log only moves forward.
+                let id = state.writers().id(writer);
+                let what = format!("slot {slot}: log of {id:?} in {store}: {broken}");
+                return Err(Violation { check: "LogInvariants", at: world.now, what });
+            }
         }
         Ok(())
     }

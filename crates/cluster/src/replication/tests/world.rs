@@ -605,6 +605,8 @@ impl World {
                 }
             }
         }
+        let sound = replica.state.check_logs();
+        assert!(sound.is_ok(), "seed {seed}: {me}: {sound:?}");
         // Bounds.
         for peer in replica.peers.values() {
             assert!(peer.in_flight <= replica.config.window_bytes + 2 * CHUNK_BYTES);

@@ -138,6 +138,7 @@ fn rows<S: Sample>(replica: &Replica<S>) -> Rows<S> {
 fn play<S: Sample>(events: &[Event]) -> Result<Rows<S>, TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut written: Rows<S> = BTreeMap::new();
+    let mut logs = vec![BTreeMap::new(); REPLICAS];
     for (number, event) in (1u64..).zip(events) {
         match *event {
             Event::Put(at, n) => {
@@ -162,6 +163,9 @@ fn play<S: Sample>(events: &[Event]) -> Result<Rows<S>, TestCaseError> {
                 let of = replicas[at].number(of);
                 replicas[at].table.collect(of, u64::MAX);
             }
+        }
+        for (replica, logs) in replicas.iter().zip(&mut logs) {
+            replica.check_logs(logs);
         }
     }
     for _ in 0..3 {
