@@ -149,6 +149,20 @@ pub struct Delta {
     pub rows: Vec<RawRow>,
 }
 
+impl Delta {
+    /// Whether its versions fit each other: it leads forward, no further than the log goes, and its rows are in order and
+    /// within what it covers, as far as can be seen without the log.
+    pub(crate) fn is_in_order(&self) -> bool {
+        let mut last = self.from;
+        let is_in_order = self.rows.iter().all(|row| {
+            let follows = row.version > last && row.version <= self.to;
+            last = row.version;
+            follows
+        });
+        is_in_order && self.to > self.from && self.upto >= self.to
+    }
+}
+
 /// Deltas of this stream are no use to who is behind `floor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {

@@ -2,52 +2,69 @@
 //!
 //! A state machine without I/O. A writer sends its new rows to every peer, coalesced per store; a peer applies a delta only
 //! if it has everything before it, else it pulls. Once a second a digest goes to a random peer, which answers with what the
-//! sender lacks, whoever wrote it. Who is behind collected tombstones joins a snapshot; fingerprints audit the rest. The
-//! module is cut by topic: `receive` (messages in), `send` (deltas and acks out), `snapshot`, `audit`, `lives` (who carries
-//! on what the dead wrote; retirement, collection), `told` (what has changed, what is counted).
+//! sender lacks, whoever wrote it. Who is behind collected tombstones joins a snapshot; fingerprints audit the rest.
+//!
+//! [`Replication`] reads like the protocol: writes and what membership reports (here), messages in (`receive`), messages
+//! out (`send`), what time brings (`upkeep`). What must be remembered for that belongs to its parts, each of which owns its fields: the members
+//! and what each of them has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are missing here
+//! (`pulls`), snapshots on their way in (`joins`), what was adopted (`retirement`), when something is due (`schedule`,
+//! `coalescing`, `settling`). What needs no memory is a function of the state: `snapshot`, `audit`, `collection`.
 //!
 //! What is not guaranteed: that a write survives if its node dies before any peer has it; hints about prefixes.
 
+mod acks;
 mod audit;
-mod lives;
+mod changes;
+mod coalescing;
+mod collection;
+mod confirmations;
+mod counters;
+mod joins;
 pub mod message;
 mod peer;
+mod peers;
+mod pulls;
 mod receive;
+mod retirement;
+mod schedule;
 mod send;
+mod send_window;
+mod settling;
 mod snapshot;
-mod told;
+mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rand::Rng;
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
-use told::Confirmations;
 
 use crate::crdt::stamp::{HybridClock, millis};
-use crate::replication::message::{ClaimsBuilder, Digest, Message};
-use crate::replication::peer::{Peer, Stream};
-use crate::replication::snapshot::Join;
+pub use crate::replication::changes::Changes;
+use crate::replication::coalescing::Coalescing;
+use crate::replication::confirmations::Confirmations;
+pub use crate::replication::counters::Counters;
+use crate::replication::joins::{Joins, LeastClaim};
+use crate::replication::message::{ClaimsBuilder, Digest, Message, SnapshotChunk};
+use crate::replication::peer::Peer;
+use crate::replication::peers::{Connected, Peers};
+use crate::replication::pulls::Pulls;
+use crate::replication::retirement::Adoptions;
+use crate::replication::schedule::Schedule;
+use crate::replication::settling::Settling;
 use crate::state::news::News;
+use crate::state::row::Blob;
 use crate::state::table::RefusedRow;
-use crate::state::writers::{StoreVersions, Writer};
+use crate::state::writers::Writer;
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
-pub use told::{Changes, Counters};
 
 /// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
 pub const CHUNK_BYTES: usize = 256 * 1024;
-/// How often what is not urgent is looked after.
-const ROUND: Duration = Duration::from_millis(250);
-/// Acks wait this long for more to say.
-const ACK_DELAY: Duration = Duration::from_millis(100);
-/// Hints are told this often.
-const HINT_DELAY: Duration = Duration::from_millis(50);
-/// After somebody came or went, audits come this soon.
-const AUDIT_SOON: Duration = Duration::from_secs(2);
 /// What a peer lacks is served by others than its writer only once it is this old, at least: the writer's own push is
 /// faster.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// A stream: the rows of one writer in one store.
+pub(crate) type Stream = (StoreId, Writer);
 
 /// What replication can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,43 +102,23 @@ impl Default for Config {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Flush {
-    due: Option<Duration>,
-    last: Option<Duration>,
-}
-
 /// One replica: this node's rows, its copies of the others' rows, and what it must say to whom.
 #[derive(Debug)]
 pub struct Replication {
     me: NodeId,
     config: Config,
     state: State,
-    peers: BTreeMap<NodeName, Peer>,
-    forgotten: BTreeSet<NodeName>,
-    flushes: [Flush; STORES],
-    hints_at: Option<Duration>,
-    next_round: Duration,
-    next_digest: Option<Duration>,
-    next_audit: Option<Duration>,
-    /// Streams that moved within the last one or two settling times, each with where it stood before.
-    moved: [BTreeMap<Stream, u64>; 2],
-    moved_at: Duration,
-    /// Streams in which a peer is ahead: how far, who, since when.
-    behind: BTreeMap<Stream, (u64, NodeName, Duration)>,
-    /// Streams that were asked for, until when to wait.
-    asked: BTreeMap<Stream, Duration>,
-    joins: BTreeMap<StoreId, Join>,
-    next_session: u64,
-    /// Writers that are over and whose rows up to these versions are carried on, as far as that is this node's to do.
-    carried_on: BTreeMap<Writer, StoreVersions>,
-    started: Duration,
-    /// When a peer came up last.
-    last_up: Duration,
-    warm: bool,
-    fenced: bool,
-    /// The peer that was served last, for turns.
-    turn: Option<NodeName>,
+    peers: Peers,
+    schedule: Schedule,
+    coalescing: Coalescing,
+    settling: Settling,
+    pulls: Pulls,
+    joins: Joins,
+    adoptions: Adoptions,
+    /// Whether this node has once had all that some peer had.
+    is_warm: bool,
+    /// Whether the others take this life for history.
+    is_fenced: bool,
     counters: Counters,
     confirmations: Confirmations,
 }
@@ -130,35 +127,27 @@ impl Replication {
     /// The replica of `me`, which knows nothing and nobody.
     #[must_use]
     pub fn new(me: NodeId, config: Config, now: Now) -> Self {
-        let state = State::new(&me, config.max_ahead, config.prefixes);
         Self {
-            me,
-            state,
-            peers: BTreeMap::new(),
-            forgotten: BTreeSet::new(),
-            flushes: [Flush::default(); STORES],
-            hints_at: None,
-            next_round: now.mono,
-            next_digest: None,
-            next_audit: None,
-            moved: [BTreeMap::new(), BTreeMap::new()],
-            moved_at: now.mono,
-            behind: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            joins: BTreeMap::new(),
-            next_session: 1,
-            carried_on: BTreeMap::new(),
-            started: now.mono,
-            last_up: now.mono,
-            warm: false,
-            fenced: false,
-            turn: None,
+            state: State::new(&me, config.max_ahead, config.prefixes),
+            peers: Peers::new(me.name.clone(), now),
+            schedule: Schedule::new(now.mono),
+            coalescing: Coalescing::default(),
+            settling: Settling::new(now.mono),
+            pulls: Pulls::default(),
+            joins: Joins::default(),
+            adoptions: Adoptions::default(),
+            is_warm: false,
+            is_fenced: false,
             counters: Counters::default(),
             confirmations: Confirmations::default(),
+            me,
             config,
         }
     }
+}
 
+/// Writing.
+impl Replication {
     /// Writes a row of this node; the version is what a receipt waits for, `None` when there was nothing to remove.
     ///
     /// # Errors
@@ -179,8 +168,8 @@ impl Replication {
     /// The same of a prompt whose part up to the block `above` is told already.
     pub fn served_below(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         self.state.prefixes.served(now, worker, above, blocks);
-        if self.state.prefixes.has_waiting() && self.hints_at.is_none() {
-            self.hints_at = Some(now.mono + HINT_DELAY);
+        if self.state.prefixes.has_waiting() {
+            self.coalescing.plan_hints(now.mono);
         }
     }
 
@@ -199,14 +188,9 @@ impl Replication {
 
     /// New rows of `store` are to be sent: at once if the last ones went long enough ago, else with those that come.
     fn announce(&mut self, now: Now, store: StoreId) {
-        let flush = &mut self.flushes[store.index()];
-        if flush.due.is_none() {
-            let earliest = flush.last.map_or(Duration::ZERO, |last| last + store.coalescing());
-            flush.due = Some(now.mono.max(earliest));
-            if self.peers.values().any(|peer| peer.up) {
-                let version = self.state.replica(store).applied(self.state.me);
-                self.confirmations.wrote(store, version, now.mono);
-            }
+        if self.coalescing.plan_rows(store, now.mono) && self.peers.has_reachable() {
+            let version = self.state.replica(store).applied(self.state.me);
+            self.confirmations.note_written(store, version, now.mono);
         }
     }
 
@@ -224,7 +208,10 @@ impl Replication {
             }
         }
     }
+}
 
+/// What membership reports.
+impl Replication {
     /// A peer can be reached, perhaps in a new life: it and this node say how far they are.
     pub fn peer_up(&mut self, now: Now, id: &NodeId) {
         if id.name == self.me.name {
@@ -234,81 +221,50 @@ impl Replication {
             self.counters.refused_messages += 1;
             return;
         };
-        if let Some(peer) = self.peers.get(&id.name)
-            && peer.id.generation > id.generation
-        {
+        let connected = self.peers.connect(now, id, writer);
+        if connected == Connected::Outdated {
             return;
-        }
-        self.forgotten.remove(&id.name);
-        let former = self.peers.get(&id.name).map(|peer| (peer.id.clone(), peer.writer));
-        if former.as_ref().is_none_or(|(known, _)| known != id) {
-            self.peers.insert(id.name.clone(), Peer::new(id.clone(), writer));
         }
         self.state.writers.set_down(writer, false);
-        let first = !self.peers.values().any(|peer| peer.up);
-        let peer = self.peers.get_mut(&id.name).expect("just inserted");
-        if peer.up {
+        if connected == Connected::Already {
             return;
         }
-        peer.up = true;
-        self.last_up = now.mono;
-        peer.credit = CHUNK_BYTES;
-        peer.audit = Some((now.mono + AUDIT_SOON, AUDIT_SOON));
         // The first peer is asked for everything; of the others only their own rows, or each would send everything.
-        let digest = self.greeting(now, first);
-        let mut dropped = 0;
-        let is_over = self.state.writers.is_over(writer);
-        let retired = is_over.then(|| self.retired_message(&[writer]));
-        if let Some(peer) = self.peers.get_mut(&id.name) {
-            dropped += peer.say(Message::Digest(digest));
-            if first && self.state.prefixes.is_empty() {
-                dropped += peer.say(Message::HotSetRequest);
-            }
-            if let Some(retired) = retired {
-                dropped += peer.say(retired);
-            }
+        let is_first = connected == Connected::First;
+        let greeting = self.greeting(now, is_first);
+        self.say(&id.name, Message::Digest(greeting));
+        if is_first && self.state.prefixes.is_empty() {
+            self.say(&id.name, Message::HotSetRequest);
         }
-        self.counters.dropped_messages += dropped;
+        if self.state.writers.is_over(writer) {
+            self.say(&id.name, retirement::notice(&self.state, &[writer]));
+        }
     }
 
     /// A peer can't be reached. What it measured is hidden, what it decided stays.
     pub fn peer_down(&mut self, now: Now, id: &NodeId) {
         if id.name != self.me.name
-            && !self.peers.contains_key(&id.name)
+            && self.peers.get(&id.name).is_none()
             && let Some(writer) = self.state.writers.intern(id)
         {
-            // A joiner hears of members that it never met. It waits for their acks like everybody else: what it collects
-            // without them, the others collect after it.
-            self.peers.insert(id.name.clone(), Peer::new(id.clone(), writer));
+            self.peers.list_unreachable(id, writer);
         }
-        if let Some(peer) = self.peers.get_mut(&id.name)
-            && peer.id == *id
-        {
-            peer.cut();
-        }
+        self.peers.disconnect(id);
         // What it has not confirmed is not measured: it may be away for an hour.
         for store in StoreId::ALL {
-            let stream = (store, self.state.me);
-            let up = self.peers.values().filter(|peer| peer.up);
-            let all = up.map(|peer| peer.known(stream)).min();
+            let all = self.peers.lowest_known_of_reachable((store, self.state.me));
             self.confirmations.settle(store, all.unwrap_or(u64::MAX));
         }
         if let Some(writer) = self.state.writers.number(id) {
             self.state.writers.set_down(writer, true);
         }
-        for peer in self.peers.values_mut().filter(|peer| peer.up) {
-            peer.audit = Some((now.mono + AUDIT_SOON, AUDIT_SOON));
-        }
+        self.peers.reachable_mut().for_each(|peer| peer.audit_soon(now));
     }
 
     /// A peer is gone for good: nobody waits for its acks any more, and the lowest living name adopts what it decided.
     pub fn peer_forgotten(&mut self, now: Now, id: &NodeId) {
         self.peer_down(now, id);
-        if self.peers.get(&id.name).is_none_or(|peer| peer.id == *id) {
-            // Also one that never was a peer here: its rows came from others, and it was gone before this node came.
-            self.peers.remove(&id.name);
-            self.forgotten.insert(id.name.clone());
-        }
+        self.peers.forget(id);
         if let Some(writer) = self.state.writers.number(id) {
             self.state.writers.end(writer);
         }
@@ -316,12 +272,12 @@ impl Replication {
 
     /// Whether a peer has retired `writer`.
     pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
-        self.peers.values().any(|peer| peer.retired.contains(&writer))
+        self.peers.iter().any(|peer| peer.has_retired(writer))
     }
 
     /// All members but this one that are not forgotten, each with whether it can be reached.
     pub fn members(&self) -> impl Iterator<Item = (&NodeId, bool)> {
-        self.peers.values().map(|peer| (&peer.id, peer.up))
+        self.peers.iter().map(|peer| (peer.id(), peer.is_reachable()))
     }
 
     /// Begins a new life after the others took the present one for history, or after a false start. What the former life
@@ -334,96 +290,20 @@ impl Replication {
         if let Some(writer) = self.state.begin_life(&me) {
             self.me = me;
             self.state.me = writer;
-            self.fenced = false;
-            self.carried_on.clear();
-            self.flushes = [Flush::default(); STORES];
-            self.confirmations.begin_life();
-            for peer in self.peers.values_mut() {
-                peer.cut();
-            }
-            self.next_round = now.mono;
+            self.is_fenced = false;
+            self.adoptions.reset();
+            self.coalescing.reset_rows();
+            self.confirmations.reset();
+            self.peers.disconnect_all();
+            self.schedule.hurry(now.mono);
         }
     }
+}
 
-    /// Looks after everything that time brings: call it when [`Replication::next_deadline`] has come.
-    pub fn handle_tick(&mut self, now: Now, rng: &mut dyn Rng) -> Changes {
-        let mut changes = Changes::default();
-        let before = self.own_versions();
-        if now.mono >= self.next_round {
-            self.next_round = now.mono + ROUND;
-            changes = self.round(now);
-        }
-        let jitter = |rng: &mut dyn Rng, interval: Duration| {
-            let nanos = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
-            Duration::from_nanos(rng.next_u64() % nanos)
-        };
-        if !self.peers.values().any(|peer| peer.up) {
-            self.next_digest = None;
-            self.next_audit = None;
-        } else {
-            let interval = self.config.digest_interval;
-            let due = self.next_digest.get_or_insert_with(|| now.mono + jitter(rng, interval));
-            if now.mono >= *due {
-                *due = now.mono + interval;
-                let digest = self.digest(now, true);
-                self.say_to_any(Message::Digest(digest), rng);
-            }
-            let interval = self.config.audit_interval;
-            let due =
-                self.next_audit.get_or_insert_with(|| now.mono + interval + jitter(rng, interval));
-            if now.mono >= *due {
-                *due = now.mono + interval + jitter(rng, interval);
-                self.audit_any(now, rng);
-                changes = changes.and(self.release(now));
-            }
-        }
-        if self.hints_at.is_some_and(|at| now.mono >= at) {
-            self.tell_hints(now);
-        }
-        self.announce_moved(now, before);
-        changes
-    }
-
-    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next.
-    #[must_use]
-    pub fn next_deadline(&self) -> Duration {
-        let flushes = self.flushes.iter().filter_map(|flush| flush.due);
-        let acks = self.peers.values().filter_map(|peer| peer.ack_at);
-        let timers = [self.next_digest, self.next_audit, self.hints_at];
-        flushes.chain(acks).chain(timers.into_iter().flatten()).fold(self.next_round, Duration::min)
-    }
-
-    fn any_up(&self, rng: &mut dyn Rng) -> Option<NodeName> {
-        let up: Vec<&NodeName> =
-            self.peers.iter().filter(|(_, peer)| peer.up).map(|(name, _)| name).collect();
-        let count = u64::try_from(up.len()).unwrap_or(u64::MAX);
-        let at = usize::try_from(rng.next_u64().checked_rem(count)?).ok()?;
-        up.get(at).map(|name| (*name).clone())
-    }
-
+/// What several inputs need.
+impl Replication {
     fn say(&mut self, to: &NodeName, message: Message) {
-        if let Some(peer) = self.peers.get_mut(to)
-            && peer.up
-        {
-            self.counters.dropped_messages += peer.say(message);
-        }
-    }
-
-    fn say_to_any(&mut self, message: Message, rng: &mut dyn Rng) {
-        if let Some(name) = self.any_up(rng) {
-            self.say(&name, message);
-        }
-    }
-
-    fn tell_hints(&mut self, now: Now) {
-        let runs = self.state.prefixes.flush();
-        self.hints_at = self.state.prefixes.has_waiting().then(|| now.mono + HINT_DELAY);
-        if runs.is_empty() {
-            return;
-        }
-        for peer in self.peers.values_mut().filter(|peer| peer.up) {
-            self.counters.dropped_messages += peer.say(Message::Hints(runs.clone()));
-        }
+        self.counters.dropped_messages += self.peers.queue(to, message);
     }
 
     /// How far this node is in everything that is still spoken of.
@@ -455,41 +335,45 @@ impl Replication {
         Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
     }
 
-    /// Rows that arrived long enough ago that their writer's own push must have reached everybody that it can reach.
-    fn settled(&self, stream: Stream) -> u64 {
-        let before = self.moved[1].get(&stream).or_else(|| self.moved[0].get(&stream));
-        before.copied().unwrap_or_else(|| self.state.replica(stream.0).applied(stream.1))
+    /// Asks `from` for streams that are not being asked for.
+    fn pull(&mut self, now: Now, from: &NodeName, streams: &[Stream]) {
+        let mut claims = ClaimsBuilder::default();
+        for stream in streams {
+            let (store, writer) = *stream;
+            if self.pulls.may_ask(*stream, now.mono)
+                && let Some(id) = self.state.writers.id(writer)
+            {
+                let replica = self.state.replica(store);
+                claims.push(id, store, replica.applied(writer), replica.floor(writer));
+                self.pulls.note_asked(*stream, now.mono + self.config.retry);
+            }
+        }
+        if !claims.is_empty() {
+            self.counters.pulls += 1;
+            self.say(from, Message::Pull(claims.build()));
+        }
     }
 
-    /// What looks after itself: four times a second, in time proportional to streams that moved, not to rows.
-    fn round(&mut self, now: Now) -> Changes {
-        let mut changes = Changes::default();
-        if now.mono >= self.moved_at + SETTLE {
-            self.moved_at = now.mono;
-            self.moved[1] = std::mem::take(&mut self.moved[0]);
+    /// Asks `from` for a snapshot if this node is behind what a log still holds.
+    fn join_if_behind(&mut self, now: Now, from: &NodeName, stream: Stream, floor: u64) {
+        let (store, writer) = stream;
+        let behind = writer != self.state.me && self.state.replica(store).applied(writer) < floor;
+        if behind && let Some((donor, request)) = self.joins.begin(store, from, now.mono) {
+            self.counters.snapshots_joined += 1;
+            self.say(&donor, Message::SnapshotRequest(request));
         }
-        for store in StoreId::ALL {
-            let (table, _) = self.state.replica_mut(store, now);
-            let expired = table.expire(now);
-            changes.touch(store, expired);
-        }
-        self.state.prefixes.expire(now, 4096);
-        self.retry(now);
-        self.pull_what_is_missing(now);
-        self.look_after_joins(now);
-        changes = changes.and(self.look_after_lives(now));
-        self.collect(now);
-        self.audit_soon(now);
-        let refill = self.config.repair_bytes_per_second / 4;
-        for peer in self.peers.values_mut() {
-            peer.credit = (peer.credit + refill).min(refill.max(CHUNK_BYTES));
-        }
-        if !self.warm {
-            self.warm = self.is_level_with_somebody();
-        }
-        changes
     }
 
+    /// A stream has moved on from where it stood.
+    fn note_move(&mut self, stream: Stream, stood: u64) {
+        self.settling.note_move(stream, stood);
+        let (store, writer) = stream;
+        self.pulls.note_applied(stream, self.state.replica(store).applied(writer));
+    }
+}
+
+/// Reading.
+impl Replication {
     /// What this node holds.
     #[must_use]
     pub fn state(&self) -> &State {
@@ -517,19 +401,19 @@ impl Replication {
     /// Whether this node has once had all that some peer had: what a joiner waits for before it is ready.
     #[must_use]
     pub fn is_warm(&self) -> bool {
-        self.warm
+        self.is_warm
     }
 
     /// Whether the others take this life for history.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        self.fenced
+        self.is_fenced
     }
 
     /// Which members are known to have applied a write of this node.
     pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, bool)> {
         let stream = (version.store, self.state.me);
-        self.peers.values().map(move |peer| (&peer.id, peer.known(stream) >= version.version))
+        self.peers.iter().map(move |peer| (peer.id(), peer.known(stream) >= version.version))
     }
 
     /// By how many of this node's writes a peer is known to be behind, over all stores; `None` for a stranger.
@@ -545,22 +429,52 @@ impl Replication {
     /// How far a peer's wall clock was ahead of this node's when it last said, in milliseconds.
     #[must_use]
     pub fn wall_ahead_ms(&self, peer: &NodeName) -> Option<i64> {
-        self.peers.get(peer).map(|peer| peer.wall_ahead_ms)
+        self.peers.get(peer).map(Peer::wall_ahead_ms)
+    }
+}
+
+/// Saving and restoring.
+impl Replication {
+    /// A range of keys of `store` with all that is known about them; `None` if `after` is no key. Also what a node saves
+    /// to disk: see [`Replication::restore`].
+    #[must_use]
+    pub fn chunk(
+        &self,
+        store: StoreId,
+        session: u64,
+        after: Option<Blob>,
+    ) -> Option<SnapshotChunk> {
+        snapshot::chunk(&self.state, store, session, after)
     }
 
-    fn is_level_with_somebody(&self) -> bool {
-        self.peers.values().any(|peer| peer.up && self.has_all_of(peer))
+    /// Takes in what this node saved in a former life: all parts of a store, in order. They count like a donor's.
+    pub fn restore(&mut self, now: Now, store: StoreId, chunks: Vec<SnapshotChunk>) -> Changes {
+        let (mut changes, mut claim, mut after) = (Changes::default(), LeastClaim::default(), None);
+        let count = chunks.len();
+        for (at, chunk) in chunks.into_iter().enumerate() {
+            let end = chunk.end.clone();
+            let fits = chunk.store.store() == Some(store)
+                && chunk.after == after
+                && (end.is_none() == (at + 1 == count));
+            let merged =
+                if fits { snapshot::merge(&mut self.state, now, store, chunk) } else { None };
+            let Some(merged) = merged else {
+                self.counters.refused_messages += 1;
+                return changes;
+            };
+            changes.touch(store, merged.rows);
+            claim.narrow(&merged.marks);
+            after = end;
+        }
+        self.claim(now, store, claim.into_claim());
+        changes
     }
 
-    /// Whether everything that a peer said it has is here, as far as it still means something.
-    fn has_all_of(&self, peer: &Peer) -> bool {
-        let writers = &self.state.writers;
-        peer.greeted
-            && peer.known.iter().all(|((store, writer), known)| {
-                *writer == self.state.me
-                    || (store.ends_with_writer() && writers.is_over(*writer))
-                    || self.state.replica(*store).applied(*writer) >= *known
-            })
+    /// All ranges of a snapshot are merged: what its donors covered is true here too.
+    fn claim(&mut self, now: Now, store: StoreId, claim: joins::Claim) {
+        for (stream, stood) in snapshot::claim(&mut self.state, now, store, claim) {
+            self.note_move(stream, stood);
+        }
     }
 }
 

@@ -420,7 +420,7 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
     both[1].state.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
-    both[0].audit_any(at(300), &mut world::rng(1));
+    both[0].audit_any(&mut world::rng(1));
     exchange(at(300), &mut both);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
     assert_eq!(both[1].counters().repaired, 1);

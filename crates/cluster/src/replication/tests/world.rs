@@ -12,6 +12,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
+use crate::replication::peer::MAX_OUTBOX;
 use crate::replication::{CHUNK_BYTES, Config, Counters, Message, Replication};
 use crate::state::observation::Load;
 use crate::state::policy::PolicyRecord;
@@ -608,9 +609,10 @@ impl World {
         let sound = replica.state.check_logs();
         assert!(sound.is_ok(), "seed {seed}: {me}: {sound:?}");
         // Bounds.
-        for peer in replica.peers.values() {
-            assert!(peer.in_flight <= replica.config.window_bytes + 2 * CHUNK_BYTES);
-            assert!(peer.outbox.len() <= 64);
+        for peer in replica.peers.iter() {
+            let in_flight = peer.window.in_flight_bytes();
+            assert!(in_flight <= replica.config.window_bytes + 2 * CHUNK_BYTES);
+            assert!(peer.outbox_len() <= MAX_OUTBOX);
         }
     }
 
