@@ -135,8 +135,8 @@ impl Joins {
         for store in silent {
             let session = self.next_session();
             let Some(join) = self.by_store.get_mut(&store) else { continue };
-            let next = reachable.iter().find(|name| **name > join.donor).or(reachable.first());
-            if let Some(next) = next {
+            let later = reachable.iter().find(|name| **name > join.donor);
+            if let Some(next) = later.or_else(|| reachable.first()) {
                 join.donor = next.clone();
                 join.session = session;
                 join.asked_at = now;

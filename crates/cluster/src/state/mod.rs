@@ -719,7 +719,7 @@ impl State {
     pub fn check_logs(&self) -> Result<(), BrokenLog> {
         StoreId::ALL.into_iter().try_for_each(|store| {
             self.replica(store).check_logs(self.me).map_err(|(writer, broken)| {
-                let writer = self.writers.id(writer).map_or("?".to_owned(), ToString::to_string);
+                let writer = self.writers.id(writer).map(ToString::to_string).unwrap_or_default();
                 BrokenLog { store, writer, broken }
             })
         })

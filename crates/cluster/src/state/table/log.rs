@@ -161,18 +161,21 @@ impl LogPosition {
     ///
     /// What has moved back, and between which versions.
     pub fn check_after(&self, before: &Self) -> Result<(), BrokenInvariant> {
-        let never = u64::MAX;
-        for (version, from, to) in [
+        for (version, before, after) in [
             ("applied", before.applied, self.applied),
             ("covered", before.covered, self.covered),
             ("target", before.target, self.target),
             ("floor", before.floor, self.floor),
-            // The hole moves the other way: towards the first row.
-            ("hole", never - before.hole.unwrap_or(never), never - self.hole.unwrap_or(never)),
         ] {
-            if to < from {
-                return Err(BrokenInvariant::MovedBack { version, before: *before, after: *self });
+            if after < before {
+                let (before, after) = (Some(before), Some(after));
+                return Err(BrokenInvariant::MovedBack { version, before, after });
             }
+        }
+        // The hole moves the other way: towards the first row.
+        let (before, after) = (before.hole, self.hole);
+        if before.is_some_and(|before| after.is_none_or(|after| after > before)) {
+            return Err(BrokenInvariant::MovedBack { version: "hole", before, after });
         }
         Ok(())
     }
@@ -231,12 +234,12 @@ pub enum BrokenInvariant {
     /// A log only moves forward.
     #[error("{version} moved back, from {before:?} to {after:?}")]
     MovedBack {
-        /// Which of the versions.
+        /// Name of the version that did.
         version: &'static str,
-        /// Where the log was.
-        before: LogPosition,
-        /// Where it is.
-        after: LogPosition,
+        /// What it was before.
+        before: Option<u64>,
+        /// What it is now.
+        after: Option<u64>,
     },
 }
 
@@ -339,15 +342,15 @@ mod tests {
         let forward = LogPosition { applied: 6, covered: 6, target: 7, floor: 5, hole: Some(1) };
         assert_eq!(forward.check_after(&before), Ok(()));
         for (after, what) in [
-            (LogPosition { applied: 4, ..before }, "applied"),
-            (LogPosition { covered: 3, ..before }, "covered"),
-            (LogPosition { target: 5, ..before }, "target"),
-            (LogPosition { floor: 2, ..before }, "floor"),
-            (LogPosition { hole: Some(6), ..before }, "hole"),
-            (LogPosition { hole: None, ..before }, "hole"),
+            (LogPosition { applied: 4, ..before }, "applied moved back, from Some(5) to Some(4)"),
+            (LogPosition { covered: 3, ..before }, "covered moved back, from Some(4) to Some(3)"),
+            (LogPosition { target: 5, ..before }, "target moved back, from Some(6) to Some(5)"),
+            (LogPosition { floor: 2, ..before }, "floor moved back, from Some(3) to Some(2)"),
+            (LogPosition { hole: Some(6), ..before }, "hole moved back, from Some(5) to Some(6)"),
+            (LogPosition { hole: None, ..before }, "hole moved back, from Some(5) to None"),
         ] {
-            let found = BrokenInvariant::MovedBack { version: what, before, after };
-            assert_eq!(after.check_after(&before), Err(found));
+            let found = after.check_after(&before).map_err(|broken| broken.to_string());
+            assert_eq!(found, Err(what.to_owned()));
         }
     }
 }
