@@ -366,7 +366,7 @@ impl Node {
             match &event {
                 membership::Event::Member(transition) => self.follow_member(now, transition),
                 membership::Event::Reborn { is, .. } => {
-                    self.replication.begin_life(now, is.clone());
+                    self.replication.begin_generation(now, is.clone());
                     // All ties are cut by that; none of the others has gone.
                     let present = self.membership.members().filter(|m| m.state.is_present());
                     for member in present {
@@ -398,7 +398,7 @@ impl Node {
 
     fn follow_replication(&mut self, now: Now, changes: Changes) {
         if changes.fenced || changes.conflict {
-            self.membership.begin_life(now);
+            self.membership.begin_generation(now);
             self.follow_membership(now);
         }
         if !changes.is_empty() {
@@ -417,7 +417,7 @@ impl Node {
                 id.name != *me
                     && !writers.is_over(*writer)
                     && !self.membership.lists(&id.name)
-                    && self.replication.is_history_elsewhere(*writer)
+                    && self.replication.is_retired_by_a_peer(*writer)
             })
             .map(|(_, id)| id.clone())
             .collect();

@@ -348,7 +348,7 @@ impl Membership {
 
     /// Begins a later life without a new process: the others take the present one for history, or somebody else writes
     /// as it.
-    pub fn begin_life(&mut self, now: Now) {
+    pub fn begin_generation(&mut self, now: Now) {
         let above = self.swim.identity().clone();
         self.be_reborn_above(now, &above);
     }

@@ -2,10 +2,10 @@
 //!
 //! Only the writer itself knows which of its rows are right, so only it audits them; for a writer that does not run the
 //! node with the lowest reachable name does. Fingerprints may be compared only at the same version of the stream and, in
-//! shared stores, where one stream's rows are ended by another's, only at the same version vector.
+//! shared stores, where one stream's rows are ended by another's, only at the same version vector (R37).
 //!
 //! A random peer is audited every 30 to 60 s. When a member comes or goes, rows that died with it may have reached some
-//! nodes and not others, so then all peers are audited soon, and a few times more (`Peer::audit_soon`).
+//! nodes and not others, so then all peers are audited soon, and a few times more (R39).
 
 use smg_types::ids::NodeId;
 use smg_types::now::Now;
@@ -13,8 +13,8 @@ use smg_types::now::Now;
 use crate::crdt::stamp::Author;
 use crate::replication::CHUNK_BYTES;
 use crate::replication::changes::Changes;
-use crate::replication::joins::Joins;
 use crate::replication::message::{Audit, AuditPull, AuditRows};
+use crate::replication::snapshot_loads::SnapshotLoads;
 use crate::state::table::BUCKETS;
 use crate::state::writers::Writer;
 use crate::state::{State, StoreId};
@@ -23,11 +23,11 @@ use crate::state::{State, StoreId};
 /// left out: it is not whole.
 pub(super) fn fingerprints(
     state: &State,
-    joins: &Joins,
+    loads: &SnapshotLoads,
     is_authority: impl Fn(Writer) -> bool,
 ) -> Vec<Audit> {
     let mut audits = Vec::new();
-    for store in StoreId::ALL.into_iter().filter(|store| !joins.has(*store)) {
+    for store in StoreId::ALL.into_iter().filter(|store| !loads.has(*store)) {
         let replica = state.replica(store);
         let vector = vector_hash(state, store);
         for (writer, id) in state.writers.current().filter(|(writer, _)| is_authority(*writer)) {
@@ -46,12 +46,12 @@ pub(super) fn fingerprints(
 /// fingerprints can't be compared.
 pub(super) fn differing_buckets(
     state: &State,
-    joins: &Joins,
+    loads: &SnapshotLoads,
     store: StoreId,
     writer: Writer,
     audit: &Audit,
 ) -> Option<AuditPull> {
-    if !is_comparable(state, joins, store, writer, (audit.version, audit.vector)) {
+    if !is_comparable(state, loads, store, writer, (audit.version, audit.vector)) {
         return None;
     }
     let pairs = state.replica(store).prints(writer).into_iter().zip(&audit.prints).enumerate();
@@ -94,13 +94,13 @@ pub(super) fn rows_of_buckets(
 /// many rows had to change.
 pub(super) fn repair(
     state: &mut State,
-    joins: &Joins,
+    loads: &SnapshotLoads,
     now: Now,
     (store, writer): (StoreId, Writer),
     rows: &AuditRows,
 ) -> usize {
     let is_in_order = rows.rows.iter().all(|row| row.version <= rows.version);
-    if !is_in_order || !is_comparable(state, joins, store, writer, (rows.version, rows.vector)) {
+    if !is_in_order || !is_comparable(state, loads, store, writer, (rows.version, rows.vector)) {
         return 0;
     }
     let (table, mut cx) = state.replica_mut(store, now);
@@ -121,13 +121,13 @@ pub(super) fn release_quarantine(state: &mut State, now: Now) -> Changes {
 /// about the rows here.
 fn is_comparable(
     state: &State,
-    joins: &Joins,
+    loads: &SnapshotLoads,
     store: StoreId,
     writer: Writer,
     (version, vector): (u64, u64),
 ) -> bool {
     writer != state.me
-        && !joins.has(store)
+        && !loads.has(store)
         && state.replica(store).applied(writer) == version
         && vector_hash(state, store) == vector
 }

@@ -14,7 +14,7 @@ pub struct Changes {
     /// How many hints were new.
     pub hints: usize,
     /// The peers have retired this generation of this node: it must begin another, see
-    /// [`Replication::begin_life`](crate::replication::Replication::begin_life).
+    /// [`Replication::begin_generation`](crate::replication::Replication::begin_generation).
     pub fenced: bool,
     /// Another process has written as this generation of this node: this one must go on as a later one.
     pub conflict: bool,

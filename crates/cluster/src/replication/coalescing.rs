@@ -1,4 +1,4 @@
-//! When new rows and hints of this node are sent: the first of a quiet time at once, the following ones together.
+//! When new rows and hints of this node are sent: the first of a quiet time at once, the following ones together (R15).
 
 use std::time::Duration;
 

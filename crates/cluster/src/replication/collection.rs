@@ -1,7 +1,7 @@
 //! Collecting tombstones that every member has applied.
 //!
 //! Waiting for all is not needed for safety: a node that has not applied a collected tombstone is below the log's floor,
-//! and loads a snapshot. Waiting saves those snapshots.
+//! and loads a snapshot (R12). Waiting saves those snapshots (R22).
 
 use smg_types::now::Now;
 

@@ -1,16 +1,19 @@
-//! Replication: how the rows of each writer reach every node, whatever is lost, doubled, late or restarted.
+//! Replication: how the rows of each writer reach every node, whatever is lost, duplicated, delayed or restarted.
 //!
-//! A state machine without I/O. A writer sends its new rows to every peer, coalesced per store; a peer applies a delta only
-//! if it has everything before it, else it pulls. Once a second a digest goes to a random peer, which answers with what the
-//! sender lacks, whoever wrote it. Who is behind collected tombstones joins a snapshot; fingerprints audit the rest.
+//! A state machine without I/O. A writer sends its new rows to every peer, coalesced per store. A peer applies a delta
+//! only if it has applied everything before it; otherwise it pulls what is missing. Once a second a digest goes to a
+//! random peer, which answers with the rows that the sender lacks, whoever wrote them. A node that is behind collected
+//! tombstones loads a snapshot. Fingerprints audit what version vectors can't show. `docs/replication.md` has the whole
+//! protocol, with the reason and the test of each rule; comments here name its rules as R1, R2 and so on.
 //!
-//! [`Replication`] reads like the protocol: writes and what membership reports (here), messages in (`receive`), messages
-//! out (`send`), what time brings (`upkeep`). What must be remembered for that belongs to its parts, each of which owns its fields: the members
-//! and what each of them has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are missing here
-//! (`pulls`), snapshots on their way in (`joins`), what was adopted (`retirement`), when something is due (`schedule`,
-//! `coalescing`, `settling`). What needs no memory is a function of the state: `snapshot`, `audit`, `collection`.
+//! [`Replication`] reads like the protocol: writes and what membership reports (here), messages in (`receive`),
+//! messages out (`send`), what time brings (`upkeep`). What must be remembered for that belongs to parts that own their
+//! fields: the members, with what each has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are
+//! missing here (`pulls`), snapshots on their way in (`snapshot_loads`), what was adopted (`retirement`), when
+//! something is due (`schedule`, `coalescing`, `settling`). What needs no memory is a function of the state:
+//! `snapshot`, `audit`, `collection`.
 //!
-//! What is not guaranteed: that a write survives if its node dies before any peer has it; hints about prefixes.
+//! Not guaranteed: that a write survives if its node dies before any peer has it; that a hint about a prefix arrives.
 
 mod acks;
 mod audit;
@@ -19,7 +22,6 @@ mod coalescing;
 mod collection;
 mod confirmations;
 mod counters;
-mod joins;
 pub mod message;
 mod peer;
 mod peers;
@@ -31,6 +33,7 @@ mod send;
 mod send_window;
 mod settling;
 mod snapshot;
+mod snapshot_loads;
 mod upkeep;
 
 use std::time::Duration;
@@ -43,7 +46,6 @@ pub use crate::replication::changes::Changes;
 use crate::replication::coalescing::Coalescing;
 use crate::replication::confirmations::Confirmations;
 pub use crate::replication::counters::Counters;
-use crate::replication::joins::{Joins, LeastClaim};
 use crate::replication::message::{ClaimsBuilder, Digest, Message, SnapshotChunk};
 use crate::replication::peer::Peer;
 use crate::replication::peers::{Connected, Peers};
@@ -51,39 +53,41 @@ use crate::replication::pulls::Pulls;
 use crate::replication::retirement::Adoptions;
 use crate::replication::schedule::Schedule;
 use crate::replication::settling::Settling;
+use crate::replication::snapshot_loads::{LeastClaim, SnapshotLoads};
 use crate::state::news::News;
 use crate::state::row::Blob;
 use crate::state::table::RefusedRow;
 use crate::state::writers::Writer;
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
 
-/// Largest message body that is built: rows of a delta or of a part of a snapshot. One key's rows may exceed it.
+/// Bytes of rows that a delta or a part of a snapshot holds at most, unless the rows of a single key are more.
 pub const CHUNK_BYTES: usize = 256 * 1024;
-/// What a peer lacks is served by others than its writer only once it is this old, at least: the writer's own push is
-/// faster.
+/// Rows of other writers are relayed, and missing rows are pulled, only after this time: the writer's own delta is
+/// usually faster.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// A stream: the rows of one writer in one store.
+/// A stream: the rows of one writer in one store, in the order of their versions.
 pub(crate) type Stream = (StoreId, Writer);
 
-/// What replication can be told.
+/// Settings of replication.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Time between digests.
+    /// Time between two digests, each to a random peer.
     pub digest_interval: Duration,
-    /// Time between audits; each waits this long and up to as long again.
+    /// Least time between two audits of a random peer; each waits by chance for up to as long again.
     pub audit_interval: Duration,
-    /// What was sent and not acknowledged is sent again after this long; what was asked for is asked again.
+    /// A delta that is not acknowledged, and a pull or a snapshot request that is not answered, is repeated after this
+    /// time.
     pub retry: Duration,
-    /// Bytes of deltas that may be on their way to a peer.
+    /// Bytes of deltas that may be sent to a peer and not be acknowledged yet.
     pub window_bytes: usize,
-    /// Bytes per second of relayed rows and snapshots that a peer is given.
+    /// Bytes per second of relayed rows and snapshots that one peer is sent.
     pub repair_bytes_per_second: usize,
-    /// How far ahead of this node's wall a stamp may be.
+    /// A stamp that is further than this ahead of this node's wall clock is not believed.
     pub max_ahead: Duration,
-    /// How long a retired writer is refused.
+    /// A retired writer is remembered at least this long.
     pub fence: Duration,
-    /// Bounds of the hints.
+    /// Bounds of the hints about prefixes.
     pub prefixes: prefixes::Config,
 }
 
@@ -102,7 +106,7 @@ impl Default for Config {
     }
 }
 
-/// One replica: this node's rows, its copies of the others' rows, and what it must say to whom.
+/// One replica: this node's rows, its copies of the other writers' rows, and what it owes to its peers.
 #[derive(Debug)]
 pub struct Replication {
     me: NodeId,
@@ -113,18 +117,18 @@ pub struct Replication {
     coalescing: Coalescing,
     settling: Settling,
     pulls: Pulls,
-    joins: Joins,
+    loads: SnapshotLoads,
     adoptions: Adoptions,
-    /// Whether this node has once had all that some peer had.
+    /// Whether this node has ever applied all that some reachable peer had applied.
     is_warm: bool,
-    /// Whether the others take this life for history.
+    /// Whether a peer has retired the present generation of this node, or knows that it has ended.
     is_fenced: bool,
     counters: Counters,
     confirmations: Confirmations,
 }
 
 impl Replication {
-    /// The replica of `me`, which knows nothing and nobody.
+    /// The replica of `me`, without any row and any peer.
     #[must_use]
     pub fn new(me: NodeId, config: Config, now: Now) -> Self {
         Self {
@@ -134,7 +138,7 @@ impl Replication {
             coalescing: Coalescing::default(),
             settling: Settling::new(now.mono),
             pulls: Pulls::default(),
-            joins: Joins::default(),
+            loads: SnapshotLoads::default(),
             adoptions: Adoptions::default(),
             is_warm: false,
             is_fenced: false,
@@ -148,24 +152,26 @@ impl Replication {
 
 /// Writing.
 impl Replication {
-    /// Writes a row of this node; the version is what a receipt waits for, `None` when there was nothing to remove.
+    /// Writes a row of this node. Returns its version, which a receipt waits for; `None` when there was nothing to
+    /// remove.
     ///
     /// # Errors
-    /// The row is outside its bounds; nothing has changed.
+    ///
+    /// The row is outside of its bounds; nothing has changed.
     pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
         let version = self.state.write(now, write)?;
         if let Some(version) = version {
-            self.announce(now, version.store);
+            self.plan_push(now, version.store);
         }
         Ok(version)
     }
 
-    /// Learns that `worker` served a prompt with these chained blocks, and tells the others soon.
+    /// Records that `worker` served a prompt with these chained blocks; the hint is sent to the peers within 50 ms.
     pub fn served(&mut self, now: Now, worker: WorkerId, blocks: &[u64]) {
         self.served_below(now, worker, 0, blocks);
     }
 
-    /// The same of a prompt whose part up to the block `above` is told already.
+    /// Records the same of a prompt whose blocks up to `above` have been recorded before.
     pub fn served_below(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         self.state.prefixes.served(now, worker, above, blocks);
         if self.state.prefixes.has_waiting() {
@@ -173,7 +179,7 @@ impl Replication {
         }
     }
 
-    /// Forgets all hints at a worker that left or came back with a cold cache.
+    /// Drops all hints about a worker that left or restarted with a cold cache.
     pub fn forget_prefixes(&mut self, worker: WorkerId) {
         self.state.prefixes.forget(worker);
     }
@@ -186,8 +192,8 @@ impl Replication {
         self.state.take_news()
     }
 
-    /// New rows of `store` are to be sent: at once if the last ones went long enough ago, else with those that come.
-    fn announce(&mut self, now: Now, store: StoreId) {
+    /// Plans to send the new rows of `store`: at once, or with the next ones if some were sent a moment ago.
+    fn plan_push(&mut self, now: Now, store: StoreId) {
         if self.coalescing.plan_rows(store, now.mono) && self.peers.has_reachable() {
             let version = self.state.replica(store).applied(self.state.me);
             self.confirmations.note_written(store, version, now.mono);
@@ -198,13 +204,14 @@ impl Replication {
         StoreId::ALL.map(|store| self.state.replica(store).applied(self.state.me))
     }
 
-    /// Announces stores whose own stream moved while foreign rows were applied.
-    fn announce_moved(&mut self, now: Now, before: [u64; STORES]) {
+    /// Plans to send the rows that this node wrote while it applied rows of others or adopted them. `before`: its
+    /// versions before that.
+    fn plan_push_of_moved(&mut self, now: Now, before: [u64; STORES]) {
         for (store, (before, after)) in
             StoreId::ALL.iter().zip(before.iter().zip(self.own_versions()))
         {
             if after > *before {
-                self.announce(now, *store);
+                self.plan_push(now, *store);
             }
         }
     }
@@ -212,7 +219,7 @@ impl Replication {
 
 /// What membership reports.
 impl Replication {
-    /// A peer can be reached, perhaps in a new life: it and this node say how far they are.
+    /// A peer can be reached, perhaps as a new generation: both send each other a digest.
     pub fn peer_up(&mut self, now: Now, id: &NodeId) {
         if id.name == self.me.name {
             return;
@@ -229,19 +236,19 @@ impl Replication {
         if connected == Connected::Already {
             return;
         }
-        // The first peer is asked for everything; of the others only their own rows, or each would send everything.
+        // Only the first peer is asked for the rows of all writers: if each were, each would send everything (R21).
         let is_first = connected == Connected::First;
-        let greeting = self.greeting(now, is_first);
-        self.say(&id.name, Message::Digest(greeting));
+        let greeting = self.full_digest(now, is_first);
+        self.queue(&id.name, Message::Digest(greeting));
         if is_first && self.state.prefixes.is_empty() {
-            self.say(&id.name, Message::HotSetRequest);
+            self.queue(&id.name, Message::HotSetRequest);
         }
         if self.state.writers.is_over(writer) {
-            self.say(&id.name, retirement::notice(&self.state, &[writer]));
+            self.queue(&id.name, retirement::notice(&self.state, &[writer]));
         }
     }
 
-    /// A peer can't be reached. What it measured is hidden, what it decided stays.
+    /// A peer can't be reached. Its measurements are hidden; what it decided stays.
     pub fn peer_down(&mut self, now: Now, id: &NodeId) {
         if id.name != self.me.name
             && self.peers.get(&id.name).is_none()
@@ -250,7 +257,7 @@ impl Replication {
             self.peers.list_unreachable(id, writer);
         }
         self.peers.disconnect(id);
-        // What it has not confirmed is not measured: it may be away for an hour.
+        // What that peer has not confirmed yet is not measured: it may be away for an hour.
         for store in StoreId::ALL {
             let all = self.peers.lowest_known_of_reachable((store, self.state.me));
             self.confirmations.settle(store, all.unwrap_or(u64::MAX));
@@ -261,7 +268,8 @@ impl Replication {
         self.peers.reachable_mut().for_each(|peer| peer.audit_soon(now));
     }
 
-    /// A peer is gone for good: nobody waits for its acks any more, and the lowest living name adopts what it decided.
+    /// A peer is gone for good: nobody waits for its acknowledgements any more, and the node with the lowest reachable
+    /// name adopts what it decided.
     pub fn peer_forgotten(&mut self, now: Now, id: &NodeId) {
         self.peer_down(now, id);
         self.peers.forget(id);
@@ -270,19 +278,20 @@ impl Replication {
         }
     }
 
-    /// Whether a peer has retired `writer`.
-    pub(crate) fn is_history_elsewhere(&self, writer: Writer) -> bool {
+    /// Whether any peer has retired `writer`.
+    pub(crate) fn is_retired_by_a_peer(&self, writer: Writer) -> bool {
         self.peers.iter().any(|peer| peer.has_retired(writer))
     }
 
-    /// All members but this one that are not forgotten, each with whether it can be reached.
+    /// All members except this node that are not forgotten, each with whether it can be reached.
     pub fn members(&self) -> impl Iterator<Item = (&NodeId, bool)> {
         self.peers.iter().map(|peer| (peer.id(), peer.is_reachable()))
     }
 
-    /// Begins a new life after the others took the present one for history, or after a false start. What the former life
-    /// decided is adopted; `generation` must be higher than any that this name had.
-    pub fn begin_life(&mut self, now: Now, me: NodeId) {
+    /// Goes on as the later generation `me`, after the peers have retired the present one or another process has
+    /// written as it. What the former generation decided is adopted. The new generation must be higher than any that
+    /// this name ever had.
+    pub fn begin_generation(&mut self, now: Now, me: NodeId) {
         debug_assert!(
             me.name == self.me.name && me.generation > self.me.generation,
             "a later life"
@@ -300,19 +309,20 @@ impl Replication {
     }
 }
 
-/// What several inputs need.
+/// Steps that several inputs share.
 impl Replication {
-    fn say(&mut self, to: &NodeName, message: Message) {
+    fn queue(&mut self, to: &NodeName, message: Message) {
         self.counters.dropped_messages += self.peers.queue(to, message);
     }
 
-    /// How far this node is in everything that is still spoken of.
+    /// The versions of all writers that are not retired: the regular digest.
     fn digest(&self, now: Now, relay: bool) -> Digest {
         self.digest_of(self.state.writers.current(), now, relay)
     }
 
-    /// How far this node is in everything: who was away may have missed what is spoken of no more.
-    fn greeting(&self, now: Now, relay: bool) -> Digest {
+    /// The versions of all writers, the retired ones included: a peer that was away may have missed that they were
+    /// retired.
+    fn full_digest(&self, now: Now, relay: bool) -> Digest {
         self.digest_of(self.state.writers.all(), now, relay)
     }
 
@@ -335,7 +345,7 @@ impl Replication {
         Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
     }
 
-    /// Asks `from` for streams that are not being asked for.
+    /// Pulls those of `streams` from `from` that are not being pulled already.
     fn pull(&mut self, now: Now, from: &NodeName, streams: &[Stream]) {
         let mut claims = ClaimsBuilder::default();
         for stream in streams {
@@ -350,21 +360,22 @@ impl Replication {
         }
         if !claims.is_empty() {
             self.counters.pulls += 1;
-            self.say(from, Message::Pull(claims.build()));
+            self.queue(from, Message::Pull(claims.build()));
         }
     }
 
-    /// Asks `from` for a snapshot if this node is behind what a log still holds.
-    fn join_if_behind(&mut self, now: Now, from: &NodeName, stream: Stream, floor: u64) {
+    /// Begins to load a snapshot from `from` if this node has not applied the stream up to `floor`, so that deltas
+    /// can't bring it further (R12).
+    fn load_if_behind(&mut self, now: Now, from: &NodeName, stream: Stream, floor: u64) {
         let (store, writer) = stream;
         let behind = writer != self.state.me && self.state.replica(store).applied(writer) < floor;
-        if behind && let Some((donor, request)) = self.joins.begin(store, from, now.mono) {
+        if behind && let Some((donor, request)) = self.loads.begin(store, from, now.mono) {
             self.counters.snapshots_joined += 1;
-            self.say(&donor, Message::SnapshotRequest(request));
+            self.queue(&donor, Message::SnapshotRequest(request));
         }
     }
 
-    /// A stream has moved on from where it stood.
+    /// `stream` has moved on from version `stood`.
     fn note_move(&mut self, stream: Stream, stood: u64) {
         self.settling.note_move(stream, stood);
         let (store, writer) = stream;
@@ -380,43 +391,45 @@ impl Replication {
         &self.state
     }
 
-    /// Who this node is.
+    /// The present generation of this node.
     #[must_use]
     pub fn me(&self) -> &NodeId {
         &self.me
     }
 
-    /// What has been counted.
+    /// Counts since the process started.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// How long peers took to confirm what this node wrote, each since this was last asked: from a write that was not
-    /// held back with an earlier one to the message that says it is applied, which may wait 100 ms for more to say.
+    /// The times that peers took to confirm what this node wrote, since this was last called. Each runs from a write
+    /// that was not held back for an earlier one to the message that confirms it, which may wait 100 ms for more to
+    /// acknowledge.
     pub fn take_confirmation_times(&mut self) -> Vec<Duration> {
         self.confirmations.take()
     }
 
-    /// Whether this node has once had all that some peer had: what a joiner waits for before it is ready.
+    /// Whether this node has ever applied all that some reachable peer had applied: a joiner is ready only then.
     #[must_use]
     pub fn is_warm(&self) -> bool {
         self.is_warm
     }
 
-    /// Whether the others take this life for history.
+    /// Whether a peer has retired the present generation of this node, or knows that it has ended.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         self.is_fenced
     }
 
-    /// Which members are known to have applied a write of this node.
+    /// All members except this node, each with whether it is known to have applied a write of this node.
     pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, bool)> {
         let stream = (version.store, self.state.me);
         self.peers.iter().map(move |peer| (peer.id(), peer.known(stream) >= version.version))
     }
 
-    /// By how many of this node's writes a peer is known to be behind, over all stores; `None` for a stranger.
+    /// How many of this node's versions a peer is not known to have applied, over all stores; `None` if there is no
+    /// such peer.
     #[must_use]
     pub fn lag(&self, peer: &NodeName) -> Option<u64> {
         let peer = self.peers.get(peer)?;
@@ -426,7 +439,7 @@ impl Replication {
         }))
     }
 
-    /// How far a peer's wall clock was ahead of this node's when it last said, in milliseconds.
+    /// How far a peer's wall clock was ahead of this node's when its last digest came, in milliseconds.
     #[must_use]
     pub fn wall_ahead_ms(&self, peer: &NodeName) -> Option<i64> {
         self.peers.get(peer).map(Peer::wall_ahead_ms)
@@ -435,8 +448,8 @@ impl Replication {
 
 /// Saving and restoring.
 impl Replication {
-    /// A range of keys of `store` with all that is known about them; `None` if `after` is no key. Also what a node saves
-    /// to disk: see [`Replication::restore`].
+    /// The range of keys of `store` after the key `after`, with all that is known about them; `None` if `after` is no
+    /// key. A node may save all ranges to disk, see [`Replication::restore`].
     #[must_use]
     pub fn chunk(
         &self,
@@ -447,7 +460,8 @@ impl Replication {
         snapshot::chunk(&self.state, store, session, after)
     }
 
-    /// Takes in what this node saved in a former life: all parts of a store, in order. They count like a donor's.
+    /// Loads what an earlier generation of this node has saved: all ranges of a store, in order, as if a peer had sent
+    /// them.
     pub fn restore(&mut self, now: Now, store: StoreId, chunks: Vec<SnapshotChunk>) -> Changes {
         let (mut changes, mut claim, mut after) = (Changes::default(), LeastClaim::default(), None);
         let count = chunks.len();
@@ -470,8 +484,8 @@ impl Replication {
         changes
     }
 
-    /// All ranges of a snapshot are merged: what its donors covered is true here too.
-    fn claim(&mut self, now: Now, store: StoreId, claim: joins::Claim) {
+    /// All ranges of a snapshot are merged: what its donors covered is covered here too.
+    fn claim(&mut self, now: Now, store: StoreId, claim: snapshot_loads::Claim) {
         for (stream, stood) in snapshot::claim(&mut self.state, now, store, claim) {
             self.note_move(stream, stood);
         }

@@ -1,4 +1,4 @@
-//! What this replica knows of one peer, and what it owes to it.
+//! One peer: what it is known to have applied, and what it is to be sent.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -113,7 +113,7 @@ impl Peer {
     }
 }
 
-/// What it has applied.
+/// What the peer has applied.
 impl Peer {
     /// The version up to which it is known to have applied `stream`.
     pub(super) fn known(&self, stream: Stream) -> u64 {
@@ -156,7 +156,7 @@ impl Peer {
     }
 }
 
-/// What it is to be sent besides deltas.
+/// What the peer is to be sent besides deltas.
 impl Peer {
     /// Queues a small message. Returns how many had to be dropped for it.
     pub(super) fn queue(&mut self, message: Message) -> u64 {
@@ -196,7 +196,7 @@ impl Peer {
         self.repair_credit = (self.repair_credit + bytes).min(bytes.max(CHUNK_BYTES));
     }
 
-    /// Has it audited in 2 s, and a few times more: each time after twice as long.
+    /// Plans an audit of it in 2 s, and a few more, each after twice as long (R39).
     pub(super) fn audit_soon(&mut self, now: Now) {
         self.extra_audit = Some((now.mono + FIRST_AUDIT, FIRST_AUDIT));
     }
@@ -211,7 +211,7 @@ impl Peer {
         true
     }
 
-    /// Whether it may be given the hot set of hints now; if so, it was.
+    /// Whether it may be sent the hot set of hints now; if so, it counts as sent (R40).
     pub(super) fn take_hot_set_turn(&mut self, now: Now) -> bool {
         let is_recent = self.hot_set_sent_at.is_some_and(|at| now.mono < at + HOT_SET_INTERVAL);
         if !is_recent {

@@ -74,8 +74,8 @@ impl Peers {
         if is_first { Connected::First } else { Connected::Another }
     }
 
-    /// Lists a member that this node has never met. It waits for that member's acknowledgements like everybody else: what it
-    /// collected without them, the others would collect after it.
+    /// Lists a member that this node has never met, so that its acknowledgements are waited for like those of other members
+    /// (R22): whatever this node collected without them, the others would collect too.
     pub(super) fn list_unreachable(&mut self, id: &NodeId, writer: Writer) {
         self.by_name.entry(id.name.clone()).or_insert_with(|| Peer::new(id.clone(), writer));
     }
@@ -94,7 +94,7 @@ impl Peers {
         self.by_name.values_mut().for_each(Peer::disconnect);
     }
 
-    /// A peer is gone for good, or a node that never was one here: nobody waits for its acknowledgements any more.
+    /// A peer is gone for good, or a node that was never one here: its acknowledgements are not waited for any more.
     pub(super) fn forget(&mut self, id: &NodeId) {
         if self.by_name.get(&id.name).is_none_or(|peer| peer.id() == id) {
             self.by_name.remove(&id.name);

@@ -1,7 +1,7 @@
 //! Rows that a peer has and this node lacks, and the pulls in flight that ask for them.
 //!
-//! A gap is pulled at once. What a digest or an acknowledgement shows to be missing is pulled only when it is still missing
-//! after a while, because its writer's own delta is usually on its way.
+//! A gap is pulled at once. What a digest or an acknowledgement shows to be missing is pulled only if it is still missing
+//! after a while, because its writer's own delta is usually on its way (R16).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +22,7 @@ struct Ahead {
     since: Duration,
 }
 
-/// What is missing here, and what was asked for.
+/// Streams of which rows are missing here, and streams that were asked for.
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
     ahead: BTreeMap<Stream, Ahead>,

@@ -1,4 +1,4 @@
-//! Messages in.
+//! Messages in: what each kind of message changes, and what it is answered with.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::millis;
 use crate::replication::changes::Changes;
-use crate::replication::joins::AfterChunk;
 use crate::replication::message::{
     Audit, AuditPull, AuditRows, Claims, Delta, Digest, Message, Offer, RetiredWriter,
     SnapshotChunk, SnapshotRequest, StoreNumber,
 };
 use crate::replication::peer::Peer;
 use crate::replication::retirement::reopen_if_behind;
+use crate::replication::snapshot_loads::AfterChunk;
 use crate::replication::{CHUNK_BYTES, Replication, Stream, audit, retirement, snapshot};
 use crate::state::StoreId;
 use crate::state::table::{Applied, BUCKETS};
 use crate::state::writers::Writer;
 
-/// What a peer says about one stream: it has applied it up to `version`, and may lack tombstones up to `floor`.
+/// What a peer claims about one stream: it has applied it up to `version`, and may lack tombstones up to `floor`.
 #[derive(Debug, Clone, Copy)]
 struct StreamClaim {
     stream: Stream,
@@ -28,7 +28,7 @@ struct StreamClaim {
 }
 
 impl Replication {
-    /// Takes a message of `from`, a peer that is up. Never fails: what can't be used is counted.
+    /// Handles a message of the reachable peer `from`. It never fails: what can't be used is counted.
     pub fn handle_message(&mut self, now: Now, from: &NodeId, message: Message) -> Changes {
         if !self.peers.is_reachable(from) {
             self.counters.refused_messages += 1;
@@ -37,25 +37,25 @@ impl Replication {
         let before = self.own_versions();
         let from = &from.name;
         let changes = match message {
-            Message::Digest(digest) => self.on_digest(now, from, &digest),
-            Message::Delta(delta) => self.on_delta(now, from, &delta),
-            Message::Ack(claims) => self.on_ack(now, from, &claims),
-            Message::Pull(claims) => self.on_pull(from, &claims),
-            Message::Offer(offer) => self.on_offer(now, from, &offer),
-            Message::SnapshotRequest(request) => self.on_snapshot_request(from, request),
-            Message::Snapshot(chunk) => self.on_snapshot(now, from, chunk),
-            Message::Audit(audit) => self.on_audit(from, &audit),
-            Message::AuditPull(pull) => self.on_audit_pull(from, &pull),
-            Message::AuditRows(rows) => self.on_audit_rows(now, &rows),
-            Message::Retired(retired) => self.on_retired(now, from, &retired),
+            Message::Digest(digest) => self.handle_digest(now, from, &digest),
+            Message::Delta(delta) => self.handle_delta(now, from, &delta),
+            Message::Ack(claims) => self.handle_ack(now, from, &claims),
+            Message::Pull(claims) => self.handle_pull(from, &claims),
+            Message::Offer(offer) => self.handle_offer(now, from, &offer),
+            Message::SnapshotRequest(request) => self.handle_snapshot_request(from, request),
+            Message::Snapshot(chunk) => self.handle_snapshot(now, from, chunk),
+            Message::Audit(audit) => self.handle_audit(from, &audit),
+            Message::AuditPull(pull) => self.handle_audit_pull(from, &pull),
+            Message::AuditRows(rows) => self.handle_audit_rows(now, &rows),
+            Message::Retired(retired) => self.handle_retired(now, from, &retired),
             Message::Hints(runs) => Changes::of_hints(self.state.prefixes.merge(now, &runs)),
-            Message::HotSetRequest => self.on_hot_set_request(now, from),
+            Message::HotSetRequest => self.handle_hot_set_request(now, from),
         };
-        self.announce_moved(now, before);
+        self.plan_push_of_moved(now, before);
         changes
     }
 
-    /// The store with this number; `None`, counted, if this router does not have it.
+    /// The store with this number; `None` if this router does not have it, which is counted.
     fn known_store(&mut self, number: StoreNumber) -> Option<StoreId> {
         let store = number.store();
         self.counters.unknown_stores += u64::from(store.is_none());
@@ -65,7 +65,8 @@ impl Replication {
 
 /// Digests, acknowledgements and pulls: what a peer has applied.
 impl Replication {
-    /// The streams that `claims` speaks of, as far as they are known here; writers that are history are set apart.
+    /// Resolves `claims`. Returns the streams of writers that are not retired here, and the retired writers among those
+    /// named.
     fn streams(&mut self, claims: &Claims) -> (Vec<StreamClaim>, Vec<Writer>) {
         let mut writers: Vec<Option<Writer>> = Vec::with_capacity(claims.writers.len());
         for id in &claims.writers {
@@ -89,10 +90,10 @@ impl Replication {
         (streams, retired)
     }
 
-    fn on_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
+    fn handle_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
         let (streams, mut retired) = self.streams(&digest.claims);
         let mut changes = Changes::default();
-        // A node that was forgotten and still runs must hear, until it does, that it has to begin again.
+        // A node whose generation has ended here must be told with every digest, until it goes on as a later one (R34).
         let sender = self.peers.get(from).map(Peer::writer);
         retired.extend(
             sender
@@ -103,31 +104,26 @@ impl Replication {
         let peer = self.peers.get_mut(from);
         let is_first = peer.is_some_and(|peer| peer.note_digest(wall_ahead_ms));
         if is_first {
-            // Its membership may have found this node later than it was found: what was said before got lost.
-            let answer = Message::Digest(self.greeting(now, false));
-            self.say(from, answer);
+            // The peer's membership may have found this node later than the reverse: the first digest to it was then
+            // lost (R20).
+            let answer = Message::Digest(self.full_digest(now, false));
+            self.queue(from, answer);
         }
         for claim in &streams {
-            changes.conflict |= self.learn(now, from, *claim);
+            changes.conflict |= self.apply_claim(now, from, *claim);
         }
         if !retired.is_empty() {
             let notice = retirement::notice(&self.state, &retired);
-            self.say(from, notice);
+            self.queue(from, notice);
         }
-        self.serve_what_is_lacking(now, from, &streams, digest.relay);
+        self.send_missing_rows(now, from, &streams, digest.relay);
         changes
     }
 
-    /// Has the sender of a digest sent what it lacks: this node's own rows and, if it wants them too (`relay`), those of
-    /// others that have settled.
-    fn serve_what_is_lacking(
-        &mut self,
-        now: Now,
-        to: &NodeName,
-        streams: &[StreamClaim],
-        relay: bool,
-    ) {
-        // Its own words are taken over what was said before: it may have lost its memory.
+    /// Sends the sender of a digest the rows that it lacks: this node's own and, if it asks for `relay`, those of other
+    /// writers that have settled.
+    fn send_missing_rows(&mut self, now: Now, to: &NodeName, streams: &[StreamClaim], relay: bool) {
+        // The digest counts, not what the peer claimed before: it may have restarted without its rows.
         let claimed: BTreeMap<Stream, u64> =
             streams.iter().map(|claim| (claim.stream, claim.version)).collect();
         let me = self.state.me;
@@ -142,14 +138,15 @@ impl Replication {
                 let settled = if is_own { None } else { self.settling.settled(stream) };
                 let mine = settled.unwrap_or(mine);
                 let Some(peer) = self.peers.get_mut(to) else { return };
-                // What it has retired it speaks of no more.
+                // A digest does not name writers that the peer has retired.
                 let unnamed = if peer.has_retired(*writer) { peer.known(stream) } else { 0 };
                 let theirs = claimed.get(&stream).copied().unwrap_or(unnamed);
                 if mine <= theirs {
                     continue;
                 }
                 if peer.writer() == *writer && theirs == 0 {
-                    // Its own rows from before it lost its memory would come back as another's: it begins a new life.
+                    // A writer that has lost its own rows must not get them back as those of another node: it goes on
+                    // as a later generation.
                     continue;
                 }
                 if !peer.window.awaits_ack(stream, now.mono, self.config.retry) {
@@ -159,8 +156,8 @@ impl Replication {
         }
     }
 
-    /// A peer has said how far it is in a stream. Says whether somebody writes as this node.
-    fn learn(&mut self, now: Now, from: &NodeName, claim: StreamClaim) -> bool {
+    /// Takes in what a peer claims about one stream. Returns whether another process has written as this node (R19).
+    fn apply_claim(&mut self, now: Now, from: &NodeName, claim: StreamClaim) -> bool {
         let StreamClaim { stream, version, floor } = claim;
         let (store, writer) = stream;
         if let Some(peer) = self.peers.get_mut(from) {
@@ -187,23 +184,23 @@ impl Replication {
         false
     }
 
-    fn on_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
+    fn handle_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
         let (streams, _) = self.streams(claims);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.window.reset_backoff();
         }
         let mut changes = Changes::default();
         for claim in streams {
-            changes.conflict |= self.learn(now, from, claim);
+            changes.conflict |= self.apply_claim(now, from, claim);
         }
         changes
     }
 
-    fn on_pull(&mut self, from: &NodeName, claims: &Claims) -> Changes {
+    fn handle_pull(&mut self, from: &NodeName, claims: &Claims) -> Changes {
         let (streams, retired) = self.streams(claims);
         if !retired.is_empty() {
             let notice = retirement::notice(&self.state, &retired);
-            self.say(from, notice);
+            self.queue(from, notice);
         }
         for StreamClaim { stream, version, .. } in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
@@ -218,7 +215,7 @@ impl Replication {
 
 /// Deltas.
 impl Replication {
-    fn on_delta(&mut self, now: Now, from: &NodeName, delta: &Delta) -> Changes {
+    fn handle_delta(&mut self, now: Now, from: &NodeName, delta: &Delta) -> Changes {
         let mut changes = Changes::default();
         let Some(store) = self.known_store(delta.store) else { return changes };
         let Some(writer) = self.state.writers.intern(&delta.writer) else {
@@ -234,7 +231,7 @@ impl Replication {
         reopen_if_behind(&mut self.state, stream, delta.to);
         if self.state.writers.is_retired(writer) {
             let notice = retirement::notice(&self.state, &[writer]);
-            self.say(from, notice);
+            self.queue(from, notice);
             return changes;
         }
         if !delta.is_in_order() {
@@ -242,12 +239,14 @@ impl Replication {
             return changes;
         }
         if delta.from > applied {
+            // A gap (R16).
             self.counters.gaps += 1;
             self.pull(now, from, &[stream]);
             return changes;
         }
         if applied < delta.floor {
-            self.join_if_behind(now, from, stream, delta.floor);
+            // Tombstones that this node has not applied are missing (R12).
+            self.load_if_behind(now, from, stream, delta.floor);
             return changes;
         }
         let bytes: usize = delta.rows.iter().map(|row| row.wire_bytes()).sum();
@@ -261,7 +260,8 @@ impl Replication {
         changes
     }
 
-    /// Applies a delta that follows what is `applied` already. Returns how many rows are different now.
+    /// Applies a delta that begins at or before `applied`, the version of the stream here. Returns how many rows are
+    /// different now.
     fn apply(&mut self, now: Now, stream: Stream, applied: u64, delta: &Delta) -> usize {
         let (store, writer) = stream;
         let (table, mut cx) = self.state.replica_mut(store, now);
@@ -291,16 +291,16 @@ impl Replication {
 
 /// Snapshots.
 impl Replication {
-    fn on_offer(&mut self, now: Now, from: &NodeName, offer: &Offer) -> Changes {
+    fn handle_offer(&mut self, now: Now, from: &NodeName, offer: &Offer) -> Changes {
         if let Some(store) = self.known_store(offer.store)
             && let Some(writer) = self.state.writers.intern(&offer.writer)
         {
-            self.join_if_behind(now, from, (store, writer), offer.floor);
+            self.load_if_behind(now, from, (store, writer), offer.floor);
         }
         Changes::default()
     }
 
-    fn on_snapshot_request(&mut self, from: &NodeName, request: SnapshotRequest) -> Changes {
+    fn handle_snapshot_request(&mut self, from: &NodeName, request: SnapshotRequest) -> Changes {
         if let Some(store) = self.known_store(request.store)
             && let Some(peer) = self.peers.get_mut(from)
         {
@@ -309,10 +309,10 @@ impl Replication {
         Changes::default()
     }
 
-    fn on_snapshot(&mut self, now: Now, from: &NodeName, chunk: SnapshotChunk) -> Changes {
+    fn handle_snapshot(&mut self, now: Now, from: &NodeName, chunk: SnapshotChunk) -> Changes {
         let mut changes = Changes::default();
         let Some(store) = self.known_store(chunk.store) else { return changes };
-        if !self.joins.expects(store, from, &chunk) {
+        if !self.loads.expects(store, from, &chunk) {
             return changes;
         }
         let end = chunk.end.clone();
@@ -320,13 +320,13 @@ impl Replication {
         self.counters.received_bytes[store.index()] += bytes as u64;
         let Some(merged) = snapshot::merge(&mut self.state, now, store, chunk) else {
             self.counters.refused_messages += 1;
-            self.joins.abandon(store);
+            self.loads.abandon(store);
             return changes;
         };
         changes.touch(store, merged.rows);
-        match self.joins.advance(store, &merged.marks, end, now.mono) {
+        match self.loads.advance(store, &merged.marks, end, now.mono) {
             Some(AfterChunk::Ask(donor, request)) => {
-                self.say(&donor, Message::SnapshotRequest(request));
+                self.queue(&donor, Message::SnapshotRequest(request));
             }
             Some(AfterChunk::Done(claim)) => self.claim(now, store, claim),
             None => {}
@@ -337,7 +337,7 @@ impl Replication {
 
 /// Audits.
 impl Replication {
-    fn on_audit(&mut self, from: &NodeName, audit: &Audit) -> Changes {
+    fn handle_audit(&mut self, from: &NodeName, audit: &Audit) -> Changes {
         let Some(store) = self.known_store(audit.store) else { return Changes::default() };
         let Some(writer) = self.state.writers.number(&audit.writer) else {
             return Changes::default();
@@ -346,14 +346,14 @@ impl Replication {
             self.counters.refused_messages += 1;
             return Changes::default();
         }
-        let pull = audit::differing_buckets(&self.state, &self.joins, store, writer, audit);
+        let pull = audit::differing_buckets(&self.state, &self.loads, store, writer, audit);
         if let Some(pull) = pull {
-            self.say(from, Message::AuditPull(pull));
+            self.queue(from, Message::AuditPull(pull));
         }
         Changes::default()
     }
 
-    fn on_audit_pull(&mut self, from: &NodeName, pull: &AuditPull) -> Changes {
+    fn handle_audit_pull(&mut self, from: &NodeName, pull: &AuditPull) -> Changes {
         let Some(store) = self.known_store(pull.store) else { return Changes::default() };
         if let Some(writer) = self.state.writers.number(&pull.writer)
             && self.state.replica(store).applied(writer) == pull.version
@@ -362,19 +362,19 @@ impl Replication {
             let (rows, too_large) = audit::rows_of_buckets(&self.state, store, writer, pull);
             self.counters.unrepairable += too_large;
             if let Some(rows) = rows {
-                self.say(from, Message::AuditRows(rows));
+                self.queue(from, Message::AuditRows(rows));
             }
         }
         Changes::default()
     }
 
-    fn on_audit_rows(&mut self, now: Now, rows: &AuditRows) -> Changes {
+    fn handle_audit_rows(&mut self, now: Now, rows: &AuditRows) -> Changes {
         let mut changes = Changes::default();
         if let Some(store) = self.known_store(rows.store)
             && let Some(writer) = self.state.writers.number(&rows.writer)
         {
             let stream = (store, writer);
-            let repaired = audit::repair(&mut self.state, &self.joins, now, stream, rows);
+            let repaired = audit::repair(&mut self.state, &self.loads, now, stream, rows);
             self.counters.repaired += repaired as u64;
             changes.touch(store, repaired);
         }
@@ -384,7 +384,7 @@ impl Replication {
 
 /// Retired writers and hints.
 impl Replication {
-    fn on_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
+    fn handle_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
         let mut changes = Changes::default();
         for history in retired {
             let Some(writer) = self.state.writers.number(&history.writer) else { continue };
@@ -403,7 +403,7 @@ impl Replication {
                 if let Some(peer) = self.peers.get_mut(from) {
                     peer.note_version(stream, *version);
                 }
-                self.join_if_behind(now, from, stream, *version);
+                self.load_if_behind(now, from, stream, *version);
             }
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.note_retired(writer);
@@ -412,11 +412,11 @@ impl Replication {
         changes
     }
 
-    fn on_hot_set_request(&mut self, now: Now, from: &NodeName) -> Changes {
+    fn handle_hot_set_request(&mut self, now: Now, from: &NodeName) -> Changes {
         let is_turn = self.peers.get_mut(from).is_some_and(|peer| peer.take_hot_set_turn(now));
         if is_turn {
             for chunk in self.state.prefixes.hot_set(CHUNK_BYTES) {
-                self.say(from, Message::Hints(chunk));
+                self.queue(from, Message::Hints(chunk));
             }
         }
         Changes::default()

@@ -1,13 +1,14 @@
 //! Writers that have ended: what ends with them, what other nodes adopt, and when they are retired.
 //!
-//! A writer has ended once a later generation of its node is known or its node was forgotten. What it measured ends at once.
-//! What it decided is adopted: it is written again in rows of the later generation or, for a forgotten node, of the node
-//! with the lowest reachable name. A write keeps its name whichever row it travels in, so adoption changes nothing but where
-//! a write is found: it may be done by several nodes, twice, or by one that knows too little, and a removal finds each copy.
+//! A writer has ended once a later generation of its node is known or its node was forgotten. What it measured ends at once
+//! (R28). What it decided is adopted: it is written again in rows of the later generation or, for a forgotten node, of the
+//! node with the lowest reachable name (R30). A write keeps its name whichever row it travels in, so adoption changes
+//! nothing but where a write is found: it may be done by several nodes, twice, or by one that knows too little, and a
+//! removal still finds each copy (R29).
 //!
 //! Once all of it is adopted and every member has applied all that it wrote, the writer is retired: its rows are dropped,
-//! and its versions are kept. A node that returns with older versions must load a snapshot. A node that reports newer
-//! versions of a retired writer reopens that writer.
+//! and its versions are kept (R33). A node that returns with older versions must load a snapshot (R34). A node that reports
+//! newer versions of a retired writer reopens that writer (R35).
 
 use std::collections::BTreeMap;
 
@@ -32,8 +33,8 @@ pub(super) struct Adoptions {
 }
 
 impl Adoptions {
-    /// Adopts rows of `of` that no writer which still writes holds, up to a budget. Counts of requests are taken over only
-    /// `with_counts`.
+    /// Adopts rows of `of`, up to a budget, except those that a member which has not ended holds too. Request counts are
+    /// adopted only `with_counts`.
     pub(super) fn adopt(
         &mut self,
         state: &mut State,
@@ -95,8 +96,8 @@ pub(super) fn drop_measurements(state: &mut State, writer: Writer, now: Now) -> 
     changes
 }
 
-/// Whether nothing keeps `writer`, which has ended, from being retired: every member has applied exactly what this node has
-/// applied of it, and all of that is in rows of other writers.
+/// Whether `writer`, which has ended, may be retired: every member has applied exactly what this node has applied of it, and
+/// all of that is in rows of other writers (R33).
 pub(super) fn may_retire(state: &State, peers: &Peers, writer: Writer) -> bool {
     let decided = || StoreId::ALL.into_iter().filter(|store| !store.ends_with_writer());
     let is_known_by_all = peers.iter().all(|peer| {
@@ -114,8 +115,8 @@ pub(super) fn retire(state: &mut State, writer: Writer, now: Now) {
     state.writers.retire(writer, now);
 }
 
-/// Reopens the writer of `stream` if it is retired and somebody has applied more of the stream than this node: digests name
-/// it again until all have applied that too.
+/// Reopens the writer of `stream` if it is retired and a peer has applied more of the stream than this node: digests name it
+/// again until all nodes have applied that too (R35).
 pub(super) fn reopen_if_behind(state: &mut State, (store, writer): Stream, version: u64) {
     if state.writers.is_retired(writer)
         && !store.ends_with_writer()
@@ -125,7 +126,8 @@ pub(super) fn reopen_if_behind(state: &mut State, (store, writer): Stream, versi
     }
 }
 
-/// Tells a peer which writers have ended, and of the retired ones how far this node had applied them.
+/// The message that names writers which have ended, with the versions that this node has applied of the retired ones
+/// (R34).
 pub(super) fn notice(state: &State, writers: &[Writer]) -> Message {
     let mut retired = Vec::new();
     for writer in writers {

@@ -1,4 +1,5 @@
-//! Messages out: small ones first, then deltas cut from the state in the moment in which they can go, then snapshots.
+//! Messages out: small ones first, then deltas, then parts of snapshots. Deltas and parts are cut from the state when
+//! they can be sent, not before.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,9 +13,9 @@ use crate::state::StoreId;
 use crate::state::table::Cut;
 
 impl Replication {
-    /// The next message to send, if any. A message that the link drops is made up for later.
+    /// The next message to send, if any. Whatever the link drops is sent again later.
     pub fn poll_transmit(&mut self, now: Now) -> Option<(NodeId, Message, Urgency)> {
-        self.open_flushes(now);
+        self.begin_due_pushes(now);
         for name in self.peers.in_turn() {
             if let Some((message, urgency)) = self.next_for(now, &name) {
                 let id = self.peers.get(&name)?.id().clone();
@@ -25,8 +26,8 @@ impl Replication {
         None
     }
 
-    /// Has new rows of this node sent to all peers, where it is time to.
-    fn open_flushes(&mut self, now: Now) {
+    /// Lets the new rows of this node go out to all peers, for each store whose coalescing time is over.
+    fn begin_due_pushes(&mut self, now: Now) {
         for store in StoreId::ALL {
             if self.coalescing.take_due_rows(store, now.mono) {
                 let stream = (store, self.state.me);
@@ -53,7 +54,7 @@ impl Replication {
         self.next_chunk(name).map(|message| (message, Urgency::Bulk))
     }
 
-    /// Says how far this node is where it moved on.
+    /// An acknowledgement of `streams`: the versions up to which they are applied here.
     fn ack(&self, streams: BTreeSet<Stream>) -> Option<Message> {
         let mut claims = ClaimsBuilder::default();
         for (store, writer) in streams {
@@ -79,6 +80,7 @@ impl Replication {
                 continue;
             };
             if from < floor {
+                // A delta from there would lack tombstones (R12).
                 peer.window.cancel(stream);
                 let offer = Offer { store: store.into(), writer: id, floor };
                 return Some((Message::Offer(offer), Urgency::Now));
@@ -109,7 +111,7 @@ impl Replication {
         }
     }
 
-    /// The next part of a snapshot that `name` asked for, most important store first.
+    /// The next part of a snapshot that the peer `name` has asked for, most important store first.
     fn next_chunk(&mut self, name: &NodeName) -> Option<Message> {
         let (store, request) = self.peers.get_mut(name)?.next_snapshot_request()?;
         let chunk = snapshot::chunk(&self.state, store, request.session, request.after);

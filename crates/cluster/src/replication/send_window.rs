@@ -1,7 +1,7 @@
 //! Deltas in flight to one peer: what was sent and not yet acknowledged, and what is to be sent.
 //!
 //! No rows are queued for a peer, only versions: a delta is cut from the state at the moment when it can be sent. So a slow
-//! peer costs no memory, and it receives the newest rows once it reads again.
+//! peer costs no memory, and it receives the newest rows once it reads again (R18).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

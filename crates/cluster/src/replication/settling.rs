@@ -1,7 +1,7 @@
 //! Streams that moved a moment ago, each with the version at which it stood before.
 //!
-//! A node serves what others wrote only once it is old enough that the writer's own delta must have reached everybody that
-//! it can reach. Otherwise every node would send every new row to every other node.
+//! A node relays rows of other writers only once they are so old that the writer's own delta must have reached every node
+//! that it can reach (R21). Otherwise every node would send every new row to every other node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Settling {
         self.recent.entry(stream).or_insert(stood);
     }
 
-    /// Lets what is old enough settle.
+    /// Lets moves settle that are old enough.
     pub(super) fn advance(&mut self, now: Duration) {
         if now >= self.rotated_at + SETTLE {
             self.rotated_at = now;

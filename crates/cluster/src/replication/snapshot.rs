@@ -1,13 +1,13 @@
 //! Parts of snapshots: cut from the state of a donor, and merged into that of a node that is behind.
 //!
 //! A range of keys, with the donor's version vector, is a legal delta by itself. So ranges may come from different donors
-//! and between any other messages. Which range comes next is decided in `joins`.
+//! and between any other messages. Which range comes next is decided in `snapshot_loads`.
 
 use smg_types::now::Now;
 
-use crate::replication::joins::Claim;
 use crate::replication::message::{ClaimsBuilder, SnapshotChunk};
 use crate::replication::retirement::reopen_if_behind;
+use crate::replication::snapshot_loads::Claim;
 use crate::replication::{CHUNK_BYTES, Stream};
 use crate::state::row::Blob;
 use crate::state::table::{Mark, Section};

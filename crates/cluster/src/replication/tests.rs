@@ -249,7 +249,7 @@ fn a_row_from_the_future_waits_in_quarantine_until_it_can_be_believed() {
     both[1].update(at(10), Write::Policy("n".into(), Some(own.clone()))).unwrap();
     assert_eq!(both[1].state().policy(&"n".into()), Some(own));
     // An hour later it is the present.
-    both[1].release(Now { wall: at(0).wall + hour, ..at(20) });
+    both[1].release_quarantine(Now { wall: at(0).wall + hour, ..at(20) });
     assert!(both[1].state().policy(&"m".into()).is_some());
 }
 
@@ -357,7 +357,7 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     // A collected tombstone: nobody who comes later can live on deltas.
     donors[0].update(at(0), Write::RemoveWorker(spec(0).id())).unwrap();
     donors[0].handle_tick(at(1), &mut world::rng(1));
-    donors[0].collect(at(20_000));
+    donors[0].collect_tombstones(at(20_000));
     let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
     donors[0].peer_up(at(2), &b);
     donors[1].peer_up(at(2), &a);
@@ -420,7 +420,7 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
     both[1].state.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
-    both[0].audit_any(&mut world::rng(1));
+    both[0].audit_random_peer(&mut world::rng(1));
     exchange(at(300), &mut both);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
     assert_eq!(both[1].counters().repaired, 1);
@@ -509,7 +509,7 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
     both[1].peer_up(at(13_100), &id("a", 1));
     run(&mut both, 13_100, 16_000);
     assert!(both[1].is_fenced());
-    both[1].begin_life(at(16_000), id("b", 2));
+    both[1].begin_generation(at(16_000), id("b", 2));
     both[0].peer_up(at(16_000), &id("b", 2));
     both[1].peer_down(at(16_000), &id("a", 1));
     both[1].peer_up(at(16_000), &id("a", 1));

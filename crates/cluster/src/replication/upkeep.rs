@@ -1,4 +1,5 @@
-//! What time brings: digests, audits and hints when they are due, and four times a second a round of what is not urgent.
+//! What time brings: digests, audits and hints when they are due, and four times a second a round of what is less
+//! urgent.
 
 use std::time::Duration;
 
@@ -7,19 +8,18 @@ use smg_types::ids::NodeName;
 use smg_types::now::Now;
 
 use crate::replication::changes::Changes;
-use crate::replication::collection::collect_tombstones;
 use crate::replication::message::Message;
 use crate::replication::peer::Peer;
 use crate::replication::schedule::Schedule;
-use crate::replication::{Replication, audit, retirement};
+use crate::replication::{Replication, audit, collection, retirement};
 use crate::state::StoreId;
 use crate::state::writers::Writer;
 
-/// Hints that are looked through for expired ones in a round.
+/// Hints that a round checks for expiry.
 const HINTS_PER_ROUND: usize = 4096;
 
 impl Replication {
-    /// Looks after everything that time brings: call it when [`Replication::next_deadline`] has come.
+    /// Does what is due. Call it when [`Replication::next_deadline`] has come.
     pub fn handle_tick(&mut self, now: Now, rng: &mut dyn Rng) -> Changes {
         let mut changes = Changes::default();
         let before = self.own_versions();
@@ -33,17 +33,17 @@ impl Replication {
                 && let Some(name) = self.peers.pick_reachable(rng)
             {
                 let digest = self.digest(now, true);
-                self.say(&name, Message::Digest(digest));
+                self.queue(&name, Message::Digest(digest));
             }
             if self.schedule.is_audit_due(now.mono, self.config.audit_interval, rng) {
-                self.audit_any(rng);
-                changes = changes.and(self.release(now));
+                self.audit_random_peer(rng);
+                changes = changes.and(self.release_quarantine(now));
             }
         }
         if self.coalescing.take_due_hints(now.mono) {
-            self.tell_hints(now);
+            self.send_hints(now);
         }
-        self.announce_moved(now, before);
+        self.plan_push_of_moved(now, before);
         changes
     }
 
@@ -55,7 +55,7 @@ impl Replication {
             .fold(self.schedule.next_deadline(), Duration::min)
     }
 
-    /// What looks after itself: four times a second, in time proportional to streams that moved, not to rows.
+    /// A round: it takes time proportional to the streams that moved, not to the rows.
     fn round(&mut self, now: Now) -> Changes {
         let mut changes = Changes::default();
         self.settling.advance(now.mono);
@@ -66,11 +66,11 @@ impl Replication {
         }
         self.state.prefixes.expire(now, HINTS_PER_ROUND);
         self.retry(now);
-        self.pull_what_is_missing(now);
-        self.look_after_joins(now);
-        changes = changes.and(self.look_after_ended_writers(now));
-        self.collect(now);
-        self.audit_out_of_turn(now);
+        self.pull_missing_rows(now);
+        self.replace_silent_donors(now);
+        changes = changes.and(self.settle_ended_writers(now));
+        self.collect_tombstones(now);
+        self.run_extra_audits(now);
         let refill = self.config.repair_bytes_per_second / Schedule::ROUNDS_PER_SECOND;
         self.peers.iter_mut().for_each(|peer| peer.refill_repair_credit(refill));
         if !self.is_warm {
@@ -79,7 +79,7 @@ impl Replication {
         changes
     }
 
-    /// Sends again what was not acknowledged in time: less and less often, and less at a time, to who acknowledges nothing.
+    /// Sends again what was not acknowledged in time (R18).
     fn retry(&mut self, now: Now) {
         for peer in self.peers.reachable_mut() {
             for stream in peer.window.take_overdue(now.mono, self.config.retry) {
@@ -90,8 +90,8 @@ impl Replication {
         }
     }
 
-    /// Asks for what a peer has been ahead in for a while.
-    fn pull_what_is_missing(&mut self, now: Now) {
+    /// Pulls what peers have had, and this node has lacked, for a while (R16).
+    fn pull_missing_rows(&mut self, now: Now) {
         let state = &self.state;
         let due = self.pulls.due(now.mono, |(store, writer), version| {
             state.replica(store).applied(writer) < version && !state.writers.is_retired(writer)
@@ -106,25 +106,26 @@ impl Replication {
         self.pulls.expire(now.mono);
     }
 
-    /// Goes on with another donor where one has fallen silent.
-    fn look_after_joins(&mut self, now: Now) {
+    /// Goes on with another donor where one does not answer (R27).
+    fn replace_silent_donors(&mut self, now: Now) {
         let names: Vec<NodeName> =
             self.peers.reachable().map(|peer| peer.id().name.clone()).collect();
-        let requests = self.joins.switch_silent_donors(now.mono, 2 * self.config.retry, &names);
+        let requests = self.loads.switch_silent_donors(now.mono, 2 * self.config.retry, &names);
         for (donor, request) in requests {
-            self.say(&donor, Message::SnapshotRequest(request));
+            self.queue(&donor, Message::SnapshotRequest(request));
         }
     }
 
-    /// Ends what was measured by writers that are over, adopts what they decided, and retires who is not needed any more.
-    fn look_after_ended_writers(&mut self, now: Now) -> Changes {
+    /// Drops the measurements of writers that have ended, adopts what they decided, and retires those that are not
+    /// needed any more.
+    fn settle_ended_writers(&mut self, now: Now) -> Changes {
         let mut changes = Changes::default();
         for writer in retirement::ended_writers(&self.state) {
             changes = changes.and(retirement::drop_measurements(&mut self.state, writer, now));
             if self.is_adopter(now, writer) {
-                // Taking over counts says that all earlier lives are in them. A member that can't be reached may know of
-                // one that is not known here, and nothing is gained by haste: the writer is not retired without that
-                // member either.
+                // An adopted count says that it includes all earlier generations. A member that can't be reached may
+                // know of a generation that is unknown here. Waiting costs nothing, because the writer is not retired
+                // without that member either (R31).
                 let with_counts = self.peers.are_all_reachable();
                 let adopted = self.adoptions.adopt(&mut self.state, writer, with_counts, now);
                 self.counters.adopted += adopted.rows as u64;
@@ -138,7 +139,7 @@ impl Replication {
         changes
     }
 
-    /// Whether it is this node that adopts what `writer`, which is over, has decided.
+    /// Whether it is this node that adopts what `writer`, which has ended, has decided (R30).
     fn is_adopter(&self, now: Now, writer: Writer) -> bool {
         let Some(id) = self.state.writers.id(writer) else { return false };
         if !self.is_level_with_all(now) {
@@ -150,16 +151,16 @@ impl Replication {
         self.peers.is_forgotten(&id.name) && self.peers.is_own_name_lowest()
     }
 
-    /// Whether this node has been among others for a while and has all that they have: what they know to be removed need not
-    /// be carried on.
+    /// Whether this node has had peers for a while and has applied all that they have: what they have removed need not
+    /// be adopted.
     fn is_level_with_all(&self, now: Now) -> bool {
         (self.peers.has_reachable() || self.peers.are_none_expected(now))
-            && self.joins.is_empty()
+            && self.loads.is_empty()
             && self.peers.are_settled_for(3 * self.config.digest_interval, now)
             && self.peers.reachable().all(|peer| self.has_all_of(peer))
     }
 
-    /// Whether everything that a peer said it has is here, as far as it still means something.
+    /// Whether this node has applied all that `peer` claims, as far as that still means something.
     fn has_all_of(&self, peer: &Peer) -> bool {
         let writers = &self.state.writers;
         peer.has_greeted()
@@ -178,21 +179,21 @@ impl Replication {
         self.counters.retired += 1;
     }
 
-    /// Drops tombstones that every member has seen.
-    pub(super) fn collect(&mut self, now: Now) {
-        let collected = collect_tombstones(&mut self.state, &self.peers, now);
+    /// Drops the tombstones that every member has applied (R22).
+    pub(super) fn collect_tombstones(&mut self, now: Now) {
+        let collected = collection::collect_tombstones(&mut self.state, &self.peers, now);
         self.counters.collected += collected as u64;
     }
 
-    /// Audits a peer by chance.
-    pub(super) fn audit_any(&mut self, rng: &mut dyn Rng) {
+    /// Audits a random peer.
+    pub(super) fn audit_random_peer(&mut self, rng: &mut dyn Rng) {
         if let Some(name) = self.peers.pick_reachable(rng) {
             self.audit(&name);
         }
     }
 
-    /// Audits out of turn whom it is time to.
-    fn audit_out_of_turn(&mut self, now: Now) {
+    /// Audits the peers whose extra audit is due (R39).
+    fn run_extra_audits(&mut self, now: Now) {
         let interval = self.config.audit_interval;
         let due = self.peers.iter_mut().filter_map(|peer| {
             peer.is_extra_audit_due(now, interval).then(|| peer.id().name.clone())
@@ -204,12 +205,12 @@ impl Replication {
 
     fn audit(&mut self, name: &NodeName) {
         let is_authority = |writer| self.is_authority(writer);
-        for audit in audit::fingerprints(&self.state, &self.joins, is_authority) {
-            self.say(name, Message::Audit(audit));
+        for audit in audit::fingerprints(&self.state, &self.loads, is_authority) {
+            self.queue(name, Message::Audit(audit));
         }
     }
 
-    /// Whether this node knows best about the rows of `writer`.
+    /// Whether this node knows which rows of `writer` are right (R37).
     pub(super) fn is_authority(&self, writer: Writer) -> bool {
         if writer == self.state.me {
             return true;
@@ -218,14 +219,14 @@ impl Replication {
         !runs && self.peers.is_own_name_lowest()
     }
 
-    /// Reads again what is in quarantine.
-    pub(super) fn release(&mut self, now: Now) -> Changes {
+    /// Decodes again what is in quarantine.
+    pub(super) fn release_quarantine(&mut self, now: Now) -> Changes {
         let released = audit::release_quarantine(&mut self.state, now);
         self.counters.released_rows += released.rows as u64;
         released
     }
 
-    fn tell_hints(&mut self, now: Now) {
+    fn send_hints(&mut self, now: Now) {
         let runs = self.state.prefixes.flush();
         if self.state.prefixes.has_waiting() {
             self.coalescing.plan_hints(now.mono);

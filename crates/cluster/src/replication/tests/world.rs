@@ -234,7 +234,7 @@ impl World {
                     let changes = replica.handle_message(now, &from, message);
                     assert!(!changes.conflict, "two processes write as {id}");
                     self.check(to);
-                    self.begin_life_if_fenced(to);
+                    self.begin_generation_if_fenced(to);
                     self.transmit(to);
                 }
             }
@@ -258,7 +258,7 @@ impl World {
         }
     }
 
-    fn begin_life_if_fenced(&mut self, at: usize) {
+    fn begin_generation_if_fenced(&mut self, at: usize) {
         let fenced = self.nodes[at].replica.as_ref().is_some_and(Replication::is_fenced);
         if !fenced {
             return;
@@ -268,7 +268,7 @@ impl World {
         node.id.generation.0 += 1;
         node.isolated = false;
         let id = node.id.clone();
-        node.replica.as_mut().unwrap().begin_life(now, id);
+        node.replica.as_mut().unwrap().begin_generation(now, id);
         for other in 0..self.nodes.len() {
             if other != at {
                 // The new life's links begin anew on both sides.

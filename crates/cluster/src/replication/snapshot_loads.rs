@@ -1,8 +1,8 @@
 //! Snapshots on their way in: which range of keys of which store comes next, and from which peer.
 //!
 //! The node that lacks rows drives. It asks for one range of keys after the other and, at the end, claims the lowest
-//! version of each writer that its donors claimed along the way. Ranges may come from different donors, so a transfer goes
-//! on where it was broken off. A donor keeps nothing between requests.
+//! version of each writer that its donors claimed along the way (R26). Ranges may come from different donors, so a transfer
+//! goes on where it was broken off (R27). A donor keeps nothing between requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,17 +20,17 @@ pub(super) type Claim = BTreeMap<Writer, u64>;
 
 /// A snapshot of one store on its way in.
 #[derive(Debug)]
-struct Join {
+struct SnapshotLoad {
     donor: NodeName,
     /// Number of this attempt: a part that answers an earlier attempt is of no use.
     session: u64,
-    /// The last key of the range that was joined last; `None`: the first range is to come.
+    /// The last key of the range that was merged last; `None`: the first range is to come.
     after: Option<Blob>,
     claim: LeastClaim,
     asked_at: Duration,
 }
 
-impl Join {
+impl SnapshotLoad {
     fn request(&self, store: StoreId) -> (NodeName, SnapshotRequest) {
         let (session, after) = (self.session, self.after.clone());
         (self.donor.clone(), SnapshotRequest { store: store.into(), session, after })
@@ -48,18 +48,18 @@ pub(super) enum AfterChunk {
 
 /// All snapshots on their way in, at most one per store.
 #[derive(Debug)]
-pub(super) struct Joins {
-    by_store: BTreeMap<StoreId, Join>,
+pub(super) struct SnapshotLoads {
+    by_store: BTreeMap<StoreId, SnapshotLoad>,
     last_session: u64,
 }
 
-impl Default for Joins {
+impl Default for SnapshotLoads {
     fn default() -> Self {
         Self { by_store: BTreeMap::new(), last_session: 1 }
     }
 }
 
-impl Joins {
+impl SnapshotLoads {
     pub(super) fn is_empty(&self) -> bool {
         self.by_store.is_empty()
     }
@@ -69,7 +69,7 @@ impl Joins {
         self.by_store.contains_key(&store)
     }
 
-    /// Begins a snapshot of `store` from `donor`, unless one is on its way. Returns what to ask the donor for.
+    /// Begins to load `store` from `donor`, unless it is being loaded. Returns the request to send, and to whom.
     pub(super) fn begin(
         &mut self,
         store: StoreId,
@@ -81,21 +81,21 @@ impl Joins {
         }
         let (donor, session) = (donor.clone(), self.next_session());
         let claim = LeastClaim::default();
-        let join = Join { donor, session, after: None, claim, asked_at: now };
-        let request = join.request(store);
-        self.by_store.insert(store, join);
+        let load = SnapshotLoad { donor, session, after: None, claim, asked_at: now };
+        let request = load.request(store);
+        self.by_store.insert(store, load);
         Some(request)
     }
 
     /// Whether `chunk`, sent by `from`, is the part that was asked for. A part of an attempt that was given up is not: its
-    /// range may have been joined since, and rows may have changed.
+    /// range may have been merged since, and rows may have changed (R25).
     pub(super) fn expects(&self, store: StoreId, from: &NodeName, chunk: &SnapshotChunk) -> bool {
-        self.by_store.get(&store).is_some_and(|join| {
-            join.donor == *from && join.session == chunk.session && join.after == chunk.after
+        self.by_store.get(&store).is_some_and(|load| {
+            load.donor == *from && load.session == chunk.session && load.after == chunk.after
         })
     }
 
-    /// A part was joined: its donor covered `marks`, and `end` was its last key, `None` at the end of the snapshot.
+    /// A part was merged: its donor covered `marks`, and `end` was its last key, `None` at the end of the snapshot.
     pub(super) fn advance(
         &mut self,
         store: StoreId,
@@ -103,16 +103,16 @@ impl Joins {
         end: Option<Blob>,
         now: Duration,
     ) -> Option<AfterChunk> {
-        let join = self.by_store.get_mut(&store)?;
-        join.claim.narrow(marks);
+        let load = self.by_store.get_mut(&store)?;
+        load.claim.narrow(marks);
         if end.is_some() {
-            join.after = end;
-            join.asked_at = now;
-            let (donor, request) = join.request(store);
+            load.after = end;
+            load.asked_at = now;
+            let (donor, request) = load.request(store);
             return Some(AfterChunk::Ask(donor, request));
         }
-        let join = self.by_store.remove(&store)?;
-        Some(AfterChunk::Done(join.claim.into_claim()))
+        let load = self.by_store.remove(&store)?;
+        Some(AfterChunk::Done(load.claim.into_claim()))
     }
 
     /// Gives up the snapshot of `store`, because a part of it contradicts itself.
@@ -120,27 +120,27 @@ impl Joins {
         self.by_store.remove(&store);
     }
 
-    /// Turns to another donor, of the `reachable` ones in their order, where one has not answered for `patience`. Returns
-    /// what to ask whom for.
+    /// Turns to the next of the `reachable` peers, in their order, where a donor has not answered for `patience` (R27).
+    /// Returns the requests to send, each with its donor.
     pub(super) fn switch_silent_donors(
         &mut self,
         now: Duration,
         patience: Duration,
         reachable: &[NodeName],
     ) -> Vec<(NodeName, SnapshotRequest)> {
-        let is_silent = |join: &Join| now >= join.asked_at + patience;
-        let silent = self.by_store.iter().filter(|(_, join)| is_silent(join));
+        let is_silent = |load: &SnapshotLoad| now >= load.asked_at + patience;
+        let silent = self.by_store.iter().filter(|(_, load)| is_silent(load));
         let silent: Vec<StoreId> = silent.map(|(store, _)| *store).collect();
         let mut requests = Vec::new();
         for store in silent {
             let session = self.next_session();
-            let Some(join) = self.by_store.get_mut(&store) else { continue };
-            let later = reachable.iter().find(|name| **name > join.donor);
+            let Some(load) = self.by_store.get_mut(&store) else { continue };
+            let later = reachable.iter().find(|name| **name > load.donor);
             if let Some(next) = later.or_else(|| reachable.first()) {
-                join.donor = next.clone();
-                join.session = session;
-                join.asked_at = now;
-                requests.push(join.request(store));
+                load.donor = next.clone();
+                load.session = session;
+                load.asked_at = now;
+                requests.push(load.request(store));
             }
         }
         requests
@@ -219,28 +219,28 @@ mod tests {
     #[test]
     fn at_the_end_only_what_all_donors_covered_is_claimed() {
         let [a, b, c] = writers();
-        let mut joins = Joins::default();
-        assert!(joins.begin(STORE, &name("x"), seconds(0)).is_some());
-        assert!(joins.begin(STORE, &name("y"), seconds(0)).is_none(), "one at a time");
-        joins.advance(STORE, &[mark(a, 5), mark(b, 9)], key(1), seconds(0));
-        let done = joins.advance(STORE, &[mark(a, 7), mark(b, 4), mark(c, 3)], None, seconds(0));
+        let mut loads = SnapshotLoads::default();
+        assert!(loads.begin(STORE, &name("x"), seconds(0)).is_some());
+        assert!(loads.begin(STORE, &name("y"), seconds(0)).is_none(), "one at a time");
+        loads.advance(STORE, &[mark(a, 5), mark(b, 9)], key(1), seconds(0));
+        let done = loads.advance(STORE, &[mark(a, 7), mark(b, 4), mark(c, 3)], None, seconds(0));
         assert_eq!(done, Some(AfterChunk::Done([(a, 5), (b, 4)].into())));
-        assert!(joins.is_empty());
+        assert!(loads.is_empty());
     }
 
     #[test]
     fn a_silent_donor_is_replaced_and_the_transfer_goes_on_where_it_was() {
-        let mut joins = Joins::default();
-        joins.begin(STORE, &name("x"), seconds(0));
-        joins.advance(STORE, &[], key(1), seconds(0));
+        let mut loads = SnapshotLoads::default();
+        loads.begin(STORE, &name("x"), seconds(0));
+        loads.advance(STORE, &[], key(1), seconds(0));
         let reachable = [name("a"), name("y")];
-        assert_eq!(joins.switch_silent_donors(seconds(1), seconds(2), &reachable), []);
-        let requests = joins.switch_silent_donors(seconds(2), seconds(2), &reachable);
+        assert_eq!(loads.switch_silent_donors(seconds(1), seconds(2), &reachable), []);
+        let requests = loads.switch_silent_donors(seconds(2), seconds(2), &reachable);
         let [(donor, request)] = &requests[..] else { panic!("one request, not {requests:?}") };
         assert_eq!((donor, &request.after), (&name("y"), &key(1)));
         let late = chunk(request.session - 1, key(1));
-        assert!(!joins.expects(STORE, &name("x"), &late), "the first donor answers too late");
-        assert!(joins.expects(STORE, &name("y"), &chunk(request.session, key(1))));
-        assert!(!joins.expects(STORE, &name("y"), &chunk(request.session, None)), "another range");
+        assert!(!loads.expects(STORE, &name("x"), &late), "the first donor answers too late");
+        assert!(loads.expects(STORE, &name("y"), &chunk(request.session, key(1))));
+        assert!(!loads.expects(STORE, &name("y"), &chunk(request.session, None)), "another range");
     }
 }
