@@ -369,7 +369,7 @@ impl Node {
         while let Some(event) = self.membership.poll_event() {
             match &event {
                 membership::Event::Member(transition) => self.apply_transition(now, transition),
-                membership::Event::Reborn { is, .. } => {
+                membership::Event::NewGeneration { is, .. } => {
                     self.replication.begin_generation(now, is.clone());
                     // That has disconnected all peers, but none of them has gone.
                     let present = self.membership.members().filter(|m| m.state.is_present());
@@ -377,7 +377,7 @@ impl Node {
                         self.replication.peer_up(now, &member.node);
                     }
                 }
-                membership::Event::Me { .. }
+                membership::Event::OwnState { .. }
                 | membership::Event::Renewed(_)
                 | membership::Event::Refused(_)
                 | membership::Event::NameContested(_) => {}

@@ -325,7 +325,7 @@ impl Driver {
                     .map(|member| member.address);
                 What::Member { transition, address }
             }
-            membership::Event::Me { from, to } => {
+            membership::Event::OwnState { from, to } => {
                 info!(%from, %to, "this router's state changed");
                 What::Me { from, to }
             }
@@ -333,7 +333,7 @@ impl Driver {
                 warn!(%identity, "declared DOWN while alive, refuted");
                 What::Renewed
             }
-            membership::Event::Reborn { was, is } => {
+            membership::Event::NewGeneration { was, is } => {
                 warn!(%was, %is, "others know a later life of this router: going on as another writer");
                 What::Reborn { is }
             }

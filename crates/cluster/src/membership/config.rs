@@ -34,13 +34,13 @@ pub struct Config {
     /// Largest packet, in bytes.
     pub packet_bytes: NonZeroUsize,
     /// Time between two rounds of knocking at join addresses while alone; each is varied by a quarter.
-    pub knock_alone_period: Duration,
+    pub join_alone_period: Duration,
     /// The same while not alone: at join addresses without an alive member, and at members that are down.
-    pub knock_period: Duration,
+    pub join_period: Duration,
     /// At how many addresses to knock per round while alone; all come in turn.
-    pub knock_alone_fanout: NonZeroUsize,
+    pub join_alone_fanout: NonZeroUsize,
     /// The same while not alone.
-    pub knock_fanout: NonZeroUsize,
+    pub join_fanout: NonZeroUsize,
     /// How long the holder of a name that somebody else claims may take to say that it is still there.
     pub challenge_timeout: Duration,
     /// Time between two repetitions of a goodbye while leaving.
@@ -69,10 +69,10 @@ impl Config {
             announce_down_period: Duration::from_secs(10),
             announce_down_fanout: NonZeroUsize::new(2).expect("2 is not zero"),
             packet_bytes: NonZeroUsize::new(64 * 1024).expect("64 KiB is not zero"),
-            knock_alone_period: Duration::from_millis(1500),
-            knock_period: Duration::from_secs(4),
-            knock_alone_fanout: NonZeroUsize::new(16).expect("16 is not zero"),
-            knock_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
+            join_alone_period: Duration::from_millis(1500),
+            join_period: Duration::from_secs(4),
+            join_alone_fanout: NonZeroUsize::new(16).expect("16 is not zero"),
+            join_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
             challenge_timeout: Duration::from_millis(200),
             goodbye_period: Duration::from_secs(1),
             forget_after: Duration::from_secs(24 * 3600),
@@ -93,8 +93,8 @@ impl Config {
             announce_period: Duration::from_secs(30),
             announce_down_period: Duration::from_secs(30),
             announce_down_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
-            knock_alone_period: Duration::from_secs(4),
-            knock_period: Duration::from_secs(10),
+            join_alone_period: Duration::from_secs(4),
+            join_period: Duration::from_secs(10),
             challenge_timeout: Duration::from_millis(1500),
             goodbye_period: Duration::from_secs(2),
             stall: Duration::from_secs(2),
@@ -112,8 +112,8 @@ impl Config {
             ("gossip period", self.gossip_period),
             ("announce period", self.announce_period),
             ("announce-down period", self.announce_down_period),
-            ("knock-alone period", self.knock_alone_period),
-            ("knock period", self.knock_period),
+            ("join-alone period", self.join_alone_period),
+            ("join period", self.join_period),
             ("challenge timeout", self.challenge_timeout),
             ("goodbye period", self.goodbye_period),
             ("forget-after", self.forget_after),
@@ -154,8 +154,8 @@ impl Config {
     #[must_use]
     pub fn convergence(&self, size: usize) -> Duration {
         let rounds = f64::from(u32::try_from(size.max(2)).unwrap_or(u32::MAX)).log2().ceil() + 1.0;
-        let knock = self.knock_period.max(self.knock_alone_period).mul_f64(1.25);
-        knock + self.suspicion_at(size) * 2 + self.gossip_period.mul_f64(rounds)
+        let join = self.join_period.max(self.join_alone_period).mul_f64(1.25);
+        join + self.suspicion_at(size) * 2 + self.gossip_period.mul_f64(rounds)
     }
 
     /// foca's configuration for a cluster of `size`.

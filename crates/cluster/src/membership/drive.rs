@@ -90,23 +90,23 @@ impl Membership {
         self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
         let connected = std::mem::take(&mut effects.connected);
         let defunct = std::mem::take(&mut effects.defunct);
-        let heard = effects.heard.take();
+        let sender = effects.sender.take();
         self.effects = effects;
-        self.absorb(now, &BTreeMap::new());
-        self.gossip_if_there_is_news(now);
+        self.update_table(now, &BTreeMap::new());
+        self.resume_gossip(now);
         if connected && self.me.state == MemberState::Init {
-            self.turn(now, MemberState::Alive);
+            self.set_own_state(now, MemberState::Alive);
         }
         if defunct {
-            self.handle_defunct(now, heard.as_ref());
+            self.handle_defunct(now, sender.as_ref());
         }
     }
 
     /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
     /// nothing to say is not woken ten times a second to find that out. While somebody is suspected it is: a process that was
     /// frozen must notice by its lateness, before it judges.
-    fn gossip_if_there_is_news(&mut self, now: Now) {
-        if (self.swim.updates_backlog() > 0 || self.tells_suspects)
+    fn resume_gossip(&mut self, now: Now) {
+        if (self.swim.updates_backlog() > 0 || self.notifies_suspects)
             && let Some((at, gossip)) = self.gossip.take()
         {
             let beat = self.config.gossip_period.as_nanos().max(1);
@@ -123,7 +123,7 @@ impl Membership {
             return;
         }
         if let Some(accuser) = accuser {
-            self.knock_at(accuser.address);
+            self.send_join_probe(accuser.address);
         }
         if now.mono >= self.me.renew_at {
             self.renew(now);
@@ -141,27 +141,27 @@ impl Membership {
         self.counters.renewals += 1;
         let identity = self.swim.identity();
         let renewed = identity.raised_above(identity.claim());
-        self.reidentify(now, renewed.clone());
+        self.change_identity(now, renewed.clone());
         self.events.push_back(Event::Renewed(renewed));
     }
 
     /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
     /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
-    pub(super) fn tell_suspects(&mut self, now: Now) {
+    pub(super) fn notify_suspects(&mut self, now: Now) {
         let suspects: Vec<_> = self
             .table
             .iter()
             .filter(|record| record.state == Some(MemberState::Suspected))
             .map(|record| (record.identity.clone(), record.incarnation))
             .collect();
-        self.tells_suspects = !suspects.is_empty();
+        self.notifies_suspects = !suspects.is_empty();
         for (suspect, incarnation) in suspects {
             let (to, name) = (suspect.address, suspect.name.clone());
             self.send_message(to, Some(name), Kind::Suspicion, &Suspicion { suspect, incarnation });
         }
-        if self.tells_suspects {
+        if self.notifies_suspects {
             let at = now.mono + self.config.probe_period;
-            self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+            self.timers.schedule(at, RANK_OWN, Due::NotifySuspects);
         }
     }
 
@@ -177,8 +177,8 @@ impl Membership {
         }
     }
 
-    pub(super) fn reidentify(&mut self, now: Now, identity: Identity) {
-        self.me.stepped_back = false;
+    pub(super) fn change_identity(&mut self, now: Now, identity: Identity) {
+        self.me.gave_up_name = false;
         self.drive(now, |swim, effects| {
             swim.change_identity(identity, &mut *effects)?;
             // foca waits for the next packet before it probes again; there may be none.
@@ -186,38 +186,38 @@ impl Membership {
         });
     }
 
-    pub(super) fn absorb(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
+    pub(super) fn update_table(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
         let mine = &self.swim.identity().name;
         let others = self.swim.iter_membership_state().filter(|member| member.id().name != *mine);
-        self.table.absorb(now.mono, self.config.forget_after, others, down_since);
+        self.table.update(now.mono, self.config.forget_after, others, down_since);
         while let Some(transition) = self.table.pop_transition() {
-            if transition.to == Some(MemberState::Suspected) && !self.tells_suspects {
-                self.tells_suspects = true;
+            if transition.to == Some(MemberState::Suspected) && !self.notifies_suspects {
+                self.notifies_suspects = true;
                 let at = now.mono + self.config.probe_period;
-                self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+                self.timers.schedule(at, RANK_OWN, Due::NotifySuspects);
             }
             self.events.push_back(Event::Member(transition));
         }
         self.notice_namesake_in_list(now);
-        self.retune();
+        self.adapt_to_size();
     }
 
     /// Suspicion and the number of transmissions grow with the cluster; small changes are ignored.
-    pub(super) fn retune(&mut self) {
+    pub(super) fn adapt_to_size(&mut self) {
         let size = self.swim.num_members() + 1;
-        if size * 5 > self.tuned_for * 6 || size * 5 < self.tuned_for * 4 {
-            self.tuned_for = size;
+        if size * 5 > self.configured_for * 6 || size * 5 < self.configured_for * 4 {
+            self.configured_for = size;
             self.swim
                 .set_config(self.config.foca(size))
                 .expect("the periods that foca fixes never change");
         }
     }
 
-    pub(super) fn turn(&mut self, now: Now, to: MemberState) {
+    pub(super) fn set_own_state(&mut self, now: Now, to: MemberState) {
         let from = std::mem::replace(&mut self.me.state, to);
         if from != to {
             self.me.since = now.mono;
-            self.events.push_back(Event::Me { from, to });
+            self.events.push_back(Event::OwnState { from, to });
         }
     }
 
@@ -227,7 +227,7 @@ impl Membership {
                 swim.handle_timer(Timer::RemoveDown(identity), effects)
             });
         }
-        self.absorb(now, &BTreeMap::new());
+        self.update_table(now, &BTreeMap::new());
         self.schedule_sweep(now.mono);
     }
 
@@ -260,7 +260,7 @@ pub(super) struct Effects {
     defunct: bool,
     failed_probes: u32,
     /// Who sent the packet that foca acts on.
-    heard: Option<Identity>,
+    sender: Option<Identity>,
     pinged: Option<(NodeName, u8)>,
     acked: Option<(NodeName, u8)>,
 }
@@ -275,7 +275,7 @@ impl Runtime<Identity> for Effects {
                 if let foca::Message::Ack(number) = header.message {
                     self.acked = Some((header.src.name.clone(), number));
                 }
-                self.heard = Some(header.src.clone());
+                self.sender = Some(header.src.clone());
             }
             Notification::DataSent(header) => {
                 if let foca::Message::Ping(number) = header.message {

@@ -21,7 +21,7 @@ pub(super) struct Hello {
     /// The address that was knocked at: a node that hears its own knock learns that this address is its own.
     pub(super) dialled: SocketAddr,
     /// Whether it is in a cluster already, and only looks for those it lost.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
 /// Come in.
@@ -65,7 +65,7 @@ pub(super) struct Refusal {
     pub(super) to: Generation,
     pub(super) reason: RefusalReason,
     /// Whether the holder is in a cluster.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
 /// Why a newcomer can't come in.
@@ -91,7 +91,7 @@ pub(super) struct Challenge {
     /// Who asks.
     pub(super) asker: SocketAddr,
     /// Whether the claimant is in a cluster already.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
 /// Still here.
@@ -100,7 +100,7 @@ pub(super) struct StillHere {
     pub(super) holder: Identity,
     pub(super) claimant: Identity,
     /// Whether the holder is in a cluster.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
 /// Said by a node that will go, and passed on by who hears it for the first time.

@@ -10,9 +10,9 @@
 
 mod config;
 mod drive;
-mod goodbye;
 mod identity;
-mod knock;
+mod joining;
+mod leaving;
 mod message;
 mod names;
 mod packet;
@@ -34,7 +34,7 @@ pub use crate::membership::state::{MemberState, Transition};
 
 use crate::codec::{self, ClusterId, Frame, Kind, PayloadError};
 use crate::membership::drive::Effects;
-use crate::membership::knock::Knocking;
+use crate::membership::joining::Joining;
 use crate::membership::message::Goodbye;
 use crate::membership::packet::PacketCodec;
 use crate::membership::table::Table;
@@ -68,7 +68,7 @@ pub enum Event {
     /// Another node changed its state.
     Member(Transition),
     /// This node changed its state.
-    Me {
+    OwnState {
         /// Before.
         from: MemberState,
         /// After.
@@ -79,7 +79,7 @@ pub enum Event {
     /// Others know a later life under this node's name than it had taken for itself (the clock was set back, the disk
     /// is gone): it goes on as another writer. Whatever it counts from its start it must count from zero again, for what
     /// was counted is kept as that of a former life.
-    Reborn {
+    NewGeneration {
         /// What it was until now.
         was: NodeId,
         /// What it is from now on.
@@ -138,13 +138,13 @@ pub struct Counters {
 #[derive(Debug)]
 enum Due {
     Swim(Timer<Identity>),
-    Knock { at: Duration },
-    Answer(NodeName),
-    Contest,
+    JoinRound { at: Duration },
+    EndChallenge(NodeName),
+    ChallengeNamesake,
     Renew { at: Duration },
     Goodbye,
     RelayGoodbyes,
-    TellSuspects,
+    NotifySuspects,
     Sweep,
 }
 
@@ -160,7 +160,7 @@ struct Me {
     /// Why it can't come in.
     refused: Option<RefusalReason>,
     /// It was in and stepped back: it has called this identity dead itself, and comes in again only under a renewed one.
-    stepped_back: bool,
+    gave_up_name: bool,
 }
 
 /// The membership of one node.
@@ -171,20 +171,20 @@ pub struct Membership {
     swim: Swim,
     me: Me,
     table: Table,
-    knocking: Knocking,
+    joining: Joining,
     timers: Timers<Due>,
     rng: StdRng,
     effects: Effects,
     /// Goodbyes that are passed on, and for how many rounds more.
     relays: Vec<(Goodbye, u32)>,
-    /// Whether a round of `tell_suspects` is scheduled.
-    tells_suspects: bool,
+    /// Whether a round of `notify_suspects` is scheduled.
+    notifies_suspects: bool,
     /// The next gossip and when it is due, while there is nothing to pass on.
     gossip: Option<(Duration, Timer<Identity>)>,
     /// The probe under way: whom, its number, since when.
     probe: Option<(NodeName, u8, Duration)>,
     /// The size that foca's configuration was made for.
-    tuned_for: usize,
+    configured_for: usize,
     outgoing: VecDeque<Outgoing>,
     events: VecDeque<Event>,
     counters: Counters,
@@ -216,18 +216,18 @@ impl Membership {
                 departed: false,
                 renew_at: now.mono,
                 refused: None,
-                stepped_back: false,
+                gave_up_name: false,
             },
             table: Table::default(),
-            knocking: Knocking::default(),
+            joining: Joining::default(),
             timers: Timers::default(),
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
             relays: Vec::new(),
-            tells_suspects: false,
+            notifies_suspects: false,
             gossip: None,
             probe: None,
-            tuned_for: 1,
+            configured_for: 1,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -254,7 +254,7 @@ impl Membership {
         }
         if frame.cluster != self.cluster {
             self.counters.foreign_cluster += 1;
-            return self.handle_foreign(frame);
+            return self.answer_foreign_frame(frame);
         }
         match frame.kind {
             Kind::Swim => self.handle_packet(now, frame.payload),
@@ -285,17 +285,17 @@ impl Membership {
         while let Some(due) = self.timers.pop_due(now.mono) {
             match due {
                 Due::Swim(timer) => self.handle_swim_timer(now, timer),
-                Due::Knock { at } => self.knock_if_current(now, at),
-                Due::Answer(name) => self.answer_challenged(now, &name),
-                Due::Contest => self.contest(now),
+                Due::JoinRound { at } => self.run_join_round_if_current(now, at),
+                Due::EndChallenge(name) => self.welcome_if_unanswered(now, &name),
+                Due::ChallengeNamesake => self.challenge_namesake(now),
                 Due::Renew { at } => {
                     if at == self.me.renew_at {
                         self.renew(now);
                     }
                 }
                 Due::RelayGoodbyes => self.relay_goodbyes(now),
-                Due::TellSuspects => self.tell_suspects(now),
-                Due::Goodbye => self.repeat_goodbye(now),
+                Due::NotifySuspects => self.notify_suspects(now),
+                Due::Goodbye => self.announce_leaving(now),
                 Due::Sweep => self.sweep(now),
             }
         }
@@ -322,8 +322,8 @@ impl Membership {
         if self.me.departed || self.me.state == MemberState::Leaving {
             return;
         }
-        self.turn(now, MemberState::Leaving);
-        self.repeat_goodbye(now);
+        self.set_own_state(now, MemberState::Leaving);
+        self.announce_leaving(now);
     }
 
     /// Leaves: tells everybody and falls silent.
@@ -333,7 +333,7 @@ impl Membership {
         }
         self.leave(now);
         // Not by foca's own message: gossip that overtakes the goodbye would show this node as DOWN.
-        self.say_goodbye(true);
+        self.send_goodbye(true);
         self.me.departed = true;
     }
 
@@ -342,7 +342,7 @@ impl Membership {
         let identity = self.swim.identity();
         if identity.address != address {
             let moved = Identity { address, ..identity.raised_above(identity.claim()) };
-            self.reidentify(now, moved);
+            self.change_identity(now, moved);
         }
     }
 
@@ -350,7 +350,7 @@ impl Membership {
     /// as it.
     pub fn begin_generation(&mut self, now: Now) {
         let above = self.swim.identity().clone();
-        self.be_reborn_above(now, &above);
+        self.begin_generation_above(now, &above);
     }
 
     /// Stops listing a member that is down.

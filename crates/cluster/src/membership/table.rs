@@ -112,7 +112,7 @@ impl Table {
     }
 
     /// Compares foca's list with the table. `down_since` tells since when a member is down that was learned as such.
-    pub(super) fn absorb<'a>(
+    pub(super) fn update<'a>(
         &mut self,
         now: Duration,
         forget_after: Duration,
@@ -257,7 +257,7 @@ mod tests {
         }
     }
 
-    fn told(table: &mut Table) -> Vec<String> {
+    fn transitions(table: &mut Table) -> Vec<String> {
         std::iter::from_fn(|| table.pop_transition())
             .map(|t| {
                 let word = |state: Option<MemberState>| state.map_or("-", MemberState::as_str);
@@ -267,28 +267,28 @@ mod tests {
             .collect()
     }
 
-    fn absorb(table: &mut Table, members: &[Member<Identity>]) -> Vec<String> {
-        table.absorb(Duration::from_secs(1), HOUR, members.iter(), &BTreeMap::new());
-        told(table)
+    fn update(table: &mut Table, members: &[Member<Identity>]) -> Vec<String> {
+        table.update(Duration::from_secs(1), HOUR, members.iter(), &BTreeMap::new());
+        transitions(table)
     }
 
     #[test]
     fn each_change_is_told_once() {
         let mut table = Table::default();
         let alive = [Member::alive(identity("a", 1))];
-        assert_eq!(absorb(&mut table, &alive), ["a@1 - ALIVE"]);
-        assert_eq!(absorb(&mut table, &alive), [""; 0]);
+        assert_eq!(update(&mut table, &alive), ["a@1 - ALIVE"]);
+        assert_eq!(update(&mut table, &alive), [""; 0]);
         let suspect = [Member::new(identity("a", 1), 0, State::Suspect)];
-        assert_eq!(absorb(&mut table, &suspect), ["a@1 ALIVE SUSPECTED"]);
-        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 SUSPECTED DOWN"]);
+        assert_eq!(update(&mut table, &suspect), ["a@1 ALIVE SUSPECTED"]);
+        assert_eq!(update(&mut table, &[Member::down(identity("a", 1))]), ["a@1 SUSPECTED DOWN"]);
     }
 
     #[test]
     fn another_life_ends_the_one_before() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        update(&mut table, &[Member::alive(identity("a", 1))]);
         assert_eq!(
-            absorb(&mut table, &[Member::alive(identity("a", 2))]),
+            update(&mut table, &[Member::alive(identity("a", 2))]),
             ["a@1 ALIVE -", "a@2 - ALIVE"]
         );
     }
@@ -296,20 +296,20 @@ mod tests {
     #[test]
     fn who_says_goodbye_is_not_down_but_gone() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        update(&mut table, &[Member::alive(identity("a", 1))]);
         let name = "a".parse().unwrap();
         assert!(table.mark_leaving(HOUR, &name, Generation(1)));
         assert!(!table.mark_leaving(HOUR, &name, Generation(1)), "told twice");
-        assert_eq!(told(&mut table), ["a@1 ALIVE LEAVING"]);
-        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
+        assert_eq!(transitions(&mut table), ["a@1 ALIVE LEAVING"]);
+        assert_eq!(update(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
         // It comes back as another life.
-        assert_eq!(absorb(&mut table, &[Member::alive(identity("a", 2))]), ["a@2 - ALIVE"]);
+        assert_eq!(update(&mut table, &[Member::alive(identity("a", 2))]), ["a@2 - ALIVE"]);
     }
 
     #[test]
     fn a_goodbye_of_another_life_is_not_taken() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 2))]);
+        update(&mut table, &[Member::alive(identity("a", 2))]);
         assert!(!table.mark_leaving(HOUR, &"a".parse().unwrap(), Generation(1)));
     }
 
@@ -318,19 +318,19 @@ mod tests {
         let mut table = Table::default();
         table.list_newcomer(Duration::ZERO, &identity("a", 1), Duration::from_secs(5));
         table.mark_leaving(Duration::ZERO, &"a".parse().unwrap(), Generation(1));
-        assert_eq!(told(&mut table), ["a@1 - INIT"]);
+        assert_eq!(transitions(&mut table), ["a@1 - INIT"]);
         table.sweep(Duration::from_secs(5), 10);
-        assert_eq!(told(&mut table), ["a@1 INIT -"]);
+        assert_eq!(transitions(&mut table), ["a@1 INIT -"]);
     }
 
     #[test]
     fn the_dead_are_listed_until_they_are_forgotten() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::down(identity("a", 1))]);
-        told(&mut table);
+        update(&mut table, &[Member::down(identity("a", 1))]);
+        transitions(&mut table);
         assert_eq!(table.sweep(HOUR, 10), []);
         assert_eq!(table.sweep(HOUR + Duration::from_secs(1), 10), [identity("a", 1)]);
-        assert_eq!(told(&mut table), ["a@1 DOWN -"]);
+        assert_eq!(transitions(&mut table), ["a@1 DOWN -"]);
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
                 if i < 10 { Member::alive(id) } else { Member::down(id) }
             })
             .collect();
-        absorb(&mut table, &members);
+        update(&mut table, &members);
         assert_eq!(table.sweep(Duration::from_secs(2), 5).len(), 10);
         assert_eq!(table.present().count(), 10);
     }

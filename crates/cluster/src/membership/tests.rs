@@ -172,7 +172,7 @@ fn who_stepped_back_comes_in_again_under_a_renewed_identity() {
     assert_eq!(listed(&host), [("a@2".to_owned(), MemberState::Down)]);
     // The namesake goes, and somebody who has heard of nothing lets this one in.
     let mut stranger = node("s", 3, 1);
-    a.knock_at(address(3));
+    a.send_join_probe(address(3));
     carry(&mut [&mut a, &mut stranger], at(20));
     assert_eq!(a.refused(), None);
     assert!(events(&mut a).iter().any(|event| matches!(event, Event::Renewed(_))));
@@ -204,7 +204,7 @@ fn a_holder_that_does_not_answer_has_moved() {
 #[test]
 fn a_newcomer_of_another_cluster_is_told_so() {
     let (mut a, _) = joined_pair();
-    let hello = Hello { identity: identity("x", 5, 50), dialled: address(1), seated: false };
+    let hello = Hello { identity: identity("x", 5, 50), dialled: address(1), joined: false };
     let bytes = codec::frame(Kind::Hello, ClusterId(8), &codec::encode(&hello));
     hear(&mut a, at(5), address(5), &bytes);
     let answers = sent(&mut a);
@@ -244,7 +244,7 @@ fn a_life_below_its_past_is_reborn_above_it() {
     again.join(at(500), &[address(1)]);
     carry(&mut [&mut a, &mut again], at(500));
     let reborn = events(&mut again).into_iter().find_map(|event| match event {
-        Event::Reborn { was, is } => Some((was, is)),
+        Event::NewGeneration { was, is } => Some((was, is)),
         _ => None,
     });
     let (was, is) = reborn.unwrap();

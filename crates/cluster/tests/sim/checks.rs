@@ -76,7 +76,7 @@ impl Checks {
         }
         for event in events {
             let fell_back =
-                membership::Event::Me { from: MemberState::Alive, to: MemberState::Init };
+                membership::Event::OwnState { from: MemberState::Alive, to: MemberState::Init };
             if *event == Event::Membership(fell_back) && node.membership().refused().is_none() {
                 return violated("SelfLiveness", "fell back to INIT without being refused".into());
             }

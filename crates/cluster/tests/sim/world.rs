@@ -512,10 +512,9 @@ impl World {
         for event in &events {
             self.note_event(slot, event);
         }
-        if events
-            .iter()
-            .any(|event| matches!(event, Event::Membership(membership::Event::Reborn { .. })))
-        {
+        if events.iter().any(|event| {
+            matches!(event, Event::Membership(membership::Event::NewGeneration { .. }))
+        }) {
             let place = &mut self.slots[slot];
             if let (Some(disk), Some(process)) = (&mut place.disk, &place.process) {
                 *disk = process.node.me().node.generation;
@@ -636,7 +635,7 @@ impl World {
         let Event::Membership(event) = event else { return };
         match event {
             membership::Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
-            membership::Event::Reborn { .. } => {
+            membership::Event::NewGeneration { .. } => {
                 self.reached.insert("a life was reborn above its past")
             }
             membership::Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
@@ -648,7 +647,7 @@ impl World {
             membership::Event::NameContested(_) => {
                 self.reached.insert("a holder noticed its namesake")
             }
-            membership::Event::Me { .. } => false,
+            membership::Event::OwnState { .. } => false,
             membership::Event::Member(transition) => {
                 use smg_cluster::membership::MemberState::{Alive, Down, Leaving, Suspected};
                 match (transition.from, transition.to) {

@@ -22,14 +22,14 @@ const MAX_RELAYS: usize = 64;
 const RELAY_ROUNDS: u32 = 4;
 
 impl Membership {
-    pub(super) fn repeat_goodbye(&mut self, now: Now) {
+    pub(super) fn announce_leaving(&mut self, now: Now) {
         if self.me.state == MemberState::Leaving {
-            self.say_goodbye(false);
+            self.send_goodbye(false);
             self.timers.schedule(now.mono + self.config.goodbye_period, RANK_OWN, Due::Goodbye);
         }
     }
 
-    pub(super) fn say_goodbye(&mut self, gone: bool) {
+    pub(super) fn send_goodbye(&mut self, gone: bool) {
         let goodbye = Goodbye { identity: self.swim.identity().clone(), gone };
         let everybody: Vec<_> = self.table.present().map(address_of).collect();
         for (peer, address) in everybody {
@@ -44,7 +44,7 @@ impl Membership {
             .is_some_and(|record| record.identity.generation == goodbye.identity.generation);
         if !is_known {
             self.counters.stray_messages += 1;
-        } else if self.take_goodbye(now, goodbye) {
+        } else if self.apply_goodbye(now, goodbye) {
             self.relay_goodbye(goodbye);
             let is_idle = self.relays.is_empty();
             self.relays.retain(|(relayed, _)| relayed.identity.name != goodbye.identity.name);
@@ -59,7 +59,7 @@ impl Membership {
     }
 
     /// Notes that somebody goes or went; whether that was news.
-    pub(super) fn take_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
+    pub(super) fn apply_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
         let Goodbye { identity, gone } = goodbye;
         let Some(record) = self.table.get(&identity.name) else { return false };
         if record.identity.generation != identity.generation {
@@ -73,7 +73,7 @@ impl Membership {
             self.drive(now, |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
             return true;
         }
-        self.absorb(now, &BTreeMap::new());
+        self.update_table(now, &BTreeMap::new());
         news
     }
 
