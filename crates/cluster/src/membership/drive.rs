@@ -1,7 +1,8 @@
-//! Driving foca: everything that goes into it and everything that it wants done.
+//! Driving foca: what goes into it, and what it wants done.
 //!
-//! foca leaves three things to its driver, and loses nodes if they are not done: timers in its own order and none lost;
-//! suspicions that were refuted must not fire (a defect of 2.0.0); suspects that were never told must be told.
+//! foca requires three things of its driver, and loses members without them: timers in its own order, none of which may
+//! be lost; timers of refuted suspicions must not fire (a defect of 2.0.0); suspects that gossip did not reach must be
+//! notified.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,8 +34,8 @@ impl Membership {
     }
 
     pub(super) fn handle_swim_timer(&mut self, now: Now, timer: Timer<Identity>) {
-        // foca 2.0.0 takes a suspicion that was refuted for one that was confirmed when its timer fires, and tells
-        // the refuting member that it is dead. So such timers never reach it.
+        // When the timer of a suspicion fires, foca 2.0.0 treats a suspicion that was refuted like one that was
+        // confirmed, and notifies the refuting member that it is dead. So such timers never reach foca.
         if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
             let still_suspected = self.swim.iter_members().any(|member| {
                 member.id() == member_id
@@ -49,7 +50,7 @@ impl Membership {
         self.drive(now, |swim, effects| swim.handle_timer(timer, effects));
     }
 
-    /// Lets foca act, then takes over what it wants done.
+    /// Lets foca act, then does what it wants done.
     pub(super) fn drive(
         &mut self,
         now: Now,
@@ -102,9 +103,9 @@ impl Membership {
         }
     }
 
-    /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
-    /// nothing to say is not woken ten times a second to find that out. While somebody is suspected it is: a process that was
-    /// frozen must notice by its lateness, before it judges.
+    /// Schedules the next round of gossip, at the time at which it would have come anyway, if there is something to
+    /// send. A node with nothing to send is not woken ten times a second to find that out. It is woken while a member
+    /// is suspected: a process that was frozen must notice that by its lateness before it declares the member down.
     fn resume_gossip(&mut self, now: Now) {
         if (self.swim.updates_backlog() > 0 || self.notifies_suspects)
             && let Some((at, gossip)) = self.gossip.take()
@@ -116,8 +117,9 @@ impl Membership {
         }
     }
 
-    /// The cluster takes this node for dead. It lives: it renews, at once the first time, then at most once per probe
-    /// period; and it knocks at who said so, to learn how much it must claim.
+    /// The cluster takes this node for dead, but it is alive. It renews its identity, at once the first time and then
+    /// at most once per probe period, and sends a join probe to the node that said so, to learn how high its claim must
+    /// be.
     pub(super) fn handle_defunct(&mut self, now: Now, accuser: Option<&Identity>) {
         if self.me.departed || self.me.refused.is_some() {
             return;
@@ -145,8 +147,9 @@ impl Membership {
         self.events.push_back(Event::Renewed(renewed));
     }
 
-    /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
-    /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
+    /// SWIM leaves a gap: if the suspected member never learns of it, because the gossip was lost or the accuser died
+    /// or was reset meanwhile, the suspicion is neither refuted nor confirmed as long as probes succeed. So suspects
+    /// are notified directly.
     pub(super) fn notify_suspects(&mut self, now: Now) {
         let suspects: Vec<_> = self
             .table
@@ -181,7 +184,7 @@ impl Membership {
         self.me.gave_up_name = false;
         self.drive(now, |swim, effects| {
             swim.change_identity(identity, &mut *effects)?;
-            // foca waits for the next packet before it probes again; there may be none.
+            // foca probes again only after the next packet, and there may be none.
             swim.apply_many(std::iter::empty(), false, effects)
         });
     }
@@ -202,7 +205,7 @@ impl Membership {
         self.adapt_to_size();
     }
 
-    /// Suspicion and the number of transmissions grow with the cluster; small changes are ignored.
+    /// The time to refute and the number of transmissions grow with the cluster; small changes of its size are ignored.
     pub(super) fn adapt_to_size(&mut self) {
         let size = self.swim.num_members() + 1;
         if size * 5 > self.configured_for * 6 || size * 5 < self.configured_for * 4 {
@@ -238,7 +241,7 @@ impl Membership {
     }
 }
 
-/// foca's order of timers that are due at the same moment; its own `Ord` does not tell how far apart they are.
+/// The order in which foca wants timers that are due at the same moment.
 const fn rank(timer: &Timer<Identity>) -> u8 {
     match timer {
         Timer::SendIndirectProbe { .. } => 0,
@@ -259,7 +262,7 @@ pub(super) struct Effects {
     connected: bool,
     defunct: bool,
     failed_probes: u32,
-    /// Who sent the packet that foca acts on.
+    /// The sender of the packet that foca handles.
     sender: Option<Identity>,
     pinged: Option<(NodeName, u8)>,
     acked: Option<(NodeName, u8)>,
@@ -282,7 +285,7 @@ impl Runtime<Identity> for Effects {
                     self.pinged = Some((header.dst.name.clone(), number));
                 }
             }
-            // The table compares the lists instead: foca tells of no suspicion, so that its notices are not enough.
+            // The table compares the member lists instead, because foca does not notify of suspicions.
             Notification::MemberUp(_)
             | Notification::MemberDown(_)
             | Notification::Rename(..)

@@ -1,8 +1,9 @@
-//! Coming in, and staying in touch: knocking at join addresses and at members that are down, for ever.
+//! Joining, and staying in touch: join probes to join addresses and to members that are down, for ever.
 //!
-//! A knock (`Hello`) is answered with everybody that is known (`Welcome`), so that a newcomer needs one exchange at any
-//! size of the cluster. Joining never ends: a join address without an alive member and a member that is down are tried
-//! again and again, which heals partitions of any length and lets a seed come up after its joiner.
+//! A join probe (`Hello`) is answered with all members that are known (`Welcome`), so that a newcomer needs one
+//! exchange at any size of the cluster. Join probes never end: a join address without a live member, and a member that
+//! is down, are probed again and again. That heals partitions of any length, and a router may start before the ones
+//! that it is to join.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,36 +22,36 @@ use crate::membership::message::{
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN};
 
-/// Most join addresses remembered.
+/// Join addresses that are remembered; more are ignored.
 pub(super) const MAX_ADDRESSES: usize = 1024;
 
-/// Most newcomers that wait until the holder of their name has answered.
+/// Newcomers that wait until the holder of their name has answered; more are ignored until they probe again.
 const MAX_CHALLENGED: usize = 64;
 
-/// What is needed to come in and to stay in touch.
+/// What is needed to join and to stay in touch.
 #[derive(Debug, Default)]
 pub(super) struct Joining {
-    /// Where others may be.
+    /// The join addresses.
     addresses: BTreeSet<SocketAddr>,
-    /// Those that turned out to be this node.
+    /// Addresses that turned out to be this node's.
     pub(super) own_addresses: BTreeSet<SocketAddr>,
-    /// Those that were knocked at since all had their turn.
+    /// Addresses that were probed since all of them had their turn.
     probed: BTreeSet<SocketAddr>,
     /// When the next round is due; an older timer is void.
     next_round_at: Duration,
-    /// Newcomers whose name is held by somebody, until the holder answers.
+    /// Newcomers whose name has a holder, until that has answered: the join probe, and the address it came from.
     pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
-    /// Somebody else with this node's name, and how often it was asked.
+    /// Another process with this node's name, and how often it was challenged.
     pub(super) namesake: Option<(Identity, u32)>,
 }
 
 impl Membership {
-    /// Tells where others may be: the whole list, each time it was resolved. An empty list says that there is nobody to
-    /// look for.
+    /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is
+    /// no other router to join.
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
         self.joining.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
         self.become_alive_if_alone(now);
-        // Not before the first round is over: the list is told again and again.
+        // Later calls wait for the next round: the list comes again and again.
         if self.joining.next_round_at == Duration::ZERO {
             self.run_join_round(now);
         }
@@ -94,7 +95,7 @@ impl Membership {
         self.timers.schedule(at, RANK_OWN, Due::JoinRound { at });
     }
 
-    /// Up to `count` of `candidates` by chance, those first that had no turn yet.
+    /// Up to `count` random addresses of `candidates`; those that had no turn yet come first.
     fn pick_in_turn(&mut self, candidates: &BTreeSet<SocketAddr>, count: usize) -> Vec<SocketAddr> {
         self.joining.probed.retain(|address| candidates.contains(address));
         let waiting: Vec<_> = candidates.difference(&self.joining.probed).copied().collect();
@@ -108,7 +109,7 @@ impl Membership {
         chosen
     }
 
-    /// Nobody to look for, or only oneself: that is a cluster of one.
+    /// A node without join addresses, or with only its own, is a cluster of one.
     pub(super) fn become_alive_if_alone(&mut self, now: Now) {
         let mine = self.swim.identity().address;
         let is_alone = self
@@ -151,7 +152,7 @@ impl Membership {
     pub(super) fn send_welcome(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
         let it = &hello.identity;
         let known = self.table.get(&it.name).map(|record| record.identity.clone());
-        // What we hold for dead must claim more to be believed again, even if it is the very same life.
+        // A member that is down or gone here must claim more to be believed again, even if it is the same generation.
         let known = known.filter(|known| {
             self.table.get(&it.name).is_some_and(|record| match record.state {
                 Some(MemberState::Down) | None => true,
@@ -214,7 +215,8 @@ impl Membership {
             self.raise_claim_above(now, &known);
         }
         if self.me.gave_up_name {
-            // The host may not have heard of it; the others have, and foca sits out until its identity is another.
+            // The host may not know that this node gave up its name. Others do, and foca does nothing until its
+            // identity changes.
             self.renew(now);
         }
         if self.me.state == MemberState::Init {
@@ -225,11 +227,12 @@ impl Membership {
         self.drive(now, |swim, effects| swim.announce(host, effects));
     }
 
-    /// Makes this node believable to those who know `known` under its name.
+    /// Raises this node's claim above `known`, so that nodes which know `known` under its name believe it.
     pub(super) fn raise_claim_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
         if known.generation > me.generation {
-            // A later life than this one has written rows. Going on below it would mean to be taken for its past.
+            // A later generation has written rows. If this node went on below it, it would be taken for the earlier
+            // one.
             self.begin_generation_above(now, known);
         } else if known.claim() >= me.claim() {
             self.counters.renewals += 1;
@@ -241,16 +244,16 @@ impl Membership {
 
     pub(super) fn begin_generation_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
-        // By chance, for two who are reborn above the same past must not meet.
+        // A random part, so that two processes which do this at the same time get different generations.
         let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
-        let reborn = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
-        let reborn = reborn.raised_above(known.claim());
-        self.events.push_back(Event::NewGeneration { was: me.node(), is: reborn.node() });
-        self.change_identity(now, reborn);
+        let later = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
+        let later = later.raised_above(known.claim());
+        self.events.push_back(Event::NewGeneration { was: me.node(), is: later.node() });
+        self.change_identity(now, later);
     }
 
-    /// Takes over a member list. The dead are only added if nobody here knows them: a list from the other side of a
-    /// partition would kill the living.
+    /// Merges a member list. Members that are down are added only if they are unknown here: a list from the other side
+    /// of a partition must not declare live members down.
     fn merge_member_list(&mut self, now: Now, members: Vec<Listed>) {
         let mine = self.swim.identity().name.clone();
         let mut updates = Vec::new();
@@ -293,14 +296,15 @@ impl Membership {
         for (name, generation) in leaving {
             self.table.mark_leaving(now.mono, &name, generation);
         }
-        // Hands over what foca wanted done above.
+        // Does what foca wanted done above.
         self.drive(now, |_, _| applied);
         for goodbye in gone {
             self.apply_goodbye(now, &goodbye);
         }
     }
 
-    /// A frame of another cluster. A newcomer is told, in a frame of its own cluster; everything else is dropped.
+    /// Handles a frame of another cluster. A newcomer is refused, in a frame of its own cluster; everything else is
+    /// dropped.
     pub(super) fn answer_foreign_frame(&mut self, frame: &Frame<'_>) -> Result<(), PayloadError> {
         if frame.kind == Kind::Hello {
             let hello: Hello = frame.decode()?;

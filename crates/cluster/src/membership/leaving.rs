@@ -1,6 +1,7 @@
-//! Goodbyes: a node that will go says so before anything stops, so that nobody takes its silence for a death.
+//! Leaving: a node announces that it leaves before anything stops, so that its silence is not taken for a crash.
 //!
-//! It tells everybody and repeats it; whoever hears it for the first time passes it on. Its end is told the same way.
+//! It sends a goodbye to all members and repeats it; a member that receives it for the first time relays it. When the
+//! node is gone, that is announced in the same way.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,10 +16,10 @@ use crate::membership::state::MemberState;
 use crate::membership::table::Record;
 use crate::membership::{Due, Membership, RANK_OWN};
 
-/// Most goodbyes that are passed on at a time; more are heard once, and in lists of members.
+/// Goodbyes that are relayed at a time. More are still applied, and they are part of member lists.
 const MAX_RELAYS: usize = 64;
 
-/// How often a goodbye is passed on.
+/// How often a goodbye is relayed.
 const RELAY_ROUNDS: u32 = 4;
 
 impl Membership {
@@ -58,7 +59,7 @@ impl Membership {
         }
     }
 
-    /// Notes that somebody goes or went; whether that was news.
+    /// Notes that a member is leaving or gone. Returns whether that was new.
     pub(super) fn apply_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
         let Goodbye { identity, gone } = goodbye;
         let Some(record) = self.table.get(&identity.name) else { return false };
@@ -77,7 +78,7 @@ impl Membership {
         news
     }
 
-    /// Whoever hears a goodbye for the first time tells a few more, and again: the leaver may not reach everybody.
+    /// Relays goodbyes to a few members, several times: the leaving node may not reach all of them.
     pub(super) fn relay_goodbyes(&mut self, now: Now) {
         let relays = std::mem::take(&mut self.relays);
         for (goodbye, _) in &relays {

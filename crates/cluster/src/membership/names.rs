@@ -1,9 +1,10 @@
-//! Whose name it is.
+//! Names: each has one holder. Another process with the name of this node is its namesake.
 //!
-//! A name has one holder. Whoever is asked by a newcomer for a name that a live member has *at another address* asks
-//! the holder whether it is still there; if it is, the newcomer is refused, if not, it is the holder who has moved. Two
-//! processes of one name that meet settle it between themselves: who is in a cluster comes before who is not, then the
-//! older before the younger. An answer counts only if it names the generation it answers to, so that delayed ones do nothing.
+//! When a newcomer claims a name that a live member has *at another address*, the node that was asked challenges the
+//! holder. If the holder answers, the newcomer is refused; if not, the holder has moved and is the newcomer. Two
+//! processes of one name that meet decide it between themselves: one that is in a cluster goes before one that is not,
+//! then the older before the younger. An answer counts only if it names the generation that it answers, so delayed
+//! answers do nothing.
 
 use std::net::SocketAddr;
 
@@ -19,30 +20,30 @@ use crate::membership::packet::PacketCodec;
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Event, Membership, RANK_OWN};
 
-/// How often a namesake that is only known by hearsay is asked whether it lives.
+/// How often a namesake that is only known from other nodes is challenged.
 const MAX_CHALLENGES: u32 = 5;
 
 impl Membership {
     pub(super) fn handle_hello_of_namesake(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
         let (me, it) = (self.swim.identity(), &hello.identity);
         if it.generation == me.generation {
-            // Our own knock came back.
+            // This is our own join probe.
             if self.joining.own_addresses.len() < MAX_ADDRESSES {
                 self.joining.own_addresses.insert(hello.dialled);
             }
             self.become_alive_if_alone(now);
         } else if it.address == me.address {
-            // A former life of this very place.
+            // It is an earlier generation at this very address.
             self.counters.stray_messages += 1;
         } else if self.me.state == MemberState::Leaving {
-            // It takes over.
+            // It takes over the name.
             self.send_welcome(now, from, hello);
         } else {
             self.resolve_name_conflict(it.clone(), hello.joined);
         }
     }
 
-    /// The holder did not say in time that it is still there: its name is free.
+    /// The holder did not answer the challenge in time: its name is free.
     pub(super) fn welcome_if_unanswered(&mut self, now: Now, name: &NodeName) {
         if let Some((hello, from)) = self.joining.challenged.remove(name) {
             self.counters.unanswered_challenges += 1;
@@ -61,13 +62,13 @@ impl Membership {
                 self.handle_live_namesake(now, &holder, refusal.joined);
             }
             RefusalReason::ForeignCluster(_) => {
-                // Other addresses may be right, so this ends nothing; it is told, for somebody must mend it.
+                // Other join addresses may be right, so this ends nothing; an operator must know of it.
                 self.events.push_back(Event::Refused(refusal.reason));
             }
         }
     }
 
-    /// Somebody thinks that `holder` has a name that somebody else claims.
+    /// A node believes that this one holds a name that another process claims.
     pub(super) fn handle_challenge(&mut self, now: Now, challenge: &Challenge) {
         let Challenge { holder, claimant, asker, joined } = challenge;
         let me = self.swim.identity().clone();
@@ -102,19 +103,21 @@ impl Membership {
         }
     }
 
-    /// Whether this node is in the cluster, and so keeps its name before any newcomer.
+    /// Whether this node is in a cluster, and so keeps its name before any newcomer.
     pub(super) fn is_joined(&self) -> bool {
         self.me.state == MemberState::Alive && self.me.refused.is_none()
     }
 
-    /// Whether this node yields its name to `other`: who is in comes before who is not, then the older comes first.
+    /// Whether this node gives up its name for `other`: a node in a cluster goes before one that is not, then the older
+    /// one goes first.
     pub(super) fn yields_to(&self, other: &Identity, other_joined: bool) -> bool {
         let rank = |joined: bool, generation: Generation| (!joined, generation);
         let mine = rank(self.is_joined(), self.swim.identity().generation);
         mine > rank(other_joined, other.generation)
     }
 
-    /// `namesake` was just heard of, perhaps only by an old message: who must yield is refused, who need not is asked.
+    /// Another process with this node's name is known, perhaps only from an old message. If it must give up the name it
+    /// is refused; otherwise it is challenged.
     pub(super) fn resolve_name_conflict(&mut self, namesake: Identity, joined: bool) {
         let me = self.swim.identity().clone();
         let am_joined = self.is_joined();
@@ -125,14 +128,14 @@ impl Membership {
         }
     }
 
-    /// It is certain that `holder`, another process of this node's name, lives: one of the two steps back.
+    /// `holder`, another process with this node's name, certainly runs: one of the two gives up the name.
     pub(super) fn handle_live_namesake(&mut self, now: Now, holder: &Identity, joined: bool) {
         let me = self.swim.identity().clone();
         if holder.name != me.name || holder.generation == me.generation || self.me.departed {
             return;
         }
         if self.me.state == MemberState::Leaving {
-            // It has taken over; nothing is left to say.
+            // It has taken over the name, and this node has nothing left to send.
             self.me.departed = true;
         } else if self.yields_to(holder, joined) {
             self.give_up_name(now, holder.clone());
@@ -140,7 +143,7 @@ impl Membership {
             self.report_contest(now, holder);
             self.refuse(holder, me.clone(), self.is_joined());
             if holder.claim() >= me.claim() && holder.is_plausible() {
-                // Others may have taken it for a later life of this node.
+                // Others may take it for a later generation of this node.
                 self.raise_claim_above(now, holder);
             }
         }
@@ -185,7 +188,8 @@ impl Membership {
         }
     }
 
-    /// foca lists everybody else of this node's name as down; so that is where a namesake shows that nobody met.
+    /// foca lists other processes of this node's name as down, so its list may show a namesake that this node never
+    /// met.
     pub(super) fn notice_namesake_in_list(&mut self, now: Now) {
         let me = self.swim.identity();
         let namesake = self
@@ -216,7 +220,7 @@ impl Membership {
         }
     }
 
-    /// Asks the namesake whether it lives, a few times.
+    /// Challenges the namesake, a few times.
     pub(super) fn challenge_namesake(&mut self, now: Now) {
         let Some((namesake, asked)) = &mut self.joining.namesake else { return };
         *asked += 1;

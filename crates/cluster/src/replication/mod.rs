@@ -294,7 +294,7 @@ impl Replication {
     pub fn begin_generation(&mut self, now: Now, me: NodeId) {
         debug_assert!(
             me.name == self.me.name && me.generation > self.me.generation,
-            "a later life"
+            "a later generation of the same name"
         );
         if let Some(writer) = self.state.begin_life(&me) {
             self.me = me;

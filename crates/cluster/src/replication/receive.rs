@@ -93,7 +93,7 @@ impl Replication {
     fn handle_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
         let (streams, mut retired) = self.streams(&digest.claims);
         let mut changes = Changes::default();
-        // A node whose generation has ended here must be told with every digest, until it goes on as a later one (R34).
+        // A node whose generation has ended here is notified after each of its digests, until it goes on as a later one (R34).
         let sender = self.peers.get(from).map(Peer::writer);
         retired.extend(
             sender

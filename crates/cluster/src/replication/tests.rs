@@ -504,7 +504,7 @@ fn a_forgotten_node_goes_on_as_a_later_generation_and_loses_nothing() {
     run(&mut both, 150, 13_000);
     assert_eq!(both[0].counters().retired, 1, "a has no peer that would have to agree");
     both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
-    // b returns as it was, is told that it was retired, and goes on as a later generation.
+    // b returns as it was, is notified that it was retired, and goes on as a later generation.
     both[0].peer_up(at(13_100), &id("b", 1));
     both[1].peer_up(at(13_100), &id("a", 1));
     run(&mut both, 13_100, 16_000);

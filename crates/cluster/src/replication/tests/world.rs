@@ -473,7 +473,7 @@ impl World {
         }
         let replica = self.nodes[at].replica.take().unwrap();
         self.crashed.push(*replica.counters());
-        // Writes that it had not sent to any node may be lost, and then what they had superseded lives on. So either
+        // Writes that it had not sent to any node may be lost, and then what they had superseded stays. So either
         // may be read under the keys concerned. The same holds for writes of others that only this node still had.
         let alone_with = replica.state.versions(StoreId::Policies).any(|(id, version)| {
             let others = self.nodes.iter().filter_map(|other| other.replica.as_ref());
@@ -563,7 +563,7 @@ impl World {
         let replica = self.replica(at);
         for node in self.nodes.iter().filter(|node| node.id != me) {
             let Some(writer) = &node.replica else { continue };
-            // Once any node takes it for ended its measurements end, and it will be told so.
+            // Once any node takes it for ended its measurements end, and it will be notified.
             let over = self.nodes.iter().filter_map(|other| other.replica.as_ref()).any(|other| {
                 let number = other.state.writers.number(writer.me());
                 number.is_some_and(|number| other.state.writers.is_over(number))
