@@ -20,6 +20,10 @@ use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
+use smg_runtime::descriptors::{self, Descriptors};
+use smg_runtime::dial::Dialer;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
 use smg_runtime::telemetry;
 use smg_runtime::tls;
@@ -39,9 +43,9 @@ pub struct App {
     surface: Arc<Surface>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
     worker_tls: Arc<rustls::ClientConfig>,
-    mesh: Option<Mesh>,
-    /// With the mesh: what joins it to the rest.
-    bridge: Option<(Bridge, bridge::Metrics)>,
+    mesh: Mesh,
+    bridge: Bridge,
+    bridge_metrics: bridge::Metrics,
     /// Wakes the prober.
     wake: Arc<Notify>,
 }
@@ -53,7 +57,7 @@ pub struct Running {
     config: http::Config,
     surface: Arc<Surface>,
     server: http::Running,
-    mesh: Option<mesh::Running>,
+    mesh: mesh::Running,
     tasks: TasksOwner,
 }
 
@@ -85,6 +89,11 @@ impl App {
 
         let registry = Registry::new();
         telemetry::register_build_info(&registry)?;
+        let dialer = Arc::new(Dialer::new(
+            Resolver::system(clock),
+            Shortages::register(&registry, clock)?,
+            Descriptors::new(descriptors::limit()),
+        ));
         let fleet =
             Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
         for spec in &config.workers {
@@ -107,48 +116,42 @@ impl App {
         let wake = Arc::new(Notify::new());
         let clients =
             mesh::Clients { listen: server.address()?, secure: config.http.tls.is_some() };
-        let mut mesh = config
-            .mesh
-            .clone()
-            .map(|wanted| {
-                let metrics = mesh::Metrics::register(&registry)?;
-                anyhow::Ok(Mesh::bind(wanted, clock, metrics, clients)?)
-            })
-            .transpose()?;
-        let mut joined = None;
-        if let Some(mesh) = &mut mesh {
-            let bridge = Bridge::new(
-                config.bridge.clone(),
-                Arc::clone(&fleet),
-                Arc::clone(&dispatch),
-                &config.workers,
-                clock,
-                Arc::clone(&wake),
-            );
-            mesh.follow(bridge.follower());
-            joined = Some((bridge, bridge::Metrics::register(&registry)?));
-        }
-        let handle = mesh.as_ref().map(|mesh| mesh.handle().clone());
-        let admin = Admin::new(
+        // What is measured of other routers is shown only where there may be others.
+        let unshown = Registry::new();
+        let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
+        let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
+        let bridge_metrics = bridge::Metrics::register(of_others)?;
+        let services = mesh::HostServices {
+            resolver: dialer.resolver().clone(),
+            shortages: dialer.shortages().clone(),
+        };
+        let mut mesh = Mesh::bind(config.mesh.clone(), clock, mesh_metrics, clients, services)?;
+        let bridge = Bridge::new(
+            config.bridge.clone(),
             Arc::clone(&fleet),
             Arc::clone(&dispatch),
-            handle.clone(),
+            &config.workers,
             clock,
             Arc::clone(&wake),
         );
+        mesh.follow(bridge.follower());
+        let handle = mesh.handle().clone();
         let surface = Arc::new(Surface {
             config: config.http.clone(),
-            control: Client::new(config.upstream.clone(), Some(Arc::clone(&worker_tls)), clock),
+            control: Client::new(
+                config.upstream.clone(),
+                Some(Arc::clone(&worker_tls)),
+                Arc::clone(&dialer),
+                clock,
+            ),
+            dialer,
             dispatch,
-            admin,
-            gate: joined.as_ref().map(|(bridge, _)| Arc::clone(bridge.gate())),
+            admin: Admin::new(&bridge, handle.clone()),
+            gate: Arc::clone(bridge.gate()),
             metrics: http::Metrics::register(&registry)?,
             lifecycle: Lifecycle::default(),
             registry,
             fleet,
-            client_url: mesh
-                .as_ref()
-                .map_or_else(|| clients.url_alone(), |mesh| clients.url(mesh.address().ip())),
             mesh: handle,
             clock,
         });
@@ -160,7 +163,8 @@ impl App {
             listener_tls,
             worker_tls,
             mesh,
-            bridge: joined,
+            bridge,
+            bridge_metrics,
             wake,
         })
     }
@@ -183,6 +187,7 @@ impl App {
         let client = Arc::new(Client::new(
             self.config.upstream.clone(),
             Some(Arc::clone(&self.worker_tls)),
+            Arc::clone(&self.surface.dialer),
             self.clock,
         ));
         let probing = prober::run(
@@ -199,16 +204,15 @@ impl App {
                 () = stopped.stopped() => Ok(()),
             }
         });
-        let mesh = self.mesh.map(|mesh| mesh.start(&handle)).transpose()?;
-        if let (Some((bridge, metrics)), Some(mesh)) = (self.bridge, self.surface.mesh.clone()) {
-            let stopped = handle.clone();
-            handle.spawn("bridge", OnEnd::Stop, async move {
-                tokio::select! {
-                    ended = bridge.run(mesh, metrics) => ended,
-                    () = stopped.stopped() => Ok(()),
-                }
-            });
-        }
+        let mesh = self.mesh.start(&handle)?;
+        let sharing = self.bridge.run(self.surface.mesh.clone(), self.bridge_metrics);
+        let stopped = handle.clone();
+        handle.spawn("bridge", OnEnd::Stop, async move {
+            tokio::select! {
+                ended = sharing => ended,
+                () = stopped.stopped() => Ok(()),
+            }
+        });
         let server = self.server.start(
             &self.surface,
             &self.config.upstream,
@@ -238,7 +242,8 @@ impl Running {
     /// Where other routers connect; `None` without a mesh.
     #[must_use]
     pub fn mesh_address(&self) -> Option<SocketAddr> {
-        Some(self.surface.mesh.as_ref()?.view().me.address)
+        let mesh = &self.surface.mesh;
+        mesh.is_networked().then(|| mesh.view().me.address)
     }
 
     /// The workers, for a program that embeds the router.
@@ -266,10 +271,8 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
-        if let Some(mesh) = &self.surface.mesh {
-            // Told before anything stops, so that nobody takes the silence for a death.
-            mesh.leave().await;
-        }
+        // Told before anything stops, so that nobody takes the silence for a death.
+        self.surface.mesh.leave().await;
         info!(open = self.server.open(), "draining");
         let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
         let draining = async {
@@ -297,9 +300,7 @@ impl Running {
         }
         self.server.cut();
         self.tasks.stop(deadline(Duration::from_secs(2))).await;
-        if let Some(mesh) = self.mesh {
-            mesh.depart().await;
-        }
+        self.mesh.depart().await;
         if failed.is_some() || (!drained && left > 0) {
             return Ending::Cut;
         }
@@ -331,7 +332,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
         }
         let others = usize::from(count) - 1;
         let is_up = |router: &Running| {
-            let peers = router.surface.mesh.as_ref().map_or(0, |m| m.view().present().count());
+            let peers = router.surface.mesh.view().present().count();
             router.fleet().ready().0 >= workers.len() && peers >= others
         };
         let ready = async {
@@ -388,3 +389,6 @@ fn demo_config(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

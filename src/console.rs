@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use smg_proxy::upstream::{self, Client, Outgoing};
 use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long a router may take to answer.
@@ -136,7 +137,10 @@ impl Asker {
             .then(|| smg_runtime::tls::client(&config.tls, clock.now()))
             .transpose()?
             .map(std::sync::Arc::new);
-        Ok(Self { client: Client::new(config, tls, clock), key: target.admin_api_key.clone() })
+        Ok(Self {
+            client: Client::new(config, tls, Dialer::simple(clock), clock),
+            key: target.admin_api_key.clone(),
+        })
     }
 
     async fn ask(&self, router: &WorkerUrl, path: &str) -> Result<Value, ConsoleError> {

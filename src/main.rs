@@ -8,7 +8,7 @@ use smg::app::{self, App, Ending};
 use smg::config::{self, Loaded, Process, Start};
 use smg::console;
 use smg_mock as mock;
-use smg_runtime::telemetry;
+use smg_runtime::{descriptors, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -21,11 +21,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    // A connection costs a descriptor or two, and the usual soft limit is 1024.
-    let mut descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    descriptors.current = descriptors.maximum;
-    let _refused =
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, descriptors).is_err();
+    // A client costs two descriptors, and the usual soft limit is 1024.
+    descriptors::raise_limit();
     // Thousands of connections with a few small buffers each: huge pages would make all of each buffer resident. A
     // kernel that can't turn them off has none.
     let _unsupported = rustix::thread::disable_transparent_huge_pages(true).is_err();
@@ -67,6 +64,11 @@ fn run(loaded: Loaded) -> anyhow::Result<Ending> {
     telemetry::init(&loaded.config.telemetry)?;
     for warning in &loaded.warnings {
         warn!("{warning}");
+    }
+    // Of the machine that runs the router: no part of the configuration, which may be checked on another.
+    let max_connections = loaded.config.http.max_connections;
+    if let Some(shortfall) = descriptors::shortfall(descriptors::limit(), max_connections) {
+        warn!("{shortfall}");
     }
     block_on(async {
         let stops = count_signals()?;

@@ -201,9 +201,8 @@ fn named_in(line: &str, module: &str) -> Vec<String> {
     let mut named = Vec::new();
     for rest in line.split("crate::").skip(1) {
         let first = ident(rest);
-        if !WHOLE.contains(&module) && module != "crdt" {
-            named.push(first);
-        } else if first == "crdt" {
+        let is_one_module = WHOLE.contains(&module) || module == "crdt";
+        if !is_one_module || first == "crdt" {
             named.push(first);
         }
     }

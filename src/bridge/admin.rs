@@ -1,8 +1,8 @@
-//! How administrators write: into the cluster, if there is one, and with a receipt of which routers have applied it; else
-//! into this router alone.
+//! How administrators write: into this router's cluster node, and with a receipt of which routers have applied it.
 //!
 //! A write is made here first, applied here at once, and pushed to all others. It is never undone because somebody did not
-//! confirm in time: it goes on being sent until all that are there have it.
+//! confirm in time: it goes on being sent until all that are there have it. When the node has failed, writes are refused:
+//! this router would be the only one that knows of them, and would forget them at its restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +10,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 use smg_cluster::Node;
-use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
-use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord};
+use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
+use smg_cluster::state::policy::PolicyWrite;
+use smg_cluster::state::table::RefusedRow;
+use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord, WorkerWrite};
 use smg_cluster::state::{Version, Write};
-use smg_mesh as mesh;
-use smg_proxy::dispatch;
-use smg_proxy::dispatch::Policies;
-use smg_routing::fleet::{Fleet, Override, RegisterError};
-use smg_runtime::clock::Clock;
+use smg_mesh::{self as mesh, VisitError};
+use smg_routing::fleet::{Override, RegisterError};
 use smg_types::ids::{ModelId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
-use tokio::sync::Notify;
 
 use super::settings::{self, PolicyDocument, PolicyError};
+use super::{Bridge, publish};
 
 /// Between two looks at who has confirmed.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -54,12 +53,12 @@ pub struct Receipt {
 /// Why a write was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The mesh's thread does not answer.
-    #[error("the mesh does not answer; try again")]
-    Silent,
+    /// The node does not answer.
+    #[error(transparent)]
+    Node(#[from] VisitError),
     /// Outside the bounds of what is shared.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Refused(#[from] RefusedRow),
     /// Can't be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -89,55 +88,48 @@ pub struct WorkerSeen {
 /// What the routers see of a worker, by router.
 pub type Observed = BTreeMap<NodeName, WorkerSeen>;
 
-/// Where administrators write.
+/// Where administrators write: into this router's cluster node.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    fleet: Arc<Fleet>,
-    dispatch: Arc<dispatch::Shared>,
-    mesh: Option<mesh::Handle>,
-    clock: Clock,
-    wake: Arc<Notify>,
+    bridge: Bridge,
+    mesh: mesh::Handle,
 }
 
-/// A write of the API, before it is one of the cluster or of this router.
+/// A write of the API, before it is one of the cluster.
 enum Change {
-    Put(Box<WorkerSpec>),
+    Add(Box<WorkerSpec>),
+    Respecify(Box<WorkerSpec>),
     Remove(WorkerId),
     Cordon(WorkerId, bool),
     Override(WorkerId, Option<Override>),
     Policy(ModelId, Option<PolicyDocument>),
 }
 
+impl Change {
+    /// The worker that it is about.
+    fn worker(&self) -> Option<WorkerId> {
+        match self {
+            Self::Add(spec) | Self::Respecify(spec) => Some(spec.id()),
+            Self::Remove(id) | Self::Cordon(id, _) | Self::Override(id, _) => Some(*id),
+            Self::Policy(..) => None,
+        }
+    }
+}
+
 impl Admin {
-    /// Writes into `mesh`, if there is one.
+    /// Writes into the node of `mesh`, whose changes `bridge` brings into routing.
     #[must_use]
-    pub fn new(
-        fleet: Arc<Fleet>,
-        dispatch: Arc<dispatch::Shared>,
-        mesh: Option<mesh::Handle>,
-        clock: Clock,
-        wake: Arc<Notify>,
-    ) -> Self {
-        Self { fleet, dispatch, mesh, clock, wake }
+    pub fn new(bridge: &Bridge, mesh: mesh::Handle) -> Self {
+        Self { bridge: bridge.clone(), mesh }
     }
 
-    /// Registers a worker.
+    /// Registers a worker. One that was removed and still finishes what is in flight stays.
     ///
     /// # Errors
     /// If it is there already, or there is no room for it.
     pub async fn add(&self, spec: WorkerSpec) -> Result<Written<'_>, WriteError> {
-        let id = spec.id();
-        if let Some(there) = self.fleet.load().worker(id) {
-            if there.spec.url != spec.url {
-                let url = there.spec.url.to_string();
-                return Err(RegisterError::SameId { id, url }.into());
-            }
-            // One that leaves the whole cluster may be told to stay; a router alone lets it finish first.
-            if self.mesh.is_none() || there.leaves_by.is_none() {
-                return Err(RegisterError::Exists(id).into());
-            }
-        }
-        self.write(Change::Put(Box::new(spec))).await
+        self.bridge.fleet.check_room(&spec)?;
+        self.write(Change::Add(Box::new(spec))).await
     }
 
     /// Replaces what is told of a worker.
@@ -145,8 +137,7 @@ impl Admin {
     /// # Errors
     /// If it is not there any more, or the spec is outside the bounds of what is shared.
     pub async fn change(&self, spec: WorkerSpec) -> Result<Written<'_>, WriteError> {
-        self.check(spec.id())?;
-        self.write(Change::Put(Box::new(spec))).await
+        self.write(Change::Respecify(Box::new(spec))).await
     }
 
     /// Lets a worker go: no new requests, those in flight finish.
@@ -154,7 +145,7 @@ impl Admin {
     /// # Errors
     /// If it is not there any more.
     pub async fn remove(&self, id: WorkerId) -> Result<Written<'_>, WriteError> {
-        if self.fleet.load().worker(id).is_none() {
+        if self.bridge.fleet.load().worker(id).is_none() {
             return Err(WriteError::NoSuchWorker(id));
         }
         self.write(Change::Remove(id)).await
@@ -165,7 +156,6 @@ impl Admin {
     /// # Errors
     /// If it is not there any more.
     pub async fn cordon(&self, id: WorkerId, cordoned: bool) -> Result<Written<'_>, WriteError> {
-        self.check(id)?;
         self.write(Change::Cordon(id, cordoned)).await
     }
 
@@ -178,7 +168,6 @@ impl Admin {
         id: WorkerId,
         verdict: Option<Override>,
     ) -> Result<Written<'_>, WriteError> {
-        self.check(id)?;
         self.write(Change::Override(id, verdict)).await
     }
 
@@ -192,75 +181,44 @@ impl Admin {
         document: Option<PolicyDocument>,
     ) -> Result<Written<'_>, WriteError> {
         if let Some(document) = &document {
-            settings::setting(&settings::record(document), self.policies().config())?;
+            let defaults = self.bridge.dispatch.policies.config();
+            settings::setting(&settings::record(document), defaults)?;
         }
         self.write(Change::Policy(model, document)).await
     }
 
-    /// What all routers that take part see of each worker.
+    /// What each router that takes part sees of each worker: this one as of now, the others as they last said. Once this
+    /// router's node has failed, it is this router only.
     ///
     /// # Errors
-    /// If the mesh does not answer.
+    /// If the node does not answer in time.
     pub async fn observed(&self) -> Result<BTreeMap<WorkerId, Observed>, WriteError> {
-        let Some(mesh) = &self.mesh else { return Ok(BTreeMap::new()) };
-        mesh.visit(|node, _, _| observed(node)).await.ok_or(WriteError::Silent)
-    }
-
-    fn policies(&self) -> &Policies {
-        &self.dispatch.policies
-    }
-
-    /// Whether a worker can be changed: one that was removed from a cluster and still finishes what is in flight can't, or
-    /// the change would bring it back.
-    fn check(&self, id: WorkerId) -> Result<(), WriteError> {
-        let stays = |leaves: bool| self.mesh.is_none() || !leaves;
-        let there = self.fleet.load().worker(id).map(|worker| worker.leaves_by.is_some());
-        if there.is_some_and(stays) { Ok(()) } else { Err(WriteError::NoSuchWorker(id)) }
+        let mut observed = match self.mesh.visit(|node, _, _| observed_elsewhere(node)).await {
+            Ok(observed) => observed,
+            Err(VisitError::Ended) => BTreeMap::new(),
+            Err(error @ VisitError::Timeout) => return Err(error.into()),
+        };
+        let (me, now) = (&self.mesh.view().me.node.name, self.bridge.clock.now());
+        let breaker = &self.bridge.fleet.config().breaker;
+        for worker in self.bridge.fleet.snapshot().workers() {
+            let seen = worker.seen(now, breaker);
+            let seen = WorkerSeen::new(&publish::observation(&seen, now), seen.in_flight);
+            observed.entry(worker.id).or_default().insert(me.clone(), seen);
+        }
+        Ok(observed)
     }
 
     async fn write(&self, change: Change) -> Result<Written<'_>, WriteError> {
-        let versions = match &self.mesh {
-            None => {
-                self.write_alone(change)?;
-                Vec::new()
-            }
-            Some(mesh) => {
-                let written = mesh.visit(move |node, _, now| write_shared(node, now, change));
-                written.await.ok_or(WriteError::Silent)?.map_err(WriteError::Refused)?
-            }
-        };
+        let configured = Arc::clone(&self.bridge.configured);
+        let gate = Arc::clone(&self.bridge.gate);
+        let visit = self.mesh.visit(move |node, _, now| {
+            let unannounced = if gate.has_told() { &[][..] } else { &configured };
+            write(node, now, change, unannounced)
+        });
+        let versions = visit.await??;
         // Somebody new may want to be asked at once.
-        self.wake.notify_one();
+        self.bridge.wake.notify_one();
         Ok(Written { admin: self, versions })
-    }
-
-    fn write_alone(&self, change: Change) -> Result<(), WriteError> {
-        let fleet = &self.fleet;
-        match change {
-            Change::Put(spec) if fleet.load().worker(spec.id()).is_some() => {
-                fleet.respecify(*spec);
-            }
-            Change::Put(spec) => {
-                fleet.register(*spec)?;
-            }
-            Change::Remove(id) => {
-                fleet.remove(id, self.clock.now());
-            }
-            Change::Cordon(id, cordoned) => {
-                fleet.drain(id, cordoned);
-            }
-            Change::Override(id, verdict) => {
-                fleet.override_worker(id, verdict);
-            }
-            Change::Policy(model, document) => {
-                let defaults = self.policies().config();
-                let setting = document
-                    .map(|document| settings::setting(&settings::record(&document), defaults))
-                    .transpose()?;
-                self.policies().set(&model, setting, &fleet.snapshot());
-            }
-        }
-        Ok(())
     }
 }
 
@@ -273,66 +231,106 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
-    /// Waits until as many have applied it as `wait` says, or `timeout` is over. `None` without a mesh.
-    pub async fn receipt(self, wait: Wait, timeout: Duration) -> Option<Receipt> {
-        let mesh = self.admin.mesh.as_ref()?;
-        let deadline = self.admin.clock.mono() + timeout;
+    /// Waits until as many have applied it as `wait` says, or `timeout` is over.
+    ///
+    /// # Errors
+    /// If the node does not answer any more.
+    pub async fn receipt(self, wait: Wait, timeout: Duration) -> Result<Receipt, VisitError> {
+        let Admin { bridge, mesh } = self.admin;
+        let deadline = bridge.clock.mono() + timeout;
         loop {
             let versions = self.versions.clone();
             // Also the way to see one's own write: the follower has put it into the fleet before this is answered.
             let receipt = mesh.visit(move |node, _, _| receipt(node, &versions, wait)).await?;
-            if receipt.complete || self.admin.clock.mono() >= deadline {
-                return Some(receipt);
+            if receipt.complete || bridge.clock.mono() >= deadline {
+                return Ok(receipt);
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
 
-fn write_shared(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version>, String> {
-    let wall_ms = u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX);
-    let writes = match change {
-        Change::Put(spec) => {
-            let record = WorkerRecord::from(&*spec);
-            let entry = node.state().worker(record.id);
-            let known = entry.as_ref().and_then(|entry| entry.record()?.configuration());
-            let dismissed = entry.is_some_and(|entry| entry.stance() == Stance::Dismissed);
-            let id = record.id;
-            let put = Write::PutWorker(record.with_configuration(known));
-            let mut writes = vec![put];
-            writes.extend(dismissed.then_some(Write::Stance(id, Stance::Serving)));
-            writes
-        }
-        Change::Remove(id) => {
-            let entry = node.state().worker(id);
-            let named = entry.is_some_and(|entry| {
-                entry.record().is_some_and(|record| record.configuration().is_some())
-            });
-            // A router whose configuration names it would bring it back at its next start.
-            vec![if named { Write::Stance(id, Stance::Dismissed) } else { Write::RemoveWorker(id) }]
-        }
-        Change::Cordon(id, true) => vec![Write::Stance(id, Stance::Cordoned)],
-        Change::Cordon(id, false) => vec![Write::Stance(id, Stance::Serving)],
-        Change::Override(id, verdict) => {
-            let verdict = verdict.map(|verdict| worker::Override {
-                state: if verdict.healthy { OverrideState::Up } else { OverrideState::Down },
-                reason: verdict.reason,
-                until_ms: verdict.until.map(|until| {
-                    let left = until.saturating_sub(now.mono).as_millis();
-                    wall_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
-                }),
-            });
-            vec![Write::OverrideWorker(id, verdict)]
-        }
-        Change::Policy(model, document) => {
-            vec![Write::Policy(model, document.map(|document| settings::record(&document)))]
-        }
-    };
+/// Makes a change; the versions are what a receipt waits for. `unannounced`: workers that this router's configuration names
+/// and that the cluster may not know yet.
+fn write(
+    node: &mut Node,
+    now: Now,
+    change: Change,
+    unannounced: &[WorkerSpec],
+) -> Result<Vec<Version>, WriteError> {
+    let mut writes = Vec::new();
+    if let Some(id) = change.worker()
+        && node.state().worker(id).is_none()
+        && let Some(spec) = unannounced.iter().find(|spec| spec.id() == id)
+    {
+        // The router serves by it already; now there is something to change.
+        node.update(now, WorkerWrite::Put(WorkerRecord::configured(spec)))?;
+    }
+    writes.extend(writes_of(node, now, change)?);
     let mut versions = Vec::new();
     for write in writes {
-        versions.extend(node.update(now, write).map_err(|error| error.to_string())?);
+        versions.extend(node.update(now, write)?);
     }
     Ok(versions)
+}
+
+/// What a change writes, if the worker that it is about is as the change needs it.
+fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteError> {
+    // One that was removed and still finishes what is in flight can't be changed: the change would bring it back.
+    let entry = change.worker().and_then(|id| node.state().worker(id)).unwrap_or_default();
+    let is_dismissed = entry.stance() == Stance::Dismissed;
+    let takes_part = entry.record().is_some() && !is_dismissed;
+    let known = entry.record().and_then(WorkerRecord::configuration);
+    let writes = match change {
+        Change::Add(spec) if takes_part => return Err(RegisterError::Exists(spec.id()).into()),
+        Change::Add(spec) => {
+            let record = WorkerRecord::from(&*spec).with_configuration(known);
+            let mut writes = vec![WorkerWrite::Put(record).into()];
+            writes.extend(
+                is_dismissed.then_some(WorkerWrite::Stance(spec.id(), Stance::Serving).into()),
+            );
+            writes
+        }
+        // A router whose configuration names it would bring it back at its next start.
+        Change::Remove(id) if known.is_some() => {
+            vec![WorkerWrite::Stance(id, Stance::Dismissed).into()]
+        }
+        Change::Remove(id) => vec![WorkerWrite::Remove(id).into()],
+        Change::Respecify(spec) if takes_part => {
+            vec![WorkerWrite::Put(WorkerRecord::from(&*spec).with_configuration(known)).into()]
+        }
+        Change::Cordon(id, true) if takes_part => {
+            vec![WorkerWrite::Stance(id, Stance::Cordoned).into()]
+        }
+        Change::Cordon(id, false) if takes_part => {
+            vec![WorkerWrite::Stance(id, Stance::Serving).into()]
+        }
+        Change::Override(id, verdict) if takes_part => {
+            let verdict = verdict.map(|verdict| override_record(verdict, now));
+            vec![WorkerWrite::Override(id, verdict).into()]
+        }
+        Change::Respecify(spec) => return Err(WriteError::NoSuchWorker(spec.id())),
+        Change::Cordon(id, _) | Change::Override(id, _) => {
+            return Err(WriteError::NoSuchWorker(id));
+        }
+        Change::Policy(model, document) => {
+            let policy = document.map(|document| settings::record(&document));
+            vec![PolicyWrite { model, policy }.into()]
+        }
+    };
+    Ok(writes)
+}
+
+fn override_record(verdict: Override, now: Now) -> worker::Override {
+    let wall_ms = u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX);
+    worker::Override {
+        state: if verdict.healthy { OverrideState::Up } else { OverrideState::Down },
+        reason: verdict.reason,
+        until_ms: verdict.until.map(|until| {
+            let left = until.saturating_sub(now.mono).as_millis();
+            wall_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+        }),
+    }
 }
 
 fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
@@ -358,34 +356,38 @@ fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
     Receipt { applied, pending, complete }
 }
 
-fn observed(node: &Node) -> BTreeMap<WorkerId, Observed> {
-    let state = node.state();
+/// What the routers but this one said of each worker.
+fn observed_elsewhere(node: &Node) -> BTreeMap<WorkerId, Observed> {
+    let (state, me) = (node.state(), &node.replication().me().name);
     let mut all = BTreeMap::new();
     for (id, _) in state.workers() {
         let loads: BTreeMap<&NodeName, u32> =
             state.loads(id).map(|(router, load)| (&router.name, load.requests)).collect();
-        let seen = state.observations(id).map(|(router, seen)| {
-            let (breaker, serving) = match seen.breaker {
-                SeenBreaker::Closed => ("closed", false),
-                SeenBreaker::Serving => ("closed", true),
-                SeenBreaker::HalfOpen => ("half_open", false),
-                SeenBreaker::Open => ("open", false),
-            };
-            let seen = WorkerSeen {
-                health: match seen.health {
-                    SeenHealth::Unknown => "unknown",
-                    SeenHealth::Healthy => "healthy",
-                    SeenHealth::Unhealthy => "unhealthy",
-                },
-                breaker,
-                serving,
-                in_flight: loads.get(&router.name).copied().unwrap_or(0),
-                head_latency_seconds: (seen.latency_us > 0)
-                    .then(|| f64::from(seen.latency_us) / 1_000_000.0),
-            };
-            (router.name.clone(), seen)
+        let seen = state.observations(id).filter(|(router, _)| router.name != *me);
+        let seen = seen.map(|(router, seen)| {
+            let in_flight = loads.get(&router.name).copied().unwrap_or(0);
+            (router.name.clone(), WorkerSeen::new(seen, in_flight))
         });
         all.insert(id, seen.collect());
     }
     all
+}
+
+impl WorkerSeen {
+    fn new(seen: &Observation, in_flight: u32) -> Self {
+        let (breaker, serving) = match seen.breaker {
+            SeenBreaker::Closed => ("closed", false),
+            SeenBreaker::Serving => ("closed", true),
+            SeenBreaker::HalfOpen => ("half_open", false),
+            SeenBreaker::Open => ("open", false),
+        };
+        let health = match seen.health {
+            SeenHealth::Unknown => "unknown",
+            SeenHealth::Healthy => "healthy",
+            SeenHealth::Unhealthy => "unhealthy",
+        };
+        let head_latency_seconds =
+            (seen.latency_us > 0).then(|| f64::from(seen.latency_us) / 1_000_000.0);
+        Self { health, breaker, serving, in_flight, head_latency_seconds }
+    }
 }

@@ -1,13 +1,17 @@
 //! Between the cluster and this router: what the cluster knows becomes what is routed by, and what this router sees
 //! becomes what the cluster knows. The only place that knows both.
 //!
+//! A router alone is a cluster of one: every administrator's write goes through [`Admin`] into the cluster node, and comes
+//! from there into routing, with other routers or without.
+//!
 //! Inward, `picture` follows the shared state on the mesh's thread and puts each change into the fleet and the policies
 //! before any other router is told that it was applied: who waits for a receipt has waited for routing itself. Outward,
 //! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second while there is anything to
-//! say and ten times a second while there is not, and says what has changed.
-//! Both are level-triggered: doing either twice does no harm. [`Admin`] is how administrators write, with a mesh or without.
+//! say and ten times a second while there is not, and says what has changed. Where nobody can join, it says nothing.
+//! Both are level-triggered: doing either twice does no harm.
 //!
-//! No request waits for any of it: with the mesh dead, routing goes on by what was last known and by what it sees itself.
+//! No request waits for any of it. When the cluster node fails, routing goes on by what was last known and by what this
+//! router sees itself, and administrators' writes are refused.
 
 mod admin;
 mod health;
@@ -17,6 +21,7 @@ mod publish;
 mod settings;
 mod settle;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,7 +34,7 @@ pub use settings::{PolicyDocument, PolicyError};
 
 use smg_mesh as mesh;
 use smg_proxy::dispatch;
-use smg_routing::fleet::Fleet;
+use smg_routing::fleet::{Fleet, Heard};
 use smg_runtime::clock::Clock;
 use smg_types::spec::WorkerSpec;
 
@@ -65,13 +70,18 @@ pub struct Bridge {
 }
 
 /// Whether this router knows what the others know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gate {
     settled: AtomicBool,
     told: AtomicBool,
 }
 
 impl Gate {
+    /// Open from the start where there is nobody to learn from.
+    fn new(is_open: bool) -> Self {
+        Self { settled: AtomicBool::new(is_open), told: AtomicBool::new(false) }
+    }
+
     /// It does, or there are no others, or it has waited long enough: from now on it is as good as any.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -93,7 +103,7 @@ impl Gate {
 }
 
 impl Bridge {
-    /// Joins the parts of a router with a mesh.
+    /// Connects the parts of a router.
     #[must_use]
     pub fn new(
         config: Config,
@@ -103,8 +113,7 @@ impl Bridge {
         clock: Clock,
         wake: Arc<Notify>,
     ) -> Self {
-        dispatch.policies.memory().journal.open();
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(!config.has_others));
         Self { config, fleet, dispatch, clock, configured: configured.into(), gate, wake }
     }
 
@@ -120,27 +129,55 @@ impl Bridge {
         Box::new(picture::Picture::new(self))
     }
 
-    /// Says what this router sees, until the task is dropped.
+    /// Announces the workers that the configuration names, and publishes what this router sees, until the task is dropped.
     ///
     /// # Errors
     /// Never; it has the form of a task that may fail.
     pub async fn run(self, mesh: mesh::Handle, metrics: Metrics) -> anyhow::Result<()> {
-        let mut settling = settle::Settling::new(&self, mesh.clone());
-        let mut publisher = publish::Publisher::new(&self, mesh, metrics);
+        let failed = mesh.clone();
+        tokio::select! {
+            never = self.share(mesh, metrics) => match never {},
+            () = failed.failed() => self.go_on_without_node(),
+        }
+        std::future::pending().await
+    }
+
+    /// What the task does while the node runs.
+    async fn share(&self, mesh: mesh::Handle, metrics: Metrics) -> Infallible {
+        let mut settling = settle::Settling::new(self, mesh.clone());
+        if !mesh.is_networked() {
+            while !settling.look().await {
+                tokio::time::sleep(TICK).await;
+            }
+            // Nobody reads what a router alone would publish.
+            return std::future::pending().await;
+        }
+        self.dispatch.policies.memory().journal.open();
+        let mut publisher = publish::Publisher::new(self, mesh, metrics);
         let mut busy_until = self.clock.mono() + BUSY;
         loop {
             let now = self.clock.mono();
-            let is_busy = now < busy_until || !self.gate.has_told();
-            // The pace of the comparison, not a wait for something: nothing tells this task of changes.
-            tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
-            settling.look().await;
+            let has_settled = settling.look().await;
             if publisher.look().await {
                 busy_until = now + BUSY;
             }
             for (worker, change) in self.fleet.weigh(self.clock.now()) {
                 tracing::info!(%worker, ?change, "others say of this worker");
             }
+            // The pace of the comparison, not a wait for something: nothing tells this task of changes.
+            let is_busy = now < busy_until || !has_settled;
+            tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
         }
+    }
+
+    /// The node has failed. What other routers said grows old, so this router asks its workers itself and decides by what
+    /// it sees; and it waits for no router any more before it is ready.
+    fn go_on_without_node(&self) {
+        self.gate.open();
+        for worker in self.fleet.snapshot().workers() {
+            self.fleet.hear(worker.id, Heard::default());
+        }
+        self.wake.notify_one();
     }
 }
 

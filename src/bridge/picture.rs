@@ -7,7 +7,7 @@ use std::time::Duration;
 use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
 use smg_cluster::state::State;
-use smg_cluster::state::news::News;
+use smg_cluster::state::stores::News;
 use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
 use smg_mesh::Follower;
 use smg_routing::fleet::{Override, Told};

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
-use smg_cluster::state::session::{self, SessionKey};
-use smg_cluster::state::totals::Outcome;
-use smg_cluster::state::{SessionWrite, Write};
+use smg_cluster::state::Write;
+use smg_cluster::state::load::{Load, LoadWrite};
+use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker, SeenHealth};
+use smg_cluster::state::session::{self, SessionKey, SessionWrite};
+use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
 use smg_proxy::dispatch::Endings;
 use smg_routing::fleet::{Mode, Seen, Snapshot};
@@ -89,13 +90,13 @@ impl Publisher {
             counting.then(|| (totals, hints.len(), hints.dropped()))
         });
         match told.await {
-            Some(Some((totals, hints, untold))) => {
+            Ok(Some((totals, hints, untold))) => {
                 totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts));
                 self.metrics.show_hints(hints, untold + dropped);
             }
-            Some(None) => {}
-            // Nobody answers: all of it is said again when somebody does.
-            None => self.forget(),
+            Ok(None) => {}
+            // The node does not answer: all of it is said again when it does.
+            Err(_) => self.forget(),
         }
         is_news
     }
@@ -128,20 +129,25 @@ impl Publisher {
                 said.load = seen.in_flight;
                 said.load_at = now.mono;
                 let load = Load { requests: seen.in_flight, tokens: 0 };
-                writes.push(Write::Load(worker.id, (seen.in_flight > 0).then_some(load)));
+                let load = (seen.in_flight > 0).then_some(load);
+                writes.push(LoadWrite { worker: worker.id, load }.into());
             }
             let observation = observation(&seen, now);
             if is_news(said, &observation, now.mono) {
                 said.seen = Some(observation);
                 said.seen_at = now.mono;
-                writes.push(Write::Observe(worker.id, Some(observation)));
+                writes.push(ObservationWrite { worker: worker.id, seen: Some(observation) }.into());
             }
         }
         self.workers.retain(|id, said| {
             let stays = snapshot.worker(*id).is_some();
             if !stays {
-                writes.extend(said.seen.is_some().then_some(Write::Observe(*id, None)));
-                writes.extend((said.load > 0).then_some(Write::Load(*id, None)));
+                if said.seen.is_some() {
+                    writes.push(ObservationWrite { worker: *id, seen: None }.into());
+                }
+                if said.load > 0 {
+                    writes.push(LoadWrite { worker: *id, load: None }.into());
+                }
             }
             stays
         });
@@ -162,7 +168,7 @@ impl Publisher {
                 let said = self.totals.entry(key).or_default();
                 if *said < count {
                     *said = count;
-                    writes.push(Write::Total(model.clone(), outcome, count));
+                    writes.push(TotalWrite { model: model.clone(), outcome, count }.into());
                 }
             }
         }
@@ -175,13 +181,13 @@ fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &Pages, ttl: Durat
         node.served(now, prompt.worker, prompt.parent, blocks);
     }
     let sessions = pages.sessions.iter().map(|bound| {
-        let worker = bound.worker;
+        let (key, worker) = (SessionKey(bound.key), bound.worker);
         let write = if bound.moved {
-            SessionWrite::Rebind { worker, ttl }
+            SessionWrite::Rebind { key, worker, ttl }
         } else {
-            SessionWrite::Use { worker, ttl }
+            SessionWrite::Use { key, worker, ttl }
         };
-        Write::Session(SessionKey(bound.key), write)
+        Write::from(write)
     });
     for write in writes.into_iter().chain(sessions) {
         if let Err(error) = node.update(now, write) {
@@ -201,7 +207,7 @@ fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     (model, counts)
 }
 
-fn observation(seen: &Seen, now: Now) -> Observation {
+pub(super) fn observation(seen: &Seen, now: Now) -> Observation {
     Observation {
         health: match seen.health {
             None => SeenHealth::Unknown,

@@ -5,11 +5,11 @@
 //! as administrators have made it, unless the configuration itself has changed since; one that they have removed stays
 //! removed. So eight routers with the same list make one entry per worker, and a restart takes nothing back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::Write;
-use smg_cluster::state::worker::{Stance, WorkerRecord};
+use smg_cluster::state::worker::{Stance, WorkerRecord, WorkerWrite};
 use smg_mesh as mesh;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -41,14 +41,14 @@ impl Settling {
         Self { bridge: bridge.clone(), mesh, began, warm_since: None, turn_at: None }
     }
 
-    /// Opens the gate once it is time, and then says what was given.
-    pub(super) async fn look(&mut self) {
+    /// Opens the gate once it is time, and then says what was given; whether that is done.
+    pub(super) async fn look(&mut self) -> bool {
         if self.bridge.gate.has_told() {
-            return;
+            return true;
         }
         let now = self.bridge.clock.mono();
         if !self.bridge.gate.is_open() && !self.open_gate(now) {
-            return;
+            return false;
         }
         let view = self.mesh.view();
         let turn_at = *self.turn_at.get_or_insert_with(|| {
@@ -56,14 +56,20 @@ impl Settling {
             now + TURN * u32::try_from(before.count()).unwrap_or(u32::MAX).min(50)
         });
         if now < turn_at {
-            return;
+            return false;
         }
-        let configured = std::sync::Arc::clone(&self.bridge.configured);
-        if let Some(told) = self.mesh.visit(move |node, _, now| tell(node, &configured, now)).await
-        {
-            self.bridge.gate.tell();
+        let configured = Arc::clone(&self.bridge.configured);
+        let gate = Arc::clone(&self.bridge.gate);
+        let visit = self.mesh.visit(move |node, _, now| {
+            let told = tell(node, &configured, now);
+            // In the same turn, so that no administrator's write comes between the two.
+            gate.tell();
+            told
+        });
+        if let Ok(told) = visit.await {
             info!(workers = told, "told which workers this router was given");
         }
+        self.bridge.gate.has_told()
     }
 
     fn open_gate(&mut self, now: Duration) -> bool {
@@ -72,9 +78,8 @@ impl Settling {
             self.warm_since.get_or_insert(now);
         }
         let is_warm = self.warm_since.is_some_and(|since| now.saturating_sub(since) >= FOR_HINTS);
-        let is_alone = !self.bridge.config.has_others && !view.has_others();
         let waited = now.saturating_sub(self.began) >= self.bridge.config.join_timeout;
-        if is_warm || is_alone {
+        if is_warm {
             info!("this router knows what the cluster knows");
         } else if waited {
             let waited = self.bridge.config.join_timeout;
@@ -103,7 +108,7 @@ fn tell(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
             }
             Some(_) => mine,
         };
-        match node.update(now, Write::PutWorker(write)) {
+        match node.update(now, WorkerWrite::Put(write)) {
             Ok(_) => told += 1,
             Err(error) => {
                 warn!(worker = %spec.url, %error, "the cluster does not take this worker");

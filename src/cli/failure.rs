@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::values::{between, millis, path, positive, seconds, whole, yes_or_no};
+use crate::cli::values::{
+    ErrorStatus, between, error_status, millis, path, positive, seconds, whole, yes_or_no,
+};
 
 /// How long each phase of a request may take, and how long connections live.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -59,12 +61,12 @@ pub struct RetryArgs {
     /// Attempts after the first one, 0 to 100.
     ///
     /// Each goes to a worker that was not tried yet while there is one. Nothing is retried once a byte went to the
-    /// client.
+    /// client. Whatever this says, at most two workers see a request whose connection was lost before an answer.
     #[arg(long, value_name = "N", default_value = "3", value_parser = whole::<u32>(0, 100))]
     pub retry_max_retries: u32,
     /// Longest pause before the first retry, 0 to 3600000 milliseconds.
     ///
-    /// The pause is drawn between zero and this.
+    /// How much of the pause is drawn at random, --retry-jitter-factor says.
     #[arg(long, value_name = "MS", default_value = "50", value_parser = millis(0, 3_600_000))]
     pub retry_initial_backoff_ms: Duration,
     /// Longest pause before any retry, 0 to 3600000 milliseconds.
@@ -75,6 +77,12 @@ pub struct RetryArgs {
     /// Growth of the longest pause from retry to retry, 1 to 100.
     #[arg(long, value_name = "FACTOR", default_value = "2", value_parser = between(1.0, 100.0))]
     pub retry_backoff_multiplier: f32,
+    /// Share of a pause that is drawn at random, 0 to 1.
+    ///
+    /// With 1 the pause is between zero and the longest, which spreads the retries of many requests best; with 0.2 it is
+    /// between 80 % and all of the longest.
+    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = between(0.0, 1.0))]
+    pub retry_jitter_factor: f32,
     /// Retries as a share of recent requests, 0 to 1.
     ///
     /// Keeps retries from multiplying the load on workers that are failing already.
@@ -104,7 +112,8 @@ pub struct RetryArgs {
 pub struct BreakerArgs {
     /// Failed requests within --cb-window-duration-secs that take a worker out, 1 to 1000000.
     ///
-    /// Errors of transport, timeouts and answers of 500 and above; 4xx are not failures.
+    /// Errors of transport, timeouts and answers of 500 and above. 4xx and --push-back-statuses are not failures, and
+    /// neither is what the router lacks itself: descriptors, ports, memory, name resolution.
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive(1_000_000))]
     pub cb_failure_threshold: NonZeroU32,
     /// Good requests, one at a time, that bring it back, 1 to 1000000.
@@ -126,6 +135,18 @@ pub struct BreakerArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub cb_window_duration_secs: Duration,
+    /// Statuses by which a worker says that it has too much to do, 400 to 599; none: there are none.
+    ///
+    /// A list. Such an answer is no failure: the request is tried at another worker, and for the time of its Retry-After
+    /// (a second without one, at most --retry-max-backoff-ms) others come before this worker.
+    #[arg(
+        long,
+        value_name = "STATUS",
+        num_args = 1..,
+        default_values = ["429", "503"],
+        value_parser = error_status
+    )]
+    pub push_back_statuses: Vec<ErrorStatus>,
     /// Never take a worker out for what its requests do.
     #[arg(
         long,

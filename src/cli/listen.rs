@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use http::HeaderName;
 use smg_types::spec::Secret;
 
-use crate::cli::values::{TenantKey, address, file, origin, seconds, secret, tenant_key, whole};
+use crate::cli::values::{
+    AdminKey, TenantKey, address, admin_key, file, header_name, origin, seconds, secret,
+    tenant_key, whole,
+};
 
 /// Where clients connect.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -45,11 +49,32 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 40)
     )]
     pub max_buffered_bytes: usize,
+    /// Decodes compressed request bodies (content-encoding gzip, zstd, br or deflate) before they go to a worker.
+    ///
+    /// The decoded body may be as large as --max-payload-size allows. Without this flag a compressed body is answered 415,
+    /// because the router could not read which model it names.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = crate::cli::values::yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub decompress_requests: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
     /// Bounds clients that send a byte now and then.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds(0.001, 3600.0))]
     pub header_timeout_secs: Duration,
+    /// How long a client's connection is kept between two requests, 0.001 to 86400 seconds.
+    ///
+    /// Longer than the proxies and load balancers in front keep theirs, or a request may meet a connection that is being
+    /// closed.
+    #[arg(long, value_name = "SECONDS", default_value = "75", value_parser = seconds(0.001, 86_400.0))]
+    pub idle_connection_timeout_secs: Duration,
     /// How long a client may pause within a body, 0.001 to 3600 seconds.
     ///
     /// While it sends a request's body (which as a whole may take ten times as long), and while it takes a response: who
@@ -59,7 +84,8 @@ pub struct ListenArgs {
     /// Client connections at once, 1 to 1000000.
     ///
     /// Further ones are closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
-    /// many.
+    /// many: the router warns at its start when it does not, and accepts only as many as leave a quarter of the limit for
+    /// connections to workers.
     #[arg(
         long,
         value_name = "N",
@@ -72,6 +98,18 @@ pub struct ListenArgs {
     /// Set it to the CPU request of a container that has no CPU limit.
     #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<usize>(0, 1024))]
     pub threads: usize,
+    /// Request headers in which clients send a request's id, best first.
+    ///
+    /// The first that is there counts, if it is 1 to 128 visible ASCII characters; else an id is made. The worker and the
+    /// client get it as x-request-id. A list of at most 16 names.
+    #[arg(
+        long,
+        value_name = "HEADER",
+        num_args = 1..,
+        default_values = ["x-request-id", "x-correlation-id", "x-trace-id", "request-id"],
+        value_parser = header_name
+    )]
+    pub request_id_headers: Vec<HeaderName>,
     /// Origins that browsers may call from; *: all.
     ///
     /// A list of `scheme://host[:port]`. Default: none, no CORS headers are sent.
@@ -136,11 +174,33 @@ pub struct AccessArgs {
         hide_env_values = true
     )]
     pub tenant_api_key: Vec<TenantKey>,
-    /// Key for the admin routes (/workers and the like).
+    /// Keys for the admin routes (/workers, /ha and the like), as KEY or id:name:role:KEY.
     ///
-    /// Default: none; the admin routes are then open to loopback only once there are client keys, else to everyone.
-    #[arg(long, value_name = "KEY", value_parser = secret, hide_env_values = true)]
-    pub admin_api_key: Option<Secret>,
+    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. Default: none; the keys
+    /// of --api-key are then asked for on admin routes. Without those too, admin writes are taken from this machine only,
+    /// and never through a proxy.
+    #[arg(
+        long,
+        value_name = "KEY",
+        num_args = 1..,
+        value_parser = admin_key,
+        hide_env_values = true
+    )]
+    pub admin_api_key: Vec<AdminKey>,
+    /// Takes admin writes from everywhere while no key is configured.
+    ///
+    /// Whoever reaches the port can then add, change and remove workers. For networks that nobody else reaches.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = crate::cli::values::yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub admin_open: bool,
 }
 
 /// What the router's own probes say.

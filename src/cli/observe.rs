@@ -10,8 +10,10 @@ use crate::cli::values::{address, whole, yes_or_no};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
     /// What a human must look at
+    #[value(alias = "critical")]
     Error,
     /// What went wrong and was coped with
+    #[value(alias = "warning")]
     Warn,
     /// The life of the router and its workers
     Info,

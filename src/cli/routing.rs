@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use smg_routing::policy::Kind;
 use smg_types::spec::{Secret, WorkerUrl};
 
-use crate::cli::values::{Limit, between, limit, seconds, secret, whole};
+use crate::cli::values::{Limit, ModelAlias, between, limit, seconds, secret, whole, worker_url};
 
 /// Which workers there are.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -18,7 +18,7 @@ pub struct WorkerArgs {
     ///
     /// A list of http:// or https:// URLs. Models are asked of the workers themselves. More can be told in `[[workers]]`
     /// tables of the file; further workers may be registered at run time. Default: none.
-    #[arg(long, value_name = "URL", num_args = 1..)]
+    #[arg(long, value_name = "URL", num_args = 1.., value_parser = worker_url)]
     pub worker_urls: Vec<WorkerUrl>,
     /// Key that is sent to workers which have none of their own.
     ///
@@ -27,6 +27,17 @@ pub struct WorkerArgs {
     /// client's header goes on to the worker unless it proved itself with it.
     #[arg(long, value_name = "KEY", value_parser = secret, hide_env_values = true)]
     pub worker_api_key: Option<Secret>,
+    /// Other names for models, as alias=model, whichever workers serve them.
+    ///
+    /// A request for the alias is sent as one for the model. A worker's own aliases stand in its `[[workers]]` table. A
+    /// list. Default: none.
+    #[arg(
+        long,
+        value_name = "ALIAS=MODEL",
+        num_args = 1..,
+        value_parser = crate::cli::values::model_alias
+    )]
+    pub model_alias: Vec<ModelAlias>,
     /// How long a deleted worker may finish what is in flight, 0 to 86400 seconds.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds(0.0, 86_400.0))]
     pub drain_timeout_secs: Duration,
@@ -34,9 +45,28 @@ pub struct WorkerArgs {
 
 /// Reads the name of a policy; `--help` lists the names with one sentence each.
 fn policy() -> impl TypedValueParser<Value = Kind> {
-    let named = |kind: Kind| PossibleValue::new(kind.name()).help(summary(kind));
-    PossibleValuesParser::new(Kind::ALL.map(named))
-        .map(|name| name.parse().expect("only names of policies are possible values"))
+    let named =
+        |kind: Kind| PossibleValue::new(kind.name()).aliases(other_names(kind)).help(summary(kind));
+    PossibleValuesParser::new(Kind::ALL.map(named)).map(|name| {
+        let other = Kind::ALL.into_iter().find(|kind| other_names(*kind).contains(&name.as_str()));
+        other.unwrap_or_else(|| name.parse().expect("only names of policies are possible values"))
+    })
+}
+
+/// What other routers call a policy.
+const fn other_names(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::ConsistentHashing => &["consistent_hash", "rendezvous_hash"],
+        Kind::CacheAware
+        | Kind::RoundRobin
+        | Kind::Random
+        | Kind::PowerOfTwo
+        | Kind::LeastLoad
+        | Kind::PrefixHash
+        | Kind::Manual
+        | Kind::Bucket
+        | Kind::Passthrough => &[],
+    }
 }
 
 /// How a policy picks, in one line.
@@ -165,7 +195,7 @@ pub struct AdmissionArgs {
     pub queue_size: u32,
     /// How long a request may wait in the queue, 0.001 to 86400 seconds.
     ///
-    /// It is answered 408 after that. Shorter than what clients wait, or they leave first.
+    /// It is answered 503 with Retry-After after that. Shorter than what clients wait, or they leave first.
     #[arg(
         long,
         value_name = "SECONDS",

@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use http::StatusCode;
 use smg_mesh::{JoinAddress, ParseJoinAddressError};
-use smg_types::ids::NodeName;
-use smg_types::spec::Secret;
+use smg_types::ids::{ModelId, NodeName};
+use smg_types::spec::{Secret, WorkerUrl};
 
 /// A key that proves a tenant, as `id:key`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +191,73 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     Ok(TenantKey { id: id.to_owned(), key })
 }
 
+/// Another name for a model, as `alias=model`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelAlias {
+    /// The name that clients may use.
+    pub alias: ModelId,
+    /// The name that workers know.
+    pub model: ModelId,
+}
+
+/// Another name for a model.
+pub(crate) fn model_alias(text: &str) -> Result<ModelAlias, String> {
+    let (alias, model) =
+        text.split_once('=').ok_or_else(|| "is not of the form alias=model".to_owned())?;
+    if alias == model {
+        return Err("names a model as its own alias".to_owned());
+    }
+    Ok(ModelAlias { alias: model_name(alias)?, model: model_name(model)? })
+}
+
+/// A model's name.
+pub(crate) fn model_name(text: &str) -> Result<ModelId, String> {
+    let is_name = !text.trim().is_empty() && text.len() <= 256 && !text.contains(char::is_control);
+    if is_name {
+        Ok(ModelId::from(text))
+    } else {
+        Err("is not a model's name of 1 to 256 bytes".to_owned())
+    }
+}
+
+/// A worker's URL: not a client's base URL, which ends in `/v1`.
+pub(crate) fn worker_url(text: &str) -> Result<WorkerUrl, String> {
+    let url: WorkerUrl = text.parse().map_err(|error| format!("{error}"))?;
+    url.check_path().map_err(|error| format!("{error}"))?;
+    Ok(url)
+}
+
+/// An administrator's key: a key, or `id:name:role:key`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminKey {
+    /// Whose key it is: the id that was given, else `admin`.
+    pub id: String,
+    /// Whether it allows writes.
+    pub writes: bool,
+    /// The key.
+    pub key: Secret,
+}
+
+/// An administrator's key. What has a role in its third place is read as `id:name:role:key`, everything else is a key.
+pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
+    let parts: Vec<&str> = text.splitn(4, ':').collect();
+    if let [id, _name, role, key] = parts[..] {
+        let writes = match role {
+            "admin" => Some(true),
+            "user" => Some(false),
+            _ => None,
+        };
+        if let Some(writes) = writes {
+            let key = secret(key).map_err(|why| format!("has a key that {why}"))?;
+            if id.is_empty() {
+                return Err("has an empty id".to_owned());
+            }
+            return Ok(AdminKey { id: id.to_owned(), writes, key });
+        }
+    }
+    Ok(AdminKey { id: "admin".to_owned(), writes: true, key: secret(text)? })
+}
+
 /// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     let is_path =
@@ -214,6 +282,22 @@ pub(crate) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
+/// A status of an answer, or none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorStatus(pub Option<StatusCode>);
+
+/// A status from 400 to 599, or `none`.
+pub(crate) fn error_status(text: &str) -> Result<ErrorStatus, String> {
+    if text == "none" {
+        return Ok(ErrorStatus(None));
+    }
+    whole::<u16>(400, 599)(text)
+        .ok()
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .map(|status| ErrorStatus(Some(status)))
+        .ok_or_else(|| "is neither a status from 400 to 599 nor none".to_owned())
+}
+
 /// A request header's name.
 pub(crate) fn header_name(text: &str) -> Result<http::HeaderName, String> {
     text.parse().map_err(|_| "is not the name of a header".to_owned())
@@ -227,6 +311,17 @@ pub(crate) fn file(text: &str) -> Result<std::path::PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statuses_are_those_of_errors() {
+        let status = |code| Ok(ErrorStatus(StatusCode::from_u16(code).ok()));
+        assert_eq!(error_status("400"), status(400));
+        assert_eq!(error_status("599"), status(599));
+        assert_eq!(error_status("none"), Ok(ErrorStatus(None)));
+        for wrong in ["399", "600", "", "5xx", "-1", "None"] {
+            assert!(error_status(wrong).unwrap_err().contains("400 to 599"), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn numbers_stay_inside_their_bounds() {

@@ -1,6 +1,7 @@
 //! What the mesh's settings mean together.
 
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr as _;
 
 use smg_cluster::codec::ClusterId;
 use smg_cluster::{self as cluster, membership, replication};
@@ -33,14 +34,29 @@ pub(super) fn node_name(args: &MeshArgs, process: &Process<'_>) -> Result<NodeNa
     })
 }
 
-/// The mesh, if there is to be one.
+/// A name for a router that nobody else meets: the host's, as far as it can be one.
+fn lone_name(host: &str) -> NodeName {
+    let visible = |c: char| if c.is_ascii_graphic() { c } else { '-' };
+    let name: String = host.chars().take(NodeName::MAX_BYTES).map(visible).collect();
+    name.parse().unwrap_or_else(|_| NodeName::from_str("router").expect("it is a name"))
+}
+
+/// The router's cluster node, with a network if other routers may join.
 pub(super) fn mesh_config(
     settings: &Settings,
     process: &Process<'_>,
     mistakes: &mut Vec<Mistake>,
     warnings: &mut Vec<String>,
-) -> Option<mesh::Config> {
+) -> mesh::Config {
     let args = &settings.args.mesh;
+    let name = node_name(args, process).unwrap_or_else(|mistake| {
+        if args.enable_mesh {
+            mistakes.push(mistake);
+        }
+        lone_name(&process.host_name)
+    });
+    let cluster = ClusterId::of(args.mesh_cluster_id.as_str());
+    let cluster_name = args.mesh_cluster_id.to_string();
     if !args.enable_mesh {
         let unused = ["mesh_server_name", "mesh_peer_urls", "mesh_advertise_host"]
             .into_iter()
@@ -48,15 +64,28 @@ pub(super) fn mesh_config(
         if let Some(id) = unused {
             warnings.push(format!("{} has no effect without --enable-mesh", flag(id)));
         }
-        return None;
+        let membership = membership::Config::lan();
+        let node =
+            cluster::Config { cluster, membership, replication: replication::Config::default() };
+        return mesh::Config { name, cluster_name, node, network: None };
     }
-    let name = match node_name(args, process) {
-        Ok(name) => name,
-        Err(mistake) => {
-            mistakes.push(mistake);
-            return None;
-        }
+    let membership = membership_config(args);
+    check_membership(&membership, mistakes);
+    let replication = replication::Config {
+        digest_interval: args.mesh_sync_interval,
+        ..replication::Config::default()
     };
+    let node = cluster::Config { cluster, membership, replication };
+    let network = Some(network_config(args, process, mistakes, warnings));
+    mesh::Config { name, cluster_name, node, network }
+}
+
+fn network_config(
+    args: &MeshArgs,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+    warnings: &mut Vec<String>,
+) -> mesh::NetworkConfig {
     if args.mesh_advertise_host.is_some_and(|address| address.is_unspecified()) {
         mistakes.push(Mistake::of_settings(
             &["mesh_advertise_host"],
@@ -73,8 +102,16 @@ pub(super) fn mesh_config(
             None
         }
     });
-    let membership = membership_config(args);
-    mistakes.extend(membership.mistakes().into_iter().map(|error| {
+    mesh::NetworkConfig {
+        listen: SocketAddr::new(args.mesh_host, args.mesh_port),
+        advertise: mesh::Wanted { flag: args.mesh_advertise_host, pod },
+        join: args.mesh_peer_urls.clone(),
+        security: security_config(args, process, mistakes, warnings),
+    }
+}
+
+fn check_membership(config: &membership::Config, mistakes: &mut Vec<Mistake>) {
+    mistakes.extend(config.mistakes().into_iter().map(|error| {
         let (id, named) = match error {
             membership::ConfigError::ProbeTimeout { .. } => ("mesh_probe_timeout", true),
             membership::ConfigError::Suspicion { .. } => ("mesh_suspicion_timeout", true),
@@ -85,23 +122,6 @@ pub(super) fn mesh_config(
         let what = if named { flag(id) } else { "the mesh".to_owned() };
         Mistake::of_settings(&[id], format!("{what}: {error}"))
     }));
-    let node = cluster::Config {
-        cluster: ClusterId::of(args.mesh_cluster_id.as_str()),
-        membership,
-        replication: replication::Config {
-            digest_interval: args.mesh_sync_interval,
-            ..replication::Config::default()
-        },
-    };
-    Some(mesh::Config {
-        name,
-        cluster_name: args.mesh_cluster_id.to_string(),
-        listen: SocketAddr::new(args.mesh_host, args.mesh_port),
-        advertise: mesh::Wanted { flag: args.mesh_advertise_host, pod },
-        join: args.mesh_peer_urls.clone(),
-        security: security_config(args, process, mistakes, warnings),
-        node,
-    })
 }
 
 fn security_config(

@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 use crate::cli;
 use crate::config::mistakes::{Mistake, did_you_mean, key, key_in};
+use crate::config::peers;
 
 /// A file's content, taken apart.
 #[derive(Default)]
@@ -55,10 +56,10 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mi
         }
         let Some(arg) = command.get_arguments().find(|arg| arg.get_id().as_str() == id) else {
             let names = known.iter().map(String::as_str).chain(["workers"]);
-            mistakes.push(
+            mistakes.push(peers::refused_key(path, &name).unwrap_or_else(|| {
                 Mistake::new(format!("{} is not known", key_in(path, &name)))
-                    .with_hint(did_you_mean(&key(&id), names)),
-            );
+                    .with_hint(did_you_mean(&key(&id), names))
+            }));
             continue;
         };
         let texts = match value {

@@ -15,6 +15,7 @@ use crate::cli::values::MASK;
 use crate::cli::{self, Args};
 use crate::config::file::ConfigFile;
 use crate::config::mistakes::{Mistake, flag, key, key_in, variable};
+use crate::config::peers::{self, Said};
 use crate::config::process::Process;
 use crate::config::variables::is_from_kubernetes;
 
@@ -48,6 +49,8 @@ impl fmt::Debug for Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     Flag,
+    /// By the name that another router has for the flag.
+    Alias(&'static str),
     Variable,
     File,
     Default,
@@ -77,6 +80,7 @@ impl fmt::Debug for Given {
 /// that the rest can be checked.
 pub(super) fn settle(
     matches: &ArgMatches,
+    aliases: &BTreeMap<String, Vec<Said>>,
     process: &Process<'_>,
     file: ConfigFile,
 ) -> (Settings, Vec<Mistake>) {
@@ -84,7 +88,8 @@ pub(super) fn settle(
     let mut given = BTreeMap::new();
     for arg in cli::settings_command().get_arguments() {
         let id = arg.get_id().as_str();
-        let found = of_flag(arg, matches, &mut mistakes)
+        let said = aliases.get(id).map_or(&[][..], Vec::as_slice);
+        let found = of_flag(arg, matches, said, &mut mistakes)
             .or_else(|| of_variable(arg, process, &mut mistakes))
             .or_else(|| Some((file.settings.get(id)?.clone(), Origin::File)));
         let (texts, origin) = found.unwrap_or_else(|| {
@@ -93,6 +98,7 @@ pub(super) fn settle(
         });
         let place = match origin {
             Origin::Flag => format!("flag {}", flag(id)),
+            Origin::Alias(alias) => format!("flag {alias}"),
             Origin::Variable => format!("variable {}", variable(id)),
             Origin::File => key_in(&file.path, &key(id)),
             Origin::Default => "default".to_owned(),
@@ -109,8 +115,9 @@ pub(super) fn settle(
                 let shown = if cli::is_secret(arg) { MASK } else { text };
                 let is_subcommand =
                     cli::is_list(arg) && cli::command().find_subcommand(text).is_some();
-                let hint =
-                    is_subcommand.then(|| format!("a subcommand comes first: smg {text} FLAGS"));
+                let hint = is_subcommand
+                    .then(|| format!("a subcommand comes first: smg {text} FLAGS"))
+                    .or_else(|| peers::hint(id, text));
                 mistakes.push(Mistake::of_value(id, &place, shown, &why).with_hint(hint));
             }
         }
@@ -122,22 +129,33 @@ pub(super) fn settle(
     (Settings { args, given, workers: file.workers, file: file.path }, mistakes)
 }
 
+/// What the flag says, or one of the names that other routers have for it.
 fn of_flag(
     arg: &Arg,
     matches: &ArgMatches,
+    aliases: &[Said],
     mistakes: &mut Vec<Mistake>,
 ) -> Option<(Vec<String>, Origin)> {
     let id = arg.get_id().as_str();
-    if matches.value_source(id) != Some(ValueSource::CommandLine) {
-        return None;
-    }
-    let texts: Vec<String> = matches.get_many::<String>(id)?.cloned().collect();
-    if !cli::is_list(arg) && texts.len() > 1 {
-        let text = format!("flag {} is given {} times", flag(id), texts.len());
+    let own = (matches.value_source(id) == Some(ValueSource::CommandLine))
+        .then(|| matches.get_many::<String>(id))
+        .flatten()
+        .map(|texts| (flag(id), Origin::Flag, texts.cloned().collect::<Vec<_>>()));
+    let others = aliases
+        .iter()
+        .map(|said| (said.flag.to_owned(), Origin::Alias(said.flag), said.texts.clone()));
+    let mut given = own.into_iter().chain(others);
+    let (name, origin, texts) = given.next()?;
+    if let Some((other, ..)) = given.next() {
+        let text = format!("flag {name} and flag {other} are the same setting: give one of them");
         mistakes.push(Mistake::of_settings(&[id], text));
-        return Some((texts.into_iter().take(1).collect(), Origin::Flag));
     }
-    Some((texts, Origin::Flag))
+    if !cli::is_list(arg) && texts.len() > 1 {
+        let text = format!("flag {name} is given {} times", texts.len());
+        mistakes.push(Mistake::of_settings(&[id], text));
+        return Some((texts.into_iter().take(1).collect(), origin));
+    }
+    Some((texts, origin))
 }
 
 fn of_variable(

@@ -29,6 +29,7 @@ mod cluster;
 mod file;
 mod layers;
 mod mistakes;
+mod peers;
 mod process;
 mod reference;
 mod resolve;
@@ -39,6 +40,7 @@ mod workers;
 
 pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
 
@@ -70,9 +72,9 @@ pub struct Config {
     pub dispatch: dispatch::Config,
     /// The workers known from the start, each once.
     pub workers: Vec<WorkerSpec>,
-    /// Several routers as one; `None`: this one alone.
-    pub mesh: Option<mesh::Config>,
-    /// What joins it to the rest.
+    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
+    pub mesh: mesh::Config,
+    /// What connects the cluster node with routing.
     pub bridge: bridge::Config,
     /// Logs.
     pub telemetry: telemetry::Config,
@@ -203,16 +205,21 @@ fn load(
 ) -> Result<Loaded, ConfigErrors> {
     let file = read_file(matches, process, &mut mistakes);
     let file_is_understood = file.is_some();
-    let (settings, wrong_values) = layers::settle(matches, process, file.unwrap_or_default());
+    let translated = peers::translate(matches);
+    mistakes.extend(translated.mistakes);
+    let file = file.unwrap_or_default();
+    let (settings, wrong_values) = layers::settle(matches, &translated.said, process, file);
     mistakes.extend(wrong_values);
-    let mut warnings = variables::warnings(process);
+    let mut warnings = translated.notes;
+    warnings.extend(variables::warnings(process));
     let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
+    warnings.extend(peers::unread_variables(process, &config.workers));
     // What a wrong value was replaced with may not fit the rest: that is no mistake of its own. Nor is what lacks its
     // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
-    mistakes.extend(wrong_together.into_iter().filter(is_own));
-    mistakes.extend(wrong_files(&config, process));
+    mistakes.extend(wrong_together.into_iter().filter(&is_own));
+    mistakes.extend(wrong_files(&config, process).into_iter().filter(is_own));
     ConfigErrors::unless_empty(mistakes)?;
     Ok(Loaded { config, warnings, settings })
 }

@@ -6,6 +6,7 @@ use clap::Arg;
 
 use crate::cli;
 use crate::config::mistakes::{flag, key, variable};
+use crate::config::peers;
 
 const HEAD: &str = include_str!("reference_head.md");
 
@@ -67,6 +68,12 @@ fn meaning(arg: &Arg) -> String {
         });
         let values: Vec<_> = values.collect();
         write!(text, " One of {}.", values.join(", ")).expect("writing to a string does not fail");
+    }
+    let names: Vec<String> = peers::aliases(&key(arg.get_id().as_str()))
+        .map(|alias| format!("`{}` ({})", alias.flag, alias.routers.names()))
+        .collect();
+    if !names.is_empty() {
+        write!(text, " Also as {}.", names.join(", ")).expect("writing to a string does not fail");
     }
     text.replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*")
 }

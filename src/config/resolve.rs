@@ -18,6 +18,7 @@ use smg_runtime::tls;
 use smg_types::spec::{Secret, WorkerSpec};
 
 use crate::bridge;
+use crate::cli::values::ModelAlias;
 use crate::cli::{Args, LogLevel};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
@@ -26,8 +27,8 @@ use crate::config::process::Process;
 use crate::config::{Config, workers};
 use crate::http;
 
-/// Headers that may carry a session's key at most: each is looked for in every request.
-const MOST_SESSION_HEADERS: usize = 16;
+/// Headers that may carry a session's key, or a request's id, at most: each is looked for in every request.
+const MOST_HEADERS: usize = 16;
 
 /// The configuration that the settings mean, and how they contradict each other.
 pub(super) fn resolve(
@@ -40,7 +41,9 @@ pub(super) fn resolve(
     check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
     check_retries(args, &mut mistakes);
-    check_session_headers(args, &mut mistakes);
+    check_headers(args, &mut mistakes);
+    check_aliases(args, &mut mistakes);
+    check_push_back(args, &mut mistakes);
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
     let config = Config {
@@ -97,15 +100,27 @@ fn http_config(
             .iter()
             .map(|tenant| http::Tenant { id: tenant.id.clone(), key: tenant.key.clone() })
             .collect(),
-        admin_api_key: access.admin_api_key.clone(),
+        admin_api_keys: access
+            .admin_api_key
+            .iter()
+            .map(|admin| http::AdminKey {
+                id: admin.id.clone(),
+                role: if admin.writes { http::AdminRole::Admin } else { http::AdminRole::User },
+                key: admin.key.clone(),
+            })
+            .collect(),
+        admin_open: access.admin_open,
         max_body_bytes: listen.max_payload_size,
+        decompress_requests: listen.decompress_requests,
         max_buffered_bytes: listen.max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
+        idle_timeout: listen.idle_connection_timeout_secs,
         body_timeout: listen.body_timeout_secs,
         max_connections: listen.max_connections,
         threads: if listen.threads == 0 { process.cpus } else { listen.threads },
         min_ready_workers: probes.min_ready_workers,
         session_headers: routing.session_header.clone(),
+        request_id_headers: listen.request_id_headers.clone(),
         debug_headers: routing.debug_headers,
         cors_allowed_origins: listen.cors_allowed_origins.clone(),
         drain_settle: shutdown.drain_settle_secs,
@@ -132,7 +147,7 @@ fn bridge_config(args: &Args) -> bridge::Config {
     bridge::Config {
         health_probers: args.mesh.health_probers,
         join_timeout: args.mesh.mesh_join_timeout,
-        has_others: !args.mesh.mesh_peer_urls.is_empty(),
+        has_others: args.mesh.enable_mesh && !args.mesh.mesh_peer_urls.is_empty(),
     }
 }
 
@@ -156,6 +171,11 @@ fn fleet_config(args: &Args) -> fleet::Config {
         },
         max_ejection_percent: breaker.max_ejection_percent,
         drain_timeout: workers.drain_timeout_secs,
+        aliases: workers
+            .model_alias
+            .iter()
+            .map(|named| (named.alias.clone(), named.model.clone()))
+            .collect(),
     }
 }
 
@@ -185,14 +205,16 @@ fn unless_zero(time: Duration) -> Option<Duration> {
 }
 
 fn dispatch_config(args: &Args) -> dispatch::Config {
-    let Args { retry, admission, .. } = args;
+    let Args { retry, admission, breaker, .. } = args;
     dispatch::Config {
         max_retries: if retry.disable_retries { 0 } else { retry.retry_max_retries },
         initial_backoff: retry.retry_initial_backoff_ms,
         max_backoff: retry.retry_max_backoff_ms,
         backoff_multiplier: retry.retry_backoff_multiplier,
+        backoff_jitter: retry.retry_jitter_factor,
         budget_ratio: retry.retry_budget_ratio,
         budget_floor: retry.retry_budget_floor,
+        push_back_statuses: breaker.push_back_statuses.iter().filter_map(|s| s.0).collect(),
         queue_timeout: admission.queue_timeout_secs,
         no_worker_wait: admission.no_worker_wait_secs,
     }
@@ -289,8 +311,20 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
     }
     let is_client_key =
         |key: &Secret| access.api_key.contains(key) || owners.contains_key(key.expose());
-    if access.admin_api_key.as_ref().is_some_and(is_client_key) {
+    if access.admin_api_key.iter().any(|admin| is_client_key(&admin.key)) {
         warnings.push("--admin-api-key is a client's key too: that client is an admin".to_owned());
+    }
+    let has_keys = !access.admin_api_key.is_empty() || !access.api_key.is_empty();
+    if access.admin_open && has_keys {
+        mistakes.push(Mistake::of_settings(
+            &["admin_open"],
+            "--admin-open has no effect beside --admin-api-key or --api-key: leave one of them out"
+                .to_owned(),
+        ));
+    } else if access.admin_open {
+        warnings.push(
+            "--admin-open: whoever reaches this port can change workers and policies".to_owned(),
+        );
     }
 }
 
@@ -333,10 +367,36 @@ fn check_retries(args: &Args, mistakes: &mut Vec<Mistake>) {
     }
 }
 
-fn check_session_headers(args: &Args, mistakes: &mut Vec<Mistake>) {
-    let names = args.routing.session_header.len();
-    if names > MOST_SESSION_HEADERS {
-        let text = format!("--session-header has {names} names, more than {MOST_SESSION_HEADERS}");
-        mistakes.push(Mistake::of_settings(&["session_header"], text));
+fn check_headers(args: &Args, mistakes: &mut Vec<Mistake>) {
+    for (id, names) in [
+        ("session_header", args.routing.session_header.len()),
+        ("request_id_headers", args.listen.request_id_headers.len()),
+    ] {
+        if names > MOST_HEADERS {
+            let text = format!("{} has {names} names, more than {MOST_HEADERS}", flag(id));
+            mistakes.push(Mistake::of_settings(&[id], text));
+        }
+    }
+}
+
+fn check_aliases(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let mut models = BTreeMap::new();
+    for ModelAlias { alias, model } in &args.workers.model_alias {
+        if let Some(other) = models.insert(alias, model).filter(|other| *other != model) {
+            let text = format!("--model-alias {alias} is both {other} and {model}");
+            mistakes.push(Mistake::of_settings(&["model_alias"], text));
+        }
+    }
+    for (alias, model) in models.iter().filter(|(_, model)| models.contains_key(*model)) {
+        let text = format!("--model-alias {alias}={model}: {model} is an alias itself");
+        mistakes.push(Mistake::of_settings(&["model_alias"], text));
+    }
+}
+
+fn check_push_back(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let statuses = &args.breaker.push_back_statuses;
+    if statuses.len() > 1 && statuses.iter().any(|status| status.0.is_none()) {
+        let text = "--push-back-statuses has none beside other values".to_owned();
+        mistakes.push(Mistake::of_settings(&["push_back_statuses"], text));
     }
 }

@@ -52,6 +52,7 @@ pub(super) fn as_toml(settings: &Settings) -> String {
         }
         let origin = match given.origin {
             Origin::Flag => format!("  # by {}", flag(id)),
+            Origin::Alias(alias) => format!("  # by {alias}"),
             Origin::Variable => format!("  # by {}", variable(id)),
             Origin::File => "  # by the file".to_owned(),
             Origin::Default => String::new(),

@@ -11,6 +11,7 @@ use smg_types::now::Now;
 
 use super::*;
 
+mod peers;
 mod settings;
 mod workers;
 
@@ -470,6 +471,16 @@ fn certificates_that_can_not_be_used_name_their_flag() {
 fn disabling_retries_wins_over_their_number() {
     let config = given().flags(&["--retry-max-retries=7", "--disable-retries"]).config();
     assert_eq!(config.dispatch.max_retries, 0);
+}
+
+#[test]
+fn push_back_may_be_nothing_but_not_nothing_and_something() {
+    let statuses = |given: Given| given.config().dispatch.push_back_statuses;
+    assert_eq!(statuses(given()), [429, 503]);
+    assert_eq!(statuses(given().flags(&["--push-back-statuses=529"])), [529]);
+    assert_eq!(statuses(given().flags(&["--push-back-statuses=none"])), [0u16; 0]);
+    let errors = given().flags(&["--push-back-statuses=none,503"]).errors();
+    assert!(errors.contains("--push-back-statuses has none beside other values"), "{errors}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 
 use crate::cli::{self, Cli};
 use crate::config::mistakes::Mistake;
+use crate::config::peers;
 
 /// What the command line asks for.
 pub(super) enum Asked {
@@ -52,16 +53,17 @@ fn with_name(words: &[OsString]) -> impl Iterator<Item = OsString> {
     std::iter::once(OsString::from("smg")).chain(words.iter().cloned())
 }
 
-/// The command line with every setting open to any text, any number of times.
+/// The command line with every setting open to any text, any number of times, and with the flags of other routers.
 fn lenient_command() -> clap::Command {
     let lenient = |arg: Arg| match cli::variable_of(&arg) {
         Some(_) => arg.action(ArgAction::Append).value_parser(clap::value_parser!(String)),
         None => arg,
     };
-    cli::command()
-        .mut_args(lenient)
-        .mut_subcommand("launch", |launch| launch.mut_args(lenient))
-        .mut_subcommand("check-config", |check| check.mut_args(lenient))
+    let open = |command: clap::Command| command.mut_args(lenient).args(peers::arguments());
+    open(cli::command())
+        .mut_subcommand("launch", open)
+        .mut_subcommand("check-config", open)
+        .subcommands(peers::subcommands())
 }
 
 fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<Mistake>) {
@@ -69,7 +71,10 @@ fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<
         None => Asked::Router(matches),
         Some((name, matches)) if name == "launch" => Asked::Router(matches),
         Some((name, matches)) if name == "check-config" => Asked::CheckConfig(matches),
-        Some(_) => {
+        Some((name, _)) => {
+            if let Some(mistake) = peers::refused_subcommand(&name) {
+                return (None, Some(mistake));
+            }
             let strict = cli::command()
                 .try_get_matches_from(with_name(words))
                 .and_then(|matches| Cli::from_arg_matches(&matches));
@@ -120,8 +125,11 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
     }
     match (error.kind(), context(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(word)) if word.starts_with('-') => {
-            Mistake::new(format!("there is no flag {word}"))
-                .with_hint(context(ContextKind::SuggestedArg).map(|s| format!("did you mean {s}?")))
+            Mistake::new(format!("there is no flag {word}")).with_hint(
+                context(ContextKind::SuggestedArg)
+                    .filter(|flag| peers::is_accepted(flag))
+                    .map(|flag| format!("did you mean {flag}?")),
+            )
         }
         (ErrorKind::UnknownArgument, Some(word)) => stray(&word),
         (ErrorKind::InvalidValue, Some(word))

@@ -6,6 +6,7 @@
 
 use crate::cli;
 use crate::config::mistakes::did_you_mean;
+use crate::config::peers::{self, VARIABLES};
 use crate::config::process::Process;
 
 /// Variables that belong to this project and are not settings of the router.
@@ -44,7 +45,14 @@ pub(super) fn warnings(process: &Process<'_>) -> Vec<String> {
     for (name, value) in process.variables.iter().filter(|(name, _)| name.starts_with("SMG_")) {
         if is_from_kubernetes(name, &value.to_string_lossy()) {
             from_kubernetes.push(name.as_str());
-        } else if !known.contains(name) && !OTHERS.contains(&name.as_str()) {
+        } else if known.contains(name)
+            || OTHERS.contains(&name.as_str())
+            || VARIABLES.iter().any(|variable| variable.name == name)
+        {
+            // Read, or reported with the variables of other routers.
+        } else if let Some(warning) = peers::unread_variable(name) {
+            warnings.push(warning);
+        } else {
             let hint = did_you_mean(name, known.iter().map(String::as_str));
             let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
             warnings.push(format!("variable {name} is not known and ignored{hint}"));

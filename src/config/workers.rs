@@ -77,13 +77,13 @@ pub(super) fn read(
 
 /// A worker, if at least its URL is right.
 fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> {
-    let url: Option<WorkerUrl> =
-        fields.text("url", |text| text.parse().map_err(|e| format!("{e}")));
+    let url: Option<WorkerUrl> = fields.text("url", values::worker_url);
     if url.is_none() && !fields.has("url") {
         fields.wrong("url", "is missing");
     }
-    let models = fields.list("models", model);
-    let aliases: BTreeMap<ModelId, ModelId> = fields.pairs("aliases", model, model);
+    let models = fields.list("models", values::model_name);
+    let aliases: BTreeMap<ModelId, ModelId> =
+        fields.pairs("aliases", values::model_name, values::model_name);
     let labels: BTreeMap<String, String> = fields.pairs("labels", label_name, label_value);
     if let Some(policy) = labels.get("policy")
         && policy.parse::<Kind>().is_err()
@@ -167,15 +167,6 @@ fn check_aliases(
         } else if !served.is_empty() && !served.contains(target) {
             fields.wrong(&key, &format!("{target:?} is not among the worker's models"));
         }
-    }
-}
-
-fn model(text: &str) -> Result<ModelId, String> {
-    let is_name = !text.trim().is_empty() && text.len() <= 256 && !text.contains(char::is_control);
-    if is_name {
-        Ok(ModelId::from(text))
-    } else {
-        Err("is not a model's name of 1 to 256 bytes".to_owned())
     }
 }
 

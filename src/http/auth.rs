@@ -1,29 +1,41 @@
-//! Who may call: keys of clients, of tenants, of administrators.
+//! Who may call: keys of clients, of tenants and of administrators, and what is believed without a key.
+//!
+//! One rule for every port and path; docs/security.md shows it as a table made from the table of routes:
+//!
+//! 1. Inference needs a client's or a tenant's key if any is configured.
+//! 2. The admin surface needs an admin key. `--api-key` counts as one when no admin key is configured.
+//! 3. Without any key that counts as an admin key, reads are open, and writes are for this machine only, unless
+//!    `--admin-open` opens them.
+//! 4. "This machine" is a loopback address without a sign of a proxy or of a page that another site served: a proxy on
+//!    this machine makes everybody's address a loopback address.
+//! 5. A write that a browser may have sent on behalf of another site is refused whatever it shows.
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use smg_types::spec::Secret;
 
-use super::Config;
 use super::error::ApiError;
-use super::headers::shown_key;
+use super::headers::{is_key, shown_keys};
+use super::routes::Access;
+use super::{AdminKey, AdminRole, Config, Tenant};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
     /// The tenant whose key was shown.
     pub(super) tenant: Option<String>,
-    /// A key of the router's own was asked for and shown: it is not for the workers.
-    pub(super) key_is_ours: bool,
 }
 
 /// The keys, as configured.
 #[derive(Debug)]
 pub(super) struct Keys {
     clients: Vec<Secret>,
-    tenants: Vec<super::Tenant>,
-    admin: Option<Secret>,
+    tenants: Vec<Tenant>,
+    admins: Vec<AdminKey>,
+    /// Admin writes need no key where none is configured.
+    open: bool,
 }
 
 impl Keys {
@@ -31,120 +43,352 @@ impl Keys {
         Self {
             clients: config.api_keys.clone(),
             tenants: config.tenants.clone(),
-            admin: config.admin_api_key.clone(),
+            admins: config.admin_api_keys.clone(),
+            open: config.admin_open,
         }
     }
 
-    fn are_asked_for(&self) -> bool {
-        !self.clients.is_empty() || !self.tenants.is_empty()
-    }
-
-    /// Lets a client in, or not.
+    /// Lets a client in, or not. Each credential that it shows is tried.
     pub(super) fn client(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        if !self.are_asked_for() {
-            // An administrator's key is not for the workers either.
-            let is_admin = |shown| self.admin.as_ref().is_some_and(|admin| admin.matches(shown));
-            return Ok(Caller {
-                tenant: None,
-                key_is_ours: shown_key(headers).is_some_and(is_admin),
-            });
+        if self.clients.is_empty() && self.tenants.is_empty() {
+            return Ok(Caller { tenant: None });
         }
-        let shown = shown_key(headers).ok_or_else(ApiError::unauthorized)?;
-        // All keys are compared, so that the time tells nothing about which of them is near.
-        let is_client = self.clients.iter().fold(false, |found, key| found | key.matches(shown));
-        let tenant = self
-            .tenants
-            .iter()
-            .rfind(|tenant| tenant.key.matches(shown))
-            .map(|tenant| tenant.id.clone());
-        if is_client || tenant.is_some() {
-            Ok(Caller { tenant, key_is_ours: true })
-        } else {
-            Err(ApiError::unauthorized())
+        // All keys are compared, so that the time says nothing about which of them is near.
+        let mut found = None;
+        for shown in shown_keys(headers) {
+            let is_client = is_one_of(&self.clients, shown);
+            let tenant = self.tenants.iter().rfind(|tenant| tenant.key.matches(shown));
+            if found.is_none() && (is_client || tenant.is_some()) {
+                found = Some(Caller { tenant: tenant.map(|tenant| tenant.id.clone()) });
+            }
         }
+        found.ok_or_else(ApiError::unauthorized)
     }
 
-    /// Lets an administrator in, or not. Without an admin key but with client keys, only this machine is trusted.
-    pub(super) fn admin(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
-        match &self.admin {
-            Some(key) => match shown_key(headers) {
-                Some(shown) if key.matches(shown) => Ok(()),
-                Some(shown) if self.clients.iter().any(|client| client.matches(shown)) => {
-                    Err(ApiError::forbidden("this needs the admin key"))
+    /// Lets the caller of an admin route in, or not.
+    pub(super) fn admin(
+        &self,
+        access: Access,
+        method: &Method,
+        headers: &HeaderMap,
+        peer: IpAddr,
+    ) -> Result<(), ApiError> {
+        let writes = !matches!(*method, Method::GET | Method::HEAD);
+        if writes {
+            refuse_cross_site(headers)?;
+        }
+        if !self.admins.is_empty() {
+            return self.with_admin_key(writes, headers);
+        }
+        // Ending the router and changing its mesh's keys is more than clients are trusted with.
+        if access == Access::Operator {
+            return own_machine(headers, peer);
+        }
+        if !self.clients.is_empty() {
+            let is_client = |shown| is_one_of(&self.clients, shown);
+            // All of them, for the time that it takes.
+            let known = shown_keys(headers).fold(false, |known, shown| known | is_client(shown));
+            return if known { Ok(()) } else { Err(ApiError::unauthorized()) };
+        }
+        if writes && !self.open { own_machine(headers, peer) } else { Ok(()) }
+    }
+
+    fn with_admin_key(&self, writes: bool, headers: &HeaderMap) -> Result<(), ApiError> {
+        let mut role = None;
+        let mut is_client = false;
+        for shown in shown_keys(headers) {
+            for admin in &self.admins {
+                if admin.key.matches(shown) {
+                    role = role.max(Some(admin.role));
                 }
-                Some(_) | None => Err(ApiError::unauthorized()),
-            },
-            None if self.are_asked_for() => own_machine(peer),
-            None => Ok(()),
+            }
+            is_client |= is_one_of(&self.clients, shown);
+            is_client |= self.tenants.iter().fold(false, |is, own| is | own.key.matches(shown));
+        }
+        match role {
+            Some(AdminRole::Admin) => Ok(()),
+            Some(AdminRole::User) if !writes => Ok(()),
+            Some(AdminRole::User) => {
+                Err(ApiError::forbidden("this needs an admin key of the role admin"))
+            }
+            None if is_client => Err(ApiError::forbidden("this needs an admin key")),
+            None => Err(ApiError::unauthorized()),
         }
     }
 
-    /// Lets in whoever may end the router: without an admin key, only this machine, whatever else is open.
-    pub(super) fn operator(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
-        if self.admin.is_some() { self.admin(headers, peer) } else { own_machine(peer) }
+    /// Takes the router's own keys out of the headers: they are not for workers. What else the client shows stays.
+    pub(super) fn take_own(&self, headers: &mut HeaderMap) {
+        for name in [header::AUTHORIZATION, HeaderName::from_static("x-api-key")] {
+            if !headers.get_all(&name).iter().any(|value| self.is_own(&name, value)) {
+                continue;
+            }
+            let others: Vec<HeaderValue> =
+                headers.get_all(&name).iter().filter(|v| !self.is_own(&name, v)).cloned().collect();
+            headers.remove(&name);
+            for value in others {
+                headers.append(name.clone(), value);
+            }
+        }
+    }
+
+    fn is_own(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        let Some(shown) = is_key(name, value) else { return false };
+        let mut own = is_one_of(&self.clients, shown);
+        own |= self.tenants.iter().fold(false, |is, tenant| is | tenant.key.matches(shown));
+        own | self.admins.iter().fold(false, |is, admin| is | admin.key.matches(shown))
     }
 }
 
-fn own_machine(peer: IpAddr) -> Result<(), ApiError> {
-    if peer.to_canonical().is_loopback() {
-        Ok(())
-    } else {
-        Err(ApiError::forbidden("without an admin key this is for the router's own machine only"))
+fn is_one_of(keys: &[Secret], shown: &[u8]) -> bool {
+    keys.iter().fold(false, |found, key| found | key.matches(shown))
+}
+
+/// What proxies add: with one of these the address of the connection is a proxy's, not the caller's.
+static FORWARDED: [HeaderName; 8] = [
+    header::FORWARDED,
+    header::VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+];
+
+fn own_machine(headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
+    if !peer.to_canonical().is_loopback() {
+        return Err(ApiError::forbidden(
+            "without an admin key this is for the router's own machine only: set --admin-api-key \
+             (or --admin-open, which lets everybody)",
+        ));
     }
+    if FORWARDED.iter().any(|name| headers.contains_key(name)) {
+        return Err(ApiError::forbidden(
+            "without an admin key this is for the router's own machine only, and the request came \
+             through a proxy: set --admin-api-key",
+        ));
+    }
+    // A page may reach a server on its reader's machine under a name of its own that it resolves to loopback.
+    let is_local = |authority: &Authority| {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    };
+    match Page::of(headers) {
+        Page::At(authority) if !is_local(&authority) => {
+            Err(ApiError::forbidden("this is not for pages of other sites"))
+        }
+        Page::Opaque => Err(ApiError::forbidden("this is not for pages of other sites")),
+        Page::At(_) | Page::None => Ok(()),
+    }
+}
+
+/// The page that made a browser send a request.
+enum Page {
+    /// None: it was no page, or it is not said.
+    None,
+    /// One at this host and port.
+    At(Authority),
+    /// One that the browser does not name, or names in a way that can't be read.
+    Opaque,
+}
+
+impl Page {
+    fn of(headers: &HeaderMap) -> Self {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Self::None };
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
+        authority.map_or(Self::Opaque, Self::At)
+    }
+}
+
+/// Refuses what a page of another site can make a browser send: the site of the request is another one, or the body has
+/// a type that needs no preflight (Fetch Standard, CORS-safelisted request headers).
+fn refuse_cross_site(headers: &HeaderMap) -> Result<(), ApiError> {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let other_site = site.is_some_and(|site| site != b"same-origin" && site != b"none");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let other_origin = match Page::of(headers) {
+        Page::None => false,
+        Page::At(page) => host.is_none_or(|host| !page.as_str().eq_ignore_ascii_case(host)),
+        Page::Opaque => true,
+    };
+    if other_site || other_origin {
+        return Err(ApiError::forbidden(
+            "a page of another site sent this request; admin writes are for the router's own",
+        ));
+    }
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+        let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+            || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        return if has_body { Err(ApiError::not_json("nothing")) } else { Ok(()) };
+    };
+    let kind = kind.to_str().unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let is_json = essence.eq_ignore_ascii_case("application/json")
+        || essence.eq_ignore_ascii_case("application/merge-patch+json");
+    if is_json { Ok(()) } else { Err(ApiError::not_json(essence)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn keys(clients: &[&str], tenants: &[(&str, &str)], admin: Option<&str>) -> Keys {
+    fn keys(clients: &[&str], tenants: &[(&str, &str)], admins: &[(&str, AdminRole)]) -> Keys {
+        let tenant =
+            |(id, key): &(&str, &str)| Tenant { id: (*id).to_owned(), key: Secret::new(*key) };
         Keys {
             clients: clients.iter().map(|key| Secret::new(*key)).collect(),
-            tenants: tenants
+            tenants: tenants.iter().map(tenant).collect(),
+            admins: admins
                 .iter()
-                .map(|(id, key)| crate::http::Tenant {
-                    id: (*id).to_owned(),
+                .map(|(key, role)| AdminKey {
+                    id: "a".to_owned(),
+                    role: *role,
                     key: Secret::new(*key),
                 })
                 .collect(),
-            admin: admin.map(Secret::new),
+            open: false,
         }
     }
 
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
     fn shows(key: &str) -> HeaderMap {
-        HeaderMap::from_iter([(
-            http::header::AUTHORIZATION,
-            format!("Bearer {key}").parse().unwrap(),
-        )])
+        headers(&[("authorization", &format!("Bearer {key}"))])
     }
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    #[test]
-    fn without_keys_everyone_is_let_in_with_their_own() {
-        let caller = keys(&[], &[], None).client(&shows("theirs")).unwrap();
-        assert!(!caller.key_is_ours);
+    fn status(answer: Result<(), ApiError>) -> u16 {
+        answer.map_or_else(|error| error.status.as_u16(), |()| 200)
+    }
+
+    #[track_caller]
+    fn check(keys: &Keys, (method, sent, peer): (Method, HeaderMap, IpAddr), wanted: u16) {
+        let seen = status(keys.admin(Access::Admin, &method, &sent, peer));
+        assert_eq!(seen, wanted, "{method} {sent:?} from {peer}");
     }
 
     #[test]
-    fn a_key_is_asked_for_when_there_is_one() {
-        let keys = keys(&["a", "b"], &[("t", "c")], None);
+    fn without_keys_everyone_is_let_in_and_keeps_their_own() {
+        let keys = keys(&[], &[], &[]);
+        assert!(keys.client(&shows("theirs")).is_ok());
+        let mut sent = shows("theirs");
+        keys.take_own(&mut sent);
+        assert_eq!(sent, shows("theirs"));
+    }
+
+    #[test]
+    fn each_credential_that_is_shown_is_tried() {
+        let keys = keys(&["a", "b"], &[("t", "c")], &[]);
         assert_eq!(keys.client(&HeaderMap::new()).unwrap_err().status, 401);
         assert_eq!(keys.client(&shows("x")).unwrap_err().status, 401);
-        assert_eq!(keys.client(&shows("b")), Ok(Caller { tenant: None, key_is_ours: true }));
-        assert_eq!(keys.client(&shows("c")).unwrap().tenant.as_deref(), Some("t"));
+        let tenant = |pairs: &[(&str, &str)]| keys.client(&headers(pairs)).unwrap().tenant;
+        assert_eq!(tenant(&[("x-api-key", "b"), ("authorization", "Bearer foreign")]), None);
+        assert_eq!(
+            tenant(&[("authorization", "Bearer foreign"), ("authorization", "Bearer a")]),
+            None
+        );
+        assert_eq!(tenant(&[("authorization", "Bearer   c")]).as_deref(), Some("t"));
+        let both = [("x-api-key", "foreign"), ("authorization", "bearer c ")];
+        assert_eq!(tenant(&both).as_deref(), Some("t"));
     }
 
     #[test]
-    fn an_admin_is_somebody_else() {
-        let keyed = keys(&["a"], &[], Some("root"));
-        assert_eq!(keyed.admin(&shows("root"), THERE), Ok(()));
-        assert_eq!(keyed.admin(&shows("a"), HERE).unwrap_err().status, 403);
-        assert_eq!(keyed.admin(&HeaderMap::new(), HERE).unwrap_err().status, 401);
-        let without = keys(&["a"], &[], None);
-        assert_eq!(without.admin(&HeaderMap::new(), HERE), Ok(()));
-        assert_eq!(without.admin(&HeaderMap::new(), THERE).unwrap_err().status, 403);
-        assert_eq!(keys(&[], &[], None).admin(&HeaderMap::new(), THERE), Ok(()));
+    fn only_our_keys_are_taken_out() {
+        let keys = keys(&["a"], &[("t", "c")], &[("root", AdminRole::Admin)]);
+        let mut sent = headers(&[
+            ("authorization", "Bearer foreign"),
+            ("authorization", "Bearer  root"),
+            ("x-api-key", "c"),
+        ]);
+        keys.take_own(&mut sent);
+        assert_eq!(sent, headers(&[("authorization", "Bearer foreign")]));
+    }
+
+    #[test]
+    fn an_admin_key_is_asked_for_once_there_is_one() {
+        let keyed = keys(
+            &["client"],
+            &[("t", "tenant")],
+            &[("root", AdminRole::Admin), ("view", AdminRole::User)],
+        );
+        for (method, sent, wanted) in [
+            (Method::POST, shows("root"), 200),
+            (Method::GET, shows("root"), 200),
+            (Method::GET, shows("view"), 200),
+            (Method::POST, shows("view"), 403),
+            (Method::GET, shows("client"), 403),
+            (Method::GET, shows("tenant"), 403),
+            (Method::GET, HeaderMap::new(), 401),
+            (Method::POST, shows("x"), 401),
+        ] {
+            check(&keyed, (method.clone(), sent.clone(), THERE), wanted);
+            check(&keyed, (method, sent, HERE), wanted);
+        }
+    }
+
+    #[test]
+    fn a_clients_key_counts_where_there_is_no_admin_key() {
+        let keyed = keys(&["client"], &[("t", "tenant")], &[]);
+        check(&keyed, (Method::POST, shows("client"), THERE), 200);
+        check(&keyed, (Method::POST, shows("tenant"), THERE), 401);
+        check(&keyed, (Method::GET, HeaderMap::new(), HERE), 401);
+        let ends = |sent, peer| status(keyed.admin(Access::Operator, &Method::POST, &sent, peer));
+        assert_eq!((ends(shows("client"), THERE), ends(HeaderMap::new(), HERE)), (403, 200));
+    }
+
+    #[test]
+    fn without_any_key_writes_are_for_this_machine_only() {
+        let mut open = keys(&[], &[], &[]);
+        let none = HeaderMap::new;
+        check(&open, (Method::GET, none(), THERE), 200);
+        check(&open, (Method::POST, none(), THERE), 403);
+        check(&open, (Method::DELETE, none(), HERE), 200);
+        for name in &FORWARDED {
+            check(&open, (Method::POST, headers(&[(name.as_str(), "1")]), HERE), 403);
+        }
+        let rebound = headers(&[("host", "evil.test"), ("origin", "http://evil.test")]);
+        check(&open, (Method::POST, rebound, HERE), 403);
+        let page = headers(&[("host", "localhost:1"), ("origin", "http://localhost:1")]);
+        check(&open, (Method::POST, page, HERE), 200);
+        open.open = true;
+        check(&open, (Method::POST, none(), THERE), 200);
+    }
+
+    #[test]
+    fn what_a_page_of_another_site_sends_is_refused() {
+        let keyed = keys(&[], &[], &[("root", AdminRole::Admin)]);
+        let with = |more: &[(&str, &str)]| {
+            let mut all = vec![("authorization", "Bearer root"), ("host", "smg:8000")];
+            all.extend(more);
+            headers(&all)
+        };
+        let json = ("content-type", "application/json; charset=utf-8");
+        for (more, wanted) in [
+            (vec![json, ("content-length", "2")], 200),
+            (vec![json, ("origin", "http://smg:8000")], 200),
+            (vec![json, ("origin", "http://evil.test")], 403),
+            (vec![json, ("origin", "null")], 403),
+            (vec![json, ("sec-fetch-site", "cross-site")], 403),
+            (vec![json, ("sec-fetch-site", "same-site")], 403),
+            (vec![json, ("sec-fetch-site", "none")], 200),
+            (vec![("content-type", "text/plain")], 415),
+            (vec![("content-type", "application/x-www-form-urlencoded")], 415),
+            (vec![("content-length", "2")], 415),
+            (vec![("content-length", "0")], 200),
+            (vec![], 200),
+        ] {
+            check(&keyed, (Method::POST, with(&more), THERE), wanted);
+        }
+        check(&keyed, (Method::GET, with(&[("origin", "http://evil.test")]), THERE), 200);
     }
 }

@@ -198,6 +198,13 @@ pub(super) struct Patience {
     pub(super) write: Duration,
 }
 
+impl Patience {
+    /// Time between two looks at a connection.
+    fn look(&self) -> Duration {
+        self.head.min(self.idle)
+    }
+}
+
 /// Serves HTTP/1.1 until the client leaves, patience ends, or `closing` turns true and the exchange under way is over.
 pub(super) async fn serve_http1<T, S, B>(
     io: T,
@@ -219,7 +226,7 @@ pub(super) async fn serve_http1<T, S, B>(
             .max_buf_size(MAX_BUFFER)
             .serve_connection(TokioIo::new(watched), service)
     );
-    let mut watchdog = pin!(tokio::time::sleep(patience.head));
+    let mut watchdog = pin!(tokio::time::sleep(patience.look()));
     let mut told = false;
     let mut lingers = false;
     loop {
@@ -263,11 +270,13 @@ pub(super) async fn serve_http1<T, S, B>(
                 }
                 let begun = state.head_begun.load(Ordering::Relaxed);
                 let most = if begun { patience.head } else { patience.idle };
-                let left = state.idle_for().map_or(patience.head, |idle| most.saturating_sub(idle));
+                let left = state
+                    .idle_for()
+                    .map_or_else(|| patience.look(), |idle| most.saturating_sub(idle));
                 if left.is_zero() {
                     state.expired.store(true, Ordering::Relaxed);
                 }
-                let next = left.min(patience.head).max(Duration::from_millis(10));
+                let next = left.min(patience.look()).max(Duration::from_millis(10));
                 watchdog.as_mut().reset(next_look(next));
             }
         }
@@ -313,7 +322,7 @@ pub(super) async fn serve_http2<T, S, B>(
             .max_concurrent_streams(256)
             .serve_connection(TokioIo::new(io), service)
     );
-    let mut watchdog = pin!(tokio::time::sleep(patience.head));
+    let mut watchdog = pin!(tokio::time::sleep(patience.look()));
     let mut told = false;
     loop {
         let end = tokio::select! {
@@ -344,7 +353,7 @@ pub(super) async fn serve_http2<T, S, B>(
                     told = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                let next = left.min(patience.head).max(Duration::from_millis(10));
+                let next = left.min(patience.look()).max(Duration::from_millis(10));
                 watchdog.as_mut().reset(next_look(if told { patience.head } else { next }));
             }
         }

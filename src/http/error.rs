@@ -9,14 +9,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde_json::json;
+use smg_mesh::VisitError;
 use smg_proxy::dispatch::DispatchError;
 use smg_proxy::upstream::SendError;
 use smg_routing::fleet::RegisterError;
 use smg_routing::limit::Rejected;
 
 use super::body::Body;
+use super::encoding;
+use super::form::FormError;
 use super::headers;
 use super::peek::PeekError;
+use super::routes;
 use crate::bridge::WriteError;
 
 /// The error code's own header.
@@ -38,8 +42,8 @@ pub(super) struct ApiError {
     pub(super) retry_after: Option<Duration>,
     /// The limit that was reached, in requests: told with nothing remaining.
     pub(super) limit: Option<u32>,
-    /// The methods that the route takes.
-    pub(super) allow: Option<String>,
+    /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1) or `accept-encoding` (12.5.3).
+    pub(super) accepted: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
@@ -51,7 +55,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limit: None,
-            allow: None,
+            accepted: None,
         }
     }
 
@@ -61,8 +65,14 @@ impl ApiError {
 
     /// The request's path names nothing.
     pub(super) fn no_such_route(path: &str) -> Self {
+        let hint = routes::suggestion(path).map(|meant| {
+            let base =
+                if meant.starts_with("/v1/") { "; a client's base URL ends in /v1" } else { "" };
+            format!(" (did you mean {meant}?{base})")
+        });
         let path: String = path.chars().take(200).collect();
-        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}"))
+        let hint = hint.unwrap_or_default();
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("no such route: {path}{hint}"))
     }
 
     pub(super) fn method_not_allowed(allow: String) -> Self {
@@ -71,7 +81,8 @@ impl ApiError {
             "method_not_allowed",
             "the route does not take this method",
         );
-        Self { allow: Some(allow), ..error }
+        let accepted = HeaderValue::try_from(allow).ok();
+        Self { accepted: accepted.map(|allow| Box::new((header::ALLOW, allow))), ..error }
     }
 
     /// No key, or a wrong one.
@@ -82,6 +93,16 @@ impl ApiError {
     /// The caller may not do that.
     pub(super) fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// A write's body is of a type that a page of another site may send without being asked.
+    pub(super) fn not_json(kind: &str) -> Self {
+        let kind: String = kind.chars().take(64).collect();
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not_json",
+            format!("admin writes need `content-type: application/json`; the request says {kind}"),
+        )
     }
 
     /// The body is larger than allowed.
@@ -105,6 +126,52 @@ impl ApiError {
         }
     }
 
+    /// Several models are served and the request names none.
+    pub(super) fn model_missing(form_defect: Option<String>) -> Self {
+        let why = form_defect.map(|why| format!(" (the form could not be read: {why})"));
+        let message = format!(
+            "the request does not name a model, and several models are served: set `model`{}",
+            why.unwrap_or_default()
+        );
+        Self { param: Some("model"), ..Self::bad_request("model_missing", message) }
+    }
+
+    /// The body is encoded in a way that is not decoded here.
+    pub(super) fn encoding_refused(encoding: &str, decode: bool) -> Self {
+        let encoding: String = encoding.chars().take(64).collect();
+        let message = if decode {
+            format!("the body's content-encoding {encoding} is not one of {}", encoding::UNDERSTOOD)
+        } else {
+            format!(
+                "the body's content-encoding {encoding} is not accepted: send the body as it is \
+                 (or start the router with --decompress-requests)"
+            )
+        };
+        let understood = if decode { encoding::UNDERSTOOD } else { "identity" };
+        let accepted = (header::ACCEPT_ENCODING, HeaderValue::from_static(understood));
+        Self {
+            accepted: Some(Box::new(accepted)),
+            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+        }
+    }
+
+    /// The body is not what its content-encoding says.
+    pub(super) fn bad_encoding(why: &str) -> Self {
+        Self::bad_request(
+            "invalid_encoding",
+            format!("the body is not what its content-encoding says: {why}"),
+        )
+    }
+
+    /// A worker's answer would send the client to another server.
+    pub(super) fn foreign_reference() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "upstream_protocol_error",
+            "the worker's answer refers to another server",
+        )
+    }
+
     /// The body came too slowly.
     pub(super) fn too_slow() -> Self {
         Self::new(
@@ -117,6 +184,26 @@ impl ApiError {
     /// The body broke off or is not framed as HTTP says.
     pub(super) fn body_broken() -> Self {
         Self::bad_request("invalid_body", "the request's body could not be read")
+    }
+
+    /// The model is served by nobody.
+    pub(super) fn no_such_model(model: &str) -> Self {
+        let error = Self::new(
+            StatusCode::NOT_FOUND,
+            "model_not_found",
+            "the model does not exist or no worker serves it",
+        );
+        Self { param: Some("model"), ..error }.about_model(Some(model))
+    }
+
+    /// No worker has stored such a response.
+    pub(super) fn no_such_response(id: &str) -> Self {
+        let id: String = id.chars().take(200).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "response_not_found",
+            format!("no worker has a response {id}"),
+        )
     }
 
     pub(super) fn no_such_worker(id: &str) -> Self {
@@ -175,8 +262,8 @@ impl ApiError {
             headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
             headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
         }
-        if let Some(allow) = self.allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
-            headers.insert(header::ALLOW, allow);
+        if let Some((name, value)) = self.accepted.map(|accepted| *accepted) {
+            headers.insert(name, value);
         }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
@@ -204,6 +291,12 @@ impl From<PeekError> for ApiError {
     }
 }
 
+impl From<FormError> for ApiError {
+    fn from(error: FormError) -> Self {
+        Self { param: Some("model"), ..Self::bad_request("invalid_form", error.to_string()) }
+    }
+}
+
 impl From<DispatchError> for ApiError {
     fn from(error: DispatchError) -> Self {
         let soon = Some(Duration::from_secs(1));
@@ -225,9 +318,11 @@ impl From<DispatchError> for ApiError {
                 limit: Some(max_concurrent),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
-            DispatchError::QueueTimeout(_) => {
-                Self::new(StatusCode::REQUEST_TIMEOUT, "queue_timeout", error.to_string())
-            }
+            // Not a 408: clients and proxies take that for their own slowness, and try again at once.
+            DispatchError::QueueTimeout(_) => Self {
+                retry_after: soon,
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_timeout", error.to_string())
+            },
             DispatchError::Failed { source, .. } => Self::from(source),
         }
     }
@@ -236,7 +331,15 @@ impl From<DispatchError> for ApiError {
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
-            SendError::Resolve(_)
+            SendError::Shortage { .. } => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "router_out_of_resources",
+                    "the router lacks resources of its own to reach a worker",
+                )
+            },
+            SendError::NoSuchName(_)
             | SendError::Connect(_)
             | SendError::ConnectTimeout(_)
             | SendError::Tls(_) => Self::new(
@@ -244,10 +347,15 @@ impl From<SendError> for ApiError {
                 "upstream_connection_failed",
                 "no connection to a worker",
             ),
-            SendError::Reset { .. } => Self::new(
+            SendError::Lost { .. } => Self::new(
                 StatusCode::BAD_GATEWAY,
                 "upstream_connection_failed",
                 "the worker closed the connection before it answered",
+            ),
+            SendError::Removed => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_connection_failed",
+                "the worker was removed before it answered",
             ),
             SendError::Protocol(_) => Self::new(
                 StatusCode::BAD_GATEWAY,
@@ -267,14 +375,22 @@ impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         let message = error.to_string();
         match error {
-            WriteError::Silent => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "mesh_unavailable", message)
-            }
+            WriteError::Node(error) => error.into(),
             WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
             WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
         }
+    }
+}
+
+impl From<VisitError> for ApiError {
+    fn from(error: VisitError) -> Self {
+        let code = match error {
+            VisitError::Ended => "node_failed",
+            VisitError::Timeout => "mesh_unavailable",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string())
     }
 }
 
@@ -325,7 +441,7 @@ pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
 
 /// A name for a request that brought none, or that was not read so far.
 pub(super) fn new_id() -> HeaderValue {
-    headers::request_id(&HeaderMap::new(), &mut SmallRng::from_rng(&mut own_chance()))
+    headers::request_id(&HeaderMap::new(), &[], &mut SmallRng::from_rng(&mut own_chance()))
 }
 
 #[expect(

@@ -1,4 +1,5 @@
-//! What is asked of all workers at once: their metrics, their loads, an empty cache.
+//! What is asked of all workers at once: their metrics, their loads, an empty cache, changes of an engine, a stored
+//! response.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,20 +7,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{Method, StatusCode, header};
+use http::{Method, StatusCode, Uri, header};
 use serde_json::{Value, json};
+use smg_proxy::dispatch::DispatchError;
+use smg_proxy::upstream::Question;
 use smg_routing::fleet::Worker;
 use tokio::task::JoinSet;
 
 use super::Surface;
+use super::error::ApiError;
 
 /// For one worker to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A worker's answer is at most this long.
 const MOST_BYTES: usize = 16 << 20;
+/// For one worker to change something: loading an adapter or weights takes a while.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Asked at once.
 const AT_ONCE: usize = 32;
 
@@ -31,14 +37,25 @@ async fn ask_all(
     method: Method,
     paths: &'static [&'static str],
 ) -> Vec<Answer> {
+    each_worker(surface, |surface, worker| ask(surface, worker, method.clone(), paths)).await
+}
+
+/// Runs `ask` for every worker, a bounded number at once; answers in the order of workers.
+async fn each_worker<T: Send + 'static, F>(
+    surface: &Arc<Surface>,
+    ask: impl Fn(Arc<Surface>, Arc<Worker>) -> F,
+) -> Vec<(Arc<Worker>, T)>
+where
+    F: Future<Output = (Arc<Worker>, T)> + Send + 'static,
+{
     let mut workers = surface.fleet.snapshot().workers().to_vec().into_iter();
     let mut asking = JoinSet::new();
-    let mut answers: Vec<Answer> = Vec::new();
+    let mut answers = Vec::new();
     loop {
         while asking.len() < AT_ONCE
             && let Some(worker) = workers.next()
         {
-            asking.spawn(ask(Arc::clone(surface), worker, method.clone(), paths));
+            asking.spawn(ask(Arc::clone(surface), worker));
         }
         match asking.join_next().await {
             None => break,
@@ -84,25 +101,103 @@ pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response
             Err(error) => failed.push(json!({ "id": worker.id, "error": error })),
         }
     }
-    let status = match (done.is_empty(), failed.is_empty()) {
+    let status = status_of(&done, &failed);
+    (status, Json(json!({ "flushed": done, "failed": failed }))).into_response()
+}
+
+/// A path that changes an engine or shows its inside, asked of every worker as it came. 200 when all did it, 206 when
+/// some did, 502 when none did; the body says what each worker answered.
+pub(super) async fn control(
+    State(surface): State<Arc<Surface>>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (worker, answer) in ask_each(&surface, &method, &uri, &body).await {
+        let mut entry = json!({ "id": worker.id, "url": worker.spec.url.to_string() });
+        match answer {
+            Ok((status, text)) => {
+                entry["status"] = status.as_u16().into();
+                entry["answer"] = serde_json::from_slice(&text)
+                    .unwrap_or_else(|_no_json| String::from_utf8_lossy(&text).into());
+                if status.is_success() { &mut done } else { &mut failed }.push(entry);
+            }
+            Err(error) => {
+                entry["error"] = error.into();
+                failed.push(entry);
+            }
+        }
+    }
+    (status_of(&done, &failed), Json(json!({ "done": done, "failed": failed }))).into_response()
+}
+
+/// `GET`, `DELETE` and cancel of a stored response: the answer of the worker that has it.
+pub(super) async fn response(
+    State(surface): State<Arc<Surface>>,
+    Path(id): Path<String>,
+    method: Method,
+    uri: Uri,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let answers = ask_each(&surface, &method, &uri, &body).await;
+    let unreachable = answers.iter().any(|(_, answer)| answer.is_err());
+    let found = answers.into_iter().find_map(|(_, answer)| {
+        let (status, body) = answer.ok()?;
+        // Engines without this path say 404 or 405, those without the response 404.
+        (!matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED))
+            .then_some((status, body))
+    });
+    match found {
+        Some((status, body)) => {
+            Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+        }
+        None if unreachable => Err(ApiError::from(DispatchError::NoneAvailable)),
+        None => Err(ApiError::no_such_response(&id)),
+    }
+}
+
+type Each = (Arc<Worker>, Result<(StatusCode, Bytes), String>);
+
+/// Asks every worker the same; answers in the order of workers.
+async fn ask_each(surface: &Arc<Surface>, method: &Method, uri: &Uri, body: &Bytes) -> Vec<Each> {
+    let path = uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string);
+    each_worker(surface, |surface, worker| {
+        let (method, path, body) = (method.clone(), path.clone(), body.clone());
+        async move {
+            let key = worker.spec.api_key.as_ref();
+            let question = Question { method, path: &path, key, body };
+            let asked = surface.control.ask(&worker.spec.url, question, PATIENCE, MOST_BYTES);
+            let answer = asked.await.map_err(|error| error.to_string());
+            (worker, answer)
+        }
+    })
+    .await
+}
+
+fn status_of(done: &[Value], failed: &[Value]) -> StatusCode {
+    match (done.is_empty(), failed.is_empty()) {
         (_, true) => StatusCode::OK,
         (false, false) => StatusCode::PARTIAL_CONTENT,
         (true, false) => StatusCode::BAD_GATEWAY,
-    };
-    (status, Json(json!({ "flushed": done, "failed": failed }))).into_response()
+    }
 }
 
 /// `GET /get_loads`: what this router has in flight, beside what the workers say of themselves.
 pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let loads: Vec<Value> = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"])
-        .await
+    let answers = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"]).await;
+    let workers: Vec<Value> = answers
+        .iter()
+        .map(|(worker, _)| json!({ "worker": worker.spec.url, "load": worker.load() }))
+        .collect();
+    let loads: Vec<Value> = answers
         .into_iter()
         .map(|(worker, answer)| {
             let reported = answer.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
             json!({ "id": worker.id, "in_flight": worker.in_flight(), "reported": reported })
         })
         .collect();
-    Json(json!({ "loads": loads }))
+    Json(json!({ "loads": loads, "workers": workers }))
 }
 
 /// `GET /engine_metrics`: all workers' metrics as one exposition, each sample with the label `worker_addr`.

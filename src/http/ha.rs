@@ -1,6 +1,5 @@
 //! `/ha/*`: the cluster as people, load balancers and clients see it. Without a mesh they answer for this one router.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +10,7 @@ use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use smg_mesh::{
-    Drift, Happening, Health, MemberState, NodeStatus, Router, Status, StoreStatus, What, rfc3339,
-};
+use smg_mesh::{Drift, Happening, Health, MemberState, Status, What, rfc3339};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,77 +27,25 @@ const COMMENT_EVERY: u32 = 10;
 /// Events that wait for a slow reader of the stream.
 const EVENTS: usize = 64;
 
-/// The node does not answer: it ends, or it has far too much to do.
-fn silent() -> ApiError {
-    ApiError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "mesh_unavailable",
-        "the mesh does not answer; try again",
-    )
-}
-
-/// How this router is, with reasons. Always 200: an answer is an answer.
+/// How this router is, with reasons. 200 also when its node has failed: an answer is an answer.
 pub(super) async fn health(State(surface): State<Arc<Surface>>) -> Result<Json<Health>, ApiError> {
-    match &surface.mesh {
-        Some(mesh) => mesh.health().await.map(Json).ok_or_else(silent),
-        None => Ok(Json(Health {
-            status: if surface.lifecycle.is_draining() { "leaving" } else { "ok" },
-            reasons: Vec::new(),
-            ha_mode: "standalone",
-            node: alone(&surface),
-            join: Vec::new(),
-            peers: Vec::new(),
-        })),
-    }
+    Ok(Json(surface.mesh.health().await?))
 }
 
 /// The whole cluster, as this router knows it.
 pub(super) async fn status(State(surface): State<Arc<Surface>>) -> Result<Json<Status>, ApiError> {
-    match &surface.mesh {
-        Some(mesh) => mesh.status().await.map(Json).ok_or_else(silent),
-        None => Ok(Json(Status {
-            node_name: surface.config.node_name.clone(),
-            node_count: 1,
-            alive_count: 1,
-            ha_mode: "standalone",
-            cluster: None,
-            nodes: vec![alone(&surface)],
-            stores: BTreeMap::from([(
-                "workers",
-                StoreStatus::alone(surface.fleet.load().workers().len()),
-            )]),
-        })),
-    }
+    Ok(Json(surface.mesh.status().await?))
 }
 
 /// Which router lacks what.
 pub(super) async fn drift(State(surface): State<Arc<Surface>>) -> Result<Json<Drift>, ApiError> {
-    match &surface.mesh {
-        Some(mesh) => mesh.drift().await.map(Json).ok_or_else(silent),
-        None => Ok(Json(Drift {
-            node_name: surface.config.node_name.clone(),
-            in_sync: true,
-            digests: BTreeMap::new(),
-            lag: BTreeMap::new(),
-        })),
-    }
+    Ok(Json(surface.mesh.drift().await?))
 }
 
 /// Who is there, for clients that want to know where else to go.
 pub(super) async fn routers(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let (version, routers) = listed(&surface);
+    let (version, routers) = surface.mesh.routers();
     Json(json!({ "version": version, "routers": routers }))
-}
-
-fn listed(surface: &Surface) -> (u64, Vec<Router>) {
-    match &surface.mesh {
-        Some(mesh) => mesh.routers(),
-        None => {
-            let url = Some(surface.client_url.clone());
-            let name = surface.config.node_name.clone();
-            (1, vec![Router { name, status: "ALIVE", url, is_self: true }])
-        }
-    }
 }
 
 /// What happens in the cluster, as it happens: server-sent events, the whole list first.
@@ -135,7 +80,7 @@ impl Stream for Told {
 
 /// Writes events until the reader is gone, too slow, or the router ends.
 async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
-    let mut happenings = surface.mesh.as_ref().map(smg_mesh::Handle::happenings);
+    let mut happenings = surface.mesh.happenings();
     let mut last = 0;
     let mut beats = 0;
     // The list comes after the subscription, so that nothing falls between the two.
@@ -147,14 +92,8 @@ async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
             // Gone, or too slow for a stream that rarely says anything.
             return;
         }
-        let next = async {
-            match &mut happenings {
-                Some(happenings) => happenings.recv().await,
-                None => std::future::pending().await,
-            }
-        };
         due = tokio::select! {
-            happened = next => match happened {
+            happened = happenings.recv() => match happened {
                 Ok(happening) => {
                     last = happening.number;
                     Some(event(&happening))
@@ -175,7 +114,7 @@ async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
 }
 
 fn whole(surface: &Surface, number: u64) -> Bytes {
-    let (version, routers) = listed(surface);
+    let (version, routers) = surface.mesh.routers();
     let data = json!({ "version": version, "routers": routers });
     format!("event: routers\nid: {number}\ndata: {data}\n\n").into()
 }
@@ -213,14 +152,4 @@ fn word(state: Option<MemberState>) -> Option<&'static str> {
 pub(super) async fn shutdown(State(surface): State<Arc<Surface>>) -> (StatusCode, Json<Value>) {
     surface.lifecycle.ask_to_end();
     (StatusCode::ACCEPTED, Json(json!({ "status": "shutting down" })))
-}
-
-fn alone(surface: &Surface) -> NodeStatus {
-    NodeStatus {
-        name: surface.config.node_name.clone(),
-        status: if surface.lifecycle.is_draining() { "LEAVING" } else { "ALIVE" },
-        address: surface.client_url.trim_start_matches("http://").to_owned(),
-        generation: 0,
-        status_seconds: surface.clock.mono().as_secs(),
-    }
 }

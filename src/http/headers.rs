@@ -9,14 +9,6 @@ pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Where clients put a request's name, in order of preference.
-static REQUEST_IDS: [HeaderName; 4] = [
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("x-correlation-id"),
-    HeaderName::from_static("x-trace-id"),
-    HeaderName::from_static("request-id"),
-];
-
 /// For one hop only (RFC 9110, 7.6.1), besides what `connection` names.
 static HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
@@ -52,31 +44,27 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What a worker gets: everything the client sent but what is for one hop, `host`, the length (it follows from the
-/// body) and, if `ours`, the credentials that were meant for the router.
-pub(super) fn to_worker(
-    headers: &mut HeaderMap,
-    request_id: &HeaderValue,
-    ours: bool,
-    rng: &mut SmallRng,
-) {
+/// What a worker gets: everything the client sent but what is for one hop, `host` and the length, which follows from
+/// the body. The router's own keys are taken out before (`auth::Keys::take_own`).
+pub(super) fn to_worker(headers: &mut HeaderMap, request_id: &HeaderValue, rng: &mut SmallRng) {
     strip_hop_by_hop(headers);
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
-    if ours {
-        headers.remove(header::AUTHORIZATION);
-        headers.remove(&X_API_KEY);
-    }
     headers.insert(X_REQUEST_ID.clone(), request_id.clone());
     if !headers.contains_key(&TRACEPARENT) {
         headers.insert(TRACEPARENT.clone(), traceparent(rng));
     }
 }
 
-/// The request's name: the client's, if it sent one that a header and a log line can carry, else a new one.
-pub(super) fn request_id(headers: &HeaderMap, rng: &mut SmallRng) -> HeaderValue {
-    let given = REQUEST_IDS.iter().find_map(|name| headers.get(name)).filter(|id| {
+/// The request's id: the client's, in the first of the headers called `names`, if a header and a log line can carry it,
+/// else a new one.
+pub(super) fn request_id(
+    headers: &HeaderMap,
+    names: &[HeaderName],
+    rng: &mut SmallRng,
+) -> HeaderValue {
+    let given = names.iter().find_map(|name| headers.get(name)).filter(|id| {
         let id = id.as_bytes();
         !id.is_empty() && id.len() <= 128 && id.iter().all(u8::is_ascii_graphic)
     });
@@ -107,14 +95,23 @@ fn hex(bytes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// The key that a caller shows: `Authorization: Bearer …`, or `x-api-key` as Anthropic's clients send it.
-pub(super) fn shown_key(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let value = value.as_bytes();
-        let (scheme, key) = value.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-    });
-    bearer.or_else(|| headers.get(&X_API_KEY).map(HeaderValue::as_bytes))
+/// The keys that a caller shows, all of them: `Authorization: Bearer …`, and `x-api-key` as Anthropic's clients send it.
+pub(super) fn shown_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    [header::AUTHORIZATION, X_API_KEY.clone()].into_iter().flat_map(|name| {
+        headers.get_all(&name).into_iter().filter_map(move |value| is_key(&name, value))
+    })
+}
+
+/// The key that a header holds, if it is one that holds keys.
+pub(super) fn is_key<'a>(name: &HeaderName, value: &'a HeaderValue) -> Option<&'a [u8]> {
+    let value = value.as_bytes();
+    if *name != header::AUTHORIZATION {
+        return (*name == X_API_KEY).then(|| value.trim_ascii());
+    }
+    let (scheme, key) = value.split_at_checked(6)?;
+    // At least one blank separates both (RFC 9110, 11.4); some clients send more.
+    let blank = key.first().is_some_and(u8::is_ascii_whitespace);
+    (scheme.eq_ignore_ascii_case(b"bearer") && blank).then(|| key.trim_ascii())
 }
 
 #[cfg(test)]
@@ -131,9 +128,9 @@ mod tests {
         map
     }
 
-    fn passed(pairs: &[(&str, &str)], ours: bool) -> Vec<String> {
+    fn passed(pairs: &[(&str, &str)]) -> Vec<String> {
         let mut map = headers(pairs);
-        to_worker(&mut map, &HeaderValue::from_static("id"), ours, &mut SmallRng::seed_from_u64(1));
+        to_worker(&mut map, &HeaderValue::from_static("id"), &mut SmallRng::seed_from_u64(1));
         map.remove(&TRACEPARENT);
         map.remove(&X_REQUEST_ID);
         let mut left: Vec<_> = map.iter().collect();
@@ -156,30 +153,21 @@ mod tests {
             ("accept", "b"),
             ("x-own", "kept"),
         ];
-        assert_eq!(passed(&sent, false), ["accept: a", "accept: b", "x-own: kept"]);
-    }
-
-    #[test]
-    fn only_our_own_credentials_are_taken() {
-        let sent = [("authorization", "Bearer k"), ("x-api-key", "k")];
-        assert_eq!(passed(&sent, true), Vec::<String>::new());
-        assert_eq!(passed(&sent, false).len(), 2);
+        assert_eq!(passed(&sent), ["accept: a", "accept: b", "x-own: kept"]);
     }
 
     #[test]
     fn a_request_keeps_its_name_or_gets_one() {
         let mut rng = SmallRng::seed_from_u64(1);
-        assert_eq!(
-            request_id(&headers(&[("request-id", "b"), ("x-correlation-id", "a")]), &mut rng),
-            "a"
-        );
+        let names = ["x-correlation-id", "request-id"].map(HeaderName::from_static);
+        let mut of = |pairs: &[(&str, &str)]| request_id(&headers(pairs), &names, &mut rng);
+        assert_eq!(of(&[("request-id", "b"), ("x-correlation-id", "a")]), "a");
+        assert_eq!(of(&[("x-request-id", "is not asked for")]).len(), 32);
         let long = "x".repeat(129);
         for wrong in ["", "two words", &long] {
-            let made = request_id(&headers(&[("x-request-id", wrong)]), &mut rng);
-            assert_eq!(made.len(), 32, "{wrong:?} was kept");
+            assert_eq!(of(&[("request-id", wrong)]).len(), 32, "{wrong:?} was kept");
         }
-        let other = request_id(&HeaderMap::new(), &mut rng);
-        assert_ne!(other, request_id(&HeaderMap::new(), &mut rng));
+        assert_ne!(of(&[]), of(&[]));
     }
 
     #[test]
@@ -187,10 +175,10 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let id = HeaderValue::from_static("id");
         let mut map = headers(&[("traceparent", "00-theirs")]);
-        to_worker(&mut map, &id, false, &mut rng);
+        to_worker(&mut map, &id, &mut rng);
         assert_eq!(map[&TRACEPARENT], "00-theirs");
         let mut map = HeaderMap::new();
-        to_worker(&mut map, &id, false, &mut rng);
+        to_worker(&mut map, &id, &mut rng);
         let made = map[&TRACEPARENT].to_str().unwrap();
         let lengths: Vec<usize> = made.split('-').map(str::len).collect();
         assert_eq!(lengths, [2, 32, 16, 2], "{made}");
@@ -198,9 +186,18 @@ mod tests {
 
     #[test]
     fn a_key_is_found_in_both_places() {
-        assert_eq!(shown_key(&headers(&[("authorization", "bearer k")])), Some(&b"k"[..]));
-        assert_eq!(shown_key(&headers(&[("x-api-key", "k")])), Some(&b"k"[..]));
-        assert_eq!(shown_key(&headers(&[("authorization", "Basic k")])), None);
-        assert_eq!(shown_key(&HeaderMap::new()), None);
+        let shown = |pairs: &[(&str, &str)]| -> Vec<String> {
+            let map = headers(pairs);
+            shown_keys(&map).map(|key| String::from_utf8(key.to_vec()).unwrap()).collect()
+        };
+        assert_eq!(shown(&[("authorization", "bearer k"), ("x-api-key", "l")]), ["k", "l"]);
+        assert_eq!(
+            shown(&[("authorization", "Bearer  k "), ("authorization", "Bearer l")]),
+            ["k", "l"]
+        );
+        for none in ["Basic k", "Bearerk", "Bear"] {
+            assert!(shown(&[("authorization", none)]).is_empty(), "{none}");
+        }
+        assert!(shown(&[]).is_empty());
     }
 }

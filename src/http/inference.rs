@@ -1,21 +1,30 @@
 //! The inference endpoints: one generic pass-through for JSON and multipart, streaming or not.
 
+use std::borrow::Cow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use smg_proxy::dispatch::{self, Dispatched, StreamEnd};
+use smg_proxy::dispatch::{self, Dispatched, ModelPlace, StreamEnd};
+use smg_routing::fleet::{Listed, Worker};
 use smg_routing::limit::Priority;
+use smg_types::ids::ModelId;
+use tracing::warn;
 
 use super::body::Body;
 use super::buffered::Held;
 use super::connection::Exchange;
+use super::encoding;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
+use super::form;
+use super::from_worker;
 use super::headers;
 use super::peek::{self, Peek};
 use super::shard::{Inbound, Shard};
@@ -31,17 +40,34 @@ pub(super) async fn serve(
     exchange: &Exchange,
 ) -> Result<Response<Body>, ApiError> {
     let config = &shard.surface().config;
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
     let path_and_query =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let mut headers = parts.headers;
+    let mut headers = std::mem::take(&mut parts.headers);
     // What is left of a body that was not read would be taken for the next request.
     let mut held = Held::new(&shard.surface().metrics, config.max_buffered_bytes);
     let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
     let body = read(incoming, &headers, limits, &mut held)
         .await
         .inspect_err(|_| exchange.close_after())?;
-    let peek = look(&parts.method, &headers, &body)?;
+    let body = encoding::decoded(
+        body,
+        &mut headers,
+        config.decompress_requests,
+        config.max_body_bytes,
+        &mut held,
+    )
+    .await?;
+    let facts = facts(&parts, &headers, &body).await?;
+    let peek = facts.peek;
+    let sole = match (&peek.model, shard.surface().fleet.load().listed()) {
+        (Some(_), _) | (None, Listed::None) => None,
+        (None, Listed::One(model)) => Some(model.clone()),
+        // A probe of the engine is about no model; everything else would go to a worker of the wrong one.
+        (None, Listed::Several) if inbound.any_model => None,
+        (None, Listed::Several) => return Err(ApiError::model_missing(facts.form_defect)),
+    };
+    let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
     let priority = match headers.get(&X_SMG_PRIORITY) {
         // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
         None if parts.method == Method::GET => Priority::System,
@@ -57,20 +83,16 @@ pub(super) async fn serve(
         .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
         .cloned();
     let session = session_header.as_ref().map(HeaderValue::as_bytes);
-    headers::to_worker(
-        &mut headers,
-        &inbound.request_id,
-        inbound.caller.key_is_ours,
-        &mut shard.rng(),
-    );
+    shard.keys().take_own(&mut headers);
+    headers::to_worker(&mut headers, &inbound.request_id, &mut shard.rng());
     let request = dispatch::Request {
         request_id: &inbound.request_id,
         method: parts.method,
         path_and_query,
         headers,
         body: body.clone(),
-        model: peek.model.as_deref(),
-        model_at: peek.model_at.clone(),
+        model,
+        model_at: facts.model_at,
         stream: peek.stream,
         stream_end: StreamEnd::Event(if inbound.anthropic {
             BROKEN_ANTHROPIC
@@ -85,13 +107,14 @@ pub(super) async fn serve(
         .dispatcher()
         .dispatch(&request)
         .await
-        .map_err(|error| ApiError::from(error).about_model(peek.model.as_deref()))?;
+        .map_err(|error| ApiError::from(error).about_model(model))?;
     let mut response = response.map(Body::worker);
     if response.headers().contains_key(header::TRANSFER_ENCODING) {
         // Of a worker that gives both, the length does not count (RFC 9112, 6.3).
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
     headers::strip_hop_by_hop(response.headers_mut());
+    hide_worker(shard, &trace, response.headers_mut())?;
     if config.debug_headers {
         show(&trace, response.headers_mut());
     }
@@ -180,21 +203,80 @@ async fn piece(incoming: &mut Incoming, timeout: Duration) -> Result<Option<Byte
     }
 }
 
-/// Reads what routing needs.
-fn look<'a>(method: &Method, headers: &HeaderMap, body: &'a Bytes) -> Result<Peek<'a>, ApiError> {
+/// What routing knows of a request.
+#[derive(Default)]
+struct Facts<'a> {
+    peek: Peek<'a>,
+    model_at: Option<ModelPlace>,
+    /// Why a form could not be read to its end.
+    form_defect: Option<String>,
+}
+
+/// Reads what routing needs: from a form, from the query of a request without a body, else from JSON.
+async fn facts<'a>(
+    parts: &Parts,
+    headers: &HeaderMap,
+    body: &'a Bytes,
+) -> Result<Facts<'a>, ApiError> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_form = content_type
-        .get(..19)
-        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/form-data"));
-    if is_form {
-        let model = peek::multipart_model(body, content_type).map(Into::into);
-        return Ok(Peek { model, ..Peek::default() });
+    if form::is_form(content_type) {
+        let form = form::read(body, content_type).await?;
+        let peek =
+            Peek { model: form.model.map(Into::into), stream: form.stream, ..Peek::default() };
+        let model_at = form.model_at.map(ModelPlace::Text);
+        return Ok(Facts { peek, model_at, form_defect: form.defect });
     }
-    if body.is_empty() && method == Method::GET {
-        return Ok(Peek::default());
+    if body.is_empty() && parts.method == Method::GET {
+        let model = model_of_query(parts.uri.query());
+        return Ok(Facts { peek: Peek { model, ..Peek::default() }, ..Facts::default() });
     }
-    Ok(peek::peek(body)?)
+    let mut peek = peek::peek(body)?;
+    // An empty name says as little as none.
+    peek.model = peek.model.filter(|name| !name.is_empty());
+    let model_at = peek.model_at.take().map(ModelPlace::Json);
+    Ok(Facts { peek, model_at, form_defect: None })
+}
+
+/// The value of the parameter `model`.
+fn model_of_query(query: Option<&str>) -> Option<Cow<'static, str>> {
+    let pairs: Vec<(String, String)> =
+        axum::extract::Query::try_from_uri(&format!("/?{}", query?).parse().ok()?).ok()?.0;
+    let model = pairs.into_iter().find(|(name, _)| name == "model")?.1;
+    (!model.is_empty()).then_some(Cow::Owned(model))
+}
+
+/// Keeps the worker's URL, and its CORS headers where the router has its own, from the client.
+fn hide_worker(
+    shard: &Shard,
+    trace: &dispatch::Trace,
+    headers: &mut HeaderMap,
+) -> Result<(), ApiError> {
+    let surface = shard.surface();
+    if !surface.config.cors_allowed_origins.is_empty() {
+        from_worker::strip_cors(headers);
+    }
+    if !from_worker::may_refer(headers) {
+        return Ok(());
+    }
+    let fleet = surface.fleet.load();
+    let Some(worker) = fleet.worker(trace.worker) else {
+        // It was removed meanwhile, and nobody can say any more what its references mean.
+        from_worker::drop_references(headers);
+        return Ok(());
+    };
+    let is_worker = |host: &str, port| {
+        let url = |worker: &Arc<Worker>| worker.spec.url.clone();
+        fleet
+            .workers()
+            .iter()
+            .map(url)
+            .any(|url| url.host().eq_ignore_ascii_case(host) && url.port() == port)
+    };
+    from_worker::hide_worker(headers, &worker.spec.url, is_worker).map_err(|error| {
+        warn!(worker = %worker.spec.url, %error, "a worker's response was not passed on");
+        ApiError::foreign_reference()
+    })
 }
 
 /// Tells the client how its response came to be.

@@ -20,13 +20,14 @@ use super::error::ApiError;
 type Answer = Result<(StatusCode, Json<Value>), ApiError>;
 
 fn mesh(surface: &Surface) -> Result<&Handle, ApiError> {
-    surface.mesh.as_ref().ok_or_else(|| {
-        ApiError::new(
-            StatusCode::CONFLICT,
-            "mesh_disabled",
-            "this router is alone: it was started without --enable-mesh",
-        )
-    })
+    if surface.mesh.is_networked() {
+        return Ok(&surface.mesh);
+    }
+    Err(ApiError::new(
+        StatusCode::CONFLICT,
+        "mesh_disabled",
+        "this router is alone: it was started without --enable-mesh",
+    ))
 }
 
 /// The keys of this router, by id.

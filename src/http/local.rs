@@ -3,24 +3,32 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{any, get, post, put};
 use axum::{Json, Router};
 use http::{StatusCode, header};
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
+use smg_routing::fleet::Snapshot;
 
 use super::error::ApiError;
-use super::{Surface, fanout, ha, keys, shared, workers};
+use super::routes::{ROUTES, Serves};
+use super::{Surface, fanout, ha, keys, legacy, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
-    Router::new()
+    controls()
         .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
+        .route("/v1/responses/{id}", get(fanout::response).delete(fanout::response))
+        .route("/v1/responses/{id}/cancel", post(fanout::response))
         .route("/engine_metrics", get(fanout::engine_metrics))
         .route("/get_loads", get(fanout::loads))
         .route("/flush_cache", post(fanout::flush_cache))
+        .route("/list_workers", get(legacy::list))
+        .route("/add_worker", post(legacy::add))
+        .route("/remove_worker", post(legacy::remove))
         .route("/workers", get(workers::list).post(workers::add))
         .route(
             "/workers/{id}",
@@ -50,6 +58,17 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .merge(public(surface))
 }
 
+/// The paths that are asked of every worker.
+fn controls() -> Router<Arc<Surface>> {
+    let paths: BTreeSet<&str> = ROUTES
+        .iter()
+        .filter(|route| route.serves == Serves::AllWorkers)
+        .map(|route| route.path)
+        .collect();
+    // The table of routes has let only its own methods through.
+    paths.into_iter().fold(Router::new(), |router, path| router.route(path, any(fanout::control)))
+}
+
 /// Probes, metrics and the API's description: what the further ports serve as well.
 pub(super) fn public(surface: Arc<Surface>) -> Router {
     Router::new()
@@ -71,7 +90,7 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
-    } else if surface.gate.as_ref().is_some_and(|gate| !gate.is_open()) {
+    } else if !surface.gate.is_open() {
         Some("joining")
     } else if ready < surface.config.min_ready_workers {
         Some("insufficient healthy workers")
@@ -94,7 +113,7 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "node_name": surface.config.node_name,
-        "ha_mode": if surface.mesh.is_some() { "mesh" } else { "standalone" },
+        "ha_mode": surface.mesh.ha_mode(),
         "draining": surface.lifecycle.is_draining(),
     }))
 }
@@ -102,7 +121,27 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
 /// The models that workers really have, in OpenAI's shape.
 async fn models(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
-    let names: BTreeSet<&str> = snapshot
+    let data: Vec<Value> = real_models(&snapshot).into_iter().map(model_object).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+/// One model, in OpenAI's shape.
+async fn model(
+    State(surface): State<Arc<Surface>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let snapshot = surface.fleet.snapshot();
+    let is_real = real_models(&snapshot).contains(name.as_str());
+    if is_real { Ok(Json(model_object(&name))) } else { Err(ApiError::no_such_model(&name)) }
+}
+
+fn model_object(name: &str) -> Value {
+    json!({ "id": name, "object": "model", "created": 0, "owned_by": "smg" })
+}
+
+/// The models that workers list, aliases apart.
+fn real_models(snapshot: &Snapshot) -> BTreeSet<&str> {
+    snapshot
         .models()
         .filter(|(id, model)| {
             // An alias is another name, not a model.
@@ -111,12 +150,7 @@ async fn models(State(surface): State<Arc<Surface>>) -> Json<Value> {
             })
         })
         .map(|(id, _)| id.as_str())
-        .collect();
-    let data: Vec<Value> = names
-        .into_iter()
-        .map(|name| json!({ "id": name, "object": "model", "created": 0, "owned_by": "smg" }))
-        .collect();
-    Json(json!({ "object": "list", "data": data }))
+        .collect()
 }
 
 async fn metrics(State(surface): State<Arc<Surface>>) -> Result<Response, ApiError> {

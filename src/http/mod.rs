@@ -8,12 +8,17 @@ mod auth;
 mod body;
 mod buffered;
 mod connection;
+mod encoding;
 mod error;
 mod fanout;
+mod foreign;
+mod form;
+mod from_worker;
 mod ha;
 mod headers;
 mod inference;
 mod keys;
+mod legacy;
 mod local;
 mod metrics;
 mod peek;
@@ -42,6 +47,7 @@ use smg_proxy::dispatch;
 use smg_proxy::upstream;
 use smg_routing::fleet::Fleet;
 use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
 
 use smg_runtime::tls;
 use smg_types::spec::Secret;
@@ -61,14 +67,20 @@ pub struct Config {
     pub api_keys: Vec<Secret>,
     /// Keys of tenants.
     pub tenants: Vec<Tenant>,
-    /// Key for admin routes; `None`: they are let in from loopback only once client keys are set, else from anywhere.
-    pub admin_api_key: Option<Secret>,
+    /// Keys for admin routes; empty: see `auth` for who is let in then.
+    pub admin_api_keys: Vec<AdminKey>,
+    /// Admin writes need no key where none is configured, wherever they come from.
+    pub admin_open: bool,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Whether compressed request bodies are decoded; otherwise they are refused.
+    pub decompress_requests: bool,
     /// What the bodies of all requests may hold in memory together, in bytes.
     pub max_buffered_bytes: usize,
     /// Time for a request's head to arrive.
     pub header_timeout: Duration,
+    /// Time that a client's connection is kept between two requests.
+    pub idle_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
     /// Client connections at once.
@@ -79,6 +91,8 @@ pub struct Config {
     pub min_ready_workers: usize,
     /// Request headers that carry a session's key, in order of preference.
     pub session_headers: Vec<HeaderName>,
+    /// Request headers that carry a request's id, in order of preference.
+    pub request_id_headers: Vec<HeaderName>,
     /// Tell clients which worker, policy and decision served them.
     pub debug_headers: bool,
     /// Origins that browsers may call from; empty: no CORS headers.
@@ -109,6 +123,26 @@ pub struct Tenant {
     pub key: Secret,
 }
 
+/// An administrator's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminKey {
+    /// Whose key it is, for logs.
+    pub id: String,
+    /// What it allows.
+    pub role: AdminRole,
+    /// The key.
+    pub key: Secret,
+}
+
+/// What an administrator's key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdminRole {
+    /// Reads of the admin surface.
+    User,
+    /// Everything.
+    Admin,
+}
+
 /// What the surface stands on: everything that its endpoints read or change.
 #[derive(Debug)]
 pub struct Surface {
@@ -120,20 +154,20 @@ pub struct Surface {
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.
     pub control: upstream::Client,
+    /// Makes connections, and counts descriptors and shortages.
+    pub dialer: Arc<Dialer>,
     /// What `/metrics` shows.
     pub registry: prometheus::Registry,
     /// The surface's own part of it.
     pub metrics: Metrics,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
-    /// The other routers, if there may be any.
-    pub mesh: Option<mesh::Handle>,
+    /// This router's cluster node.
+    pub mesh: mesh::Handle,
     /// Where administrators write.
     pub admin: Admin,
-    /// Whether this router knows what the others know; `None`: there are none.
-    pub gate: Option<Arc<Gate>>,
-    /// Where clients reach this router.
-    pub client_url: String,
+    /// Whether this router knows what the others know.
+    pub gate: Arc<Gate>,
     /// Time.
     pub clock: Clock,
 }

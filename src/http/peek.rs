@@ -231,38 +231,6 @@ impl Scan<'_> {
     }
 }
 
-/// The model that a multipart form names: the value of its part `model`, if there is a short one.
-pub(super) fn multipart_model<'a>(body: &'a [u8], content_type: &str) -> Option<&'a str> {
-    let boundary = content_type.split(';').find_map(|part| {
-        let value = part.trim().strip_prefix("boundary=")?;
-        Some(value.trim_matches('"'))
-    })?;
-    let delimiter = format!("--{boundary}");
-    let mut rest = body;
-    // A form has a handful of parts.
-    for _ in 0..64 {
-        let at = memchr::memmem::find(rest, delimiter.as_bytes())?;
-        rest = &rest[at + delimiter.len()..];
-        let head_end = memchr::memmem::find(rest, b"\r\n\r\n")?;
-        let head = std::str::from_utf8(&rest[..head_end]).ok();
-        let value = &rest[head_end + 4..];
-        let names_model = head.is_some_and(|head| {
-            head.lines().any(|line| {
-                line.to_ascii_lowercase().starts_with("content-disposition:")
-                    && line.contains("name=\"model\"")
-            })
-        });
-        if names_model {
-            let end = memchr::memmem::find(value, b"\r\n")?;
-            return std::str::from_utf8(&value[..end])
-                .ok()
-                .filter(|name| !name.is_empty() && name.len() <= 512);
-        }
-        rest = value;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -357,27 +325,10 @@ mod tests {
         assert_eq!(&body[peek(body).unwrap().model_at.unwrap()], b"\"nick\"");
     }
 
-    #[test]
-    fn a_form_names_its_model() {
-        let form = "--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n\x01--\r\n\
-                    --X\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--X--\r\n";
-        assert_eq!(
-            multipart_model(form.as_bytes(), "multipart/form-data; boundary=X"),
-            Some("whisper")
-        );
-        assert_eq!(
-            multipart_model(form.as_bytes(), "multipart/form-data; boundary=\"X\""),
-            Some("whisper")
-        );
-        assert_eq!(multipart_model(b"--X", "multipart/form-data; boundary=X"), None);
-        assert_eq!(multipart_model(form.as_bytes(), "multipart/form-data"), None);
-    }
-
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _either = peek(&body).is_ok();
-            let _either = multipart_model(&body, "multipart/form-data; boundary=a").is_some();
         }
 
         #[test]

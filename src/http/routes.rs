@@ -22,8 +22,22 @@ pub(super) enum Serves {
     Worker,
     /// A worker; broken streams in Anthropic's shape.
     AnthropicWorker,
+    /// Any worker, whatever it serves: the question is about no model in particular.
+    AnyWorker,
+    /// All workers, with an account of what each of them answered.
+    AllWorkers,
     /// The router itself.
     Local,
+}
+
+impl Serves {
+    /// Whether one worker answers.
+    pub(super) const fn is_worker(self) -> bool {
+        match self {
+            Self::Worker | Self::AnthropicWorker | Self::AnyWorker => true,
+            Self::AllWorkers | Self::Local => false,
+        }
+    }
 }
 
 /// A method and a path. Segments in braces stand for anything; `{model}` for all that follows, since models' names have slashes.
@@ -44,6 +58,15 @@ const fn infer(path: &'static str) -> Route {
 
 const fn ask(path: &'static str) -> Route {
     Route { method: "GET", path, access: Access::Client, serves: Serves::Worker }
+}
+
+const fn any(path: &'static str) -> Route {
+    Route { method: "GET", path, access: Access::Client, serves: Serves::AnyWorker }
+}
+
+/// A path that changes an engine, or shows its inside: for administrators, and asked of every worker.
+const fn control(method: &'static str, path: &'static str) -> Route {
+    Route { method, path, access: Access::Admin, serves: Serves::AllWorkers }
 }
 
 const fn local(method: &'static str, path: &'static str, access: Access) -> Route {
@@ -67,8 +90,48 @@ pub const ROUTES: &[Route] = &[
     infer("/v1/score"),
     infer("/v1/images/generations"),
     local("GET", "/v1/models", Access::Client),
-    ask("/health_generate"),
+    local("GET", "/v1/models/{model}", Access::Client),
+    // The other inference paths that vLLM, SGLang and llama.cpp document: see docs/engines.md.
+    Route { serves: Serves::AnthropicWorker, ..infer("/v1/messages/count_tokens") },
+    infer("/v1/chat/completions/batch"),
+    infer("/v1/chat/completions/render"),
+    infer("/v1/completions/render"),
+    infer("/v1/audio/translations"),
+    infer("/v1/audio/speech"),
+    infer("/v1/images/edits"),
+    infer("/v1/images/variations"),
+    infer("/v1/moderations"),
+    infer("/v1/reranking"),
+    infer("/v2/rerank"),
+    infer("/v2/embed"),
+    infer("/reranking"),
+    infer("/pooling"),
+    infer("/score"),
+    infer("/classify"),
+    infer("/encode"),
+    infer("/tokenize"),
+    infer("/detokenize"),
+    infer("/invocations"),
+    infer("/inference/v1/generate"),
+    infer("/completion"),
+    infer("/infill"),
+    infer("/embedding"),
+    infer("/apply-template"),
+    infer("/parse_function_call"),
+    infer("/separate_reasoning"),
+    infer("/api/chat"),
+    infer("/api/generate"),
+    ask("/tokenizer_info"),
+    ask("/props"),
+    any("/health_generate"),
+    any("/ping"),
+    any("/version"),
     ask("/get_model_info"),
+    ask("/model_info"),
+    // A stored response lies at one of the workers, and only that one knows it.
+    local("GET", "/v1/responses/{id}", Access::Client),
+    local("DELETE", "/v1/responses/{id}", Access::Client),
+    local("POST", "/v1/responses/{id}/cancel", Access::Client),
     // SGLang's tells the engine's own keys.
     Route { access: Access::Admin, ..ask("/get_server_info") },
     local("GET", "/liveness", Access::Public),
@@ -79,6 +142,43 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/engine_metrics", Access::Admin),
     local("GET", "/get_loads", Access::Admin),
     local("POST", "/flush_cache", Access::Admin),
+    local("GET", "/list_workers", Access::Admin),
+    local("POST", "/add_worker", Access::Admin),
+    local("POST", "/remove_worker", Access::Admin),
+    control("POST", "/v1/load_lora_adapter"),
+    control("POST", "/v1/unload_lora_adapter"),
+    control("POST", "/load_lora_adapter"),
+    control("POST", "/unload_lora_adapter"),
+    control("GET", "/lora-adapters"),
+    control("POST", "/lora-adapters"),
+    control("POST", "/sleep"),
+    control("POST", "/wake_up"),
+    control("GET", "/is_sleeping"),
+    control("POST", "/pause"),
+    control("POST", "/resume"),
+    control("GET", "/is_paused"),
+    control("POST", "/pause_generation"),
+    control("POST", "/continue_generation"),
+    control("POST", "/abort_request"),
+    control("POST", "/abort_requests"),
+    control("POST", "/reset_prefix_cache"),
+    control("POST", "/reset_mm_cache"),
+    control("POST", "/reset_encoder_cache"),
+    control("POST", "/clear_hicache_storage_backend"),
+    control("POST", "/start_profile"),
+    control("POST", "/stop_profile"),
+    control("POST", "/release_memory_occupation"),
+    control("POST", "/resume_memory_occupation"),
+    control("POST", "/update_weights_from_disk"),
+    control("POST", "/update_weight_version"),
+    control("POST", "/freeze_gc"),
+    control("POST", "/slow_down"),
+    control("POST", "/configure_logging"),
+    control("POST", "/models/load"),
+    control("POST", "/models/unload"),
+    control("GET", "/slots"),
+    control("GET", "/server_info"),
+    control("GET", "/load"),
     local("GET", "/workers", Access::Admin),
     local("POST", "/workers", Access::Admin),
     local("GET", "/workers/{id}", Access::Admin),
@@ -118,8 +218,37 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Looks a request up.
+/// Looks a request up. A path with doubled slashes or one at its end is looked up without them if it is for a worker:
+/// what such a path means is for the engine to say, which gets it as it came.
 pub(super) fn find(method: &Method, path: &str) -> Found {
+    let found = find_exact(method, path);
+    if found != Found::Nothing || !(path.contains("//") || path.ends_with('/')) {
+        return found;
+    }
+    let plain = plain(path);
+    match find_exact(method, &plain) {
+        Found::At(at) if ROUTES[at].serves.is_worker() => Found::At(at),
+        Found::At(_) | Found::OtherMethod | Found::Nothing => Found::Nothing,
+    }
+}
+
+/// A path without empty segments.
+fn plain(path: &str) -> String {
+    let segments = path.split('/').filter(|segment| !segment.is_empty());
+    segments.fold(String::new(), |path, segment| path + "/" + segment)
+}
+
+/// The path that a request for `path` probably means, for its 404: clients whose base URL lacks `/v1` are common.
+pub(super) fn suggestion(path: &str) -> Option<String> {
+    let plain = plain(path);
+    let with = format!("/v1{plain}");
+    let without = plain.strip_prefix("/v1").unwrap_or(&plain);
+    [with, without.to_owned(), plain.clone()]
+        .into_iter()
+        .find(|other| other != path && ROUTES.iter().any(|route| leads_to(other, route.path)))
+}
+
+fn find_exact(method: &Method, path: &str) -> Found {
     let mut found = Found::Nothing;
     for (at, route) in ROUTES.iter().enumerate() {
         if !leads_to(path, route.path) {
@@ -186,7 +315,25 @@ mod tests {
         assert_eq!(finds(&Method::HEAD, "/health"), Some(("GET", "/health")));
         assert_eq!(find(&Method::GET, "/v1/messages"), Found::OtherMethod);
         assert_eq!(find(&Method::GET, "/workers/"), Found::Nothing);
-        assert_eq!(find(&Method::GET, "/v1/models/x"), Found::Nothing);
+        assert_eq!(finds(&Method::GET, "/v1/models/org/x"), Some(("GET", "/v1/models/{model}")));
+        for path in ["/v1/chat/completions/", "//v1/chat//completions"] {
+            assert_eq!(finds(&Method::POST, path), Some(("POST", "/v1/chat/completions")));
+        }
+        assert_eq!(find(&Method::POST, "//workers"), Found::Nothing);
+    }
+
+    #[test]
+    fn a_path_without_its_version_is_recognised() {
+        for (path, meant) in [
+            ("/chat/completions", Some("/v1/chat/completions")),
+            ("/v1/v1/chat/completions", Some("/v1/chat/completions")),
+            ("/messages", Some("/v1/messages")),
+            ("/v1/generate", Some("/generate")),
+            ("/workers/", Some("/workers")),
+            ("/nowhere", None),
+        ] {
+            assert_eq!(suggestion(path).as_deref(), meant, "{path}");
+        }
     }
 
     #[test]

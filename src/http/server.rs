@@ -23,6 +23,9 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
 use smg_proxy::upstream::{self, Client};
+use smg_runtime::descriptors;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::Kind;
 use smg_runtime::tasks::{OnEnd, Tasks, turned_on};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -39,11 +42,14 @@ use super::{Config, Surface, headers, local};
 /// Connections that wait for their thread to take them.
 const HANDOVER: usize = 1024;
 
-/// How long a client's connection may idle between two requests.
-const IDLE: Duration = Duration::from_secs(75);
-
 /// How often a thread looks for connections to workers that are no longer needed.
 const EVICT: Duration = Duration::from_secs(5);
+
+/// How often the acceptor looks whether there are descriptors again.
+const SCARCE_LOOK: Duration = Duration::from_millis(10);
+
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A port that could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +148,8 @@ impl Server {
         for at in 0..surface.config.threads.max(1) {
             let (sender, receiver) = mpsc::channel(HANDOVER);
             let load = Arc::new(AtomicUsize::new(0));
-            let client = Client::new(upstream.clone(), worker_tls.cloned(), surface.clock);
+            let dialer = Arc::clone(&surface.dialer);
+            let client = Client::new(upstream.clone(), worker_tls.cloned(), dialer, surface.clock);
             let chance = SmallRng::from_rng(&mut rand::rng());
             let dispatcher = Dispatcher::new(
                 Arc::clone(&surface.dispatch),
@@ -171,6 +178,7 @@ impl Server {
             open: open_tx,
             most: surface.config.max_connections,
             metrics: surface.metrics.clone(),
+            dialer: Arc::clone(&surface.dialer),
         };
         tasks.spawn("http.api", OnEnd::Stop, accepting.run(stopped, tasks.stopping()));
         if let Some(listener) = self.metrics {
@@ -196,6 +204,7 @@ impl Server {
                 },
             )?);
         }
+        surface.dialer.descriptors().begin(descriptors::open_now());
         Ok(Running { open, stop_accepting, closing, cut, threads })
     }
 }
@@ -268,6 +277,7 @@ struct Counted {
     load: Arc<AtomicUsize>,
     open: Arc<watch::Sender<usize>>,
     gauge: prometheus::IntGauge,
+    _descriptor: descriptors::Counted,
 }
 
 impl Counted {
@@ -275,11 +285,17 @@ impl Counted {
         load: &Arc<AtomicUsize>,
         open: &Arc<watch::Sender<usize>>,
         gauge: &prometheus::IntGauge,
+        descriptor: descriptors::Counted,
     ) -> Self {
         load.fetch_add(1, Ordering::Relaxed);
         open.send_modify(|open| *open += 1);
         gauge.inc();
-        Self { load: Arc::clone(load), open: Arc::clone(open), gauge: gauge.clone() }
+        Self {
+            load: Arc::clone(load),
+            open: Arc::clone(open),
+            gauge: gauge.clone(),
+            _descriptor: descriptor,
+        }
     }
 }
 
@@ -303,6 +319,7 @@ struct Accepting {
     open: Arc<watch::Sender<usize>>,
     most: usize,
     metrics: super::Metrics,
+    dialer: Arc<Dialer>,
 }
 
 impl Accepting {
@@ -313,16 +330,12 @@ impl Accepting {
     ) -> anyhow::Result<()> {
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.accept() => accepted,
                 () = turned_on(&mut stopped) => break,
             };
             match accepted {
                 Ok((stream, peer)) => self.hand_over(stream, peer),
-                Err(error) => {
-                    // Most likely no file descriptors are left: connections wait in the kernel until some are.
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                Err(error) => pause_after(&error, "accepting a client", &self.dialer).await,
             }
         }
         // Those that the kernel has taken already would be reset.
@@ -337,6 +350,21 @@ impl Accepting {
         Ok(())
     }
 
+    /// The next connection, once there are descriptors for it and for its way to a worker. Until then it waits in the
+    /// kernel.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let descriptors = self.dialer.descriptors();
+        if descriptors.is_scarce() {
+            let error = "what is left is kept for connections to workers: new clients wait";
+            let shortages = self.dialer.shortages();
+            shortages.report(Kind::Descriptors, "accepting a client", &error);
+            while descriptors.is_scarce() {
+                tokio::time::sleep(SCARCE_LOOK).await;
+            }
+        }
+        self.listener.accept().await
+    }
+
     fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
         if *self.open.borrow() >= self.most {
             self.metrics.connections_refused.inc();
@@ -349,12 +377,22 @@ impl Accepting {
             return;
         };
         let Ok(stream) = stream.into_std() else { return };
-        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections);
+        let descriptor = self.dialer.descriptors().count();
+        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
         if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
             // The thread is a thousand connections behind: closing is the kindest answer.
             self.metrics.connections_refused.inc();
         }
     }
+}
+
+/// A connection could not be accepted. If descriptors are short, connections wait in the kernel until some are free.
+async fn pause_after(error: &io::Error, doing: &str, dialer: &Dialer) {
+    match Kind::of(error) {
+        Some(kind) => dialer.shortages().report(kind, doing, error),
+        None => warn!(%error, doing, "a connection could not be accepted"),
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 /// One thread's end: takes connections and serves them.
@@ -416,7 +454,8 @@ impl Port {
 }
 
 fn patience(surface: &Surface) -> Patience {
-    Patience { head: surface.config.header_timeout, idle: IDLE, write: surface.config.body_timeout }
+    let config = &surface.config;
+    Patience { head: config.header_timeout, idle: config.idle_timeout, write: config.body_timeout }
 }
 
 async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch::Receiver<bool>)
@@ -481,8 +520,7 @@ async fn serve_public(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    pause_after(&error, "accepting a probe", &surface.dialer).await;
                     continue;
                 }
             },
@@ -494,10 +532,12 @@ async fn serve_public(
         let state = State::new(surface.clock);
         let busy = Arc::clone(&state);
         // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
+        let surface = Arc::clone(&surface);
         let service = service_fn(move |request: Request<Incoming>| {
             let exchange = busy.begin();
             let mut chance = SmallRng::from_rng(&mut rand::rng());
-            let request_id = headers::request_id(request.headers(), &mut chance);
+            let names = &surface.config.request_id_headers;
+            let request_id = headers::request_id(request.headers(), names, &mut chance);
             let answering = router.clone().oneshot(request.map(axum::body::Body::new));
             async move {
                 let answered = answering.await;

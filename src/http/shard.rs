@@ -17,6 +17,7 @@ use super::body::Body;
 use super::buffered::Held;
 use super::connection::{Exchange, State};
 use super::error::ApiError;
+use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
@@ -42,9 +43,10 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
-    pub(super) caller: Caller,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
+    /// The route is about no model in particular: any worker may answer.
+    pub(super) any_model: bool,
 }
 
 impl Shard {
@@ -65,6 +67,10 @@ impl Shard {
         &self.surface
     }
 
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     pub(super) fn dispatcher(&self) -> &Dispatcher {
         &self.dispatcher
     }
@@ -81,12 +87,15 @@ impl Shard {
         state: &Arc<State>,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
-        let request_id = headers::request_id(request.headers(), &mut self.rng());
+        let request_id = {
+            let names = &self.surface.config.request_id_headers;
+            headers::request_id(request.headers(), names, &mut self.rng())
+        };
         let origin = self.allowed_origin(request.headers());
         let found = routes::find(request.method(), request.uri().path());
         let at = if let Found::At(at) = found { at } else { ROUTES.len() };
         exchange.count_as(Arc::clone(&self.metrics[at]));
-        let anthropic = request.uri().path() == "/v1/messages";
+        let anthropic = request.uri().path().starts_with("/v1/messages");
         let answer = match found {
             Found::At(at) => self.answer(at, request, peer, request_id.clone(), &exchange).await,
             Found::OtherMethod | Found::Nothing
@@ -108,6 +117,7 @@ impl Shard {
         headers.insert(X_REQUEST_ID.clone(), request_id);
         if let Some(origin) = origin {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
             headers.append(header::VARY, HeaderValue::from_static("origin"));
         }
         Ok(response.map(|body| body.ending(exchange)))
@@ -126,33 +136,30 @@ impl Shard {
             Access::Public => None,
             Access::Client => Some(self.keys.client(request.headers())),
             Access::Admin | Access::Operator => {
-                let keys = &self.keys;
-                let admitted = if route.access == Access::Operator {
-                    keys.operator(request.headers(), peer.ip())
-                } else {
-                    keys.admin(request.headers(), peer.ip())
-                };
-                Some(admitted.map(|()| Caller { tenant: None, key_is_ours: true }))
+                let admitted =
+                    self.keys.admin(route.access, request.method(), request.headers(), peer.ip());
+                Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
         // A body that is not read would be taken for the next request.
         let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
-            Serves::Worker | Serves::AnthropicWorker => {
-                let caller = caller.unwrap_or(Caller { tenant: None, key_is_ours: false });
+            Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
+                let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
                     ?request_id,
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
-                let inbound = Inbound { request_id, caller, anthropic };
+                let any_model = route.serves == Serves::AnyWorker;
+                let inbound = Inbound { request_id, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(inference::serve(self, request, &inbound, exchange)).await
             }
-            Serves::Local => {
+            Serves::AllWorkers | Serves::Local => {
                 debug!(?request_id, route = route.path, method = %request.method(), "local");
                 let config = &self.surface.config;
                 let (parts, incoming) = request.into_parts();

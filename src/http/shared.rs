@@ -20,7 +20,7 @@ use smg_types::now::Now;
 use super::Surface;
 use super::error::ApiError;
 use super::workers::{find, invalid, read};
-use crate::bridge::{Observed, PolicyDocument, Wait, WorkerSeen, Written};
+use crate::bridge::{Observed, PolicyDocument, Wait, Written};
 
 /// Longest that a write may wait for others.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -85,31 +85,13 @@ impl Waits {
         let receipt = written.receipt(self.wait, self.timeout).await;
         // Made now, so that it shows what was written.
         let mut document = document();
-        let complete = receipt.as_ref().is_none_or(|receipt| receipt.complete);
-        if let Some(receipt) = receipt {
+        let complete = receipt.as_ref().is_ok_and(|receipt| receipt.complete);
+        if let Ok(receipt) = receipt {
             document["receipt"] = json!(receipt);
         }
         let status = if complete { status } else { StatusCode::ACCEPTED };
         (status, Json(document)).into_response()
     }
-}
-
-/// What this router sees, for a cluster of one.
-fn seen_here(surface: &Surface, worker: &Worker, now: Now) -> Observed {
-    let seen = worker.seen(now, &surface.fleet.config().breaker);
-    let health = match seen.health {
-        None => "unknown",
-        Some(true) => "healthy",
-        Some(false) => "unhealthy",
-    };
-    let seen = WorkerSeen {
-        health,
-        breaker: seen.breaker.name(),
-        serving: seen.serving,
-        in_flight: seen.in_flight,
-        head_latency_seconds: seen.latency.map(|latency| latency.as_secs_f64()),
-    };
-    surface.config.node_name.parse().map_or_else(|_| Observed::new(), |name| [(name, seen)].into())
 }
 
 fn worker_document(
@@ -118,8 +100,6 @@ fn worker_document(
     observed: &BTreeMap<WorkerId, Observed>,
     now: Now,
 ) -> Value {
-    let observations =
-        observed.get(&worker.id).cloned().unwrap_or_else(|| seen_here(surface, worker, now));
     let breaker = worker.breaker_mode(now, &surface.fleet.config().breaker);
     json!({
         "id": worker.id,
@@ -129,7 +109,7 @@ fn worker_document(
         "breaker": breaker.name(),
         "load": worker.load(),
         "override": worker.verdict_at(now).map(|verdict| verdict.healthy),
-        "observations": observations,
+        "observations": observed.get(&worker.id).cloned().unwrap_or_default(),
     })
 }
 

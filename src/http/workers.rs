@@ -19,6 +19,7 @@ use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, Worker
 
 use super::Surface;
 use super::error::ApiError;
+use super::foreign;
 use super::shared::WaitQuery;
 
 /// A worker's spec as the API speaks it.
@@ -107,21 +108,29 @@ impl SpecDocument {
         }
     }
 
+    /// Reads a body, with the fields of other routers.
+    fn read(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields: Value = read(body)?;
+        foreign::read_fields(&mut fields)?;
+        if let Some(Value::Object(health)) = fields.get_mut("health") {
+            health.retain(|_, value| !value.is_null());
+        }
+        serde_json::from_value(fields)
+            .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
+    }
+
     /// `may_refer`: variables and files of the router's may be named, for an administrator has proven to be one.
     fn into_spec(self, may_refer: bool) -> Result<WorkerSpec, ApiError> {
         let api_key = self.key(may_refer)?;
+        self.url.check_path().map_err(|error| invalid("url", error))?;
         if let Some(policy) = self.labels.get("policy")
             && let Err(error) = policy.parse::<smg_routing::policy::Kind>()
         {
             return Err(invalid("labels", error));
         }
-        if let Some(endpoint) =
-            self.health.endpoint.as_ref().filter(|endpoint| !endpoint.starts_with('/'))
-        {
-            return Err(invalid(
-                "health",
-                format!("health.endpoint {endpoint:?} does not begin with a slash"),
-            ));
+        if let Some(endpoint) = &self.health.endpoint {
+            HealthSpec::check_endpoint(endpoint)
+                .map_err(|why| invalid("health", format!("health.endpoint {endpoint:?} {why}")))?;
         }
         let mut models = self.models;
         models.extend(self.model_id);
@@ -172,15 +181,17 @@ impl SpecDocument {
                 ));
             }
         };
-        let key = Secret::new(key.trim());
-        if key.expose().is_empty() || smg_proxy::upstream::bearer(&key).is_none() {
-            return Err(invalid(
-                "api_key",
-                "the key is empty or has characters that no header has",
-            ));
-        }
-        Ok(Some(key))
+        write_key(&key).map(Some)
     }
+}
+
+/// A worker's key as a text of the API gives it.
+pub(super) fn write_key(text: &str) -> Result<Secret, ApiError> {
+    let key = Secret::new(text.trim());
+    if key.expose().is_empty() || smg_proxy::upstream::bearer(&key).is_none() {
+        return Err(invalid("api_key", "the key is empty or has characters that no header has"));
+    }
+    Ok(key)
 }
 
 /// Reads a small regular file: a pipe would block the thread, a device fill the memory.
@@ -224,7 +235,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         let seconds_left = verdict.until.map(|until| until.saturating_sub(now.mono).as_secs_f64());
         json!({ "healthy": verdict.healthy, "reason": verdict.reason, "seconds_left": seconds_left })
     });
-    json!({
+    let mut document = json!({
         "id": worker.id,
         "state": worker.state().name(),
         "models": models,
@@ -236,16 +247,33 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         "has_api_key": worker.spec.api_key.is_some(),
         "spec": SpecDocument::of(&worker.spec),
         "info": worker.info,
-    })
+        "last_error": worker.last_failure().map(|failure| {
+            json!({
+                "at": smg_mesh::rfc3339(failure.at),
+                "path": failure.path,
+                "cause": failure.cause.name(),
+                "status": failure.status,
+                "error": (!failure.detail.is_empty()).then_some(&failure.detail),
+                "advice": failure.advice(&worker.spec.url),
+            })
+        }),
+    });
+    if let Value::Object(document) = &mut document {
+        document.extend(foreign::fields_of(worker));
+    }
+    document
 }
 
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
-    surface.config.admin_api_key.is_some()
+    !surface.config.admin_api_keys.is_empty()
 }
 
+/// The worker that `id` names: its id, or its URL.
 pub(super) fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
-    let parsed: WorkerId = id.parse().map_err(|_| ApiError::no_such_worker(id))?;
+    let by_url = || id.parse::<WorkerUrl>().ok().map(|url| url.id());
+    let parsed = id.parse::<WorkerId>().ok().or_else(by_url);
+    let parsed = parsed.ok_or_else(|| ApiError::no_such_worker(id))?;
     surface.fleet.load().worker(parsed).cloned().ok_or_else(|| ApiError::no_such_worker(id))
 }
 
@@ -274,7 +302,8 @@ pub(super) async fn list(
         .filter(|worker| serves(worker))
         .map(|worker| document(worker, &surface, now))
         .collect();
-    Json(json!({ "workers": workers, "total": workers.len() }))
+    let stats = foreign::stats(workers.len());
+    Json(json!({ "workers": workers, "total": workers.len(), "stats": stats }))
 }
 
 /// `POST /workers`: accepted at once, used as soon as it is found healthy and its models are known.
@@ -284,12 +313,19 @@ pub(super) async fn add(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let wait = wait.read()?;
-    let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
-    let id = spec.id();
+    let spec = SpecDocument::read(&body)?.into_spec(may_refer(&surface))?;
+    let (id, url) = (spec.id(), spec.url.clone());
     let written = surface.admin.add(spec).await?;
     tracing::info!(worker = %id, "worker added");
     let location = format!("/workers/{id}");
-    let answer = json!({ "id": id, "state": "pending", "location": location });
+    let answer = json!({
+        "id": id,
+        "state": "pending",
+        "location": location,
+        "worker_id": id,
+        "url": url,
+        "status": "accepted",
+    });
     let answer = wait.answer(StatusCode::ACCEPTED, written, move || answer).await;
     Ok(([(header::LOCATION, location)], answer).into_response())
 }
@@ -311,7 +347,7 @@ pub(super) async fn replace(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let worker = find(&surface, &id)?;
-    let spec = read::<SpecDocument>(&body)?.into_spec(may_refer(&surface))?;
+    let spec = SpecDocument::read(&body)?.into_spec(may_refer(&surface))?;
     respecify(&surface, &worker, spec, &wait).await
 }
 
@@ -323,7 +359,8 @@ pub(super) async fn change(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let worker = find(&surface, &id)?;
-    let patch: Value = read(&body)?;
+    let mut patch: Value = read(&body)?;
+    foreign::read_fields(&mut patch)?;
     let Value::Object(fields) = &patch else {
         return Err(ApiError::bad_request("invalid_json", "the patch is not an object"));
     };
@@ -393,8 +430,14 @@ pub(super) async fn remove(
     let wait = wait.read()?;
     let worker = find(&surface, &id)?;
     let written = surface.admin.remove(worker.id).await?;
-    tracing::info!(worker = %id, in_flight = worker.in_flight(), "worker leaves");
-    let answer = json!({ "id": worker.id, "state": "draining", "in_flight": worker.in_flight() });
+    tracing::info!(worker = %worker.id, in_flight = worker.in_flight(), "worker leaves");
+    let answer = json!({
+        "id": worker.id,
+        "state": "draining",
+        "in_flight": worker.in_flight(),
+        "worker_id": worker.id,
+        "status": "accepted",
+    });
     Ok(wait.answer(StatusCode::ACCEPTED, written, move || answer).await)
 }
 
@@ -425,7 +468,7 @@ async fn set_draining(
     let wait = wait.read()?;
     let worker = find(surface, id)?;
     let written = surface.admin.cordon(worker.id, draining).await?;
-    tracing::info!(worker = id, draining, "worker cordoned or resumed");
+    tracing::info!(worker = %worker.id, draining, "worker cordoned or resumed");
     Ok(wait.answer(StatusCode::OK, written, || shown(surface, worker.id)).await)
 }
 
@@ -469,7 +512,7 @@ pub(super) async fn override_health(
             ));
         }
     };
-    tracing::info!(worker = %id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
+    tracing::info!(worker = %worker.id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
     let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
     let written = surface.admin.override_worker(worker.id, Some(verdict)).await?;
     Ok(wait.answer(StatusCode::OK, written, || shown(&surface, worker.id)).await)
@@ -484,6 +527,6 @@ pub(super) async fn lift_override(
     let wait = wait.read()?;
     let worker = find(&surface, &id)?;
     let written = surface.admin.override_worker(worker.id, None).await?;
-    tracing::info!(worker = %id, "override lifted");
+    tracing::info!(worker = %worker.id, "override lifted");
     Ok(wait.answer(StatusCode::OK, written, || shown(&surface, worker.id)).await)
 }

@@ -11,8 +11,10 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use smg_cluster::replication::message::Message;
 use smg_cluster::replication::{Config, Replication};
-use smg_cluster::state::observation::Load;
-use smg_cluster::state::{StoreId, Write};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::load::{Load, LoadWrite};
+use smg_cluster::state::session::{SessionKey, SessionWrite};
+use smg_cluster::state::worker::WorkerWrite;
 use smg_types::ids::{Generation, NodeId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -25,20 +27,18 @@ fn id(name: &str) -> NodeId {
     NodeId { name: name.parse().unwrap(), generation: Generation(1) }
 }
 
-fn load(worker: u64, requests: u32) -> Write {
-    Write::Load(WorkerId::from_u64(worker), Some(Load { requests, tokens: 1000 }))
+fn load(worker: u64, requests: u32) -> LoadWrite {
+    LoadWrite { worker: WorkerId::from_u64(worker), load: Some(Load { requests, tokens: 1000 }) }
 }
 
 /// A hundred thousand keys in the stores that may hold so many: a session each.
 fn with_sessions(count: u64) -> Replication {
-    use smg_cluster::state::SessionWrite;
-    use smg_cluster::state::session::SessionKey;
     let mut replica = Replication::new(id("a"), Config::default(), at(0));
     for n in 0..count {
         let ttl = Duration::from_secs(3600);
         let worker = WorkerId::from_u64(n % 100);
         let key = SessionKey(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        replica.update(at(0), Write::Session(key, SessionWrite::Use { worker, ttl })).unwrap();
+        replica.update(at(0), SessionWrite::Use { key, worker, ttl }).unwrap();
     }
     replica
 }
@@ -73,8 +73,6 @@ fn exchange(now: Now, replicas: &mut [Replication]) {
 }
 
 fn write_among_100k_keys(c: &mut Criterion) {
-    use smg_cluster::state::SessionWrite;
-    use smg_cluster::state::session::SessionKey;
     let mut replica = with_sessions(100_000);
     let mut n = 0u64;
     c.bench_function("update_one_of_100k_sessions", |b| {
@@ -83,7 +81,7 @@ fn write_among_100k_keys(c: &mut Criterion) {
             let key = SessionKey((n * 7919 % 100_000).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let ttl = Duration::from_secs(3600);
             let worker = WorkerId::from_u64(n % 100);
-            let write = Write::Session(key, SessionWrite::Use { worker, ttl });
+            let write = SessionWrite::Use { key, worker, ttl };
             black_box(replica.update(at(n / 1000), write).unwrap())
         });
     });
@@ -150,7 +148,7 @@ fn rounds_with_100k_keys(c: &mut Criterion) {
 fn snapshot_of_10k_workers(c: &mut Criterion) {
     let mut donor = Replication::new(id("a"), Config::default(), at(0));
     for n in 0..10_000 {
-        donor.update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+        donor.update(at(0), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
     let config = bincode::config::standard();
     c.bench_function("snapshot_10k_workers_encode_decode_apply", |b| {
@@ -189,7 +187,7 @@ fn million_puts_and_deletes(c: &mut Criterion) {
             for n in 0..1_000_000u64 {
                 let key = n / 100 * 100 + n % 3;
                 replica.update(at(n / 1000), load(key, 1)).unwrap();
-                let remove = Write::Load(WorkerId::from_u64(key), None);
+                let remove = LoadWrite { worker: WorkerId::from_u64(key), load: None };
                 replica.update(at(n / 1000), remove).unwrap();
             }
             let sizes = replica.state().sizes(StoreId::Load);

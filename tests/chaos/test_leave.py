@@ -111,7 +111,7 @@ class Leave(ChaosTest):
         self.assertEqual(stream.end(5), "cut")
 
     def test_shutdown_is_for_loopback(self):
-        # There are client keys, so the admin routes are open to loopback only.
+        # A client's key does not end a router: without an admin key that is for its own machine.
         routers = self.cluster(2, "--api-key", "secret")
         answer = request(routers[0].machine, routers[1].machine.address, "POST", "/ha/shutdown")
         self.assertIn(answer.status, (401, 403))

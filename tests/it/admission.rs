@@ -160,7 +160,8 @@ async fn who_waits_too_long_is_told() {
     arrived(&worker, 1).await;
     let started = Instant::now();
     let second = ask(&router, "second", "default").await.unwrap();
-    assert_eq!((second.status, second.code().as_str()), (408, "queue_timeout"));
+    assert_eq!((second.status, second.code().as_str()), (503, "queue_timeout"));
+    assert_eq!(second.header("retry-after"), Some("1"));
     let waited = started.elapsed();
     assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&waited), "{waited:?}");
     waiting(&router, 0).await;

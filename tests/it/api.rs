@@ -224,7 +224,7 @@ async fn what_the_router_knows_is_not_sent_to_whom_anybody_names() {
         assert_eq!(open.post("/workers", spec.to_string()).await.status, 403, "{spec}");
     }
     let keyed = Router::start(&["--admin-api-key", "root"]).await;
-    let headers = [("authorization", "Bearer root")];
+    let headers = [("authorization", "Bearer root"), ("content-type", "application/json")];
     let spec = json!({"url": worker.url(), "api_key_file": "/dev/zero"}).to_string();
     let answer = keyed.send("POST", "/workers", &headers, spec.as_bytes()).await;
     assert_eq!(

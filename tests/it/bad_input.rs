@@ -182,7 +182,9 @@ async fn who_sends_too_slowly_is_told_so() {
     let limits = ["--header-timeout-secs", "0.5", "--body-timeout-secs", "0.5"];
     let router = Router::before(&[worker.url()], &limits).await;
     for path in ["/v1/chat/completions", "/workers"] {
-        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{{");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
+        );
         let began = Instant::now();
         let answer = raw(router.address(), head).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "a slow body to {path}: {answer:?}");

@@ -301,7 +301,13 @@ async fn a_retry_waits_for_a_full_worker_rather_than_go_back() {
     let flags = ["--no-worker-wait-secs", "10", "--disable-circuit-breaker"];
     let router = Router::before(&[failing.url()], &[&flags[..], &MANY_RETRIES].concat()).await;
     add(&router, json!({ "url": full.url(), "max_concurrent": 1 })).await;
-    router.knows_ready(2).await;
+    let elsewhere = Worker::serving("other", |mut talk| async move {
+        talk.answer(500, JSON, b"{}").await;
+        talk
+    })
+    .await;
+    add(&router, json!({ "url": elsewhere.url() })).await;
+    router.knows_ready(3).await;
     let address = router.address();
     let ask = || tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
     let first = ask();
@@ -316,8 +322,9 @@ async fn a_retry_waits_for_a_full_worker_rather_than_go_back() {
         if seen == before + 1 { Ok(()) } else { Err(seen) }
     })
     .await;
-    // Time enough to go back many times: the back-off is a few milliseconds.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A request that fails elsewhere goes through all its retries meanwhile: time enough for the second to go back.
+    let other = client::send(address, "POST", "/generate", &[], br#"{"model":"other"}"#).await;
+    assert_eq!((other.status, elsewhere.seen().len()), (500, 4));
     gate.add_permits(2);
     assert_eq!((first.await.unwrap().status, second.await.unwrap().status), (200, 200));
     assert_eq!(failing.seen().len(), before + 1);

@@ -259,7 +259,17 @@ async fn a_client_that_reads_nothing_costs_no_memory() {
     let before = router.memory();
     let mut stream =
         client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    // Once two looks a second apart see the same, every buffer between worker and client is full.
+    let mut seen = (0, Instant::now());
+    crate::support::eventually("the worker is held up", || {
+        let sent = *written.lock().unwrap();
+        if sent != seen.0 {
+            seen = (sent, Instant::now());
+        }
+        let still = sent > 0 && seen.1.elapsed() > Duration::from_secs(1);
+        async move { if still { Ok(()) } else { Err(sent) } }
+    })
+    .await;
     let after = router.memory();
     let sent = *written.lock().unwrap();
     assert!(sent < ALL / 2, "the worker was not slowed down: it sent {sent} bytes");
@@ -270,4 +280,61 @@ async fn a_client_that_reads_nothing_costs_no_memory() {
         got += piece.unwrap().len();
     }
     assert_eq!(got, ALL, "everything arrived once the client read on");
+}
+
+#[tokio::test]
+async fn a_workers_url_never_reaches_a_client() {
+    for status in [200, 201, 307, 308, 400] {
+        let worker = Worker::start(move |mut talk| async move {
+            let own = talk.seen.all("host")[0].to_owned();
+            let headers = match talk.seen.path.as_str() {
+                "/v1/completions" => format!(
+                    "location: http://{own}/v1/x?y\r\ncontent-location: //{own}/z\r\n\
+                     refresh: 1; url=http://{own}/r\r\nlink: <http://{own}/l>; rel=next\r\n"
+                ),
+                _ => "location: http://127.0.0.9:1/elsewhere\r\n".to_owned(),
+            };
+            talk.answer(status, &headers, b"{}").await;
+            talk
+        })
+        .await;
+        let router = Router::before(&[worker.url()], &["--disable-retries"]).await;
+        let answer = router.post("/v1/completions", r#"{"model":"m"}"#).await;
+        let seen =
+            ["location", "content-location", "refresh", "link"].map(|name| answer.header(name));
+        let wanted = ["/v1/x?y", "/z", "1; url=/r", "</l>; rel=next"].map(Some);
+        assert_eq!((answer.status, seen), (status, wanted));
+        let answer = router.post("/generate", r#"{"model":"m"}"#).await;
+        assert_eq!((answer.status, answer.header("location")), (502, None), "after a {status}");
+        assert_eq!(answer.code(), "upstream_protocol_error");
+    }
+}
+
+#[tokio::test]
+async fn cors_is_the_routers_alone_where_it_is_configured() {
+    let worker = Worker::start(|mut talk| async move {
+        let headers =
+            "access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n";
+        talk.answer(200, headers, b"{}").await;
+        talk
+    })
+    .await;
+    let flags = ["--cors-allowed-origins", "https://good.test"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    let ask = async |origin| {
+        let headers = [("origin", origin), ("content-type", "application/json")];
+        let answer = router.send("POST", "/generate", &headers, br#"{"model":"m"}"#).await;
+        let names = ["access-control-allow-origin", "access-control-allow-credentials"];
+        let exposed = answer.header("access-control-expose-headers").unwrap_or_default().to_owned();
+        (names.map(|name| answer.header(name).map(str::to_owned)), exposed)
+    };
+    let (headers, exposed) = ask("https://good.test").await;
+    assert_eq!(headers, [Some("https://good.test".to_owned()), None]);
+    for name in ["x-request-id", "retry-after", "x-ratelimit-remaining-requests"] {
+        assert!(exposed.contains(name), "{exposed}");
+    }
+    assert_eq!(ask("https://evil.test").await, ([None, None], String::new()));
+    let without = Router::before(&[worker.url()], &[]).await;
+    let answer = without.post("/generate", r#"{"model":"m"}"#).await;
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "the worker's, unchanged");
 }

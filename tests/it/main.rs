@@ -12,17 +12,25 @@
 mod support;
 
 mod access;
+mod addresses;
 mod admission;
+mod alone;
 mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod down;
+mod engines;
 mod failure;
 mod fidelity;
 mod leaving;
 mod mesh;
+mod models;
 mod observe;
 mod patience;
+mod peers;
 mod policies;
+mod retries;
+mod shortage;
 mod shutdown;
 mod tls;

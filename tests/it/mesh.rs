@@ -209,6 +209,35 @@ async fn the_status_has_the_documents_shape() {
     assert!(sync.ends_with('Z') && sync.contains('T'), "{sync}");
 }
 
+/// A store to which no router writes is empty, which says nothing about the cluster.
+#[tokio::test]
+async fn stores_that_no_router_writes_to_are_not_shown() {
+    let router = router("node1", &[], &[]).await;
+    let status = router.get("/ha/status").await.json();
+    let drift = router.get("/ha/drift").await.json();
+    let names = |stores: &Value| -> Vec<String> {
+        stores.as_object().unwrap().keys().map(ToString::to_string).collect()
+    };
+    let shown = names(&status["stores"]);
+    for (store, is_written) in [("workers", true), ("policies", true), ("sessions", true)]
+        .into_iter()
+        .chain(["rules", "rights", "usage", "tokens"].map(|store| (store, false)))
+    {
+        assert_eq!(shown.iter().any(|name| name == store), is_written, "{store} in {status}");
+    }
+    assert_eq!(names(&drift["digests"]), shown);
+    for metric in ["store_entries", "store_bytes", "tombstones", "state_digest"] {
+        let prefix = format!("smg_mesh_{metric}{{store=\"");
+        eventually(&format!("{metric} names the stores of /ha/status"), || async {
+            let text = router.get("/metrics").await.text();
+            let series =
+                text.lines().filter_map(|line| line.strip_prefix(&prefix)?.split('"').next());
+            if series.eq(shown.iter().map(String::as_str)) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+}
+
 /// What each router sees of a worker is told under its own name.
 #[tokio::test]
 async fn workers_are_told_with_who_sees_them() {

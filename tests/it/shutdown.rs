@@ -68,9 +68,7 @@ async fn under_load_all_streams_finish_and_the_end_is_clean() {
     let streams = streams(&router, 20).await;
     // Short requests besides, through a worker of their own.
     let other = Mock::start("other").await;
-    let drained = router
-        .send("POST", "/workers", &[], format!(r#"{{"url":"{}"}}"#, other.url()).as_bytes())
-        .await;
+    let drained = router.post("/workers", format!(r#"{{"url":"{}"}}"#, other.url())).await;
     assert_eq!(drained.status, 202);
     router.knows_ready(2).await;
     let listed = router.get("/workers").await.json();

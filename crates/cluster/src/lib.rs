@@ -31,7 +31,7 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::news::News;
+use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
@@ -189,7 +189,8 @@ impl Node {
         self.now = now;
         self.membership.handle_timeout(now);
         self.apply_membership_events(now);
-        if self.exchanges_state() && self.replication.next_deadline() <= now.mono {
+        let is_due = self.replication.next_deadline().is_some_and(|at| at <= now.mono);
+        if self.exchanges_state() && is_due {
             let changes = self.replication.handle_tick(now, &mut self.rng);
             self.apply_changes(now, changes);
         }
@@ -204,7 +205,11 @@ impl Node {
     /// # Errors
     ///
     /// The row is outside of its bounds; nothing has changed.
-    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
+    pub fn update(
+        &mut self,
+        now: Now,
+        write: impl Into<Write>,
+    ) -> Result<Option<Version>, RefusedRow> {
         self.now = now;
         self.replication.update(now, write)
     }
@@ -237,12 +242,13 @@ impl Node {
         self.replication.take_confirmation_times()
     }
 
-    /// When to call `handle_timeout` next, by the monotonic clock; `None` once this node has left.
+    /// When to call `handle_timeout` next, by the monotonic clock. `None`: not before another call, because this node has
+    /// left, or it is alone and nothing that it holds changes with time.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let membership = self.membership.next_deadline()?;
-        let replication = self.exchanges_state().then(|| self.replication.next_deadline());
-        Some(replication.map_or(membership, |replication| replication.min(membership)))
+        let exchanges_state = self.exchanges_state();
+        let replication = exchanges_state.then(|| self.replication.next_deadline()).flatten();
+        self.membership.next_deadline().into_iter().chain(replication).min()
     }
 
     /// The next frame to send. Frames of membership come first.
@@ -456,8 +462,12 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use smg_types::spec::WorkerSpec;
 
     use super::*;
+    use crate::state::StoreId;
+    use crate::state::session::{SessionKey, SessionWrite};
+    use crate::state::worker::{WorkerRecord, WorkerWrite};
 
     const CLUSTER: ClusterId = ClusterId(7);
 
@@ -514,6 +524,46 @@ mod tests {
         assert_eq!(a.members().map(|m| m.state).collect::<Vec<_>>(), [MemberState::Alive]);
         assert!(b.replication().members().all(|(_, is_up)| is_up));
         assert_eq!((a.frames().misdirected, b.frames().misdirected), (0, 0));
+    }
+
+    /// Lets a node do what is due until nothing is, or until `end`; when it did something last.
+    fn pass_time(node: &mut Node, end: Now) -> Option<Duration> {
+        let mut last = None;
+        while let Some(deadline) = node.next_deadline().filter(|at| *at <= end.mono) {
+            last = Some(deadline);
+            let late = deadline.saturating_sub(now().mono);
+            node.handle_timeout(now() + late);
+            while node.poll_transmit().is_some() {}
+        }
+        last
+    }
+
+    #[test]
+    fn a_lone_node_is_woken_only_while_something_that_it_holds_changes_with_time() {
+        let mut lone = node("a", 1);
+        lone.join(now(), &[]);
+        assert_eq!(lone.next_deadline(), None);
+        let minute = now() + Duration::from_secs(60);
+        let spec = WorkerSpec::new("http://w:1".parse().unwrap());
+        let id = spec.id();
+        lone.update(now(), WorkerWrite::Put(WorkerRecord::from(&spec))).unwrap();
+        pass_time(&mut lone, minute);
+        assert_eq!(lone.next_deadline(), None);
+        // A tombstone is collected once the node takes itself to be alone.
+        lone.update(now(), WorkerWrite::Remove(id)).unwrap();
+        let last = pass_time(&mut lone, minute).unwrap();
+        assert!(last > (now() + Duration::from_secs(5)).mono);
+        assert_eq!(lone.next_deadline(), None);
+        assert_eq!(lone.state().sizes(StoreId::Workers).tombstones, 0);
+        // A session ends, a hint too.
+        let session =
+            SessionWrite::Use { key: SessionKey(1), worker: id, ttl: Duration::from_secs(30) };
+        lone.update(minute, session).unwrap();
+        lone.served(minute, id, 0, &[1, 2, 3]);
+        assert!(lone.next_deadline().is_some());
+        pass_time(&mut lone, minute + Duration::from_secs(3600));
+        assert_eq!(lone.next_deadline(), None);
+        assert_eq!(lone.state().sizes(StoreId::Sessions).entries, 0);
     }
 
     #[test]

@@ -67,6 +67,14 @@ impl<T> Timers<T> {
     }
 }
 
+/// The first moment from `now` on of something that comes every `period` and was due at `at`: for rounds that go on after
+/// a pause as if there had been none.
+#[must_use]
+pub(crate) fn next_beat(at: Duration, period: Duration, now: Duration) -> Duration {
+    let late = now.saturating_sub(at).as_nanos().next_multiple_of(period.as_nanos().max(1));
+    at + Duration::from_nanos(u64::try_from(late).unwrap_or(u64::MAX))
+}
+
 #[derive(Debug)]
 struct Entry<T> {
     at: Duration,
@@ -125,6 +133,13 @@ mod tests {
         assert_eq!(timers.pop_due(ms(19)), None);
         assert_eq!(timers.pop_due(ms(20)), Some("later"));
         assert!(timers.is_empty());
+    }
+
+    #[test]
+    fn rounds_keep_their_beat_through_a_pause() {
+        for (now, next) in [(0, 10), (10, 10), (11, 14), (14, 14), (27, 30)] {
+            assert_eq!(next_beat(ms(10), ms(4), ms(now)), ms(next), "at {now}");
+        }
     }
 
     #[test]

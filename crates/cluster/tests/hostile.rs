@@ -17,11 +17,11 @@ use rand::{RngExt, SeedableRng};
 use smg_cluster::Node;
 use smg_cluster::codec::{self, Frame, Kind, MAX_FRAME_BYTES};
 use smg_cluster::replication::message::{Claim, Claims, Delta, Message, StoreNumber};
-use smg_cluster::state::Write;
-use smg_cluster::state::observation::Load;
-use smg_cluster::state::policy::PolicyRecord;
+use smg_cluster::state::load::{Load, LoadWrite};
 use smg_cluster::state::prefixes::HintRun;
 use smg_cluster::state::row::{Blob, RawRow};
+use smg_cluster::state::store::Draw;
+use smg_cluster::state::{StoreId, Write};
 use smg_types::ids::{Generation, NodeId, WorkerId};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -89,23 +89,24 @@ fn bloated() -> Vec<(&'static str, Message)> {
 }
 
 /// Something of everything, said by honest nodes.
-fn honest_frames(nodes: &mut [Node; 2]) -> Vec<Vec<u8>> {
+fn honest_frames(rng: &mut StdRng, nodes: &mut [Node; 2]) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for n in 0..20 {
-        let load = Load { requests: u32::try_from(n).unwrap(), tokens: 1 };
-        let policy = PolicyRecord {
-            policy: "random".to_owned(),
-            parameters: Default::default(),
-            weights: Default::default(),
-        };
-        let writes = [
-            Write::Load(WorkerId::from_u64(n), Some(load)),
-            Write::Policy(format!("m{}", n % 3).as_str().into(), (n % 4 > 0).then_some(policy)),
-        ];
-        for (node, write) in
-            [(0, writes[0].clone()), (1, writes[0].clone()), (1, writes[1].clone())]
-        {
-            nodes[node].update(doors::at(n * 200), write).unwrap();
+        let now = doors::at(n * 200);
+        for (writer, node) in nodes.iter_mut().enumerate() {
+            for store in StoreId::ALL {
+                let mut draw = Draw {
+                    number: rng.random_range(0..1000),
+                    worker: WorkerId::from_u64(n % 4),
+                    is_put: n % 4 > 0,
+                    other: Some(NodeId { name: "c".parse().unwrap(), generation: Generation(3) }),
+                    wall_ms: u64::try_from(now.wall.as_millis()).unwrap(),
+                    rng,
+                };
+                let write = Write::sample(store, &mut draw).unwrap();
+                let written = node.update(now, write);
+                assert!(written.is_ok(), "{writer} writes to {store}: {written:?}");
+            }
         }
         for node in nodes.iter_mut() {
             node.handle_timeout(doors::at(n * 200 + 100));
@@ -152,7 +153,7 @@ fn nothing_hostile_panics_or_costs_memory() {
     }
 
     let (mut nodes, mut frames) = doors::pair();
-    frames.extend(honest_frames(&mut nodes));
+    frames.extend(honest_frames(&mut rng, &mut nodes));
     assert!(frames.len() > 100);
     let before = Region::new(COUNTING);
     let mut fed = 0;
@@ -209,7 +210,7 @@ fn nothing_hostile_panics_or_costs_memory() {
     // Somebody has written in b's name, so it begins another life; what it writes then is seen.
     doors::settle(&mut fresh);
     let (worker, load) = (WorkerId::from_u64(5), Load { requests: 5, tokens: 0 });
-    fresh[1].update(doors::at(3_000), Write::Load(worker, Some(load))).unwrap();
+    fresh[1].update(doors::at(3_000), LoadWrite { worker, load: Some(load) }).unwrap();
     doors::exchange(&mut fresh, 3_000);
     let seen: Vec<_> = fresh[0].state().loads(worker).map(|(_, load)| load.requests).collect();
     assert_eq!(seen, [5], "{:?}", fresh[0].replication().counters());

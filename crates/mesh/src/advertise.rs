@@ -1,8 +1,11 @@
-//! The address at which the others reach this router, found rather than asked for.
+//! The address at which other routers reach this one, found rather than asked for.
 //!
-//! `--mesh-advertise-host`, else `--mesh-host` if it names one address, else `POD_IP` (Kubernetes), else the address from
-//! which this machine reaches the first join address, else the one of its default route, else any that is not loopback.
-//! All addresses (`0.0.0.0`) is listened on, never advertised.
+//! `--mesh-advertise-host`, else `--mesh-host` if it is a single address, else `POD_IP` (Kubernetes), else the address
+//! from which this machine reaches the first join address, else the address of its default route, else any address that
+//! is not loopback. A router may listen on all addresses (`0.0.0.0`), but never advertises that.
+//!
+//! Nothing here resolves a name, for the start must not wait for DNS. While the join addresses are names, the choice is
+//! provisional: `join` makes it again with [`from_routes`] as soon as a name is resolved.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -23,11 +26,21 @@ pub enum Source {
     DefaultRoute,
     /// The first interface that is not loopback.
     Interface,
-    /// Nothing else is there: only routers of this machine can come.
+    /// Nothing else is there: only routers of this machine can reach this one.
     Loopback,
 }
 
-/// What was said of the address.
+impl Source {
+    /// Whether a route to a join address tells more.
+    pub(super) const fn is_provisional(self) -> bool {
+        match self {
+            Self::Flag | Self::Listen | Self::Pod | Self::RouteToPeers => false,
+            Self::DefaultRoute | Self::Interface | Self::Loopback => true,
+        }
+    }
+}
+
+/// What the configuration says of the address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// `--mesh-advertise-host`.
@@ -36,32 +49,45 @@ pub struct Wanted {
     pub pod: Option<IpAddr>,
 }
 
-/// Chooses the address. Blocks while a name is resolved; sends nothing.
+/// Chooses the address. Resolves no name and sends nothing.
 pub(super) fn choose(wanted: &Wanted, listen: IpAddr, join: &[JoinAddress]) -> (IpAddr, Source) {
     let said =
         [(wanted.flag, Source::Flag), (Some(listen), Source::Listen), (wanted.pod, Source::Pod)]
             .into_iter()
             .find_map(|(address, source)| Some((address.filter(is_one)?, source)));
     said.or_else(|| {
-        let found = join.iter().find_map(|address| route_to(address.host(), address.port()))?;
+        let literal =
+            |join: &JoinAddress| Some(SocketAddr::new(join.host().parse().ok()?, join.port()));
+        let found = from_routes(join.iter().filter_map(literal))?;
         Some((found, Source::RouteToPeers))
     })
     // No packet is sent: a datagram socket only looks the route up. The addresses are documentation's (RFC 5737, 3849).
     .or_else(|| {
-        let found = route_to("192.0.2.1", 9).or_else(|| route_to("2001:db8::1", 9))?;
+        let found = from_routes(DOCUMENTATION.into_iter())?;
         Some((found, Source::DefaultRoute))
     })
     .or_else(|| Some((first_interface()?, Source::Interface)))
     .unwrap_or_else(|| (loopback_like(listen), Source::Loopback))
 }
 
+/// Addresses that nobody has, reached by the default route.
+const DOCUMENTATION: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+];
+
 fn is_one(address: &IpAddr) -> bool {
     !address.is_unspecified()
 }
 
-/// The address from which this machine would send to a host; `None` for its own.
-fn route_to(host: &str, port: u16) -> Option<IpAddr> {
-    let target = std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).ok()?.next()?;
+/// The address from which this machine would send to the first of `targets` that it has a route to and that is not its
+/// own.
+pub(super) fn from_routes(mut targets: impl Iterator<Item = SocketAddr>) -> Option<IpAddr> {
+    targets.find_map(route_to)
+}
+
+/// The address from which this machine would send to a target; `None` for its own.
+fn route_to(target: SocketAddr) -> Option<IpAddr> {
     let any = if target.is_ipv4() {
         SocketAddr::from(([0; 4], 0))
     } else {
@@ -116,6 +142,18 @@ mod tests {
         let join = ["127.0.0.1:39527".parse().unwrap()];
         let found = choose(&Wanted::default(), ip("0.0.0.0"), &join);
         assert_eq!(found, (ip("127.0.0.1"), Source::RouteToPeers));
+    }
+
+    #[test]
+    fn a_name_is_not_waited_for() {
+        // Names are resolved nowhere in here, so neither matters: the choice is the same as without them.
+        let join = ["localhost:39527".parse().unwrap(), "nowhere.invalid:1".parse().unwrap()];
+        let found = choose(&Wanted::default(), ip("0.0.0.0"), &join);
+        assert_eq!(found, choose(&Wanted::default(), ip("0.0.0.0"), &[]));
+        assert!(found.1.is_provisional());
+        // Once one of them is resolved, its route tells.
+        let resolved = ["127.0.0.1:39527".parse().unwrap()];
+        assert_eq!(from_routes(resolved.into_iter()), Some(ip("127.0.0.1")));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::link::{Dialler, Link};
 use super::metrics::{self, Metrics};
 use super::server::Incoming;
 use super::wire::Introduction;
-use super::{Follower, Happening, Synced, View, What};
+use super::{Clients, Follower, Happening, Synced, View, What};
 
 /// Membership frames fed in one turn before timers are looked at again.
 const SWIM_PER_TURN: usize = 64;
@@ -33,7 +33,8 @@ const SWIM_PER_TURN: usize = 64;
 /// State frames fed in one turn: some are large, and a probe must not wait for many of them.
 const STATE_PER_TURN: usize = 4;
 
-/// Time between two looks at everything: metrics, links that nobody uses any more.
+/// Time between two looks at everything: metrics, links that nobody uses any more. None is due while nothing happens and
+/// there are no other routers.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A link that carried nothing for this long, to an address where no member is, is taken down.
@@ -52,6 +53,8 @@ const LAG_SAMPLES: usize = 300;
 pub(super) enum Command {
     /// Where others may be.
     Join(Vec<SocketAddr>),
+    /// The address at which others reach this router turned out to be another.
+    Readdress(SocketAddr),
     /// Tell everybody that this router will go.
     Leave,
     /// Go; answered when everything is sent, or could not be.
@@ -67,6 +70,7 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Join(_) => "Join",
+            Self::Readdress(_) => "Readdress",
             Self::Leave => "Leave",
             Self::Depart(_) => "Depart",
             Self::Visit(_) => "Visit",
@@ -101,6 +105,8 @@ pub(super) struct Driver {
     metrics: Metrics,
     /// Who keeps a picture of the state in step; told before anything is said to have been applied.
     follower: Option<Box<dyn Follower>>,
+    /// How clients reach this router.
+    clients: Clients,
     /// The members that the follower has seen.
     followed: u64,
     links: BTreeMap<SocketAddr, Link>,
@@ -109,7 +115,10 @@ pub(super) struct Driver {
     /// What the view was made from: the members' version, and whether the state was warm.
     shown: (u64, bool),
     happened: u64,
-    look_at: Duration,
+    /// When everything is looked at next.
+    look_at: Option<Duration>,
+    /// When everything was looked at last.
+    looked_at: Duration,
     synced: Synced,
     state_frames: u64,
     /// How many writes this router had made, and when: oldest first.
@@ -129,6 +138,7 @@ impl Driver {
         outputs: Outputs,
         dialler: Arc<Dialler>,
         follower: Option<Box<dyn Follower>>,
+        clients: Clients,
     ) -> Self {
         if follower.is_some() {
             node.follow();
@@ -142,12 +152,14 @@ impl Driver {
             dialler,
             metrics,
             follower,
+            clients,
             followed: u64::MAX,
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
             shown: (0, false),
             happened: 0,
-            look_at: Duration::ZERO,
+            look_at: Some(Duration::ZERO),
+            looked_at: Duration::ZERO,
             synced: Synced::new(),
             state_frames: 0,
             written: VecDeque::new(),
@@ -176,8 +188,8 @@ impl Driver {
     /// Waits until there is something to do, and does none of it.
     async fn wait(&mut self) {
         let now = self.clock.mono();
-        let due = self.node.next_deadline().map_or(self.look_at, |at| at.min(self.look_at));
-        if due <= now
+        let due = self.node.next_deadline().into_iter().chain(self.look_at).min();
+        if due.is_some_and(|at| at <= now)
             || !self.inputs.swim.is_empty()
             || !self.inputs.state.is_empty()
             || !self.inputs.commands.is_empty()
@@ -186,6 +198,13 @@ impl Driver {
             tokio::task::yield_now().await;
             return;
         }
+        let clock = self.clock;
+        let timer = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(clock.instant_at(at)).await,
+                None => std::future::pending().await,
+            }
+        };
         let Inputs { swim, state, commands } = &mut self.inputs;
         let mut first = First::default();
         tokio::select! {
@@ -194,9 +213,10 @@ impl Driver {
                 // Nobody is left who could ask: end without a word, as a process that dies does.
                 None => commands.close(),
             },
-            frame = swim.recv() => first.swim = frame,
-            frame = state.recv() => first.state = frame,
-            () = tokio::time::sleep_until(self.clock.instant_at(due)) => {}
+            // Closed in a node without a network.
+            Some(frame) = swim.recv() => first.swim = Some(frame),
+            Some(frame) = state.recv() => first.state = Some(frame),
+            () = timer => {}
         }
         self.feed_first(first);
     }
@@ -238,6 +258,10 @@ impl Driver {
         let now = self.clock.now();
         match command {
             Command::Join(addresses) => self.node.join(now, &addresses),
+            Command::Readdress(address) => {
+                self.node.readdress(now, address);
+                self.show();
+            }
             Command::Leave => self.node.leave(now),
             Command::Depart(done) => {
                 self.node.depart(now);
@@ -285,9 +309,16 @@ impl Driver {
             self.show();
         }
         let now = self.clock.mono();
-        if now >= self.look_at {
-            self.look_at = now + LOOK;
-            self.look(now);
+        match self.look_at {
+            Some(at) if at <= now => {
+                self.look(now);
+                self.looked_at = now;
+                // What changes without a turn of this loop: connections, ages.
+                let has_others = !self.links.is_empty() || !self.measured.is_empty();
+                self.look_at = (has_others || self.contested.is_some()).then(|| now + LOOK);
+            }
+            Some(_) => {}
+            None => self.look_at = Some(now.max(self.looked_at + LOOK)),
         }
     }
 
@@ -367,8 +398,12 @@ impl Driver {
         let me = self.node.me();
         let before = self.outputs.me.load_full();
         if before.node != me.node || before.address != me.address {
-            let introduction =
-                Introduction { node: me.node.clone(), address: me.address, ..(*before).clone() };
+            let introduction = Introduction {
+                node: me.node.clone(),
+                address: me.address,
+                client_url: self.clients.url(me.address.ip()),
+                ..(*before).clone()
+            };
             self.outputs.me.store(Arc::new(introduction));
         }
         let view = View {
@@ -470,7 +505,7 @@ impl Driver {
         }
         let state = self.node.state();
         let counters = self.node.replication().counters();
-        for store in StoreId::ALL {
+        for store in StoreId::in_use() {
             let (name, sizes) = (store.name(), state.sizes(store));
             let metrics = &self.metrics;
             metrics::set(&metrics.store_entries.with_label_values(&[name]), sizes.entries);
@@ -552,9 +587,9 @@ impl Driver {
             membership::RefusalReason::DuplicateName(_) => true,
             membership::RefusalReason::ForeignCluster(_) => false,
         });
-        let recently =
-            self.contested.is_some_and(|at| self.clock.mono().saturating_sub(at) < CONTEST_SHOWN);
-        self.metrics.name_conflict.set(i64::from(contested || recently));
+        let now = self.clock.mono();
+        self.contested = self.contested.filter(|at| now.saturating_sub(*at) < CONTEST_SHOWN);
+        self.metrics.name_conflict.set(i64::from(contested || self.contested.is_some()));
     }
 
     /// Sends what is queued, as far as peers take it.
@@ -566,8 +601,10 @@ impl Driver {
             }
             tokio::time::sleep(FLUSH_LOOK).await;
         }
-        // What was taken from the queues is in the sockets a moment later.
-        tokio::time::sleep(FLUSH_LOOK).await;
+        if !self.links.is_empty() {
+            // What was taken from the queues is in the sockets a moment later.
+            tokio::time::sleep(FLUSH_LOOK).await;
+        }
         if let Some(done) = self.departing.take() {
             // Who asked may not wait any more.
             let _unheard = done.send(()).is_err();

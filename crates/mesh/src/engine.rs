@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rand::RngExt as _;
 use smg_cluster::Node;
 use smg_cluster::membership::generation_at;
 use smg_runtime::clock::Clock;
 use tokio::sync::{broadcast, mpsc, watch};
-use tracing::error;
 
 use super::driver::{Driver, Inputs, Outputs};
 use super::join::{Joiner, Resolutions};
@@ -18,7 +18,9 @@ use super::net::{Listener, Net};
 use super::security::Security;
 use super::server::{self, Inbox, Service};
 use super::wire::Introduction;
-use super::{BindError, Clients, Config, Follower, Handle, Metrics, View};
+use super::{
+    BindError, Clients, Config, Follower, Handle, HostServices, Metrics, SecurityConfig, View,
+};
 
 /// Frames that wait for the driver, on each lane.
 const INBOX: usize = 1024;
@@ -37,12 +39,29 @@ pub(super) struct Engine {
     pub(super) inputs: Inputs,
     pub(super) outputs: Outputs,
     pub(super) dialler: Arc<Dialler>,
-    pub(super) service: Service,
-    pub(super) joiner: Joiner,
+    /// `None`: a cluster of one.
+    pub(super) network: Option<Network>,
     pub(super) follower: Option<Box<dyn Follower>>,
+    pub(super) clients: Clients,
 }
 
-/// Puts a mesh together that is reached at `address` and reaches others by `net`.
+/// What runs beside the driver where other routers may come: the server of the mesh port, the search for them.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) service: Service,
+    pub(super) joiner: Joiner,
+}
+
+/// The sending halves of the flags by which a node's end is asked for and reported.
+#[derive(Debug)]
+pub(super) struct Ends {
+    /// Set to end the tasks beside the driver.
+    pub(super) stop: watch::Sender<bool>,
+    /// Set once the node's thread has ended though nobody asked for it.
+    pub(super) failed: watch::Sender<bool>,
+}
+
+/// Puts a node together that is reached at `address` and reaches others by `net`.
 #[expect(clippy::disallowed_methods, reason = "chance enters here")]
 pub(super) fn assemble(
     config: Config,
@@ -51,17 +70,26 @@ pub(super) fn assemble(
     clients: Clients,
     address: SocketAddr,
     net: Arc<dyn Net>,
-) -> Result<(Handle, Engine, watch::Sender<bool>), BindError> {
+    services: HostServices,
+) -> Result<(Handle, Engine, Ends), BindError> {
     let now = clock.now();
-    let security = Arc::new(Security::new(&config.security, now)?);
+    let (security, join) = match &config.network {
+        Some(network) => (Security::new(&network.security, now)?, network.join.clone()),
+        None => (Security::new(&SecurityConfig::default(), now)?, Vec::new()),
+    };
+    let security = Arc::new(security);
     let mut rng = rand::rng();
     let generation = generation_at(now.wall, rng.random());
     let name = config.name.clone();
-    let node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
+    let mut node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
         .map_err(|mistakes| {
             let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
             BindError::Config(lines.join("; "))
         })?;
+    if join.is_empty() {
+        // Nobody to look for: a cluster of one, from the first moment on.
+        node.join(now, &[]);
+    }
     let me = Arc::new(ArcSwap::from_pointee(Introduction {
         node: node.me().node,
         address,
@@ -75,6 +103,7 @@ pub(super) fn assemble(
     let (view_tx, view) = watch::channel(Arc::new(first));
     let (happenings, _) = broadcast::channel(HAPPENINGS);
     let (stop, stopping) = watch::channel(false);
+    let (failed_tx, failed) = watch::channel(false);
     let board = Arc::new(Board::default());
     let dialler = Arc::new(Dialler {
         net,
@@ -83,8 +112,9 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
+        shortages: services.shortages.clone(),
     });
-    let inbox = Inbox { swim: swim_tx, state: state_tx };
+    let is_networked = config.network.is_some();
     let handle = Handle {
         config: Arc::new(config),
         commands: commands_tx.clone(),
@@ -92,40 +122,56 @@ pub(super) fn assemble(
         happenings: happenings.clone(),
         dialler: Arc::clone(&dialler),
         resolutions: Resolutions::default(),
+        failed,
     };
-    let joiner = Joiner {
-        wanted: handle.config.join.clone(),
-        resolutions: Arc::clone(&handle.resolutions),
-        commands: commands_tx,
-        view,
-        stopping: stopping.clone(),
-    };
+    // Without a network the senders of frames are dropped here, and the driver is fed by commands only.
+    let network = is_networked.then(|| Network {
+        joiner: Joiner {
+            wanted: join,
+            provisional: None,
+            services: services.clone(),
+            resolutions: Arc::clone(&handle.resolutions),
+            commands: commands_tx,
+            view,
+            stopping: stopping.clone(),
+        },
+        service: Service {
+            me: Arc::clone(&me),
+            security,
+            inbox: Inbox { swim: swim_tx, state: state_tx },
+            metrics,
+            refusals: Arc::default(),
+            board,
+            shortages: services.shortages.clone(),
+            stopping,
+        },
+    });
     let engine = Engine {
         clock,
         node,
         inputs: Inputs { swim, state, commands },
-        outputs: Outputs { view: view_tx, happenings, me: Arc::clone(&me) },
+        outputs: Outputs { view: view_tx, happenings, me },
         dialler,
-        service: Service {
-            me,
-            security,
-            inbox,
-            metrics,
-            refusals: Arc::default(),
-            board,
-            stopping,
-        },
-        joiner,
+        network,
         follower: None,
+        clients,
     };
-    Ok((handle, engine, stop))
+    Ok((handle, engine, Ends { stop, failed: failed_tx }))
 }
 
 impl Engine {
-    /// Runs until the node has departed, or everybody who could ask it anything is gone.
-    pub(super) async fn run(self, listener: impl Listener) {
-        let Self { clock, node, inputs, outputs, dialler, service, joiner, follower } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower);
+    /// Runs until the node has departed, or everybody who could ask it anything is gone. `listener` accepts other routers
+    /// if the node has a network.
+    ///
+    /// # Errors
+    /// If the mesh port can't be served.
+    pub(super) async fn run(self, listener: Option<impl Listener>) -> anyhow::Result<()> {
+        let Self { clock, node, inputs, outputs, dialler, network, follower, clients } = self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, clients);
+        let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
+            driver.run().await;
+            return Ok(());
+        };
         let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());
         let beside = async {
             tokio::try_join!(server::run(listener, service), joiner.run(), async {
@@ -135,12 +181,8 @@ impl Engine {
         };
         tokio::select! {
             biased;
-            () = driver.run() => {}
-            ended = beside => {
-                if let Err(error) = ended {
-                    error!(%error, "the mesh port can't be served");
-                }
-            }
+            () = driver.run() => Ok(()),
+            ended = beside => ended.map(|_| ()).context("the mesh port can't be served"),
         }
     }
 }

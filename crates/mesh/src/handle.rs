@@ -23,9 +23,32 @@ pub struct Handle {
     pub(super) happenings: broadcast::Sender<Arc<Happening>>,
     pub(super) dialler: Arc<Dialler>,
     pub(super) resolutions: Resolutions,
+    /// Set once the node's thread has ended though nobody asked for it.
+    pub(super) failed: watch::Receiver<bool>,
 }
 
 impl Handle {
+    /// Whether other routers may join this one. Otherwise it is a cluster of one for good.
+    #[must_use]
+    pub fn is_networked(&self) -> bool {
+        self.config.network.is_some()
+    }
+
+    /// How this router runs, as `/health` and `/ha/*` call it: `mesh`, or `standalone` for a cluster of one.
+    #[must_use]
+    pub fn ha_mode(&self) -> &'static str {
+        if self.is_networked() { "mesh" } else { "standalone" }
+    }
+
+    /// Resolves once the node has failed: it answers no visit any more, and the view stays what it was last.
+    pub async fn failed(&self) {
+        let mut failed = self.failed.clone();
+        if failed.wait_for(|failed| *failed).await.is_err() {
+            // The node has ended because the router ends.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Who is there, as of now.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
@@ -56,22 +79,24 @@ impl Handle {
         self.dialler.board.all()
     }
 
-    /// Looks at the node, on the mesh's thread; `None` if that has ended or does not answer within a second. Not for
-    /// the request path.
+    /// Looks at the node or writes to it, on the mesh's thread. Not for the request path.
+    ///
+    /// # Errors
+    /// If the node has ended, or does not answer within a second; the visit may take place later then.
     pub async fn visit<T: Send + 'static>(
         &self,
         visit: impl FnOnce(&mut Node, &Synced, Now) -> T + Send + 'static,
-    ) -> Option<T> {
+    ) -> Result<T, VisitError> {
         let (answer, answered) = oneshot::channel();
         let visit = Box::new(move |node: &mut Node, synced: &Synced, now| {
             // Who asked may not wait any more.
             let _unheard = answer.send(visit(node, synced, now)).is_err();
         });
         let asking = async {
-            self.commands.send(Command::Visit(visit)).await.ok()?;
-            answered.await.ok()
+            self.commands.send(Command::Visit(visit)).await.map_err(|_| VisitError::Ended)?;
+            answered.await.map_err(|_| VisitError::Ended)
         };
-        tokio::time::timeout(VISIT_TIMEOUT, asking).await.ok().flatten()
+        tokio::time::timeout(VISIT_TIMEOUT, asking).await.unwrap_or(Err(VisitError::Timeout))
     }
 
     /// The shared keys, by name, the one that seals first.
@@ -131,6 +156,20 @@ impl Handle {
 
 /// What became of a change of keys, by router: its keys now, or why it refused.
 pub type KeyReceipts = BTreeMap<String, Result<Vec<KeyId>, String>>;
+
+/// Why the node did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VisitError {
+    /// The node's thread has ended.
+    #[error(
+        "this router's cluster node has failed: nothing can be changed here until the router is restarted, requests are \
+         still routed"
+    )]
+    Ended,
+    /// It has far too much to do.
+    #[error("this router's cluster node did not answer within {VISIT_TIMEOUT:?}; try again")]
+    Timeout,
+}
 
 /// Why a change of keys was not begun.
 #[derive(Debug, thiserror::Error)]

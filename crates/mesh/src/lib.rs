@@ -29,10 +29,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use advertise::{Source, Wanted};
-pub use handle::{Handle, KeyReceipts, KeysError};
+pub use handle::{Handle, KeyReceipts, KeysError, VisitError};
 pub use join::{JoinAddress, ParseJoinAddressError};
 pub use link::{LaneStatus, LinkStatus};
 pub use metrics::Metrics;
@@ -45,10 +45,12 @@ pub use status::{
 
 pub use smg_cluster::membership::MemberState;
 use smg_runtime::clock::Clock;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
 
-use engine::{Engine, assemble};
+use engine::{Ends, Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
-use smg_cluster::state::news::News;
+use smg_cluster::state::stores::News;
 use smg_cluster::{self as cluster, Node};
 use smg_runtime::tasks::{OnEnd, Tasks};
 use smg_types::ids::{NodeId, NodeName};
@@ -63,13 +65,23 @@ pub type Synced = std::collections::BTreeMap<cluster::state::StoreId, Duration>;
 /// How long the end of the mesh may take: LEAVING was told long before.
 const DEPARTURE: Duration = Duration::from_secs(2);
 
-/// What the mesh is told.
+/// The configuration of a router's cluster node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// This router's name.
     pub name: NodeName,
     /// The cluster's name, for people.
     pub cluster_name: String,
+    /// Timings, bounds, the cluster's id.
+    pub node: cluster::Config,
+    /// How other routers reach this one and are reached; `None`: this router is a cluster of one, listens on no mesh port
+    /// and connects to nobody.
+    pub network: Option<NetworkConfig>,
+}
+
+/// How other routers reach this one and are reached.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkConfig {
     /// Where to listen.
     pub listen: SocketAddr,
     /// What was said of the address to be reached at.
@@ -78,8 +90,15 @@ pub struct Config {
     pub join: Vec<JoinAddress>,
     /// How it is protected.
     pub security: SecurityConfig,
-    /// Everything else: timings, bounds, the cluster's id.
-    pub node: cluster::Config,
+}
+
+/// What the mesh uses of its process, besides sockets and the clock.
+#[derive(Debug, Clone)]
+pub struct HostServices {
+    /// Resolves join addresses.
+    pub resolver: Resolver,
+    /// Where shortages of the process's own resources are reported.
+    pub shortages: Shortages,
 }
 
 /// A mesh that can't begin.
@@ -101,15 +120,24 @@ pub enum BindError {
     Config(String),
 }
 
-/// A mesh with its port bound and nothing running.
+/// A cluster node that does not run yet, its port bound if it has a network.
 #[derive(Debug)]
 pub struct Mesh {
     handle: Handle,
     engine: Engine,
-    listener: TcpListener,
+    port: Option<Port>,
     stop: watch::Sender<bool>,
-    /// Where others reach it.
+    failed: watch::Sender<bool>,
+    metrics: Metrics,
+}
+
+/// The mesh port.
+#[derive(Debug)]
+struct Port {
+    listener: TcpListener,
+    /// Where other routers reach it.
     address: SocketAddr,
+    /// Where that address came from.
     source: Source,
 }
 
@@ -201,8 +229,8 @@ pub struct Running {
 }
 
 impl Mesh {
-    /// Binds the port and finds out where this router is reached. `clients` says how clients reach it, which is told
-    /// to the others.
+    /// Creates the node. If it has a network, binds the port and finds out where other routers reach this one, as far as
+    /// that is known without resolving a name. `clients` says how clients reach it, which the other routers learn too.
     ///
     /// # Errors
     /// If the port can't be had, or the configuration is one that can't work.
@@ -211,14 +239,25 @@ impl Mesh {
         clock: Clock,
         metrics: Metrics,
         clients: Clients,
+        services: HostServices,
     ) -> Result<Self, BindError> {
-        let (listener, bound) = listen(config.listen)
-            .map_err(|source| BindError::Listen { address: config.listen, source })?;
-        let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
-        let address = SocketAddr::new(ip, bound.port());
-        let (handle, engine, stop) =
-            assemble(config, clock, metrics, clients, address, Arc::new(net::Tcp))?;
-        Ok(Self { handle, engine, listener, stop, address, source })
+        let port = config.network.as_ref().map(Port::bind).transpose()?;
+        let address = port.as_ref().map_or_else(|| clients.address_alone(), |port| port.address);
+        let provisional = port.as_ref().is_some_and(|port| port.source.is_provisional());
+        let (handle, mut engine, ends) = assemble(
+            config,
+            clock,
+            metrics.clone(),
+            clients,
+            address,
+            Arc::new(net::Tcp),
+            services,
+        )?;
+        if let Some(network) = &mut engine.network {
+            network.joiner.provisional = provisional.then_some(address);
+        }
+        let Ends { stop, failed } = ends;
+        Ok(Self { handle, engine, port, stop, failed, metrics })
     }
 
     /// From the start on, `follower` is told what changes.
@@ -226,13 +265,7 @@ impl Mesh {
         self.engine.follower = Some(follower);
     }
 
-    /// Where others reach it.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What the rest of the router holds. It answers once the mesh runs.
+    /// What the rest of the router holds. It answers once the node runs.
     #[must_use]
     pub const fn handle(&self) -> &Handle {
         &self.handle
@@ -243,38 +276,60 @@ impl Mesh {
     /// # Errors
     /// If the system refuses a thread or a runtime.
     pub fn start(self, tasks: &Tasks) -> io::Result<Running> {
-        let Self { handle, engine, listener, stop, address, source } = self;
-        info!(
-            node = %engine.node.me().node,
-            %address,
-            ?source,
-            cluster = handle.config.cluster_name,
-            "mesh"
-        );
-        if source == Source::Loopback {
-            warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
-        }
+        let Self { handle, engine, port, stop, failed, metrics } = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
+        let listener = port
+            .map(|port| {
+                port.log(&engine.node.me().node, &handle.config.cluster_name);
+                let _inside = runtime.enter();
+                tokio::net::TcpListener::from_std(port.listener)
+            })
+            .transpose()?;
+        metrics.node_up.set(1);
         let (ended_tx, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
-            // Dropped at the end, also of a panic: whoever watches learns it.
-            let _ended = ended_tx;
-            runtime.block_on(engine.run(listener));
+            match runtime.block_on(engine.run(listener)) {
+                // Whoever watched may have ended before.
+                Ok(()) => drop(ended_tx.send(())),
+                // Dropped without a word, as by a panic: the node has failed.
+                Err(error) => error!(error = format!("{error:#}"), "the mesh has failed"),
+            }
         })?;
         let stopping = tasks.clone();
-        tasks.spawn("mesh", OnEnd::Stop, async move {
-            tokio::select! {
-                // Never sent, only dropped.
-                _dropped = ended => {}
-                () = stopping.stopped() => {}
+        // Only a line in the log, never the end of the process: requests are routed without the node.
+        tasks.spawn("mesh", OnEnd::Log, async move {
+            let has_failed = tokio::select! {
+                ended = ended => ended.is_err(),
+                () = stopping.stopped() => false,
+            };
+            if has_failed {
+                error!(
+                    "the cluster node has failed: requests are routed by what was known last, administrators' writes are \
+                     refused, other routers take this one for DOWN; restart this router"
+                );
+                metrics.node_up.set(0);
+                failed.send_replace(true);
             }
             Ok(())
         });
         Ok(Running { handle, stop, thread })
+    }
+}
+
+impl Port {
+    fn bind(config: &NetworkConfig) -> Result<Self, BindError> {
+        let (listener, bound) = listen(config.listen)
+            .map_err(|source| BindError::Listen { address: config.listen, source })?;
+        let (ip, source) = advertise::choose(&config.advertise, config.listen.ip(), &config.join);
+        Ok(Self { listener, address: SocketAddr::new(ip, bound.port()), source })
+    }
+
+    fn log(&self, node: &NodeId, cluster: &str) {
+        let Self { address, source, .. } = self;
+        info!(%node, %address, ?source, cluster, "mesh");
+        if *source == Source::Loopback {
+            warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
+        }
     }
 }
 
@@ -289,17 +344,20 @@ pub struct Clients {
 
 impl Clients {
     /// The URL, with `reached` where the port listens on all addresses.
-    #[must_use]
-    pub fn url(self, reached: IpAddr) -> String {
-        let ip = if self.listen.ip().is_unspecified() { reached } else { self.listen.ip() };
+    fn url(self, reached: IpAddr) -> String {
         let scheme = if self.secure { "https" } else { "http" };
-        format!("{scheme}://{}", SocketAddr::new(ip, self.listen.port()))
+        format!("{scheme}://{}", self.address(reached))
     }
 
-    /// The URL of a router without a mesh.
-    #[must_use]
-    pub fn url_alone(self) -> String {
-        self.url(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
+    /// Address and port, with `reached` where the port listens on all addresses.
+    fn address(self, reached: IpAddr) -> SocketAddr {
+        let ip = if self.listen.ip().is_unspecified() { reached } else { self.listen.ip() };
+        SocketAddr::new(ip, self.listen.port())
+    }
+
+    /// The address of a router that has no mesh port: where clients reach it.
+    fn address_alone(self) -> SocketAddr {
+        self.address(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
     }
 }
 
@@ -311,10 +369,12 @@ impl Running {
             warn!("the mesh did not end in time");
         }
         stop.send_replace(true);
+        let is_networked = handle.is_networked();
         // Joined where waiting is allowed; it has nothing left to do.
         let joined = tokio::task::spawn_blocking(move || thread.join());
         match tokio::time::timeout(DEPARTURE, joined).await {
-            Ok(Ok(Ok(()))) => info!("left the mesh"),
+            Ok(Ok(Ok(()))) if is_networked => info!("left the mesh"),
+            Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(_)) | Err(_)) => warn!("the mesh's thread has panicked"),
             Err(_elapsed) => warn!("the mesh's thread did not end in time"),
         }

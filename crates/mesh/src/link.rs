@@ -20,6 +20,7 @@ use rand::RngExt as _;
 use rustls::pki_types::ServerName;
 use smg_cluster::Lane;
 use smg_runtime::clock::Clock;
+use smg_runtime::shortage::{Kind, Shortages};
 use smg_runtime::tls::names_in;
 use smg_types::ids::NodeId;
 use tokio::sync::{Notify, oneshot};
@@ -70,6 +71,7 @@ pub(super) struct Dialler {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
+    pub(super) shortages: Shortages,
 }
 
 /// How the connection for one lane is.
@@ -393,6 +395,9 @@ async fn dial(
             let mut cause: &dyn std::error::Error = &error;
             while let Some(deeper) = cause.source() {
                 cause = deeper;
+            }
+            if let Some(kind) = cause.downcast_ref().and_then(Kind::of) {
+                dialler.shortages.report(kind, "connecting to a router", &cause);
             }
             Err(LinkError::Connect(cause.to_string()))
         }

@@ -14,6 +14,7 @@ use smg_cluster::Lane;
 /// Handles of the mesh's metrics. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    pub(super) node_up: IntGauge,
     pub(super) peers: IntGauge,
     pub(super) peer_status: IntGaugeVec,
     pub(super) node_state: IntGaugeVec,
@@ -43,11 +44,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Registers what concerns this router's node with `own`, and the rest with `registry`: a router that nobody can join
+    /// has no other routers to measure.
     ///
     /// # Errors
     /// If a name is taken.
-    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub fn register(own: &Registry, registry: &Registry) -> prometheus::Result<Self> {
+        let node_up = IntGauge::new(
+            "smg_cluster_node_up",
+            "Whether this router's cluster node runs: 1, or 0 once it has failed. Requests are still routed then, but \
+             nothing can be changed here until the router is restarted.",
+        )?;
+        own.register(Box::new(node_up.clone()))?;
         let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
             let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone()))?;
@@ -105,6 +113,7 @@ impl Metrics {
             link_failures.with_label_values(&[lane_name(lane)]).reset();
         }
         Ok(Self {
+            node_up,
             peers: gauge(
                 "smg_mesh_peers_total",
                 "Routers that are in the cluster and not known to be down, without this one.",

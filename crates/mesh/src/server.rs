@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use smg_cluster::Lane;
+use smg_runtime::shortage::{Kind, Shortages};
 use smg_runtime::tasks::turned_on;
 use smg_runtime::tls::{MeshTls, names_in};
 use tokio::io::AsyncReadExt as _;
@@ -87,6 +88,7 @@ pub(super) struct Service {
     pub(super) refusals: Arc<Refusals>,
     /// Told who has called.
     pub(super) board: Arc<Board>,
+    pub(super) shortages: Shortages,
     /// Turns true when the router ends.
     pub(super) stopping: watch::Receiver<bool>,
 }
@@ -101,6 +103,7 @@ pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow
         .build_v1()?;
     let mut stopping = service.stopping.clone();
     let metrics = service.metrics.clone();
+    let shortages = service.shortages.clone();
     let security = Arc::clone(&service.security);
     let refusals = Arc::clone(&service.refusals);
     let mesh = MeshServer::new(service)
@@ -120,8 +123,11 @@ pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Most likely no file descriptors are left: connections wait in the kernel until some are.
-                warn!(%error, "cannot accept a connection of a router");
+                // If descriptors are short, connections wait in the kernel until some are free.
+                match Kind::of(&error) {
+                    Some(kind) => shortages.report(kind, "accepting a router", &error),
+                    None => warn!(%error, "cannot accept a connection of a router"),
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

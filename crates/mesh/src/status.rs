@@ -13,7 +13,7 @@ use smg_types::now::Now;
 
 use super::link::LinkStatus;
 use super::metrics::lane_name;
-use super::{Handle, Synced};
+use super::{Handle, Synced, VisitError};
 
 /// `GET /ha/status`: the document's shape, and more.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,7 +31,7 @@ pub struct Status {
     pub cluster: Option<String>,
     /// All routers that are listed, by name.
     pub nodes: Vec<NodeStatus>,
-    /// What they agree on, by store.
+    /// What they agree on, by store; a store that routers of this version do not write to is left out.
     pub stores: BTreeMap<&'static str, StoreStatus>,
 }
 
@@ -70,7 +70,7 @@ pub struct StoreStatus {
 /// `GET /ha/health`: how this router is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
-    /// `ok`, or the worst of `degraded`, `joining`, `leaving`, `refused`.
+    /// `ok`, or the worst of `degraded`, `joining`, `leaving`, `refused`, `failed`.
     pub status: &'static str,
     /// Why it is not `ok`, for people.
     pub reasons: Vec<String>,
@@ -144,36 +144,46 @@ pub struct Drift {
     pub node_name: String,
     /// Whether every router that takes part has confirmed all of this router's writes.
     pub in_sync: bool,
-    /// This router's fingerprints, by store: to be compared with those of the others.
+    /// This router's fingerprints, by store as in [`Status`]: to be compared with those of the others.
     pub digests: BTreeMap<&'static str, String>,
     /// How many of this router's writes each of the others has not confirmed, by name; `null`: it has said nothing yet.
     pub lag: BTreeMap<String, Option<u64>>,
 }
 
-impl StoreStatus {
-    /// A store that no other router has a copy of.
-    #[must_use]
-    pub fn alone(entry_count: usize) -> Self {
-        Self {
-            entry_count,
-            last_sync: None,
-            digest: String::new(),
-            bytes: 0,
-            tombstones: 0,
-            versions: BTreeMap::new(),
+impl Handle {
+    /// How the cluster is.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn status(&self) -> Result<Status, VisitError> {
+        let cluster = self.is_networked().then(|| self.cluster_name().to_owned());
+        let ha_mode = self.ha_mode();
+        self.visit(move |node, synced, now| status_of(node, synced, now, ha_mode, cluster)).await
+    }
+
+    /// How this router is, also when its node has failed.
+    ///
+    /// # Errors
+    /// If the node runs and does not answer in time.
+    pub async fn health(&self) -> Result<Health, VisitError> {
+        match self.health_of_node().await {
+            Err(error @ VisitError::Ended) => Ok(Health {
+                status: "failed",
+                reasons: vec![error.to_string()],
+                ha_mode: self.ha_mode(),
+                // Not the state in which it was seen last: the other routers take it for DOWN, and so it is.
+                node: NodeStatus {
+                    status: MemberState::Down.as_str(),
+                    ..node_status(&self.view().me, self.dialler.clock.now())
+                },
+                join: Vec::new(),
+                peers: Vec::new(),
+            }),
+            answer => answer,
         }
     }
-}
 
-impl Handle {
-    /// How the cluster is. `None` while the mesh does not answer.
-    pub async fn status(&self) -> Option<Status> {
-        let cluster = self.cluster_name().to_owned();
-        self.visit(move |node, synced, now| status_of(node, synced, now, cluster)).await
-    }
-
-    /// How this router is. `None` while the mesh does not answer.
-    pub async fn health(&self) -> Option<Health> {
+    async fn health_of_node(&self) -> Result<Health, VisitError> {
         let links = self.links();
         let seen = self
             .visit(|node, _, now| {
@@ -196,7 +206,8 @@ impl Handle {
             .collect();
         let join = self.join_statuses(&me, &members, &links);
         let (status, reasons) = verdict(&me, refused.as_ref(), &peers, &join);
-        Some(Health { status, reasons, ha_mode: "mesh", node: node_status(&me, now), join, peers })
+        let (ha_mode, node) = (self.ha_mode(), node_status(&me, now));
+        Ok(Health { status, reasons, ha_mode, node, join, peers })
     }
 
     /// Who is there, for clients.
@@ -224,8 +235,11 @@ impl Handle {
         (view.version, routers)
     }
 
-    /// Who lacks what. `None` while the mesh does not answer.
-    pub async fn drift(&self) -> Option<Drift> {
+    /// Who lacks what.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn drift(&self) -> Result<Drift, VisitError> {
         self.visit(|node, _, _| {
             let lag: BTreeMap<_, _> = node
                 .members()
@@ -238,7 +252,9 @@ impl Handle {
             Drift {
                 node_name: node.me().node.name.to_string(),
                 in_sync: lag.values().all(|lag| *lag == Some(0)),
-                digests: StoreId::ALL.map(|store| (store.name(), digest(node, store))).into(),
+                digests: StoreId::in_use()
+                    .map(|store| (store.name(), digest(node, store)))
+                    .collect(),
                 lag,
             }
         })
@@ -252,9 +268,8 @@ impl Handle {
         links: &BTreeMap<SocketAddr, LinkStatus>,
     ) -> Vec<JoinStatus> {
         let resolutions = self.resolutions.lock();
-        self.config
-            .join
-            .iter()
+        let addresses = self.config.network.iter().flat_map(|network| &network.join);
+        addresses
             .map(|address| {
                 let resolved = resolutions.get(address).cloned().unwrap_or_default();
                 let reached = resolved.addresses.iter().any(|address| {
@@ -285,7 +300,13 @@ impl Handle {
     }
 }
 
-fn status_of(node: &Node, synced: &Synced, now: Now, cluster: String) -> Status {
+fn status_of(
+    node: &Node,
+    synced: &Synced,
+    now: Now,
+    ha_mode: &'static str,
+    cluster: Option<String>,
+) -> Status {
     let mut nodes: Vec<_> =
         std::iter::once(node.me()).chain(node.members()).map(|m| node_status(&m, now)).collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -295,10 +316,12 @@ fn status_of(node: &Node, synced: &Synced, now: Now, cluster: String) -> Status 
         node_name: node.me().node.name.to_string(),
         node_count: nodes.len(),
         alive_count: std::iter::once(node.me()).chain(node.members()).filter(takes_part).count(),
-        ha_mode: "mesh",
-        cluster: Some(cluster),
+        ha_mode,
+        cluster,
         nodes,
-        stores: StoreId::ALL.map(|store| (store.name(), store_status(node, store, synced))).into(),
+        stores: StoreId::in_use()
+            .map(|store| (store.name(), store_status(node, store, synced)))
+            .collect(),
     }
 }
 

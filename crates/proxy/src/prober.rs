@@ -1,10 +1,13 @@
 //! Asks workers how they are and what they serve, and reports to the fleet.
 //!
 //! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request found unreachable is
-//! asked at once, and in a cluster each is asked in turn by a few of the routers only. What a worker serves is read when it first answers, again when it comes back, and once a minute, for
-//! engines load adapters while they run; what could not be read is tried again.
+//! asked at once, and in a cluster each is asked in turn by a few of the routers only. What a worker serves is read when
+//! it first answers, again when it comes back, and once a minute, for engines load adapters while they run; what could
+//! not be read is tried again. A probe that failed for want of one of the router's own resources says nothing of the
+//! worker, and is repeated soon.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,19 +15,21 @@ use http::{Method, StatusCode};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use smg_routing::fleet::{Change, Discovered, Fleet, Models, Probe, Worker};
+use smg_routing::fleet::{Cause, Change, Discovered, Failure, Fleet, Models, Probe, Worker};
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, WorkerId};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::upstream::Client;
+use crate::upstream::{Client, SendError};
 
 /// Probes at once.
 const AT_ONCE: usize = 128;
 /// How often the schedule is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// Between two probes of a worker of which it is not settled whether it serves, at most.
+const SOON: Duration = Duration::from_secs(1);
 /// Between two attempts to read what a worker serves that is not known yet.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Between two looks at what a known worker serves.
@@ -46,8 +51,12 @@ struct Schedule {
 #[derive(Debug)]
 struct Answer {
     worker: WorkerId,
+    /// It was probed, but the router lacked something of its own: nothing was learnt of the worker.
+    unjudged: bool,
     probe: Option<Probe>,
     look: Look,
+    /// Why the probe or the look failed.
+    failure: Option<Failure>,
 }
 
 /// What a look at what a worker serves gave.
@@ -55,6 +64,8 @@ struct Answer {
 enum Look {
     /// It was not looked at.
     NotNow,
+    /// The router lacked something of its own: nothing was learnt of the worker.
+    Unjudged,
     /// It could not be read this time.
     Failed,
     /// This.
@@ -122,6 +133,7 @@ pub async fn run(
                     Arc::clone(&fleet),
                     Arc::clone(&client),
                     Arc::clone(worker),
+                    clock,
                     probe,
                     look,
                 ));
@@ -141,8 +153,16 @@ fn settle(
     let Some(schedule) = schedules.get_mut(&answer.worker) else { return };
     schedule.asking = false;
     let worker = answer.worker;
+    match &answer.failure {
+        Some(failure) => show_failure(fleet, worker, failure, matches!(answer.look, Look::Failed)),
+        None if !answer.unjudged => fleet.clear_failure(worker),
+        None => {}
+    }
     match &answer.look {
         Look::NotNow => {}
+        Look::Unjudged => {
+            schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+        }
         Look::Failed => {
             fleet.could_not_read(worker);
             schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
@@ -153,6 +173,9 @@ fn settle(
                 info!(%worker, models = ?found.models, "worker's models are known");
             }
         }
+    }
+    if answer.unjudged {
+        schedule.probe_at = now + SOON.mul_f64(rng.random_range(0.9..1.1));
     }
     if let Some(probe) = answer.probe {
         let snapshot = fleet.snapshot();
@@ -165,76 +188,199 @@ fn settle(
                 // It may have come back with other models.
                 schedule.look_at = now;
             }
-            Some(Change::Down) => warn!(%worker, ?probe, "worker is down"),
-            Some(Change::Failed) => warn!(%worker, ?probe, "worker has failed: it stays down"),
+            Some(Change::Down) => log_failure(fleet, answer, "worker is down"),
+            Some(Change::Failed) => log_failure(fleet, answer, "worker has failed: it stays down"),
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
         if probe != Probe::Good || state != Some(smg_routing::fleet::State::Ready) {
             // Until it is settled one way or the other it is asked more often, but not more than once a second.
-            let soon = interval.min(Duration::from_secs(1)).mul_f64(rng.random_range(0.9..1.1));
+            let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
             schedule.probe_at = now + soon;
         }
     }
+}
+
+/// Remembers a failure, and logs one that no change of the worker's state will log: the probe is answered well, but the
+/// models can't be read.
+fn show_failure(fleet: &Fleet, worker: WorkerId, failure: &Failure, models: bool) {
+    let is_new = fleet.note_failure(worker, failure.clone());
+    if models && is_new {
+        let answer = Some(failure);
+        log(fleet, worker, answer, "the worker's models can't be read");
+    }
+}
+
+fn log_failure(fleet: &Fleet, answer: &Answer, message: &str) {
+    log(fleet, answer.worker, answer.failure.as_ref(), message);
+}
+
+/// One line that says which worker, what happened and what to do about it.
+fn log(fleet: &Fleet, id: WorkerId, failure: Option<&Failure>, message: &str) {
+    let snapshot = fleet.snapshot();
+    let (Some(worker), Some(failure)) = (snapshot.worker(id), failure) else { return };
+    let url = &worker.spec.url;
+    warn!(
+        worker = %id,
+        %url,
+        path = failure.path,
+        cause = failure.cause.name(),
+        status = failure.status,
+        error = failure.detail,
+        advice = failure.advice(url),
+        "{message}"
+    );
 }
 
 async fn ask(
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     worker: Arc<Worker>,
+    clock: Clock,
     probe: bool,
     look: bool,
 ) -> Answer {
     let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
-    let mut answer = Answer { worker: worker.id, probe: None, look: Look::NotNow };
+    let mut answer = Answer {
+        worker: worker.id,
+        unjudged: false,
+        probe: None,
+        look: Look::NotNow,
+        failure: None,
+    };
+    let failed = |path: &str, cause, status, detail| {
+        let path = path.to_owned();
+        Some(Failure { at: clock.now().wall, path, cause, status, detail })
+    };
     if probe {
         let endpoint =
             worker.spec.health.endpoint.as_deref().unwrap_or(&fleet.config().health.endpoint);
         let key = worker.spec.api_key.as_ref();
-        answer.probe = Some(
-            match client
-                .fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES)
-                .await
-            {
-                Ok((status, _)) if status.is_success() => Probe::Good,
-                Ok((status, _)) => {
-                    debug!(worker = %worker.id, %status, "probe was answered badly");
-                    Probe::Bad
-                }
-                Err(error) => {
-                    debug!(worker = %worker.id, %error, "probe failed");
-                    match error {
-                        error if error.is_gone() => Probe::Gone,
-                        error if error.is_unreachable() => Probe::Unreachable,
-                        _ => Probe::Bad,
-                    }
-                }
-            },
-        );
+        let asked = client.fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES);
+        match asked.await {
+            Ok((status, _)) if status.is_success() => answer.probe = Some(Probe::Good),
+            Ok((status, _)) => {
+                debug!(worker = %worker.id, %status, "probe was answered badly");
+                answer.probe = Some(Probe::Bad);
+                let status = status.as_u16();
+                let cause = Cause::of_status(status).unwrap_or(Cause::Status);
+                answer.failure = failed(endpoint, cause, Some(status), String::new());
+            }
+            Err(error) => {
+                debug!(worker = %worker.id, %error, "probe failed");
+                answer.probe = judge(&error);
+                answer.unjudged = answer.probe.is_none();
+                answer.failure = cause_of(&error)
+                    .and_then(|cause| failed(endpoint, cause, None, in_full(&error)));
+            }
+        }
     }
-    if look && answer.probe.is_none_or(|probe| probe == Probe::Good) {
-        answer.look = look_at(&client, &worker, timeout).await.map_or(Look::Failed, Look::Found);
+    if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == Probe::Good) {
+        answer.look = match look_at(&client, &worker, timeout).await {
+            Ok(found) => Look::Found(found),
+            Err(LookError::Answer { status, cause }) => {
+                answer.failure = failed("/v1/models", cause, Some(status), String::new());
+                Look::Failed
+            }
+            Err(LookError::Send(error)) => match cause_of(&error) {
+                Some(cause) => {
+                    answer.failure = failed("/v1/models", cause, None, in_full(&error));
+                    Look::Failed
+                }
+                None => Look::Unjudged,
+            },
+        };
     }
     answer
 }
 
-/// Reads what a worker serves; `None`: it could not be read this time.
-async fn look_at(client: &Client, worker: &Worker, timeout: Duration) -> Option<Discovered> {
+/// What a failed probe says of the worker; `None`: nothing.
+fn judge(error: &SendError) -> Option<Probe> {
+    if !error.is_about_the_worker() {
+        None
+    } else if error.is_gone() {
+        Some(Probe::Gone)
+    } else if error.is_unreachable() {
+        Some(Probe::Unreachable)
+    } else {
+        Some(Probe::Bad)
+    }
+}
+
+/// The cause that an error stands for; `None`: it says nothing of the worker.
+fn cause_of(error: &SendError) -> Option<Cause> {
+    Some(match error {
+        SendError::NoSuchName(_) => Cause::Resolve,
+        SendError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Cause::Refused
+        }
+        SendError::Connect(_) => Cause::Unreachable,
+        SendError::ConnectTimeout(_) => Cause::ConnectTimeout,
+        SendError::Tls(_) => Cause::Tls,
+        SendError::Lost { .. } => Cause::Closed,
+        SendError::HeadTimeout(_) => Cause::Timeout,
+        SendError::Protocol(_) => Cause::NotHttp,
+        SendError::Shortage { .. } | SendError::Removed => return None,
+    })
+}
+
+/// An error with its causes.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Why what a worker serves could not be read.
+enum LookError {
+    /// It answered with something else than a list of models.
+    Answer { status: u16, cause: Cause },
+    /// It did not answer.
+    Send(SendError),
+}
+
+impl From<SendError> for LookError {
+    fn from(error: SendError) -> Self {
+        Self::Send(error)
+    }
+}
+
+/// Reads what a worker serves.
+async fn look_at(
+    client: &Client,
+    worker: &Worker,
+    timeout: Duration,
+) -> Result<Discovered, LookError> {
     let key = worker.spec.api_key.as_ref();
     let url = &worker.spec.url;
     let read = async |path| client.fetch(url, Method::GET, path, key, timeout, MOST_BYTES).await;
-    let (status, body) = read("/v1/models").await.ok()?;
+    let (status, body) = read("/v1/models").await?;
     let mut info = None;
     for path in ["/get_server_info", "/get_model_info"] {
-        if let Ok((StatusCode::OK, body)) = read(path).await
-            && let Ok(Value::Object(found)) = serde_json::from_slice::<Value>(&body)
-        {
-            info = Some(told(found));
-            break;
+        match read(path).await {
+            Ok((StatusCode::OK, body)) => {
+                if let Ok(Value::Object(found)) = serde_json::from_slice::<Value>(&body) {
+                    info = Some(told(found));
+                    break;
+                }
+            }
+            Err(error) if !error.is_about_the_worker() => return Err(error.into()),
+            Ok(_) | Err(_) => {}
         }
     }
     let models = match status {
-        StatusCode::OK => Models::Known(listed(&body)?),
+        StatusCode::OK => match listed(&body) {
+            Some(models) => Models::Known(models),
+            None => {
+                let cause = Cause::NotAList;
+                return Err(LookError::Answer { status: status.as_u16(), cause });
+            }
+        },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
             // No list: SGLang's native name, or else it takes whatever is sent.
             let named = info.as_ref().and_then(|info| {
@@ -244,9 +390,13 @@ async fn look_at(client: &Client, worker: &Worker, timeout: Duration) -> Option<
             });
             named.map_or(Models::Any, |name| Models::Known(vec![ModelId::from(name)]))
         }
-        _ => return None,
+        _ => {
+            let status = status.as_u16();
+            let cause = Cause::of_status(status).unwrap_or(Cause::NotAList);
+            return Err(LookError::Answer { status, cause });
+        }
     };
-    Some(Discovered { models, info })
+    Ok(Discovered { models, info })
 }
 
 /// What an engine may tell everyone who may see the workers. Some tell their keys as well, and figures that change all
@@ -289,7 +439,28 @@ fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use smg_runtime::shortage::{Kind, Shortage};
+
     use super::*;
+    use crate::upstream::Delivery;
+
+    #[test]
+    fn what_the_router_lacks_itself_is_no_verdict() {
+        for kind in Kind::ALL {
+            for delivery in [Delivery::Nothing, Delivery::Part, Delivery::PerhapsAll] {
+                let shortage = Shortage { kind, source: io::ErrorKind::Other.into() };
+                let error = SendError::Shortage { shortage, delivery };
+                assert_eq!(judge(&error), None, "{kind:?}");
+            }
+        }
+        let refused = SendError::Connect(io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(judge(&refused), Some(Probe::Gone));
+        let silent = SendError::ConnectTimeout(Duration::from_secs(1));
+        assert_eq!(judge(&silent), Some(Probe::Unreachable));
+        assert_eq!(judge(&SendError::HeadTimeout(Duration::from_secs(1))), Some(Probe::Bad));
+    }
 
     #[test]
     fn an_engines_keys_are_not_kept() {

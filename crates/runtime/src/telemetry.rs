@@ -179,7 +179,7 @@ mod tests {
     fn a_filter_names_modules() {
         let config = |filter: &str| Config { filter: filter.to_owned(), ..Config::default() };
         assert_eq!(logged(&config("smg=error")), "");
-        assert_eq!(logged(&config("error,smg::telemetry=debug")).lines().count(), 2);
+        assert_eq!(logged(&config("error,smg_runtime::telemetry=debug")).lines().count(), 2);
         let error = check_filter("info,=[").unwrap_err().to_string();
         assert!(error.contains("info,=["), "{error}");
     }

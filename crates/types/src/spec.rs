@@ -147,6 +147,24 @@ pub struct HealthSpec {
     pub disabled: bool,
 }
 
+impl HealthSpec {
+    /// Whether `endpoint` can be the path of a request: it begins with a slash and is visible ASCII of at most 1,024 bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it, to follow the text itself.
+    pub fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
+        if !endpoint.starts_with('/') {
+            Err("does not begin with a slash")
+        } else if endpoint.len() > 1024 {
+            Err("is longer than 1024 bytes")
+        } else if !endpoint.bytes().all(|b| b.is_ascii_graphic()) {
+            Err("has a blank, a control character or a character that is not ASCII")
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// A worker's URL in one spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
 /// query. A path is kept: it goes before the path of each request.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -242,9 +260,33 @@ pub enum WorkerUrlError {
     /// A path with characters that do not belong into one.
     #[error("worker url {0:?} has a path with a blank or a character that is not ASCII")]
     BadPath(String),
+    /// It ends in `/v1`.
+    #[error("worker url {url} ends in /v1, which the router adds itself: use {right}")]
+    EndsInV1 {
+        /// The URL that was given.
+        url: String,
+        /// The URL without `/v1`.
+        right: String,
+    },
     /// Longer than 2048 bytes.
     #[error("worker url is {0} bytes long, the limit is 2048")]
     TooLong(usize),
+}
+
+impl WorkerUrl {
+    /// Refuses a URL that ends in `/v1`, which is a client's base URL: the router adds the path of each request itself.
+    ///
+    /// # Errors
+    /// [`WorkerUrlError::EndsInV1`], which names the URL without it.
+    pub fn check_path(&self) -> Result<(), WorkerUrlError> {
+        match self.text.strip_suffix("/v1") {
+            Some(right) => Err(WorkerUrlError::EndsInV1 {
+                url: self.text.to_string(),
+                right: right.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl FromStr for WorkerUrl {

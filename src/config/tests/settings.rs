@@ -3,6 +3,7 @@
 use super::{Given, given};
 use crate::cli;
 use crate::config::Config;
+use crate::config::peers::{self, PeerFlag, Takes};
 
 /// A setting, two values, and where the first one is seen in the configuration.
 struct Row {
@@ -39,7 +40,14 @@ fn rows() -> Vec<Row> {
 /// How a value of the mesh looks, once there is one.
 macro_rules! see_mesh {
     ($($field:tt)+) => {
-        |config| config.mesh.as_ref().map_or("none".to_owned(), |mesh| format!("{:?}", mesh.$($field)+))
+        |config| format!("{:?}", config.mesh.$($field)+)
+    };
+}
+
+/// How a value of the mesh's network looks, once there is one.
+macro_rules! see_network {
+    ($($field:tt)+) => {
+        |config| config.mesh.network.as_ref().map_or("none".to_owned(), |network| format!("{:?}", network.$($field)+))
     };
 }
 
@@ -47,23 +55,23 @@ fn see_files(
     config: &Config,
     file: fn(&smg_runtime::tls::MeshFiles) -> &std::path::PathBuf,
 ) -> String {
-    let files = config.mesh.as_ref().and_then(|mesh| mesh.security.tls.as_ref());
+    let files = config.mesh.network.as_ref().and_then(|network| network.security.tls.as_ref());
     format!("{:?}", files.map(file))
 }
 
 fn see_keys(config: &Config) -> String {
-    let ids = config.mesh.iter().flat_map(|mesh| mesh.security.keys.ids());
+    let ids = config.mesh.network.iter().flat_map(|network| network.security.keys.ids());
     format!("{:?}", ids.collect::<Vec<_>>())
 }
 
 fn mesh() -> Vec<Row> {
     vec![
-        row("enable-mesh", "true", "false", "true", |c| c.mesh.is_some().to_string()),
+        row("enable-mesh", "true", "false", "true", |c| c.mesh.network.is_some().to_string()),
         row("mesh-server-name", "node1", "node2", "node1", see_mesh!(name)),
-        row("mesh-host", "127.0.0.1", "::1", "127.0.0.1", see_mesh!(listen.ip())),
-        row("mesh-port", "7", "8", "7", see_mesh!(listen.port())),
+        row("mesh-host", "127.0.0.1", "::1", "127.0.0.1", see_network!(listen.ip())),
+        row("mesh-port", "7", "8", "7", see_network!(listen.port())),
         row("mesh-peer-urls", "a:1, b", "c", "[\"a:1\", \"b:39527\"]", |c| {
-            let join = c.mesh.iter().flat_map(|mesh| &mesh.join);
+            let join = c.mesh.network.iter().flat_map(|network| &network.join);
             format!("{:?}", join.map(ToString::to_string).collect::<Vec<_>>())
         }),
         row(
@@ -71,7 +79,7 @@ fn mesh() -> Vec<Row> {
             "10.0.0.1",
             "10.0.0.2",
             "Some(10.0.0.1)",
-            see_mesh!(advertise.flag),
+            see_network!(advertise.flag),
         ),
         row("mesh-cluster-id", "one", "two", "\"one\"", see_mesh!(cluster_name)),
         row("mesh-profile", "wan", "lan", "5s", see_mesh!(node.membership.probe_period)),
@@ -95,7 +103,7 @@ fn mesh() -> Vec<Row> {
             see_keys,
         ),
         row("mesh-encryption-key-file", "SHARED", "OTHER_SHARED", "[66687aadf862bd77]", see_keys),
-        row("mesh-encryption", "permissive", "required", "Permissive", see_mesh!(security.mode)),
+        row("mesh-encryption", "permissive", "required", "Permissive", see_network!(security.mode)),
     ]
 }
 
@@ -111,6 +119,7 @@ fn workers_and_routing() -> Vec<Row> {
             let keys = c.workers.iter().map(|worker| worker.api_key.as_ref());
             format!("{:?}", keys.flatten().next().map(smg_types::spec::Secret::expose))
         }),
+        row("model-alias", "a=m b=n", "a=n", "{\"a\": \"m\", \"b\": \"n\"}", see!(fleet.aliases)),
         row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
         row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
         row("cache-threshold", "0.75", "0.5", "0.75", see!(policy.cache_threshold)),
@@ -129,6 +138,13 @@ fn workers_and_routing() -> Vec<Row> {
         row("debug-headers", "true", "false", "true", see!(http.debug_headers)),
         row("max-concurrent-requests", "7", "8", "Some(7)", see!(limit.max_concurrent)),
         row("queue-size", "7", "8", "7", see!(limit.queue_size)),
+        row(
+            "push-back-statuses",
+            "429 529",
+            "503",
+            "[429, 529]",
+            see!(dispatch.push_back_statuses),
+        ),
         row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
         row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),
     ]
@@ -140,8 +156,17 @@ fn surface() -> Vec<Row> {
         row("host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| c.http.listen.ip().to_string()),
         row("port", "7", "8", "7", |c| c.http.listen.port().to_string()),
         row("max-payload-size", "7000", "8000", "7000", see!(http.max_body_bytes)),
+        row("decompress-requests", "true", "false", "true", see!(http.decompress_requests)),
         row("max-buffered-bytes", "7000", "8000", "7000", see!(http.max_buffered_bytes)),
         row("header-timeout-secs", "7", "8", "7s", see!(http.header_timeout)),
+        row("idle-connection-timeout-secs", "7", "8", "7s", see!(http.idle_timeout)),
+        row(
+            "request-id-headers",
+            "x-one, x-two",
+            "x-b",
+            "[\"x-one\", \"x-two\"]",
+            see!(http.request_id_headers),
+        ),
         row("body-timeout-secs", "7", "8", "7s", see!(http.body_timeout)),
         row("max-connections", "7", "8", "7", see!(http.max_connections)),
         row("threads", "7", "8", "7", see!(http.threads)),
@@ -184,9 +209,13 @@ fn surface() -> Vec<Row> {
             let shown = |t: &crate::http::Tenant| format!("{}={}", t.id, t.key.expose());
             c.http.tenants.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
-        row("admin-api-key", "k1", "k2", "Some(\"k1\")", |c| {
-            format!("{:?}", c.http.admin_api_key.as_ref().map(smg_types::spec::Secret::expose))
+        row("admin-api-key", "k1 a:n:user:k2", "k3", "admin/Admin/k1 a/User/k2", |c| {
+            let shown = |admin: &crate::http::AdminKey| {
+                format!("{}/{:?}/{}", admin.id, admin.role, admin.key.expose())
+            };
+            c.http.admin_api_keys.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
+        row("admin-open", "true", "false", "true", see!(http.admin_open)),
         row("health-check-port", "7", "8", "Some(0.0.0.0:7)", see!(http.health_listen)),
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
         row("log-level", "debug", "warn", "\"debug\"", see!(telemetry.filter)),
@@ -215,6 +244,7 @@ fn failure() -> Vec<Row> {
         row("retry-initial-backoff-ms", "7", "8", "7ms", see!(dispatch.initial_backoff)),
         row("retry-max-backoff-ms", "700", "800", "700ms", see!(dispatch.max_backoff)),
         row("retry-backoff-multiplier", "7.5", "8", "7.5", see!(dispatch.backoff_multiplier)),
+        row("retry-jitter-factor", "0.25", "0.5", "0.25", see!(dispatch.backoff_jitter)),
         row("retry-budget-ratio", "0.75", "0.5", "0.75", see!(dispatch.budget_ratio)),
         row("retry-budget-floor", "7", "8", "7.0", see!(dispatch.budget_floor)),
         row("disable-retries", "true", "false", "0", see!(dispatch.max_retries)),
@@ -234,12 +264,12 @@ fn failure() -> Vec<Row> {
 }
 
 /// Certificates and keys for the settings that name files, since these are opened.
-struct Files {
+pub(super) struct Files {
     dir: tempfile::TempDir,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Two certificates of one key, so that any of them goes with any copy of the key.
         let key = rcgen::KeyPair::generate().unwrap();
@@ -260,7 +290,7 @@ impl Files {
         if is_file { self.path(value) } else { value.to_owned() }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 
@@ -298,6 +328,8 @@ fn companions(flag: &str, files: &Files) -> String {
 #[derive(Clone, Copy)]
 enum Place {
     Flag,
+    /// Another router's name for the flag.
+    Alias(&'static PeerFlag),
     Variable,
     Key,
     KeyWithUnderscores,
@@ -309,6 +341,8 @@ fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -
     let quoted = if bare { value.to_owned() } else { format!("'{value}'") };
     match place {
         Place::Flag => given.flags(&[&format!("--{flag}={value}")]),
+        Place::Alias(alias) if alias.takes == Takes::Nothing => given.flags(&[alias.flag]),
+        Place::Alias(alias) => given.flags(&[alias.flag, value]),
         Place::Variable => given.variable(&variable, value),
         Place::Key => {
             text.push_str(&format!("{flag} = {quoted}\n"));
@@ -323,7 +357,7 @@ fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -
 
 #[test]
 fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
-    use Place::{Flag, Key, KeyWithUnderscores, Variable};
+    use Place::{Alias, Flag, Key, KeyWithUnderscores, Variable};
     let files = Files::new();
     for row in rows() {
         let one = files.resolve(row.one);
@@ -340,6 +374,10 @@ fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
             files.hide(&(row.view)(&given.file(&text).config()))
         };
         assert_ne!(seen_with(&[]), row.seen, "--{}: the default shows nothing", row.flag);
+        for alias in peers::aliases(row.flag) {
+            let places = [(Alias(alias), one.as_str()), (Variable, &other), (Key, &other)];
+            assert_eq!(seen_with(&places), row.seen, "--{} by {}", row.flag, alias.flag);
+        }
         for places in [
             &[(Flag, one.as_str())][..],
             &[(Variable, &one)],

@@ -94,6 +94,11 @@ pub(crate) async fn begin(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
+    if !body.is_empty()
+        && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+    {
+        request = request.header("content-type", "application/json");
+    }
     // Dropping the caller's future hangs up, too.
     let guard = Abort(Some(connection));
     let response =
@@ -130,8 +135,19 @@ impl Connection {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        self.send("POST", path, headers, body).await
+    }
+
+    /// Sends a request and waits for the whole answer.
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         let mut request = http::Request::builder()
-            .method("POST")
+            .method(method)
             .uri(path)
             .header("host", self.address.to_string());
         for (name, value) in headers {

@@ -9,19 +9,31 @@ pub(crate) mod worker;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Waits until `check` says `Ok`, up to ten seconds; panics with its last words otherwise.
-pub(crate) async fn eventually<T, E, F>(what: &str, mut check: impl FnMut() -> F) -> T
+/// Waits until `check` returns `Ok`, up to ten seconds; panics with its last error otherwise.
+pub(crate) async fn eventually<T, E, F>(what: &str, check: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, E>>,
     E: std::fmt::Debug,
 {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    match within(Duration::from_secs(10), check).await {
+        Ok(value) => value,
+        Err(last) => panic!("{what} did not happen within 10 s; last: {last:?}"),
+    }
+}
+
+/// Calls `check` until it returns `Ok`, up to `patience`; returns its last error otherwise.
+pub(crate) async fn within<T, E, F>(
+    patience: Duration,
+    mut check: impl FnMut() -> F,
+) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let deadline = Instant::now() + patience;
     loop {
         match check().await {
-            Ok(value) => return value,
-            Err(last) if Instant::now() > deadline => {
-                panic!("{what} did not happen within 10 s; last: {last:?}")
-            }
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() > deadline => return Err(last),
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

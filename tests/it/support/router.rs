@@ -20,7 +20,20 @@ pub(crate) struct Router {
 
 /// The binary with an environment free of our variables.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smg"));
+    command_in(&[])
+}
+
+/// The same started by another program, whose arguments the binary and its own follow.
+fn command_in(wrapper: &[&str]) -> Command {
+    let smg = env!("CARGO_BIN_EXE_smg");
+    let mut command = match wrapper {
+        [] => Command::new(smg),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(smg);
+            command
+        }
+    };
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("SMG_") || name == "RUST_LOG") {
             command.env_remove(name);
@@ -33,7 +46,12 @@ pub(crate) fn command() -> Command {
 impl Router {
     /// Starts a router on a free port and waits until it serves. Draining does not wait for load balancers.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
-        let mut command = command();
+        Self::start_in(&[], arguments).await
+    }
+
+    /// The same started by another program, such as a shell that sets a limit and then becomes the router.
+    pub(crate) async fn start_in(wrapper: &[&str], arguments: &[&str]) -> Self {
+        let mut command = command_in(wrapper);
         command.args([
             "--host",
             "127.0.0.1",

@@ -108,7 +108,26 @@ impl Worker {
         F: Fn(Talk) -> R + Send + Sync + 'static,
         R: Future<Output = Talk> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serving("m", script).await
+    }
+
+    /// A worker that serves `model` and answers by `script`.
+    pub(crate) async fn serving<F, R>(model: &str, script: F) -> Self
+    where
+        F: Fn(Talk) -> R + Send + Sync + 'static,
+        R: Future<Output = Talk> + Send + 'static,
+    {
+        Self::at("127.0.0.1:0", model, script).await
+    }
+
+    /// The same at an address of this machine.
+    async fn at<F, R>(address: &str, model: &str, script: F) -> Self
+    where
+        F: Fn(Talk) -> R + Send + Sync + 'static,
+        R: Future<Output = Talk> + Send + 'static,
+    {
+        let model: Arc<str> = model.into();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let script: Script = Arc::new(move |talk| Box::pin(script(talk)));
@@ -116,7 +135,8 @@ impl Worker {
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, Arc::clone(&script), Arc::clone(&record)));
+                let (script, record) = (Arc::clone(&script), Arc::clone(&record));
+                connections.spawn(serve(stream, Arc::clone(&model), script, record));
             }
         });
         Self { address, seen, task }
@@ -124,7 +144,12 @@ impl Worker {
 
     /// A worker that answers every request with `{}`.
     pub(crate) async fn plain() -> Self {
-        Self::start(|mut talk| async move {
+        Self::plain_at("127.0.0.1:0").await
+    }
+
+    /// The same at an address of this machine.
+    pub(crate) async fn plain_at(address: &str) -> Self {
+        Self::at(address, "m", |mut talk| async move {
             talk.answer(200, "content-type: application/json\r\n", b"{}").await;
             talk
         })
@@ -141,7 +166,12 @@ impl Worker {
     }
 }
 
-async fn serve(mut stream: TcpStream, script: Script, record: Arc<Mutex<Vec<Seen>>>) {
+async fn serve(
+    mut stream: TcpStream,
+    model: Arc<str>,
+    script: Script,
+    record: Arc<Mutex<Vec<Seen>>>,
+) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -149,7 +179,10 @@ async fn serve(mut stream: TcpStream, script: Script, record: Arc<Mutex<Vec<Seen
         let mut talk = Talk { seen: seen.clone(), stream, keep: true };
         match seen.path.as_str() {
             "/health" => talk.answer(200, "", b"").await,
-            "/v1/models" => talk.answer(200, "", br#"{"object":"list","data":[{"id":"m"}]}"#).await,
+            "/v1/models" => {
+                let list = serde_json::json!({ "object": "list", "data": [{ "id": &*model }] });
+                talk.answer(200, "", list.to_string().as_bytes()).await;
+            }
             "/get_server_info" | "/get_model_info" if seen.method == "GET" => {
                 talk.answer(404, "", b"").await;
             }

@@ -1,12 +1,12 @@
-//! A counter that never exceeds its limit, without asking anyone: escrow.
+//! A counter that never exceeds its limit, although its nodes spend without asking each other (escrow).
 //!
-//! The limit is cut into rights when the counter is made; nothing ever creates another. A node spends only rights that it
-//! holds and may pass some on; a message that is lost leaves rights unused, never doubled. So the sum of what all nodes
-//! spent stays at or below the limit in any partition, crash or delay. After Balegas et al., "Extending Eventually
-//! Consistent Cloud Databases for Enforcing Numeric Invariants" (2015).
+//! The limit is divided into rights when the counter is made, and no right is created later. A node spends only rights
+//! that it holds, and may grant some to another node. A lost message leaves rights unused; it never duplicates them. The
+//! sum of what all nodes have spent is therefore at most the limit in any partition, crash or delay. After Balegas et
+//! al., "Extending Eventually Consistent Cloud Databases for Enforcing Numeric Invariants" (2015).
 //!
-//! What is not guaranteed: that a node with demand has rights while another sits on them; and a node that lost its memory
-//! must come back as another actor, which holds nothing.
+//! Not guaranteed: a node with demand may have no rights while another node holds unused ones. A node that lost its
+//! memory must return as another actor, which holds no rights.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::crdt::Merge;
 
-/// A node lacks the rights for what it wanted to do.
+/// An actor holds fewer rights than it wanted to spend or grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{wanted} wanted, but only {held} rights are held here")]
+#[error("{wanted} rights are needed, {held} are held")]
 pub struct NoRightsError {
-    /// What was asked for.
+    /// The rights that the actor wanted to spend or grant.
     pub wanted: u64,
-    /// What this actor holds.
+    /// The rights that the actor holds.
     pub held: u64,
 }
 
-/// The share of slot `slot` when `limit` is cut into `slots` parts: floors, the remainder to the lowest slots, so that the
-/// shares add up to the limit exactly.
+/// The share of slot `slot`, from 0, when `limit` is divided among `slots`. Shares differ by at most 1, the lowest slots
+/// have the larger ones, and all shares add up to exactly `limit`. A slot beyond the last has none.
 #[must_use]
 pub fn share(limit: u64, slot: u32, slots: u32) -> u64 {
     if slot >= slots {
@@ -34,10 +34,10 @@ pub fn share(limit: u64, slot: u32, slots: u32) -> u64 {
     limit / u64::from(slots) + u64::from(u64::from(slot) < limit % u64::from(slots))
 }
 
-/// A counter with a limit that holds under any failure.
+/// A counter whose limit holds under any failure.
 ///
 /// ```
-/// use smg::crdt::{Merge, bounded_counter::BoundedCounter};
+/// use smg_cluster::crdt::{Merge, bounded_counter::BoundedCounter};
 /// let mut a = BoundedCounter::new([("a", 6), ("b", 4)]);
 /// let mut b = a.clone();
 /// a.spend("a", 6)?;
@@ -45,16 +45,16 @@ pub fn share(limit: u64, slot: u32, slots: u32) -> u64 {
 /// a.merge(&b.grant("b", "a", 2)?);
 /// a.spend("a", 2)?;
 /// assert_eq!((a.rights(&"a"), b.rights(&"b"), a.spent()), (0, 2, 8));
-/// # Ok::<(), smg::crdt::bounded_counter::NoRightsError>(())
+/// # Ok::<(), smg_cluster::crdt::bounded_counter::NoRightsError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(serialize = "A: Ord + Serialize", deserialize = "A: Ord + Deserialize<'de>"))]
 pub struct BoundedCounter<A: Ord> {
-    /// Genesis: who was given what; equal on all replicas.
+    /// The rights that each actor held at the start; equal on all replicas.
     shares: BTreeMap<A, u64>,
-    /// (giver, taker) → all that the giver ever passed on; written by the giver only.
+    /// All rights that an actor (the first) has ever granted to another (the second). Only the first writes it.
     granted: BTreeMap<(A, A), u64>,
-    /// What each actor has spent; written by that actor only.
+    /// All that an actor has spent. Only that actor writes it.
     spent: BTreeMap<A, u64>,
 }
 
@@ -65,14 +65,14 @@ impl<A: Ord> Default for BoundedCounter<A> {
 }
 
 impl<A: Ord + Clone> BoundedCounter<A> {
-    /// A counter whose limit is the sum of `shares`, which all replicas must be given alike.
+    /// A counter whose limit is the sum of `shares`. All replicas must start with the same shares.
     #[must_use]
     pub fn new(shares: impl IntoIterator<Item = (A, u64)>) -> Self {
         Self { shares: shares.into_iter().collect(), ..Self::default() }
     }
 
-    /// Rights that `actor` holds, as far as this replica knows. Exact for the actor's own replica except for grants that
-    /// are still under way to it, so never too high there.
+    /// The rights that `actor` holds, as far as this replica knows. The actor's own replica may lack grants that have not
+    /// arrived yet, so its number is never too high.
     #[must_use]
     pub fn rights(&self, actor: &A) -> u64 {
         let sum =
@@ -84,7 +84,7 @@ impl<A: Ord + Clone> BoundedCounter<A> {
         u64::try_from(got.saturating_sub(gone)).unwrap_or(u64::MAX)
     }
 
-    /// Spends `amount` of the actor's rights; the delta says so to others.
+    /// Spends `amount` of the actor's rights; returns the delta for other replicas.
     ///
     /// # Errors
     /// The actor holds fewer rights.
@@ -95,10 +95,11 @@ impl<A: Ord + Clone> BoundedCounter<A> {
         Ok(Self { spent: BTreeMap::from([(actor, *spent)]), ..Self::default() })
     }
 
-    /// Passes `amount` of the actor's rights on; the delta says so to others. Given first, received later, never both.
+    /// Grants `amount` of the rights of `from` to `to`; returns the delta for other replicas. `from` loses the rights at
+    /// once, `to` holds them when it merges the delta.
     ///
     /// # Errors
-    /// The actor holds fewer rights.
+    /// `from` holds fewer rights.
     pub fn grant(&mut self, from: A, to: A, amount: u64) -> Result<Self, NoRightsError> {
         self.require(&from, amount)?;
         let cell = self.granted.entry((from.clone(), to.clone())).or_insert(0);
@@ -106,29 +107,29 @@ impl<A: Ord + Clone> BoundedCounter<A> {
         Ok(Self { granted: BTreeMap::from([((from, to), *cell)]), ..Self::default() })
     }
 
-    /// Learns all that `from` ever passed on to `to`: a row of the replicated form. Says whether that was new.
+    /// Raises all that `from` has ever granted to `to` to `total`, as read from a row; returns whether it was less.
     pub fn raise_granted(&mut self, from: A, to: A, total: u64) -> bool {
         let cell = self.granted.entry((from, to)).or_insert(0);
-        let news = total > *cell;
+        let is_raised = total > *cell;
         *cell = total.max(*cell);
-        news
+        is_raised
     }
 
-    /// Learns all that `actor` has spent: a row of the replicated form. Says whether that was new.
+    /// Raises all that `actor` has spent to `total`, as read from a row; returns whether it was less.
     pub fn raise_spent(&mut self, actor: A, total: u64) -> bool {
         let cell = self.spent.entry(actor).or_insert(0);
-        let news = total > *cell;
+        let is_raised = total > *cell;
         *cell = total.max(*cell);
-        news
+        is_raised
     }
 
-    /// What all actors together have spent, as far as this replica knows.
+    /// What all actors have spent together, as far as this replica knows; saturates.
     #[must_use]
     pub fn spent(&self) -> u64 {
         self.spent.values().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
-    /// The limit: the sum of the shares.
+    /// The limit, which is the sum of the shares; saturates.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.shares.values().fold(0, |sum, n| sum.saturating_add(*n))
@@ -143,14 +144,14 @@ impl<A: Ord + Clone> BoundedCounter<A> {
 impl<A: Ord + Clone> Merge for BoundedCounter<A> {
     fn merge(&mut self, other: &Self) -> bool {
         fn raise<K: Ord + Clone>(into: &mut BTreeMap<K, u64>, from: &BTreeMap<K, u64>) -> bool {
-            let mut news = false;
+            let mut is_raised = false;
             for (key, n) in from {
                 if into.get(key).is_none_or(|have| have < n) {
                     into.insert(key.clone(), *n);
-                    news = true;
+                    is_raised = true;
                 }
             }
-            news
+            is_raised
         }
         raise(&mut self.shares, &other.shares)
             | raise(&mut self.granted, &other.granted)
@@ -174,14 +175,15 @@ mod tests {
         Grant(u8, u64),
     }
 
-    fn genesis() -> BoundedCounter<u8> {
+    fn with_shares() -> BoundedCounter<u8> {
         BoundedCounter::new(SHARES)
     }
 
-    /// The counter from an empty start: every replica is told the shares with its first write.
+    /// The counter starts empty: every replica merges the shares with its first write.
     impl Subject for BoundedCounter<u8> {
         type Op = Op;
-        /// What was spent, as the grow-only counter of the oracle's crate; the replica's counter decides what may be.
+        /// A replica's counter, which decides what may be spent, and the grow-only counter of the oracle's crate, which
+        /// counts that.
         type Oracle = (Self, crdts::GCounter<u8>);
         type Value = String;
 
@@ -194,7 +196,7 @@ mod tests {
         }
 
         fn write(&mut self, replica: u8, _: u64, op: &Op) -> Self {
-            let mut delta = genesis();
+            let mut delta = with_shares();
             self.merge(&delta);
             let done = match *op {
                 Op::Spend(amount) => self.spend(replica, amount),
@@ -234,8 +236,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
         #[test]
-        fn the_limit_holds_in_every_history(history in history::<BoundedCounter<u8>>()) {
-            let mut replicas = vec![genesis(); 4];
+        fn no_history_spends_more_than_the_limit(history in history::<BoundedCounter<u8>>()) {
+            let mut replicas = vec![with_shares(); 4];
             for (turn, event) in history.iter().enumerate() {
                 match event {
                     Event::Write(at, op) => {
@@ -246,7 +248,7 @@ mod tests {
                         replicas[usize::from(*to)].merge(&from);
                     }
                 }
-                // Each actor's own replica knows exactly what it spent and what it holds.
+                // Each actor's own replica knows exactly what the actor has spent and holds.
                 let spent: u64 = (0..4u8)
                     .map(|a| replicas[usize::from(a)].spent.get(&a).copied().unwrap_or(0))
                     .sum();
@@ -264,6 +266,6 @@ mod tests {
                 assert_eq!(sum, limit, "{limit} over {slots}");
             }
         }
-        assert_eq!(share(10, 3, 3), 0, "a slot beyond the configured ones holds nothing");
+        assert_eq!(share(10, 3, 3), 0, "a slot beyond the last has no share");
     }
 }

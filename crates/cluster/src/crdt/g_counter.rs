@@ -1,7 +1,8 @@
-//! A counter that only grows: one slot per actor, the value is their sum.
+//! A counter that only grows. Each actor counts in a slot of its own; the value is the sum of the slots.
 //!
-//! The slots are absolute, so a lost or doubled delta does no harm. An actor that starts anew must be a new actor (a
-//! new generation): merging takes the maximum, and counts of a reused slot would vanish below it.
+//! A delta carries the whole count of a slot, so a lost or duplicated delta does no harm. Merging takes the maximum of a
+//! slot. An actor that restarts from zero must therefore be a new actor (a new generation), or its counts would be below
+//! the maximum and be ignored.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use crate::crdt::Merge;
 /// A grow-only counter.
 ///
 /// ```
-/// use smg::crdt::{Merge, g_counter::GCounter};
+/// use smg_cluster::crdt::{Merge, g_counter::GCounter};
 /// let (mut a, mut b) = (GCounter::default(), GCounter::default());
 /// a.add("a", 2);
 /// let delta = b.add("b", 3);
@@ -32,28 +33,28 @@ impl<A: Ord> Default for GCounter<A> {
 }
 
 impl<A: Ord + Clone> GCounter<A> {
-    /// Counts `amount` more for `actor` (saturating); the delta says so to others.
+    /// Adds `amount` to the count of `actor`, saturating; returns the delta for other replicas.
     pub fn add(&mut self, actor: A, amount: u64) -> Self {
         let slot = self.slots.entry(actor.clone()).or_insert(0);
         *slot = slot.saturating_add(amount);
         Self { slots: BTreeMap::from([(actor, *slot)]) }
     }
 
-    /// Learns that `actor` has counted `total`: a row of the replicated form. Says whether that was new.
+    /// Raises the count of `actor` to `total`, as read from a row; returns whether it was less.
     pub fn raise(&mut self, actor: A, total: u64) -> bool {
         let slot = self.slots.entry(actor).or_insert(0);
-        let news = total > *slot;
+        let is_raised = total > *slot;
         *slot = total.max(*slot);
-        news
+        is_raised
     }
 
-    /// What `actor` has counted.
+    /// The count of `actor`; 0 if it has none.
     #[must_use]
     pub fn of(&self, actor: &A) -> u64 {
         self.slots.get(actor).copied().unwrap_or(0)
     }
 
-    /// The sum over all actors, saturating.
+    /// The sum of all actors' counts, saturating.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.slots.values().fold(0, |sum, n| sum.saturating_add(*n))
@@ -62,7 +63,7 @@ impl<A: Ord + Clone> GCounter<A> {
 
 impl<A: Ord + Clone> Merge for GCounter<A> {
     fn merge(&mut self, other: &Self) -> bool {
-        other.slots.iter().fold(false, |news, (actor, n)| self.raise(actor.clone(), *n) | news)
+        other.slots.iter().fold(false, |raised, (actor, n)| self.raise(actor.clone(), *n) | raised)
     }
 }
 
@@ -80,7 +81,7 @@ mod tests {
         type Value = String;
 
         fn ops() -> BoxedStrategy<u64> {
-            // Zero is no operation to the oracle, which would then lack an empty slot.
+            // The oracle ignores an addition of zero, and would lack the empty slot that it makes here.
             (1..1_000u64).boxed()
         }
 

@@ -1,8 +1,8 @@
-//! The laws of a replicated type, proven by one macro over random histories.
+//! The laws of a replicated type, which one macro checks in random histories.
 //!
-//! A history is what four replicas do: write, or take over another's whole state. Along it each law is checked against
-//! the states and deltas that really occur, and every replica reads the same as its twin of the `crdts` crate.
-//! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` are honoured; a failure prints its shrunk history.
+//! In a history, four replicas write or merge the whole state of another replica. Each law is checked with the states and
+//! deltas that occur in it, and every replica must read the same as the oracle, which is the same type of the `crdts`
+//! crate. `PROPTEST_CASES` and `PROPTEST_RNG_SEED` apply; a failure prints the shortest history that fails.
 
 use std::fmt::Debug;
 
@@ -14,7 +14,7 @@ use crate::crdt::Merge;
 
 pub(crate) const REPLICAS: u8 = 4;
 
-/// A replicated type under proof, beside its oracle.
+/// A replicated type whose laws are checked, and its oracle.
 pub(crate) trait Subject:
     Merge + Clone + Default + PartialEq + Debug + Serialize + DeserializeOwned + 'static
 {
@@ -23,7 +23,7 @@ pub(crate) trait Subject:
     type Value: PartialEq + Debug;
 
     fn ops() -> BoxedStrategy<Self::Op>;
-    /// Writes at `replica`, whose actor only it uses; returns the delta. `turn` never repeats in a history.
+    /// Writes at `replica`, which is also the actor's name; returns the delta. Each write of a history has another `turn`.
     fn write(&mut self, replica: u8, turn: u64, op: &Self::Op) -> Self;
     fn read(&self) -> Self::Value;
     fn oracle_write(oracle: &mut Self::Oracle, replica: u8, turn: u64, op: &Self::Op);
@@ -34,7 +34,7 @@ pub(crate) trait Subject:
 #[derive(Debug, Clone)]
 pub(crate) enum Event<Op> {
     Write(u8, Op),
-    /// From, to.
+    /// The second replica merges the state of the first.
     Merge(u8, u8),
 }
 
@@ -46,12 +46,12 @@ pub(crate) fn history<S: Subject>() -> impl Strategy<Value = Vec<Event<S::Op>>> 
     prop::collection::vec(event, 1..24)
 }
 
-/// What a history leaves behind.
+/// What a history has produced.
 pub(crate) struct Played<S: Subject> {
     pub(crate) replicas: Vec<S>,
     pub(crate) oracles: Vec<S::Oracle>,
     pub(crate) deltas: Vec<S>,
-    /// Every state that any replica was in.
+    /// Every state that any replica had.
     pub(crate) past: Vec<S>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn joined<'a, S: Subject>(parts: impl IntoIterator<Item = &'a S>) -> 
     whole
 }
 
-/// Encodes as the wire does; the limit keeps a hostile length from allocating.
+/// Encodes and decodes as the wire does, with a limit of 64 KiB so that a false length does not allocate.
 pub(crate) fn round_trip<S: Subject>(state: &S) -> S {
     let config = bincode::config::standard().with_limit::<65_536>();
     let bytes = bincode::serde::encode_to_vec(state, config).expect("a state encodes");
@@ -101,7 +101,7 @@ pub(crate) fn round_trip<S: Subject>(state: &S) -> S {
     decoded
 }
 
-/// Proves the laws for a [`Subject`]: 10,000 histories each.
+/// Checks each law of a [`Subject`] in 10,000 histories.
 macro_rules! laws {
     ($subject:ty) => {
         mod laws_hold {
@@ -120,10 +120,10 @@ macro_rules! laws {
                     prop_assert_eq!(joined([a, b]), joined([b, a]));
                     prop_assert_eq!(joined([&joined([a, b]), c]), joined([a, &joined([b, c])]));
                     let mut twice = a.clone();
-                    prop_assert!(!twice.merge(a), "merging oneself is no news");
+                    prop_assert!(!twice.merge(a), "merging itself changes nothing");
                     prop_assert_eq!(&twice, a);
                     let mut both = joined([a, b]);
-                    prop_assert!(!both.merge(b), "merging again is no news");
+                    prop_assert!(!both.merge(b), "merging again changes nothing");
                 }
 
                 #[test]
@@ -137,7 +137,7 @@ macro_rules! laws {
                     let mut got = <$subject>::default();
                     for (at, group) in order {
                         if left.is_empty() { break; }
-                        // Some deltas are joined before they are sent, some are sent again.
+                        // Some deltas are merged with others before they are sent, some are sent again.
                         let at = usize::from(at) % left.len();
                         let end = (at + group).min(left.len());
                         let batch = joined(&left[at..end]);
@@ -150,25 +150,25 @@ macro_rules! laws {
                 }
 
                 #[test]
-                fn nothing_old_revives(history in history::<$subject>()) {
+                fn merging_an_old_state_changes_nothing(history in history::<$subject>()) {
                     let played = play::<$subject>(&history);
                     let whole = joined(&played.replicas);
                     for old in played.past.iter().chain(&played.deltas) {
                         let mut late = whole.clone();
-                        prop_assert!(!late.merge(old), "an old state is no news");
+                        prop_assert!(!late.merge(old), "merging an old state changes nothing");
                         prop_assert_eq!(&late, &whole);
                     }
                 }
 
                 #[test]
-                fn what_is_encoded_decodes_to_the_same(history in history::<$subject>()) {
+                fn an_encoded_state_decodes_to_the_same(history in history::<$subject>()) {
                     for state in play::<$subject>(&history).replicas {
                         prop_assert_eq!(round_trip(&state), state);
                     }
                 }
 
                 #[test]
-                fn every_replica_reads_like_its_oracle(history in history::<$subject>()) {
+                fn every_replica_reads_the_same_as_its_oracle(history in history::<$subject>()) {
                     let played = play::<$subject>(&history);
                     for (replica, oracle) in played.replicas.iter().zip(&played.oracles) {
                         prop_assert_eq!(replica.read(), <$subject>::oracle_read(oracle));

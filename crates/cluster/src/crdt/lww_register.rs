@@ -1,7 +1,7 @@
-//! A register whose last write wins, by stamp.
+//! A register whose last write wins, in the order of stamps.
 //!
-//! Two values under one stamp can only come from a node that lies, but even then replicas must agree: the greater value
-//! wins. (A register that keeps what it has on a tie never converges.)
+//! No two writes of correct nodes have the same stamp. If two do, the greater value wins, because replicas that each kept
+//! their own value would never agree.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::crdt::stamp::Stamp;
 /// A last-write-wins register; empty until the first write.
 ///
 /// ```
-/// use smg::crdt::{Merge, lww_register::LwwRegister, stamp::Stamp};
+/// use smg_cluster::crdt::{Merge, lww_register::LwwRegister, stamp::Stamp};
 /// let early = LwwRegister::of(Stamp { wall_ms: 1, ..Stamp::default() }, "early");
 /// let mut late = LwwRegister::of(Stamp { wall_ms: 2, ..Stamp::default() }, "late");
 /// assert!(!late.merge(&early));
@@ -29,7 +29,7 @@ impl<V> Default for LwwRegister<V> {
 }
 
 impl<V> LwwRegister<V> {
-    /// A register that was written once. Also the delta of that write.
+    /// A register that was written once, which is also the delta of that write.
     #[must_use]
     pub fn of(stamp: Stamp, value: V) -> Self {
         Self { written: Some((stamp, value)) }
@@ -41,7 +41,7 @@ impl<V> LwwRegister<V> {
         self.written.as_ref().map(|(_, value)| value)
     }
 
-    /// When the value was written.
+    /// The stamp of the write that won.
     #[must_use]
     pub fn stamp(&self) -> Option<Stamp> {
         self.written.as_ref().map(|(stamp, _)| *stamp)
@@ -50,11 +50,11 @@ impl<V> LwwRegister<V> {
 
 impl<V: Clone + Ord> Merge for LwwRegister<V> {
     fn merge(&mut self, other: &Self) -> bool {
-        let news = other.written > self.written;
-        if news {
+        let is_later = other.written > self.written;
+        if is_later {
             self.written.clone_from(&other.written);
         }
-        news
+        is_later
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
     use crate::crdt::laws::{Subject, laws};
     use crate::crdt::stamp::Author;
 
-    /// Skewed walls: any time, yet no stamp twice, as the clock promises.
+    /// A stamp as a clock makes it whose wall time is wrong: any time, but no stamp twice.
     fn stamp(replica: u8, turn: u64, wall_ms: u64) -> Stamp {
         let logical = u32::try_from(turn).expect("a short history");
         Stamp { wall_ms, logical, author: Author::from_u64(u64::from(replica)) }
@@ -108,7 +108,7 @@ mod tests {
     laws!(LwwRegister<u32>);
 
     #[test]
-    fn replicas_agree_even_when_a_stamp_was_used_twice() {
+    fn replicas_agree_when_two_writes_have_the_same_stamp() {
         let one = LwwRegister::of(Stamp::default(), 1);
         let two = LwwRegister::of(Stamp::default(), 2);
         let (mut here, mut there) = (one.clone(), two.clone());

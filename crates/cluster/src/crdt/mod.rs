@@ -1,11 +1,12 @@
-//! Values that replicas change apart and merge in any order to the same result.
+//! Replicated data types: each replica changes its own copy, and merging the copies in any order gives the same value.
 //!
-//! Each type here states an abstract type with its laws; `laws.rs` proves them with one macro over random histories and
-//! compares them with the same type of the `crdts` crate. Where the cluster keeps a hundred thousand of something, it
-//! holds rows instead of these types (`cluster::state`) and its tests use these as the meaning of the rows.
+//! `laws.rs` checks the laws of each type with one macro over random histories, and compares each type with the same type
+//! of the `crdts` crate. The cluster does not replicate these values as a whole: the stores in `state` hold rows, because
+//! a router has up to a hundred thousand of them. The types here define what those rows mean, and the tests of the stores
+//! compare with them.
 //!
-//! What makes a delta legal: a delta of these types may be merged in any order, any number of times, alone or merged
-//! with others first. Nothing here may be *cut*: a part of an encoded state is not a state.
+//! A delta may be merged in any order, any number of times, alone or after merging it with other deltas. A part of an
+//! encoded state or delta is not a state or delta: nothing here may be cut.
 
 pub mod bounded_counter;
 pub mod g_counter;
@@ -20,6 +21,6 @@ mod laws;
 
 /// A join semilattice: `merge` is the least upper bound, so it commutes, associates and is idempotent. It never fails.
 pub trait Merge {
-    /// Takes in all that `other` knows; says whether anything was new.
+    /// Adds all that `other` holds to `self`; returns whether `self` has changed.
     fn merge(&mut self, other: &Self) -> bool;
 }

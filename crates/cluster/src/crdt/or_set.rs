@@ -1,9 +1,9 @@
-//! A set in which an add wins over a removal that has not seen it.
+//! A set in which an addition survives a removal that has not seen it.
 //!
-//! Each add is a dot (writer, number); a removal names the dots it has seen. State is the living dots plus a causal
-//! context of all dots ever seen: a dot that the context covers but nobody lists is dead, so there are no tombstones.
-//! After Almeida, Shoker and Baquero, "Delta State Replicated Data Types" (2016): the context is a version vector plus a
-//! cloud of single dots, so that a delta need not pretend to have seen what came before it.
+//! Each addition is a dot (actor, number), and a removal names the dots that it has seen. The state is the live dots and a
+//! causal context, which is the set of all dots ever seen. A dot in the context that is not live was removed, so there are
+//! no tombstones. After Almeida, Shoker and Baquero, "Delta State Replicated Data Types" (2016): the context is a version
+//! vector plus a cloud of single dots, so that a delta does not claim the dots before its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -13,20 +13,20 @@ use serde::{Deserialize, Serialize};
 use crate::crdt::Merge;
 use crate::crdt::versions::Versions;
 
-/// One add: who, and the how manyth of theirs.
+/// An addition: its actor, and the number of the actor's additions up to and with it.
 type Dot<A> = (A, u64);
 
 /// An add-wins observed-remove set.
 ///
 /// ```
-/// use smg::crdt::{Merge, or_set::OrSet};
+/// use smg_cluster::crdt::{Merge, or_set::OrSet};
 /// let (mut a, mut b) = (OrSet::default(), OrSet::default());
 /// b.merge(&a.add("a", "w1"));
 /// let removed = b.remove(&"w1");
 /// let again = a.add("a", "w1");
 /// a.merge(&removed);
 /// b.merge(&again);
-/// assert!(a.contains(&"w1") && a == b, "the add was not seen by the removal, so it wins");
+/// assert!(a.contains(&"w1") && a == b, "the removal has not seen the addition");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(
@@ -34,20 +34,21 @@ type Dot<A> = (A, u64);
     deserialize = "A: Ord + Deserialize<'de>, T: Ord + Deserialize<'de>"
 ))]
 pub struct OrSet<A: Ord, T: Ord> {
-    living: BTreeMap<T, BTreeSet<Dot<A>>>,
+    /// The live dots of each item.
+    live: BTreeMap<T, BTreeSet<Dot<A>>>,
     seen: Versions<A>,
-    /// Dots seen out of order, above `seen`.
+    /// Dots seen that are above `seen`, because dots before them are missing.
     cloud: BTreeSet<Dot<A>>,
 }
 
 impl<A: Ord, T: Ord> Default for OrSet<A, T> {
     fn default() -> Self {
-        Self { living: BTreeMap::new(), seen: Versions::default(), cloud: BTreeSet::new() }
+        Self { live: BTreeMap::new(), seen: Versions::default(), cloud: BTreeSet::new() }
     }
 }
 
 impl<A: Ord + Clone + Debug, T: Ord + Clone> OrSet<A, T> {
-    /// Adds `item` by `actor`; the delta says so to others. An actor adds only on its own replica.
+    /// Adds `item` as `actor`; returns the delta for other replicas. An actor writes on its own replica only.
     pub fn add(&mut self, actor: A, item: T) -> Self {
         let highest_stray = self
             .cloud
@@ -57,18 +58,18 @@ impl<A: Ord + Clone + Debug, T: Ord + Clone> OrSet<A, T> {
         let next = self.seen.of(&actor).max(highest_stray) + 1;
         let dot = (actor, next);
         let mut delta = Self::default();
-        delta.cloud.extend(self.living.get(&item).into_iter().flatten().cloned());
+        delta.cloud.extend(self.live.get(&item).into_iter().flatten().cloned());
         delta.cloud.insert(dot.clone());
-        delta.living.insert(item, BTreeSet::from([dot]));
+        delta.live.insert(item, BTreeSet::from([dot]));
         delta.compact();
         self.merge(&delta);
         delta
     }
 
-    /// Removes `item` as far as this replica has seen it added; the delta says so to others.
+    /// Removes all additions of `item` that this replica has seen; returns the delta for other replicas.
     pub fn remove(&mut self, item: &T) -> Self {
         let mut delta = Self::default();
-        delta.cloud.extend(self.living.get(item).into_iter().flatten().cloned());
+        delta.cloud.extend(self.live.get(item).into_iter().flatten().cloned());
         delta.compact();
         self.merge(&delta);
         delta
@@ -77,19 +78,19 @@ impl<A: Ord + Clone + Debug, T: Ord + Clone> OrSet<A, T> {
     /// Whether `item` is in the set.
     #[must_use]
     pub fn contains(&self, item: &T) -> bool {
-        self.living.contains_key(item)
+        self.live.contains_key(item)
     }
 
     /// All items, in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.living.keys()
+        self.live.keys()
     }
 
     fn has_seen(&self, dot: &Dot<A>) -> bool {
         self.seen.covers(&dot.0, dot.1) || self.cloud.contains(dot)
     }
 
-    /// Moves dots of the cloud that follow the vector without a gap into it.
+    /// Moves the dots of the cloud that follow the vector without a gap into the vector.
     fn compact(&mut self) {
         let seen = &mut self.seen;
         self.cloud.retain(|(actor, number)| {
@@ -103,25 +104,25 @@ impl<A: Ord + Clone + Debug, T: Ord + Clone> OrSet<A, T> {
 
 impl<A: Ord + Clone + Debug, T: Ord + Clone> Merge for OrSet<A, T> {
     fn merge(&mut self, other: &Self) -> bool {
-        let mut news =
+        let mut has_changed =
             !self.seen.dominates(&other.seen) || other.cloud.iter().any(|dot| !self.has_seen(dot));
-        // A dot lives if both list it, or if one lists it and the other has not seen it.
-        self.living.retain(|item, dots| {
-            let (theirs, before) = (other.living.get(item), dots.len());
+        // A dot is live if it is live in both, or live in one and not seen by the other.
+        self.live.retain(|item, dots| {
+            let (theirs, before) = (other.live.get(item), dots.len());
             dots.retain(|dot| theirs.is_some_and(|t| t.contains(dot)) || !other.has_seen(dot));
-            news |= dots.len() != before;
+            has_changed |= dots.len() != before;
             !dots.is_empty()
         });
-        for (item, dots) in &other.living {
+        for (item, dots) in &other.live {
             let new: Vec<_> = dots.iter().filter(|dot| !self.has_seen(dot)).cloned().collect();
             if !new.is_empty() {
-                self.living.entry(item.clone()).or_default().extend(new);
+                self.live.entry(item.clone()).or_default().extend(new);
             }
         }
         self.seen.merge(&other.seen);
         self.cloud.extend(other.cloud.iter().cloned());
         self.compact();
-        news
+        has_changed
     }
 }
 

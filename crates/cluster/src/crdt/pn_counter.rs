@@ -1,4 +1,4 @@
-//! A counter that goes both ways: two counters that only grow, what was taken and what was given back.
+//! A counter that goes up and down: two counters that only grow, one of the increments and one of the decrements.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::crdt::g_counter::GCounter;
 /// A counter with increments and decrements.
 ///
 /// ```
-/// use smg::crdt::{Merge, pn_counter::PnCounter};
+/// use smg_cluster::crdt::{Merge, pn_counter::PnCounter};
 /// let (mut a, mut b) = (PnCounter::default(), PnCounter::default());
 /// a.add("a", 5);
 /// b.merge(&a);
@@ -29,22 +29,22 @@ impl<A: Ord> Default for PnCounter<A> {
 }
 
 impl<A: Ord + Clone> PnCounter<A> {
-    /// Counts `amount` up for `actor`; the delta says so to others.
+    /// Adds `amount` as `actor`; returns the delta for other replicas.
     pub fn add(&mut self, actor: A, amount: u64) -> Self {
         Self { up: self.up.add(actor, amount), down: GCounter::default() }
     }
 
-    /// Counts `amount` down for `actor`; the delta says so to others.
+    /// Subtracts `amount` as `actor`; returns the delta for other replicas.
     pub fn subtract(&mut self, actor: A, amount: u64) -> Self {
         Self { up: GCounter::default(), down: self.down.add(actor, amount) }
     }
 
-    /// Learns the totals of `actor`: a row of the replicated form. Says whether that was new.
+    /// Raises the sums of `actor` to `up` and `down`, as read from a row; returns whether one was less.
     pub fn raise(&mut self, actor: A, up: u64, down: u64) -> bool {
         self.up.raise(actor.clone(), up) | self.down.raise(actor, down)
     }
 
-    /// Ups minus downs over all actors.
+    /// The increments of all actors minus their decrements.
     #[must_use]
     pub fn value(&self) -> i128 {
         i128::from(self.up.value()) - i128::from(self.down.value())

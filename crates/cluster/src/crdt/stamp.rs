@@ -1,9 +1,10 @@
-//! Stamps: a hybrid logical clock, so that writes of different nodes have one total order that follows causality and
-//! stays close to wall time.
+//! Stamps of a hybrid logical clock: a total order of the writes of all nodes that follows causality and is close to wall
+//! time.
 //!
-//! After Kulkarni et al., "Logical Physical Clocks" (2014). A clock that runs ahead can't drag the others along: a stamp
-//! from too far in the future is refused, and a clock that finds itself that far ahead of its own wall (the wall was set
-//! back) starts again from the wall. Stamps order values; the order of one writer's rows is their version, never this.
+//! After Kulkarni et al., "Logical Physical Clocks" (2014). A node whose wall clock is ahead does not move the clocks of
+//! the others: a stamp too far in the future is refused. A hybrid clock that is too far ahead of its own wall clock,
+//! because that was set back, restarts from the wall clock. Stamps order values; the rows of one writer are ordered by
+//! their versions, never by stamps.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
-/// Names the author of a stamp: a hash of a [`NodeId`], so that a stamp is small and can be copied.
+/// The author of a stamp: a hash of its [`NodeId`], so that a stamp is small and `Copy`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -20,7 +21,7 @@ use smg_types::now::Now;
 pub struct Author(u64);
 
 impl Author {
-    /// The author that `node` is. XXH3-64, fixed by its specification, so all versions agree.
+    /// The author `node`. The hash is XXH3-64, which its specification fixes, so routers of all versions agree.
     #[must_use]
     pub fn of(node: &NodeId) -> Self {
         let name = xxhash_rust::xxh3::xxh3_64(node.name.as_str().as_bytes());
@@ -33,23 +34,24 @@ impl Author {
         self.0
     }
 
-    /// The author with this number: for tests.
+    /// The author with this hash, for tests.
     #[must_use]
     pub const fn from_u64(author: u64) -> Self {
         Self(author)
     }
 }
 
-/// When something was written: wall time, then a counter, then the author. No two writes share one.
+/// When and by which node a value was written. Ordered by wall time, then counter, then author; no two writes of correct
+/// nodes have the same stamp.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Stamp {
-    /// Milliseconds since the Unix epoch.
+    /// Wall time, in milliseconds since the Unix epoch.
     pub wall_ms: u64,
-    /// Orders what shares a millisecond.
+    /// A counter that orders writes of the same millisecond.
     pub logical: u32,
-    /// Orders what shares both.
+    /// The node that wrote, which orders writes with the same time and counter.
     pub author: Author,
 }
 
@@ -59,42 +61,43 @@ impl fmt::Display for Stamp {
     }
 }
 
-/// A stamp that lies further ahead of the wall clock than clocks may differ.
+/// A stamp is further ahead of this node's wall clock than clocks may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stamp is {ahead_ms} ms ahead of this node's clock, the limit is {limit_ms} ms")]
 pub struct AheadError {
-    /// How far ahead.
+    /// How far the stamp is ahead, in milliseconds.
     pub ahead_ms: u64,
-    /// How far it may be.
+    /// How far a stamp may be ahead, in milliseconds.
     pub limit_ms: u64,
 }
 
-/// One node's hybrid clock.
+/// The hybrid logical clock of a node.
 #[derive(Debug, Clone)]
 pub struct HybridClock {
     author: Author,
     max_ahead_ms: u64,
+    /// Wall time and counter of the latest stamp made or seen.
     last: (u64, u32),
     steps_back: u64,
 }
 
 impl HybridClock {
-    /// How far ahead a stamp may be by default.
+    /// How far a stamp may be ahead of the wall clock by default.
     pub const MAX_AHEAD: Duration = Duration::from_secs(60);
 
-    /// The clock of `author`, which refuses stamps more than `max_ahead` ahead of the wall.
+    /// The clock of `author`, which refuses stamps more than `max_ahead` ahead of the wall clock.
     #[must_use]
     pub fn new(author: Author, max_ahead: Duration) -> Self {
         Self { author, max_ahead_ms: millis(max_ahead), last: (0, 0), steps_back: 0 }
     }
 
-    /// Goes on as another author, not falling behind what was given or seen.
-    pub fn hand_over(&mut self, author: Author) {
+    /// Makes the stamps of another author from now on. They are still greater than all stamps made or seen before.
+    pub fn set_author(&mut self, author: Author) {
         self.author = author;
     }
 
-    /// A stamp greater than all that this clock gave or saw, unless the wall was set back by more than the bound: then
-    /// it starts again from the wall, for a clock that stays ahead would have all its writes refused.
+    /// Makes a stamp greater than all stamps that this clock has made or seen. Exception: if the wall clock was set back by
+    /// more than the bound, the clock restarts from it, because other nodes would refuse stamps that are too far ahead.
     pub fn tick(&mut self, now: Now) -> Stamp {
         let wall = millis(now.wall);
         if self.last.0 > wall.saturating_add(self.max_ahead_ms) {
@@ -110,17 +113,17 @@ impl HybridClock {
         Stamp { wall_ms: self.last.0, logical: self.last.1, author: self.author }
     }
 
-    /// Learns of a foreign stamp, so that what is written next comes after it.
+    /// Moves the clock on to a stamp of another node, so that this node's next stamp is greater.
     ///
     /// # Errors
-    /// The stamp is too far ahead; the clock is as before.
+    /// The stamp is too far ahead; the clock has not changed.
     pub fn observe(&mut self, stamp: Stamp, now: Now) -> Result<(), AheadError> {
         self.check(stamp, now)?;
         self.last = self.last.max((stamp.wall_ms, stamp.logical));
         Ok(())
     }
 
-    /// Whether `stamp` may be believed now.
+    /// Checks that `stamp` is not too far ahead of the wall clock.
     ///
     /// # Errors
     /// It is too far ahead.
@@ -132,14 +135,14 @@ impl HybridClock {
         Ok(())
     }
 
-    /// Times that the wall was set back by more than the bound.
+    /// How often the clock has restarted because the wall clock was set back by more than the bound.
     #[must_use]
     pub fn steps_back(&self) -> u64 {
         self.steps_back
     }
 }
 
-/// Whole milliseconds, saturating.
+/// `time` in whole milliseconds, saturating.
 #[must_use]
 pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_of_one_clock_grow_even_when_time_stands_or_steps_back() {
+    fn stamps_of_one_clock_grow_when_the_wall_clock_stands_still_or_steps_back() {
         let mut clock = clock(1);
         let mut last = clock.tick(at(10_000));
         for ms in [10_000, 10_000, 9_000, 10_001, 3, 10_001] {
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_comes_before_what_is_written_next() {
+    fn a_stamp_is_greater_than_all_stamps_seen_before() {
         let mut here = clock(1);
         let mut there = clock(2);
         let seen = there.tick(at(50_000));
@@ -179,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_too_far_ahead_is_refused_and_changes_nothing() {
+    fn a_stamp_too_far_ahead_is_refused_and_does_not_move_the_clock() {
         let mut clock = clock(1);
         let poison = Stamp { wall_ms: u64::MAX, logical: u32::MAX, author: Author::from_u64(9) };
         let error = clock.observe(poison, at(1_000)).unwrap_err();
@@ -189,12 +192,12 @@ mod tests {
         assert!(clock.observe(edge, at(1_000)).is_ok());
         let beyond = Stamp { wall_ms: 61_001, ..poison };
         assert!(clock.observe(beyond, at(1_000)).is_err());
-        // A full counter carries into the milliseconds.
+        // A counter at its maximum carries into the milliseconds.
         assert_eq!(clock.tick(at(1_000)).wall_ms, 61_001);
     }
 
     #[test]
-    fn a_clock_that_was_an_hour_ahead_can_be_believed_again() {
+    fn a_clock_restarts_from_a_wall_clock_that_was_set_back_by_an_hour() {
         let mut clock = clock(1);
         clock.tick(at(3_600_000));
         assert_eq!(clock.tick(at(1_000)).wall_ms, 1_000);
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn lives_of_one_node_are_different_authors() {
+    fn generations_of_one_node_are_different_authors() {
         let name: smg_types::ids::NodeName = "a".parse().unwrap();
         let one = NodeId { name: name.clone(), generation: smg_types::ids::Generation(1) };
         let two = NodeId { name, generation: smg_types::ids::Generation(2) };

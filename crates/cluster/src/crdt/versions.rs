@@ -1,7 +1,7 @@
-//! Version vectors: how much of each writer's stream a replica has applied.
+//! Version vectors: up to which version a replica has applied the writes of each writer.
 //!
-//! A thin face on `crdts::VClock`. A version is the number of a writer's write, from 1; a vector that says `(w, v)` claims
-//! that everything which `w` wrote up to `v`, and which is still alive, is here. It must never say more than that.
+//! A wrapper of `crdts::VClock`. The version of a write is its number among the writes of its writer, from 1. A vector with
+//! `(w, v)` claims that the replica holds every write of `w` up to `v` that is still live. A vector must never claim more.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crdt::Merge;
 
-/// One version per writer; a writer that is not in it has version 0.
+/// One version per writer; a writer that is not in the vector has version 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 #[serde(bound(serialize = "A: Ord + Serialize", deserialize = "A: Ord + Deserialize<'de>"))]
@@ -23,13 +23,13 @@ impl<A: Ord> Default for Versions<A> {
 }
 
 impl<A: Ord + Clone + std::fmt::Debug> Versions<A> {
-    /// The version of `writer`, 0 if nothing is known of it.
+    /// The version of `writer`, 0 if it is not in the vector.
     #[must_use]
     pub fn of(&self, writer: &A) -> u64 {
         self.0.get(writer)
     }
 
-    /// Moves `writer` up to `version`; says whether that was news.
+    /// Raises the version of `writer` to `version`; returns whether it was lower.
     pub fn raise(&mut self, writer: A, version: u64) -> bool {
         if version <= self.0.get(&writer) {
             return false;
@@ -38,24 +38,24 @@ impl<A: Ord + Clone + std::fmt::Debug> Versions<A> {
         true
     }
 
-    /// Forgets `writer`: only for one that is retired everywhere.
+    /// Removes `writer` from the vector. Only for a writer that is retired everywhere.
     pub fn remove(&mut self, writer: &A) {
         self.0.dots.remove(writer);
     }
 
-    /// Whether the write of `writer` that made `version` is among those claimed.
+    /// Whether the vector claims the write of `writer` with this version.
     #[must_use]
     pub fn covers(&self, writer: &A, version: u64) -> bool {
         self.0.get(writer) >= version
     }
 
-    /// Whether all that `other` claims is claimed here too.
+    /// Whether this vector claims everything that `other` claims.
     #[must_use]
     pub fn dominates(&self, other: &Self) -> bool {
         matches!(self.0.partial_cmp(&other.0), Some(Ordering::Equal | Ordering::Greater))
     }
 
-    /// All writers with their versions, in order.
+    /// All writers with their versions, in the order of the writers.
     pub fn iter(&self) -> impl Iterator<Item = (&A, u64)> {
         self.0.dots.iter().map(|(writer, version)| (writer, *version))
     }
@@ -121,7 +121,7 @@ mod tests {
     laws!(Versions<u8>);
 
     #[test]
-    fn a_vector_covers_what_it_claims_and_no_more() {
+    fn a_vector_covers_the_writes_that_it_claims_and_no_others() {
         let versions: Versions<u8> = [(1, 3), (2, 0)].into_iter().collect();
         assert!(versions.covers(&1, 3) && !versions.covers(&1, 4));
         assert!(!versions.covers(&2, 1));

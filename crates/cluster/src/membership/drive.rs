@@ -16,6 +16,7 @@ use crate::membership::identity::Identity;
 use crate::membership::message::Suspicion;
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN, Swim};
+use crate::timers::next_beat;
 
 impl Membership {
     pub(super) fn handle_packet(&mut self, now: Now, packet: &[u8]) {
@@ -110,9 +111,7 @@ impl Membership {
         if (self.swim.updates_backlog() > 0 || self.notifies_suspects)
             && let Some((at, gossip)) = self.gossip.take()
         {
-            let beat = self.config.gossip_period.as_nanos().max(1);
-            let late = now.mono.saturating_sub(at).as_nanos().next_multiple_of(beat);
-            let at = at + Duration::from_nanos(u64::try_from(late).unwrap_or(u64::MAX));
+            let at = next_beat(at, self.config.gossip_period, now.mono);
             self.timers.schedule(at, rank(&gossip), Due::Swim(gossip));
         }
     }
@@ -203,6 +202,18 @@ impl Membership {
         }
         self.notice_namesake_in_list(now);
         self.adapt_to_size();
+        if self.table.len() > 0 {
+            self.resume_rounds(now);
+        }
+    }
+
+    /// Schedules the rounds that pause while no other node is known: sweeps of the table, and join probes.
+    fn resume_rounds(&mut self, now: Now) {
+        if !std::mem::replace(&mut self.is_sweep_scheduled, true) {
+            self.next_sweep = next_beat(self.next_sweep, self.sweep_period(), now.mono);
+            self.timers.schedule(self.next_sweep, RANK_OWN, Due::Sweep);
+        }
+        self.resume_join_rounds(now);
     }
 
     /// The time to refute and the number of transmissions grow with the cluster; small changes of its size are ignored.
@@ -230,14 +241,14 @@ impl Membership {
                 swim.handle_timer(Timer::RemoveDown(identity), effects)
             });
         }
+        self.is_sweep_scheduled = false;
+        self.next_sweep = now.mono + self.sweep_period();
+        // Schedules the next sweep, unless the table is empty.
         self.update_table(now, &BTreeMap::new());
-        self.schedule_sweep(now.mono);
     }
 
-    pub(super) fn schedule_sweep(&mut self, now: Duration) {
-        let period =
-            (self.config.forget_after / 16).clamp(Duration::from_millis(100), NEWCOMER_LISTED);
-        self.timers.schedule(now + period, RANK_OWN, Due::Sweep);
+    pub(super) fn sweep_period(&self) -> Duration {
+        (self.config.forget_after / 16).clamp(Duration::from_millis(100), NEWCOMER_LISTED)
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Joining {
     probed: BTreeSet<SocketAddr>,
     /// When the next round is due; an older timer is void.
     next_round_at: Duration,
+    /// No round is scheduled: there is no join address but this node's own, and no other node is known.
+    is_paused: bool,
     /// Newcomers whose name has a holder, until that has answered: the join probe, and the address it came from.
     pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
     /// Another process with this node's name, and how often it was challenged.
@@ -52,9 +54,30 @@ impl Membership {
         self.joining.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
         self.become_alive_if_alone(now);
         // Later calls wait for the next round: the list comes again and again.
-        if self.joining.next_round_at == Duration::ZERO {
+        if self.joining.next_round_at == Duration::ZERO
+            || (self.joining.is_paused && self.may_find_others())
+        {
             self.run_join_round(now);
         }
+    }
+
+    /// Goes on with join rounds after a pause: a member is known now, and it may go down.
+    pub(super) fn resume_join_rounds(&mut self, now: Now) {
+        if std::mem::take(&mut self.joining.is_paused) {
+            self.schedule_join_round(now);
+        }
+    }
+
+    /// Whether there is an address to probe, now or later.
+    fn may_find_others(&self) -> bool {
+        self.table.len() > 0 || self.has_foreign_join_address()
+    }
+
+    /// Whether a join address is not known to be this node's own.
+    fn has_foreign_join_address(&self) -> bool {
+        let mine = self.swim.identity().address;
+        let mut addresses = self.joining.addresses.iter();
+        addresses.any(|address| *address != mine && !self.joining.own_addresses.contains(address))
     }
 
     pub(super) fn run_join_round_if_current(&mut self, now: Now, at: Duration) {
@@ -89,6 +112,14 @@ impl Membership {
                 self.send_join_probe(address);
             }
         }
+        self.joining.is_paused = !self.may_find_others();
+        if !self.joining.is_paused {
+            self.schedule_join_round(now);
+        }
+    }
+
+    fn schedule_join_round(&mut self, now: Now) {
+        let is_alone = self.swim.num_members() == 0;
         let period = if is_alone { self.config.join_alone_period } else { self.config.join_period };
         let at = now.mono + period.mul_f64(self.rng.random_range(0.75..1.25));
         self.joining.next_round_at = at;
@@ -111,13 +142,10 @@ impl Membership {
 
     /// A node without join addresses, or with only its own, is a cluster of one.
     pub(super) fn become_alive_if_alone(&mut self, now: Now) {
-        let mine = self.swim.identity().address;
-        let is_alone = self
-            .joining
-            .addresses
-            .iter()
-            .all(|address| *address == mine || self.joining.own_addresses.contains(address));
-        if is_alone && self.me.state == MemberState::Init && self.me.refused.is_none() {
+        if !self.has_foreign_join_address()
+            && self.me.state == MemberState::Init
+            && self.me.refused.is_none()
+        {
             self.set_own_state(now, MemberState::Alive);
         }
     }

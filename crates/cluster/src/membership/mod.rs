@@ -180,6 +180,10 @@ pub struct Membership {
     effects: Effects,
     /// Goodbyes that are relayed, each with the number of rounds left.
     relays: Vec<(Goodbye, u32)>,
+    /// Whether a sweep of the table is scheduled. None is while the table is empty.
+    is_sweep_scheduled: bool,
+    /// When the next sweep is due, or would be.
+    next_sweep: Duration,
     /// Whether a round of `notify_suspects` is scheduled.
     notifies_suspects: bool,
     /// The next round of gossip and its time, while it is held back because there is nothing to send.
@@ -228,6 +232,8 @@ impl Membership {
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
             relays: Vec::new(),
+            is_sweep_scheduled: false,
+            next_sweep: now.mono,
             notifies_suspects: false,
             gossip: None,
             probe: None,
@@ -238,7 +244,7 @@ impl Membership {
             config,
             cluster,
         };
-        this.schedule_sweep(now.mono);
+        this.next_sweep += this.sweep_period();
         Ok(this)
     }
 
@@ -305,7 +311,8 @@ impl Membership {
         }
     }
 
-    /// When to call `handle_timeout` next, by the monotonic clock; `None` once this node has left.
+    /// When to call `handle_timeout` next, by the monotonic clock. `None`: not before another call, because this node has
+    /// left, or it knows no other node and no address to find one.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.me.departed { None } else { self.timers.next_deadline() }

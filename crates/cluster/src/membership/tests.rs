@@ -105,6 +105,36 @@ fn without_join_addresses_a_node_is_alive_at_once() {
 }
 
 #[test]
+fn a_node_without_others_is_not_woken() {
+    let mut lone = node("a", 1, 10);
+    lone.join(at(0), &[address(1)]);
+    assert_eq!(lone.next_deadline(), None);
+}
+
+#[test]
+fn a_node_that_was_alone_probes_a_member_that_is_down_until_it_forgets_it() {
+    let mut a = node("a", 1, 10);
+    a.join(at(0), &[]);
+    assert_eq!(a.next_deadline(), None);
+    let mut b = node("b", 2, 20);
+    b.join(at(0), &[address(1)]);
+    exchange(&mut [&mut a, &mut b], at(1));
+    let dead = Member::down(b.identity().clone());
+    a.drive(at(10), |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
+    sent(&mut a);
+    let forgotten = at(10).mono + a.config.forget_after;
+    let (mut probes, mut last) = (0, Duration::ZERO);
+    while let Some(deadline) = a.next_deadline() {
+        assert!(deadline < forgotten + Duration::from_secs(60), "it still waits for a member");
+        a.handle_timeout(Now::at(deadline));
+        probes += kinds(&sent(&mut a)).iter().filter(|kind| **kind == Kind::Hello).count();
+        last = deadline;
+    }
+    assert!(probes > 2, "it sent {probes} join probes");
+    assert!(last >= forgotten && listed(&a).is_empty());
+}
+
+#[test]
 fn with_join_addresses_a_node_is_in_init_until_one_has_answered() {
     let (mut a, mut b) = (node("a", 1, 10), node("b", 2, 20));
     a.join(at(0), &[]);

@@ -30,13 +30,13 @@ impl StoreNumber {
     /// The store with this number; `None` if this router does not have it.
     #[must_use]
     pub fn store(self) -> Option<StoreId> {
-        StoreId::from_index(usize::from(self.0))
+        StoreId::from_wire_id(self.0)
     }
 }
 
 impl From<StoreId> for StoreNumber {
     fn from(store: StoreId) -> Self {
-        Self(u8::try_from(store.index()).expect("there are fewer than 256 stores"))
+        Self(store.wire_id())
     }
 }
 

@@ -54,8 +54,8 @@ use crate::replication::retirement::Adoptions;
 use crate::replication::schedule::Schedule;
 use crate::replication::settling::Settling;
 use crate::replication::snapshot_loads::{LeastClaim, SnapshotLoads};
-use crate::state::news::News;
 use crate::state::row::Blob;
+use crate::state::stores::News;
 use crate::state::table::RefusedRow;
 use crate::state::writers::Writer;
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
@@ -158,8 +158,13 @@ impl Replication {
     /// # Errors
     ///
     /// The row is outside of its bounds; nothing has changed.
-    pub fn update(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
-        let version = self.state.write(now, write)?;
+    pub fn update(
+        &mut self,
+        now: Now,
+        write: impl Into<Write>,
+    ) -> Result<Option<Version>, RefusedRow> {
+        self.skip_missed_rounds(now);
+        let version = self.state.write(now, write.into())?;
         if let Some(version) = version {
             self.plan_push(now, version.store);
         }
@@ -173,6 +178,7 @@ impl Replication {
 
     /// Records the same of a prompt whose blocks up to `above` have been recorded before.
     pub fn served_below(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
+        self.skip_missed_rounds(now);
         self.state.prefixes.served(now, worker, above, blocks);
         if self.state.prefixes.has_waiting() {
             self.coalescing.plan_hints(now.mono);
@@ -221,6 +227,7 @@ impl Replication {
 impl Replication {
     /// A peer can be reached, perhaps as a new generation: both send each other a digest.
     pub fn peer_up(&mut self, now: Now, id: &NodeId) {
+        self.skip_missed_rounds(now);
         if id.name == self.me.name {
             return;
         }
@@ -250,6 +257,7 @@ impl Replication {
 
     /// A peer can't be reached. Its measurements are hidden; what it decided stays.
     pub fn peer_down(&mut self, now: Now, id: &NodeId) {
+        self.skip_missed_rounds(now);
         if id.name != self.me.name
             && self.peers.get(&id.name).is_none()
             && let Some(writer) = self.state.writers.intern(id)
@@ -372,6 +380,24 @@ impl Replication {
         if behind && let Some((donor, request)) = self.loads.begin(store, from, now.mono) {
             self.counters.snapshots_joined += 1;
             self.queue(&donor, Message::SnapshotRequest(request));
+        }
+    }
+
+    /// Whether the passing of time changes nothing here: this node has no peers, knows no other writer, and holds no
+    /// tombstone, no hint and no row that expires. A node at rest needs no rounds, so a router alone is not woken.
+    fn is_at_rest(&self) -> bool {
+        self.peers.is_empty()
+            && self.loads.is_empty()
+            && self.state.prefixes.is_empty()
+            && self.state.writers.current().all(|(writer, _)| writer == self.state.me)
+            && StoreId::ALL.iter().all(|store| !self.state.replica(*store).changes_with_time())
+    }
+
+    /// If this node is at rest, moves its next round to when it would be due if rounds had gone on. Call this before
+    /// anything that may end the rest.
+    fn skip_missed_rounds(&mut self, now: Now) {
+        if self.is_at_rest() {
+            self.schedule.skip_missed_rounds(now.mono);
         }
     }
 

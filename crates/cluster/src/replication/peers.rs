@@ -126,6 +126,10 @@ impl Peers {
         self.iter_mut().filter(|peer| peer.is_reachable())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     pub(super) fn has_reachable(&self) -> bool {
         self.reachable().next().is_some()
     }

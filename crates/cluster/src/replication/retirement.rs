@@ -18,7 +18,6 @@ use crate::replication::Stream;
 use crate::replication::changes::Changes;
 use crate::replication::message::{Message, RetiredWriter};
 use crate::replication::peers::Peers;
-use crate::state::table::Context;
 use crate::state::writers::{StoreVersions, Writer};
 use crate::state::{State, StoreId};
 
@@ -33,35 +32,25 @@ pub(super) struct Adoptions {
 }
 
 impl Adoptions {
-    /// Adopts rows of `of`, up to a budget, except those that a member which has not ended holds too. Request counts are
-    /// adopted only `with_counts`.
+    /// Adopts rows of `of`, up to a budget per store, except those that a member which has not ended holds too. Rows that
+    /// are summed up are adopted only `with_sums`.
     pub(super) fn adopt(
         &mut self,
         state: &mut State,
         of: Writer,
-        with_counts: bool,
+        with_sums: bool,
         now: Now,
     ) -> Changes {
         let mut changes = Changes::default();
-        let mut versions = StoreId::ALL.map(|store| state.replica(store).applied(of));
-        if !with_counts {
-            versions[StoreId::Totals.index()] = 0;
-        }
+        let waits = |store: StoreId| store.is_summed_up() && !with_sums;
+        let applied = |store| state.replica(store).applied(of);
+        let versions = StoreId::ALL.map(|store| if waits(store) { 0 } else { applied(store) });
         if self.finished.get(&of) == Some(&versions) {
             return changes;
         }
-        let cx =
-            Context { writers: &mut state.writers, clock: &mut state.clock, me: state.me, now };
-        let budget = ADOPTED_PER_ROUND;
-        let counted = if with_counts { state.totals.adopt_counts(&cx, of, budget) } else { 0 };
-        for (store, rows) in [
-            (StoreId::Workers, state.workers.adopt(&cx, of, budget)),
-            (StoreId::Policies, state.policies.adopt(&cx, of, budget)),
-            (StoreId::Rules, state.rules.adopt(&cx, of, budget)),
-            (StoreId::Sessions, state.sessions.adopt(&cx, of, budget)),
-            (StoreId::Totals, counted),
-        ] {
-            changes.touch(store, rows);
+        for store in StoreId::ALL.into_iter().filter(|store| !waits(*store)) {
+            let (table, cx) = state.replica_mut(store, now);
+            changes.touch(store, table.adopt(&cx, of, ADOPTED_PER_ROUND));
         }
         if changes.is_empty() {
             self.finished.insert(of, versions);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use crate::timers::next_beat;
+
 /// Time between two rounds of work that is not urgent.
 const ROUND: Duration = Duration::from_millis(250);
 
@@ -73,10 +75,15 @@ impl Schedule {
         is_due
     }
 
-    /// When something is due next.
-    pub(super) fn next_deadline(&self) -> Duration {
-        let exchanges = [self.digest_at, self.audit_at];
-        exchanges.into_iter().flatten().fold(self.round_at, Duration::min)
+    /// Moves the next round to when it would be due if rounds had gone on.
+    pub(super) fn skip_missed_rounds(&mut self, now: Duration) {
+        self.round_at = next_beat(self.round_at, ROUND, now);
+    }
+
+    /// When something is due next; rounds count only `with_rounds`.
+    pub(super) fn next_deadline(&self, with_rounds: bool) -> Option<Duration> {
+        let round_at = with_rounds.then_some(self.round_at);
+        [self.digest_at, self.audit_at, round_at].into_iter().flatten().min()
     }
 }
 
@@ -119,6 +126,7 @@ mod tests {
         assert!(schedule.is_round_due(SECOND));
         assert!(!schedule.is_round_due(SECOND + ROUND / 2));
         schedule.pause_exchanges();
-        assert_eq!(schedule.next_deadline(), SECOND + ROUND);
+        assert_eq!(schedule.next_deadline(true), Some(SECOND + ROUND));
+        assert_eq!(schedule.next_deadline(false), None);
     }
 }

@@ -13,9 +13,11 @@ use smg_types::now::Now;
 
 use crate::replication::tests::world::{Faults, World};
 use crate::replication::{CHUNK_BYTES, Config, Message, Replication, message};
-use crate::state::observation::Load;
+use crate::state::StoreId;
+use crate::state::load::{Load, LoadWrite};
+use crate::state::policy::PolicyWrite;
 use crate::state::row::{Blob, RawRow};
-use crate::state::{StoreId, Write};
+use crate::state::worker::WorkerWrite;
 
 fn seeds() -> std::ops::Range<u64> {
     let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -100,7 +102,7 @@ fn a_write_is_visible_on_all_nodes_in_time() {
     world.run(Duration::from_secs(3));
     let id = WorkerId::from_u64(77);
     let start = world.now;
-    world.update(0, Write::Load(id, Some(Load { requests: 1, tokens: 1 })));
+    world.update(0, LoadWrite { worker: id, load: Some(Load { requests: 1, tokens: 1 }) });
     while (0..5).any(|at| world.replica(at).state().loads(id).next().is_none()) {
         world.step();
         assert!(world.now - start < Duration::from_millis(120), "a measurement took too long");
@@ -116,7 +118,10 @@ fn each_confirmation_is_timed_once_and_a_joiner_confirms_no_old_write() {
     let mut world = World::new(4, 3, Faults::NONE);
     world.run(Duration::from_secs(3));
     world.confirmation_times(0);
-    world.update(0, Write::Load(WorkerId::from_u64(77), Some(Load { requests: 1, tokens: 1 })));
+    world.update(
+        0,
+        LoadWrite { worker: WorkerId::from_u64(77), load: Some(Load { requests: 1, tokens: 1 }) },
+    );
     world.run(Duration::from_secs(60));
     let times = world.confirmation_times(0);
     assert_eq!(times.len(), 2, "{times:?}");
@@ -238,15 +243,15 @@ fn a_row_from_the_future_waits_in_quarantine_until_it_can_be_believed() {
         parameters: Default::default(),
         weights: Default::default(),
     };
-    both[0].update(ahead, Write::Policy("m".into(), Some(policy.clone()))).unwrap();
-    both[0].update(at(0), Write::Load(WorkerId::from_u64(1), load(1))).unwrap();
+    both[0].update(ahead, PolicyWrite { model: "m".into(), policy: Some(policy.clone()) }).unwrap();
+    both[0].update(at(0), LoadWrite { worker: WorkerId::from_u64(1), load: load(1) }).unwrap();
     exchange(at(0), &mut both);
     assert_eq!(both[1].state().policy(&"m".into()), None);
     assert_eq!(both[1].counters().quarantined_rows, 1);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(1)).count(), 1, "the others go on");
     // The receiver's own writes are not held up by the poison, and win where they are made.
     let own = crate::state::policy::PolicyRecord { policy: "b".to_owned(), ..policy };
-    both[1].update(at(10), Write::Policy("n".into(), Some(own.clone()))).unwrap();
+    both[1].update(at(10), PolicyWrite { model: "n".into(), policy: Some(own.clone()) }).unwrap();
     assert_eq!(both[1].state().policy(&"n".into()), Some(own));
     // An hour later it is the present.
     both[1].release_quarantine(Now { wall: at(0).wall + hour, ..at(20) });
@@ -258,7 +263,7 @@ fn a_row_too_large_is_refused_to_its_author() {
     let (mut here, _) = pair();
     let mut spec = smg_types::spec::WorkerSpec::new("http://a:1".parse().unwrap());
     spec.labels.insert("k".to_owned(), "v".repeat(70_000));
-    let error = here.update(at(0), Write::PutWorker((&spec).into())).unwrap_err();
+    let error = here.update(at(0), WorkerWrite::Put((&spec).into())).unwrap_err();
     assert!(error.to_string().contains("workers"), "{error}");
     assert_eq!(here.state().sizes(StoreId::Workers).entries, 0);
 }
@@ -270,10 +275,10 @@ fn a_delta_after_a_gap_is_not_applied_and_the_gap_is_pulled() {
     exchange(at(0), &mut both);
     [a, b] = both;
     let worker = WorkerId::from_u64(1);
-    a.update(at(500), Write::Load(worker, load(1))).unwrap();
+    a.update(at(500), LoadWrite { worker, load: load(1) }).unwrap();
     let lost = a.poll_transmit(at(500));
     assert!(matches!(lost, Some((_, Message::Delta(_), _))));
-    a.update(at(900), Write::Load(WorkerId::from_u64(2), load(2))).unwrap();
+    a.update(at(900), LoadWrite { worker: WorkerId::from_u64(2), load: load(2) }).unwrap();
     let (_, second, _) = a.poll_transmit(at(900)).unwrap();
     b.handle_message(at(900), a.me(), second);
     assert_eq!(b.counters().gaps, 1);
@@ -296,7 +301,7 @@ fn a_slow_peer_costs_no_memory_and_receives_the_newest_rows() {
     for round in 0..2000u64 {
         for n in 0..50 {
             let load = load(u32::try_from(round).unwrap());
-            a.update(at(round * 10), Write::Load(WorkerId::from_u64(n), load)).unwrap();
+            a.update(at(round * 10), LoadWrite { worker: WorkerId::from_u64(n), load }).unwrap();
         }
         while a.poll_transmit(at(round * 10)).is_some() {
             sent += 1;
@@ -313,7 +318,7 @@ fn a_peer_that_acknowledges_nothing_is_sent_less_and_less() {
     let digest = Message::Digest(b.digest(at(0), true));
     a.handle_message(at(0), b.me(), digest.clone());
     for n in 0..2_000 {
-        a.update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+        a.update(at(0), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
     let sent_until = |a: &mut Replication, from: u64, to: u64| {
         let before = a.counters().sent_bytes[StoreId::Workers.index()];
@@ -352,10 +357,10 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
         spec
     };
     for n in 0..2000 {
-        donors[0].update(at(0), Write::PutWorker((&spec(n)).into())).unwrap();
+        donors[0].update(at(0), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
     // A collected tombstone: a node that joins later must load a snapshot.
-    donors[0].update(at(0), Write::RemoveWorker(spec(0).id())).unwrap();
+    donors[0].update(at(0), WorkerWrite::Remove(spec(0).id())).unwrap();
     donors[0].handle_tick(at(1), &mut world::rng(1));
     donors[0].collect_tombstones(at(20_000));
     let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
@@ -414,11 +419,11 @@ fn an_audit_repairs_what_version_vectors_can_not_show() {
     let (a, b) = pair();
     let mut both = [a, b];
     for n in 0..100 {
-        both[0].update(at(0), Write::Load(WorkerId::from_u64(n), load(1))).unwrap();
+        both[0].update(at(0), LoadWrite { worker: WorkerId::from_u64(n), load: load(1) }).unwrap();
     }
     exchange(at(200), &mut both);
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
-    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
+    both[1].state.tables.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
     both[0].audit_random_peer(&mut world::rng(1));
     exchange(at(300), &mut both);
@@ -430,10 +435,10 @@ fn an_audit_repairs_what_version_vectors_can_not_show() {
 fn peers_are_audited_soon_after_a_member_comes_or_goes() {
     let (a, b) = pair();
     let mut both = [a, b];
-    both[0].update(at(0), Write::Load(WorkerId::from_u64(7), load(1))).unwrap();
+    both[0].update(at(0), LoadWrite { worker: WorkerId::from_u64(7), load: load(1) }).unwrap();
     run(&mut both, 0, 25_000);
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
-    both[1].state.load.lose(&WorkerId::from_u64(7), writer);
+    both[1].state.tables.load.lose(&WorkerId::from_u64(7), writer);
     for replica in &mut both {
         replica.peer_up(at(25_000), &id("c", 1));
         replica.peer_down(at(25_000), &id("c", 1));
@@ -457,8 +462,8 @@ fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
         let cycles: u64 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
         for n in 0..cycles {
             let key = WorkerId::from_u64(n / 100 * 100 + n % 3);
-            a.update(at(n / 100), Write::Load(key, load(1))).unwrap();
-            a.update(at(n / 100), Write::Load(key, None)).unwrap();
+            a.update(at(n / 100), LoadWrite { worker: key, load: load(1) }).unwrap();
+            a.update(at(n / 100), LoadWrite { worker: key, load: None }).unwrap();
         }
         let sizes = a.state().sizes(StoreId::Load);
         assert_eq!(sizes.entries, 0);
@@ -495,15 +500,15 @@ fn a_forgotten_node_goes_on_as_a_later_generation_and_loses_nothing() {
     let (a, b) = pair();
     let mut both = [a, b];
     exchange(at(0), &mut both);
-    both[1].update(at(10), Write::PutWorker((&spec(1)).into())).unwrap();
+    both[1].update(at(10), WorkerWrite::Put((&spec(1)).into())).unwrap();
     exchange(at(10), &mut both);
     // b is cut off and forgotten; meanwhile both nodes write.
     both[0].peer_forgotten(at(100), &id("b", 1));
     both[1].peer_down(at(100), &id("a", 1));
-    both[1].update(at(110), Write::PutWorker((&spec(2)).into())).unwrap();
+    both[1].update(at(110), WorkerWrite::Put((&spec(2)).into())).unwrap();
     run(&mut both, 150, 13_000);
     assert_eq!(both[0].counters().retired, 1, "a has no peer that would have to agree");
-    both[0].update(at(13_000), Write::RemoveWorker(spec(1).id())).unwrap();
+    both[0].update(at(13_000), WorkerWrite::Remove(spec(1).id())).unwrap();
     // b returns as it was, is notified that it was retired, and goes on as a later generation.
     both[0].peer_up(at(13_100), &id("b", 1));
     both[1].peer_up(at(13_100), &id("a", 1));
@@ -540,7 +545,7 @@ fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
     let mut both = [a, b];
     run(&mut both, 0, 1000);
     for n in 1..=2 {
-        both[1].update(at(1000), Write::PutWorker((&spec(n)).into())).unwrap();
+        both[1].update(at(1000), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
     run(&mut both, 1000, 2000);
     // b restarts, and receives the rows of its earlier generation from a.
@@ -559,7 +564,7 @@ fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
         assert!(ms < 10_000, "it never adopts");
         both[1].handle_tick(at(ms), &mut world::rng(ms));
     }
-    both[0].update(at(ms), Write::RemoveWorker(spec(1).id())).unwrap();
+    both[0].update(at(ms), WorkerWrite::Remove(spec(1).id())).unwrap();
     run(&mut both, ms, ms + 5000);
     for replica in &both {
         let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();

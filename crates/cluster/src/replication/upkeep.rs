@@ -47,12 +47,13 @@ impl Replication {
         changes
     }
 
-    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next.
+    /// When [`Replication::handle_tick`] or [`Replication::poll_transmit`] has something to do next, by the monotonic
+    /// clock. `None`: not before another call changes something.
     #[must_use]
-    pub fn next_deadline(&self) -> Duration {
+    pub fn next_deadline(&self) -> Option<Duration> {
         let acks = self.peers.iter().filter_map(|peer| peer.acks.due_at());
-        acks.chain(self.coalescing.next_deadline())
-            .fold(self.schedule.next_deadline(), Duration::min)
+        let scheduled = self.schedule.next_deadline(!self.is_at_rest());
+        acks.chain(self.coalescing.next_deadline()).chain(scheduled).min()
     }
 
     /// A round: it takes time proportional to the streams that moved, not to the rows.
@@ -123,11 +124,11 @@ impl Replication {
         for writer in retirement::ended_writers(&self.state) {
             changes = changes.and(retirement::drop_measurements(&mut self.state, writer, now));
             if self.is_adopter(now, writer) {
-                // An adopted count says that it includes all earlier generations. A member that can't be reached may
-                // know of a generation that is unknown here. Waiting costs nothing, because the writer is not retired
-                // without that member either (R31).
-                let with_counts = self.peers.are_all_reachable();
-                let adopted = self.adoptions.adopt(&mut self.state, writer, with_counts, now);
+                // An adopted sum says that it includes all earlier generations. A member that can't be reached may know of
+                // a generation that is unknown here. Waiting costs nothing, because the writer is not retired without that
+                // member either (R31).
+                let with_sums = self.peers.are_all_reachable();
+                let adopted = self.adoptions.adopt(&mut self.state, writer, with_sums, now);
                 self.counters.adopted += adopted.rows as u64;
                 changes = changes.and(adopted);
             }

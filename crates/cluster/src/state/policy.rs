@@ -1,29 +1,43 @@
-//! The policies store: per model the policy that an administrator set, last write wins.
+//! The policies store: the policy that an administrator has set for a model. The last write wins.
 //!
-//! Names and numbers travel as text and plain numbers; what they mean is the policies' own affair, so that a router hands
-//! on what only a newer one understands.
+//! Policies and parameters are replicated as text and are not interpreted here, so that a router replicates settings that
+//! only newer routers understand.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{ModelId, WorkerId};
 
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::StoreId;
-use crate::state::table::Store;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::{State, row};
 
 /// The policies store.
 #[derive(Debug)]
 pub enum Policies {}
 
 impl Store for Policies {
-    const ID: StoreId = StoreId::Policies;
+    const NAME: &'static str = "policies";
+    const WIRE_ID: u8 = 1;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_millis(5);
+    const MAX_ROWS: usize = 2_048;
+    const MAX_CONTENT_BYTES: usize = row::MAX_CONTENT_BYTES;
+    const IS_AWAITED: bool = true;
+    const IS_IN_USE: bool = true;
+
     type Key = ModelId;
     type Value = LwwRegister<PolicyRecord>;
+    type Write = PolicyWrite;
 
     fn validate(key: &ModelId, value: &Self::Value) -> Result<(), String> {
-        let Some(record) = value.get() else { return Err("nothing is set".to_owned()) };
+        let Some(record) = value.get() else { return Err("the policy is empty".to_owned()) };
         if key.as_str().is_empty() || key.as_str().len() > 512 {
             return Err(format!("model name of {} bytes, 1 to 512 expected", key.as_str().len()));
         }
@@ -36,15 +50,100 @@ impl Store for Policies {
     fn stamp(value: &Self::Value) -> Option<Stamp> {
         value.stamp()
     }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        PolicyWrite { model, policy }: PolicyWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let stamp = cx.clock.tick(cx.now);
+        match policy {
+            Some(policy) => table.put_shared(cx, &model, LwwRegister::of(stamp, policy)).map(Some),
+            None => table.remove_shared(cx, &model),
+        }
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<PolicyWrite> {
+        let policy = PolicyRecord {
+            policy: format!("policy-{}", draw.number),
+            parameters: BTreeMap::new(),
+            weights: BTreeMap::new(),
+        };
+        let model = ModelId::new(format!("m{}", draw.number % 3));
+        Some(PolicyWrite { model, policy: draw.is_put.then_some(policy) })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let policy = PolicyRecord {
+            policy: "cache_aware".to_owned(),
+            parameters: BTreeMap::from([("threshold".to_owned(), "0.5".to_owned())]),
+            weights: BTreeMap::from([(WorkerId::from_u64(7), 3)]),
+        };
+        Golden {
+            writes: vec![PolicyWrite { model: "m".into(), policy: Some(policy) }.into()],
+            key: "016d",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e70b63616368655f617761726501097468726573686f6c6403302e350112772d30303030303030303030303030303037030000",
+        }
+    }
 }
 
-/// What was set for a model.
+/// A change of a model's policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyWrite {
+    /// The model.
+    pub model: ModelId,
+    /// The new policy; `None` restores the default.
+    pub policy: Option<PolicyRecord>,
+}
+
+impl State {
+    /// The policy that is set for a model.
+    #[must_use]
+    pub fn policy(&self, model: &ModelId) -> Option<PolicyRecord> {
+        self.tables.policies.merged(model)?.get().cloned()
+    }
+
+    /// All policies that are set, in the order of their models.
+    pub fn policies(&self) -> impl Iterator<Item = (&ModelId, PolicyRecord)> {
+        self.tables.policies.keys().filter_map(|model| Some((model, self.policy(model)?)))
+    }
+}
+
+/// The policy of a model.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyRecord {
     /// The policy's name.
     pub policy: String,
     /// Its parameters by name.
     pub parameters: BTreeMap<String, String>,
-    /// Weights that differ from those of the workers' specs.
+    /// Weights of workers that replace those of their specs.
     pub weights: BTreeMap<WorkerId, u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
+
+    impl SharedSample for Policies {
+        fn key(n: u8) -> ModelId {
+            ModelId::new(format!("m{n}"))
+        }
+
+        fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
+            let policy = number.to_string();
+            let (parameters, weights) = Default::default();
+            LwwRegister::of(stamp, PolicyRecord { policy, parameters, weights })
+        }
+
+        fn number(value: &Self::Value) -> u64 {
+            value.get().unwrap().policy.parse().unwrap()
+        }
+    }
+
+    #[test]
+    fn policies_hold_what_an_add_wins_set_holds() {
+        check_histories::<Policies>(10_000);
+    }
 }

@@ -1,9 +1,10 @@
-//! The prefixes store: hints which worker has served which prompt block, shared at most once and forgotten freely.
+//! The prefixes: hints about which worker has which prompt block in its cache. They are sent once and never repaired.
 //!
-//! A hint is (block, worker, last touch); merging takes the later touch. A block's hash is chained with its parent's, so it
-//! names a whole prefix and an unknown parent is no error: nothing is ever asked for again. Lost hints cost cache hits.
-//! Bounds: entries (least recently touched out first), a time to live, bytes told per flush, and what waits to be told.
-//! Memory is about 200 bytes per hint.
+//! A hint is a block, a worker and the time at which the worker served the block last. Merging takes the later time. The
+//! hash of a block is chained with that of its parent, so it names a whole prefix, and a block whose parent is unknown is
+//! as good as any other. A lost hint costs cache hits, nothing else. Bounded are the hints held (the least recently served
+//! are evicted), their time to live, the bytes sent per flush, and the blocks that wait to be sent. A hint takes about 200
+//! bytes of memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,23 +17,23 @@ use smg_types::now::Now;
 use crate::codec::at_most;
 use crate::crdt::stamp::millis;
 
-/// Most blocks in a run: more than a prompt has.
+/// Most blocks in a run; a prompt has fewer.
 const MAX_RUN: usize = 1 << 15;
-/// Workers that are remembered per block, the latest first.
+/// Most workers held per block; the one that served it least recently is evicted.
 const WORKERS_PER_BLOCK: usize = 4;
 
-/// Bounds of the hints.
+/// Bounds of the prefix hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// Hints that are held at most.
+    /// Most hints held.
     pub max_entries: usize,
-    /// How long a hint lives without being touched.
+    /// A hint expires after this time without its worker serving the block again.
     pub ttl: Duration,
-    /// Blocks that wait to be told at most; beyond, the newest are dropped and counted.
+    /// Most blocks that wait to be sent. When there are more, the newest are dropped and counted.
     pub max_waiting: usize,
-    /// Bytes of hints told per flush (every 50 ms).
+    /// Most bytes of hints sent to each peer per flush (every 50 ms).
     pub flush_bytes: usize,
-    /// Bytes of the hot set that a joiner is given.
+    /// Most bytes of the hot set, which a node that joins is sent.
     pub hot_set_bytes: usize,
 }
 
@@ -48,21 +49,21 @@ impl Default for Config {
     }
 }
 
-/// A run of blocks that a worker has served, each the child of the one before.
+/// A run of blocks that a worker has served. Each is the child of the block before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HintRun {
-    /// The block before the first; 0 for the head of a prompt.
+    /// The parent of the first block; 0 if that is the head of a prompt.
     pub parent: u64,
-    /// The blocks.
+    /// The hashes of the blocks.
     #[serde(deserialize_with = "at_most::<_, _, MAX_RUN>")]
     pub blocks: Vec<u64>,
-    /// Who served them.
+    /// The worker that served them.
     pub worker: WorkerNumber,
-    /// When, in milliseconds of wall time.
+    /// When the worker served them, in milliseconds of wall time.
     pub touched_ms: u64,
 }
 
-/// A worker's id as eight bytes: hints are many.
+/// A worker's id in at most nine bytes on the wire, because hints are many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkerNumber(u64);
@@ -91,7 +92,7 @@ struct Block {
     workers: SmallVec<[(WorkerId, u64); 1]>,
 }
 
-/// The hints that this node holds and those it has yet to tell.
+/// The hints that this node holds, and those that wait to be sent.
 #[derive(Debug)]
 pub struct Prefixes {
     config: Config,
@@ -100,12 +101,12 @@ pub struct Prefixes {
     waiting: VecDeque<HintRun>,
     waiting_blocks: usize,
     dropped: u64,
-    /// Hints of others that nobody has taken yet; `None`: nobody takes them.
-    news: Option<Vec<HintRun>>,
+    /// Hints received since they were last taken; `None`: nobody takes them.
+    received: Option<Vec<HintRun>>,
 }
 
-/// Runs of others' hints that wait to be taken at most; they are taken after each message.
-const MAX_NEWS: usize = 1 << 17;
+/// Most runs of received hints that wait to be taken. They are taken after each message.
+const MAX_RECEIVED: usize = 1 << 17;
 
 impl Prefixes {
     pub(crate) fn new(config: Config) -> Self {
@@ -116,22 +117,23 @@ impl Prefixes {
             waiting: VecDeque::new(),
             waiting_blocks: 0,
             dropped: 0,
-            news: None,
+            received: None,
         }
     }
 
-    /// From now on others' hints are kept until they are taken.
+    /// Keeps received hints from now on, until they are taken.
     pub(crate) fn follow(&mut self) {
-        self.news.get_or_insert_default();
+        self.received.get_or_insert_default();
     }
 
-    /// What others have told since this was last asked.
+    /// Takes the hints received since the last call.
     pub(crate) fn take_news(&mut self) -> Vec<HintRun> {
-        self.news.as_mut().map(std::mem::take).unwrap_or_default()
+        self.received.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Learns that `worker` has just served a prompt with these chained blocks, and will tell the others what they may
-    /// not know; the first block hangs below `above`, 0 if it is the head. A prefix that was touched within half its time to live is not told again.
+    /// Records that `worker` has just served a prompt with these chained blocks, and queues hints for the peers. `above` is
+    /// the parent of the first block, 0 if that is the head. Leading blocks that the worker has served within half the time
+    /// to live are not sent again.
     pub(crate) fn served(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         let wall = millis(now.wall);
         let fresh = wall.saturating_sub(millis(self.config.ttl) / 2);
@@ -145,7 +147,7 @@ impl Prefixes {
         if tail.is_empty() {
             return;
         }
-        let told =
+        let run =
             HintRun { parent, blocks: tail.to_vec(), worker: worker.into(), touched_ms: wall };
         for block in tail {
             self.touch(*block, parent, worker, wall);
@@ -156,10 +158,10 @@ impl Prefixes {
             return;
         }
         self.waiting_blocks += tail.len();
-        self.waiting.push_back(told);
+        self.waiting.push_back(run);
     }
 
-    /// What is to be told now, within the budget of one flush.
+    /// Takes the hints to send now, up to `flush_bytes`.
     pub(crate) fn flush(&mut self) -> Vec<HintRun> {
         let (mut runs, mut bytes) = (Vec::new(), 0);
         while let Some(mut run) = self.waiting.pop_front() {
@@ -180,31 +182,31 @@ impl Prefixes {
         runs
     }
 
-    /// Whether something waits to be told.
+    /// Whether hints wait to be sent.
     pub(crate) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Takes in what others tell; says how many hints were news. A touch from the future counts as one from now.
+    /// Merges hints of a peer; returns how many were new or later. A time in the future counts as now.
     pub(crate) fn merge(&mut self, now: Now, runs: &[HintRun]) -> usize {
         let wall = millis(now.wall);
         let oldest = wall.saturating_sub(millis(self.config.ttl));
-        let mut news = 0;
+        let mut changed = 0;
         for run in runs.iter().filter(|run| run.touched_ms > oldest || oldest == 0) {
             let mut parent = run.parent;
-            let before = news;
+            let before = changed;
             for block in &run.blocks {
                 let touched = run.touched_ms.min(wall);
-                news += usize::from(self.touch(*block, parent, run.worker.into(), touched));
+                changed += usize::from(self.touch(*block, parent, run.worker.into(), touched));
                 parent = *block;
             }
-            if news > before
-                && let Some(kept) = self.news.as_mut().filter(|kept| kept.len() < MAX_NEWS)
+            if changed > before
+                && let Some(kept) = self.received.as_mut().filter(|kept| kept.len() < MAX_RECEIVED)
             {
                 kept.push(run.clone());
             }
         }
-        news
+        changed
     }
 
     fn touched(&self, block: u64, worker: WorkerId) -> Option<u64> {
@@ -248,7 +250,7 @@ impl Prefixes {
         }
     }
 
-    /// Forgets what has not been touched for the time to live; at most `budget` hints per call.
+    /// Drops hints that have expired, at most `budget` per call.
     pub(crate) fn expire(&mut self, now: Now, budget: usize) {
         let oldest = millis(now.wall).saturating_sub(millis(self.config.ttl));
         for _ in 0..budget {
@@ -259,7 +261,7 @@ impl Prefixes {
         }
     }
 
-    /// Forgets all hints at a worker: it left, or came back with a cold cache. O(hints).
+    /// Drops all hints of a worker that was removed or restarted with a cold cache. O(hints).
     pub(crate) fn forget(&mut self, worker: WorkerId) {
         self.by_touch.retain(|(_, _, w)| *w != worker);
         self.blocks.retain(|_, entry| {
@@ -268,7 +270,7 @@ impl Prefixes {
         });
     }
 
-    /// The most recently touched hints, in messages of at most `chunk_bytes`.
+    /// The most recently served hints, up to `hot_set_bytes`, in parts of at most `chunk_bytes`.
     pub(crate) fn hot_set(&self, chunk_bytes: usize) -> Vec<Vec<HintRun>> {
         let (mut chunks, mut chunk, mut bytes, mut total) = (Vec::new(), Vec::new(), 0, 0);
         for (touched_ms, block, worker) in self.by_touch.iter().rev() {
@@ -296,24 +298,24 @@ impl Prefixes {
         chunks
     }
 
-    /// Who has served `block`, each with the time of the last touch in milliseconds of wall time.
+    /// The workers that have served `block`, each with the last time, in milliseconds of wall time.
     pub fn workers(&self, block: u64) -> impl Iterator<Item = (WorkerId, u64)> {
         self.blocks.get(&block).into_iter().flat_map(|entry| entry.workers.iter().copied())
     }
 
-    /// How many hints are held.
+    /// The number of hints held.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_touch.len()
     }
 
-    /// Whether none is.
+    /// Whether no hints are held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_touch.is_empty()
     }
 
-    /// Blocks that were never told because too many were waiting.
+    /// The number of blocks that were not sent because too many were waiting.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
@@ -333,13 +335,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_others_may_not_know_is_told() {
+    fn blocks_that_were_sent_recently_are_not_sent_again() {
         let mut here = Prefixes::new(Config::default());
         here.served(at(1000), worker(1), 0, &[10, 11, 12]);
         assert_eq!(here.flush()[0].blocks, [10, 11, 12]);
         here.served(at(1001), worker(1), 0, &[10, 11, 12, 13]);
-        let told = here.flush();
-        assert_eq!((told[0].parent, &*told[0].blocks), (12, &[13][..]));
+        let sent = here.flush();
+        assert_eq!((sent[0].parent, &*sent[0].blocks), (12, &[13][..]));
         here.served(at(1002), worker(1), 0, &[10, 11, 12, 13]);
         assert!(here.flush().is_empty());
         here.served(at(1400), worker(1), 0, &[10]);
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_merge_to_the_later_touch_in_any_order() {
+    fn hints_merge_to_the_later_time_in_any_order() {
         let run = |touched_ms| HintRun {
             parent: 0,
             blocks: vec![1],
@@ -362,26 +364,30 @@ mod tests {
             }
             assert_eq!(here.workers(1).collect::<Vec<_>>(), [(worker(1), 900)]);
             here.merge(now, &[run(u64::MAX)]);
-            assert_eq!(here.workers(1).collect::<Vec<_>>(), [(worker(1), 1000)], "no future");
+            assert_eq!(
+                here.workers(1).collect::<Vec<_>>(),
+                [(worker(1), 1000)],
+                "a time in the future counts as now"
+            );
         }
     }
 
     #[test]
-    fn everything_is_bounded() {
+    fn hints_waiting_hints_and_flushes_are_bounded() {
         let config = Config { max_entries: 100, max_waiting: 150, ..Config::default() };
         let mut here = Prefixes::new(config);
         for n in 0..1000 {
             here.served(at(1000), worker(n % 7), 0, &[n]);
         }
         assert_eq!((here.len(), here.dropped()), (100, 850));
-        let mut told = 0;
+        let mut sent = 0;
         while here.has_waiting() {
             let runs = here.flush();
             let bytes: usize = runs.iter().map(HintRun::wire_bytes).sum();
             assert!(bytes <= config.flush_bytes && !runs.is_empty());
-            told += runs.iter().map(|run| run.blocks.len()).sum::<usize>();
+            sent += runs.iter().map(|run| run.blocks.len()).sum::<usize>();
         }
-        assert_eq!(told, 150);
+        assert_eq!(sent, 150);
         here.forget(worker(3));
         assert!(here.len() < 100);
         here.expire(at(2000), 1000);
@@ -389,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_run_is_told_in_parts_that_hang_together() {
+    fn a_long_run_is_sent_in_parts_each_the_child_of_the_one_before() {
         let mut here = Prefixes::new(Config { flush_bytes: 100, ..Config::default() });
         here.served(at(1), worker(1), 0, &(1..=20).collect::<Vec<_>>());
         let mut blocks = Vec::new();

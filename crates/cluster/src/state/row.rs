@@ -1,8 +1,8 @@
-//! Rows as they travel: a key and a content, each encoded by the writer, so that a relay hands on what it can't read.
+//! Encoded rows. The writer encodes key and content, so that a node can relay a row that it can't decode.
 //!
-//! A content begins with a version byte. One that this node can't read (a newer version, or damage) is kept as it is, in
-//! quarantine: it counts as the writer's row, it is served to others, and it has no value here. So one bad row neither
-//! stops a stream nor makes a version vector lie.
+//! A content begins with a version byte. If a node can't decode a content, because its version is newer or its bytes are
+//! damaged, the node keeps the row in quarantine: it counts as the writer's row and is relayed, but has no value on this
+//! node. One bad row therefore neither stops the rows after it nor makes a version vector claim too much.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smg_types::ids::NodeId;
 
-/// Longest encoded key.
+/// Longest encoded key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
-/// Longest encoded content of any store; each store sets its own limit at or below it.
+/// Longest encoded content of any store, in bytes. Each store has a limit of its own, at most this.
 pub const MAX_CONTENT_BYTES: usize = 64 * 1024;
-/// Removals that one row may carry, and writes of others.
+/// Most kills in a row, and most writes of others.
 pub const MAX_KILLS: usize = 1024;
 
-/// The version byte of contents written by this build.
+/// The version byte of contents that this router writes, and the only one that it reads.
 const CONTENT_VERSION: u8 = 1;
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
@@ -25,7 +25,7 @@ const CONFIG: bincode::config::Configuration<
     bincode::config::Limit<{ 2 * MAX_CONTENT_BYTES }>,
 > = bincode::config::standard().with_limit::<{ 2 * MAX_CONTENT_BYTES }>();
 
-/// Bytes that are shared, not copied.
+/// Bytes that clones share.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob(Arc<[u8]>);
 
@@ -36,13 +36,13 @@ impl Blob {
         &self.0
     }
 
-    /// How many there are.
+    /// The number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -89,10 +89,10 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
-/// A row as it travels.
+/// An encoded row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawRow {
-    /// The writer's version that made it.
+    /// The version of the writer's write that made the row.
     pub version: u64,
     /// The encoded key.
     pub key: Blob,
@@ -101,25 +101,25 @@ pub struct RawRow {
 }
 
 impl RawRow {
-    /// What it takes on the wire, about.
+    /// About how many bytes the row takes on the wire.
     #[must_use]
     pub fn wire_bytes(&self) -> usize {
         self.key.len() + self.content.len() + 14
     }
 }
 
-/// What a row says: its writer's own write, writes that it carries for others, and which writes it removes.
+/// A decoded content: the writer's own write, writes of others that the row carries, and kills.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Content<V> {
-    /// Its dot is the row's writer and version.
+    /// The writer's own write. Its dot is the row's writer and version.
     pub(crate) add: Option<V>,
-    /// Each with the dot under which it was first written.
+    /// Writes that the row carries, each with its dot: the writer and version of its first row.
     pub(crate) carried: Vec<(NodeId, u64, V)>,
-    /// All writes of a writer up to a version.
+    /// A kill names all writes of a writer up to a version under the row's key. They are dead.
     pub(crate) kills: Vec<(NodeId, u64)>,
 }
 
-/// The same, borrowed for encoding.
+/// A content to be encoded.
 #[derive(Serialize)]
 pub(crate) struct ContentRef<'a, V> {
     pub(crate) add: Option<&'a V>,
@@ -128,7 +128,7 @@ pub(crate) struct ContentRef<'a, V> {
 }
 
 impl<V: Serialize> ContentRef<'_, V> {
-    /// The bytes; `None` when they would exceed what any row may have.
+    /// The encoded content; `None` if it would be longer than any row may be.
     pub(crate) fn encode(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::with_capacity(64);
         bytes.push(CONTENT_VERSION);
@@ -137,21 +137,21 @@ impl<V: Serialize> ContentRef<'_, V> {
     }
 }
 
-/// Why bytes are no key or content.
+/// Bytes are not an encoded key or content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeRowError {
-    /// Written by a newer router.
+    /// A newer router has written the content.
     #[error("row content has version {0}, this router reads {CONTENT_VERSION}")]
     Version(u8),
-    /// Not an encoding of what it should be.
+    /// The bytes do not decode.
     #[error("row does not decode: {0}")]
     Malformed(String),
-    /// More than a row may carry.
-    #[error("row carries {0} removals or writes of others, the limit is {MAX_KILLS}")]
+    /// The row has more kills, or more writes of others, than it may.
+    #[error("row has {0} kills or writes of others, the limit is {MAX_KILLS}")]
     TooManyKills(usize),
 }
 
-/// Encodes a key; keys are bounded by their types.
+/// Encodes a key. `Store::validate` has bounded its length.
 pub(crate) fn encode_key<K: Serialize>(key: &K) -> Vec<u8> {
     bincode::serde::encode_to_vec(key, CONFIG).expect("a validated key is shorter than any limit")
 }
@@ -181,7 +181,7 @@ fn decode_all<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeRowError> {
     match bincode::serde::decode_from_slice(bytes, CONFIG) {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok((_, used)) => {
-            Err(DecodeRowError::Malformed(format!("{} bytes left over", bytes.len() - used)))
+            Err(DecodeRowError::Malformed(format!("{} surplus bytes", bytes.len() - used)))
         }
         Err(error) => Err(DecodeRowError::Malformed(error.to_string())),
     }
@@ -190,19 +190,34 @@ fn decode_all<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeRowError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use smg_types::ids::Generation;
 
     use super::*;
 
     #[test]
     fn a_content_decodes_to_what_was_encoded() {
-        let node = NodeId { name: "a".parse().unwrap(), generation: smg_types::ids::Generation(3) };
+        let node = NodeId { name: "a".parse().unwrap(), generation: Generation(3) };
         let bytes = ContentRef { add: Some(&7u64), carried: &[], kills: &[(&node, 9)] }.encode();
         let content = decode_content::<u64>(&bytes.unwrap()).unwrap();
         assert_eq!(content, Content { add: Some(7), carried: vec![], kills: vec![(node, 9)] });
     }
 
+    /// Routers of different versions share a cluster, so these bytes must not change.
     #[test]
-    fn another_version_and_leftovers_are_told_apart_from_damage() {
+    fn a_content_has_the_bytes_that_other_routers_expect() {
+        let node = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(300) };
+        let (a, b) = (node("a"), node("b"));
+        let all = ContentRef { add: Some(&7u64), carried: &[(&a, 2, &8)], kills: &[(&b, 70_000)] };
+        let mut all_bytes = vec![1, 1, 7];
+        all_bytes.extend([1, 1, b'a', 0xfb, 44, 1, 2, 8]);
+        all_bytes.extend([1, 1, b'b', 0xfb, 44, 1, 0xfc, 112, 17, 1, 0]);
+        assert_eq!(all.encode(), Some(all_bytes));
+        let tombstone = ContentRef::<u64> { add: None, carried: &[], kills: &[] };
+        assert_eq!(tombstone.encode(), Some(vec![1, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_newer_version_is_told_apart_from_damage_and_surplus_bytes_are_refused() {
         assert_eq!(decode_content::<u64>(&[9, 0]), Err(DecodeRowError::Version(9)));
         assert!(matches!(decode_content::<u64>(&[]), Err(DecodeRowError::Malformed(_))));
         let mut bytes = ContentRef { add: Some(&7u64), carried: &[], kills: &[] }.encode().unwrap();

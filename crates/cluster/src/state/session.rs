@@ -1,31 +1,46 @@
-//! The sessions store: which worker a session sticks to.
+//! The sessions store: the worker to which each session is bound.
 //!
-//! Two routers may bind a new session at the same time; the earlier binding wins everywhere, so both end at one worker.
-//! A later binding on purpose (the worker is gone) carries a higher term, and the highest term wins first. Keys are
-//! hashes: no client's text is kept.
+//! Two routers may bind a new session to different workers at the same time. The earlier binding wins on every router, so
+//! both send the session to the same worker. A router that moves a session, because its worker is gone, writes a binding
+//! with a higher term; a higher term wins over an earlier time. Keys are hashes, so that no text of a client is stored.
 
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::WorkerId;
+use smg_types::now::Now;
 
 use crate::crdt::Merge;
 use crate::crdt::stamp::{Stamp, millis};
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The sessions store.
 #[derive(Debug)]
 pub enum Sessions {}
 
-/// Longest time to live: a week.
+/// The longest time to live of a session, a week.
 pub const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Store for Sessions {
-    const ID: StoreId = StoreId::Sessions;
+    const NAME: &'static str = "sessions";
+    const WIRE_ID: u8 = 6;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::TimeToLive;
+    const COALESCING: Duration = Duration::from_millis(20);
+    const MAX_ROWS: usize = 262_144;
+    const MAX_CONTENT_BYTES: usize = 4 * 1024;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = SessionKey;
     type Value = Session;
+    type Write = SessionWrite;
 
     fn validate(_: &SessionKey, value: &Session) -> Result<(), String> {
         if u64::from(value.ttl_ms) > millis(MAX_TTL) {
@@ -41,14 +56,97 @@ impl Store for Sessions {
     fn expires_ms(_: &SessionKey, value: &Session) -> Option<u64> {
         Some(value.ends_ms())
     }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        write: SessionWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let stamp = cx.clock.tick(cx.now);
+        let used_ms = millis(cx.now.wall);
+        match write {
+            SessionWrite::Use { key, worker, ttl } => {
+                let session = Session::new(worker, stamp, used_ms, ttl);
+                table.put_shared(cx, &key, session).map(Some)
+            }
+            SessionWrite::Rebind { key, worker, ttl } => {
+                // The new binding must win over the one that is known here, although that is earlier.
+                let before = table.merged(&key);
+                let session = Session::rebound(before.as_ref(), worker, stamp, used_ms, ttl);
+                table.put_shared(cx, &key, session).map(Some)
+            }
+            SessionWrite::End { key } => table.remove_shared(cx, &key),
+        }
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<SessionWrite> {
+        let key = SessionKey(draw.rng.random_range(0..4));
+        let (worker, ttl) = (draw.worker, Duration::from_secs(3600));
+        Some(match draw.number % 3 {
+            0 => SessionWrite::Use { key, worker, ttl },
+            1 => SessionWrite::Rebind { key, worker, ttl },
+            _ => SessionWrite::End { key },
+        })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let (key, ttl) = (SessionKey(0x0102_0304_0506_0708), Duration::from_secs(3600));
+        let worker = WorkerId::from_u64;
+        Golden {
+            writes: vec![
+                SessionWrite::Use { key, worker: worker(7), ttl }.into(),
+                SessionWrite::Rebind { key, worker: worker(8), ttl }.into(),
+            ],
+            key: "fd0807060504030201",
+            content: "010112772d30303030303030303030303030303038fd0068e5cf8b01000001fdafdcd659883d46e701fd0068e5cf8b010000fc80ee36000000",
+        }
+    }
 }
 
-/// A hash of the model and the session's key.
+/// A change of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionWrite {
+    /// The session was used. Binds it to `worker` unless it is bound already.
+    Use {
+        /// The session.
+        key: SessionKey,
+        /// The worker.
+        worker: WorkerId,
+        /// The session expires after this time without use; at most [`MAX_TTL`].
+        ttl: Duration,
+    },
+    /// Binds the session to `worker`, whatever it is bound to.
+    Rebind {
+        /// The session.
+        key: SessionKey,
+        /// The worker.
+        worker: WorkerId,
+        /// The session expires after this time without use; at most [`MAX_TTL`].
+        ttl: Duration,
+    },
+    /// Removes the session.
+    End {
+        /// The session.
+        key: SessionKey,
+    },
+}
+
+impl State {
+    /// A session that has not expired.
+    #[must_use]
+    pub fn session(&self, key: SessionKey, now: Now) -> Option<Session> {
+        let session = self.tables.sessions.merged(&key);
+        session.filter(|session| session.ends_ms() > millis(now.wall))
+    }
+}
+
+/// A session's key: a hash of the model and of the client's session key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionKey(pub u64);
 
-/// A session.
+/// The binding of a session to a worker, and when the session was used last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     worker: WorkerId,
@@ -59,12 +157,14 @@ pub struct Session {
 }
 
 impl Session {
-    pub(crate) fn first(worker: WorkerId, bound: Stamp, used_ms: u64, ttl: Duration) -> Self {
+    /// A binding of a session that is not known here.
+    pub(crate) fn new(worker: WorkerId, bound: Stamp, used_ms: u64, ttl: Duration) -> Self {
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         Self { worker, bound, term: 0, used_ms, ttl_ms }
     }
 
-    pub(crate) fn again(
+    /// A binding that wins over `before`.
+    pub(crate) fn rebound(
         before: Option<&Self>,
         worker: WorkerId,
         bound: Stamp,
@@ -72,22 +172,22 @@ impl Session {
         ttl: Duration,
     ) -> Self {
         let term = before.map_or(0, |session| session.term.saturating_add(1));
-        Self { term, ..Self::first(worker, bound, used_ms, ttl) }
+        Self { term, ..Self::new(worker, bound, used_ms, ttl) }
     }
 
-    /// Where it goes.
+    /// The worker to which the session is bound.
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         self.worker
     }
 
-    /// When it was last used, in milliseconds of wall time.
+    /// When the session was used last, in milliseconds of wall time.
     #[must_use]
     pub fn used_ms(&self) -> u64 {
         self.used_ms
     }
 
-    /// When it is forgotten if it is not used again, in milliseconds of wall time.
+    /// When the session expires if it is not used again, in milliseconds of wall time.
     #[must_use]
     pub fn ends_ms(&self) -> u64 {
         self.used_ms.saturating_add(u64::from(self.ttl_ms))
@@ -113,14 +213,15 @@ impl Merge for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
 
     fn bound(worker: u64, at_ms: u64, used_ms: u64) -> Session {
         let stamp = Stamp { wall_ms: at_ms, ..Stamp::default() };
-        Session::first(WorkerId::from_u64(worker), stamp, used_ms, Duration::from_secs(1))
+        Session::new(WorkerId::from_u64(worker), stamp, used_ms, Duration::from_secs(1))
     }
 
     #[test]
-    fn the_earlier_binding_wins_and_the_later_use_counts() {
+    fn the_earlier_binding_wins_and_the_later_use_is_kept() {
         let (mut here, mut there) = (bound(1, 10, 10), bound(2, 11, 30));
         let (a, b) = (here, there);
         here.merge(&b);
@@ -130,12 +231,32 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_on_purpose_beats_an_earlier_one() {
+    fn a_rebinding_wins_over_an_earlier_binding() {
         let mut old = bound(1, 10, 10);
         let stamp = Stamp { wall_ms: 50, ..Stamp::default() };
         let again =
-            Session::again(Some(&old), WorkerId::from_u64(2), stamp, 50, Duration::from_secs(1));
+            Session::rebound(Some(&old), WorkerId::from_u64(2), stamp, 50, Duration::from_secs(1));
         old.merge(&again);
         assert_eq!(old.worker(), WorkerId::from_u64(2));
+    }
+
+    impl SharedSample for Sessions {
+        fn key(n: u8) -> SessionKey {
+            SessionKey(u64::from(n))
+        }
+
+        fn value(_: u8, number: u64, stamp: Stamp, before: Option<&Session>) -> Session {
+            let worker = WorkerId::from_u64(number);
+            Session::rebound(before, worker, stamp, 1_000_000, Duration::from_secs(1_000))
+        }
+
+        fn number(value: &Session) -> u64 {
+            value.worker().as_u64()
+        }
+    }
+
+    #[test]
+    fn sessions_hold_what_an_add_wins_set_holds() {
+        check_histories::<Sessions>(2_500);
     }
 }

@@ -21,21 +21,19 @@ mod log;
 mod replica;
 mod section;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 use smg_types::now::Now;
 
 use crate::crdt::Merge;
-use crate::crdt::stamp::{HybridClock, Stamp};
-use crate::state::StoreId;
+use crate::crdt::stamp::HybridClock;
 use crate::state::row::{Blob, ContentRef};
+use crate::state::store::Store;
 use crate::state::writers::{Writer, Writers};
 
 pub(crate) use apply::Applied;
@@ -57,34 +55,9 @@ const QUARANTINE_BYTES: usize = 1 << 20;
 /// Kills that may wait for their dots.
 const MAX_PENDING: usize = 65_536;
 
-/// What a store's rows are.
-pub trait Store: Debug + 'static {
-    /// Which store.
-    const ID: StoreId;
-    /// The key of a row; at most 1,024 bytes encoded.
-    type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
-    /// The value of a write.
-    type Value: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
-
-    /// Whether key and value are inside their bounds.
-    ///
-    /// # Errors
-    /// Says which is not.
-    fn validate(key: &Self::Key, value: &Self::Value) -> Result<(), String>;
-
-    /// The latest stamp in a value.
-    fn stamp(_value: &Self::Value) -> Option<Stamp> {
-        None
-    }
-
-    /// When a row ends by itself, in milliseconds of wall time.
-    fn expires_ms(_key: &Self::Key, _value: &Self::Value) -> Option<u64> {
-        None
-    }
-}
-
 /// What a table needs of its surroundings.
-pub(crate) struct Context<'a> {
+#[derive(Debug)]
+pub struct Context<'a> {
     pub(crate) writers: &'a mut Writers,
     pub(crate) clock: &'a mut HybridClock,
     pub(crate) me: Writer,
@@ -320,6 +293,11 @@ impl<S: Store> Table<S> {
     /// The keys under which something has changed since this was last asked, at most as many as there are keys.
     pub(crate) fn take_news(&mut self) -> BTreeSet<S::Key> {
         self.news.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Of all dots that live, in whichever rows they are: equal on nodes that hold the same.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.print
     }
 
     /// Loses a row, as only a bug would: for tests.

@@ -1,15 +1,22 @@
-//! The totals store: requests per model and outcome, for ever, over all lives of all nodes.
+//! The totals store: all requests ever served, per model and outcome, by all generations of all nodes.
 //!
-//! A restarted node is a new writer, so its former lives' rows must be kept or taken over. A row therefore has a *base*:
-//! what all lives of that name before `covers` have counted together. Reading takes the row with the highest `covers`, its
-//! base, and the counts of the lives from there on; so taking over and forgetting are two steps, and no count is seen
-//! twice or lost in between.
+//! A restarted node is a new writer, so the counts of its former generations must be kept. A row therefore has a *base*:
+//! the sum that all generations of its name before `covers` have counted. A reader takes the row with the highest
+//! `covers`, and adds its base to the counts of the generations from `covers` on. Adopting a count into a base and
+//! dropping the row that it came from are therefore two steps, and between them no count is lost or read twice.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, ModelId, NodeId, NodeName};
 
-use crate::state::StoreId;
-use crate::state::table::{Context, Store, Table};
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::row;
+use crate::state::store::{Draw, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::writers::{Writer, Writers};
 
 /// The totals store.
@@ -17,55 +24,132 @@ use crate::state::writers::{Writer, Writers};
 pub enum Totals {}
 
 impl Store for Totals {
-    const ID: StoreId = StoreId::Totals;
+    const NAME: &'static str = "totals";
+    const WIRE_ID: u8 = 9;
+    const OWNERSHIP: Ownership = Ownership::PerNode;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_secs(1);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = 512;
+    const IS_AWAITED: bool = false;
+    const IS_IN_USE: bool = true;
+
     type Key = TotalKey;
     type Value = Total;
+    type Write = TotalWrite;
 
     fn validate(key: &TotalKey, _: &Total) -> Result<(), String> {
         let bytes = key.model.as_str().len();
         if bytes > 512 { Err(format!("model name of {bytes} bytes, at most 512")) } else { Ok(()) }
     }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        TotalWrite { model, outcome, count }: TotalWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let id = cx.writers.id(cx.me).expect("this node is among the writers");
+        let key = TotalKey { name: id.name.clone(), model, outcome };
+        let before = table.value_of(&key, cx.me).copied().unwrap_or_default();
+        let total = Total { count: count.max(before.count), ..before };
+        table.put(cx, key, total).map(Some)
+    }
+
+    fn adopt(table: &mut Table<Self>, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
+        table.adopt_counts(cx, of, budget)
+    }
+
+    fn is_spent(table: &Table<Self>, writers: &Writers, of: Writer) -> bool {
+        table.are_counts_adopted(writers, of)
+    }
+
+    /// Of the sums. Nodes that read the same may hold different rows, because each node drops a row whose count is in
+    /// another row's base at a time of its own.
+    fn reading(table: &Table<Self>, writers: &Writers) -> u64 {
+        let mut sums: BTreeMap<(&ModelId, Outcome), u64> = BTreeMap::new();
+        for key in table.keys() {
+            let sum = sums.entry((&key.model, key.outcome)).or_default();
+            *sum = sum.saturating_add(table.of_name(key, writers));
+        }
+        sums.into_iter().fold(0, |hash, (of, sum)| {
+            xxhash_rust::xxh3::xxh3_64_with_seed(&row::encode_key(&(of, sum)), hash)
+        })
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<TotalWrite> {
+        let count = u64::from(draw.number);
+        Some(TotalWrite { model: "m".into(), outcome: Outcome::Ok, count })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        let write = TotalWrite { model: "m".into(), outcome: Outcome::Limited, count: 300 };
+        Golden {
+            writes: vec![write.into()],
+            key: "016d03056e6f646531",
+            content: "0101fb2c0100000000",
+        }
+    }
 }
 
-/// What is counted, and on whose behalf.
+/// The requests of a model with an outcome that this node has counted since it started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TotalWrite {
+    /// The model.
+    pub model: ModelId,
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The count. A number below the one written last changes nothing.
+    pub count: u64,
+}
+
+impl State {
+    /// The requests of a model with an outcome, counted by all generations of all nodes.
+    #[must_use]
+    pub fn total(&self, model: &ModelId, outcome: Outcome) -> u64 {
+        self.tables.totals.sum(model, outcome, &self.writers)
+    }
+}
+
+/// A count's model and outcome, and the node that counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TotalKey {
-    /// Of which model.
+    /// The model.
     pub model: ModelId,
-    /// How they ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Which node served them, in any of its lives.
+    /// The name of the node that served the requests, in any generation.
     pub name: NodeName,
 }
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Answered.
+    /// The worker answered.
     Ok,
-    /// The client's mistake.
+    /// The request was refused because of a mistake of the client.
     ClientError,
-    /// A worker's or this router's.
+    /// A worker or this router failed.
     ServerError,
-    /// Refused by a limit.
+    /// A limit refused the request.
     Limited,
-    /// The client left.
+    /// The client disconnected.
     Cancelled,
 }
 
-/// A node's counts.
+/// What a row counts for the node in its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Total {
-    /// Requests since the writer started; 0 when it writes on behalf of another.
+    /// Requests that the writer has served since it started; 0 if the row is of another node.
     pub count: u64,
-    /// Requests of earlier lives.
+    /// Requests that generations before `covers` have served.
     pub base: u64,
-    /// The base holds all lives before this one.
+    /// The base includes all generations before this one.
     pub covers: Generation,
 }
 
 impl Table<Totals> {
-    /// All requests of a model with an outcome.
+    /// All requests of a model with an outcome, saturating.
     pub(crate) fn sum(&self, model: &ModelId, outcome: Outcome, writers: &Writers) -> u64 {
         let first = TotalKey { model: model.clone(), outcome, name: NodeName::least() };
         self.keys_from(&first)
@@ -73,30 +157,31 @@ impl Table<Totals> {
             .fold(0, |sum, key| sum.saturating_add(self.of_name(key, writers)))
     }
 
-    /// All requests under `key`, over all lives of its node.
+    /// All requests under `key`, by all generations of its node.
     fn of_name(&self, key: &TotalKey, writers: &Writers) -> u64 {
         let (base, covers) = self.base(key);
         base.saturating_add(self.counted(key, writers, covers, Generation(u64::MAX)))
     }
 
-    /// What the lives from `from` to before `to` have counted themselves.
+    /// The counts of the generations from `from` up to, but not including, `to`.
     fn counted(&self, key: &TotalKey, writers: &Writers, from: Generation, to: Generation) -> u64 {
-        let lives = self.values(key).filter(|(writer, _)| {
+        let generations = self.values(key).filter(|(writer, _)| {
             writers.id(*writer).is_some_and(|id| {
                 id.name == key.name && id.generation >= from && id.generation < to
             })
         });
-        lives.fold(0, |sum, (_, total)| sum.saturating_add(total.count))
+        generations.fold(0, |sum, (_, total)| sum.saturating_add(total.count))
     }
 
-    /// The base that counts, and the life before which it covers all.
+    /// The base with the highest `covers`, and that `covers`.
     fn base(&self, key: &TotalKey) -> (u64, Generation) {
         let best = self.values(key).map(|(_, total)| (total.covers, total.base)).max();
         best.map_or((0, Generation(0)), |(covers, base)| (base, covers))
     }
 
-    /// Whether the row of `of` is contained in that of another writer, which still writes.
-    fn contains(&self, key: &TotalKey, of: Writer, former: &NodeId, writers: &Writers) -> bool {
+    /// Whether the row of another writer that still writes includes the count and the base of the row of `of`.
+    /// `former` is the id of `of`.
+    fn is_included(&self, key: &TotalKey, of: Writer, former: &NodeId, writers: &Writers) -> bool {
         let Some(row) = self.value_of(key, of) else { return true };
         let others = self.values(key).filter(|(writer, _)| *writer != of);
         others.filter(|(writer, _)| writers.still_writes(*writer)).any(|(_, other)| {
@@ -105,13 +190,14 @@ impl Table<Totals> {
         })
     }
 
-    /// Whether all that `of`, a writer that is over, has counted is contained in rows of others that still write.
-    pub(crate) fn is_settled(&self, writers: &Writers, of: Writer) -> bool {
+    /// Whether rows of writers that still write include all counts of `of`, a writer that has ended.
+    pub(crate) fn are_counts_adopted(&self, writers: &Writers, of: Writer) -> bool {
         let Some(former) = writers.id(of) else { return true };
-        self.keys_of(of).iter().all(|key| self.contains(key, of, former, writers))
+        self.keys_of(of).iter().all(|key| self.is_included(key, of, former, writers))
     }
 
-    /// Takes what `of`, a life that is over, has counted into this node's own base, up to `budget` rows. Says how many.
+    /// Adds the counts of `of`, a writer that has ended, to bases of this node's rows, up to `budget` rows; returns how
+    /// many.
     pub(crate) fn adopt_counts(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
         let Some(former) = cx.writers.id(of).cloned() else { return 0 };
         let mut adopted = 0;
@@ -131,23 +217,27 @@ impl Table<Totals> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::crdt::stamp::HybridClock;
     use crate::state::table::Replica;
+    use crate::state::table::tests::own::{OwnSample, events, play};
+    use crate::state::table::tests::writer;
     use smg_types::now::Now;
 
-    fn life(generation: u64) -> NodeId {
+    fn generation(generation: u64) -> NodeId {
         NodeId { name: "a".parse().unwrap(), generation: Generation(generation) }
     }
 
     #[test]
-    fn no_count_is_lost_or_seen_twice_while_a_former_life_is_taken_over() {
+    fn no_count_is_lost_or_read_twice_while_a_former_generation_is_adopted() {
         let mut writers = Writers::default();
         let mut clock =
             HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
-        let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: life(1).name };
+        let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: generation(1).name };
         let mut table = Table::<Totals>::default();
-        let lives: Vec<Writer> = (1..=3).map(|g| writers.intern(&life(g)).unwrap()).collect();
+        let lives: Vec<Writer> = (1..=3).map(|g| writers.intern(&generation(g)).unwrap()).collect();
         writers.set_down(lives[2], false);
         for (me, count) in lives.iter().zip([100, 40, 7]) {
             let cx =
@@ -166,9 +256,9 @@ mod tests {
                 now: Now::default(),
             };
             table.adopt_counts(&cx, former, 10);
-            assert_eq!(sum(&table, &writers), 147, "taken over, not yet dropped");
+            assert_eq!(sum(&table, &writers), 147, "adopted, not yet dropped");
             writers.end(former);
-            assert!(table.is_settled(&writers, former));
+            assert!(table.are_counts_adopted(&writers, former));
             table.retire(former);
             assert_eq!(sum(&table, &writers), 147, "dropped");
         }
@@ -176,12 +266,12 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_somebody_who_never_was_a_member_here_keeps_nothing() {
-        // A joiner is told of two writers that had left before it came, each of which has taken over the other's counts.
+    fn a_row_of_a_writer_that_was_never_a_member_here_is_not_enough() {
+        // A node that joins receives rows of two writers that had left before, each of which has adopted the other's counts.
         let mut writers = Writers::default();
         let mut clock =
             HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
-        let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: life(1).name };
+        let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: generation(1).name };
         let mut table = Table::<Totals>::default();
         let of = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(1) };
         let [b, c] = ["b", "c"].map(|name| writers.intern(&of(name)).unwrap());
@@ -191,8 +281,28 @@ mod tests {
             table.put(&cx, key.clone(), total).unwrap();
         }
         writers.end(c);
-        assert!(!table.is_settled(&writers, c), "b may be gone too");
+        assert!(!table.are_counts_adopted(&writers, c), "b may have left too");
         writers.set_down(b, true);
-        assert!(table.is_settled(&writers, c), "b is a member, be it down");
+        assert!(table.are_counts_adopted(&writers, c), "b is a member, although it is down");
+    }
+
+    impl OwnSample for Totals {
+        fn key(at: usize, n: u8) -> TotalKey {
+            let model = ModelId::new(format!("m{n}"));
+            TotalKey { model, outcome: Outcome::Ok, name: writer(at).name }
+        }
+
+        fn value(number: u64) -> Total {
+            Total { count: number, base: 0, covers: Generation(0) }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn totals_are_everywhere_as_written_last(events in events()) {
+            play::<Totals>(&events)?;
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! The workers store: an add-wins set of worker ids, each with its spec and an operator's override, both last write wins.
+//! The workers store: an add-wins set of workers. Of each worker it holds the spec, an operator's override and the
+//! worker's stance; of each of these the last write wins.
 //!
-//! A [`WorkerRecord`] is the replicated form of a `spec::WorkerSpec`. It carries the worker's key, for a router that lacks
-//! it can't use the worker; whoever runs a mesh without encryption sends it in the clear.
+//! A [`WorkerRecord`] is the replicated form of a `spec::WorkerSpec`. It contains the worker's API key, because a router
+//! without the key can't use the worker. A mesh without encryption sends that key in the clear.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,17 +16,31 @@ use smg_types::spec::{
 use crate::crdt::Merge;
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::StoreId;
-use crate::state::table::Store;
+use crate::state::State;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::row;
+use crate::state::store::{Draw, Listed, Ownership, Retention, Store};
+use crate::state::table::{Context, RefusedRow, Table};
 
 /// The workers store.
 #[derive(Debug)]
 pub enum Workers {}
 
 impl Store for Workers {
-    const ID: StoreId = StoreId::Workers;
+    const NAME: &'static str = "workers";
+    const WIRE_ID: u8 = 0;
+    const OWNERSHIP: Ownership = Ownership::Shared;
+    const RETENTION: Retention = Retention::Never;
+    const COALESCING: Duration = Duration::from_millis(5);
+    const MAX_ROWS: usize = 32_768;
+    const MAX_CONTENT_BYTES: usize = row::MAX_CONTENT_BYTES;
+    const IS_AWAITED: bool = true;
+    const IS_IN_USE: bool = true;
+
     type Key = WorkerId;
     type Value = WorkerEntry;
+    type Write = WorkerWrite;
 
     fn validate(key: &WorkerId, value: &WorkerEntry) -> Result<(), String> {
         if let Some(record) = value.record() {
@@ -43,63 +58,127 @@ impl Store for Workers {
     }
 
     fn stamp(value: &WorkerEntry) -> Option<Stamp> {
-        value.told.stamp().max(value.overridden.stamp()).max(value.stance.stamp())
+        value.record.stamp().max(value.overridden.stamp()).max(value.stance.stamp())
+    }
+
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        write: WorkerWrite,
+    ) -> Result<Option<u64>, RefusedRow> {
+        let (id, entry) = match write {
+            WorkerWrite::Put(record) => {
+                let id = record.id;
+                let entry =
+                    WorkerEntry::with_record(LwwRegister::of(cx.clock.tick(cx.now), record));
+                return table.put_shared(cx, &id, entry).map(Some);
+            }
+            WorkerWrite::Remove(id) => return table.remove_shared(cx, &id),
+            WorkerWrite::Override(id, verdict) => {
+                let verdict = LwwRegister::of(cx.clock.tick(cx.now), verdict);
+                (id, WorkerEntry::with_override(verdict))
+            }
+            WorkerWrite::Stance(id, stance) => {
+                let stance = LwwRegister::of(cx.clock.tick(cx.now), stance);
+                (id, WorkerEntry::with_stance(stance))
+            }
+        };
+        if table.values(&id).next().is_none() {
+            let reason = format!("worker {id} is not registered");
+            return Err(RefusedRow::Invalid { store: Self::ID, reason });
+        }
+        table.put_shared(cx, &id, entry).map(Some)
+    }
+
+    fn sample(draw: &mut Draw<'_>) -> Option<WorkerWrite> {
+        let url = format!("http://10.0.0.{}:8000", draw.number % 16);
+        let spec = WorkerSpec::new(url.parse().expect("a URL"));
+        Some(match draw.is_put {
+            true => WorkerWrite::Put(WorkerRecord::from(&spec)),
+            false => WorkerWrite::Remove(spec.id()),
+        })
+    }
+
+    #[cfg(test)]
+    fn golden() -> Golden {
+        tests::golden()
     }
 }
 
-/// What the cluster knows about a worker.
+/// A change of the workers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WorkerWrite {
+    /// Registers a worker, or replaces its spec.
+    Put(WorkerRecord),
+    /// Sets an operator's override of a registered worker; `None` lifts it.
+    Override(WorkerId, Option<Override>),
+    /// Sets the stance of a registered worker.
+    Stance(WorkerId, Stance),
+    /// Removes a worker.
+    Remove(WorkerId),
+}
+
+impl State {
+    /// All registered workers, in the order of their ids.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerEntry)> {
+        let workers = &self.tables.workers;
+        workers.keys().filter_map(|id| Some((*id, workers.merged(id)?)))
+    }
+
+    /// A worker, if it is registered.
+    #[must_use]
+    pub fn worker(&self, id: WorkerId) -> Option<WorkerEntry> {
+        self.tables.workers.merged(&id)
+    }
+}
+
+/// All that administrators and configurations have set for a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WorkerEntry {
-    told: LwwRegister<WorkerRecord>,
+    record: LwwRegister<WorkerRecord>,
     overridden: LwwRegister<Option<Override>>,
     stance: LwwRegister<Stance>,
 }
 
-/// Whether a worker takes part, as administrators decide it.
+/// Whether a worker gets requests, as administrators have decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Stance {
-    /// It does.
+    /// It gets requests.
     #[default]
     Serving,
-    /// It gets no new request and stays.
+    /// It gets no new requests, and stays registered.
     Cordoned,
-    /// It was removed, but some router's configuration names it: kept so that a restart of that router does not bring it
-    /// back.
+    /// It was removed. The entry stays because the configuration of some router names the worker, which would otherwise
+    /// register it again when it restarts.
     Dismissed,
 }
 
 impl WorkerEntry {
-    pub(crate) fn told(told: LwwRegister<WorkerRecord>) -> Self {
-        Self { told, ..Self::default() }
+    pub(crate) fn with_record(record: LwwRegister<WorkerRecord>) -> Self {
+        Self { record, ..Self::default() }
     }
 
-    pub(crate) fn overridden(overridden: LwwRegister<Option<Override>>) -> Self {
+    pub(crate) fn with_override(overridden: LwwRegister<Option<Override>>) -> Self {
         Self { overridden, ..Self::default() }
     }
 
-    pub(crate) fn stands(stance: LwwRegister<Stance>) -> Self {
+    pub(crate) fn with_stance(stance: LwwRegister<Stance>) -> Self {
         Self { stance, ..Self::default() }
     }
 
-    /// Whether it takes part.
+    /// Whether the worker gets requests.
     #[must_use]
     pub fn stance(&self) -> Stance {
         self.stance.get().copied().unwrap_or_default()
     }
 
-    /// What is told about it; `None` in the moment in which only an override is known.
+    /// The spec of the worker; `None` if only its override or stance has been received so far.
     #[must_use]
     pub fn record(&self) -> Option<&WorkerRecord> {
-        self.told.get()
+        self.record.get()
     }
 
-    /// When that was told.
-    #[must_use]
-    pub fn told_at(&self) -> Option<Stamp> {
-        self.told.stamp()
-    }
-
-    /// The operator's verdict, if one is laid down. Whether it has ended is the reader's to see.
+    /// The operator's override, if one is set. The caller checks whether it has expired.
     #[must_use]
     pub fn verdict(&self) -> Option<&Override> {
         self.overridden.get().and_then(Option::as_ref)
@@ -108,41 +187,41 @@ impl WorkerEntry {
 
 impl Merge for WorkerEntry {
     fn merge(&mut self, other: &Self) -> bool {
-        self.told.merge(&other.told)
+        self.record.merge(&other.record)
             | self.overridden.merge(&other.overridden)
             | self.stance.merge(&other.stance)
     }
 }
 
-/// What an operator says of a worker, whatever probes and traffic say.
+/// A state of a worker that an operator has set. It takes precedence over probes and traffic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Override {
-    /// In or out.
+    /// The state.
     pub state: OverrideState,
-    /// Why, for the next operator; at most 1,024 bytes.
+    /// The reason, for other operators; at most 1,024 bytes.
     pub reason: String,
-    /// When it ends by itself, in milliseconds of wall time.
+    /// When the override expires, in milliseconds of wall time; `None`: never.
     pub until_ms: Option<u64>,
 }
 
 impl Override {
-    /// Longest reason.
+    /// Longest reason, in bytes.
     pub const MAX_REASON_BYTES: usize = 1024;
 }
 
-/// In or out.
+/// The state that an override sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OverrideState {
-    /// Taken for healthy.
+    /// The worker counts as healthy.
     Up,
-    /// Gets no request.
+    /// The worker gets no requests.
     Down,
 }
 
-/// A worker's spec as it travels.
+/// The replicated form of a worker's spec.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerRecord {
-    /// Hash of the URL.
+    /// The worker's id, a hash of its URL.
     pub id: WorkerId,
     url: String,
     models: Vec<ModelId>,
@@ -157,13 +236,12 @@ pub struct WorkerRecord {
     health: HealthRecord,
     max_concurrent: Option<std::num::NonZeroU32>,
     bootstrap_port: Option<u16>,
-    /// A hash of what a router's configuration said of it, if one named it.
+    /// A hash of the spec in a router's configuration, if one names the worker.
     configured: Option<u64>,
 }
 
 impl WorkerRecord {
-    /// The record as a router's configuration says it. What administrators change later stays until a configuration says
-    /// something else.
+    /// The record of a spec in a router's configuration. Changes by administrators stay until the configuration changes.
     #[must_use]
     pub fn configured(spec: &WorkerSpec) -> Self {
         let record = Self::from(spec);
@@ -171,19 +249,19 @@ impl WorkerRecord {
         Self { configured: Some(xxhash_rust::xxh3::xxh3_64(&text)), ..record }
     }
 
-    /// A hash of what a router's configuration said of it, if one named it.
+    /// A hash of the spec in a router's configuration, if one names the worker.
     #[must_use]
     pub fn configuration(&self) -> Option<u64> {
         self.configured
     }
 
-    /// The same, with what is known of a configuration that names it.
+    /// The same record with another hash of the spec in a router's configuration.
     #[must_use]
     pub fn with_configuration(self, configured: Option<u64>) -> Self {
         Self { configured, ..self }
     }
 
-    /// Whether it is a spec, without making one: a snapshot has ten thousand of them.
+    /// Checks that the record is a valid spec, without making one, because a snapshot may have ten thousand records.
     fn check(&self) -> Result<WorkerUrl, WorkerRecordError> {
         let url: WorkerUrl = self.url.parse()?;
         if url.as_str() != self.url {
@@ -215,7 +293,7 @@ struct HealthRecord {
 }
 
 impl std::fmt::Debug for WorkerRecord {
-    /// Without the key.
+    /// Prints the URL only, so that no key gets into a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "record of {}", self.url)
     }
@@ -254,19 +332,19 @@ impl From<&WorkerSpec> for WorkerRecord {
     }
 }
 
-/// Why a record is no spec.
+/// A record is not a valid spec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerRecordError {
-    /// No URL.
+    /// The URL is not valid.
     #[error(transparent)]
     Url(#[from] WorkerUrlError),
-    /// Not in the one spelling that its id is the hash of.
+    /// The URL is not in the normal form of which the id is a hash.
     #[error("worker url {0:?} is not normalised")]
     Spelling(String),
-    /// Out of bounds.
+    /// The weight is out of bounds.
     #[error(transparent)]
     Weight(#[from] smg_types::spec::WeightError),
-    /// Not a kind.
+    /// The kind is unknown.
     #[error("worker kind {0} is unknown")]
     Kind(u8),
 }
@@ -304,10 +382,45 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
+    use crate::state::table::tests::{SharedSample, check_histories};
+
+    pub(super) fn golden() -> Golden {
+        let mut spec = WorkerSpec::new("http://w1:8000/v1".parse().unwrap());
+        spec.models = vec!["m".into(), "n".into()];
+        spec.aliases.insert("a".into(), "m".into());
+        spec.kind = WorkerKind::Decode;
+        spec.labels.insert("pool".to_owned(), "blue".to_owned());
+        spec.region = Some("eu".to_owned());
+        spec.zone = Some("eu-1".to_owned());
+        spec.priority = -3;
+        spec.weight = Weight::try_from(7).unwrap();
+        spec.api_key = Some(Secret::new("sk-1"));
+        spec.health.endpoint = Some("/ok".to_owned());
+        spec.health.interval = Some(Duration::from_millis(1500));
+        spec.health.timeout = Some(Duration::from_millis(250));
+        spec.health.failure_threshold = NonZeroU32::new(4);
+        spec.health.success_threshold = NonZeroU32::new(2);
+        spec.health.disabled = true;
+        spec.max_concurrent = NonZeroU32::new(9);
+        spec.bootstrap_port = Some(8998);
+        let verdict =
+            Override { state: OverrideState::Down, reason: "disk".to_owned(), until_ms: Some(99) };
+        Golden {
+            writes: vec![
+                WorkerWrite::Put(WorkerRecord::configured(&spec)).into(),
+                WorkerWrite::Override(spec.id(), Some(verdict)).into(),
+                WorkerWrite::Stance(spec.id(), Stance::Cordoned).into(),
+            ],
+            key: "12772d39336635376431663833656339383666",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e712772d3933663537643166383365633938366611687474703a2f2f77313a383030302f763102016d016e010161016d020104706f6f6c04626c756501026575010465752d3105070104736b2d3101032f6f6b0101fc0065cd1d0100fc80b2e60e0104010201010901fb262301fd134cbadf3dedc80901fd0068e5cf8b01000001fdafdcd659883d46e70101046469736b016301fd0068e5cf8b01000002fdafdcd659883d46e7010000",
+        }
+    }
 
     #[test]
-    fn a_spec_survives_the_journey() {
+    fn a_spec_is_the_same_after_conversion_to_a_record_and_back() {
         let mut spec = WorkerSpec::new("http://[::1]:8000/v".parse().unwrap());
         spec.models = vec!["m".into()];
         spec.aliases.insert("a".into(), "m".into());
@@ -318,7 +431,7 @@ mod tests {
         spec.weight = Weight::try_from(7).unwrap();
         spec.api_key = Some(Secret::new("hunter2"));
         spec.health.interval = Some(Duration::from_millis(1500));
-        spec.max_concurrent = std::num::NonZeroU32::new(9);
+        spec.max_concurrent = NonZeroU32::new(9);
         spec.bootstrap_port = Some(1);
         let record = WorkerRecord::from(&spec);
         assert_eq!(WorkerSpec::try_from(&record), Ok(spec));
@@ -326,11 +439,11 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_no_spec_is_not_valid() {
+    fn a_record_of_an_invalid_spec_is_refused() {
         let spec = WorkerSpec::new("http://a:80".parse().unwrap());
         let record = WorkerRecord::from(&spec);
         let check = |record: WorkerRecord| {
-            let entry = WorkerEntry::told(LwwRegister::of(Stamp::default(), record));
+            let entry = WorkerEntry::with_record(LwwRegister::of(Stamp::default(), record));
             Workers::validate(&spec.id(), &entry)
         };
         assert_eq!(check(record.clone()), Ok(()));
@@ -338,5 +451,33 @@ mod tests {
         assert!(check(WorkerRecord { url: "http://b:80".to_owned(), ..record.clone() }).is_err());
         assert!(check(WorkerRecord { weight: 0, ..record.clone() }).is_err());
         assert!(check(WorkerRecord { kind: 9, ..record }).is_err());
+    }
+
+    fn numbered(n: u8) -> WorkerSpec {
+        WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
+    }
+
+    impl SharedSample for Workers {
+        fn key(n: u8) -> WorkerId {
+            numbered(n).id()
+        }
+
+        fn value(n: u8, number: u64, stamp: Stamp, _: Option<&WorkerEntry>) -> WorkerEntry {
+            let priority = i32::try_from(number).unwrap();
+            WorkerEntry::with_record(LwwRegister::of(
+                stamp,
+                WorkerRecord::from(&WorkerSpec { priority, ..numbered(n) }),
+            ))
+        }
+
+        fn number(value: &WorkerEntry) -> u64 {
+            let spec = WorkerSpec::try_from(value.record().unwrap()).unwrap();
+            u64::try_from(spec.priority).unwrap()
+        }
+    }
+
+    #[test]
+    fn workers_hold_what_an_add_wins_set_holds() {
+        check_histories::<Workers>(2_500);
     }
 }

@@ -1,13 +1,14 @@
-//! The writers of rows: each life of each node, under a small number that is this node's own.
+//! The writers of rows: each generation of each node, under a small number that only this node uses.
 //!
-//! A writer is *over* once a later life of its name is known or its node was forgotten: it will write no more, so what ends
-//! with a router's life ends, and somebody carries the rest on. It is *retired* once nothing of it is left but what others
-//! carry and everybody has seen all that it wrote. Then it is no longer spoken of; how far its logs were stays known, so
-//! that what comes late finds itself covered. Who turns out to know more of it opens it again. Retired writers are forgotten
-//! only for want of room: who was away for weeks may still bring rows of theirs.
+//! A writer has *ended* when a later generation of its name is known, or when its node was forgotten. It writes no more
+//! rows. Its measurements are dropped, and other nodes adopt the rest of its rows. A writer is *retired* when rows of other
+//! writers hold all that it wrote, and every member has applied all of its log. Digests do not mention a retired writer any
+//! more. This node keeps the length of its logs, so that a row of it that arrives late is known to be covered. A peer that
+//! has newer versions of a retired writer reopens it. Retired writers are forgotten only when there are too many, because a
+//! node that returns after weeks may still have rows of them.
 //!
-//! That a writer is not over here proves nothing: who came late has never heard the goodbye. So a row counts as one that
-//! stays only if its writer is, or was, a member here and is not over.
+//! A writer that has not ended here may have ended elsewhere: a node that joined later has missed that. Other rows may
+//! therefore be dropped in favour of a row only if that row's writer is or was a member here and has not ended.
 
 use std::collections::BTreeMap;
 
@@ -17,25 +18,26 @@ use smg_types::now::Now;
 use crate::crdt::stamp::Author;
 use crate::state::STORES;
 
-/// A writer's number on this node; never reused while the process runs.
+/// The number of a writer on this node. It is not reused while the process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Writer(u32);
 
-/// Versions of one writer, per store, in the order of `StoreId`.
+/// The versions of one writer in each store, in the order of `StoreId`.
 pub type StoreVersions = [u64; STORES];
 
 #[derive(Debug)]
 struct Entry {
     id: NodeId,
     author: Author,
-    /// It is this node or was listed as a member here.
+    /// It is this node, or this node's membership has listed it.
     member: bool,
     down: bool,
-    over: bool,
+    ended: bool,
+    /// Since when it is retired.
     retired: Option<Now>,
 }
 
-/// All writers that this node knows of.
+/// All writers of which this node has a row or a version, and all members.
 #[derive(Debug, Default)]
 pub struct Writers {
     entries: BTreeMap<Writer, Entry>,
@@ -44,13 +46,13 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Writers that are remembered at most; a stranger's flood of names ends here.
+    /// Most writers. Names of more are refused, so that hostile messages can't fill the memory.
     pub const MAX: usize = 4096;
-    /// Retired writers that are remembered however long ago that was, at about a kilobyte each: a cluster of ten that is
-    /// rolled out daily has as many in seven weeks.
+    /// The number of retired writers that are never forgotten, at about 1 KB each. A cluster of ten routers that are all
+    /// restarted once a day has as many after seven weeks.
     pub const KEPT: usize = 512;
 
-    /// The number of `id`, given now if it has none; `None` when there are too many writers.
+    /// The number of `id`, which is added if it is new; `None` if there are too many writers.
     pub fn intern(&mut self, id: &NodeId) -> Option<Writer> {
         if let Some(writer) = self.by_id.get(id) {
             return Some(*writer);
@@ -60,36 +62,36 @@ impl Writers {
         }
         let writer = Writer(self.next);
         self.next += 1;
-        let mut over = false;
-        for (other, number) in self.lives(&id.name) {
+        let mut ended = false;
+        for (other, number) in self.generations(&id.name) {
             if other.generation > id.generation {
-                over = true;
+                ended = true;
             } else if let Some(entry) = self.entries.get_mut(&number) {
-                entry.over = true;
+                entry.ended = true;
             }
         }
         let author = Author::of(id);
         self.by_id.insert(id.clone(), writer);
         self.entries.insert(
             writer,
-            Entry { id: id.clone(), author, member: false, down: false, over, retired: None },
+            Entry { id: id.clone(), author, member: false, down: false, ended, retired: None },
         );
         Some(writer)
     }
 
-    fn lives(&self, name: &NodeName) -> Vec<(NodeId, Writer)> {
+    fn generations(&self, name: &NodeName) -> Vec<(NodeId, Writer)> {
         let first = NodeId { name: name.clone(), generation: Generation(0) };
         let last = NodeId { name: name.clone(), generation: Generation(u64::MAX) };
         self.by_id.range(first..=last).map(|(id, writer)| (id.clone(), *writer)).collect()
     }
 
-    /// The number of `id`, if it has one.
+    /// The number of `id`, if it is known.
     #[must_use]
     pub fn number(&self, id: &NodeId) -> Option<Writer> {
         self.by_id.get(id).copied()
     }
 
-    /// Whose number this is.
+    /// The id of `writer`; `None` if it was forgotten.
     #[must_use]
     pub fn id(&self, writer: Writer) -> Option<&NodeId> {
         self.entries.get(&writer).map(|entry| &entry.id)
@@ -99,28 +101,28 @@ impl Writers {
         self.entries.get(&writer).map_or_else(Author::default, |entry| entry.author)
     }
 
-    /// Whether the writer's process is believed to run: what it measures may be shown.
+    /// Whether the writer's process is believed to run, so that its measurements count.
     #[must_use]
     pub fn is_live(&self, writer: Writer) -> bool {
-        self.entries.get(&writer).is_some_and(|e| !e.down && !e.over && e.retired.is_none())
+        self.entries.get(&writer).is_some_and(|e| !e.down && !e.ended && e.retired.is_none())
     }
 
-    /// Whether the writer will write no more.
+    /// Whether the writer has ended and writes no more rows.
     #[must_use]
     pub fn is_over(&self, writer: Writer) -> bool {
-        self.entries.get(&writer).is_some_and(|entry| entry.over)
+        self.entries.get(&writer).is_some_and(|entry| entry.ended)
     }
 
-    /// Whether the writer's rows stay as long as it wants: a member, reachable or not, that is not over.
+    /// Whether the writer is or was a member here, reachable or not, and has not ended. Its rows stay until it changes them.
     pub(crate) fn still_writes(&self, writer: Writer) -> bool {
-        self.entries.get(&writer).is_some_and(|entry| entry.member && !entry.over)
+        self.entries.get(&writer).is_some_and(|entry| entry.member && !entry.ended)
     }
 
     pub(crate) fn is_retired(&self, writer: Writer) -> bool {
         self.entries.get(&writer).is_some_and(|entry| entry.retired.is_some())
     }
 
-    /// The membership lists this writer, as one that can be reached or not.
+    /// Records that membership lists the writer, and whether it is down; returns whether that has changed.
     pub(crate) fn set_down(&mut self, writer: Writer, down: bool) -> bool {
         self.entries.get_mut(&writer).is_some_and(|entry| {
             entry.member = true;
@@ -132,25 +134,26 @@ impl Writers {
 
     pub(crate) fn end(&mut self, writer: Writer) {
         if let Some(entry) = self.entries.get_mut(&writer) {
-            entry.over = true;
+            entry.ended = true;
         }
     }
 
     pub(crate) fn retire(&mut self, writer: Writer, now: Now) {
         if let Some(entry) = self.entries.get_mut(&writer) {
-            entry.over = true;
+            entry.ended = true;
             entry.retired = Some(now);
         }
     }
 
-    /// A retired writer has written more than was known.
+    /// Makes a retired writer one that digests mention again, because a peer has newer versions of it.
     pub(crate) fn reopen(&mut self, writer: Writer) {
         if let Some(entry) = self.entries.get_mut(&writer) {
             entry.retired = None;
         }
     }
 
-    /// Writers that were retired before `oldest`, by the monotonic clock, the longest ago first, and are too many to keep.
+    /// The writers that exceed [`Self::KEPT`] and were retired before `oldest` (monotonic time), in the order in which they
+    /// were retired.
     pub(crate) fn retired_before(&self, oldest: std::time::Duration) -> Vec<Writer> {
         let retired =
             self.entries.iter().filter_map(|(writer, e)| Some((e.retired?.mono, *writer)));
@@ -170,7 +173,7 @@ impl Writers {
         }
     }
 
-    /// All writers, the retired ones among them.
+    /// All writers, including the retired ones.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Writer, &NodeId)> {
         self.entries.iter().map(|(writer, entry)| (*writer, &entry.id))
     }
@@ -180,13 +183,13 @@ impl Writers {
         self.entries.iter().filter(|(_, e)| e.retired.is_none()).map(|(w, e)| (*w, &e.id))
     }
 
-    /// How many writers are remembered, the retired ones among them.
+    /// The number of writers, including the retired ones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether none is.
+    /// Whether there are no writers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -200,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retired_writers_are_forgotten_only_for_want_of_room_and_the_oldest_first() {
+    fn only_surplus_retired_writers_may_be_forgotten_the_earliest_first() {
         let mut writers = Writers::default();
         let at = |n: usize| Now::at(Duration::from_secs(n as u64));
         for n in 0..Writers::KEPT + 2 {
@@ -213,7 +216,7 @@ mod tests {
         assert_eq!(
             writers.retired_before(Duration::from_secs(1)),
             [Writer(0)],
-            "and not before its time"
+            "only those retired before the given time"
         );
         writers.forget(Writer(0));
         writers.forget(Writer(1));

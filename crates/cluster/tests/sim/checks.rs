@@ -264,8 +264,7 @@ pub(crate) fn differences(world: &World) -> Vec<String> {
         .collect();
     for pair in ours.windows(2) {
         for store in StoreId::ALL {
-            let print = |node: &smg_cluster::Node| crate::ledger::print(node.state(), store);
-            if print(pair[0]) != print(pair[1]) {
+            if pair[0].state().reading(store) != pair[1].state().reading(store) {
                 let (a, b) = (pair[0].me().node, pair[1].me().node);
                 found.push(format!("{a} and {b} hold different {store}"));
             }

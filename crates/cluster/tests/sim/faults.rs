@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use smg_cluster::state::Write;
-use smg_cluster::state::policy::PolicyRecord;
+use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
 use smg_types::ids::{Generation, ModelId};
 
 use crate::checks::Violation;
@@ -153,7 +152,8 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
             let policy = "p".repeat(2 << 20);
             let (parameters, weights) = Default::default();
             let record = PolicyRecord { policy, parameters, weights };
-            world.write(slot, Write::Policy(ModelId::from("large"), Some(record)))?;
+            world
+                .write(slot, PolicyWrite { model: ModelId::from("large"), policy: Some(record) })?;
         }
         Fault::Namesake { of, address } => {
             let name = world.slots[of].name.clone();

@@ -5,21 +5,15 @@
 //! still runs. Safe additions that were not removed are on all nodes; workers with a safe removal are on none. What
 //! only crashed processes had may be there or not, but alike on all nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
 use rand::RngExt;
-use smg_cluster::state::observation::{Load, Observation, SeenBreaker, SeenHealth};
-use smg_cluster::state::policy::PolicyRecord;
-use smg_cluster::state::quota::{
-    GrantKey, Granted, Rule, RuleId, RuleMatch, RuleMode, TokenFlow, UsageCount, UsageKey,
-};
-use smg_cluster::state::session::SessionKey;
-use smg_cluster::state::totals::Outcome;
-use smg_cluster::state::worker::WorkerRecord;
-use smg_cluster::state::{SessionWrite, State, StoreId, Version, Write};
+use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
+use smg_cluster::state::store::{Draw, Retention};
+use smg_cluster::state::totals::{Outcome, TotalWrite};
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
+use smg_cluster::state::{State, StoreId, Version, Write};
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::spec::{WorkerSpec, WorkerUrl};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checks::Violation;
 use crate::world::{EPOCH, World};
@@ -83,7 +77,7 @@ impl Ledger {
         if what < 5 {
             let record = WorkerRecord::from(&worker_spec(self.workers.len() as u64));
             let id = record.id;
-            if let Some(version) = world.write(slot, Write::PutWorker(record))? {
+            if let Some(version) = world.write(slot, WorkerWrite::Put(record))? {
                 let added = WriteRecord { slot, run, version, copies: Vec::new() };
                 self.workers.insert(id, WorkerHistory { added, removed: None });
             }
@@ -92,7 +86,7 @@ impl Ledger {
             let seen: Vec<WorkerId> = state.workers().map(|(id, _)| id).collect();
             if let Some(id) =
                 (!seen.is_empty()).then(|| seen[world.rng.random_range(0..seen.len())])
-                && let Some(version) = world.write(slot, Write::RemoveWorker(id))?
+                && let Some(version) = world.write(slot, WorkerWrite::Remove(id))?
                 && let Some(history) = self.workers.get_mut(&id)
             {
                 // The first removal counts; a second one adds nothing.
@@ -104,12 +98,13 @@ impl Ledger {
             let policy = format!("policy-{}", world.rng.random_range(0..1000));
             let record =
                 PolicyRecord { policy, parameters: BTreeMap::new(), weights: BTreeMap::new() };
-            world.write(slot, Write::Policy(model(), Some(record)))?;
+            world.write(slot, PolicyWrite { model: model(), policy: Some(record) })?;
         } else {
             let me = process.node.me().node;
             let (count, _) = self.totals.get(&me).cloned().unwrap_or_default();
             let count = count + world.rng.random_range(1..100);
-            let version = world.write(slot, Write::Total(model(), Outcome::Ok, count))?;
+            let version =
+                world.write(slot, TotalWrite { model: model(), outcome: Outcome::Ok, count })?;
             let record =
                 version.map(|version| WriteRecord { slot, run, version, copies: Vec::new() });
             self.totals.insert(me, (count, record));
@@ -126,59 +121,22 @@ impl Ledger {
         let others = world.running().filter(|(i, _)| *i != slot);
         let other = others.map(|(_, process)| process.node.me().node).next();
         let rng = &mut world.rng;
-        let (number, worker) =
-            (rng.random_range(0..1000u32), WorkerId::from_u64(rng.random_range(0..4)));
-        let start_ms = u64::try_from(EPOCH.as_millis()).expect("it is this century");
-        let window =
-            UsageKey { rule: 1, subject: u64::from(number % 3), start_ms, length_ms: 3_600_000 };
+        let (number, worker) = (rng.random_range(0..1000), rng.random_range(0..4));
         let is_put = rng.random_bool(0.7);
-        let write = match rng.random_range(0..if self.counts_limits { 7 } else { 4 }) {
-            0 => {
-                let ttl = Duration::from_secs(3600);
-                let change = match number % 3 {
-                    0 => SessionWrite::Use { worker, ttl },
-                    1 => SessionWrite::Rebind { worker, ttl },
-                    _ => SessionWrite::End,
-                };
-                Write::Session(SessionKey(rng.random_range(0..4)), change)
-            }
-            1 => {
-                let rule = Rule {
-                    matches: RuleMatch::Global,
-                    requests: Some(u64::from(number)),
-                    tokens: None,
-                    window_ms: 1000,
-                    burst: 0,
-                    mode: RuleMode::Soft,
-                };
-                Write::Rule(RuleId(format!("rule-{}", number % 3)), is_put.then_some(rule))
-            }
-            2 => {
-                let seen = Observation {
-                    health: SeenHealth::Healthy,
-                    breaker: SeenBreaker::Closed,
-                    latency_us: number,
-                    restarts: 0,
-                    seen_ms: start_ms,
-                };
-                Write::Observe(worker, is_put.then_some(seen))
-            }
-            3 => {
-                let load = Load { requests: number, tokens: 0 };
-                Write::Load(worker, is_put.then_some(load))
-            }
-            4 => {
-                let requests = u64::from(number);
-                Write::Usage(window, UsageCount { requests, ..UsageCount::default() })
-            }
-            5 => Write::Tokens(window, TokenFlow { taken: u64::from(number), given_back: 0 }),
-            _ => {
-                let Some(to) = other else { return Ok(None) };
-                let granted = Granted { amount: u64::from(number), expires_ms: start_ms + 60_000 };
-                Write::Grant(GrantKey { window, to }, granted)
-            }
+        let stores = stores_aside(self.counts_limits);
+        let store = stores[rng.random_range(0..stores.len())];
+        let mut draw = Draw {
+            number,
+            worker: WorkerId::from_u64(worker),
+            is_put,
+            other,
+            wall_ms: u64::try_from(EPOCH.as_millis()).expect("it is this century"),
+            rng,
         };
-        world.write(slot, write)
+        match Write::sample(store, &mut draw) {
+            Some(write) => world.write(slot, write),
+            None => Ok(None),
+        }
     }
 
     /// A process is about to end: notes which others have what it wrote.
@@ -274,6 +232,30 @@ impl Ledger {
     }
 }
 
+/// The stores of whose writes no account is kept. Without limits, those whose rows somebody else takes over or that end
+/// with their writer.
+///
+/// The first seven are in the order in which they have always been drawn, so that the seeds in `main.rs` stay the
+/// histories that they are.
+fn stores_aside(counts_limits: bool) -> Vec<StoreId> {
+    const IN_THE_ACCOUNT: [StoreId; 3] = [StoreId::Workers, StoreId::Policies, StoreId::Totals];
+    const FIRST: [StoreId; 7] = [
+        StoreId::Sessions,
+        StoreId::Rules,
+        StoreId::Observations,
+        StoreId::Load,
+        StoreId::Usage,
+        StoreId::Tokens,
+        StoreId::Rights,
+    ];
+    let is_later = |store: &StoreId| !FIRST.contains(store) && !IN_THE_ACCOUNT.contains(store);
+    let later = StoreId::ALL.into_iter().filter(is_later);
+    let is_adopted = |store: &StoreId| {
+        counts_limits || store.is_shared() || store.retention() != Retention::TimeToLive
+    };
+    FIRST.into_iter().chain(later).filter(is_adopted).collect()
+}
+
 /// Two nodes that have everything that was ever written to a store but hold different rows: their versions lie.
 ///
 /// Nodes that are behind may differ although their versions are equal: a row that another writer has replaced or
@@ -296,9 +278,9 @@ pub(crate) fn find_dishonest(ledger: &Ledger, world: &World) -> Option<String> {
     for store in StoreId::ALL.into_iter().filter(|store| all_live || !store.ends_with_writer()) {
         let mut seen: Option<(u64, &NodeId)> = None;
         for (me, state) in ours.iter().filter(|(_, state)| ledger.has_all(state, store)) {
-            let print = print(state, store);
-            let (other_print, other) = *seen.get_or_insert((print, me));
-            if other_print != print {
+            let reading = state.reading(store);
+            let (other_reading, other) = *seen.get_or_insert((reading, me));
+            if other_reading != reading {
                 if world.verbose {
                     print_rows(world, store);
                 }
@@ -307,17 +289,6 @@ pub(crate) fn find_dishonest(ledger: &Ledger, world: &World) -> Option<String> {
         }
     }
     None
-}
-
-/// A number that is equal on nodes which hold the same rows of a store.
-pub(crate) fn print(state: &State, store: StoreId) -> u64 {
-    if store == StoreId::Totals {
-        // The counts of a retired writer are in the base of another row, and its own row is dropped by each node in its
-        // own time.
-        state.total(&model(), Outcome::Ok)
-    } else {
-        state.fingerprint(store)
-    }
 }
 
 /// Prints what each node holds of a store, for a replay.

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use smg_cluster::membership::{Config, MemberState};
-use smg_cluster::state::Write;
-use smg_cluster::state::worker::WorkerRecord;
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 
 use crate::checks::{Violation, differences, disagreements};
 use crate::faults::{Fault, inflict};
@@ -128,7 +127,7 @@ fn numbers_membership() -> Result<(), Violation> {
             )?;
             for slot in 0..=last {
                 let spec = worker_spec(slot as u64);
-                world.write(slot, Write::PutWorker(WorkerRecord::from(&spec)))?;
+                world.write(slot, WorkerWrite::Put(WorkerRecord::from(&spec)))?;
             }
             world.run_for(SECOND * 60)?;
             inflict(&mut world, Fault::Heal)?;
@@ -254,7 +253,7 @@ fn numbers_visibility() -> Result<(), Violation> {
         for number in 0..writes {
             let slot = world.rng.random_range(0..usize::from(n));
             let spec = worker_spec(number);
-            world.write(slot, Write::PutWorker(WorkerRecord::from(&spec)))?;
+            world.write(slot, WorkerWrite::Put(WorkerRecord::from(&spec)))?;
             let took = world.run_while_not(SECOND * 5, Duration::from_micros(200), |w| {
                 w.running().all(|(_, p)| p.node.state().worker(spec.id()).is_some())
             })?;

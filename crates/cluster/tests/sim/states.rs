@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use smg_cluster::membership::{Config, MemberState};
-use smg_cluster::state::policy::PolicyRecord;
-use smg_cluster::state::quota::{UsageCount, UsageKey};
-use smg_cluster::state::worker::WorkerRecord;
-use smg_cluster::state::{StoreId, Write};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
+use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::spec::WorkerSpec;
 
@@ -131,14 +131,14 @@ fn state_6_two_islands_after_a_join_address_that_started_late() -> Result<(), Vi
 }
 
 fn put(world: &mut World, slot: usize, spec: &WorkerSpec) -> Result<WorkerId, Violation> {
-    world.write(slot, Write::PutWorker(WorkerRecord::from(spec)))?;
+    world.write(slot, WorkerWrite::Put(WorkerRecord::from(spec)))?;
     Ok(spec.id())
 }
 
-fn policy(name: &str) -> Write {
+fn policy(name: &str) -> PolicyWrite {
     let (parameters, weights) = Default::default();
     let record = PolicyRecord { policy: name.to_owned(), parameters, weights };
-    Write::Policy(ModelId::from("m"), Some(record))
+    PolicyWrite { model: ModelId::from("m"), policy: Some(record) }
 }
 
 fn policy_at(world: &World, slot: usize) -> Option<String> {
@@ -179,7 +179,7 @@ fn state_8_a_counter_that_grows_after_it_was_acknowledged() -> Result<(), Violat
     let key = UsageKey { rule: 1, subject: 1, start_ms: millis(EPOCH), length_ms: 600_000 };
     for requests in [1, 5, 9] {
         let count = UsageCount { requests, ..UsageCount::default() };
-        world.write(0, Write::Usage(key, count))?;
+        world.write(0, UsageWrite { key, count })?;
         world.run_for(SECOND)?;
         for slot in [1, 2] {
             let state = world.node(slot).expect("it runs").state();
@@ -233,7 +233,7 @@ fn state_11_a_worker_outlives_its_registrar_and_can_be_removed() -> Result<(), V
     inflict(&mut world, Fault::Crash(2))?;
     world.run_for(SECOND * 20)?;
     assert_eq!([workers_at(&world, 0), workers_at(&world, 1)], [1, 1]);
-    world.write(0, Write::RemoveWorker(id))?;
+    world.write(0, WorkerWrite::Remove(id))?;
     world.run_for(SECOND)?;
     assert_eq!([workers_at(&world, 0), workers_at(&world, 1)], [0, 0]);
     converge(&mut world)
@@ -282,11 +282,11 @@ fn state_14_a_window_of_the_future_blocks_no_count() -> Result<(), Violation> {
     };
     let (present, future) = (window(EPOCH), window(EPOCH + SECOND * 86_400));
     let count = |requests| UsageCount { requests, ..UsageCount::default() };
-    world.write(2, Write::Usage(future, count(1_000_000)))?;
+    world.write(2, UsageWrite { key: future, count: count(1_000_000) })?;
     world.run_for(SECOND)?;
     inflict(&mut world, Fault::Crash(2))?;
     world.run_for(SECOND * 10)?;
-    world.write(0, Write::Usage(present, count(3)))?;
+    world.write(0, UsageWrite { key: present, count: count(3) })?;
     world.run_for(SECOND)?;
     let state = world.node(1).expect("it runs").state();
     let seen: u64 = state.usage(&present).map(|(_, count)| count.requests).sum();
@@ -319,7 +319,7 @@ fn returns_after_three_days(
     isolate(&mut world, 2)?;
     world.run_for(SECOND * 60)?;
     for id in &ids[..15] {
-        world.write(0, Write::RemoveWorker(*id))?;
+        world.write(0, WorkerWrite::Remove(*id))?;
     }
     let alone = put(&mut world, 2, &worker_spec(100))?;
     meanwhile(&mut world)?;

@@ -255,9 +255,9 @@ impl World {
     pub(crate) fn write(
         &mut self,
         slot: usize,
-        write: Write,
+        write: impl Into<Write>,
     ) -> Result<Option<Version>, Violation> {
-        let now = self.clock(slot);
+        let (now, write) = (self.clock(slot), write.into());
         let Some(process) = &mut self.slots[slot].process else { return Ok(None) };
         let what = format!("{write:.80?}");
         let written = process.node.update(now, write);

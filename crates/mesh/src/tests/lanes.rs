@@ -99,7 +99,8 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
         move |engine: &mut Engine| {
             let (unread, receiver) = mpsc::channel(1);
             // The driver's own channel stays open and empty.
-            let read = std::mem::replace(&mut engine.service.inbox.state, unread);
+            let network = engine.network.as_mut().expect("it has a network");
+            let read = std::mem::replace(&mut network.service.inbox.state, unread);
             kept.borrow_mut().push((read, receiver));
         }
     };
@@ -115,7 +116,7 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
                 let mut spec = worker(number);
                 let label = format!("{round:04}-{}", "x".repeat(900));
                 spec.labels.insert("filler".to_owned(), label);
-                node.update(now, Write::PutWorker(WorkerRecord::from(&spec))).unwrap();
+                node.update(now, WorkerWrite::Put(WorkerRecord::from(&spec))).unwrap();
             }
             node.update(now, put(10_000 + round)).unwrap();
         });

@@ -24,8 +24,8 @@ use prometheus::Registry;
 use smg_cluster::codec::ClusterId;
 use smg_cluster::membership::generation_at;
 use smg_cluster::replication;
-use smg_cluster::state::worker::WorkerRecord;
-use smg_cluster::state::{StoreId, Write};
+use smg_cluster::state::StoreId;
+use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_cluster::{Lane, membership};
 use smg_types::spec::WorkerSpec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -51,10 +51,12 @@ fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) 
     Config {
         name: name.parse().unwrap(),
         cluster_name: cluster.to_owned(),
-        listen: SocketAddr::from(([0; 4], DEFAULT_PORT)),
-        advertise: Wanted::default(),
-        join,
-        security,
+        network: Some(NetworkConfig {
+            listen: SocketAddr::from(([0; 4], DEFAULT_PORT)),
+            advertise: Wanted::default(),
+            join,
+            security,
+        }),
         node: cluster::Config {
             cluster: ClusterId::of(cluster),
             membership: membership::Config::lan(),
@@ -64,15 +66,20 @@ fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) 
 }
 
 fn metrics() -> Metrics {
-    Metrics::register(&Registry::new()).unwrap()
+    let registry = Registry::new();
+    Metrics::register(&registry, &registry).unwrap()
+}
+
+fn services(clock: Clock) -> HostServices {
+    HostServices { resolver: Resolver::system(clock), shortages: Shortages::unregistered(clock) }
 }
 
 fn worker(number: usize) -> WorkerSpec {
     WorkerSpec::new(format!("http://worker-{number}.example:8000").parse().unwrap())
 }
 
-fn put(number: usize) -> Write {
-    Write::PutWorker(WorkerRecord::from(&worker(number)))
+fn put(number: usize) -> WorkerWrite {
+    WorkerWrite::Put(WorkerRecord::from(&worker(number)))
 }
 
 /// How a router of a world is started.
@@ -159,15 +166,22 @@ impl World {
                 let address = SocketAddr::new(ip, DEFAULT_PORT);
                 let metrics = metrics();
                 let net = Arc::new(Simulated { ip, wires });
-                let (handle, mut engine, stop) =
-                    assemble(config, clock, metrics.clone(), CLIENTS, address, net)?;
+                let (handle, mut engine, ends) = assemble(
+                    config,
+                    clock,
+                    metrics.clone(),
+                    CLIENTS,
+                    address,
+                    net,
+                    services(clock),
+                )?;
                 (plan.alter)(&mut engine);
                 let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
                 let listener = turmoil::net::TcpListener::bind(port).await?;
                 let happenings = handle.happenings();
-                let router = Router { handle, metrics, stop, happenings };
+                let router = Router { handle, metrics, stop: ends.stop, happenings };
                 routers.borrow_mut().insert(name, router);
-                Box::pin(engine.run(Port(listener))).await;
+                Box::pin(engine.run(Some(SimulatedPort(listener)))).await?;
                 Ok(())
             }
         });
@@ -357,9 +371,9 @@ impl World {
 }
 
 /// A host's port.
-struct Port(turmoil::net::TcpListener);
+struct SimulatedPort(turmoil::net::TcpListener);
 
-impl Listener for Port {
+impl Listener for SimulatedPort {
     fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;

@@ -3,19 +3,22 @@
 use smg_runtime::tasks::TasksOwner;
 
 use super::*;
+use crate::net::{Duplex, Listener, Soon};
 
 #[tokio::test]
 async fn two_meet_over_tcp_and_one_departs() {
     let owner = TasksOwner::new();
     let bind = |name: &str, join: Option<SocketAddr>| {
         let mut config = config(name, "smg", &[], SecurityConfig::default());
-        config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        config.join =
+        let network = config.network.as_mut().unwrap();
+        network.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        network.join =
             join.map(|address| address.to_string().parse().unwrap()).into_iter().collect();
-        Mesh::bind(config, Clock::start(), metrics(), CLIENTS).unwrap()
+        let clock = Clock::start();
+        Mesh::bind(config, clock, metrics(), CLIENTS, services(clock)).unwrap()
     };
     let a = bind("a", None);
-    let b = bind("b", Some(a.address()));
+    let b = bind("b", Some(a.handle().view().me.address));
     let [a, b] = [a, b].map(|mesh| mesh.start(&owner.handle()).unwrap());
     let mut views = a.handle.views();
     let sees_b = |view: &Arc<View>| {
@@ -25,7 +28,7 @@ async fn two_meet_over_tcp_and_one_departs() {
     tokio::time::timeout(limit, views.wait_for(sees_b)).await.unwrap().unwrap();
     b.handle.visit(|node, _, now| node.update(now, put(0)).unwrap()).await.unwrap();
     let arrived = async {
-        while a.handle.visit(|node, _, _| node.state().workers().count()).await != Some(1) {
+        while a.handle.visit(|node, _, _| node.state().workers().count()).await != Ok(1) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -35,4 +38,95 @@ async fn two_meet_over_tcp_and_one_departs() {
     tokio::time::timeout(limit, views.wait_for(is_alone)).await.unwrap().unwrap();
     drop(views);
     a.depart().await;
+}
+
+/// A node without a network, with its tasks.
+fn lone_node() -> (TasksOwner, Running, Metrics) {
+    let owner = TasksOwner::new();
+    let config = Config { network: None, ..config("lone", "smg", &[], SecurityConfig::default()) };
+    let metrics = metrics();
+    let clients = Clients { listen: SocketAddr::from(([127, 0, 0, 1], 8000)), secure: true };
+    let mesh =
+        Mesh::bind(config, Clock::start(), metrics.clone(), clients, services(Clock::start()))
+            .unwrap();
+    let running = mesh.start(&owner.handle()).unwrap();
+    (owner, running, metrics)
+}
+
+#[tokio::test]
+async fn a_node_without_a_network_is_alive_and_can_be_written_to() {
+    let (_owner, lone, metrics) = lone_node();
+    let view = lone.handle.view();
+    assert_eq!((view.me.state, view.members.len()), (MemberState::Alive, 0));
+    assert_eq!(view.me.address, SocketAddr::from(([127, 0, 0, 1], 8000)), "that of clients");
+    lone.handle.visit(|node, _, now| node.update(now, put(0)).unwrap()).await.unwrap();
+    let status = lone.handle.status().await.unwrap();
+    assert_eq!((status.ha_mode, status.cluster), ("standalone", None));
+    assert_eq!(status.stores["workers"].entry_count, 1);
+    let (_, routers) = lone.handle.routers();
+    assert_eq!(routers[0].url.as_deref(), Some("https://127.0.0.1:8000"));
+    let health = lone.handle.health().await.unwrap();
+    assert_eq!((health.status, health.node.status), ("ok", "ALIVE"));
+    assert_eq!(metrics.node_up.get(), 1);
+    let began = std::time::Instant::now();
+    lone.depart().await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert_eq!(metrics.node_up.get(), 1, "an end that was asked for is no failure");
+}
+
+/// A port to which nobody comes.
+struct Unvisited;
+
+impl Listener for Unvisited {
+    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// In simulated time: an hour passes in a moment.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_alone_sleeps_while_nothing_happens() {
+    for is_networked in [false, true] {
+        let mut config = config("lone", "smg", &[], SecurityConfig::default());
+        config.network = config.network.filter(|_| is_networked);
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (metrics, net) = (metrics(), Arc::new(net::Tcp));
+        let clock = Clock::simulated(BEGIN);
+        let assembled =
+            assemble(config, clock, metrics.clone(), CLIENTS, address, net, services(clock));
+        let (handle, engine, _ends) = assembled.unwrap();
+        let hour = async {
+            tokio::time::sleep(SECOND * 60).await;
+            let begun = metrics.turn.get_sample_count();
+            tokio::time::sleep(SECOND * 3600).await;
+            assert_eq!(metrics.turn.get_sample_count(), begun, "networked: {is_networked}");
+            handle.visit(|node, _, now| node.update(now, put(0)).unwrap()).await.unwrap();
+            tokio::time::sleep(SECOND * 3600).await;
+            // The write, and the look at everything a moment later.
+            let turns = metrics.turn.get_sample_count() - begun;
+            assert!((1..=3).contains(&turns), "{turns} turns, networked: {is_networked}");
+            let rows = metrics.store_entries.with_label_values(&["workers"]).get();
+            assert_eq!(rows, 1, "metrics show it");
+        };
+        tokio::select! {
+            ended = engine.run(Some(Unvisited)) => panic!("it has ended: {ended:?}"),
+            () = hour => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_fails_is_reported_and_ends_nothing_else() {
+    let (mut owner, lone, metrics) = lone_node();
+    let visit = lone.handle.visit(|_, _, _| panic!("on purpose")).await;
+    assert_eq!(visit, Err::<(), _>(VisitError::Ended));
+    tokio::time::timeout(SECOND * 10, lone.handle.failed()).await.expect("it is reported");
+    assert_eq!(metrics.node_up.get(), 0);
+    let health = lone.handle.health().await.unwrap();
+    assert_eq!((health.status, health.node.status), ("failed", "DOWN"));
+    assert!(health.reasons[0].contains("restart"), "{:?}", health.reasons);
+    assert_eq!(lone.handle.status().await, Err(VisitError::Ended));
+    let ended = tokio::time::timeout(Duration::from_millis(50), owner.failed()).await;
+    assert!(ended.is_err(), "the process ends because of {ended:?}");
+    lone.depart().await;
 }

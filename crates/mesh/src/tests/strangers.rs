@@ -33,7 +33,7 @@ struct Home {
     handle: Handle,
     metrics: Metrics,
     door: mpsc::Sender<DuplexStream>,
-    _stop: watch::Sender<bool>,
+    _ends: Ends,
 }
 
 /// Nobody is to be reached from here.
@@ -85,16 +85,17 @@ impl Home {
         let config = config("home", "smg", &[], SecurityConfig { tls: None, mode, keys });
         let metrics = metrics();
         let (door, pipes) = mpsc::channel(16);
-        let (handle, stop) = {
+        let (handle, ends) = {
             let _inside = runtime.enter();
             let clock = Clock::simulated(BEGIN);
             let net = Arc::new(Nowhere);
-            let (handle, engine, stop) =
-                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net).unwrap();
-            local.spawn_local(engine.run(Door(pipes)));
-            (handle, stop)
+            let (handle, engine, ends) =
+                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net, services(clock))
+                    .unwrap();
+            local.spawn_local(engine.run(Some(Door(pipes))));
+            (handle, ends)
         };
-        let home = Self { runtime, local, handle, metrics, door, _stop: stop };
+        let home = Self { runtime, local, handle, metrics, door, _ends: ends };
         home.run(async {
             home.handle.visit(|node, _, now| node.update(now, put(1)).unwrap()).await.unwrap();
         });

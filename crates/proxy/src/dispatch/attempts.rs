@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 use rand::{Rng, RngExt as _};
+use smg_routing::fleet::Outcome;
+use smg_runtime::shortage::Kind;
 use smg_types::now::Now;
 
 use super::Config;
+use crate::upstream::{Delivery, SendError};
 
 /// What to do after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,22 +24,48 @@ pub(super) enum Next {
 /// How an attempt went, as far as another one depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// The worker can't have started on it.
+    /// The worker has read nothing of the request.
     NotStarted,
-    /// The worker died with it: nothing is generating, but the request itself may be what killed it.
-    Died,
-    /// It may be generating: sending it again could do the work twice.
+    /// The connection was lost with some of the request on it. The worker is not working on it, for it is gone or cannot
+    /// have read all of it; but the request itself may be what made it fail.
+    Lost,
+    /// The worker may be working on it: sending it again could do the work twice.
     MayHaveStarted,
-    /// It answered with this status and perhaps said when to come back.
+    /// The router lacks what an attempt at any worker takes.
+    OutOfResources,
+    /// The worker answered with this status and perhaps said when to come back.
     Answered(StatusCode, Option<Duration>),
 }
+
+impl From<&SendError> for Attempt {
+    fn from(error: &SendError) -> Self {
+        if let SendError::Shortage { shortage, delivery: Delivery::Nothing } = error {
+            return match shortage.kind {
+                Kind::Descriptors | Kind::SystemDescriptors | Kind::Memory => Self::OutOfResources,
+                // Another worker may have an address instead of a name, or an open connection.
+                Kind::Ports | Kind::Threads | Kind::Resolver => Self::NotStarted,
+            };
+        }
+        match error.delivery() {
+            Delivery::Nothing => Self::NotStarted,
+            Delivery::PerhapsAll if !error.is_gone() => Self::MayHaveStarted,
+            Delivery::Part | Delivery::PerhapsAll => Self::Lost,
+        }
+    }
+}
+
+/// How many workers see a request of which a connection was lost: one may have failed by chance, two may have failed
+/// because of the request.
+const MOST_AFTER_A_LOSS: u32 = 2;
 
 /// The attempts of one request.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     made: u32,
-    /// A worker died with it.
-    killed: bool,
+    /// A connection was lost with the request on it.
+    lost: bool,
+    /// Attempts in which a worker has read of the request, and has not refused it as too much.
+    seen: u32,
 }
 
 impl Attempts {
@@ -56,18 +85,24 @@ impl Attempts {
         rng: &mut dyn Rng,
     ) -> Next {
         self.made += 1;
-        if self.made > config.max_retries {
+        match attempt {
+            Attempt::NotStarted | Attempt::OutOfResources | Attempt::MayHaveStarted => {}
+            Attempt::Answered(status, _) => self.seen += u32::from(!config.pushes_back(status)),
+            Attempt::Lost => {
+                self.lost = true;
+                self.seen += 1;
+            }
+        }
+        if self.made > config.max_retries || (self.lost && self.seen >= MOST_AFTER_A_LOSS) {
             return Next::GiveUp;
         }
         let wait = match attempt {
-            Attempt::MayHaveStarted => return Next::GiveUp,
-            // One worker may die of old age. Two that died with the same request may have died of it.
-            Attempt::Died if std::mem::replace(&mut self.killed, true) => return Next::GiveUp,
+            Attempt::MayHaveStarted | Attempt::OutOfResources => return Next::GiveUp,
             // Another worker may well be there: why wait? And no budget either: nothing was asked of anybody, and when a
             // worker dies all that was in flight on it comes at once.
-            Attempt::NotStarted | Attempt::Died if others => return Next::Again(Duration::ZERO),
-            Attempt::NotStarted | Attempt::Died => self.backoff(config, rng),
-            Attempt::Answered(status, _) if !is_retryable(status) => return Next::GiveUp,
+            Attempt::NotStarted | Attempt::Lost if others => return Next::Again(Duration::ZERO),
+            Attempt::NotStarted | Attempt::Lost => self.backoff(config, rng),
+            Attempt::Answered(status, _) if !config.is_retryable(status) => return Next::GiveUp,
             Attempt::Answered(_, Some(after)) if !others => {
                 if after > config.max_backoff {
                     return Next::GiveUp;
@@ -79,19 +114,39 @@ impl Attempts {
         if budget.withdraw(config, now) { Next::Again(wait) } else { Next::GiveUp }
     }
 
-    /// Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+    /// Exponential back-off, of which a share is drawn at random: all of it by default, which spreads retries best
+    /// (Brooker, "Exponential Backoff And Jitter", 2015).
     fn backoff(&self, config: &Config, rng: &mut dyn Rng) -> Duration {
         let exponent = i32::try_from(self.made.saturating_sub(1)).unwrap_or(i32::MAX);
         let most = config.initial_backoff.as_secs_f64()
             * f64::from(config.backoff_multiplier).powi(exponent);
         let most = most.min(config.max_backoff.as_secs_f64());
-        Duration::from_secs_f64(most * rng.random::<f64>())
+        let jitter = f64::from(config.backoff_jitter);
+        Duration::from_secs_f64(most * (1.0 - jitter * rng.random::<f64>()))
     }
 }
 
-/// Whether a worker's answer may be replaced by another worker's.
-pub(super) fn is_retryable(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+impl Config {
+    /// Whether a worker's answer may be replaced by another worker's.
+    pub(super) fn is_retryable(&self, status: StatusCode) -> bool {
+        matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504) || self.pushes_back(status)
+    }
+
+    /// Whether an answer with this status says that the worker has too much to do.
+    pub(super) fn pushes_back(&self, status: StatusCode) -> bool {
+        self.push_back_statuses.contains(&status)
+    }
+
+    /// What a complete answer with this status says of the worker.
+    pub(super) fn judge(&self, status: StatusCode) -> Outcome {
+        if self.pushes_back(status) || status.is_client_error() {
+            Outcome::Neutral
+        } else if status.is_server_error() {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        }
+    }
 }
 
 /// Bounds retries to a share of recent requests, so that a fleet in trouble is not asked even more: each request pays a
@@ -148,6 +203,7 @@ impl Budget {
 mod tests {
     use rand::SeedableRng as _;
     use rand::rngs::SmallRng;
+    use smg_runtime::shortage::Shortage;
 
     use super::*;
 
@@ -179,15 +235,89 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_request_that_kills_workers_is_not_sent_for_ever() {
-        let config = Config::default();
+    /// Plays attempts of one request, others being left each time; whether another follows the last.
+    fn goes_on_after(attempts: &[Attempt]) -> bool {
+        let config = Config { max_retries: 100, ..Config::default() };
         let budget = Budget::new(&config);
         let mut rng = SmallRng::seed_from_u64(3);
-        let mut attempts = Attempts::default();
-        let mut next = |attempt| attempts.next(attempt, true, &config, &budget, NOW, &mut rng);
-        assert_eq!(next(Attempt::Died), Next::Again(Duration::ZERO));
-        assert_eq!(next(Attempt::Died), Next::GiveUp);
+        let mut of_request = Attempts::default();
+        let mut next = Next::GiveUp;
+        for attempt in attempts {
+            next = of_request.next(*attempt, true, &config, &budget, NOW, &mut rng);
+        }
+        next != Next::GiveUp
+    }
+
+    #[test]
+    fn at_most_two_workers_see_a_request_whose_connection_was_lost() {
+        use Attempt::{Lost, MayHaveStarted, NotStarted};
+        let (failed, full) = (answered(500, None), answered(503, None));
+        assert!(goes_on_after(&[Lost]));
+        assert!(!goes_on_after(&[Lost, Lost]));
+        assert!(!goes_on_after(&[Lost, failed]));
+        assert!(!goes_on_after(&[failed, Lost]));
+        assert!(!goes_on_after(&[Lost, MayHaveStarted]));
+        // Who was not reached, or refused it as too much, has not worked on it.
+        assert!(goes_on_after(&[NotStarted, Lost, NotStarted, NotStarted]));
+        assert!(goes_on_after(&[full, full, Lost, full]));
+        assert!(!goes_on_after(&[full, Lost, full, NotStarted, Lost]));
+        // As long as none was lost, the configuration decides.
+        assert!(goes_on_after(&[failed; 9]));
+    }
+
+    #[test]
+    fn what_may_be_read_decides() {
+        let lost = |delivery, gone| Attempt::from(&SendError::Lost { delivery, gone });
+        assert_eq!(lost(Delivery::Nothing, false), Attempt::NotStarted);
+        assert_eq!(lost(Delivery::Nothing, true), Attempt::NotStarted);
+        assert_eq!(lost(Delivery::Part, false), Attempt::Lost);
+        assert_eq!(lost(Delivery::Part, true), Attempt::Lost);
+        assert_eq!(lost(Delivery::PerhapsAll, true), Attempt::Lost);
+        assert_eq!(lost(Delivery::PerhapsAll, false), Attempt::MayHaveStarted);
+        assert_eq!(Attempt::from(&SendError::Removed), Attempt::MayHaveStarted);
+        let timeout = SendError::HeadTimeout(Duration::from_secs(1));
+        assert_eq!(Attempt::from(&timeout), Attempt::MayHaveStarted);
+        let refused = SendError::Connect(std::io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(Attempt::from(&refused), Attempt::NotStarted);
+    }
+
+    #[test]
+    fn what_the_router_lacks_itself_is_not_looked_for_at_every_worker() {
+        let lacks = |kind, delivery| {
+            let shortage = Shortage { kind, source: std::io::ErrorKind::Other.into() };
+            Attempt::from(&SendError::Shortage { shortage, delivery })
+        };
+        for kind in [Kind::Descriptors, Kind::SystemDescriptors, Kind::Memory] {
+            assert_eq!(lacks(kind, Delivery::Nothing), Attempt::OutOfResources);
+        }
+        // Ports run out per worker, and not every worker has a name.
+        for kind in [Kind::Ports, Kind::Resolver, Kind::Threads] {
+            assert_eq!(lacks(kind, Delivery::Nothing), Attempt::NotStarted);
+        }
+        assert_eq!(lacks(Kind::Memory, Delivery::PerhapsAll), Attempt::MayHaveStarted);
+        assert!(!goes_on_after(&[Attempt::OutOfResources]));
+    }
+
+    #[test]
+    fn push_back_is_no_failure_and_is_tried_elsewhere() {
+        let config = Config::default();
+        let status = |code| StatusCode::from_u16(code).unwrap();
+        for (code, outcome) in [
+            (200, Outcome::Success),
+            (404, Outcome::Neutral),
+            (429, Outcome::Neutral),
+            (503, Outcome::Neutral),
+            (500, Outcome::Failure),
+            (502, Outcome::Failure),
+            (529, Outcome::Failure),
+        ] {
+            assert_eq!(config.judge(status(code)), outcome, "{code}");
+        }
+        let config = Config { push_back_statuses: vec![status(529)], ..config };
+        assert_eq!(config.judge(status(529)), Outcome::Neutral);
+        assert!(config.is_retryable(status(529)));
+        assert_eq!(config.judge(status(503)), Outcome::Failure);
+        assert!(config.is_retryable(status(503)));
     }
 
     #[test]
@@ -197,7 +327,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(4);
         for _ in 0..1000 {
             let next =
-                Attempts::default().next(Attempt::Died, true, &config, &budget, NOW, &mut rng);
+                Attempts::default().next(Attempt::Lost, true, &config, &budget, NOW, &mut rng);
             assert_eq!(next, Next::Again(Duration::ZERO));
         }
     }
@@ -231,6 +361,24 @@ mod tests {
         for (wait, most) in waits.iter().zip([1, 2, 4]) {
             assert!(*wait <= Duration::from_secs(most), "{wait:?} is longer than {most} s");
         }
+    }
+
+    #[test]
+    fn the_jitter_is_the_share_that_is_drawn() {
+        let pauses = |jitter: f32| {
+            let initial_backoff = Duration::from_millis(100);
+            let config = Config { backoff_jitter: jitter, initial_backoff, ..Config::default() };
+            let mut rng = SmallRng::seed_from_u64(7);
+            let first = Attempts { made: 1, ..Attempts::default() };
+            let pauses = (0..1000).map(|_| first.backoff(&config, &mut rng).as_millis());
+            let pauses: Vec<_> = pauses.collect();
+            (*pauses.iter().min().unwrap(), *pauses.iter().max().unwrap())
+        };
+        assert_eq!(pauses(0.0), (100, 100));
+        let (least, most) = pauses(0.25);
+        assert!((75..80).contains(&least) && (95..=100).contains(&most), "{least} to {most} ms");
+        let (least, most) = pauses(1.0);
+        assert!(least < 5 && most > 95, "{least} to {most} ms");
     }
 
     #[test]

@@ -40,6 +40,15 @@ pub enum BodyError {
     TakenAway,
 }
 
+impl BodyError {
+    fn is_about_the_worker(&self) -> bool {
+        match self {
+            Self::Worker(error) => error.is_about_the_worker(),
+            Self::TakenAway => false,
+        }
+    }
+}
+
 /// The body of a response.
 #[derive(Debug)]
 pub struct ResponseBody {
@@ -66,6 +75,8 @@ pub(super) struct Account {
     pub(super) request_id: Box<[u8]>,
     /// What a complete body says of the worker.
     pub(super) outcome: Outcome,
+    /// The worker's answer is a 5xx.
+    pub(super) is_error: bool,
     pub(super) first_byte_seen: bool,
     /// The part of the prompt that its cache was expected to hold, 0..=1; taken once the answer has said.
     pub(super) expected: Option<f32>,
@@ -122,11 +133,7 @@ impl ResponseBody {
 
     fn complete(&mut self) {
         if let Some(account) = self.account.take() {
-            let ending = if account.outcome == Outcome::Failure {
-                Ending::WorkerError
-            } else {
-                Ending::Complete
-            };
+            let ending = if account.is_error { Ending::WorkerError } else { Ending::Complete };
             let outcome = account.outcome;
             account.settle(ending, outcome);
         }
@@ -181,7 +188,12 @@ impl Body for ResponseBody {
                         error = %chain(&error),
                         "response broke off"
                     );
-                    account.settle(Ending::Broken, Outcome::Failure);
+                    let outcome = if error.is_about_the_worker() {
+                        Outcome::Failure
+                    } else {
+                        Outcome::Neutral
+                    };
+                    account.settle(Ending::Broken, outcome);
                 }
                 match this.stream_end {
                     StreamEnd::Cut => Poll::Ready(Some(Err(error))),

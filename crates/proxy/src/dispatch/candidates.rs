@@ -21,9 +21,9 @@ pub(super) struct Candidates {
     pub(super) full: bool,
 }
 
-/// Those of `members` that may serve now and were not tried yet. When only traffic speaks against everyone (breakers,
-/// connect errors), and more of them are out than `max_ejection_percent`, the least bad are better than nobody. `weights`
-/// take the place of those in the workers' specs.
+/// Those of `members` that may serve now and were not tried yet; those that push back only if there is nobody else. When
+/// only traffic speaks against everyone (breakers, connect errors), and more of them are out than `max_ejection_percent`,
+/// the least bad are better than nobody. `weights` take the place of those in the workers' specs.
 pub(super) fn of(
     members: &[Member],
     tried: &[WorkerId],
@@ -33,13 +33,15 @@ pub(super) fn of(
 ) -> Candidates {
     let mut found = Candidates::default();
     let mut ejected: SmallVec<[(bool, std::time::Duration, u32); 16]> = SmallVec::new();
+    let mut pushing_back: SmallVec<[u32; 16]> = SmallVec::new();
     let (mut considered, mut out) = (0usize, 0usize);
     for (at, member) in (0u32..).zip(members) {
         match member.worker.fitness(now, &config.breaker) {
             Fitness::Out => continue,
             Fitness::Full => found.full = true,
-            Fitness::Fit if tried.contains(&member.worker.id) => {}
+            Fitness::Fit | Fitness::PushesBack if tried.contains(&member.worker.id) => {}
             Fitness::Fit => found.push(at, member, weights),
+            Fitness::PushesBack => pushing_back.push(at),
             Fitness::Ejected { since, unreachable } => {
                 out += 1;
                 if !tried.contains(&member.worker.id) {
@@ -48,6 +50,12 @@ pub(super) fn of(
             }
         }
         considered += 1;
+    }
+    if found.list.is_empty() {
+        // They have too much to do, but they work.
+        for at in pushing_back {
+            found.push(at, &members[at as usize], weights);
+        }
     }
     let allowed = considered * usize::from(config.max_ejection_percent) / 100;
     if found.list.is_empty() && out > allowed {
@@ -137,6 +145,24 @@ mod tests {
         assert_eq!(candidates(&fleet(4, 4), &[], &fleet::Config::default()), (2, true));
         let strict = fleet::Config { max_ejection_percent: 100, ..fleet::Config::default() };
         assert_eq!(candidates(&fleet(4, 4), &[], &strict), (0, false));
+    }
+
+    #[test]
+    fn those_that_push_back_are_the_last_resort() {
+        let fleet = fleet(3, 1);
+        let workers = fleet.snapshot();
+        let [_, second, third] = workers.workers() else { panic!("three workers") };
+        let fit: Vec<_> = [second, third]
+            .into_iter()
+            .filter(|w| w.breaker_mode(NOW, &fleet.config().breaker) == fleet::Mode::Closed)
+            .collect();
+        fit[0].push_back(NOW, Duration::from_secs(1));
+        assert_eq!(candidates(&fleet, &[], fleet.config()).0, 3 - 1 - 1);
+        for worker in workers.workers() {
+            worker.push_back(NOW, Duration::from_secs(1));
+        }
+        assert_eq!(candidates(&fleet, &[], fleet.config()), (2, false));
+        assert_eq!(candidates(&fleet, &[fit[0].id], fleet.config()), (1, false));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use rand::rngs::SmallRng;
 use smallvec::SmallVec;
 use tracing::{debug, warn};
@@ -44,16 +44,20 @@ use smg_types::now::Now;
 pub struct Config {
     /// Attempts after the first one.
     pub max_retries: u32,
-    /// Back-off before the first retry; full jitter.
+    /// Longest back-off before the first retry.
     pub initial_backoff: Duration,
     /// No back-off is longer.
     pub max_backoff: Duration,
     /// Growth of the back-off from retry to retry, at least 1.
     pub backoff_multiplier: f32,
+    /// Share of the back-off that is drawn at random, 0..=1: with 1 it is between zero and the longest.
+    pub backoff_jitter: f32,
     /// Retries as a share of recent requests, 0..=1.
     pub budget_ratio: f32,
     /// Retries per second that are always allowed.
     pub budget_floor: f32,
+    /// Statuses by which a worker says that it has too much to do: no failure, but a reason to ask another first.
+    pub push_back_statuses: Vec<StatusCode>,
     /// How long a request waits for a place when `max_concurrent` are at the workers.
     pub queue_timeout: Duration,
     /// How long a request waits when workers are known and none is available; zero: not at all.
@@ -67,8 +71,13 @@ impl Default for Config {
             initial_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(5),
             backoff_multiplier: 2.0,
+            backoff_jitter: 1.0,
             budget_ratio: 0.2,
             budget_floor: 10.0,
+            push_back_statuses: vec![
+                StatusCode::TOO_MANY_REQUESTS,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ],
             queue_timeout: Duration::from_secs(60),
             no_worker_wait: Duration::ZERO,
         }
@@ -90,8 +99,8 @@ pub struct Request<'a> {
     pub body: Bytes,
     /// The model that it names.
     pub model: Option<&'a str>,
-    /// Where the model's name lies in the body, quotes included.
-    pub model_at: Option<Range<usize>>,
+    /// Where the model's name lies in the body.
+    pub model_at: Option<ModelPlace>,
     /// Whether the client asked for a stream.
     pub stream: bool,
     /// What a stream that breaks ends with.
@@ -102,6 +111,15 @@ pub struct Request<'a> {
     pub prompt: &'a [&'a [u8]],
     /// Its class in the queue.
     pub priority: Priority,
+}
+
+/// Where a body names its model, for workers that call the model otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelPlace {
+    /// A JSON string, quotes included.
+    Json(Range<usize>),
+    /// Plain text, as in a part of a form.
+    Text(Range<usize>),
 }
 
 /// A response and how it came to be.
@@ -223,6 +241,9 @@ struct Blocks {
     hashes: Vec<u64>,
 }
 
+/// How long others come before a worker that pushes back without saying when to come back.
+const PUSH_BACK: Duration = Duration::from_secs(1);
+
 /// How often a request that waits for a worker looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -303,8 +324,12 @@ impl Dispatcher {
                         decision: chosen.decision,
                         sent_at: sent_at.mono,
                     };
-                    if attempts::is_retryable(status) {
+                    if shared.config.is_retryable(status) {
                         let after = retry_after(answered.response.headers(), now);
+                        if shared.config.pushes_back(status) {
+                            let time = after.unwrap_or(PUSH_BACK).min(shared.config.max_backoff);
+                            worker.push_back(now, time);
+                        }
                         let attempt = Attempt::Answered(status, after);
                         if let Next::Again(wait) =
                             self.next(&mut attempts, attempt, chosen.others, now)
@@ -315,7 +340,8 @@ impl Dispatcher {
                             } else {
                                 "4xx"
                             });
-                            self.end(chosen.in_flight, worker.id, judge(status), now);
+                            let outcome = shared.config.judge(status);
+                            self.end(chosen.in_flight, worker.id, outcome, now);
                             poor = Some(answered);
                             wait_for(wait).await;
                             continue;
@@ -336,17 +362,23 @@ impl Dispatcher {
                     if error.is_unreachable() {
                         worker.mark_unreachable(now, error.is_gone());
                     }
-                    warn!(
-                        worker = %worker.id, request_id = ?request.request_id, error = %chain(&error),
-                        "attempt failed"
-                    );
-                    self.end(chosen.in_flight, worker.id, Outcome::Failure, now);
-                    let safe = error.is_safe_to_retry();
-                    let attempt = match &error {
-                        SendError::Reset { dead: true } => Attempt::Died,
-                        _ if safe => Attempt::NotStarted,
-                        _ => Attempt::MayHaveStarted,
+                    let error_text = chain(&error);
+                    let outcome = if error.is_about_the_worker() {
+                        warn!(
+                            worker = %worker.id, request_id = ?request.request_id,
+                            error = error_text, "attempt failed"
+                        );
+                        Outcome::Failure
+                    } else {
+                        // A shortage was logged where it was met, with others of its kind.
+                        debug!(
+                            worker = %worker.id, request_id = ?request.request_id,
+                            error = error_text, "attempt failed through no fault of the worker"
+                        );
+                        Outcome::Neutral
                     };
+                    self.end(chosen.in_flight, worker.id, outcome, now);
+                    let attempt = Attempt::from(&error);
                     match self.next(&mut attempts, attempt, chosen.others, now) {
                         Next::Again(wait) => {
                             shared.metrics.count_retry(error.name());
@@ -392,7 +424,8 @@ impl Dispatcher {
             entry,
             clock: self.clock,
             started,
-            outcome: judge(response.status()),
+            outcome: self.shared.config.judge(response.status()),
+            is_error: response.status().is_server_error(),
             first_byte_seen: false,
             expected: feedback::expected(decision),
         };
@@ -515,8 +548,13 @@ impl Dispatcher {
 impl Request<'_> {
     /// The body for a worker that calls the model `model`: the one rewrite there is.
     fn renamed(&self, model: &ModelId) -> Bytes {
-        let Some(at) = &self.model_at else { return self.body.clone() };
-        let name = serde_json::to_vec(model).expect("a string is JSON");
+        let (at, name) = match &self.model_at {
+            None => return self.body.clone(),
+            Some(ModelPlace::Json(at)) => {
+                (at, serde_json::to_vec(model).expect("a string is JSON"))
+            }
+            Some(ModelPlace::Text(at)) => (at, model.as_str().as_bytes().to_vec()),
+        };
         [&self.body[..at.start], &name, &self.body[at.end..]].concat().into()
     }
 
@@ -524,17 +562,6 @@ impl Request<'_> {
         let prompt_bytes = self.prompt.iter().map(|piece| piece.len()).sum();
         let model = entry.session_root(self);
         Hint { session: self.session, blocks: &blocks.hashes, prompt_bytes, model }
-    }
-}
-
-/// What a complete answer with this status says of the worker.
-fn judge(status: http::StatusCode) -> Outcome {
-    if status.is_server_error() {
-        Outcome::Failure
-    } else if status.is_client_error() {
-        Outcome::Neutral
-    } else {
-        Outcome::Success
     }
 }
 
@@ -563,7 +590,7 @@ async fn unless_cut<T>(
     let mut sending = std::pin::pin!(sending);
     std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(answer),
-        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Reset { dead: false })),
+        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Removed)),
     })
     .await
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use smg_runtime::clock::Clock;
+use smg_runtime::shortage::Kind;
 use smg_types::ids::WorkerId;
 use tokio::time::Sleep;
 
@@ -31,6 +32,17 @@ pub enum BodyError {
     /// The whole exchange took too long.
     #[error("the worker's response was not complete in time")]
     Total,
+}
+
+impl BodyError {
+    /// Whether it says something of the worker. What the router lacks itself does not.
+    #[must_use]
+    pub fn is_about_the_worker(&self) -> bool {
+        match self {
+            Self::Broken(error) => Kind::of(error).is_none(),
+            Self::Framing(_) | Self::Idle(_) | Self::Total => true,
+        }
+    }
 }
 
 /// How long a body may take.

@@ -1,43 +1,63 @@
-//! One connection to a worker: resolve, connect, TLS; then bytes out and bytes in.
+//! One connection to a worker: TCP, TLS; then bytes out and bytes in.
 //!
-//! It has one owner, no task and no buffer of its own: what a thread's connections read, they read into one buffer that
-//! they share, and what they write is dropped once it is written. So an open stream that says nothing costs its socket
-//! and little else.
+//! A connection has one owner, no task and no buffer of its own: all connections of a thread read into one shared buffer,
+//! and a request is dropped once it has been written. So an open stream that is silent costs its socket and little else.
 
-use std::future::Future as _;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::Method;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
+use smg_runtime::clock::Clock;
+use smg_runtime::descriptors::Counted;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::{Kind, Shortage, Shortages};
 use smg_types::spec::WorkerUrl;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::SendError;
+use super::error::{Delivery, SendError};
 use super::head::{Answer, HeadReader, ProtocolError};
 
-/// What one read may give.
+/// Bytes that one read may return.
 const READ: usize = 64 << 10;
 
-/// The buffer that a thread's connections read into.
-#[derive(Debug, Default)]
-pub(super) struct Scratch(
-    // Held for one system call that does not block, and for taking what it gave.
-    Mutex<BytesMut>,
-);
+/// How long to wait, after a worker has closed, for the sign that it did not receive the request: a round trip, with
+/// something to spare.
+const REFUSAL_WAIT: Duration = Duration::from_millis(100);
+
+/// Between two looks for that sign.
+const REFUSAL_LOOK: Duration = Duration::from_millis(5);
+
+/// What the connections of one thread share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    // Held for one system call that does not block, and while its bytes are taken.
+    buffer: Mutex<BytesMut>,
+    shortages: Shortages,
+}
+
+impl Shared {
+    pub(super) fn new(shortages: Shortages) -> Self {
+        Self { buffer: Mutex::default(), shortages }
+    }
+}
 
 /// An open connection. Dropping it closes the socket at once, also in the middle of an exchange.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
-    scratch: Arc<Scratch>,
+    shared: Arc<Shared>,
     sending: Sending,
+    _descriptor: Counted,
 }
 
 /// How far the request has been written.
@@ -46,7 +66,7 @@ enum Sending {
     Done,
     /// This is left.
     Left(Request),
-    /// The worker takes no more.
+    /// The worker accepts no more.
     Failed,
 }
 
@@ -68,29 +88,44 @@ pub(super) struct Request {
 /// A request could not be written to its end.
 #[derive(Debug)]
 pub(super) struct BrokeOff {
-    /// Not a byte of it was.
+    /// Not a byte of it was written.
     untouched: bool,
+    error: io::Error,
 }
 
 /// Why an exchange gave no answer.
 #[derive(Debug)]
 pub(super) enum NoAnswer {
-    /// Not a byte was sent.
-    Unsent,
-    /// Closed or reset before the head of the answer was complete.
-    Closed,
+    /// The connection was lost before the head of the answer was complete.
+    Lost(Delivery),
     /// What came is not HTTP.
+    Protocol(ProtocolError),
+    /// The router lacks something of its own.
+    Shortage(Shortage, Delivery),
+}
+
+/// How an exchange ended without an answer.
+#[derive(Debug)]
+enum Broken {
+    /// Nothing could be written.
+    Untouched(io::Error),
+    /// The worker closed in order (`None`), or the connection broke.
+    Unanswered(Option<io::Error>),
     Protocol(ProtocolError),
 }
 
 impl Connection {
-    /// Connects to a worker, trying its addresses in turn.
+    /// Connects to a worker within `timeout`, name resolution and TLS included.
     pub(super) async fn open(
         worker: &WorkerUrl,
+        dialer: &Dialer,
+        timeout: Duration,
         tls: Option<&Arc<rustls::ClientConfig>>,
-        scratch: &Arc<Scratch>,
+        shared: &Arc<Shared>,
+        clock: Clock,
     ) -> Result<Self, SendError> {
-        let tcp = connect_tcp(worker).await?;
+        let began = clock.mono();
+        let (tcp, descriptor) = dialer.dial(worker.host(), worker.port(), timeout).await?;
         // Small writes must not wait for acknowledgements: a delayed one costs 40 ms.
         tcp.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if worker.is_secure() {
@@ -100,28 +135,42 @@ impl Connection {
             let name = ServerName::try_from(worker.host().to_owned())
                 .map_err(|e| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
             let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
-            Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(SendError::Tls)?))
+            let left = (began + timeout).saturating_sub(clock.mono());
+            let secured = tokio::time::timeout(left, connector.connect(name, tcp)).await;
+            let secured = secured.map_err(|_elapsed| SendError::ConnectTimeout(timeout))?;
+            Stream::Tls(Box::new(secured.map_err(handshake_error)?))
         } else {
             Stream::Tcp(tcp)
         };
-        Ok(Self { stream, scratch: Arc::clone(scratch), sending: Sending::Done })
+        let shared = Arc::clone(shared);
+        Ok(Self { stream, shared, sending: Sending::Done, _descriptor: descriptor })
     }
 
-    /// Whether it is still open and nothing has come over it that nobody asked for. Costs no system call unless
-    /// something has.
+    fn tcp(&self) -> &TcpStream {
+        match &self.stream {
+            Stream::Tcp(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Whether it is open and nothing has come over it that was not asked for. Asks the system, which knows of a close
+    /// or a stray answer before the runtime does.
     pub(super) fn is_idle(&mut self) -> bool {
-        match &mut self.stream {
-            Stream::Tcp(tcp) => matches!(
-                tcp.try_read(&mut [0u8; 1]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock
-            ),
-            Stream::Tls(tls) => {
-                // Something may have come that is for the TLS layer alone.
-                let mut byte = [0u8; 1];
-                let read = pin!(tls.read(&mut byte));
-                read.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+        if let Stream::Tls(tls) = &mut self.stream {
+            // What has come may be for the TLS layer alone, such as a session ticket.
+            let mut byte = [0u8; 1];
+            let read = pin!(tls.read(&mut byte));
+            if read.poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                return false;
             }
         }
+        let peeked = SockRef::from(self.tcp()).peek(&mut [MaybeUninit::uninit(); 1]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether it is still open after `time`.
+    pub(super) async fn stays_open(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.tcp().readable()).await.is_err() || self.is_idle()
     }
 
     /// Sends a request and reads up to the body of its answer, both at once: a worker may answer before it has read
@@ -133,20 +182,49 @@ impl Connection {
     ) -> Result<Answer, NoAnswer> {
         self.sending = Sending::Left(request);
         let mut head = HeadReader::default();
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(Err(BrokeOff { untouched: true })) = self.poll_send(cx) {
-                return Poll::Ready(Err(NoAnswer::Unsent));
+        let broken = std::future::poll_fn(|cx| {
+            if let Poll::Ready(Err(BrokeOff { untouched: true, error })) = self.poll_send(cx) {
+                return Poll::Ready(Err(Broken::Untouched(error)));
             }
             loop {
                 match ready!(self.poll_read(cx, |read| head.feed(read, method))) {
                     Ok(Some(Ok(None))) => {}
                     Ok(Some(Ok(Some(answer)))) => return Poll::Ready(Ok(answer)),
-                    Ok(Some(Err(error))) => return Poll::Ready(Err(NoAnswer::Protocol(error))),
-                    Ok(None) | Err(_) => return Poll::Ready(Err(NoAnswer::Closed)),
+                    Ok(Some(Err(error))) => return Poll::Ready(Err(Broken::Protocol(error))),
+                    Ok(None) => return Poll::Ready(Err(Broken::Unanswered(None))),
+                    Err(error) => return Poll::Ready(Err(Broken::Unanswered(Some(error)))),
                 }
             }
+        });
+        let broken = match broken.await {
+            Ok(answer) => return Ok(answer),
+            Err(broken) => broken,
+        };
+        Err(match broken {
+            Broken::Protocol(error) => NoAnswer::Protocol(error),
+            Broken::Untouched(error) => lost(Some(error), Delivery::Nothing),
+            Broken::Unanswered(error) => {
+                let evidence = Evidence {
+                    sent_whole: self.is_sent(),
+                    answered: head.has_begun(),
+                    refused: error.is_none() && self.is_refused().await,
+                };
+                lost(error, evidence.delivery())
+            }
         })
-        .await
+    }
+
+    /// After the worker has closed: whether it refuses what was sent, for it had closed before that came. The system of
+    /// the worker says so with a reset, which comes up to a round trip later.
+    async fn is_refused(&self) -> bool {
+        for _ in 0..REFUSAL_WAIT.as_millis() / REFUSAL_LOOK.as_millis() {
+            match self.tcp().take_error() {
+                Ok(Some(_reset)) => return true,
+                Ok(None) => tokio::time::sleep(REFUSAL_LOOK).await,
+                Err(_unknown) => return false,
+            }
+        }
+        false
     }
 
     /// Whether all of the request was sent.
@@ -154,7 +232,7 @@ impl Connection {
         matches!(self.sending, Sending::Done)
     }
 
-    /// Writes what is left of the request. What failed once is not tried again.
+    /// Writes what is left of the request. After a failure it is not tried again.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokeOff>> {
         let Sending::Left(request) = &mut self.sending else { return Poll::Ready(Ok(())) };
         let sent = ready!(match &mut self.stream {
@@ -163,7 +241,10 @@ impl Connection {
         });
         let untouched = !request.begun;
         self.sending = if sent.is_ok() { Sending::Done } else { Sending::Failed };
-        Poll::Ready(sent.map_err(|_lost| BrokeOff { untouched }))
+        Poll::Ready(sent.map_err(|error| {
+            self.report(&error);
+            BrokeOff { untouched, error }
+        }))
     }
 
     /// Reads once and hands over what came; `None`: the worker has closed.
@@ -172,16 +253,57 @@ impl Connection {
         cx: &mut Context<'_>,
         take: impl FnOnce(&mut BytesMut) -> T,
     ) -> Poll<io::Result<Option<T>>> {
-        let mut scratch = self.scratch.0.lock();
-        scratch.clear();
-        if scratch.capacity() < READ / 2 {
-            scratch.reserve(READ);
+        let mut buffer = self.shared.buffer.lock();
+        buffer.clear();
+        if buffer.capacity() < READ / 2 {
+            buffer.reserve(READ);
         }
         let read = match &mut self.stream {
-            Stream::Tcp(tcp) => ready!(pin!(tcp.read_buf(&mut *scratch)).poll(cx))?,
-            Stream::Tls(tls) => ready!(pin!(tls.read_buf(&mut *scratch)).poll(cx))?,
+            Stream::Tcp(tcp) => ready!(pin!(tcp.read_buf(&mut *buffer)).poll(cx)),
+            Stream::Tls(tls) => ready!(pin!(tls.read_buf(&mut *buffer)).poll(cx)),
         };
-        Poll::Ready(Ok((read > 0).then(|| take(&mut scratch))))
+        let read = read.inspect_err(|error| self.report(error))?;
+        Poll::Ready(Ok((read > 0).then(|| take(&mut buffer))))
+    }
+
+    fn report(&self, error: &io::Error) {
+        if let Some(kind) = Kind::of(error) {
+            self.shared.shortages.report(kind, "talking to a worker", error);
+        }
+    }
+}
+
+/// What is known of a request whose connection was lost before an answer.
+#[derive(Debug, Clone, Copy)]
+struct Evidence {
+    /// All of it was handed to the system.
+    sent_whole: bool,
+    /// Some of an answer came.
+    answered: bool,
+    /// The worker had closed before all of it came.
+    refused: bool,
+}
+
+impl Evidence {
+    /// How much the worker may have read.
+    const fn delivery(self) -> Delivery {
+        let Self { sent_whole, answered, refused } = self;
+        if !answered && (refused || !sent_whole) { Delivery::Part } else { Delivery::PerhapsAll }
+    }
+}
+
+/// The system's errors within a handshake may be shortages; what the TLS layer says is not.
+fn handshake_error(error: io::Error) -> SendError {
+    match Shortage::try_from_error(error) {
+        Ok(shortage) => SendError::Shortage { shortage, delivery: Delivery::Nothing },
+        Err(error) => SendError::Tls(error),
+    }
+}
+
+fn lost(error: Option<io::Error>, delivery: Delivery) -> NoAnswer {
+    match error.map(Shortage::try_from_error) {
+        Some(Ok(shortage)) => NoAnswer::Shortage(shortage, delivery),
+        Some(Err(_)) | None => NoAnswer::Lost(delivery),
     }
 }
 
@@ -197,7 +319,7 @@ fn poll_write_all<W: AsyncWrite>(
             written => request.advance(written),
         }
     }
-    // TLS keeps records back until it is told.
+    // TLS keeps records back until it is flushed.
     io.poll_flush(cx)
 }
 
@@ -218,18 +340,20 @@ impl Request {
     }
 }
 
-async fn connect_tcp(worker: &WorkerUrl) -> Result<TcpStream, SendError> {
-    let mut refused = None;
-    let addresses = tokio::net::lookup_host((worker.host(), worker.port()))
-        .await
-        .map_err(SendError::Resolve)?;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) => refused = Some(error),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_proof_says_that_a_request_was_not_read_whole() {
+        let delivery =
+            |sent_whole, answered, refused| Evidence { sent_whole, answered, refused }.delivery();
+        assert_eq!(delivery(true, false, false), Delivery::PerhapsAll);
+        assert_eq!(delivery(true, false, true), Delivery::Part);
+        assert_eq!(delivery(false, false, false), Delivery::Part);
+        // Who begins to answer has read enough.
+        for (sent_whole, refused) in [(true, true), (true, false), (false, false)] {
+            assert_eq!(delivery(sent_whole, true, refused), Delivery::PerhapsAll);
         }
     }
-    Err(SendError::Connect(
-        refused.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address")),
-    ))
 }

@@ -107,6 +107,11 @@ pub(super) struct HeadReader {
 }
 
 impl HeadReader {
+    /// Whether anything has come of an answer, informational answers included.
+    pub(super) fn has_begun(&self) -> bool {
+        self.passed_over > 0 || !self.partial.is_empty()
+    }
+
     /// Takes in what one read gave and empties it; `None`: the head goes on.
     pub(super) fn feed(
         &mut self,

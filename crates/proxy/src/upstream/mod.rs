@@ -4,33 +4,36 @@
 //! and its response never cross from one core to another. It speaks HTTP/1.1 by itself, for exactly this use: a
 //! connection has one owner, the request or its response, and neither a task nor buffers of its own, so that thousands
 //! of open streams cost little. Dropping it, in whatever state, closes the socket, which is how a worker learns that its
-//! client left. `head` and `decode` are the protocol as plain code; `connection` and `body` are the sockets and timers.
+//! client left. `head` and `decode` are the protocol as plain code; `connection` and `body` are the sockets and timers;
+//! `error` says how far a request had come when it failed.
 
 mod body;
 mod connection;
 mod decode;
+mod error;
 mod head;
 mod pool;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::{Kind, Shortage};
+use smg_runtime::tls;
+use smg_types::spec::{Secret, WorkerUrl};
 
 pub use body::{BodyError, ResponseBody};
-use connection::{Connection, NoAnswer, Request, Scratch};
+use connection::{Connection, NoAnswer, Request};
 pub use decode::FramingError;
+pub use error::{Delivery, SendError};
 use head::Answer;
 pub use head::ProtocolError;
 use pool::Pool;
-
-use smg_runtime::clock::Clock;
-use smg_runtime::tls;
-use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long each phase of an attempt may take, and how many connections are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,104 +71,17 @@ impl Default for Config {
     }
 }
 
-/// Why a request got no response head.
-#[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The host has no address.
-    #[error("cannot resolve the worker's host")]
-    Resolve(#[source] io::Error),
-    /// No connection: nobody listens, or no route.
-    #[error("cannot connect to the worker")]
-    Connect(#[source] io::Error),
-    /// No connection in time.
-    #[error("no connection to the worker within {0:?}")]
-    ConnectTimeout(Duration),
-    /// The TLS handshake failed, or the worker wants TLS and there is no configuration for it.
-    #[error("cannot agree on TLS with the worker")]
-    Tls(#[source] io::Error),
-    /// The connection broke before a byte of the response.
-    #[error("the worker closed the connection before it answered")]
-    Reset {
-        /// Nobody listens there any more, so that nothing can be generating.
-        dead: bool,
-    },
-    /// No response head in time: the worker may be generating.
-    #[error("no answer from the worker within {0:?}")]
-    HeadTimeout(Duration),
-    /// The worker answered with something that is not HTTP.
-    #[error("the worker's answer is not HTTP")]
-    Protocol(#[source] ProtocolError),
-}
-
-impl SendError {
-    /// Whether the worker can't have started on the request, so that another one may be asked.
-    #[must_use]
-    pub fn is_safe_to_retry(&self) -> bool {
-        match self {
-            Self::Resolve(_)
-            | Self::Connect(_)
-            | Self::ConnectTimeout(_)
-            | Self::Tls(_)
-            | Self::Reset { dead: true } => true,
-            Self::Reset { dead: false } | Self::HeadTimeout(_) | Self::Protocol(_) => false,
-        }
-    }
-
-    /// Whether nobody listens there any more: the process that did is gone, and what it had in memory with it.
-    #[must_use]
-    pub fn is_gone(&self) -> bool {
-        match self {
-            Self::Connect(error) => matches!(
-                error.kind(),
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
-            ),
-            Self::Reset { dead } => *dead,
-            Self::Resolve(_)
-            | Self::ConnectTimeout(_)
-            | Self::Tls(_)
-            | Self::HeadTimeout(_)
-            | Self::Protocol(_) => false,
-        }
-    }
-
-    /// Whether no connection came about, for whatever reason that is not our own.
-    #[must_use]
-    pub fn is_unreachable(&self) -> bool {
-        match self {
-            Self::Connect(error) | Self::Resolve(error) if is_our_own(error) => false,
-            Self::Resolve(_)
-            | Self::Connect(_)
-            | Self::ConnectTimeout(_)
-            | Self::Reset { dead: true } => true,
-            Self::Tls(_)
-            | Self::Reset { dead: false }
-            | Self::HeadTimeout(_)
-            | Self::Protocol(_) => false,
-        }
-    }
-
-    /// A name from a closed set, for metrics.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Resolve(_) => "resolve",
-            Self::Connect(_) => "connect",
-            Self::ConnectTimeout(_) => "connect_timeout",
-            Self::Tls(_) => "tls",
-            Self::Reset { .. } => "reset",
-            Self::HeadTimeout(_) => "head_timeout",
-            Self::Protocol(_) => "protocol",
-        }
-    }
-}
-
-/// Whether the router has run out of something, which says nothing of the worker: file descriptors (its own or the
-/// machine's) or local ports.
-fn is_our_own(error: &io::Error) -> bool {
-    const EMFILE: i32 = 24;
-    const ENFILE: i32 = 23;
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+/// What the router itself asks of a worker.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub path: &'a str,
+    /// The worker's key, if it has one.
+    pub key: Option<&'a Secret>,
+    /// The body, JSON unless empty.
+    pub body: Bytes,
 }
 
 /// A request as one attempt sends it. Borrowed: the next attempt sends the same.
@@ -191,57 +107,90 @@ pub struct Client {
     config: Config,
     clock: Clock,
     tls: Option<Arc<rustls::ClientConfig>>,
+    dialer: Arc<Dialer>,
     pool: Arc<Pool>,
-    scratch: Arc<Scratch>,
+    connections: Arc<connection::Shared>,
 }
+
+/// How long the check may take whether anybody listens at a worker that has closed a connection.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a connection must stay open for its worker to be taken for alive: the system completes handshakes for a
+/// process that is ending, and resets them a moment later.
+const SETTLE: Duration = Duration::from_millis(50);
 
 impl Client {
     /// A client without connections. `tls` is what `https` workers are checked against.
     #[must_use]
-    pub fn new(config: Config, tls: Option<Arc<rustls::ClientConfig>>, clock: Clock) -> Self {
-        let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive));
-        Self { config, clock, tls, pool, scratch: Arc::default() }
+    pub fn new(
+        config: Config,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        dialer: Arc<Dialer>,
+        clock: Clock,
+    ) -> Self {
+        let descriptors = Arc::clone(dialer.descriptors());
+        let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive, descriptors));
+        let connections = Arc::new(connection::Shared::new(dialer.shortages().clone()));
+        Self { config, clock, tls, dialer, pool, connections }
     }
 
     /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
     /// closes the connection.
     ///
-    /// A connection that was kept open may have been closed by the worker meanwhile: then the request goes over a new
-    /// one, for it was not read. See RFC 9112, 9.3.1 and 9.6.
+    /// A worker may close a connection that was kept open at the very moment at which a request is sent on it. The
+    /// request is sent again, to the same worker over a new connection, if it provably was not read whole or its method
+    /// is idempotent (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
     ///
     /// # Errors
-    /// If there is no response head; the error says whether the worker may have started on the request.
+    /// If there is no response head; the error says how much of the request the worker may have read.
     pub async fn send(
         &self,
         worker: &WorkerUrl,
         outgoing: &Outgoing<'_>,
     ) -> Result<Response<ResponseBody>, SendError> {
+        self.send_within(worker, outgoing, Duration::MAX).await
+    }
+
+    /// The same with each phase within `timeout`.
+    async fn send_within(
+        &self,
+        worker: &WorkerUrl,
+        outgoing: &Outgoing<'_>,
+        timeout: Duration,
+    ) -> Result<Response<ResponseBody>, SendError> {
         let started = self.clock.mono();
         let request = Request::new(head::write(worker, outgoing), outgoing.body.clone());
+        let mut delivered = Delivery::Nothing;
         while let Some(mut connection) = self.pool.take(worker.id(), started) {
-            match self.exchange(&mut connection, request.clone(), outgoing).await? {
+            match self.exchange(&mut connection, request.clone(), outgoing, timeout).await? {
                 Ok(answer) => {
                     return Ok(self.respond(worker, connection, answer, started, outgoing.stream));
                 }
                 // The next one may be open.
-                Err(Lost::Unsent) => {}
-                Err(Lost::Closed) => break,
+                Err(Delivery::Nothing) => {}
+                Err(delivery) => {
+                    drop(connection);
+                    if delivery == Delivery::PerhapsAll && !outgoing.method.is_idempotent() {
+                        return Err(self.lost(worker, delivery).await);
+                    }
+                    delivered = delivery;
+                    break;
+                }
             }
         }
-        let mut connection = self.connect(worker).await?;
-        match self.exchange(&mut connection, request, outgoing).await? {
+        let mut connection = match self.connect(worker, timeout).await {
+            Ok(connection) => connection,
+            // What was lost before counts, although nothing was sent this time.
+            Err(error) if error.is_gone() && delivered != Delivery::Nothing => {
+                return Err(SendError::Lost { delivery: delivered, gone: true });
+            }
+            Err(error) => return Err(error),
+        };
+        match self.exchange(&mut connection, request, outgoing, timeout).await? {
             Ok(answer) => Ok(self.respond(worker, connection, answer, started, outgoing.stream)),
-            Err(Lost::Unsent | Lost::Closed) => {
+            Err(delivery) => {
                 drop(connection);
-                // Is anybody still there? A worker that is gone is not generating.
-                let dead = match self.connect(worker).await {
-                    Ok(connection) => {
-                        self.pool.put(worker.id(), connection, self.clock.mono());
-                        false
-                    }
-                    Err(error) => error.is_gone(),
-                };
-                Err(SendError::Reset { dead })
+                Err(self.lost(worker, delivery.max(delivered)).await)
             }
         }
     }
@@ -249,7 +198,7 @@ impl Client {
     /// Asks a worker for a small document, within `timeout`.
     ///
     /// # Errors
-    /// As [`Client::send`]; a body that breaks or is larger than `most` bytes is a [`SendError::Reset`].
+    /// As [`Client::ask`].
     pub async fn fetch(
         &self,
         worker: &WorkerUrl,
@@ -259,32 +208,59 @@ impl Client {
         timeout: Duration,
         most: usize,
     ) -> Result<(StatusCode, Bytes), SendError> {
+        let question = Question { method, path, key, body: Bytes::new() };
+        self.ask(worker, question, timeout, most).await
+    }
+
+    /// Asks `question` and reads the whole answer, within `timeout` and at most `most` bytes.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; an answer that is too long or breaks off is [`SendError::Lost`], one that takes too long
+    /// [`SendError::HeadTimeout`].
+    pub async fn ask(
+        &self,
+        worker: &WorkerUrl,
+        question: Question<'_>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let Question { method, path, key, body } = question;
         let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let mut headers = HeaderMap::new();
+        if !body.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         let outgoing = Outgoing {
             method: &method,
             path_and_query: &path_and_query,
-            headers: &HeaderMap::new(),
+            headers: &headers,
             authorization: key.and_then(bearer),
-            body: Bytes::new(),
+            body,
             stream: false,
         };
         let whole = async {
-            let response = self.send(worker, &outgoing).await?;
+            let response = self.send_within(worker, &outgoing, timeout).await?;
             let status = response.status();
             let mut body = response.into_body();
             let mut text = BytesMut::new();
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_| SendError::Reset { dead: false })?;
-                if let Ok(data) = frame.into_data() {
+                if let Ok(data) = frame.map_err(unread)?.into_data() {
                     if text.len() + data.len() > most {
-                        return Err(SendError::Reset { dead: false });
+                        return Err(SendError::Lost {
+                            delivery: Delivery::PerhapsAll,
+                            gone: false,
+                        });
                     }
                     text.extend_from_slice(&data);
                 }
             }
             Ok((status, text.freeze()))
         };
-        tokio::time::timeout(timeout, whole).await.unwrap_or(Err(SendError::HeadTimeout(timeout)))
+        // A little longer than its phases, so that the phase that took too long names itself.
+        let timeout_in_all = timeout + Duration::from_millis(50);
+        tokio::time::timeout(timeout_in_all, whole)
+            .await
+            .unwrap_or(Err(SendError::HeadTimeout(timeout)))
     }
 
     /// Closes connections that have been idle for too long. Called now and then by the thread that owns this client.
@@ -297,31 +273,69 @@ impl Client {
         if stream { self.config.stream_timeout } else { self.config.total_timeout }
     }
 
-    async fn connect(&self, worker: &WorkerUrl) -> Result<Connection, SendError> {
-        let timeout = self.config.connect_timeout;
-        let connecting = Connection::open(worker, self.tls.as_ref(), &self.scratch);
-        tokio::time::timeout(timeout, connecting)
-            .await
-            .unwrap_or(Err(SendError::ConnectTimeout(timeout)))
+    async fn connect(
+        &self,
+        worker: &WorkerUrl,
+        timeout: Duration,
+    ) -> Result<Connection, SendError> {
+        let timeout = timeout.min(self.config.connect_timeout);
+        let open = || {
+            let tls = self.tls.as_ref();
+            Connection::open(worker, &self.dialer, timeout, tls, &self.connections, self.clock)
+        };
+        match open().await {
+            Err(SendError::Shortage { shortage, .. })
+                if shortage.kind == Kind::Descriptors && self.pool.give_up_one() =>
+            {
+                open().await
+            }
+            opened => opened,
+        }
     }
 
-    /// One request over one connection, up to the body of its answer.
+    /// A request was lost on a connection that is closed now.
+    async fn lost(&self, worker: &WorkerUrl, delivery: Delivery) -> SendError {
+        SendError::Lost { delivery, gone: self.is_gone(worker).await }
+    }
+
+    /// Whether nobody listens at a worker any more: then nothing can be generating there.
+    async fn is_gone(&self, worker: &WorkerUrl) -> bool {
+        for _ in 0..3 {
+            match self.connect(worker, CHECK).await {
+                Err(error) => return error.is_gone(),
+                Ok(mut connection) => {
+                    if connection.stays_open(SETTLE).await {
+                        self.pool.put(worker.id(), connection, self.clock.mono());
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// One request over one connection, up to the body of its answer; or how much of it was delivered before the
+    /// connection was lost.
     async fn exchange(
         &self,
         connection: &mut Connection,
         request: Request,
         outgoing: &Outgoing<'_>,
-    ) -> Result<Result<Answer, Lost>, SendError> {
+        timeout: Duration,
+    ) -> Result<Result<Answer, Delivery>, SendError> {
         // An answer that is no stream takes most of its time before its head: the total holds here as well.
         let timeout = self
             .total(outgoing.stream)
-            .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout));
+            .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout))
+            .min(timeout);
         match tokio::time::timeout(timeout, connection.exchange(request, outgoing.method)).await {
             Err(_elapsed) => Err(SendError::HeadTimeout(timeout)),
             Ok(Ok(answer)) => Ok(Ok(answer)),
-            Ok(Err(NoAnswer::Unsent)) => Ok(Err(Lost::Unsent)),
-            Ok(Err(NoAnswer::Closed)) => Ok(Err(Lost::Closed)),
+            Ok(Err(NoAnswer::Lost(delivery))) => Ok(Err(delivery)),
             Ok(Err(NoAnswer::Protocol(error))) => Err(SendError::Protocol(error)),
+            Ok(Err(NoAnswer::Shortage(shortage, delivery))) => {
+                Err(SendError::Shortage { shortage, delivery })
+            }
         }
     }
 
@@ -348,12 +362,15 @@ impl Client {
     }
 }
 
-/// Why a connection gave no answer, where another one may.
-enum Lost {
-    /// Not a byte was sent.
-    Unsent,
-    /// Closed before a byte of the answer.
-    Closed,
+/// The body of a document broke.
+fn unread(error: BodyError) -> SendError {
+    let lost = SendError::Lost { delivery: Delivery::PerhapsAll, gone: false };
+    match error {
+        BodyError::Broken(error) => Shortage::try_from_error(error).map_or(lost, |shortage| {
+            SendError::Shortage { shortage, delivery: Delivery::PerhapsAll }
+        }),
+        BodyError::Framing(_) | BodyError::Idle(_) | BodyError::Total => lost,
+    }
 }
 
 /// `Bearer key`; `None` if the key has characters that no header has.

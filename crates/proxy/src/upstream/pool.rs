@@ -1,9 +1,13 @@
 //! Idle connections by worker, newest first, so that the pool shrinks to what the traffic needs.
+//!
+//! While descriptors are scarce nothing is kept: a connection that nobody uses may be the one that somebody lacks.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smg_runtime::descriptors::Descriptors;
 use smg_types::ids::WorkerId;
 
 use super::connection::Connection;
@@ -13,6 +17,7 @@ use super::connection::Connection;
 pub(super) struct Pool {
     max_idle: usize,
     keep_alive: Duration,
+    descriptors: Arc<Descriptors>,
     // A lock of one thread's own: never contended on the request path, taken for a push or a pop.
     idle: Mutex<HashMap<WorkerId, Vec<Idle>>>,
 }
@@ -25,8 +30,12 @@ struct Idle {
 }
 
 impl Pool {
-    pub(super) fn new(max_idle: usize, keep_alive: Duration) -> Self {
-        Self { max_idle, keep_alive, idle: Mutex::default() }
+    pub(super) fn new(
+        max_idle: usize,
+        keep_alive: Duration,
+        descriptors: Arc<Descriptors>,
+    ) -> Self {
+        Self { max_idle, keep_alive, descriptors, idle: Mutex::default() }
     }
 
     /// The connection used last that is still open.
@@ -43,6 +52,9 @@ impl Pool {
 
     /// Keeps a connection for later; closes it if there are enough.
     pub(super) fn put(&self, worker: WorkerId, connection: Connection, now: Duration) {
+        if self.descriptors.is_scarce() {
+            return;
+        }
         let mut idle = self.idle.lock();
         let stack = idle.entry(worker).or_default();
         if stack.len() < self.max_idle {
@@ -50,14 +62,25 @@ impl Pool {
         }
     }
 
-    /// Closes what is closed already or has been idle for too long.
+    /// Closes what is closed already or has been idle for too long; everything, while descriptors are scarce.
     pub(super) fn evict(&self, now: Duration) {
+        let scarce = self.descriptors.is_scarce();
         let keeps = |idle: &mut Idle| {
-            now.saturating_sub(idle.since) < self.keep_alive && idle.connection.is_idle()
+            !scarce && now.saturating_sub(idle.since) < self.keep_alive && idle.connection.is_idle()
         };
         self.idle.lock().retain(|_, stack| {
             stack.retain_mut(keeps);
             !stack.is_empty()
         });
+    }
+
+    /// Closes the connection that has been idle for the longest; whether there was one.
+    pub(super) fn give_up_one(&self) -> bool {
+        let mut idle = self.idle.lock();
+        let oldest = idle.values_mut().filter(|stack| !stack.is_empty());
+        // The newest are on top.
+        let Some(stack) = oldest.min_by_key(|stack| stack[0].since) else { return false };
+        drop(stack.remove(0));
+        true
     }
 }

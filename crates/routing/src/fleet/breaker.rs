@@ -40,7 +40,8 @@ pub enum Outcome {
     Success,
     /// The worker failed.
     Failure,
-    /// Nothing can be said: the client left, or the worker refused for good reason (4xx, 429).
+    /// Nothing can be said: the client left, the worker refused for good reason (4xx) or because it has too much to do,
+    /// or the router lacked something of its own.
     Neutral,
 }
 

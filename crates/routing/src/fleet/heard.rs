@@ -134,11 +134,11 @@ impl Worker {
             || live.own_bad.load(Ordering::Relaxed)
     }
 
-    /// Whether requests are sent to it: nothing speaks against it but that it may be full right now.
+    /// Whether requests are sent to it: nothing speaks against it but that it may have too much to do right now.
     #[must_use]
     pub fn is_routed(&self, now: Now, config: &super::BreakerConfig) -> bool {
         match self.fitness(now, config) {
-            super::Fitness::Fit | super::Fitness::Full => true,
+            super::Fitness::Fit | super::Fitness::PushesBack | super::Fitness::Full => true,
             super::Fitness::Ejected { .. } | super::Fitness::Out => false,
         }
     }

@@ -4,6 +4,7 @@ use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opt
 use smg_types::ids::WorkerId;
 
 use super::breaker::{Mode, Outcome};
+use super::failure::Cause;
 use super::health::State;
 
 /// The metric families of the fleet.
@@ -15,6 +16,7 @@ pub struct Metrics {
     state: IntGaugeVec,
     latency: GaugeVec,
     workers: IntGaugeVec,
+    failed_probes: IntCounterVec,
 }
 
 /// The handles of one worker.
@@ -25,6 +27,8 @@ pub(super) struct WorkerMetrics {
     failed: IntCounter,
     neutral: IntCounter,
     breaker: IntGauge,
+    id: WorkerId,
+    failed_probes: IntCounterVec,
 }
 
 impl Metrics {
@@ -67,6 +71,13 @@ impl Metrics {
                 &["worker"],
             )?,
             workers: gauge("smg_workers", "Workers in the fleet, by state.", &["state"])?,
+            failed_probes: IntCounterVec::new(
+                Opts::new(
+                    "smg_worker_failed_probes_total",
+                    "Probes of a worker, and reads of its models, that failed, by cause.",
+                ),
+                &["worker", "cause"],
+            )?,
         };
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
@@ -74,6 +85,7 @@ impl Metrics {
         registry.register(Box::new(metrics.state.clone()))?;
         registry.register(Box::new(metrics.latency.clone()))?;
         registry.register(Box::new(metrics.workers.clone()))?;
+        registry.register(Box::new(metrics.failed_probes.clone()))?;
         Ok(metrics)
     }
 
@@ -86,6 +98,8 @@ impl Metrics {
             failed: requests("failure"),
             neutral: requests("neutral"),
             breaker: self.breaker.with_label_values(&[&worker]),
+            id,
+            failed_probes: self.failed_probes.clone(),
         }
     }
 
@@ -119,6 +133,9 @@ impl Metrics {
         for outcome in ["success", "failure", "neutral"] {
             let _absent = self.requests.remove_label_values(&[worker.as_str(), outcome]);
         }
+        for cause in Cause::ALL {
+            let _absent = self.failed_probes.remove_label_values(&[worker.as_str(), cause.name()]);
+        }
         for state in State::ALL {
             let _absent = self.state.remove_label_values(&[worker.as_str(), state.name()]);
         }
@@ -132,6 +149,11 @@ impl WorkerMetrics {
             Outcome::Failure => self.failed.inc(),
             Outcome::Neutral => self.neutral.inc(),
         }
+    }
+
+    /// Counts a failed probe. Rare enough for its series to be looked up each time.
+    pub(super) fn count_failed_probe(&self, cause: Cause) {
+        self.failed_probes.with_label_values(&[&self.id.to_string(), cause.name()]).inc();
     }
 
     pub(super) fn show_breaker(&self, mode: Mode) {

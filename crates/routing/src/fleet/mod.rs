@@ -6,13 +6,14 @@
 
 mod breaker;
 mod cut;
+mod failure;
 mod health;
 mod heard;
 mod metrics;
 mod told;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use breaker::{Mode, Outcome};
+pub use failure::{Cause, Failure};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_ejection_percent: u8,
     /// How long a deleted worker may finish what is in flight.
     pub drain_timeout: Duration,
+    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
+    pub aliases: BTreeMap<ModelId, ModelId>,
 }
 
 /// Defaults of `spec::HealthSpec`.
@@ -85,6 +89,7 @@ impl Default for Config {
             breaker: BreakerConfig::default(),
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -130,6 +135,20 @@ pub struct Snapshot {
     everyone: Vec<Member>,
     /// Those whose models are not known yet.
     unread: Vec<Arc<Worker>>,
+    /// Which models the workers list, aliases apart.
+    listed: Listed,
+}
+
+/// Which models the workers of a fleet list, aliases apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Listed {
+    /// None: no worker's models are known, or the workers take whatever is sent.
+    #[default]
+    None,
+    /// Exactly one.
+    One(ModelId),
+    /// More than one.
+    Several,
 }
 
 /// A model and who serves it.
@@ -185,6 +204,12 @@ impl Snapshot {
     /// The models by name, aliases among them.
     pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
         self.models.iter()
+    }
+
+    /// Which models the workers list: a request that names none can only mean the one.
+    #[must_use]
+    pub fn listed(&self) -> &Listed {
+        &self.listed
     }
 
     /// What is known of the model called `name`.
@@ -292,6 +317,22 @@ impl Fleet {
     pub fn ready(&self) -> (usize, usize) {
         let all = self.load().workers.len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
+    }
+
+    /// Whether a worker with this spec may be in the fleet, as one that is there already or as another one.
+    ///
+    /// # Errors
+    /// If another URL has the same id, or the worker is not there and the fleet is full.
+    pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
+        let snapshot = self.load();
+        match snapshot.worker(spec.id()) {
+            Some(there) if there.spec.url != spec.url => {
+                let url = there.spec.url.to_string();
+                Err(RegisterError::SameId { id: spec.id(), url })
+            }
+            None if snapshot.workers().len() >= MAX_WORKERS => Err(RegisterError::Full),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Adds a worker.
@@ -422,6 +463,20 @@ impl Fleet {
         })
     }
 
+    /// Remembers why a worker could not be asked. Returns whether the cause is another one than the last.
+    pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
+        let snapshot = self.load();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        worker.live().note_failure(failure)
+    }
+
+    /// Forgets why a worker could not be asked: it answers well.
+    pub fn clear_failure(&self, id: WorkerId) {
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().clear_failure();
+        }
+    }
+
     /// What a worker serves could not be read.
     pub fn could_not_read(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
@@ -463,7 +518,7 @@ impl Fleet {
         let mut workers = old.workers.clone();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers);
+        let snapshot = build(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
@@ -471,7 +526,11 @@ impl Fleet {
 }
 
 /// Derives who serves what from the list of workers.
-fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
+fn build(
+    version: u64,
+    workers: Vec<Arc<Worker>>,
+    aliases: &BTreeMap<ModelId, ModelId>,
+) -> Snapshot {
     let mut snapshot = Snapshot { version, ..Snapshot::default() };
     for worker in &workers {
         let member = || Member { worker: Arc::clone(worker), renamed: None };
@@ -483,6 +542,11 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             Models::Any => snapshot.any.push(member()),
             Models::Known(models) => {
                 for id in models {
+                    snapshot.listed = match &snapshot.listed {
+                        Listed::None => Listed::One(id.clone()),
+                        Listed::One(known) if known == id => Listed::One(known.clone()),
+                        Listed::One(_) | Listed::Several => Listed::Several,
+                    };
                     add(&mut snapshot.models, id, member());
                 }
             }
@@ -500,11 +564,30 @@ fn build(version: u64, workers: Vec<Arc<Worker>>) -> Snapshot {
             }
         }
     }
+    for (alias, model) in aliases {
+        add_alias(&mut snapshot, alias, model);
+    }
     for model in snapshot.models.values_mut() {
         model.members.sort_by_key(|member| member.worker.id);
     }
     snapshot.workers = workers;
     snapshot
+}
+
+/// Lets whoever serves `model` serve `alias` too. A model that a worker itself calls `alias` is not hidden by it.
+fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
+    let known = snapshot.models.get(model);
+    let members = known.map_or(&snapshot.any, |known| &known.members);
+    if members.is_empty() || snapshot.models.contains_key(alias) {
+        return;
+    }
+    let renamed = |member: &Member| Member {
+        worker: Arc::clone(&member.worker),
+        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
+    };
+    let members = members.iter().map(renamed).collect();
+    let policy = known.and_then(|known| known.policy.clone());
+    snapshot.models.insert(alias.clone(), Model { members, policy });
 }
 
 fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {

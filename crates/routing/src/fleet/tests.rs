@@ -42,6 +42,20 @@ fn one_url_is_one_worker() {
 }
 
 #[test]
+fn a_full_fleet_has_room_for_those_that_are_there() {
+    let fleet = fleet();
+    let told = (0..=MAX_WORKERS).map(|number| {
+        let spec = spec(&format!("http://w{number}"), &["m"]);
+        (spec.id(), Some(Told { spec, verdict: None, cordoned: false }))
+    });
+    fleet.tell(told.collect(), NOW);
+    assert_eq!(fleet.load().workers().len(), MAX_WORKERS);
+    let there = fleet.load().workers()[0].spec.url.to_string();
+    assert_eq!(fleet.check_room(&spec(&there, &["m"])), Ok(()));
+    assert_eq!(fleet.check_room(&spec("http://another", &["m"])), Err(RegisterError::Full));
+}
+
+#[test]
 fn a_model_is_served_by_those_that_have_it() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m", "n"]);
@@ -52,6 +66,30 @@ fn a_model_is_served_by_those_that_have_it() {
     assert_eq!(who_serves(&fleet, Some("n")), [a]);
     assert_eq!(who_serves(&fleet, None), both);
     assert_eq!(fleet.load().served_by(Some("x")), ServedBy::Nobody);
+}
+
+#[test]
+fn an_alias_is_served_by_those_that_serve_the_model() {
+    let named = |alias: &str, model: &str| (ModelId::from(alias), ModelId::from(model));
+    let aliases = [named("a", "m"), named("x", "absent"), named("n", "m")].into();
+    let fleet = fleet_with(Config { aliases, ..Config::default() });
+    let first = ready(&fleet, "http://a", &["m"]);
+    let renamed = |name: &str| match fleet.load().served_by(Some(name)) {
+        ServedBy::Members(members) => {
+            members.iter().map(|member| (member.worker.id, member.renamed.clone())).collect()
+        }
+        ServedBy::NobodyYet | ServedBy::Nobody => Vec::new(),
+    };
+    assert_eq!(renamed("a"), [(first, Some("m".into()))]);
+    assert_eq!(renamed("x"), []);
+    // A model that a worker itself calls so is not hidden.
+    let second = ready(&fleet, "http://b", &["n"]);
+    assert_eq!(renamed("n"), [(second, None)]);
+    // Who takes whatever is sent gets the model's own name, too.
+    let any = fleet.register(spec("http://c", &[])).unwrap();
+    fleet.discovered(any, Discovered { models: Models::Any, info: None });
+    assert!(renamed("a").contains(&(any, Some("m".into()))));
+    assert_eq!(renamed("x"), [(any, Some("absent".into()))]);
 }
 
 #[test]
@@ -189,6 +227,21 @@ fn a_worker_is_never_over_its_own_limit() {
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Full);
     assert!(worker.begin(NOW, breaker, true).is_none());
     drop(first);
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
+}
+
+#[test]
+fn a_worker_that_pushes_back_comes_after_others_until_it_works_again() {
+    let fleet = fleet();
+    let id = ready(&fleet, "http://a", &["m"]);
+    let worker = Arc::clone(fleet.load().worker(id).unwrap());
+    let breaker = &fleet.config().breaker;
+    worker.push_back(NOW, Duration::from_secs(1));
+    assert_eq!(worker.fitness(NOW, breaker), Fitness::PushesBack);
+    assert!(worker.is_routed(NOW, breaker));
+    assert_eq!(worker.fitness(NOW + Duration::from_millis(1001), breaker), Fitness::Fit);
+    let guard = worker.begin(NOW, breaker, false).unwrap();
+    let _mode = guard.end(Outcome::Success, NOW, breaker);
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
 }
 

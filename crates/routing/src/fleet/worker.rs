@@ -15,6 +15,7 @@ use smg_types::spec::WorkerSpec;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
 use super::cut::{Cut, Place};
+use super::failure::Failure;
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
 use super::{BreakerConfig, Config};
@@ -70,6 +71,8 @@ pub(super) struct Live {
     state: AtomicU8,
     /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
     unreachable_until: AtomicU64,
+    /// It has said that it has too much to do: others come first until this time (`Now::mono_nanos`).
+    pushes_back_until: AtomicU64,
     pub(super) probe_wanted: AtomicBool,
     breaker_mode: AtomicU8,
     /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
@@ -79,6 +82,8 @@ pub(super) struct Live {
     cut: Cut,
     /// Looks at what it serves that failed, in a row.
     failed_looks: AtomicU32,
+    /// Why the last probe or read of its models failed; `None`: it went well.
+    failure: Mutex<Option<Failure>>,
     /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
     pub(super) last_success: AtomicU64,
     /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
@@ -120,6 +125,7 @@ impl Worker {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
+            pushes_back_until: AtomicU64::new(0),
             probe_wanted: AtomicBool::new(false),
             breaker_mode: AtomicU8::new(Mode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
@@ -127,6 +133,7 @@ impl Worker {
             health: Mutex::new(health),
             cut: Cut::default(),
             failed_looks: AtomicU32::new(0),
+            failure: Mutex::default(),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
             own_bad: AtomicBool::new(false),
@@ -197,6 +204,13 @@ impl Worker {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
+    /// Why this router's last probe of it, or the last read of its models, failed; `None`: it went well, or another
+    /// router asks it.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.live.failure.lock().clone()
+    }
+
     /// An operator's verdict, while it holds.
     #[must_use]
     pub fn verdict_at(&self, now: Now) -> Option<&Override> {
@@ -210,7 +224,7 @@ impl Worker {
             return Fitness::Out;
         }
         match self.verdict_at(now) {
-            Some(verdict) if verdict.healthy => return self.room(),
+            Some(verdict) if verdict.healthy => return self.room(now),
             Some(_) => return Fitness::Out,
             None => {}
         }
@@ -221,16 +235,18 @@ impl Worker {
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
         if !unreachable && mode == Mode::Closed as u8 {
             if !self.live.is_said_to_fail(now) {
-                return self.room();
+                return self.room(now);
             }
-            return match self.room() {
-                Fitness::Fit => Fitness::Ejected { since: now.mono, unreachable: false },
+            return match self.room(now) {
+                Fitness::Fit | Fitness::PushesBack => {
+                    Fitness::Ejected { since: now.mono, unreachable: false }
+                }
                 fitness => fitness,
             };
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
-            return self.room();
+            return self.room(now);
         }
         let since = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
@@ -238,15 +254,18 @@ impl Worker {
         } else {
             breaker.opened_at()
         };
-        match self.room() {
-            Fitness::Fit => Fitness::Ejected { since, unreachable },
+        match self.room(now) {
+            Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }
 
-    fn room(&self) -> Fitness {
+    fn room(&self, now: Now) -> Fitness {
         match self.spec.max_concurrent {
             Some(most) if self.load() >= most.get() => Fitness::Full,
+            _ if self.live.pushes_back_until.load(Ordering::Relaxed) > now.mono_nanos() => {
+                Fitness::PushesBack
+            }
             _ => Fitness::Fit,
         }
     }
@@ -294,6 +313,11 @@ impl Worker {
         self.live.probe_wanted.store(true, Ordering::Relaxed);
     }
 
+    /// Notes that the worker has refused a request because it has too much to do: for `time`, others come first.
+    pub fn push_back(&self, now: Now, time: Duration) {
+        self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
+    }
+
     /// Whether somebody wants a probe before its time; asking clears the wish.
     #[must_use]
     pub fn take_probe_wish(&self) -> bool {
@@ -312,6 +336,8 @@ impl Worker {
 pub enum Fitness {
     /// It may.
     Fit,
+    /// It may, but it has too much to do: others come first.
+    PushesBack,
     /// It is at its own limit.
     Full,
     /// Only traffic speaks against it: its breaker, or a connect error.
@@ -342,6 +368,20 @@ impl Live {
         let counted = count(&mut health);
         self.state.store(health.state() as u8, Ordering::Relaxed);
         counted
+    }
+
+    /// Remembers a failure; whether its cause is another one than that of the last.
+    pub(super) fn note_failure(&self, failure: Failure) -> bool {
+        self.metrics.count_failed_probe(failure.cause);
+        let mut last = self.failure.lock();
+        let known = last.as_ref().map(|last| (last.cause, last.status));
+        let is_new = known != Some((failure.cause, failure.status));
+        *last = Some(failure);
+        is_new
+    }
+
+    pub(super) fn clear_failure(&self) {
+        *self.failure.lock() = None;
     }
 
     /// What it serves could not be read.
@@ -403,6 +443,9 @@ impl InFlight {
         match outcome {
             Outcome::Success => {
                 self.live.last_success.store(now.mono_nanos(), Ordering::Relaxed);
+                if self.live.pushes_back_until.load(Ordering::Relaxed) != 0 {
+                    self.live.pushes_back_until.store(0, Ordering::Relaxed);
+                }
             }
             Outcome::Failure => {
                 self.live.last_success.store(0, Ordering::Relaxed);

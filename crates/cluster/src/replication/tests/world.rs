@@ -14,12 +14,13 @@ use smg_types::now::Now;
 
 use crate::replication::peer::MAX_OUTBOX;
 use crate::replication::{CHUNK_BYTES, Config, Counters, Message, Replication};
-use crate::state::observation::Load;
-use crate::state::policy::PolicyRecord;
+use crate::state::load::{Load, LoadWrite};
+use crate::state::policy::{PolicyRecord, PolicyWrite};
 use crate::state::row::Blob;
-use crate::state::session::SessionKey;
-use crate::state::totals::Outcome;
-use crate::state::{SessionWrite, StoreId, Write};
+use crate::state::session::{SessionKey, SessionWrite};
+use crate::state::totals::{Outcome, TotalWrite};
+use crate::state::worker::WorkerWrite;
+use crate::state::{StoreId, Write};
 
 pub(super) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
@@ -164,7 +165,8 @@ impl World {
 
     fn plan_tick(&mut self, at: usize) {
         let Some(replica) = &self.nodes[at].replica else { return };
-        let wanted = replica.next_deadline().max(self.now + Duration::from_millis(1));
+        let Some(deadline) = replica.next_deadline() else { return };
+        let wanted = deadline.max(self.now + Duration::from_millis(1));
         if self.nodes[at].tick_at.is_none_or(|planned| planned > wanted) {
             self.nodes[at].tick_at = Some(wanted);
             self.push(wanted - self.now, Event::Tick(at, wanted));
@@ -216,7 +218,7 @@ impl World {
                 self.nodes[at].tick_at = None;
                 let now = self.now_at(at);
                 if let Some(replica) = &mut self.nodes[at].replica
-                    && now.mono >= replica.next_deadline()
+                    && replica.next_deadline().is_some_and(|deadline| now.mono >= deadline)
                 {
                     let mut rng = rng(self.rng.next_u64());
                     replica.handle_tick(now, &mut rng);
@@ -311,7 +313,7 @@ impl World {
         }
     }
 
-    pub(super) fn update(&mut self, at: usize, write: Write) -> bool {
+    pub(super) fn update(&mut self, at: usize, write: impl Into<Write>) -> bool {
         let now = self.now_at(at);
         let replica = self.nodes[at].replica.as_mut().unwrap();
         let wrote = replica.update(now, write).unwrap().is_some();
@@ -320,7 +322,7 @@ impl World {
     }
 
     fn values(&self, at: usize, key: &ModelId) -> BTreeSet<u64> {
-        let values = self.replica(at).state.policies.values(key);
+        let values = self.replica(at).state.tables.policies.values(key);
         values.filter_map(|(_, value)| value.get()?.policy.parse().ok()).collect()
     }
 
@@ -330,7 +332,7 @@ impl World {
             (0..self.nodes.len()).filter(|at| self.nodes[*at].replica.is_some()).collect();
         let at = living[self.rng.random_range(0..living.len())];
         let worker = WorkerId::from_u64(self.rng.random_range(0..12));
-        let write = match self.rng.random_range(0..10) {
+        let write: Write = match self.rng.random_range(0..10) {
             0..=3 => {
                 let key = ModelId::new(format!("m{}", self.rng.random_range(0..6)));
                 let seen = self.values(at, &key);
@@ -345,7 +347,7 @@ impl World {
                     self.superseded.extend(seen);
                 }
                 if remove {
-                    Write::Policy(key, None)
+                    PolicyWrite { model: key, policy: None }.into()
                 } else {
                     let number = self.next_number;
                     self.next_number += 1;
@@ -355,32 +357,32 @@ impl World {
                         parameters: BTreeMap::new(),
                         weights: BTreeMap::new(),
                     };
-                    Write::Policy(key, Some(policy))
+                    PolicyWrite { model: key, policy: Some(policy) }.into()
                 }
             }
-            4 => Write::Load(worker, None),
+            4 => LoadWrite { worker, load: None }.into(),
             5..=6 => {
                 let requests = self.rng.random_range(1..1_000_000);
-                Write::Load(worker, Some(Load { requests, tokens: 0 }))
+                LoadWrite { worker, load: Some(Load { requests, tokens: 0 }) }.into()
             }
             7 => {
                 let spec =
                     smg_types::spec::WorkerSpec::new(format!("http://{worker}:1").parse().unwrap());
                 if self.rng.random_bool(0.5) {
-                    Write::PutWorker((&spec).into())
+                    WorkerWrite::Put((&spec).into()).into()
                 } else {
-                    Write::RemoveWorker(spec.id())
+                    WorkerWrite::Remove(spec.id()).into()
                 }
             }
             8 => {
                 let ttl = Duration::from_secs(100_000);
                 let key = SessionKey(self.rng.random_range(0..5));
-                Write::Session(key, SessionWrite::Use { worker, ttl })
+                SessionWrite::Use { key, worker, ttl }.into()
             }
             _ => {
                 self.nodes[at].counted += 1;
                 let count = self.nodes[at].counted;
-                Write::Total("m".into(), Outcome::Ok, count)
+                TotalWrite { model: "m".into(), outcome: Outcome::Ok, count }.into()
             }
         };
         u64::from(self.update(at, write))
@@ -591,7 +593,7 @@ impl World {
                 } else if store == StoreId::Policies {
                     for (key, version) in theirs.iter().filter(|row| !mine.contains(row)) {
                         let model: ModelId = crate::state::row::decode_key(key).unwrap();
-                        let value = writer.state.policies.value_of(&model, writer.state.me);
+                        let value = writer.state.tables.policies.value_of(&model, writer.state.me);
                         // A row may carry only what others wrote.
                         let Some(value) = value else { continue };
                         let number: u64 = value.get().unwrap().policy.parse().unwrap();

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::crdt::stamp::millis;
 use crate::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
+use crate::state::store::{Retention, Store};
 use crate::state::table::{
     Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES, Row,
-    Store, Table, key_hash, more,
+    Table, key_hash, more,
 };
 use crate::state::writers::Writer;
 
@@ -139,7 +140,7 @@ impl<S: Store> Table<S> {
     ) -> Applied {
         if raw.version == 0
             || raw.key.len() > MAX_KEY_BYTES
-            || raw.content.len() > S::ID.max_content_bytes()
+            || raw.content.len() > S::MAX_CONTENT_BYTES
         {
             return Applied::Refused;
         }
@@ -150,7 +151,7 @@ impl<S: Store> Table<S> {
         if present.is_some_and(|row| row.version >= raw.version) {
             return Applied::Nothing;
         }
-        if present.is_none() && self.log(writer).is_full(S::ID.max_rows()) {
+        if present.is_none() && self.log(writer).is_full(S::MAX_ROWS) {
             return Applied::Refused;
         }
         self.insert(cx, writer, key, raw, source)
@@ -165,7 +166,7 @@ impl<S: Store> Table<S> {
         source: Source,
     ) -> Applied {
         let version = raw.version;
-        let ended = S::ID.ends_with_writer() && cx.writers.is_over(writer);
+        let ended = S::RETENTION == Retention::WithWriter && cx.writers.is_over(writer);
         if ended {
             self.log(writer).hole = Some(1);
         }

@@ -10,21 +10,23 @@ use crate::state::table::{BUCKETS, FREE_TOMBSTONES};
 
 #[derive(Debug)]
 pub(super) struct Log<K> {
+    /// The key of each row, by the version of the row.
     pub(super) by_version: BTreeMap<u64, K>,
     /// Versions of rows that are tombstones or carry kills.
     pub(super) tombstones: BTreeSet<u64>,
-    /// Rows up to here are applied. For this node's own log: the last version written.
+    /// See [`LogPosition::applied`]. Of this node's own log: the last version written.
     pub(super) applied: u64,
-    /// The last version at which nothing was missing. A delta that was cut lacks the rows that had moved to beyond the cut,
-    /// so `applied` alone says nothing about what is not there.
+    /// See [`LogPosition::covered`], without regard to the hole. A delta that was cut lacks the rows that had moved to
+    /// beyond the cut, so `applied` alone does not show which rows are dead (R10).
     pub(super) covered: u64,
-    /// How far the senders of such deltas were, and rows that came before their log.
+    /// See [`LogPosition::target`]: where the senders of such deltas were, and rows that came before their log.
     pub(super) target: u64,
-    /// Rows up to here may be gone that others would need: tombstones, or what others' rows carry now.
+    /// See [`LogPosition::floor`].
     pub(super) floor: u64,
-    /// The first row that was refused here: nothing from it on is served to others, nor believed to be dead because it
-    /// is missing here.
+    /// See [`LogPosition::hole`]. Nothing from it on is sent to others, nor believed to be dead because it is missing
+    /// here (R13).
     pub(super) hole: Option<u64>,
+    /// A fingerprint of the live rows in each bucket of keys; `None` if there was never a row.
     pub(super) prints: Option<Box<[u64; BUCKETS]>>,
 }
 
@@ -44,27 +46,27 @@ impl<K> Default for Log<K> {
 }
 
 impl<K> Log<K> {
-    /// Rows that are not tombstones and carry none.
+    /// How many rows are no tombstones and carry no kills.
     pub(super) fn living(&self) -> usize {
         self.by_version.len() - self.tombstones.len()
     }
 
-    /// Whether a foreign writer has sent more than it may: it would have been refused at home.
+    /// Whether a foreign writer has as many rows as it may: it should have refused to write more.
     pub(super) fn is_full(&self, max_rows: usize) -> bool {
         self.living() >= max_rows || self.by_version.len() >= 4 * max_rows + 2 * FREE_TOMBSTONES
     }
 
-    /// `version` as far as nothing was refused before it.
+    /// `version`, or the last version before the hole if that is lower.
     pub(super) fn before_hole(&self, version: u64) -> u64 {
         self.hole.map_or(version, |hole| version.min(hole - 1))
     }
 
-    /// Up to where what is not here is dead.
+    /// The version up to which a row that is not held is dead.
     pub(super) fn covered(&self) -> u64 {
         self.before_hole(self.covered)
     }
 
-    /// Rows up to `to` are applied, from a log that was at `upto`.
+    /// Rows up to `to` were applied, from a log that was at `upto`.
     pub(super) fn advance(&mut self, to: u64, upto: u64) {
         self.target = self.target.max(upto);
         self.applied = self.applied.max(to);
@@ -73,7 +75,7 @@ impl<K> Log<K> {
         }
     }
 
-    /// Everything up to `version` is here or dead, as a snapshot has shown.
+    /// A snapshot has shown that everything up to `version` is here or dead.
     pub(super) fn claim(&mut self, version: u64) {
         self.covered = self.covered.max(version);
         self.advance(version, version);

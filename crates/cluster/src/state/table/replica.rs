@@ -8,9 +8,10 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::millis;
 use crate::state::row::{self, Blob, RawRow};
+use crate::state::store::{Ownership, Store};
 use crate::state::table::{
     Applied, BUCKETS, Body, BrokenInvariant, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills,
-    LogPosition, Row, Section, Store, Table, bucket_of, encode_content, key_hash, more,
+    LogPosition, Row, Section, Table, bucket_of, encode_content, key_hash, more,
 };
 use crate::state::writers::{Writer, Writers};
 
@@ -70,6 +71,8 @@ pub(crate) trait Replica: Debug {
     /// Drops every row of `writer`, whose measurements mean nothing any more. This node no longer vouches for them: it may
     /// be the only one that takes the writer for dead.
     fn end(&mut self, writer: Writer) -> usize;
+    /// Takes up to `budget` rows of `of`, a writer that is over, over into rows of this node; says how many.
+    fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize;
     /// Whether nothing of `writer` is left but what rows of others hold too.
     fn is_spent(&self, writers: &Writers, writer: Writer) -> bool;
     /// Drops all rows of `writer`. What it covers stays covered; who is behind that needs a snapshot.
@@ -80,7 +83,13 @@ pub(crate) trait Replica: Debug {
     fn forget(&mut self, writer: Writer);
     /// Living rows, bytes of all rows as encoded, tombstones, rows in quarantine.
     fn sizes(&self) -> Sizes;
+    /// How many keys have a value.
+    fn entries(&self) -> usize;
+    /// Whether it holds rows that expire, or tombstones that will be collected.
+    fn changes_with_time(&self) -> bool;
     fn print(&self) -> u64;
+    /// A number that is equal on nodes which read the same.
+    fn reading(&self, writers: &Writers) -> u64;
     /// Living rows of `writer` up to `version`: key and version.
     fn living(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)>;
     fn writers(&self) -> Vec<Writer>;
@@ -312,6 +321,10 @@ impl<S: Store> Replica for Table<S> {
         self.read_again(cx)
     }
 
+    fn changes_with_time(&self) -> bool {
+        self.tombstones > 0 || !self.expiries.is_empty()
+    }
+
     fn end(&mut self, writer: Writer) -> usize {
         match self.logs.get_mut(&writer) {
             Some(log) => log.hole = Some(1),
@@ -320,8 +333,12 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer)
     }
 
+    fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
+        S::adopt(self, cx, of, budget)
+    }
+
     fn is_spent(&self, writers: &Writers, writer: Writer) -> bool {
-        Self::is_spent(self, writers, writer)
+        S::is_spent(self, writers, writer)
     }
 
     fn retire(&mut self, writer: Writer) {
@@ -353,8 +370,19 @@ impl<S: Store> Replica for Table<S> {
         }
     }
 
+    fn entries(&self) -> usize {
+        match S::OWNERSHIP {
+            Ownership::Shared => self.keys().count(),
+            Ownership::PerNode => self.living,
+        }
+    }
+
     fn print(&self) -> u64 {
-        self.print
+        self.fingerprint()
+    }
+
+    fn reading(&self, writers: &Writers) -> u64 {
+        S::reading(self, writers)
     }
 
     fn living(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)> {

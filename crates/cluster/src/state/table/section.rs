@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::state::row::{self, Blob, RawRow};
-use crate::state::table::{Applied, Context, Dot, Mark, Replica, Store, Table};
+use crate::state::store::{Ownership, Store};
+use crate::state::table::{Applied, Context, Dot, Mark, Replica, Table};
 use crate::state::writers::{Writer, Writers};
 
 /// A range of keys with all that the donor knows about them.
@@ -221,7 +222,7 @@ impl<S: Store> Table<S> {
             let Some(held) = Self::dots_in(cx, rows) else { continue };
             let mut ended = BTreeSet::new();
             for (writer, row) in cell {
-                if *writer == cx.me && !S::ID.is_shared() {
+                if *writer == cx.me && S::OWNERSHIP == Ownership::PerNode {
                     continue;
                 }
                 let covers_row = covers((*writer, row.version));

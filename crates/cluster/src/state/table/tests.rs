@@ -6,7 +6,7 @@
 //! put or a removal had seen), and nothing that was seen to go comes back. Own stores: each writer's rows are everywhere as
 //! it wrote them last; what counters make of them is what those of `crdts` read.
 
-mod own;
+pub(crate) mod own;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,106 +14,22 @@ use std::time::Duration;
 use crdts::orswot::Op;
 use crdts::{CmRDT, Dot as ForeignDot, Orswot, VClock};
 use proptest::prelude::*;
-use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
-use smg_types::spec::WorkerSpec;
+use smg_types::ids::{Generation, NodeId};
 
 use super::Replica as _;
 use super::*;
-use crate::crdt::lww_register::LwwRegister;
-use crate::crdt::stamp::Author;
-use crate::state::policy::{Policies, PolicyRecord};
-use crate::state::quota::{Rule, RuleId, RuleMatch, RuleMode, Rules};
-use crate::state::session::{Session, SessionKey, Sessions};
-use crate::state::worker::{WorkerEntry, WorkerRecord, Workers};
-
-const REPLICAS: usize = 4;
-const KEYS: u8 = 4;
+use crate::crdt::stamp::{Author, Stamp};
+use crate::state::policy::Policies;
+pub(crate) const REPLICAS: usize = 4;
+pub(crate) const KEYS: u8 = 4;
 const NOW: Now = Now { mono: Duration::from_secs(1_000), wall: Duration::from_secs(1_000) };
 
-/// A store whose values can be told apart by a number.
-trait Sample: Store<Value: Merge> {
+/// A shared store whose values can be told apart by a number.
+pub(crate) trait SharedSample: Store<Value: Merge> {
     fn key(n: u8) -> Self::Key;
     /// A value that wins over `before`, what is read under the key.
     fn value(n: u8, number: u64, stamp: Stamp, before: Option<&Self::Value>) -> Self::Value;
     fn number(value: &Self::Value) -> u64;
-}
-
-impl Sample for Policies {
-    fn key(n: u8) -> ModelId {
-        ModelId::new(format!("m{n}"))
-    }
-
-    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
-        let policy = number.to_string();
-        let (parameters, weights) = Default::default();
-        LwwRegister::of(stamp, PolicyRecord { policy, parameters, weights })
-    }
-
-    fn number(value: &Self::Value) -> u64 {
-        value.get().unwrap().policy.parse().unwrap()
-    }
-}
-
-fn spec(n: u8) -> WorkerSpec {
-    WorkerSpec::new(format!("http://w{n}:1").parse().unwrap())
-}
-
-impl Sample for Workers {
-    fn key(n: u8) -> WorkerId {
-        spec(n).id()
-    }
-
-    fn value(n: u8, number: u64, stamp: Stamp, _: Option<&WorkerEntry>) -> WorkerEntry {
-        let priority = i32::try_from(number).unwrap();
-        WorkerEntry::told(LwwRegister::of(
-            stamp,
-            WorkerRecord::from(&WorkerSpec { priority, ..spec(n) }),
-        ))
-    }
-
-    fn number(value: &WorkerEntry) -> u64 {
-        let spec = WorkerSpec::try_from(value.record().unwrap()).unwrap();
-        u64::try_from(spec.priority).unwrap()
-    }
-}
-
-impl Sample for Rules {
-    fn key(n: u8) -> RuleId {
-        RuleId(format!("rule {n}"))
-    }
-
-    fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
-        LwwRegister::of(
-            stamp,
-            Rule {
-                matches: RuleMatch::Global,
-                requests: Some(number),
-                tokens: None,
-                window_ms: 1000,
-                burst: 0,
-                mode: RuleMode::Strict,
-            },
-        )
-    }
-
-    fn number(value: &Self::Value) -> u64 {
-        value.get().unwrap().requests.unwrap()
-    }
-}
-
-impl Sample for Sessions {
-    fn key(n: u8) -> SessionKey {
-        SessionKey(u64::from(n))
-    }
-
-    fn value(_: u8, number: u64, stamp: Stamp, before: Option<&Session>) -> Session {
-        let worker = WorkerId::from_u64(number);
-        Session::again(before, worker, stamp, 1_000_000, Duration::from_secs(1_000))
-    }
-
-    fn number(value: &Session) -> u64 {
-        value.worker().as_u64()
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -159,7 +75,7 @@ struct Replica<S: Store> {
     join: Option<(Option<Blob>, Vec<Mark>)>,
 }
 
-fn writer(at: usize) -> NodeId {
+pub(crate) fn writer(at: usize) -> NodeId {
     NodeId { name: format!("n{at}").parse().unwrap(), generation: Generation(1) }
 }
 
@@ -269,7 +185,7 @@ impl<S: Store> Replica<S> {
     }
 }
 
-impl<S: Sample> Replica<S> {
+impl<S: SharedSample> Replica<S> {
     fn put(&mut self, n: u8, number: u64) {
         let stamp = self.clock.tick(NOW);
         let value = S::value(n, number, stamp, self.table.merged(&S::key(n)).as_ref());
@@ -322,7 +238,7 @@ fn two<T>(replicas: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
 }
 
 /// Plays a history and checks it; says whether anything was carried on, and whether a writer was retired.
-fn play<S: Sample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
+fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
     let mut logs: Vec<BTreeMap<Writer, LogPosition>> = vec![BTreeMap::new(); REPLICAS];
@@ -417,8 +333,8 @@ fn check_sums<S: Store>(table: &Table<S>) {
     assert_eq!(table.print, print);
 }
 
-/// Plays `cases` random histories, or as many as `SMG_HISTORIES` says, and sees to it that the rare things were among them.
-fn check_histories<S: Sample>(cases: u32) {
+/// Proves the laws of a shared store: plays `cases` random histories, or as many as `SMG_HISTORIES` says, and sees to it that the rare things were among them.
+pub(crate) fn check_histories<S: SharedSample>(cases: u32) {
     let more = std::env::var("SMG_HISTORIES").ok();
     let cases = more.map_or(cases, |more| more.parse().expect("SMG_HISTORIES is a number"));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
@@ -580,24 +496,4 @@ fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wro
     b.delta(&a, 0, whole);
     b.delta(&d, 3, whole);
     assert_eq!(b.holds(), BTreeSet::from([(0, 1), (0, 2)]));
-}
-
-#[test]
-fn policies_hold_what_an_add_wins_set_holds() {
-    check_histories::<Policies>(10_000);
-}
-
-#[test]
-fn workers_hold_what_an_add_wins_set_holds() {
-    check_histories::<Workers>(2_500);
-}
-
-#[test]
-fn rules_hold_what_an_add_wins_set_holds() {
-    check_histories::<Rules>(2_500);
-}
-
-#[test]
-fn sessions_hold_what_an_add_wins_set_holds() {
-    check_histories::<Sessions>(2_500);
 }

@@ -3,9 +3,10 @@
 use crate::crdt::Merge;
 use crate::state::StoreId;
 use crate::state::row::{self, MAX_KEY_BYTES, MAX_KILLS};
+use crate::state::store::Store;
 use crate::state::table::{
-    Body, Carried, Context, Kills, Replica, Row, Store, Table, encode_content, has_value,
-    join_kills, key_hash, more, small,
+    Body, Carried, Context, Kills, Replica, Row, Table, encode_content, has_value, join_kills,
+    key_hash, more, small,
 };
 use crate::state::writers::{Writer, Writers};
 
@@ -61,6 +62,19 @@ impl<S: Store> Table<S> {
         Some(written.expect("it only shrinks"))
     }
 
+    /// Writes this node's own row, or removes it when there is no value; `None` if there was nothing to remove.
+    pub(crate) fn put_or_remove(
+        &mut self,
+        cx: &Context<'_>,
+        key: S::Key,
+        value: Option<S::Value>,
+    ) -> Result<Option<u64>, RefusedRow> {
+        match value {
+            Some(value) => self.put(cx, key, value).map(Some),
+            None => Ok(self.remove(cx, &key)),
+        }
+    }
+
     fn write(
         &mut self,
         cx: &Context<'_>,
@@ -73,13 +87,13 @@ impl<S: Store> Table<S> {
         if let Some(value) = &add {
             S::validate(&key, value).map_err(|reason| RefusedRow::Invalid { store, reason })?;
         }
-        let limit = store.max_rows();
+        let limit = S::MAX_ROWS;
         let adds = add.is_some() || !carried.is_empty();
         if adds && self.log(cx.me).living() >= limit && self.row(&key, cx.me).is_none() {
             return Err(RefusedRow::Full { store, limit });
         }
         let key_bytes = row::encode_key(&key);
-        let limit = store.max_content_bytes();
+        let limit = S::MAX_CONTENT_BYTES;
         let content = encode_content(cx.writers, add.as_ref(), &carried, &kills);
         let bytes = content.as_ref().map_or(usize::MAX, Vec::len);
         if bytes > limit || kills.len().max(carried.len()) > MAX_KILLS {

@@ -1,0 +1,185 @@
+//! What a store says about itself: its name and number, who writes its rows, how soon they are sent, how long they live
+//! and how large they may be.
+//!
+//! A store is a type without values that implements [`Store`] in a file of its own. The list of all stores is in
+//! [`stores`](crate::state::stores); whatever concerns every store walks that list, so that no other code names one.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use rand::Rng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smg_types::ids::{NodeId, WorkerId};
+
+use crate::crdt::stamp::Stamp;
+use crate::state::StoreId;
+#[cfg(test)]
+use crate::state::golden::Golden;
+use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::writers::{Writer, Writers};
+
+/// Who may change a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// Every node may. A write takes the place of all rows under its key that the node has seen, and a removal removes
+    /// those; a write that a removal has not seen survives it.
+    Shared,
+    /// Only the node that wrote it. Each node has a row of its own under a key, and readers add them up.
+    PerNode,
+}
+
+/// When a row ends without being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// When the generation of the node that wrote it ends: the row is a measurement, which nobody renews then.
+    WithWriter,
+    /// At the time that [`Store::expires_ms`] computes from it.
+    TimeToLive,
+    /// Never. Another node takes the row over when the generation that wrote it ends.
+    Never,
+}
+
+/// The place of a store in the list of stores.
+pub trait Listed {
+    /// The store's value in code that walks stores.
+    const ID: StoreId;
+}
+
+/// A store: its constants, the types of its rows, and what can be done with them.
+pub trait Store: Listed + Debug + Sized + 'static {
+    /// The name in `/ha/status`, metrics and log lines: lower case, and no other store's.
+    const NAME: &'static str;
+    /// The number on the wire, which is also the place in the list of stores, from 0. It never changes and is never
+    /// given to another store, because routers of different versions share a cluster.
+    const WIRE_ID: u8;
+    /// Who may change a row.
+    const OWNERSHIP: Ownership;
+    /// When a row ends without being removed.
+    const RETENTION: Retention;
+    /// How fresh the peers' copies are: a write is sent at once if the last one was sent at least this long ago, else
+    /// together with all others of this time. Up to 10 ms, its messages go before those of slower stores.
+    const COALESCING: Duration;
+    /// Living rows that one writer may have.
+    const MAX_ROWS: usize;
+    /// Longest encoded content of a row, in bytes, at most [`row::MAX_CONTENT_BYTES`](crate::state::row). The rows of a
+    /// shared store need room for the removals that they carry.
+    const MAX_CONTENT_BYTES: usize;
+    /// Whether somebody waits for a write to be confirmed, as an administrator does. Peers then acknowledge at once, not
+    /// within 100 ms.
+    const IS_AWAITED: bool;
+    /// Whether routers of this version write rows of this store. A store that is not in use is replicated all the same,
+    /// for the sake of newer routers, but is not shown in `/ha/status`, `/ha/drift` and metrics.
+    const IS_IN_USE: bool;
+
+    /// The key of a row; at most 1,024 bytes encoded.
+    type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
+    /// The value of a row.
+    type Value: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
+    /// What this node can do to its rows.
+    type Write: Clone + PartialEq + Debug;
+
+    /// Checks that key and value are inside their bounds, of this node's rows and of others'.
+    ///
+    /// # Errors
+    /// The message says which of them is not, and its value.
+    fn validate(key: &Self::Key, value: &Self::Value) -> Result<(), String>;
+
+    /// The latest stamp in a value, by which the clock of this node moves on.
+    fn stamp(_value: &Self::Value) -> Option<Stamp> {
+        None
+    }
+
+    /// When a row ends by itself, in milliseconds of wall time; `Some` in stores with [`Retention::TimeToLive`] only.
+    fn expires_ms(_key: &Self::Key, _value: &Self::Value) -> Option<u64> {
+        None
+    }
+
+    /// Does what `write` asks for, and returns this node's new version; `None` when there was nothing to remove.
+    ///
+    /// # Errors
+    /// The row is outside its bounds; nothing has changed.
+    fn write(
+        table: &mut Table<Self>,
+        cx: &mut Context<'_>,
+        write: Self::Write,
+    ) -> Result<Option<u64>, RefusedRow>;
+
+    /// Takes up to `budget` rows of `of`, a writer that has ended, over into rows of this node; returns how many. Rows
+    /// that end by themselves are left alone.
+    fn adopt(table: &mut Table<Self>, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
+        match Self::OWNERSHIP {
+            Ownership::Shared => table.adopt(cx, of, budget),
+            Ownership::PerNode => 0,
+        }
+    }
+
+    /// Whether rows of others that still write hold all that `of`, a writer that has ended, has written.
+    fn is_spent(table: &Table<Self>, writers: &Writers, of: Writer) -> bool {
+        table.is_spent(writers, of)
+    }
+
+    /// A hash that is equal on nodes which read the same from the table. By default, they hold the same live rows.
+    fn reading(table: &Table<Self>, _writers: &Writers) -> u64 {
+        table.fingerprint()
+    }
+
+    /// A write that `draw` decides, for the simulator and the fuzz targets; `None` if it takes another node and there is
+    /// none. Few different keys should come out, so that nodes write to the same ones.
+    fn sample(draw: &mut Draw<'_>) -> Option<Self::Write>;
+
+    /// A row with every field set, and its bytes.
+    #[cfg(test)]
+    fn golden() -> Golden;
+}
+
+/// What [`Store::sample`] makes a write of.
+pub struct Draw<'a> {
+    /// A number below 1,000.
+    pub number: u32,
+    /// One of few workers.
+    pub worker: WorkerId,
+    /// Whether to write a row, where there is also a way to remove it.
+    pub is_put: bool,
+    /// Another node.
+    pub other: Option<NodeId>,
+    /// The time around which rows are dated, in milliseconds of wall time.
+    pub wall_ms: u64,
+    /// The source of any further choice.
+    pub rng: &'a mut dyn Rng,
+}
+
+impl Debug for Draw<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { number, worker, is_put, .. } = self;
+        write!(f, "{number}, worker {worker}, put {is_put}")
+    }
+}
+
+/// The constants of a store as a value, for code that walks stores.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Properties {
+    pub(super) name: &'static str,
+    pub(super) wire_id: u8,
+    pub(super) ownership: Ownership,
+    pub(super) retention: Retention,
+    pub(super) coalescing: Duration,
+    pub(super) max_content_bytes: usize,
+    pub(super) is_awaited: bool,
+    pub(super) is_in_use: bool,
+}
+
+impl Properties {
+    pub(super) const fn of<S: Store>() -> Self {
+        Self {
+            name: S::NAME,
+            wire_id: S::WIRE_ID,
+            ownership: S::OWNERSHIP,
+            retention: S::RETENTION,
+            coalescing: S::COALESCING,
+            max_content_bytes: S::MAX_CONTENT_BYTES,
+            is_awaited: S::IS_AWAITED,
+            is_in_use: S::IS_IN_USE,
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Why a worker does not serve: the cause of the last failed probe or read of its models, in words that say what to do.
+
+use std::fmt;
+use std::time::Duration;
+
+use smg_types::spec::WorkerUrl;
+
+/// What went wrong, from a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The host of the URL has no address.
+    Resolve,
+    /// Nobody listens at the port.
+    Refused,
+    /// There is no way to the host.
+    Unreachable,
+    /// No connection came about in time.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    Tls,
+    /// The connection was closed before an answer.
+    Closed,
+    /// The connection stood and no answer came in time.
+    Timeout,
+    /// The answer is not HTTP.
+    NotHttp,
+    /// 401 or 403: the worker wants a key that it was not shown.
+    Unauthorized,
+    /// 404 or 405: the worker has no such path.
+    NotFound,
+    /// 3xx: the worker wants to be asked elsewhere.
+    Redirect,
+    /// 5xx or another status: the worker says that it can't serve.
+    Status,
+    /// The list of models is not one.
+    NotAList,
+}
+
+impl Cause {
+    /// All causes.
+    pub const ALL: [Self; 13] = [
+        Self::Resolve,
+        Self::Refused,
+        Self::Unreachable,
+        Self::ConnectTimeout,
+        Self::Tls,
+        Self::Closed,
+        Self::Timeout,
+        Self::NotHttp,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::Redirect,
+        Self::Status,
+        Self::NotAList,
+    ];
+
+    /// The cause that a status stands for; `None`: the answer is good.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Option<Self> {
+        match status {
+            200..=299 => None,
+            300..=399 => Some(Self::Redirect),
+            401 | 403 => Some(Self::Unauthorized),
+            404 | 405 => Some(Self::NotFound),
+            _ => Some(Self::Status),
+        }
+    }
+
+    /// The name in logs, in the API and on metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Resolve => "name_not_found",
+            Self::Refused => "connection_refused",
+            Self::Unreachable => "unreachable",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "tls",
+            Self::Closed => "connection_closed",
+            Self::Timeout => "timeout",
+            Self::NotHttp => "not_http",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "path_not_found",
+            Self::Redirect => "redirect",
+            Self::Status => "status",
+            Self::NotAList => "not_a_model_list",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A failed question to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// When it was seen last, since the Unix epoch.
+    pub at: Duration,
+    /// The path that was asked for.
+    pub path: String,
+    /// What went wrong.
+    pub cause: Cause,
+    /// The status of the answer, if there was one.
+    pub status: Option<u16>,
+    /// The error in full, for people; empty if the status says everything.
+    pub detail: String,
+}
+
+impl Failure {
+    /// What an operator can do about it, for the worker at `url`.
+    #[must_use]
+    pub fn advice(&self, url: &WorkerUrl) -> String {
+        let path = &self.path;
+        match self.cause {
+            Cause::Resolve => format!("check the host {} in the URL, or DNS", url.host()),
+            Cause::Refused => {
+                format!("nothing listens on port {}: start the engine, or correct the URL", url.port())
+            }
+            Cause::Unreachable => {
+                "check the address, the route to it and firewalls between here and there".to_owned()
+            }
+            Cause::ConnectTimeout => {
+                "the host is down, or a firewall drops packets; --connect-timeout-secs bounds the wait"
+                    .to_owned()
+            }
+            Cause::Tls if url.is_secure() => "if the certificate's authority is not a public one, \
+                name it with --worker-tls-ca; if the engine speaks plain HTTP, use http:// in the URL"
+                .to_owned(),
+            Cause::Tls => "use https:// in the URL if the engine speaks TLS".to_owned(),
+            Cause::Closed => "the engine is starting or crashing: see its log".to_owned(),
+            Cause::Timeout => format!(
+                "the engine accepts connections and does not answer {path}: it is overloaded, still \
+                 loading or hung; --health-check-timeout-secs bounds the wait"
+            ),
+            Cause::NotHttp if url.is_secure() => {
+                "another kind of server listens on this port: correct the URL".to_owned()
+            }
+            Cause::NotHttp => "another kind of server listens on this port, or it speaks TLS: \
+                correct the URL, or use https://"
+                .to_owned(),
+            Cause::Unauthorized => "the engine wants a key: give it with --worker-api-key or as the \
+                worker's api_key"
+                .to_owned(),
+            Cause::NotFound if url.path_prefix().ends_with("/v1") => {
+                "the worker's URL must not end in /v1: the router adds the path itself".to_owned()
+            }
+            Cause::NotFound => format!(
+                "the engine has no {path}: correct the URL, or set --health-check-endpoint (or the \
+                 worker's health.endpoint) to a path that it has"
+            ),
+            Cause::Redirect => {
+                "the engine sends the router elsewhere: use the URL that it points to".to_owned()
+            }
+            Cause::Status => "the engine says that it can't serve: see its log".to_owned(),
+            Cause::NotAList => format!(
+                "the answer to {path} is no OpenAI list of models: check that the URL is that of an \
+                 engine, or name the models with the worker's models"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_a_name_and_advice_of_its_own() {
+        let url: WorkerUrl = "http://gpu-1:8000".parse().unwrap();
+        let mut names = Vec::new();
+        let mut advice = Vec::new();
+        for cause in Cause::ALL {
+            let failure = Failure {
+                at: Duration::ZERO,
+                path: "/health".to_owned(),
+                cause,
+                status: None,
+                detail: String::new(),
+            };
+            names.push(cause.name());
+            advice.push(failure.advice(&url));
+        }
+        for list in [&mut names.iter().map(ToString::to_string).collect(), &mut advice] {
+            list.sort();
+            list.dedup();
+            assert_eq!(list.len(), Cause::ALL.len(), "{list:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_has_a_cause_unless_it_is_good() {
+        let seen = [200, 204, 307, 401, 403, 404, 405, 429, 500, 503].map(Cause::of_status);
+        let (unauthorized, missing, other) =
+            (Some(Cause::Unauthorized), Some(Cause::NotFound), Some(Cause::Status));
+        let wanted = [
+            None,
+            None,
+            Some(Cause::Redirect),
+            unauthorized,
+            unauthorized,
+            missing,
+            missing,
+            other,
+            other,
+            other,
+        ];
+        assert_eq!(seen, wanted);
+    }
+}

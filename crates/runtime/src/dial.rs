@@ -1,0 +1,346 @@
+//! Connects to a host by name: resolves it, and races its addresses as RFC 8305 (Happy Eyeballs) says.
+//!
+//! The families of the addresses alternate, the next attempt starts 250 ms after the last one or as soon as that has
+//! failed, the first connection wins and the others are dropped. The winner is remembered and comes first the next time.
+//! When the resolver fails or is slow, the addresses that it gave last are used.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use crate::clock::Clock;
+use crate::descriptors::{Counted, Descriptors};
+use crate::resolve::{ResolveError, Resolver};
+use crate::shortage::{Kind, Shortage, Shortages};
+
+/// Between the starts of two attempts (RFC 8305, 5: "Connection Attempt Delay").
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+/// How long the resolver may take before addresses that it gave earlier are used.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Names that are remembered.
+const MAX_REMEMBERED: usize = 16 << 10;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The resolver says that the name does not exist.
+    #[error(transparent)]
+    NoSuchName(ResolveError),
+    /// The router lacks something of its own. It has been counted and logged.
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
+    /// No address could be connected to; the error is the one that says most.
+    #[error(transparent)]
+    Connect(io::Error),
+    /// No address answered in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// What is remembered of a name.
+#[derive(Debug, Clone, Default)]
+struct Remembered {
+    /// The address of the last connection.
+    winner: Option<SocketAddr>,
+    /// What the resolver said last.
+    addresses: Vec<SocketAddr>,
+}
+
+/// Makes connections. One per process, shared by reference, so that all threads learn which address answers.
+#[derive(Debug)]
+pub struct Dialer {
+    resolver: Resolver,
+    shortages: Shortages,
+    descriptors: Arc<Descriptors>,
+    // Held to copy or replace one entry, when a connection is made.
+    remembered: Mutex<HashMap<(String, u16), Remembered>>,
+}
+
+impl Dialer {
+    /// A dialer that remembers nothing.
+    #[must_use]
+    pub fn new(resolver: Resolver, shortages: Shortages, descriptors: Arc<Descriptors>) -> Self {
+        Self { resolver, shortages, descriptors, remembered: Mutex::default() }
+    }
+
+    /// A dialer for a program that makes few connections and shows no metrics.
+    #[must_use]
+    pub fn simple(clock: Clock) -> Arc<Self> {
+        let shortages = Shortages::unregistered(clock);
+        Arc::new(Self::new(Resolver::system(clock), shortages, Descriptors::new(None)))
+    }
+
+    /// What resolves names.
+    #[must_use]
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// Where shortages are reported.
+    #[must_use]
+    pub fn shortages(&self) -> &Shortages {
+        &self.shortages
+    }
+
+    /// The count of descriptors in use.
+    #[must_use]
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
+    }
+
+    /// Connects to a host by name or address, within `timeout`, name resolution included. The connection counts as a
+    /// descriptor as long as the guard lives.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection; the error says whether that is the other side's fault.
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<(TcpStream, Counted), DialError> {
+        let tcp = self.dial_with(host, port, timeout, TcpStream::connect).await;
+        let tcp = tcp.inspect_err(|error| {
+            if let DialError::Shortage(shortage) = error {
+                let doing = format!("connecting to {host}:{port}");
+                self.shortages.report(shortage.kind, &doing, &shortage.source);
+            }
+        })?;
+        Ok((tcp, self.descriptors.count()))
+    }
+
+    async fn dial_with<T, F: Future<Output = io::Result<T>>>(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+        connect: impl FnMut(SocketAddr) -> F,
+    ) -> Result<T, DialError> {
+        let resolved = AtomicBool::new(false);
+        let dialing = async {
+            let addresses = self.addresses_of(host, port).await?;
+            resolved.store(true, Ordering::Relaxed);
+            match race(&addresses, connect).await {
+                Ok((address, connection)) => {
+                    if addresses.len() > 1 && addresses[0] != address {
+                        self.remember(host, port, |remembered| remembered.winner = Some(address));
+                    }
+                    Ok(connection)
+                }
+                Err(failures) => Err(verdict(failures, has_source_address)),
+            }
+        };
+        match tokio::time::timeout(timeout, dialing).await {
+            Ok(dialed) => dialed,
+            Err(_elapsed) if resolved.load(Ordering::Relaxed) => Err(DialError::Timeout(timeout)),
+            Err(_elapsed) => {
+                let source = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the name {host} was not resolved within {timeout:?}"),
+                );
+                Err(Shortage { kind: Kind::Resolver, source }.into())
+            }
+        }
+    }
+
+    /// The addresses of a name in the order in which to try them.
+    async fn addresses_of(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let place = (host.to_owned(), port);
+        let old = self.remembered.lock().get(&place).cloned().unwrap_or_default();
+        let resolving = self.resolver.resolve(host, port);
+        let found = if old.addresses.is_empty() {
+            resolving.await
+        } else {
+            tokio::time::timeout(PATIENCE, resolving).await.unwrap_or_else(|_elapsed| {
+                let why = format!("no answer within {PATIENCE:?}");
+                Err(ResolveError::Unknown { kind: Kind::Resolver, host: host.to_owned(), why })
+            })
+        };
+        match found {
+            Ok(addresses) => {
+                if addresses != old.addresses {
+                    self.remember(host, port, |remembered| {
+                        remembered.addresses.clone_from(&addresses);
+                    });
+                }
+                Ok(in_turn(&addresses, old.winner))
+            }
+            Err(error @ ResolveError::NoSuchName { .. }) => Err(DialError::NoSuchName(error)),
+            Err(error @ ResolveError::Unknown { kind, .. }) if old.addresses.is_empty() => {
+                Err(Shortage { kind, source: io::Error::other(error) }.into())
+            }
+            Err(error @ ResolveError::Unknown { kind, .. }) => {
+                self.shortages.report(kind, "resolving: going on with the last addresses", &error);
+                Ok(in_turn(&old.addresses, old.winner))
+            }
+        }
+    }
+
+    fn remember(&self, host: &str, port: u16, change: impl FnOnce(&mut Remembered)) {
+        let mut remembered = self.remembered.lock();
+        let place = (host.to_owned(), port);
+        if remembered.len() >= MAX_REMEMBERED && !remembered.contains_key(&place) {
+            // Far more names than workers: most are of workers that have left.
+            remembered.clear();
+        }
+        change(remembered.entry(place).or_default());
+    }
+}
+
+/// The order in which addresses are tried: the last winner, then the families by turns, the one that the resolver put
+/// first beginning (RFC 8305, 4).
+fn in_turn(addresses: &[SocketAddr], winner: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let mut order: Vec<SocketAddr> =
+        winner.into_iter().filter(|winner| addresses.contains(winner)).collect();
+    let Some(first) = addresses.first() else { return order };
+    let (mut ours, mut others): (Vec<_>, Vec<_>) =
+        addresses.iter().copied().partition(|address| address.is_ipv4() == first.is_ipv4());
+    if order.first().is_some_and(|winner| winner.is_ipv4() == first.is_ipv4()) {
+        std::mem::swap(&mut ours, &mut others);
+    }
+    let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
+    loop {
+        let pair = [ours.next(), others.next()];
+        if pair == [None, None] {
+            break;
+        }
+        for address in pair.into_iter().flatten() {
+            if !order.contains(&address) {
+                order.push(address);
+            }
+        }
+    }
+    order.truncate(MAX_ADDRESSES);
+    order
+}
+
+type Failures = Vec<(SocketAddr, io::Error)>;
+
+/// Connects to the first of `addresses` that answers. `Err`: why each of them did not.
+async fn race<T, F: Future<Output = io::Result<T>>>(
+    addresses: &[SocketAddr],
+    mut connect: impl FnMut(SocketAddr) -> F,
+) -> Result<(SocketAddr, T), Failures> {
+    let mut left = addresses.iter().copied();
+    let mut running: Vec<Attempt<F>> = Vec::new();
+    let mut failures = Failures::new();
+    loop {
+        // What lacks a descriptor for one address lacks it for the next.
+        let is_short = failures.iter().any(|(_, error)| is_for_all(error));
+        if !is_short && let Some(address) = left.next() {
+            running.push((address, Box::pin(connect(address))));
+        }
+        if running.is_empty() {
+            return Err(failures);
+        }
+        let has_more = !is_short && left.len() > 0;
+        let (address, ended) = tokio::select! {
+            biased;
+            ended = first_to_end(&mut running) => ended,
+            () = tokio::time::sleep(ATTEMPT_DELAY), if has_more => continue,
+        };
+        match ended {
+            Ok(connection) => return Ok((address, connection)),
+            Err(error) => failures.push((address, error)),
+        }
+    }
+}
+
+type Attempt<F> = (SocketAddr, Pin<Box<F>>);
+
+/// Removes the first of `running` that ends, and returns what it gave.
+async fn first_to_end<F: Future>(running: &mut Vec<Attempt<F>>) -> (SocketAddr, F::Output) {
+    std::future::poll_fn(|cx| {
+        for at in 0..running.len() {
+            if let Poll::Ready(ended) = running[at].1.as_mut().poll(cx) {
+                return Poll::Ready((running.remove(at).0, ended));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Whether an error is a shortage that every address meets.
+fn is_for_all(error: &io::Error) -> bool {
+    match Kind::of(error) {
+        Some(
+            Kind::Descriptors
+            | Kind::SystemDescriptors
+            | Kind::Memory
+            | Kind::Threads
+            | Kind::Resolver,
+        ) => true,
+        // Ports run out per destination.
+        Some(Kind::Ports) | None => false,
+    }
+}
+
+/// What the failures of all addresses mean together. `has_source`: whether this machine has an address from which it
+/// could reach one.
+fn verdict(mut failures: Failures, has_source: impl Fn(SocketAddr) -> bool) -> DialError {
+    if let Some(at) = failures.iter().position(|(_, error)| is_for_all(error)) {
+        // The other addresses might have answered.
+        let (_, source) = failures.swap_remove(at);
+        return match Shortage::try_from_error(source) {
+            Ok(shortage) => shortage.into(),
+            Err(error) => DialError::Connect(error),
+        };
+    }
+    let lacks_ports = |(address, error): &(SocketAddr, io::Error)| {
+        // The system says the same of a family that this machine has no address of.
+        Kind::of(error) == Some(Kind::Ports) && has_source(*address)
+    };
+    if let Some(at) = failures.iter().position(lacks_ports) {
+        let (_, source) = failures.swap_remove(at);
+        return Shortage { kind: Kind::Ports, source }.into();
+    }
+    // Nobody listens there only if nobody listens at any address that this machine can reach.
+    let weight = |(_, error): &(SocketAddr, io::Error)| match error.kind() {
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable => 0,
+        _ if error.raw_os_error() == Some(EAFNOSUPPORT) => 0,
+        io::ErrorKind::ConnectionRefused => 1,
+        _ => 2,
+    };
+    let no_address = || io::Error::new(io::ErrorKind::NotFound, "no address");
+    let told = failures.into_iter().rev().max_by_key(weight);
+    DialError::Connect(told.map_or_else(no_address, |(_, error)| error))
+}
+
+/// Whether this machine has an address from which it could reach `address`. Sends nothing: a datagram socket only looks
+/// the route up.
+fn has_source_address(address: SocketAddr) -> bool {
+    let any = if address.is_ipv4() {
+        SocketAddr::from(([0; 4], 0))
+    } else {
+        SocketAddr::from(([0; 16], 0))
+    };
+    match UdpSocket::bind(any) {
+        Ok(socket) => socket.connect(address).is_ok(),
+        // Without a descriptor it cannot be told.
+        Err(error) => is_for_all(&error),
+    }
+}
+
+/// The system does not know the family of an address at all.
+const EAFNOSUPPORT: i32 = if cfg!(target_os = "linux") { 97 } else { 47 };
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Workers, how they are found, and how they are checked.
+
+use super::Takes::{Many, Nothing, One};
+use super::{ALL, PeerFlag, SGLANG_VLLM, SMG, SMG_SGLANG, VLLM, always, only, refused, same};
+
+const NO_DISCOVERY: &str = "workers are not discovered here: list them in --worker-urls, or let each register itself with POST /workers";
+
+const ONE_STAGE: &str = "disaggregation is not supported; list workers that do both prefill and decode in --worker-urls";
+
+/// The rows.
+pub(super) const FLAGS: &[PeerFlag] = &[
+    same(
+        "--worker-urls",
+        ALL,
+        "http:// and https:// URLs; grpc://, ipc:// and URL@RANK are refused",
+    ),
+    always(
+        "--worker-startup-timeout-secs",
+        ALL,
+        One,
+        "a worker may take any time to start: it is pending until it answers, and gets requests from then on",
+    ),
+    always(
+        "--worker-startup-check-interval",
+        ALL,
+        One,
+        "a worker that has not answered yet is probed at least every --health-check-interval-secs, and its models are asked for every 2 seconds",
+    ),
+    refused(
+        "--worker-startup-delay",
+        SMG,
+        One,
+        "a probe does not disturb a worker that starts: remove the flag",
+    ),
+    same("--health-failure-threshold", ALL, ""),
+    same("--health-success-threshold", ALL, "default 1; theirs 2"),
+    same("--health-check-timeout-secs", ALL, ""),
+    same("--health-check-interval-secs", ALL, "default 10; theirs 60"),
+    same("--health-check-endpoint", ALL, ""),
+    same("--disable-health-check", SMG_SGLANG, ""),
+    refused(
+        "--remove-unhealthy-workers",
+        SMG,
+        Nothing,
+        "a worker that fails stays listed and serves again as soon as it answers; DELETE /workers/{id} removes it",
+    ),
+    always(
+        "--no-remove-unhealthy-workers",
+        SMG,
+        Nothing,
+        "a worker that fails stays listed until DELETE /workers/{id}",
+    ),
+    always(
+        "--worker-auto-recovery",
+        SMG,
+        Nothing,
+        "a worker that fails serves again as soon as it answers its probes",
+    ),
+    refused(
+        "--no-worker-auto-recovery",
+        SMG,
+        Nothing,
+        "a worker that fails serves again as soon as it answers; POST /workers/{id}/override keeps it out",
+    ),
+    refused(
+        "--worker-stall-secs",
+        SMG,
+        One,
+        "a transport failure counts at once here, and the next good probe ends it: remove the flag",
+    ),
+    refused(
+        "--worker-wedge-secs",
+        SMG,
+        One,
+        "use --response-head-timeout-secs and --idle-timeout-secs: they end a request to a worker that makes no progress",
+    ),
+    only(
+        "--worker-stale-secs",
+        SMG,
+        One,
+        &["0"],
+        "workers do not push their load here: probes tell whether a worker answers",
+    ),
+    refused("--service-discovery", ALL, Nothing, NO_DISCOVERY),
+    refused("--selector", ALL, Many, NO_DISCOVERY),
+    refused("--service-discovery-port", ALL, One, NO_DISCOVERY),
+    refused("--service-discovery-namespace", ALL, One, NO_DISCOVERY),
+    refused("--service-discovery-protocol", SMG, One, NO_DISCOVERY),
+    refused("--discovery-provider", SMG, One, NO_DISCOVERY),
+    refused(
+        "--discovery-file",
+        SMG,
+        One,
+        "list workers in [[workers]] tables of the --config file, or change them with POST and DELETE /workers",
+    ),
+    refused(
+        "--discovery-check-interval-secs",
+        SMG,
+        One,
+        "list workers in [[workers]] tables of the --config file, or change them with POST and DELETE /workers",
+    ),
+    refused(
+        "--model-id-from",
+        SMG,
+        One,
+        "model ids come from each worker's /v1/models, or from models in its [[workers]] table",
+    ),
+    refused(
+        "--router-selector",
+        SMG,
+        Many,
+        "routers are found by name here: give --mesh-peer-urls the name of a headless Service",
+    ),
+    refused("--pd-disaggregation", SMG_SGLANG, Nothing, ONE_STAGE),
+    refused("--epd-disaggregation", SMG, Nothing, ONE_STAGE),
+    refused("--vllm-pd-disaggregation", VLLM, Nothing, ONE_STAGE),
+    refused("--mini-lb", SGLANG_VLLM, Nothing, ONE_STAGE),
+    refused("--prefill", ALL, Many, ONE_STAGE),
+    refused("--decode", ALL, One, ONE_STAGE),
+    refused("--mode", VLLM, One, ONE_STAGE),
+    refused("--prefill-workers", VLLM, Many, ONE_STAGE),
+    refused("--decode-workers", VLLM, Many, ONE_STAGE),
+    refused("--encode", SMG, Many, ONE_STAGE),
+    refused("--prefill-policy", ALL, One, ONE_STAGE),
+    refused("--decode-policy", ALL, One, ONE_STAGE),
+    refused("--encode-policy", SMG, One, ONE_STAGE),
+    refused("--prefill-selector", ALL, Many, ONE_STAGE),
+    refused("--decode-selector", ALL, Many, ONE_STAGE),
+    refused("--encode-selector", SMG, Many, ONE_STAGE),
+    only("--prefill-max-inflight-requests-per-worker", SMG, One, &["-1", "0"], ONE_STAGE),
+    refused("--prefill-queue-size", SMG, One, ONE_STAGE),
+    refused("--prefill-queue-timeout-secs", SMG, One, ONE_STAGE),
+    refused("--pd-admission-wait-secs", SMG, One, ONE_STAGE),
+    refused("--kv-connector", VLLM, One, ONE_STAGE),
+    refused("--kv-connector-annotation", SMG, One, ONE_STAGE),
+    refused("--kv-engine-id-annotation", SMG, One, ONE_STAGE),
+    refused("--vllm-discovery-address", VLLM, One, ONE_STAGE),
+    only(
+        "--backend",
+        ALL,
+        One,
+        &["sglang", "vllm", "trtllm", "openai", "anthropic"],
+        "every engine that speaks HTTP is treated alike",
+    ),
+    only(
+        "--runtime",
+        VLLM,
+        One,
+        &["sglang", "vllm", "trtllm", "openai", "anthropic"],
+        "every engine that speaks HTTP is treated alike",
+    ),
+    refused(
+        "--zmq-engine-count",
+        SMG,
+        One,
+        "engines are spoken to over HTTP only: list http:// URLs in --worker-urls",
+    ),
+];

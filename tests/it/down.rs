@@ -1,0 +1,135 @@
+//! Why a worker is down: for each cause the log says which worker, what happened and what to do, and the API shows it.
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+
+use crate::support::eventually;
+use crate::support::router::Router;
+use crate::support::worker::Worker;
+
+/// A server that answers every connection with `bytes`.
+async fn says(bytes: &'static [u8]) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let _gone = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.is_err();
+            let _gone = stream.write_all(bytes).await.is_err();
+        }
+    });
+    (url, serving)
+}
+
+/// Waits for the line about `url` in the log.
+async fn line(router: &Router, url: &str) -> Value {
+    eventually(&format!("the log says why {url} does not serve"), || async {
+        let log = router.log();
+        let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = events.find(|event| event["level"] == "WARN" && event["url"] == *url);
+        found.ok_or(log)
+    })
+    .await
+}
+
+/// Registers a worker and checks what is said of it.
+async fn check(url: &str, cause: &str, status: Option<u16>, advice: &str) {
+    let flags = [
+        "--health-failure-threshold",
+        "1",
+        "--connect-timeout-secs",
+        "0.5",
+        "--health-check-timeout-secs",
+        "0.5",
+        "--worker-urls",
+        url,
+    ];
+    let router = Router::start(&flags).await;
+    let event = line(&router, url).await;
+    assert_eq!(event["cause"], cause, "{event}");
+    assert_eq!(event["status"].as_u64(), status.map(u64::from), "{event}");
+    assert!(event["advice"].as_str().unwrap().contains(advice), "{event}");
+    let shown = router.get("/workers").await.json()["workers"][0]["last_error"].clone();
+    assert_eq!((&shown["cause"], &shown["advice"]), (&event["cause"], &event["advice"]));
+    assert!(shown["at"].as_str().unwrap().ends_with('Z'), "{shown}");
+    let id = router.get("/workers").await.json()["workers"][0]["id"].as_str().unwrap().to_owned();
+    let series = format!("smg_worker_failed_probes_total{{cause=\"{cause}\",worker=\"{id}\"}}");
+    assert!(router.metric(&series).await >= 1.0, "{series}");
+}
+
+#[tokio::test]
+async fn each_status_of_a_probe_has_its_cause() {
+    for (answer, cause, status, advice) in [
+        (
+            &b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n"[..],
+            "path_not_found",
+            404,
+            "--health-check-endpoint",
+        ),
+        (b"HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n", "unauthorized", 401, "--worker-api-key"),
+        (b"HTTP/1.1 403 X\r\ncontent-length: 0\r\n\r\n", "unauthorized", 403, "--worker-api-key"),
+        (b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", "status", 503, "see its log"),
+        (b"HTTP/1.1 307 X\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "redirect", 307, "URL"),
+    ] {
+        let (url, serving) = says(answer).await;
+        check(&url, cause, Some(status), advice).await;
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn each_failure_of_a_connection_has_its_cause() {
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    check(&closed, "connection_refused", None, "start the engine").await;
+    let (url, serving) = says(b"SSH-2.0-OpenSSH_9\r\n\r\n").await;
+    check(&url, "not_http", None, "another kind of server").await;
+    check(&url.replace("http://", "https://"), "tls", None, "--worker-tls-ca").await;
+    serving.abort();
+    check("http://no-such-host.invalid:8000", "name_not_found", None, "no-such-host.invalid").await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    check(&url, "timeout", None, "overloaded").await;
+}
+
+#[tokio::test]
+async fn a_list_of_models_that_is_none_is_said_although_the_probe_is_good() {
+    let (url, serving) = says(b"HTTP/1.1 200 X\r\ncontent-length: 5\r\n\r\nhello").await;
+    check(&url, "not_a_model_list", Some(200), "models").await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_error_goes_when_the_worker_serves() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let shown = router.get("/workers").await.json()["workers"][0].clone();
+    assert_eq!((&shown["state"], &shown["last_error"]), (&json!("ready"), &Value::Null));
+}
+
+#[tokio::test]
+async fn a_clients_base_url_is_recognised() {
+    let router = Router::start(&[]).await;
+    for url in ["http://gpu-1:8000/v1", "http://gpu-1:8000/v1/"] {
+        let answer = router.post("/workers", json!({ "url": url }).to_string()).await;
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (400, Some("url")));
+        assert!(message.contains("use http://gpu-1:8000"), "{message}");
+        let checked = crate::support::router::command()
+            .args(["check-config", "--worker-urls", url])
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(2), "{said}");
+        assert!(said.contains("use http://gpu-1:8000"), "{said}");
+    }
+    for endpoint in ["health", "/a b", "/x\r\nhost: evil"] {
+        let spec = json!({ "url": "http://gpu-1:8000", "health": { "endpoint": endpoint } });
+        let answer = router.post("/workers", spec.to_string()).await;
+        assert_eq!(answer.status, 400, "{endpoint:?}: {}", answer.text());
+    }
+}

@@ -1,0 +1,198 @@
+//! What is sent twice and what is not, and what a worker's "too much" means.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::support::eventually;
+use crate::support::router::Router;
+use crate::support::worker::Worker;
+
+const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
+const POISON: &str = r#"{"model":"m","messages":[{"role":"user","content":"poison"}]}"#;
+const JSON: &str = "content-type: application/json\r\n";
+
+/// Workers that die when they have read a poisonous request, as processes do: the connections are cut and nobody listens
+/// any more.
+struct Mortals {
+    alive: Arc<Mutex<Vec<Option<Worker>>>>,
+    urls: Vec<String>,
+}
+
+impl Mortals {
+    async fn start(count: usize) -> Self {
+        let (dies, mut dying) = mpsc::channel::<usize>(count);
+        let alive: Arc<Mutex<Vec<Option<Worker>>>> = Arc::default();
+        let mut urls = Vec::new();
+        for nth in 0..count {
+            let dies = dies.clone();
+            let worker = Worker::start(move |mut talk| {
+                let dies = dies.clone();
+                async move {
+                    if talk.seen.body.windows(6).any(|bytes| bytes == b"poison") {
+                        dies.send(nth).await.unwrap();
+                        std::future::pending::<()>().await;
+                    }
+                    talk.answer(200, JSON, b"{}").await;
+                    talk
+                }
+            })
+            .await;
+            urls.push(worker.url());
+            alive.lock().unwrap().push(Some(worker));
+        }
+        let killed = Arc::clone(&alive);
+        tokio::spawn(async move {
+            while let Some(nth) = dying.recv().await {
+                drop(killed.lock().unwrap()[nth].take());
+            }
+        });
+        Self { alive, urls }
+    }
+
+    fn dead(&self) -> usize {
+        self.alive.lock().unwrap().iter().filter(|worker| worker.is_none()).count()
+    }
+}
+
+#[tokio::test]
+async fn a_poisonous_request_kills_two_workers_at_most() {
+    for warm in [true, false] {
+        let workers = Mortals::start(8).await;
+        // As many attempts as there are workers, and none of them waits for long.
+        let flags = ["--policy", "round_robin", "--threads", "1", "--retry-max-retries", "20"];
+        let router = Router::before(&workers.urls, &flags).await;
+        for _ in 0..if warm { 32 } else { 0 } {
+            assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+        }
+        let answer = router.post("/v1/chat/completions", POISON).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "upstream_connection_failed"),
+            "warm: {warm}"
+        );
+        assert_eq!(workers.dead(), 2, "warm: {warm}");
+        // The others go on.
+        for _ in 0..16 {
+            assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+        }
+        assert_eq!(workers.dead(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_was_read_on_a_reused_connection_does_not_run_twice() {
+    // Once it is told to, it reads a request whole and closes the connection without an answer.
+    let closes = Arc::new(AtomicBool::new(false));
+    let closing = Arc::clone(&closes);
+    let script = move |mut talk: crate::support::worker::Talk| {
+        let closes = closing.load(Ordering::Relaxed);
+        async move {
+            if closes {
+                talk.close();
+            } else {
+                talk.answer(200, JSON, b"{}").await;
+            }
+            talk
+        }
+    };
+    let workers = [Worker::start(script.clone()).await, Worker::start(script).await];
+    let urls: Vec<_> = workers.iter().map(Worker::url).collect();
+    let seen = || workers.iter().map(|worker| worker.seen().len()).sum::<usize>();
+    let router = Router::before(&urls, &["--policy", "round_robin", "--threads", "1"]).await;
+    for _ in 0..8 {
+        assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+    }
+    closes.store(true, Ordering::Relaxed);
+    let answer = router.post("/v1/chat/completions", CHAT).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_connection_failed"));
+    assert_eq!(seen(), 9, "the request ran more than once");
+}
+
+/// How a worker's breaker is, as the API shows it.
+async fn breaker(router: &Router, url: &str) -> String {
+    let all = router.get("/workers").await.json();
+    let workers = all["workers"].as_array().unwrap();
+    let worker = workers
+        .iter()
+        .find(|worker| worker["spec"]["url"].as_str().unwrap().trim_end_matches('/') == url);
+    worker.unwrap()["breaker"].as_str().unwrap().to_owned()
+}
+
+/// A worker that answers everything with a status.
+async fn answering(status: u16, headers: &'static str) -> Worker {
+    Worker::start(move |mut talk| async move {
+        talk.answer(status, headers, b"{\"mine\":1}").await;
+        talk
+    })
+    .await
+}
+
+#[tokio::test]
+async fn push_back_opens_no_breaker() {
+    for status in [429, 503] {
+        let worker = answering(status, JSON).await;
+        let flags = ["--disable-retries", "--cb-failure-threshold", "2"];
+        let router = Router::before(&[worker.url()], &flags).await;
+        for _ in 0..10 {
+            let answer = router.post("/v1/chat/completions", CHAT).await;
+            assert_eq!((answer.status, answer.text().as_str()), (status, "{\"mine\":1}"));
+        }
+        assert_eq!(worker.seen().len(), 10, "it is asked all the same when it is alone");
+        assert_eq!(breaker(&router, &worker.url()).await, "closed", "{status}");
+    }
+}
+
+#[tokio::test]
+async fn who_pushes_back_is_spared_for_a_while_and_then_asked_again() {
+    let busy = Arc::new(AtomicBool::new(true));
+    let is_busy = Arc::clone(&busy);
+    let worker = Worker::start(move |mut talk| {
+        let (status, headers) =
+            if is_busy.load(Ordering::Relaxed) { (503, "retry-after: 2\r\n") } else { (200, JSON) };
+        async move {
+            talk.answer(status, headers, b"{}").await;
+            talk
+        }
+    })
+    .await;
+    let other = Worker::plain().await;
+    let flags = ["--policy", "round_robin", "--threads", "1"];
+    let router = Router::before(&[worker.url(), other.url()], &flags).await;
+    // The two seconds of its Retry-After are more than this takes.
+    for _ in 0..40 {
+        assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+    }
+    assert_eq!(worker.seen().len(), 1);
+    assert_eq!(breaker(&router, &worker.url()).await, "closed");
+    busy.store(false, Ordering::Relaxed);
+    eventually("it is asked again", || async {
+        assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let seen = worker.seen().len();
+        if seen > 1 { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_pushes_back_is_configured() {
+    let worker = answering(503, JSON).await;
+    let flags = ["--disable-retries", "--cb-failure-threshold", "2", "--push-back-statuses", "529"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    for _ in 0..4 {
+        assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 503);
+    }
+    assert_eq!(breaker(&router, &worker.url()).await, "open");
+    // What is configured is tried at another worker, although no router would by itself.
+    let (full, free) = (answering(529, JSON).await, Worker::plain().await);
+    let flags = ["--policy", "round_robin", "--push-back-statuses", "529"];
+    let router = Router::before(&[full.url(), free.url()], &flags).await;
+    for _ in 0..4 {
+        assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+    }
+    assert_eq!(breaker(&router, &full.url()).await, "closed");
+    assert_eq!(full.seen().len(), 1);
+}
