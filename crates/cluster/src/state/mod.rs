@@ -195,7 +195,7 @@ impl State {
     /// A hash that is equal on nodes which hold the same live rows of `store`.
     #[must_use]
     pub fn fingerprint(&self, store: StoreId) -> u64 {
-        self.replica(store).print()
+        self.replica(store).fingerprint()
     }
 
     /// A hash that is equal on nodes which read the same from `store`. For checks.
@@ -252,6 +252,6 @@ impl State {
         version: u64,
     ) -> Vec<(Vec<u8>, u64)> {
         let number = self.writers.number(writer);
-        number.map_or_else(Vec::new, |writer| self.replica(store).living(writer, version))
+        number.map_or_else(Vec::new, |writer| self.replica(store).live_rows(writer, version))
     }
 }
