@@ -361,7 +361,7 @@ impl Driver {
                     .map(|member| member.address);
                 ClusterEventKind::Member { transition, address }
             }
-            membership::Event::Me { from, to } => {
+            membership::Event::OwnState { from, to } => {
                 info!(%from, %to, "this router's state changed");
                 ClusterEventKind::Me { from, to }
             }
@@ -369,7 +369,7 @@ impl Driver {
                 warn!(%identity, "another router declared this one DOWN while it was alive; refuted");
                 ClusterEventKind::Renewed
             }
-            membership::Event::Reborn { was, is } => {
+            membership::Event::NewGeneration { was, is } => {
                 warn!(
                     %was, %is,
                     "other routers know a later generation of this router: it goes on under a new generation"

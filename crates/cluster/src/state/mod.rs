@@ -36,7 +36,7 @@ use crate::crdt::stamp::{Author, HybridClock};
 use crate::state::prefixes::Prefixes;
 use crate::state::stores::{ChangedKeys, Tables};
 pub use crate::state::stores::{STORES, StoreId, Write};
-use crate::state::table::{Context, RefusedRow, Replica, Sizes};
+use crate::state::table::{BrokenInvariant, Context, LogPosition, RefusedRow, Replica, Sizes};
 use crate::state::writers::{Writer, Writers};
 
 /// A write of this node: a receipt waits until peers have applied it.
@@ -46,6 +46,18 @@ pub struct Version {
     pub store: StoreId,
     /// The version of the write in this node's log of the store.
     pub version: u64,
+}
+
+/// A log whose invariants do not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("log of {writer} in {store}: {broken}")]
+pub struct BrokenLog {
+    /// The store.
+    pub store: StoreId,
+    /// The writer of the log.
+    pub writer: String,
+    /// What does not hold.
+    pub broken: BrokenInvariant,
 }
 
 /// All replicated state that this node holds.
@@ -207,6 +219,28 @@ impl State {
         let marks = self.replica(store).marks().into_iter();
         let covered = marks.filter(|mark| mark.version > 0);
         covered.filter_map(|mark| Some((self.writers.id(mark.writer)?, mark.version)))
+    }
+
+    /// Where the log of each writer is, in each store. For checks.
+    pub fn log_positions(&self) -> impl Iterator<Item = ((StoreId, Writer), LogPosition)> {
+        StoreId::ALL.into_iter().flat_map(|store| {
+            let logs = self.replica(store).log_positions().into_iter();
+            logs.map(move |(writer, position)| ((store, writer), position))
+        })
+    }
+
+    /// Checks the invariants of every log, in time proportional to logs and tombstones. For checks.
+    ///
+    /// # Errors
+    ///
+    /// The first log whose invariants do not hold.
+    pub fn check_logs(&self) -> Result<(), BrokenLog> {
+        StoreId::ALL.into_iter().try_for_each(|store| {
+            self.replica(store).check_logs(self.me).map_err(|(writer, broken)| {
+                let writer = self.writers.id(writer).map(ToString::to_string).unwrap_or_default();
+                BrokenLog { store, writer, broken }
+            })
+        })
     }
 
     /// The encoded keys and versions of the live rows of `writer` in `store`, up to `version`. For checks.

@@ -17,6 +17,7 @@
 //! the log no longer holds all tombstones. R8: a snapshot includes the waiting kills.
 
 mod apply;
+mod log;
 mod replica;
 mod section;
 #[cfg(test)]
@@ -36,6 +37,8 @@ use crate::state::store::Store;
 use crate::state::writers::{Writer, Writers};
 
 pub(crate) use apply::Applied;
+use log::Log;
+pub use log::{BrokenInvariant, LogPosition};
 pub use replica::Sizes;
 pub(crate) use replica::{Cut, Mark, Replica};
 pub(crate) use section::Section;
@@ -199,78 +202,6 @@ fn encode_content<V: Serialize>(
     let carried = carried.iter().filter_map(|c| Some((writers.id(c.dot.0)?, c.dot.1, &c.value)));
     let carried: SmallVec<[_; 2]> = carried.collect();
     ContentRef { add, carried: &carried, kills: &kills }.encode()
-}
-
-#[derive(Debug)]
-struct Log<K> {
-    by_version: BTreeMap<u64, K>,
-    /// Versions of rows that are tombstones or carry kills.
-    tombstones: BTreeSet<u64>,
-    /// Rows up to here are applied. For this node's own log: the last version written.
-    applied: u64,
-    /// The last version at which nothing was missing. A delta that was cut lacks the rows that had moved to beyond the cut,
-    /// so `applied` alone says nothing about what is not there.
-    covered: u64,
-    /// How far the senders of such deltas were, and rows that came before their log.
-    target: u64,
-    /// Rows up to here may be gone that others would need: tombstones, or what others' rows carry now.
-    floor: u64,
-    /// The first row that was refused here: nothing from it on is served to others, nor believed to be dead because it
-    /// is missing here.
-    hole: Option<u64>,
-    prints: Option<Box<[u64; BUCKETS]>>,
-}
-
-impl<K> Default for Log<K> {
-    fn default() -> Self {
-        Self {
-            by_version: BTreeMap::new(),
-            tombstones: BTreeSet::new(),
-            applied: 0,
-            covered: 0,
-            target: 0,
-            floor: 0,
-            hole: None,
-            prints: None,
-        }
-    }
-}
-
-impl<K> Log<K> {
-    /// Rows that are not tombstones and carry none.
-    fn living(&self) -> usize {
-        self.by_version.len() - self.tombstones.len()
-    }
-
-    /// Whether a foreign writer has sent more than it may: it would have been refused at home.
-    fn is_full(&self, max_rows: usize) -> bool {
-        self.living() >= max_rows || self.by_version.len() >= 4 * max_rows + 2 * FREE_TOMBSTONES
-    }
-
-    /// `version` as far as nothing was refused before it.
-    fn before_hole(&self, version: u64) -> u64 {
-        self.hole.map_or(version, |hole| version.min(hole - 1))
-    }
-
-    /// Up to where what is not here is dead.
-    fn covered(&self) -> u64 {
-        self.before_hole(self.covered)
-    }
-
-    /// Rows up to `to` are applied, from a log that was at `upto`.
-    fn advance(&mut self, to: u64, upto: u64) {
-        self.target = self.target.max(upto);
-        self.applied = self.applied.max(to);
-        if self.applied >= self.target {
-            self.covered = self.applied;
-        }
-    }
-
-    /// Everything up to `version` is here or dead, as a snapshot has shown.
-    fn claim(&mut self, version: u64) {
-        self.covered = self.covered.max(version);
-        self.advance(version, version);
-    }
 }
 
 /// The rows under one key, at most one per writer.

@@ -10,8 +10,8 @@ use crate::crdt::stamp::millis;
 use crate::state::row::{self, Blob, RawRow};
 use crate::state::store::{Ownership, Store};
 use crate::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Row, Section, Table,
-    bucket_of, encode_content, extras, key_hash,
+    Applied, BUCKETS, Body, BrokenInvariant, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills,
+    LogPosition, Row, Section, Table, bucket_of, encode_content, extras, key_hash,
 };
 use crate::state::writers::{Writer, Writers};
 
@@ -107,6 +107,9 @@ pub(crate) trait Replica: Debug {
     fn live_rows(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)>;
     /// The writers that have a log here.
     fn writers(&self) -> Vec<Writer>;
+    fn log_positions(&self) -> Vec<(Writer, LogPosition)>;
+    /// Checks the invariants of all logs; `me` writes one of them.
+    fn check_logs(&self, me: Writer) -> Result<(), (Writer, BrokenInvariant)>;
 }
 
 /// How much a store holds.
@@ -412,5 +415,14 @@ impl<S: Store> Replica for Table<S> {
 
     fn writers(&self) -> Vec<Writer> {
         self.logs.keys().copied().collect()
+    }
+
+    fn log_positions(&self) -> Vec<(Writer, LogPosition)> {
+        self.logs.iter().map(|(writer, log)| (*writer, log.position())).collect()
+    }
+
+    fn check_logs(&self, me: Writer) -> Result<(), (Writer, BrokenInvariant)> {
+        let mut logs = self.logs.iter();
+        logs.try_for_each(|(w, log)| log.check(*w == me).map_err(|broken| (*w, broken)))
     }
 }

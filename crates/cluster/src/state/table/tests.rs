@@ -100,6 +100,15 @@ impl<S: Store> Replica<S> {
         f(&mut self.table, &mut cx)
     }
 
+    /// Checks the invariants of all logs, and that none has moved back from where it was in `before`.
+    fn check_logs(&self, before: &mut BTreeMap<Writer, LogPosition>) {
+        assert_eq!(self.table.check_logs(self.number(self.at)), Ok(()), "at {}", self.at);
+        for (writer, log) in self.table.log_positions() {
+            let former = before.insert(writer, log).unwrap_or_default();
+            assert_eq!(log.check_after(&former), Ok(()), "at {}", self.at);
+        }
+    }
+
     /// Merges the next range of a snapshot; after the last one, claims what all its donors cover.
     fn range(&mut self, from: &Self, bytes: usize) {
         let (after, claim) = self.join.take().unwrap_or_default();
@@ -232,6 +241,7 @@ fn two<T>(replicas: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
 fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
+    let mut logs: Vec<BTreeMap<Writer, LogPosition>> = vec![BTreeMap::new(); REPLICAS];
     let mut expected = Expected::default();
     let (mut adopted, mut retired) = (false, false);
     for (number, event) in (1u64..).zip(events) {
@@ -276,6 +286,7 @@ fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError
             let back: Vec<_> = holds.intersection(&gone[at]).collect();
             prop_assert!(back.is_empty(), "{:?} came back at {} by {:?}", back, at, event);
             gone[at].extend(before[at].difference(&holds));
+            replica.check_logs(&mut logs[at]);
         }
     }
     // Every replica receives all logs from every other.

@@ -57,6 +57,7 @@ fn rows<S: OwnSample>(replica: &Replica<S>) -> Rows<S> {
 pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut written: Rows<S> = BTreeMap::new();
+    let mut logs = vec![BTreeMap::new(); REPLICAS];
     for (number, event) in (1u64..).zip(events) {
         match *event {
             Event::Put(at, n) => {
@@ -81,6 +82,9 @@ pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseEr
                 let of = replicas[at].number(of);
                 replicas[at].table.collect(of, u64::MAX);
             }
+        }
+        for (replica, logs) in replicas.iter().zip(&mut logs) {
+            replica.check_logs(logs);
         }
     }
     for _ in 0..3 {
