@@ -1,25 +1,24 @@
-//! Between the cluster and this router: what the cluster knows becomes what is routed by, and what this router sees
-//! becomes what the cluster knows. The only place that knows both.
+//! Connects the cluster node with routing: the only module that knows both.
 //!
-//! A router alone is a cluster of one: every administrator's write goes through [`Admin`] into the cluster node, and comes
-//! from there into routing, with other routers or without.
+//! A router alone is a cluster of one. Every administrator's write goes through [`Admin`] into the cluster node, and from
+//! there into routing, with other routers or without.
 //!
-//! Inward, `picture` follows the shared state on the mesh's thread and puts each change into the fleet and the policies
-//! before any other router is told that it was applied: who waits for a receipt has waited for routing itself. Outward,
-//! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second while there is anything to
-//! say and ten times a second while there is not, and says what has changed. Where nobody can join, it says nothing.
-//! Both are level-triggered: doing either twice does no harm.
+//! Inward, `follower` runs on the mesh's thread and applies each change of the shared state to the fleet and the policies
+//! before the node acknowledges the change to any other router. So a receipt means that the named routers route by the write.
+//! Outward, [`Bridge::run`] compares what the fleet sees with what it last published, and publishes the difference: every
+//! 25 ms while anything changes, every 100 ms while nothing does. A router that nobody can join publishes nothing.
+//! Both directions are level-triggered: doing either twice does no harm.
 //!
-//! No request waits for any of it. When the cluster node fails, routing goes on by what was last known and by what this
-//! router sees itself, and administrators' writes are refused.
+//! No request waits for any of it. When the cluster node fails, the router routes by the last state and by what it sees
+//! itself, and refuses administrators' writes.
 
 mod admin;
+mod follower;
 mod health;
 mod metrics;
-mod picture;
 mod publish;
 mod settings;
-mod settle;
+mod startup;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -33,19 +32,19 @@ pub use metrics::Metrics;
 pub use settings::{PolicyDocument, PolicyError};
 
 use smg_mesh as mesh;
-use smg_proxy::dispatch;
 use smg_routing::fleet::{Fleet, Heard};
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 use smg_types::spec::WorkerSpec;
 
-/// What joins cluster and router.
+/// How a router starts in a cluster, and how routers share the probing of workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// How many routers ask each worker how it is, 1 at least.
+    /// How many routers probe each worker, at least 1.
     pub health_probers: usize,
-    /// How long a router that was told of others is not ready while it has not yet learnt what they know.
+    /// The longest time for which a router with join addresses is not ready while it lacks the state of the others.
     pub join_timeout: Duration,
-    /// Whether others were named: somebody to wait for.
+    /// Whether join addresses are configured: there may be others to learn from.
     pub has_others: bool,
 }
 
@@ -55,50 +54,50 @@ impl Default for Config {
     }
 }
 
-/// What both directions stand on.
+/// What both directions need.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     config: Config,
     fleet: Arc<Fleet>,
-    dispatch: Arc<dispatch::Shared>,
+    policies: Arc<Policies>,
     clock: Clock,
-    /// Workers that this router's configuration names.
+    /// The workers that this router's configuration names.
     configured: Arc<[WorkerSpec]>,
     gate: Arc<Gate>,
-    /// Wakes who asks workers how they are.
+    /// Wakes the prober before its next probe is due.
     wake: Arc<Notify>,
 }
 
-/// Whether this router knows what the others know.
+/// How far the start of this router is.
 #[derive(Debug)]
 pub struct Gate {
-    settled: AtomicBool,
-    told: AtomicBool,
+    is_open: AtomicBool,
+    announced: AtomicBool,
 }
 
 impl Gate {
-    /// Open from the start where there is nobody to learn from.
+    /// `is_open`: there are no others to learn from.
     fn new(is_open: bool) -> Self {
-        Self { settled: AtomicBool::new(is_open), told: AtomicBool::new(false) }
+        Self { is_open: AtomicBool::new(is_open), announced: AtomicBool::new(false) }
     }
 
-    /// It does, or there are no others, or it has waited long enough: from now on it is as good as any.
+    /// Whether this router may be ready: it has the state of the others, there are none, or it has waited long enough.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+        self.is_open.load(Ordering::Acquire)
     }
 
     fn open(&self) {
-        self.settled.store(true, Ordering::Release);
+        self.is_open.store(true, Ordering::Release);
     }
 
-    /// It has said which workers its configuration names: from now on those are there that the cluster has.
-    fn has_told(&self) -> bool {
-        self.told.load(Ordering::Acquire)
+    /// Whether this router has announced its configured workers: from then on, a worker that the state lacks was removed.
+    fn has_announced(&self) -> bool {
+        self.announced.load(Ordering::Acquire)
     }
 
-    fn tell(&self) {
-        self.told.store(true, Ordering::Release);
+    fn mark_announced(&self) {
+        self.announced.store(true, Ordering::Release);
     }
 }
 
@@ -108,25 +107,25 @@ impl Bridge {
     pub fn new(
         config: Config,
         fleet: Arc<Fleet>,
-        dispatch: Arc<dispatch::Shared>,
+        policies: Arc<Policies>,
         configured: &[WorkerSpec],
         clock: Clock,
         wake: Arc<Notify>,
     ) -> Self {
         let gate = Arc::new(Gate::new(!config.has_others));
-        Self { config, fleet, dispatch, clock, configured: configured.into(), gate, wake }
+        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
     }
 
-    /// Whether this router knows what the others know.
+    /// How far the start of this router is, for `/readiness`.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
-    /// What follows the shared state, for the mesh to carry.
+    /// The follower that applies the shared state to routing, for the mesh to call.
     #[must_use]
     pub fn follower(&self) -> Box<dyn mesh::Follower> {
-        Box::new(picture::Picture::new(self))
+        Box::new(follower::RoutingFollower::new(self))
     }
 
     /// Announces the workers that the configuration names, and publishes what this router sees, until the task is dropped.
@@ -142,36 +141,36 @@ impl Bridge {
         std::future::pending().await
     }
 
-    /// What the task does while the node runs.
+    /// Announces the configured workers and publishes, while the node runs.
     async fn share(&self, mesh: mesh::Handle, metrics: Metrics) -> Infallible {
-        let mut settling = settle::Settling::new(self, mesh.clone());
+        let mut startup = startup::Startup::new(self, mesh.clone());
         if !mesh.is_networked() {
-            while !settling.look().await {
+            while !startup.advance().await {
                 tokio::time::sleep(TICK).await;
             }
             // Nobody reads what a router alone would publish.
             return std::future::pending().await;
         }
-        self.dispatch.policies.memory().journal.open();
+        self.policies.memory().journal.open();
         let mut publisher = publish::Publisher::new(self, mesh, metrics);
         let mut busy_until = self.clock.mono() + BUSY;
         loop {
             let now = self.clock.mono();
-            let has_settled = settling.look().await;
-            if publisher.look().await {
+            let has_announced = startup.advance().await;
+            if publisher.publish_changes().await {
                 busy_until = now + BUSY;
             }
             for (worker, change) in self.fleet.weigh(self.clock.now()) {
-                tracing::info!(%worker, ?change, "others say of this worker");
+                tracing::info!(%worker, ?change, "reports of other routers changed the health of a worker");
             }
-            // The pace of the comparison, not a wait for something: nothing tells this task of changes.
-            let is_busy = now < busy_until || !has_settled;
+            // This is the pace of the comparison: nothing notifies this task of changes.
+            let is_busy = now < busy_until || !has_announced;
             tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
         }
     }
 
-    /// The node has failed. What other routers said grows old, so this router asks its workers itself and decides by what
-    /// it sees; and it waits for no router any more before it is ready.
+    /// Goes on after the node has failed. The reports of other routers grow old, so this router drops them and probes all
+    /// its workers itself. It no longer waits for other routers before it is ready.
     fn go_on_without_node(&self) {
         self.gate.open();
         for worker in self.fleet.snapshot().workers() {
@@ -181,11 +180,11 @@ impl Bridge {
     }
 }
 
-/// Between two comparisons of what is seen with what was said.
+/// Time between two comparisons of what is seen with what was published.
 const TICK: Duration = Duration::from_millis(25);
 
-/// The same once nothing was said for a while: an idle router is to cost nothing.
+/// The same once nothing was published for a while: an idle router must cost almost nothing.
 const QUIET_TICK: Duration = Duration::from_millis(100);
 
-/// How long after something was said more of it is expected.
+/// How long after a publication the next one is expected soon.
 const BUSY: Duration = Duration::from_secs(5);

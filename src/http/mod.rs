@@ -4,12 +4,15 @@
 //! order: name, route, keys) to `inference` (the data path) or to `local` (everything that the router answers itself),
 //! and out again through `body`. `error` is the only file that knows which status a failure has.
 
+mod accept;
 mod auth;
 mod body;
 mod buffered;
 mod connection;
+mod data_thread;
 mod encoding;
 mod error;
+mod exchange;
 mod fanout;
 mod foreign;
 mod form;
@@ -22,10 +25,13 @@ mod legacy;
 mod local;
 mod metrics;
 mod peek;
+mod public;
 mod routes;
 mod server;
 mod shard;
 mod shared;
+mod upload;
+mod wait;
 mod watched;
 mod workers;
 
@@ -37,6 +43,7 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::sync::Notify;
 
+pub use auth::{KeysRefused, LiveKeys};
 pub use metrics::Metrics;
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
@@ -46,6 +53,7 @@ use smg_mesh as mesh;
 use smg_proxy::dispatch;
 use smg_proxy::upstream;
 use smg_routing::fleet::Fleet;
+use smg_routing::policies::Policies;
 use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
 
@@ -150,6 +158,10 @@ pub struct Surface {
     pub config: Config,
     /// The workers.
     pub fleet: Arc<Fleet>,
+    /// The keys that requests are held against, first those of `config`.
+    pub keys: LiveKeys,
+    /// Which policy picks for which model.
+    pub policies: Arc<Policies>,
     /// How requests reach workers.
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use smg_routing::fleet::{Models, Override, Worker};
+use smg_types::bounds::{
+    self, OVERRIDE_REASON_BYTES, OVERRIDE_SECONDS, PROBE_INTERVAL_SECONDS, PROBE_TIMEOUT_SECONDS,
+};
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
@@ -20,7 +24,7 @@ use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, Worker
 use super::Surface;
 use super::error::ApiError;
 use super::foreign;
-use super::shared::WaitQuery;
+use super::wait::WaitQuery;
 
 /// A worker's spec as the API speaks it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,13 +132,13 @@ impl SpecDocument {
         {
             return Err(invalid("labels", error));
         }
-        if let Some(endpoint) = &self.health.endpoint {
-            HealthSpec::check_endpoint(endpoint)
-                .map_err(|why| invalid("health", format!("health.endpoint {endpoint:?} {why}")))?;
-        }
         let mut models = self.models;
         models.extend(self.model_id);
-        Ok(WorkerSpec {
+        let interval =
+            seconds("health.interval_secs", self.health.interval_secs, &PROBE_INTERVAL_SECONDS)?;
+        let timeout =
+            seconds("health.timeout_secs", self.health.timeout_secs, &PROBE_TIMEOUT_SECONDS)?;
+        let spec = WorkerSpec {
             url: self.url,
             models,
             aliases: self.aliases,
@@ -147,15 +151,20 @@ impl SpecDocument {
             api_key,
             health: HealthSpec {
                 endpoint: self.health.endpoint,
-                interval: seconds("health.interval_secs", self.health.interval_secs)?,
-                timeout: seconds("health.timeout_secs", self.health.timeout_secs)?,
+                interval,
+                timeout,
                 failure_threshold: self.health.failure_threshold,
                 success_threshold: self.health.success_threshold,
                 disabled: self.health.disabled,
             },
             max_concurrent: self.max_concurrent,
             bootstrap_port: self.bootstrap_port,
-        })
+        };
+        spec.check().map_err(|error| {
+            let param = error.field.split('.').next().unwrap_or(error.field);
+            invalid(param, error)
+        })?;
+        Ok(spec)
     }
 
     fn key(&self, may_refer: bool) -> Result<Option<Secret>, ApiError> {
@@ -203,16 +212,17 @@ fn read_key_file(path: &str) -> std::io::Result<String> {
     std::fs::read_to_string(path)
 }
 
-fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>, ApiError> {
-    match value {
-        None => Ok(None),
-        Some(value) if (0.01..=86_400.0).contains(&value) => {
-            Ok(Some(Duration::from_secs_f64(value)))
-        }
-        Some(value) => {
-            Err(invalid("health", format!("{name} {value} is not between 0.01 and 86400")))
-        }
-    }
+/// A time in seconds. It is checked before it becomes a [`Duration`], which holds no negative number.
+fn seconds(
+    name: &'static str,
+    value: Option<f64>,
+    bounds: &RangeInclusive<f64>,
+) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = value else { return Ok(None) };
+    let param = name.split('.').next().unwrap_or(name);
+    bounds::number(&value, bounds)
+        .map_err(|why| invalid(param, format!("{name} {value} {why}")))?;
+    Ok(Some(Duration::from_secs_f64(value)))
 }
 
 pub(super) fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
@@ -266,7 +276,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
 
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
-    !surface.config.admin_api_keys.is_empty()
+    surface.keys.load().have_admins()
 }
 
 /// The worker that `id` names: its id, or its URL.
@@ -493,25 +503,14 @@ pub(super) async fn override_health(
     let wait = wait.read()?;
     let worker = find(&surface, &id)?;
     let asked: OverrideDocument = read(&body)?;
-    if asked.reason.trim().is_empty() || asked.reason.len() > 500 {
-        return Err(invalid(
-            "reason",
-            "a reason of 1 to 500 bytes is needed, for the next person who looks",
-        ));
+    let bytes = OVERRIDE_REASON_BYTES;
+    if asked.reason.trim().is_empty() || !bytes.contains(&asked.reason.len()) {
+        let (low, high) = (bytes.start(), bytes.end());
+        let message = format!("a reason of {low} to {high} bytes is needed, for other operators");
+        return Err(invalid("reason", message));
     }
-    let now = surface.clock.now();
-    let until = match asked.ttl_secs {
-        None => None,
-        Some(ttl) if (0.01..=31_536_000.0).contains(&ttl) => {
-            Some(now.mono + Duration::from_secs_f64(ttl))
-        }
-        Some(ttl) => {
-            return Err(invalid(
-                "ttl_secs",
-                format!("ttl_secs {ttl} is not between 0.01 and a year"),
-            ));
-        }
-    };
+    let ttl = seconds("ttl_secs", asked.ttl_secs, &OVERRIDE_SECONDS)?;
+    let until = ttl.map(|ttl| surface.clock.mono() + ttl);
     tracing::info!(worker = %worker.id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
     let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
     let written = surface.admin.override_worker(worker.id, Some(verdict)).await?;

@@ -31,7 +31,7 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::stores::News;
+use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
@@ -226,15 +226,15 @@ impl Node {
         self.replication.forget_prefixes(worker);
     }
 
-    /// From now on, keys that change are kept for [`Node::take_news`].
-    pub fn follow(&mut self) {
-        self.replication.follow();
+    /// From now on, keys that change are kept for [`Node::take_changed_keys`].
+    pub fn track_changed_keys(&mut self) {
+        self.replication.track_changed_keys();
     }
 
     /// The keys under which something has changed since this was last called, whether this node or another one changed
     /// it.
-    pub fn take_news(&mut self) -> News {
-        self.replication.take_news()
+    pub fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.replication.take_changed_keys()
     }
 
     /// The times that peers took to confirm what this node wrote: see [`Replication::take_confirmation_times`].

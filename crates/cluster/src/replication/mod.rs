@@ -55,7 +55,7 @@ use crate::replication::schedule::Schedule;
 use crate::replication::settling::Settling;
 use crate::replication::snapshot_loads::{LeastClaim, SnapshotLoads};
 use crate::state::row::Blob;
-use crate::state::stores::News;
+use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::writers::Writer;
 use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
@@ -190,12 +190,12 @@ impl Replication {
         self.state.prefixes.forget(worker);
     }
 
-    pub(crate) fn follow(&mut self) {
-        self.state.follow();
+    pub(crate) fn track_changed_keys(&mut self) {
+        self.state.track_changed_keys();
     }
 
-    pub(crate) fn take_news(&mut self) -> News {
-        self.state.take_news()
+    pub(crate) fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.state.take_changed_keys()
     }
 
     /// Plans to send the new rows of `store`: at once, or with the next ones if some were sent a moment ago.

@@ -34,7 +34,7 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::{Author, HybridClock};
 use crate::state::prefixes::Prefixes;
-use crate::state::stores::{News, Tables};
+use crate::state::stores::{ChangedKeys, Tables};
 pub use crate::state::stores::{STORES, StoreId, Write};
 use crate::state::table::{BrokenInvariant, Context, LogPosition, RefusedRow, Replica, Sizes};
 use crate::state::writers::{Writer, Writers};
@@ -144,14 +144,14 @@ impl State {
     }
 
     /// Keeps the keys that change from now on, until they are taken.
-    pub(crate) fn follow(&mut self) {
-        self.tables.follow();
-        self.prefixes.follow();
+    pub(crate) fn track_changed_keys(&mut self) {
+        self.tables.track_changed_keys();
+        self.prefixes.keep_received();
     }
 
     /// Takes the keys that have changed since the last call, whichever node has changed them.
-    pub(crate) fn take_news(&mut self) -> News {
-        self.tables.take_news(self.prefixes.take_news())
+    pub(crate) fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.tables.take_changed_keys(self.prefixes.take_received())
     }
 }
 

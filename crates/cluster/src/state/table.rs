@@ -290,12 +290,12 @@ impl<S: Store> Table<S> {
     }
 
     /// Keeps the keys that change from now on, until they are taken.
-    pub(crate) fn follow(&mut self) {
+    pub(crate) fn track_changed_keys(&mut self) {
         self.changed_keys.get_or_insert_default();
     }
 
     /// Takes the keys that have changed since the last call.
-    pub(crate) fn take_news(&mut self) -> BTreeSet<S::Key> {
+    pub(crate) fn take_changed_keys(&mut self) -> BTreeSet<S::Key> {
         self.changed_keys.as_mut().map(std::mem::take).unwrap_or_default()
     }
 

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::BreakerConfig;
+use super::config::BreakerConfig;
 
 /// What the breaker does with requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

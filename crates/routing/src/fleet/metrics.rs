@@ -1,5 +1,7 @@
 //! What the fleet shows to Prometheus. Handles are resolved once per worker.
 
+use std::time::Duration;
+
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use smg_types::ids::WorkerId;
 
@@ -103,19 +105,19 @@ impl Metrics {
         }
     }
 
-    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
-    pub(super) fn show(&self, workers: &[std::sync::Arc<super::Worker>]) {
+    /// Brings the gauges that are computed, not counted, up to date before a scrape: of each worker its state and the time
+    /// to the head of its responses.
+    pub(super) fn show(&self, workers: impl Iterator<Item = (WorkerId, State, Option<Duration>)>) {
         let mut by_state = [0i64; State::ALL.len()];
-        for worker in workers {
-            let id = worker.id.to_string();
-            let now = worker.state();
+        for (id, now, latency) in workers {
+            let id = id.to_string();
             for (at, state) in State::ALL.into_iter().enumerate() {
                 by_state[at] += i64::from(state == now);
                 self.state
                     .with_label_values(&[id.as_str(), state.name()])
                     .set(i64::from(state == now));
             }
-            let latency = worker.latency().map_or(0.0, |latency| latency.as_secs_f64());
+            let latency = latency.map_or(0.0, |latency| latency.as_secs_f64());
             self.latency.with_label_values(&[&id]).set(latency);
         }
         for (state, count) in State::ALL.into_iter().zip(by_state) {

@@ -1,246 +1,41 @@
 //! The fleet: all workers that this node knows, as one snapshot.
 //!
-//! Readers on the request path load one immutable [`Snapshot`] and see a consistent whole. Writers (administrators, the
-//! prober, later the mesh) go through one lock, build the next snapshot and swap it in. What changes with every request
-//! lives in the workers' shared counters and needs no new snapshot. Nothing here knows a clock or a socket.
+//! Readers on the request path load one immutable [`Snapshot`] and see a consistent whole. Writers (the bridge to the
+//! cluster and the prober) take one lock, build the next snapshot and swap it in. What changes with every request lives in
+//! the workers' shared counters and needs no new snapshot. Nothing here reads a clock or opens a socket.
 
 mod breaker;
+mod config;
 mod cut;
 mod failure;
 mod health;
 mod heard;
 mod metrics;
+mod snapshot;
 mod told;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use smg_types::ids::WorkerId;
+use smg_types::now::Now;
+use smg_types::spec::WorkerSpec;
 
 pub use breaker::{Mode, Outcome};
+pub use config::{BreakerConfig, Config, HealthConfig};
 pub use failure::{Cause, Failure};
 pub use health::{Change, Probe, State};
 pub use heard::{Heard, Seen};
 pub use metrics::Metrics;
+pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
 pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 
-use smg_types::ids::{ModelId, WorkerId};
-use smg_types::now::Now;
-use smg_types::spec::WorkerSpec;
-
-/// What the fleet judges workers by.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Probes judge health by these where a worker's spec says nothing.
-    pub health: HealthConfig,
-    /// When traffic takes a worker out.
-    pub breaker: BreakerConfig,
-    /// Share of a model's workers, 0..=100 %, that passive signals (breaker, connect errors) may take out; beyond it
-    /// the least bad stay in.
-    pub max_ejection_percent: u8,
-    /// How long a deleted worker may finish what is in flight.
-    pub drain_timeout: Duration,
-    /// Other names for models, whichever workers serve them: a request for the key is sent as one for the value.
-    pub aliases: BTreeMap<ModelId, ModelId>,
-}
-
-/// Defaults of `spec::HealthSpec`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthConfig {
-    /// Path that answers 2xx while a worker can serve.
-    pub endpoint: String,
-    /// Time between probes.
-    pub interval: Duration,
-    /// Time after which a probe failed.
-    pub timeout: Duration,
-    /// Failed probes in a row that take a worker out.
-    pub failure_threshold: NonZeroU32,
-    /// Good probes in a row that bring it back.
-    pub success_threshold: NonZeroU32,
-    /// No probes: every worker is taken for healthy.
-    pub disabled: bool,
-}
-
-/// When traffic takes a worker out, and how it comes back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BreakerConfig {
-    /// Failures within `window` that open it.
-    pub failure_threshold: NonZeroU32,
-    /// Successes in half-open that close it.
-    pub success_threshold: NonZeroU32,
-    /// Time from open to half-open.
-    pub timeout: Duration,
-    /// The window in which failures count.
-    pub window: Duration,
-    /// Never opens.
-    pub disabled: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            health: HealthConfig::default(),
-            breaker: BreakerConfig::default(),
-            max_ejection_percent: 50,
-            drain_timeout: Duration::from_secs(300),
-            aliases: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for HealthConfig {
-    fn default() -> Self {
-        Self {
-            endpoint: "/health".to_owned(),
-            interval: Duration::from_secs(10),
-            timeout: Duration::from_secs(5),
-            failure_threshold: NonZeroU32::new(3).expect("3 is not 0"),
-            success_threshold: NonZeroU32::new(1).expect("1 is not 0"),
-            disabled: false,
-        }
-    }
-}
-
-impl Default for BreakerConfig {
-    fn default() -> Self {
-        Self {
-            failure_threshold: NonZeroU32::new(10).expect("10 is not 0"),
-            success_threshold: NonZeroU32::new(3).expect("3 is not 0"),
-            timeout: Duration::from_secs(60),
-            window: Duration::from_secs(120),
-            disabled: false,
-        }
-    }
-}
-
 /// Workers at most: far above any real fleet, so that a runaway script can't fill the memory.
 const MAX_WORKERS: usize = 16_384;
-
-/// All workers at one moment.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    /// Grows with every change.
-    pub version: u64,
-    workers: Vec<Arc<Worker>>,
-    models: HashMap<ModelId, Model>,
-    /// Workers that have no list of models and take whatever is sent.
-    any: Vec<Member>,
-    /// Every worker of which the models are known, for requests that name none.
-    everyone: Vec<Member>,
-    /// Those whose models are not known yet.
-    unread: Vec<Arc<Worker>>,
-    /// Which models the workers list, aliases apart.
-    listed: Listed,
-}
-
-/// Which models the workers of a fleet list, aliases apart.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Listed {
-    /// None: no worker's models are known, or the workers take whatever is sent.
-    #[default]
-    None,
-    /// Exactly one.
-    One(ModelId),
-    /// More than one.
-    Several,
-}
-
-/// A model and who serves it.
-#[derive(Debug, Default)]
-pub struct Model {
-    /// Who serves it, sorted by id.
-    pub members: Vec<Member>,
-    /// The policy that a worker's label asks for.
-    pub policy: Option<String>,
-}
-
-/// A worker as a server of one model.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// The worker.
-    pub worker: Arc<Worker>,
-    /// The model's name at the worker when clients call it by an alias.
-    pub renamed: Option<ModelId>,
-}
-
-/// Who may serve a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServedBy<'a> {
-    /// These workers.
-    Members(&'a [Member]),
-    /// Nobody yet, but what some worker serves may be known any moment.
-    NobodyYet,
-    /// Nobody: the model does not exist here.
-    Nobody,
-}
-
-impl PartialEq for Member {
-    fn eq(&self, other: &Self) -> bool {
-        self.worker.id == other.worker.id && self.renamed == other.renamed
-    }
-}
-
-impl Eq for Member {}
-
-impl Snapshot {
-    /// All workers, sorted by id.
-    #[must_use]
-    pub fn workers(&self) -> &[Arc<Worker>] {
-        &self.workers
-    }
-
-    /// The worker called `id`.
-    #[must_use]
-    pub fn worker(&self, id: WorkerId) -> Option<&Arc<Worker>> {
-        self.workers.binary_search_by_key(&id, |worker| worker.id).ok().map(|at| &self.workers[at])
-    }
-
-    /// The models by name, aliases among them.
-    pub fn models(&self) -> impl Iterator<Item = (&ModelId, &Model)> {
-        self.models.iter()
-    }
-
-    /// Which models the workers list: a request that names none can only mean the one.
-    #[must_use]
-    pub fn listed(&self) -> &Listed {
-        &self.listed
-    }
-
-    /// What is known of the model called `name`.
-    #[must_use]
-    pub fn model(&self, name: &str) -> Option<&Model> {
-        self.models.get(name)
-    }
-
-    /// Who may serve a request for `model`; for a request that names none, everyone.
-    #[must_use]
-    pub fn served_by(&self, model: Option<&str>) -> ServedBy<'_> {
-        let members = match model {
-            None => &self.everyone,
-            Some(name) => self.models.get(name).map_or(&self.any, |model| &model.members),
-        };
-        // As long as nothing at all is known, it is too early to say what does not exist. From then on only a worker of
-        // which something may be heard any moment keeps a name from being a mistake.
-        let too_early = self.everyone.is_empty() && !self.workers.is_empty();
-        match members.as_slice() {
-            [] if too_early => ServedBy::NobodyYet,
-            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
-            [] => ServedBy::Nobody,
-            members => ServedBy::Members(members),
-        }
-    }
-
-    /// Workers that serve right now; counts them.
-    fn ready(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
-    }
-}
 
 /// All workers that this node knows. One per process, shared by reference.
 #[derive(Debug)]
@@ -315,7 +110,7 @@ impl Fleet {
     /// Workers that serve, and all of them, without looking at each.
     #[must_use]
     pub fn ready(&self) -> (usize, usize) {
-        let all = self.load().workers.len();
+        let all = self.load().workers().len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
@@ -395,7 +190,7 @@ impl Fleet {
                 .leaves_by
                 .is_some_and(|leaves_by| worker.in_flight() == 0 || leaves_by <= now.mono)
         };
-        if !self.load().workers.iter().any(|worker| gone(worker)) {
+        if !self.load().workers().iter().any(|worker| gone(worker)) {
             return;
         }
         self.change(|workers| {
@@ -494,7 +289,9 @@ impl Fleet {
 
     /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
     pub fn show_metrics(&self) {
-        self.metrics.show(&self.load().workers);
+        let snapshot = self.load();
+        let shown = |worker: &Arc<Worker>| (worker.id, worker.state(), worker.latency());
+        self.metrics.show(snapshot.workers().iter().map(shown));
     }
 
     fn update(&self, id: WorkerId, change: impl FnOnce(&mut Worker)) -> bool {
@@ -515,88 +312,13 @@ impl Fleet {
     ) -> Result<T, E> {
         let _one_at_a_time = self.writing.lock();
         let old = self.snapshot.load_full();
-        let mut workers = old.workers.clone();
+        let mut workers = old.workers().to_vec();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = build(old.version + 1, workers, &self.config.aliases);
+        let snapshot = Snapshot::new(old.version + 1, workers, &self.config.aliases);
         self.ready.store(snapshot.ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
-    }
-}
-
-/// Derives who serves what from the list of workers.
-fn build(
-    version: u64,
-    workers: Vec<Arc<Worker>>,
-    aliases: &BTreeMap<ModelId, ModelId>,
-) -> Snapshot {
-    let mut snapshot = Snapshot { version, ..Snapshot::default() };
-    for worker in &workers {
-        let member = || Member { worker: Arc::clone(worker), renamed: None };
-        match &worker.models {
-            Models::Unknown => {
-                snapshot.unread.push(Arc::clone(worker));
-                continue;
-            }
-            Models::Any => snapshot.any.push(member()),
-            Models::Known(models) => {
-                for id in models {
-                    snapshot.listed = match &snapshot.listed {
-                        Listed::None => Listed::One(id.clone()),
-                        Listed::One(known) if known == id => Listed::One(known.clone()),
-                        Listed::One(_) | Listed::Several => Listed::Several,
-                    };
-                    add(&mut snapshot.models, id, member());
-                }
-            }
-        }
-        for (alias, model) in &worker.spec.aliases {
-            add(&mut snapshot.models, alias, Member { renamed: Some(model.clone()), ..member() });
-        }
-        snapshot.everyone.push(member());
-    }
-    // Who takes whatever is sent also takes what others serve.
-    for any in &snapshot.any {
-        for model in snapshot.models.values_mut() {
-            if model.members.iter().all(|member| member.worker.id != any.worker.id) {
-                model.members.push(any.clone());
-            }
-        }
-    }
-    for (alias, model) in aliases {
-        add_alias(&mut snapshot, alias, model);
-    }
-    for model in snapshot.models.values_mut() {
-        model.members.sort_by_key(|member| member.worker.id);
-    }
-    snapshot.workers = workers;
-    snapshot
-}
-
-/// Lets whoever serves `model` serve `alias` too. A model that a worker itself calls `alias` is not hidden by it.
-fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
-    let known = snapshot.models.get(model);
-    let members = known.map_or(&snapshot.any, |known| &known.members);
-    if members.is_empty() || snapshot.models.contains_key(alias) {
-        return;
-    }
-    let renamed = |member: &Member| Member {
-        worker: Arc::clone(&member.worker),
-        renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
-    };
-    let members = members.iter().map(renamed).collect();
-    let policy = known.and_then(|known| known.policy.clone());
-    snapshot.models.insert(alias.clone(), Model { members, policy });
-}
-
-fn add(models: &mut HashMap<ModelId, Model>, id: &ModelId, member: Member) {
-    let model = models.entry(id.clone()).or_default();
-    if model.policy.is_none() {
-        model.policy = member.worker.spec.labels.get("policy").cloned();
-    }
-    if model.members.last().is_none_or(|last| last.worker.id != member.worker.id) {
-        model.members.push(member);
     }
 }
 

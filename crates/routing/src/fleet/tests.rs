@@ -1,5 +1,10 @@
 //! The fleet through its public face: registering, discovering, judging, leaving.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use smg_types::ids::ModelId;
+
 use super::*;
 
 fn fleet() -> Fleet {

@@ -14,11 +14,11 @@ use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
 use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::config::{BreakerConfig, Config};
 use super::cut::{Cut, Place};
 use super::failure::Failure;
 use super::health::{Health, State};
 use super::metrics::WorkerMetrics;
-use super::{BreakerConfig, Config};
 
 /// The models that a worker serves, as far as known.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::metrics::Counters;
+use super::counters::Counters;
 use super::{Config, Priority};
 
 /// Lets at most so many requests in at once; more wait in order, up to a bound.

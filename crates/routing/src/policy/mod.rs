@@ -9,6 +9,7 @@
 //! that got the request is another than the one that was picked first.
 
 mod bucket;
+mod build;
 mod cache_aware;
 mod choose;
 mod consistent_hashing;
@@ -29,13 +30,13 @@ mod tests;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
+pub use build::build;
 pub use memory::Memory;
 
 /// The policies by name (`--policy`).
@@ -113,23 +114,6 @@ impl FromStr for Kind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
         found.ok_or_else(|| ParseKindError(text.chars().take(64).collect()))
-    }
-}
-
-/// The policy called `kind`. One instance may serve several models; `memory` may be shared by several policies.
-#[must_use]
-pub fn build(kind: Kind, config: &Config, memory: Arc<Memory>) -> Arc<dyn Policy> {
-    match kind {
-        Kind::CacheAware => Arc::new(cache_aware::CacheAware::new(config, memory)),
-        Kind::RoundRobin => Arc::new(round_robin::RoundRobin::default()),
-        Kind::Random => Arc::new(random::Random),
-        Kind::PowerOfTwo => Arc::new(power_of_two::PowerOfTwo),
-        Kind::LeastLoad => Arc::new(least_load::LeastLoad),
-        Kind::ConsistentHashing => Arc::new(consistent_hashing::ConsistentHashing),
-        Kind::PrefixHash => Arc::new(prefix_hash::PrefixHash),
-        Kind::Manual => Arc::new(manual::Manual::new(config, memory)),
-        Kind::Bucket => Arc::new(bucket::Bucket::new(config)),
-        Kind::Passthrough => Arc::new(passthrough::Passthrough),
     }
 }
 

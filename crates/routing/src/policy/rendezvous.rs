@@ -9,7 +9,22 @@
 //! Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent hashing with bounded loads", 2018). The bound rounds up, so that
 //! each worker may take one request at least.
 
+use rand::Rng;
+
 use super::{Candidate, Decision, Pick, choose};
+
+/// The owner of `key`, as [`owner`] finds it; without a key the least loaded candidate.
+pub(super) fn owner_or_least_loaded(
+    candidates: &[Candidate],
+    key: Option<u64>,
+    rng: &mut dyn Rng,
+) -> Option<Pick> {
+    match key {
+        Some(key) => owner(candidates, key),
+        None => choose::least_loaded(candidates.iter().enumerate(), rng)
+            .map(|index| Pick::new(index, Decision::NoKey)),
+    }
+}
 
 /// The owner of `key` if its load is within the bound, else the next in the key's order whose load is.
 pub(super) fn owner(candidates: &[Candidate], key: u64) -> Option<Pick> {

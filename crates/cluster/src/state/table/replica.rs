@@ -97,7 +97,7 @@ pub(crate) trait Replica: Debug {
     fn sizes(&self) -> Sizes;
     /// The number of keys with a value; in stores with a row per node, the number of live rows.
     fn entries(&self) -> usize;
-    /// Whether it holds rows that expire, or tombstones that will be collected.
+    /// Whether the table holds rows that expire, or tombstones that can be dropped later.
     fn changes_with_time(&self) -> bool;
     /// A hash that is equal on nodes which hold the same dots.
     fn fingerprint(&self) -> u64;

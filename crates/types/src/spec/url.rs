@@ -1,169 +1,13 @@
-//! What one is told about a worker: by a flag, by an administrator, by another router.
-//!
-//! A [`WorkerSpec`] that exists is right: its URL is normalised, its numbers are inside their bounds. What a worker
-//! turns out to be (its models, its health) is kept apart, in `fleet`.
+//! A worker's URL in its one spelling, from which the worker's id is derived.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::ids::{ModelId, WorkerId};
-
-/// Everything one is told about a worker.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WorkerSpec {
-    /// Where it listens, normalised: the worker's identity.
-    pub url: WorkerUrl,
-    /// The models it serves; empty: ask the worker.
-    pub models: Vec<ModelId>,
-    /// Other names for its models: a request for the key is sent as one for the value.
-    pub aliases: BTreeMap<ModelId, ModelId>,
-    /// Its part in disaggregated serving.
-    pub kind: WorkerKind,
-    /// Free labels; `policy` names the policy of its models.
-    pub labels: BTreeMap<String, String>,
-    /// Where it stands, for people and for zone-aware routing.
-    pub region: Option<String>,
-    /// Where it stands within the region.
-    pub zone: Option<String>,
-    /// Workers of a higher priority are preferred by nothing yet but shown; kept so that a spec survives a round trip.
-    pub priority: i32,
-    /// Its share of traffic relative to other workers, 1..=1000.
-    pub weight: Weight,
-    /// Sent as `authorization: Bearer …` in place of the client's.
-    pub api_key: Option<Secret>,
-    /// How it is probed.
-    pub health: HealthSpec,
-    /// Never more requests than this at once on the worker, counted by this router.
-    pub max_concurrent: Option<NonZeroU32>,
-    /// SGLang's port for handing a prefill over.
-    pub bootstrap_port: Option<u16>,
-}
-
-impl WorkerSpec {
-    /// A worker of which nothing is known but its URL.
-    #[must_use]
-    pub fn new(url: WorkerUrl) -> Self {
-        Self {
-            url,
-            models: Vec::new(),
-            aliases: BTreeMap::new(),
-            kind: WorkerKind::Regular,
-            labels: BTreeMap::new(),
-            region: None,
-            zone: None,
-            priority: 0,
-            weight: Weight::ONE,
-            api_key: None,
-            health: HealthSpec::default(),
-            max_concurrent: None,
-            bootstrap_port: None,
-        }
-    }
-
-    /// The worker's id: derived from its URL and nothing else.
-    #[must_use]
-    pub fn id(&self) -> WorkerId {
-        self.url.id()
-    }
-}
-
-/// A worker's part in disaggregated serving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WorkerKind {
-    /// Does prefill and decode.
-    #[default]
-    Regular,
-    /// Does prefill only.
-    Prefill,
-    /// Does decode only.
-    Decode,
-}
-
-/// A share of traffic relative to other workers: a whole number from 1 to 1000.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Weight(u16);
-
-impl Weight {
-    /// The weight of a worker of which nothing is said.
-    pub const ONE: Self = Self(1);
-
-    /// The weight as a number, at least 1.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0 as u32
-    }
-}
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self::ONE
-    }
-}
-
-/// A number that is no weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("weight {0} is not between 1 and 1000")]
-pub struct WeightError(u32);
-
-impl TryFrom<u32> for Weight {
-    type Error = WeightError;
-
-    fn try_from(weight: u32) -> Result<Self, Self::Error> {
-        match u16::try_from(weight) {
-            Ok(w @ 1..=1000) => Ok(Self(w)),
-            Ok(_) | Err(_) => Err(WeightError(weight)),
-        }
-    }
-}
-
-impl From<Weight> for u32 {
-    fn from(weight: Weight) -> Self {
-        weight.get()
-    }
-}
-
-/// How a worker is probed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct HealthSpec {
-    /// Path that answers 2xx while the worker can serve.
-    pub endpoint: Option<String>,
-    /// Time between probes; `None`: the router's default.
-    pub interval: Option<Duration>,
-    /// Time after which a probe failed; `None`: the router's default.
-    pub timeout: Option<Duration>,
-    /// Failed probes in a row that take it out; `None`: the router's default.
-    pub failure_threshold: Option<NonZeroU32>,
-    /// Good probes in a row that bring it back; `None`: the router's default.
-    pub success_threshold: Option<NonZeroU32>,
-    /// Never probed: always taken for healthy.
-    pub disabled: bool,
-}
-
-impl HealthSpec {
-    /// Whether `endpoint` can be the path of a request: it begins with a slash and is visible ASCII of at most 1,024 bytes.
-    ///
-    /// # Errors
-    /// What is wrong with it, to follow the text itself.
-    pub fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
-        if !endpoint.starts_with('/') {
-            Err("does not begin with a slash")
-        } else if endpoint.len() > 1024 {
-            Err("is longer than 1024 bytes")
-        } else if !endpoint.bytes().all(|b| b.is_ascii_graphic()) {
-            Err("has a blank, a control character or a character that is not ASCII")
-        } else {
-            Ok(())
-        }
-    }
-}
+use crate::bounds;
+use crate::ids::WorkerId;
 
 /// A worker's URL in one spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
 /// query. A path is kept: it goes before the path of each request.
@@ -268,8 +112,8 @@ pub enum WorkerUrlError {
         /// The URL without `/v1`.
         right: String,
     },
-    /// Longer than 2048 bytes.
-    #[error("worker url is {0} bytes long, the limit is 2048")]
+    /// Longer than [`bounds::WORKER_URL_BYTES`].
+    #[error("worker url is {0} bytes long, the limit is {max}", max = bounds::WORKER_URL_BYTES.end())]
     TooLong(usize),
 }
 
@@ -293,7 +137,7 @@ impl FromStr for WorkerUrl {
     type Err = WorkerUrlError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() > 2048 {
+        if text.len() > *bounds::WORKER_URL_BYTES.end() {
             return Err(WorkerUrlError::TooLong(text.len()));
         }
         let trimmed = text.trim();
@@ -389,38 +233,6 @@ impl<'de> Deserialize<'de> for WorkerUrl {
     }
 }
 
-/// A text that is never shown: not by `Debug`, not by an API, not in a log.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    /// Keeps `text`.
-    #[must_use]
-    pub fn new(text: impl Into<Arc<str>>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one place that sends or compares it.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether `other` is the same text, in time that depends on the lengths only.
-    #[must_use]
-    pub fn matches(&self, other: &[u8]) -> bool {
-        let own = self.0.as_bytes();
-        let difference = own.iter().zip(other).fold(0u8, |seen, (a, b)| seen | (a ^ b));
-        own.len() == other.len() && difference == 0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,16 +283,5 @@ mod tests {
             let said = normal(wrong);
             assert!(said.starts_with("error: ") && said.contains(says), "{wrong:?} said {said:?}");
         }
-    }
-
-    #[test]
-    fn a_secret_is_not_shown() {
-        let secret = Secret::new("hunter2");
-        assert_eq!(format!("{secret:?}"), "***");
-        assert!(
-            secret.matches(b"hunter2")
-                && !secret.matches(b"hunter3")
-                && !secret.matches(b"hunter22")
-        );
     }
 }

@@ -3,92 +3,19 @@
 
 #![expect(clippy::disallowed_methods, reason = "the workers are tasks that end with their test")]
 
-use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod delivery;
+mod fake;
+
 use std::task::Poll;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use fake::{Fake, noticing, request, request_head};
 
 use super::*;
+use crate::upstream::BodyError;
 
 const LONG: Duration = Duration::from_secs(20);
-
-/// A worker by script. Gone when dropped.
-struct Fake {
-    address: SocketAddr,
-    /// Connections that were made to it.
-    connections: Arc<AtomicUsize>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Fake {
-    /// Gives each connection to `script`, with how many came before it.
-    async fn start<F, R>(script: F) -> Self
-    where
-        F: Fn(usize, TcpStream) -> R + Send + 'static,
-        R: Future<Output = ()> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        let task = tokio::spawn(async move {
-            let mut talks = tokio::task::JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                stream.set_nodelay(true).unwrap();
-                talks.spawn(script(count.fetch_add(1, Ordering::SeqCst), stream));
-            }
-        });
-        Self { address, connections, task }
-    }
-
-    /// Answers every request with these pieces, each in a write of its own, and keeps the connection.
-    async fn answering(pieces: &'static [&'static [u8]]) -> Self {
-        Self::start(move |_, mut stream| async move {
-            while request(&mut stream).await.is_some() {
-                for piece in pieces {
-                    stream.write_all(piece).await.unwrap();
-                    tokio::task::yield_now().await;
-                }
-            }
-        })
-        .await
-    }
-
-    fn url(&self) -> WorkerUrl {
-        format!("http://{}", self.address).parse().unwrap()
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-}
-
-/// Reads a request; `None`: the client has left.
-async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, Vec<u8>)> {
-    let head = request_head(stream).await?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-    stream.read_exact(&mut body).await.ok()?;
-    Some((head, body))
-}
-
-async fn request_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    Some(String::from_utf8(head).unwrap())
-}
 
 fn client() -> Client {
     with(Config::default())
@@ -226,172 +153,6 @@ async fn a_connection_that_the_worker_closed_meanwhile_costs_nothing() {
         assert_eq!(worker.connections(), 3);
         client.evict();
         assert!(client.pool.take(worker.url().id(), client.clock.mono()).is_none());
-    }
-}
-
-/// A worker that answers the first request of a connection, and reads the second whole before it closes.
-async fn closing_the_second(method_of_closing: fn(TcpStream)) -> Fake {
-    Fake::start(move |nth, mut stream| async move {
-        while request(&mut stream).await.is_some() {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-            if nth == 0 {
-                request(&mut stream).await;
-                return method_of_closing(stream);
-            }
-        }
-    })
-    .await
-}
-
-/// Closes with a reset, as a process does that does not care what was sent.
-fn abort(stream: TcpStream) {
-    stream.set_zero_linger().unwrap();
-    drop(stream);
-}
-
-#[tokio::test]
-async fn what_was_read_whole_on_a_kept_connection_is_not_sent_again() {
-    for close in [drop::<TcpStream>, abort] {
-        let worker = closing_the_second(close).await;
-        let client = client();
-        assert_eq!(ask(&client, &worker.url()).await, (200, Bytes::from("ok")));
-        let error = send(&client, &worker.url(), Method::POST, "ask").await.unwrap_err();
-        assert!(
-            matches!(error, SendError::Lost { delivery: Delivery::PerhapsAll, gone: false }),
-            "{error:?}"
-        );
-        // The second connection is the question whether anybody listens, and carries the next request.
-        assert_eq!(ask(&client, &worker.url()).await, (200, Bytes::from("ok")));
-        assert_eq!(worker.connections(), 2);
-    }
-}
-
-#[tokio::test]
-async fn what_may_be_done_twice_is_sent_again() {
-    let worker = closing_the_second(drop).await;
-    let client = client();
-    for _ in 0..3 {
-        let response = send(&client, &worker.url(), Method::GET, "").await.unwrap();
-        assert_eq!(rest(response).await.unwrap(), "ok");
-    }
-    assert_eq!(worker.connections(), 2);
-}
-
-/// Sends a POST over a connection of which `script` is the other end; how much was delivered before it was lost.
-async fn delivered<F, R>(body: Vec<u8>, script: F) -> Delivery
-where
-    F: Fn(usize, TcpStream) -> R + Send + 'static,
-    R: Future<Output = ()> + Send + 'static,
-{
-    let worker = Fake::start(script).await;
-    let client = client();
-    let mut connection = client.connect(&worker.url(), LONG).await.unwrap();
-    // What the worker does at once is done, and is not looked for before the request is sent.
-    settled().await;
-    let outgoing = Outgoing {
-        method: &Method::POST,
-        path_and_query: &PathAndQuery::from_static("/x"),
-        headers: &HeaderMap::new(),
-        authorization: None,
-        body: body.into(),
-        stream: true,
-    };
-    let request = Request::new(head::write(&worker.url(), &outgoing), outgoing.body.clone());
-    let exchange = client.exchange(&mut connection, request, &outgoing, LONG);
-    let answer = tokio::time::timeout(LONG, exchange).await.expect("it hangs");
-    answer.unwrap().unwrap_err()
-}
-
-#[tokio::test]
-async fn how_much_was_delivered_is_known_from_how_the_connection_was_lost() {
-    let small = || b"ask".to_vec();
-    // The request met a connection that had been closed: the worker cannot have read it.
-    assert_eq!(delivered(small(), |_, stream| async { drop(stream) }).await, Delivery::Part);
-    // Half of a large request was read.
-    let large = vec![0; 16 << 20];
-    let half = |_, mut stream: TcpStream| async move {
-        request_head(&mut stream).await.unwrap();
-        stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
-    };
-    assert_eq!(delivered(large, half).await, Delivery::Part);
-    // All of it was read, whatever the close looks like; or may have been.
-    for close in [drop::<TcpStream>, abort] {
-        let read = move |_, mut stream: TcpStream| async move {
-            request(&mut stream).await.unwrap();
-            close(stream);
-        };
-        assert_eq!(delivered(small(), read).await, Delivery::PerhapsAll);
-    }
-    let begin = |_, mut stream: TcpStream| async move {
-        request_head(&mut stream).await.unwrap();
-        stream.write_all(b"HTTP/1.1 2").await.unwrap();
-    };
-    assert_eq!(delivered(small(), begin).await, Delivery::PerhapsAll);
-}
-
-#[tokio::test]
-async fn a_worker_that_ends_with_a_request_is_gone() {
-    // The whole worker ends, listener and all, once it has read the second request.
-    let (read, mut has_read) = mpsc::channel::<()>(1);
-    let worker = Fake::start(move |_, mut stream| {
-        let read = read.clone();
-        async move {
-            request(&mut stream).await;
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-            request(&mut stream).await;
-            read.send(()).await.unwrap();
-            std::future::pending::<()>().await;
-        }
-    })
-    .await;
-    let client = client();
-    let url = worker.url();
-    assert_eq!(ask(&client, &url).await, (200, Bytes::from("ok")));
-    let ends = async move {
-        has_read.recv().await.unwrap();
-        drop(worker);
-    };
-    let (lost, ()) = tokio::join!(send(&client, &url, Method::POST, "ask"), ends);
-    let error = lost.unwrap_err();
-    assert!(
-        matches!(error, SendError::Lost { delivery: Delivery::PerhapsAll, gone: true }),
-        "{error:?}"
-    );
-    // Nobody is left to be asked.
-    let error = send(&client, &url, Method::POST, "ask").await.unwrap_err();
-    assert!(matches!(&error, SendError::Connect(_)) && error.is_gone(), "{error:?}");
-}
-
-#[tokio::test]
-async fn what_came_over_an_idle_connection_is_seen_before_the_runtime_knows() {
-    for stray in [&b""[..], b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"] {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url: WorkerUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let (go, gate) = std::sync::mpsc::channel::<()>();
-        let (done, is_done) = std::sync::mpsc::channel::<()>();
-        let worker = std::thread::Builder::new().spawn(move || {
-            use std::io::{Read as _, Write as _};
-            let (mut stream, _) = listener.accept().unwrap();
-            let read = stream.read(&mut [0; 1024]).unwrap();
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
-            gate.recv().unwrap();
-            stream.write_all(stray).unwrap();
-            if stray.is_empty() {
-                drop(stream);
-                done.send(()).unwrap();
-            } else {
-                done.send(()).unwrap();
-                let _until_the_end = stream.read(&mut [0; 1]);
-            }
-            read
-        });
-        let client = client();
-        assert_eq!(ask(&client, &url).await, (200, Bytes::from("ok")));
-        // This thread waits without giving the runtime a turn.
-        go.send(()).unwrap();
-        is_done.recv().unwrap();
-        assert!(client.pool.take(url.id(), client.clock.mono()).is_none(), "{stray:?}");
-        assert!(worker.unwrap().join().unwrap() > 0);
     }
 }
 
@@ -575,22 +336,6 @@ async fn large_bodies_arrive_as_they_were_sent() {
     assert_eq!(worker.connections(), 1);
 }
 
-/// A worker that says `said` to a request and tells when the client has hung up.
-async fn noticing(said: &'static [u8]) -> (Fake, mpsc::Receiver<()>) {
-    let (tell, told) = mpsc::channel(1);
-    let worker = Fake::start(move |_, mut stream| {
-        let tell = tell.clone();
-        async move {
-            request(&mut stream).await;
-            stream.write_all(said).await.unwrap();
-            let _gone = stream.read_u8().await.is_err();
-            tell.send(()).await.unwrap();
-        }
-    })
-    .await;
-    (worker, told)
-}
-
 #[tokio::test]
 async fn dropping_the_request_or_the_body_hangs_up() {
     let (worker, mut hung_up) = noticing(b"").await;
@@ -645,19 +390,17 @@ async fn tls_carries_the_same() {
     let secret =
         rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let server = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], secret)
+        .with_single_cert(vec![certificate], secret)
         .unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).unwrap();
-    let trusting = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), key.cert.pem()).unwrap();
+    let files = tls::ClientConfig { ca: Some(ca.path().to_owned()), identity: None };
+    let clock = Clock::start();
+    let trusting = Live::read(files, clock.now()).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
     let worker = Fake::start(move |nth, stream| {
         let acceptor = acceptor.clone();
@@ -676,7 +419,6 @@ async fn tls_carries_the_same() {
     })
     .await;
     let url: WorkerUrl = format!("https://localhost:{}", worker.address.port()).parse().unwrap();
-    let clock = Clock::start();
     let dialer = Dialer::simple(clock);
     let client = Client::new(Config::default(), Some(Arc::new(trusting)), dialer, clock);
     let sent: Vec<u8> = (0..3_000_000u32).map(|at| (at >> 4) as u8).collect();

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::client::{Connection, ExchangeError, request};
 use crate::config::Rate;
+use crate::engine::Stats;
 
 /// A worker that serves until this is dropped.
 struct Serving {
@@ -22,7 +23,7 @@ struct Serving {
 }
 
 async fn serving(config: Config) -> Serving {
-    let bound = Worker::bind(config).await.unwrap();
+    let bound = Bound::bind(config).await.unwrap();
     let (stop, stopped) = oneshot::channel();
     let (worker, address) = (bound.worker(), bound.address());
     let mut task = JoinSet::new();
@@ -412,7 +413,7 @@ async fn a_stopped_worker_cuts_its_connections_and_frees_its_port() {
     drop(mock);
     assert_eq!(client.read(&mut [0; 1]).await.unwrap_or(0), 0);
     eventually(&worker, |stats| stats.in_flight == 0).await;
-    let again = Worker::bind(Config { listen: address, ..Config::default() }).await;
+    let again = Bound::bind(Config { listen: address, ..Config::default() }).await;
     assert!(again.is_ok(), "{again:?}");
 }
 
@@ -420,10 +421,10 @@ async fn a_stopped_worker_cuts_its_connections_and_frees_its_port() {
 async fn a_socket_or_file_that_can_not_be_had_is_named() {
     let mock = serving(Config::default()).await;
     let taken =
-        Worker::bind(Config { listen: mock.address, ..Config::default() }).await.unwrap_err();
+        Bound::bind(Config { listen: mock.address, ..Config::default() }).await.unwrap_err();
     assert!(taken.to_string().contains(&mock.address.to_string()), "{taken}");
     let tls = Some(("/no/such.pem".into(), "/no/key.pem".into()));
-    let missing = Worker::bind(Config { tls, ..Config::default() }).await.unwrap_err();
+    let missing = Bound::bind(Config { tls, ..Config::default() }).await.unwrap_err();
     assert!(missing.to_string().contains("/no/such.pem"), "{missing}");
 }
 
