@@ -10,6 +10,7 @@ mod body;
 mod buffered;
 mod connection;
 mod data_thread;
+mod documents;
 mod encoding;
 mod error;
 mod exchange;
@@ -33,6 +34,7 @@ mod shared;
 mod upload;
 mod wait;
 mod watched;
+mod worker_spec;
 mod workers;
 
 use std::net::SocketAddr;
