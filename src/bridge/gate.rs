@@ -1,36 +1,36 @@
-//! Whether this router may serve: whether it knows what the other routers know.
+//! How far the start of this router is: whether it may be ready, and whether it has announced its workers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether this router knows what the others know.
+/// How far the start of this router is.
 #[derive(Debug)]
 pub struct Gate {
-    settled: AtomicBool,
-    told: AtomicBool,
+    is_open: AtomicBool,
+    announced: AtomicBool,
 }
 
 impl Gate {
-    /// Open from the start where there is nobody to learn from.
+    /// `is_open`: there are no others to learn from.
     pub(super) fn new(is_open: bool) -> Self {
-        Self { settled: AtomicBool::new(is_open), told: AtomicBool::new(false) }
+        Self { is_open: AtomicBool::new(is_open), announced: AtomicBool::new(false) }
     }
 
-    /// It does, or there are no others, or it has waited long enough: from now on it is as good as any.
+    /// Whether this router may be ready: it has the state of the others, there are none, or it has waited long enough.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+        self.is_open.load(Ordering::Acquire)
     }
 
     pub(super) fn open(&self) {
-        self.settled.store(true, Ordering::Release);
+        self.is_open.store(true, Ordering::Release);
     }
 
-    /// It has said which workers its configuration names: from now on those are there that the cluster has.
-    pub(super) fn has_told(&self) -> bool {
-        self.told.load(Ordering::Acquire)
+    /// Whether this router has announced its configured workers: from then on, a worker that the state lacks was removed.
+    pub(super) fn has_announced(&self) -> bool {
+        self.announced.load(Ordering::Acquire)
     }
 
-    pub(super) fn tell(&self) {
-        self.told.store(true, Ordering::Release);
+    pub(super) fn mark_announced(&self) {
+        self.announced.store(true, Ordering::Release);
     }
 }

@@ -1,28 +1,27 @@
-//! Between the cluster and this router: what the cluster knows becomes what is routed by, and what this router sees
-//! becomes what the cluster knows. The only place that knows both.
+//! Connects the cluster node with routing: the only module that knows both.
 //!
-//! A router alone is a cluster of one: every administrator's write goes through [`Admin`] into the cluster node, and comes
-//! from there into routing, with other routers or without.
+//! A router alone is a cluster of one. Every administrator's write goes through [`Admin`] into the cluster node, and from
+//! there into routing, with other routers or without.
 //!
-//! Inward, `picture` follows the shared state on the mesh's thread and puts each change into the fleet and the policies
-//! before any other router is told that it was applied: who waits for a receipt has waited for routing itself. Outward,
-//! [`Bridge::run`] compares what the fleet sees with what was last said, forty times a second while there is anything to
-//! say and ten times a second while there is not, and says what has changed. Where nobody can join, it says nothing.
-//! Both are level-triggered: doing either twice does no harm.
+//! Inward, `follower` runs on the mesh's thread and applies each change of the shared state to the fleet and the policies
+//! before the node acknowledges the change to any other router. So a receipt means that the named routers route by the write.
+//! Outward, [`Bridge::run`] compares what the fleet sees with what it last published, and publishes the difference: every
+//! 25 ms while anything changes, every 100 ms while nothing does. A router that nobody can join publishes nothing.
+//! Both directions are level-triggered: doing either twice does no harm.
 //!
-//! No request waits for any of it. When the cluster node fails, routing goes on by what was last known and by what this
-//! router sees itself, and administrators' writes are refused.
+//! No request waits for any of it. When the cluster node fails, the router routes by the last state and by what it sees
+//! itself, and refuses administrators' writes.
 
 mod admin;
+mod follower;
 mod gate;
 mod health;
 mod metrics;
 mod parts;
-mod picture;
 mod publish;
 mod run;
 mod settings;
-mod settle;
+mod startup;
 
 pub use admin::{Admin, Observed, Receipt, Wait, WorkerSeen, WriteError, Written};
 pub use gate::Gate;

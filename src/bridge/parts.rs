@@ -11,14 +11,14 @@ use tokio::sync::Notify;
 
 use super::gate::Gate;
 
-/// What joins cluster and router.
+/// How a router starts in a cluster, and how routers share the probing of workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// How many routers ask each worker how it is, 1 at least.
+    /// How many routers probe each worker, at least 1.
     pub health_probers: usize,
-    /// How long a router that was told of others is not ready while it has not yet learnt what they know.
+    /// The longest time for which a router with join addresses is not ready while it lacks the state of the others.
     pub join_timeout: Duration,
-    /// Whether others were named: somebody to wait for.
+    /// Whether join addresses are configured: there may be others to learn from.
     pub has_others: bool,
 }
 
@@ -28,17 +28,17 @@ impl Default for Config {
     }
 }
 
-/// The parts of a router that both directions use.
+/// What both directions need.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     pub(super) config: Config,
     pub(super) fleet: Arc<Fleet>,
     pub(super) policies: Arc<Policies>,
     pub(super) clock: Clock,
-    /// Workers that this router's configuration names.
+    /// The workers that this router's configuration names.
     pub(super) configured: Arc<[WorkerSpec]>,
     pub(super) gate: Arc<Gate>,
-    /// Wakes the prober.
+    /// Wakes the prober before its next probe is due.
     pub(super) wake: Arc<Notify>,
 }
 
@@ -57,7 +57,7 @@ impl Bridge {
         Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
     }
 
-    /// Whether this router knows what the others know.
+    /// How far the start of this router is, for `/readiness`.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate

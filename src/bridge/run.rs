@@ -8,22 +8,22 @@ use smg_routing::fleet::Heard;
 
 use super::metrics::Metrics;
 use super::parts::Bridge;
-use super::{picture, publish, settle};
+use super::{follower, publish, startup};
 
-/// Between two comparisons of what is seen with what was said.
+/// Time between two comparisons of what is seen with what was published.
 const TICK: Duration = Duration::from_millis(25);
 
-/// The same once nothing was said for a while: an idle router is to cost nothing.
+/// The same once nothing was published for a while: an idle router must cost almost nothing.
 const QUIET_TICK: Duration = Duration::from_millis(100);
 
-/// How long after something was said more of it is expected.
+/// How long after a publication the next one is expected soon.
 const BUSY: Duration = Duration::from_secs(5);
 
 impl Bridge {
-    /// What follows the shared state, for the mesh to carry.
+    /// The follower that applies the shared state to routing, for the mesh to call.
     #[must_use]
     pub fn follower(&self) -> Box<dyn mesh::Follower> {
-        Box::new(picture::Picture::new(self))
+        Box::new(follower::RoutingFollower::new(self))
     }
 
     /// Announces the workers that the configuration names, and publishes what this router sees, until the task is dropped.
@@ -39,11 +39,11 @@ impl Bridge {
         std::future::pending().await
     }
 
-    /// What the task does while the node runs.
+    /// Announces the configured workers and publishes, while the node runs.
     async fn share(&self, mesh: mesh::Handle, metrics: Metrics) -> Infallible {
-        let mut settling = settle::Settling::new(self, mesh.clone());
+        let mut startup = startup::Startup::new(self, mesh.clone());
         if !mesh.is_networked() {
-            while !settling.look().await {
+            while !startup.advance().await {
                 tokio::time::sleep(TICK).await;
             }
             // Nobody reads what a router alone would publish.
@@ -54,21 +54,21 @@ impl Bridge {
         let mut busy_until = self.clock.mono() + BUSY;
         loop {
             let now = self.clock.mono();
-            let has_settled = settling.look().await;
-            if publisher.look().await {
+            let has_announced = startup.advance().await;
+            if publisher.publish_changes().await {
                 busy_until = now + BUSY;
             }
             for (worker, change) in self.fleet.weigh(self.clock.now()) {
-                tracing::info!(%worker, ?change, "others say of this worker");
+                tracing::info!(%worker, ?change, "reports of other routers changed the health of a worker");
             }
-            // The pace of the comparison, not a wait for something: nothing tells this task of changes.
-            let is_busy = now < busy_until || !has_settled;
+            // This is the pace of the comparison: nothing notifies this task of changes.
+            let is_busy = now < busy_until || !has_announced;
             tokio::time::sleep(if is_busy { TICK } else { QUIET_TICK }).await;
         }
     }
 
-    /// The node has failed. What other routers said grows old, so this router asks its workers itself and decides by what
-    /// it sees; and it waits for no router any more before it is ready.
+    /// Goes on after the node has failed. The reports of other routers grow old, so this router drops them and probes all
+    /// its workers itself. It no longer waits for other routers before it is ready.
     fn go_on_without_node(&self) {
         self.gate.open();
         for worker in self.fleet.snapshot().workers() {

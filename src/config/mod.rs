@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use smg_mock as mock;
@@ -22,6 +23,7 @@ mod parts;
 mod peers;
 mod process;
 mod reference;
+mod reread;
 mod resolve;
 mod show;
 mod usage;
@@ -34,6 +36,7 @@ pub use parts::Config;
 pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
+pub use reread::{Reread, rekeyed, reread};
 
 use file::ConfigFile;
 use usage::Asked;
@@ -52,7 +55,7 @@ pub struct Loaded {
     /// What is odd but no mistake: to be logged once logs are set up.
     pub warnings: Vec<String>,
     /// What was said and where.
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 impl Loaded {
@@ -60,6 +63,12 @@ impl Loaded {
     #[must_use]
     pub fn to_toml(&self) -> String {
         show::as_toml(&self.settings)
+    }
+
+    /// What was said and where.
+    #[must_use]
+    pub const fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 }
 
@@ -94,8 +103,9 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Err(errors) => (Vec::new(), format!("{errors}\n"), STATUS_WRONG),
     };
     let (text, messages, status) = printed;
-    let written = err.write_all(messages.as_bytes()).and_then(|()| out.write_all(&text));
-    match written.and_then(|()| out.flush()) {
+    // If nobody can read the messages, the exit status still says what they say.
+    let _unread = err.write_all(messages.as_bytes()).is_err();
+    match out.write_all(&text).and_then(|()| out.flush()) {
         // A reader that has seen enough (`smg --help | head`) is no failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Start::Done(STATUS_FAILED),
         Ok(()) | Err(_) => Start::Done(status),
@@ -167,7 +177,22 @@ fn load(
     process: &Process<'_>,
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
-    let file = read_file(matches, process, &mut mistakes);
+    let (loaded, file_is_understood) = understand(matches, process, &mut mistakes);
+    let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
+    let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
+    mistakes.extend(wrong_files(&loaded.config, process).into_iter().filter(is_own));
+    ConfigErrors::unless_empty(mistakes)?;
+    Ok(loaded)
+}
+
+/// Reads everything but certificates. What is wrong is replaced by its default and noted. Whether the configuration file,
+/// if there is one, could be read at all.
+fn understand(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> (Loaded, bool) {
+    let file = read_file(matches, process, mistakes);
     let file_is_understood = file.is_some();
     let translated = peers::translate(matches);
     mistakes.extend(translated.mistakes);
@@ -182,10 +207,9 @@ fn load(
     // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
-    mistakes.extend(wrong_together.into_iter().filter(&is_own));
-    mistakes.extend(wrong_files(&config, process).into_iter().filter(is_own));
-    ConfigErrors::unless_empty(mistakes)?;
-    Ok(Loaded { config, warnings, settings })
+    mistakes.extend(wrong_together.into_iter().filter(is_own));
+    let loaded = Loaded { config, warnings, settings: Arc::new(settings) };
+    (loaded, file_is_understood)
 }
 
 /// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.

@@ -19,6 +19,7 @@ use super::*;
 mod given;
 mod peers;
 mod printed;
+mod reread;
 mod settings;
 mod workers;
 
@@ -255,9 +256,50 @@ fn words_that_belong_nowhere_are_named() {
     let (status, _, err) = given().flags(&["lunch"]).run();
     assert_eq!(status, 2);
     assert!(err.starts_with("error: unrecognized subcommand 'lunch'"), "{err}");
+    assert!(err.contains("launch"), "the nearest is named: {err}");
     let (status, _, err) = given().flags(&["completions", "tcsh"]).run();
     assert_eq!(status, 2);
     assert!(err.contains("tcsh") && err.contains("bash"), "{err}");
+}
+
+#[test]
+fn a_wrong_value_of_a_subcommand_is_one_mistake() {
+    for (words, says) in [
+        (&["demo", "--users", "0"][..], &["'--users <N>'", "0 is not in 1..=1000"][..]),
+        (&["demo", "--users=0"], &["0 is not in 1..=1000"]),
+        (&["demo", "--users", "1", "--users", "2"], &["--users", "multiple times"]),
+        (
+            &["mesh", "status", "--router", "node1:8000"],
+            &["worker url \"node1:8000\" does not begin with http:// or https://"],
+        ),
+        (&["mock-worker", "--port", "99999"], &["99999 is not in 0..=65535"]),
+        (&["mesh", "foo", "--router", "x"], &["unrecognized subcommand 'foo'"]),
+        (&["mesh"], &["a subcommand is missing", "smg mesh <COMMAND>"]),
+    ] {
+        let given = given().flags(words);
+        check_mistake(&given, says);
+        let errors = given.errors();
+        assert!(!errors.contains("--help'") && !errors.contains("Usage"), "{errors}");
+    }
+    let errors = given().flags(&["demo", "--users", "0", "--routers", "99", "--onec"]).errors();
+    assert_eq!(errors.matches("error: ").count(), 3, "{errors}");
+}
+
+#[test]
+fn a_subcommand_has_its_own_help() {
+    for words in [
+        &["mesh", "status", "--help"][..],
+        &["mesh", "status", "-h", "--router", "x"],
+        &["mesh", "help", "status"],
+        &["help", "mesh", "status"],
+    ] {
+        let (status, out, err) = given().flags(words).run();
+        assert_eq!((status, err.as_str()), (0, ""), "{words:?}");
+        assert!(out.contains("Usage: smg mesh status [OPTIONS]"), "{words:?}: {out}");
+        assert!(out.contains("--router <URL>"), "{words:?}: {out}");
+    }
+    let (_, out, _) = given().flags(&["mesh", "--help"]).run();
+    assert!(out.contains("Usage: smg mesh <COMMAND>"), "{out}");
 }
 
 #[test]
@@ -309,6 +351,11 @@ fn settings_that_contradict_each_other_name_both() {
         (
             &["--tenant-api-key", "a:k", "--api-key", "k"],
             "the key of tenant a is one of --api-key too",
+        ),
+        (&["--api-key", "j", "k", "--admin-api-key=k"], "--admin-api-key is one of --api-key too"),
+        (
+            &["--tenant-api-key", "a:k", "--admin-api-key=k"],
+            "--admin-api-key is the key of tenant a too",
         ),
     ] {
         check_mistake(&given().flags(flags), &[says, "variable SMG_"]);
@@ -367,9 +414,12 @@ fn push_back_may_be_nothing_but_not_nothing_and_something() {
 }
 
 #[test]
-fn an_admin_key_that_clients_have_is_a_warning() {
-    let given = given().flags(&["--api-key=k", "--admin-api-key=k"]);
-    assert!(given.warnings()[0].contains("that client is an admin"));
+fn an_empty_variable_is_named_in_one_warning() {
+    let given = given().variable("SMG_API_KEY", "").variable("SMG_PORT", " ").variable("SMG_X", "");
+    let warnings = given.warnings();
+    assert_eq!(warnings[1], "variables that are empty count as not set: SMG_API_KEY, SMG_PORT");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(given.config().http.api_keys.is_empty());
 }
 
 #[cfg(unix)]

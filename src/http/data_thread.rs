@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use smg_runtime::tasks::turned_on;
+use smg_runtime::tls::{self, Live};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -28,7 +29,8 @@ const EVICT: Duration = Duration::from_secs(5);
 /// What one thread of the data path runs: it takes connections and serves them.
 pub(super) struct DataThread {
     pub(super) shard: Arc<Shard>,
-    pub(super) acceptor: Option<TlsAcceptor>,
+    /// TLS of new connections; `None`: plain.
+    pub(super) listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
     /// Turns true when connections are to end after the exchanges under way.
     pub(super) closing: watch::Receiver<bool>,
     /// Turns true when connections are cut.
@@ -62,7 +64,7 @@ impl DataThread {
     fn take(&self, handover: Handover) {
         let Handover { stream, peer, counted } = handover;
         let shard = Arc::clone(&self.shard);
-        let acceptor = self.acceptor.clone();
+        let acceptor = self.listener_tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
         let closing = self.closing.clone();
         tokio::spawn(async move {
             let _counted = counted;

@@ -36,7 +36,6 @@ static X_SMG_PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");
 #[derive(Debug)]
 pub(super) struct Inference {
     surface: Arc<Surface>,
-    keys: Keys,
     dispatcher: Dispatcher,
     // It belongs to one thread, so it is never contended.
     rng: Mutex<SmallRng>,
@@ -46,6 +45,8 @@ pub(super) struct Inference {
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
+    /// The keys that the request was held against.
+    pub(super) keys: Arc<Keys>,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
     /// The route is about no model in particular: any worker may answer.
@@ -54,15 +55,11 @@ pub(super) struct Inbound {
 
 impl Inference {
     pub(super) fn new(surface: Arc<Surface>, dispatcher: Dispatcher, rng: SmallRng) -> Self {
-        Self { keys: Keys::new(&surface.config), surface, dispatcher, rng: Mutex::new(rng) }
+        Self { surface, dispatcher, rng: Mutex::new(rng) }
     }
 
     pub(super) fn surface(&self) -> &Arc<Surface> {
         &self.surface
-    }
-
-    pub(super) fn keys(&self) -> &Keys {
-        &self.keys
     }
 
     pub(super) fn dispatcher(&self) -> &Dispatcher {
@@ -98,7 +95,7 @@ impl Inference {
             .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
             .cloned();
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
-        self.keys.take_own(&mut headers);
+        inbound.keys.take_own(&mut headers);
         headers::to_worker(&mut headers, &inbound.request_id, &mut self.rng());
         let broken = if inbound.anthropic { BROKEN_ANTHROPIC } else { BROKEN_OPENAI };
         let request = dispatch::Request {

@@ -17,8 +17,8 @@ use smg_proxy::dispatch::Dispatcher;
 use smg_proxy::upstream::{self, Client};
 use smg_runtime::descriptors;
 use smg_runtime::tasks::{OnEnd, Tasks};
+use smg_runtime::tls::{self, Live};
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use super::accept::{Acceptor, Lane};
@@ -108,8 +108,8 @@ impl Server {
         self,
         surface: &Arc<Surface>,
         upstream: &upstream::Config,
-        worker_tls: Option<&Arc<rustls::ClientConfig>>,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        worker_tls: &Arc<Live<tls::ClientConfig>>,
+        listener_tls: Option<&Arc<Live<tls::ServerConfig>>>,
         tasks: &Tasks,
     ) -> io::Result<Running> {
         let (open_tx, open) = watch::channel(0usize);
@@ -117,13 +117,13 @@ impl Server {
         let (stop_accepting, stopped) = watch::channel(false);
         let (closing, closing_rx) = watch::channel(false);
         let (cut, cut_rx) = watch::channel(false);
-        let tls = tls.map(TlsAcceptor::from);
         let mut threads = Vec::new();
         let mut lanes = Vec::new();
         for at in 0..surface.config.threads.max(1) {
             let (lane, receiver) = Lane::new();
             let dialer = Arc::clone(&surface.dialer);
-            let client = Client::new(upstream.clone(), worker_tls.cloned(), dialer, surface.clock);
+            let tls = Some(Arc::clone(worker_tls));
+            let client = Client::new(upstream.clone(), tls, dialer, surface.clock);
             let chance = SmallRng::from_rng(&mut rand::rng());
             let dispatcher = Dispatcher::new(
                 Arc::clone(&surface.dispatch),
@@ -134,7 +134,7 @@ impl Server {
             let shard = Arc::new(Shard::new(Arc::clone(surface), dispatcher, chance));
             let thread = DataThread {
                 shard,
-                acceptor: tls.clone(),
+                listener_tls: listener_tls.cloned(),
                 closing: closing_rx.clone(),
                 cut: cut_rx.clone(),
             };

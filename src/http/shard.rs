@@ -82,7 +82,8 @@ impl Shard {
             Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
         };
         let mut response = answer.unwrap_or_else(|error| {
-            debug!(request_id = ?request_id, status = %error.status, code = error.code, "refused");
+            let name = headers::text(&request_id);
+            debug!(request_id = name, status = %error.status, code = error.code, "refused");
             error.into_response(anthropic)
         });
         exchange.answered(response.status().as_u16());
@@ -105,7 +106,7 @@ impl Shard {
         exchange: &Exchange,
     ) -> Result<Response<Body>, ApiError> {
         let route = &ROUTES[at];
-        let keys = self.inference.keys();
+        let keys = self.surface().keys.load();
         let caller = match route.access {
             Access::Public => None,
             Access::Client => Some(keys.client(request.headers())),
@@ -122,19 +123,20 @@ impl Shard {
             Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
                 let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
-                    ?request_id,
+                    request_id = headers::text(&request_id),
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
                 let any_model = route.serves == Serves::AnyWorker;
-                let inbound = Inbound { request_id, anthropic, any_model };
+                let inbound = Inbound { request_id, keys, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
                 Box::pin(self.inference.serve(request, &inbound, exchange)).await
             }
             Serves::AllWorkers | Serves::Local => {
-                debug!(?request_id, route = route.path, method = %request.method(), "local");
+                let name = headers::text(&request_id);
+                debug!(request_id = name, route = route.path, method = %request.method(), "local");
                 let surface = self.surface();
                 let config = &surface.config;
                 let (parts, incoming) = request.into_parts();

@@ -1,5 +1,5 @@
-//! What all routers of a cluster agree on, as administrators see and change it: policies, and what each router sees of
-//! each worker. Without a mesh the answers speak of this one router.
+//! The shared state of a cluster as administrators read and change it: policies, and what each router observes of each
+//! worker. Also the query parameters by which a write waits for a receipt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

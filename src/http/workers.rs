@@ -64,7 +64,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
 
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
-    !surface.config.admin_api_keys.is_empty()
+    surface.keys.load().have_admins()
 }
 
 /// The worker that `id` names: its id, or its URL.

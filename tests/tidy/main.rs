@@ -134,6 +134,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "bounds",
         ],
     ),
+    ("reload", &["spec", "tls", "mesh", "bridge", "http", "telemetry", "config"]),
+    ("signals", &["reload"]),
     (
         "app",
         &[
@@ -158,6 +160,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "cli",
             "telemetry",
             "config",
+            "reload",
             "shortage",
             "descriptors",
             "resolve",

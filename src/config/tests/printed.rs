@@ -140,5 +140,10 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
             let done = start(process, &mut Gone(kind), &mut Vec::new());
             assert!(matches!(done, Start::Done(s) if s == status), "{done:?}");
         });
+        // Nobody can read what is wrong: the exit status still says that something is.
+        given().flags(&["check-config", "--port=x"]).with(|process| {
+            let done = start(process, &mut Vec::new(), &mut Gone(kind));
+            assert!(matches!(done, Start::Done(2)), "{done:?}");
+        });
     }
 }

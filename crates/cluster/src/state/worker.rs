@@ -109,6 +109,7 @@ impl Store for Workers {
 
 /// A change of the workers.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a write is consumed where it is made")]
 pub enum WorkerWrite {
     /// Registers a worker, or replaces its spec.
     Put(WorkerRecord),

@@ -184,7 +184,7 @@ impl Body for ResponseBody {
                 if let Some(account) = this.account.take() {
                     warn!(
                         worker = %account.worker,
-                        request_id = %account.request_id.escape_ascii(),
+                        request_id = str::from_utf8(&account.request_id).unwrap_or_default(),
                         error = %with_causes(&error),
                         "response broke off"
                     );

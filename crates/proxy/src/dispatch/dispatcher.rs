@@ -256,14 +256,18 @@ impl Dispatcher {
         let text = with_causes(&error);
         let outcome = if error.is_about_the_worker() {
             warn!(
-                worker = %worker.id, request_id = ?request.request_id, error = text,
+                worker = %worker.id,
+                request_id = request.request_id.to_str().unwrap_or_default(),
+                error = text,
                 "attempt failed"
             );
             Outcome::Failure
         } else {
             // A shortage was logged where it was met, with others of its kind.
             debug!(
-                worker = %worker.id, request_id = ?request.request_id, error = text,
+                worker = %worker.id,
+                request_id = request.request_id.to_str().unwrap_or_default(),
+                error = text,
                 "attempt failed through no fault of the worker"
             );
             Outcome::Neutral

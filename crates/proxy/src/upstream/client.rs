@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
 use smg_runtime::shortage::{Kind, Shortage};
+use smg_runtime::tls::{self, Live};
 use smg_types::spec::{Secret, WorkerUrl};
 
 use super::body::{self, BodyError, ResponseBody};
@@ -25,7 +26,7 @@ use super::request::{self, Outgoing, Question, bearer};
 pub struct Client {
     config: Config,
     clock: Clock,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<Arc<Live<tls::ClientConfig>>>,
     dialer: Arc<Dialer>,
     pool: Arc<Pool>,
     connections: Arc<connection::Shared>,
@@ -39,11 +40,11 @@ const CHECK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(50);
 
 impl Client {
-    /// A client without connections. `tls` is what `https` workers are checked against.
+    /// A client without connections. `tls` is for workers behind `https`; each new connection takes it as it is then.
     #[must_use]
     pub fn new(
         config: Config,
-        tls: Option<Arc<rustls::ClientConfig>>,
+        tls: Option<Arc<Live<tls::ClientConfig>>>,
         dialer: Arc<Dialer>,
         clock: Clock,
     ) -> Self {
@@ -199,7 +200,7 @@ impl Client {
     ) -> Result<Connection, SendError> {
         let timeout = timeout.min(self.config.connect_timeout);
         let open = || {
-            let tls = self.tls.as_ref();
+            let tls = self.tls.as_deref();
             Connection::open(worker, &self.dialer, timeout, tls, &self.connections, self.clock)
         };
         match open().await {

@@ -390,19 +390,17 @@ async fn tls_carries_the_same() {
     let secret =
         rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let server = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], secret)
+        .with_single_cert(vec![certificate], secret)
         .unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).unwrap();
-    let trusting = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), key.cert.pem()).unwrap();
+    let files = tls::ClientConfig { ca: Some(ca.path().to_owned()), identity: None };
+    let clock = Clock::start();
+    let trusting = Live::read(files, clock.now()).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
     let worker = Fake::start(move |nth, stream| {
         let acceptor = acceptor.clone();
@@ -421,7 +419,6 @@ async fn tls_carries_the_same() {
     })
     .await;
     let url: WorkerUrl = format!("https://localhost:{}", worker.address.port()).parse().unwrap();
-    let clock = Clock::start();
     let dialer = Dialer::simple(clock);
     let client = Client::new(Config::default(), Some(Arc::new(trusting)), dialer, clock);
     let sent: Vec<u8> = (0..3_000_000u32).map(|at| (at >> 4) as u8).collect();

@@ -1,6 +1,7 @@
-//! Goodbyes: a node that will go says so before anything stops, so that nobody takes its silence for a death.
+//! Leaving: a node announces that it leaves before anything stops, so that its silence is not taken for a crash.
 //!
-//! It tells everybody and repeats it; whoever hears it for the first time passes it on. Its end is told the same way.
+//! It sends a goodbye to all members and repeats it; a member that receives it for the first time relays it. When the
+//! node is gone, that is announced in the same way.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,21 +16,21 @@ use crate::membership::state::MemberState;
 use crate::membership::table::Record;
 use crate::membership::{Due, Membership, RANK_OWN};
 
-/// Most goodbyes that are passed on at a time; more are heard once, and in lists of members.
+/// Goodbyes that are relayed at a time. More are still applied, and they are part of member lists.
 const MAX_RELAYS: usize = 64;
 
-/// How often a goodbye is passed on.
+/// How often a goodbye is relayed.
 const RELAY_ROUNDS: u32 = 4;
 
 impl Membership {
-    pub(super) fn repeat_goodbye(&mut self, now: Now) {
+    pub(super) fn announce_leaving(&mut self, now: Now) {
         if self.me.state == MemberState::Leaving {
-            self.say_goodbye(false);
+            self.send_goodbye(false);
             self.timers.schedule(now.mono + self.config.goodbye_period, RANK_OWN, Due::Goodbye);
         }
     }
 
-    pub(super) fn say_goodbye(&mut self, gone: bool) {
+    pub(super) fn send_goodbye(&mut self, gone: bool) {
         let goodbye = Goodbye { identity: self.swim.identity().clone(), gone };
         let everybody: Vec<_> = self.table.present().map(address_of).collect();
         for (peer, address) in everybody {
@@ -44,7 +45,7 @@ impl Membership {
             .is_some_and(|record| record.identity.generation == goodbye.identity.generation);
         if !is_known {
             self.counters.stray_messages += 1;
-        } else if self.take_goodbye(now, goodbye) {
+        } else if self.apply_goodbye(now, goodbye) {
             self.relay_goodbye(goodbye);
             let is_idle = self.relays.is_empty();
             self.relays.retain(|(relayed, _)| relayed.identity.name != goodbye.identity.name);
@@ -58,8 +59,8 @@ impl Membership {
         }
     }
 
-    /// Notes that somebody goes or went; whether that was news.
-    pub(super) fn take_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
+    /// Notes that a member is leaving or gone. Returns whether that was new.
+    pub(super) fn apply_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
         let Goodbye { identity, gone } = goodbye;
         let Some(record) = self.table.get(&identity.name) else { return false };
         if record.identity.generation != identity.generation {
@@ -73,11 +74,11 @@ impl Membership {
             self.drive(now, |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
             return true;
         }
-        self.absorb(now, &BTreeMap::new());
+        self.update_table(now, &BTreeMap::new());
         news
     }
 
-    /// Whoever hears a goodbye for the first time tells a few more, and again: the leaver may not reach everybody.
+    /// Relays goodbyes to a few members, several times: the leaving node may not reach all of them.
     pub(super) fn relay_goodbyes(&mut self, now: Now) {
         let relays = std::mem::take(&mut self.relays);
         for (goodbye, _) in &relays {

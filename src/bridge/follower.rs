@@ -1,4 +1,4 @@
-//! From the cluster to this router: each change of the shared state, put into the fleet and the policies.
+//! From the cluster to this router: applies each change of the shared state to the fleet, the policies and the prefix index.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
 use smg_cluster::state::State;
-use smg_cluster::state::stores::News;
+use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
 use smg_mesh::Follower;
 use smg_routing::fleet::{Override, Told};
@@ -18,68 +18,68 @@ use tracing::{info, warn};
 
 use super::{Bridge, health, settings};
 
-/// Several routers find the same restart, each when it asks next: only the first word counts for so long.
-const SAME_RESTART: Duration = Duration::from_secs(15);
+/// Several routers report the same restart of a worker, each at its own next probe. Reports within this time count as one.
+const SAME_RESTART_WINDOW: Duration = Duration::from_secs(15);
 
-/// What keeps fleet and policies in step.
+/// Keeps fleet and policies in step with the shared state.
 #[derive(Debug)]
-pub(super) struct Picture {
+pub(super) struct RoutingFollower {
     bridge: Bridge,
-    /// The routers that are there, this one included, by name.
+    /// The names of the present routers, this one included, sorted.
     present: Vec<NodeName>,
-    /// How often each router has found a worker's cache cold.
+    /// How often each other router has found a worker's cache cold.
     restarts: HashMap<WorkerId, BTreeMap<NodeId, u32>>,
-    /// When a worker's cache was last taken for cold on others' word.
-    colds: HashMap<WorkerId, Duration>,
+    /// When this router last took a worker's cache for cold because others reported it, by `Clock::mono`.
+    cold_at: HashMap<WorkerId, Duration>,
 }
 
-impl Picture {
+impl RoutingFollower {
     pub(super) fn new(bridge: &Bridge) -> Self {
         Self {
             bridge: bridge.clone(),
             present: Vec::new(),
             restarts: HashMap::new(),
-            colds: HashMap::new(),
+            cold_at: HashMap::new(),
         }
     }
 
-    fn tell_workers(&mut self, node: &mut Node, ids: &BTreeSet<WorkerId>, now: Now) {
+    fn apply_workers(&mut self, node: &mut Node, ids: &BTreeSet<WorkerId>, now: Now) {
         let gate = &self.bridge.gate;
-        let mut told = BTreeMap::new();
+        let mut desired = BTreeMap::new();
         let mut left = Vec::new();
         for id in ids {
             let entry = node.state().worker(*id);
-            // Before this router has said which workers it was given, their absence says nothing.
+            // A configured worker that this router has not announced yet is missing in the state, and was not removed.
             let is_mine = || self.bridge.configured.iter().any(|spec| spec.id() == *id);
-            match entry.as_ref().and_then(|entry| as_told(entry, now)) {
+            match entry.as_ref().and_then(|entry| desired_worker(entry, now)) {
                 Some(worker) => {
-                    told.insert(*id, Some(worker));
+                    desired.insert(*id, Some(worker));
                 }
-                None if entry.is_none() && !gate.has_told() && is_mine() => {}
+                None if entry.is_none() && !gate.has_announced() && is_mine() => {}
                 None => {
-                    told.insert(*id, None);
+                    desired.insert(*id, None);
                     left.push(*id);
                 }
             }
         }
-        let new = self.bridge.fleet.tell(told, now);
+        let new = self.bridge.fleet.tell(desired, now);
         if !new.is_empty() {
-            info!(workers = new.len(), "workers heard of");
+            info!(workers = new.len(), "workers registered");
             self.bridge.wake.notify_one();
         }
         for id in left {
             node.forget_prefixes(id);
         }
         for id in new {
-            self.hear(node, id, now);
+            self.apply_reports(node, id, now);
         }
     }
 
-    fn hear(&mut self, node: &mut Node, id: WorkerId, now: Now) {
+    fn apply_reports(&mut self, node: &mut Node, id: WorkerId, now: Now) {
         if self.bridge.fleet.load().worker(id).is_none() {
-            // The others' last word on one that is gone must not be kept for ever.
+            // What others reported of a removed worker must not be kept for ever.
             self.restarts.remove(&id);
-            self.colds.remove(&id);
+            self.cold_at.remove(&id);
             return;
         }
         let me = node.replication().me().clone();
@@ -104,18 +104,18 @@ impl Picture {
         if !is_cold {
             return;
         }
-        let last = self.colds.insert(id, now.mono);
-        if last.is_none_or(|at| now.mono.saturating_sub(at) > SAME_RESTART) {
+        let last = self.cold_at.insert(id, now.mono);
+        if last.is_none_or(|at| now.mono.saturating_sub(at) > SAME_RESTART_WINDOW) {
             info!(worker = %id, "another router found its cache cold");
             self.bridge.fleet.hear_cold(id);
             node.forget_prefixes(id);
         }
     }
 
-    fn set_policies(&self, state: &State, news: &News) {
+    fn apply_policies(&self, state: &State, changed: &ChangedKeys) {
         let policies = &self.bridge.policies;
         let snapshot = self.bridge.fleet.snapshot();
-        for model in &news.policies {
+        for model in &changed.policies {
             let setting = state.policy(model).and_then(|record| {
                 settings::setting(&record, policies.config())
                     .map_err(|error| warn!(%model, %error, "the policy that is set can't be used"))
@@ -126,40 +126,40 @@ impl Picture {
     }
 }
 
-impl Follower for Picture {
-    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now) {
+impl Follower for RoutingFollower {
+    fn apply(&mut self, node: &mut Node, changed: &ChangedKeys, members: bool, now: Now) {
         if members {
             self.present = present(node);
         }
-        if !news.workers.is_empty() {
-            self.tell_workers(node, &news.workers, now);
+        if !changed.workers.is_empty() {
+            self.apply_workers(node, &changed.workers, now);
         }
-        if !news.policies.is_empty() {
-            self.set_policies(node.state(), news);
+        if !changed.policies.is_empty() {
+            self.apply_policies(node.state(), changed);
         }
         let memory = Arc::clone(self.bridge.policies.memory());
-        for key in &news.sessions {
+        for key in &changed.sessions {
             if let Some(session) = node.state().session(*key, now) {
                 memory.hear_session(key.0, session.worker(), now);
             }
         }
-        for run in &news.hints {
+        for run in &changed.hints {
             memory.index.learn(run.parent, &run.blocks, run.worker.into(), now);
         }
         if members {
-            // Who came or went changes whose word counts and who asks, for every worker.
+            // A change of the members changes whose reports count and which routers probe, for every worker.
             for worker in self.bridge.fleet.snapshot().workers() {
-                self.hear(node, worker.id, now);
+                self.apply_reports(node, worker.id, now);
             }
         } else {
-            for id in news.observations.union(&news.load) {
-                self.hear(node, *id, now);
+            for id in changed.observations.union(&changed.load) {
+                self.apply_reports(node, *id, now);
             }
         }
     }
 }
 
-/// This router and those that take part, by name.
+/// The names of this router and of the others that are ALIVE or SUSPECTED, sorted.
 fn present(node: &Node) -> Vec<NodeName> {
     let others = node.members().filter(|member| match member.state {
         MemberState::Alive | MemberState::Suspected => true,
@@ -171,8 +171,8 @@ fn present(node: &Node) -> Vec<NodeName> {
     names
 }
 
-/// A worker as the fleet is told of it; `None`: it takes no part.
-fn as_told(entry: &WorkerEntry, now: Now) -> Option<Told> {
+/// The worker as the fleet should have it; `None`: it was dismissed, or this version can't read its record.
+fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<Told> {
     let cordoned = match entry.stance() {
         Stance::Serving => false,
         Stance::Cordoned => true,

@@ -1,8 +1,9 @@
-//! Coming in, and staying in touch: knocking at join addresses and at members that are down, for ever.
+//! Joining, and staying in touch: join probes to join addresses and to members that are down, for ever.
 //!
-//! A knock (`Hello`) is answered with everybody that is known (`Welcome`), so that a newcomer needs one exchange at any
-//! size of the cluster. Knocking never ends: a join address without an alive member and a member that is down are tried
-//! again and again, which heals partitions of any length and lets a seed come up after its joiner.
+//! A join probe (`Hello`) is answered with all members that are known (`Welcome`), so that a newcomer needs one
+//! exchange at any size of the cluster. Join probes never end: a join address without a live member, and a member that
+//! is down, are probed again and again. That heals partitions of any length, and a router may start before the ones
+//! that it is to join.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,51 +22,53 @@ use crate::membership::message::{
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN};
 
-/// Most join addresses remembered.
+/// Join addresses that are remembered; more are ignored.
 pub(super) const MAX_ADDRESSES: usize = 1024;
 
-/// Most newcomers that wait until the holder of their name has answered.
+/// Newcomers that wait until the holder of their name has answered; more are ignored until they probe again.
 const MAX_CHALLENGED: usize = 64;
 
-/// What is needed to come in and to stay in touch.
+/// What is needed to join and to stay in touch.
 #[derive(Debug, Default)]
-pub(super) struct Knocking {
-    /// Where others may be.
+pub(super) struct Joining {
+    /// The join addresses.
     addresses: BTreeSet<SocketAddr>,
-    /// Those that turned out to be this node.
-    pub(super) mine: BTreeSet<SocketAddr>,
-    /// Those that were knocked at since all had their turn.
-    knocked: BTreeSet<SocketAddr>,
+    /// Addresses that turned out to be this node's.
+    pub(super) own_addresses: BTreeSet<SocketAddr>,
+    /// Addresses that were probed since all of them had their turn.
+    probed: BTreeSet<SocketAddr>,
     /// When the next round is due; an older timer is void.
-    at: Duration,
-    /// No round is scheduled: there is no join address but this node's own, and nobody else is known.
-    paused: bool,
-    /// Newcomers whose name is held by somebody, until the holder answers.
+    next_round_at: Duration,
+    /// No round is scheduled: there is no join address but this node's own, and no other node is known.
+    is_paused: bool,
+    /// Newcomers whose name has a holder, until that has answered: the join probe, and the address it came from.
     pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
-    /// Somebody else with this node's name, and how often it was asked.
+    /// Another process with this node's name, and how often it was challenged.
     pub(super) namesake: Option<(Identity, u32)>,
 }
 
 impl Membership {
-    /// Tells where others may be: the whole list, each time it was resolved. An empty list says that there is nobody to
-    /// look for.
+    /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is
+    /// no other router to join.
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
-        self.knocking.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+        self.joining.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
         self.become_alive_if_alone(now);
-        // Not before the first round is over: the list is told again and again.
-        if self.knocking.at == Duration::ZERO || (self.knocking.paused && self.may_find_others()) {
-            self.knock(now);
+        // Later calls wait for the next round: the list comes again and again.
+        if self.joining.next_round_at == Duration::ZERO
+            || (self.joining.is_paused && self.may_find_others())
+        {
+            self.run_join_round(now);
         }
     }
 
-    /// Goes on knocking after a pause: somebody is known now, who may go DOWN.
-    pub(super) fn resume_knocking(&mut self, now: Now) {
-        if std::mem::take(&mut self.knocking.paused) {
-            self.schedule_knock(now);
+    /// Goes on with join rounds after a pause: a member is known now, and it may go down.
+    pub(super) fn resume_join_rounds(&mut self, now: Now) {
+        if std::mem::take(&mut self.joining.is_paused) {
+            self.schedule_join_round(now);
         }
     }
 
-    /// Whether there is anybody to knock at, now or later.
+    /// Whether there is an address to probe, now or later.
     fn may_find_others(&self) -> bool {
         self.table.len() > 0 || self.has_foreign_join_address()
     }
@@ -73,26 +76,26 @@ impl Membership {
     /// Whether a join address is not known to be this node's own.
     fn has_foreign_join_address(&self) -> bool {
         let mine = self.swim.identity().address;
-        let mut addresses = self.knocking.addresses.iter();
-        addresses.any(|address| *address != mine && !self.knocking.mine.contains(address))
+        let mut addresses = self.joining.addresses.iter();
+        addresses.any(|address| *address != mine && !self.joining.own_addresses.contains(address))
     }
 
-    pub(super) fn knock_if_current(&mut self, now: Now, at: Duration) {
-        if at == self.knocking.at {
-            self.knock(now);
+    pub(super) fn run_join_round_if_current(&mut self, now: Now, at: Duration) {
+        if at == self.joining.next_round_at {
+            self.run_join_round(now);
         }
     }
 
-    pub(super) fn knock_at(&mut self, address: SocketAddr) {
-        let (identity, seated) = (self.swim.identity().clone(), self.is_seated());
-        let hello = Hello { identity, dialled: address, seated };
+    pub(super) fn send_join_probe(&mut self, address: SocketAddr) {
+        let (identity, joined) = (self.swim.identity().clone(), self.is_joined());
+        let hello = Hello { identity, dialled: address, joined };
         self.send_message(address, None, Kind::Hello, &hello);
     }
 
-    fn knock(&mut self, now: Now) {
+    fn run_join_round(&mut self, now: Now) {
         let is_alone = self.swim.num_members() == 0;
-        let join_addresses = self.knocking.addresses.iter().copied().filter(|address| {
-            !self.knocking.mine.contains(address) && !self.table.is_present_at(*address)
+        let join_addresses = self.joining.addresses.iter().copied().filter(|address| {
+            !self.joining.own_addresses.contains(address) && !self.table.is_present_at(*address)
         });
         let down = self
             .table
@@ -104,47 +107,46 @@ impl Membership {
             join_addresses.chain(down).filter(|address| *address != mine).collect();
         if self.me.state != MemberState::Leaving {
             let fanout =
-                if is_alone { self.config.knock_alone_fanout } else { self.config.knock_fanout };
-            for address in self.take_turns(&candidates, fanout.get()) {
-                self.knock_at(address);
+                if is_alone { self.config.join_alone_fanout } else { self.config.join_fanout };
+            for address in self.pick_in_turn(&candidates, fanout.get()) {
+                self.send_join_probe(address);
             }
         }
-        self.knocking.paused = !self.may_find_others();
-        if !self.knocking.paused {
-            self.schedule_knock(now);
+        self.joining.is_paused = !self.may_find_others();
+        if !self.joining.is_paused {
+            self.schedule_join_round(now);
         }
     }
 
-    fn schedule_knock(&mut self, now: Now) {
+    fn schedule_join_round(&mut self, now: Now) {
         let is_alone = self.swim.num_members() == 0;
-        let period =
-            if is_alone { self.config.knock_alone_period } else { self.config.knock_period };
+        let period = if is_alone { self.config.join_alone_period } else { self.config.join_period };
         let at = now.mono + period.mul_f64(self.rng.random_range(0.75..1.25));
-        self.knocking.at = at;
-        self.timers.schedule(at, RANK_OWN, Due::Knock { at });
+        self.joining.next_round_at = at;
+        self.timers.schedule(at, RANK_OWN, Due::JoinRound { at });
     }
 
-    /// Up to `count` of `candidates` by chance, those first that had no turn yet.
-    fn take_turns(&mut self, candidates: &BTreeSet<SocketAddr>, count: usize) -> Vec<SocketAddr> {
-        self.knocking.knocked.retain(|address| candidates.contains(address));
-        let waiting: Vec<_> = candidates.difference(&self.knocking.knocked).copied().collect();
+    /// Up to `count` random addresses of `candidates`; those that had no turn yet come first.
+    fn pick_in_turn(&mut self, candidates: &BTreeSet<SocketAddr>, count: usize) -> Vec<SocketAddr> {
+        self.joining.probed.retain(|address| candidates.contains(address));
+        let waiting: Vec<_> = candidates.difference(&self.joining.probed).copied().collect();
         let mut chosen = self.pick(waiting, count);
         if chosen.len() < count {
-            let had_turn: Vec<_> = self.knocking.knocked.iter().copied().collect();
-            self.knocking.knocked.clear();
+            let had_turn: Vec<_> = self.joining.probed.iter().copied().collect();
+            self.joining.probed.clear();
             chosen.extend(self.pick(had_turn, count - chosen.len()));
         }
-        self.knocking.knocked.extend(&chosen);
+        self.joining.probed.extend(&chosen);
         chosen
     }
 
-    /// Nobody to look for, or only oneself: that is a cluster of one.
+    /// A node without join addresses, or with only its own, is a cluster of one.
     pub(super) fn become_alive_if_alone(&mut self, now: Now) {
         if !self.has_foreign_join_address()
             && self.me.state == MemberState::Init
             && self.me.refused.is_none()
         {
-            self.turn(now, MemberState::Alive);
+            self.set_own_state(now, MemberState::Alive);
         }
     }
 
@@ -163,22 +165,22 @@ impl Membership {
                 && record.identity.address != it.address
         });
         let Some(holder) = holder.map(|record| record.identity.clone()) else {
-            return self.welcome(now, from, hello);
+            return self.send_welcome(now, from, hello);
         };
-        let waits = self.knocking.challenged.contains_key(&it.name);
-        if waits || self.knocking.challenged.len() == MAX_CHALLENGED {
+        let waits = self.joining.challenged.contains_key(&it.name);
+        if waits || self.joining.challenged.len() == MAX_CHALLENGED {
             return;
         }
-        self.knocking.challenged.insert(it.name.clone(), (hello.clone(), from));
+        self.joining.challenged.insert(it.name.clone(), (hello.clone(), from));
         let at = now.mono + self.config.challenge_timeout;
-        self.timers.schedule(at, RANK_OWN, Due::Answer(it.name.clone()));
-        self.challenge(holder, it.clone(), hello.seated);
+        self.timers.schedule(at, RANK_OWN, Due::EndChallenge(it.name.clone()));
+        self.challenge(holder, it.clone(), hello.joined);
     }
 
-    pub(super) fn welcome(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
+    pub(super) fn send_welcome(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
         let it = &hello.identity;
         let known = self.table.get(&it.name).map(|record| record.identity.clone());
-        // What we hold for dead must claim more to be believed again, even if it is the very same life.
+        // A member that is down or gone here must claim more to be believed again, even if it is the same generation.
         let known = known.filter(|known| {
             self.table.get(&it.name).is_some_and(|record| match record.state {
                 Some(MemberState::Down) | None => true,
@@ -219,7 +221,7 @@ impl Membership {
             self.table.list_newcomer(now.mono, it, now.mono + NEWCOMER_LISTED);
         }
         self.send_message(it.address, Some(it.name.clone()), Kind::Welcome, &welcome);
-        self.absorb(now, &BTreeMap::new());
+        self.update_table(now, &BTreeMap::new());
     }
 
     pub(super) fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
@@ -238,47 +240,49 @@ impl Membership {
                 self.counters.stray_messages += 1;
                 return;
             }
-            self.claim_more_than(now, &known);
+            self.raise_claim_above(now, &known);
         }
-        if self.me.stepped_back {
-            // The host may not have heard of it; the others have, and foca sits out until its identity is another.
+        if self.me.gave_up_name {
+            // The host may not know that this node gave up its name. Others do, and foca does nothing until its
+            // identity changes.
             self.renew(now);
         }
         if self.me.state == MemberState::Init {
-            self.turn(now, MemberState::Alive);
+            self.set_own_state(now, MemberState::Alive);
         }
-        self.learn(now, welcome.members);
+        self.merge_member_list(now, welcome.members);
         let host = welcome.from;
         self.drive(now, |swim, effects| swim.announce(host, effects));
     }
 
-    /// Makes this node believable to those who know `known` under its name.
-    pub(super) fn claim_more_than(&mut self, now: Now, known: &Identity) {
+    /// Raises this node's claim above `known`, so that nodes which know `known` under its name believe it.
+    pub(super) fn raise_claim_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
         if known.generation > me.generation {
-            // A later life than this one has written rows. Going on below it would mean to be taken for its past.
-            self.be_reborn_above(now, known);
+            // A later generation has written rows. If this node went on below it, it would be taken for the earlier
+            // one.
+            self.begin_generation_above(now, known);
         } else if known.claim() >= me.claim() {
             self.counters.renewals += 1;
             let raised = me.raised_above(known.claim());
-            self.reidentify(now, raised.clone());
+            self.change_identity(now, raised.clone());
             self.events.push_back(Event::Renewed(raised));
         }
     }
 
-    pub(super) fn be_reborn_above(&mut self, now: Now, known: &Identity) {
+    pub(super) fn begin_generation_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
-        // By chance, for two who are reborn above the same past must not meet.
+        // A random part, so that two processes which do this at the same time get different generations.
         let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
-        let reborn = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
-        let reborn = reborn.raised_above(known.claim());
-        self.events.push_back(Event::Reborn { was: me.node(), is: reborn.node() });
-        self.reidentify(now, reborn);
+        let later = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
+        let later = later.raised_above(known.claim());
+        self.events.push_back(Event::NewGeneration { was: me.node(), is: later.node() });
+        self.change_identity(now, later);
     }
 
-    /// Takes over a member list. The dead are only added if nobody here knows them: a list from the other side of a
-    /// partition would kill the living.
-    fn learn(&mut self, now: Now, members: Vec<Listed>) {
+    /// Merges a member list. Members that are down are added only if they are unknown here: a list from the other side
+    /// of a partition must not declare live members down.
+    fn merge_member_list(&mut self, now: Now, members: Vec<Listed>) {
         let mine = self.swim.identity().name.clone();
         let mut updates = Vec::new();
         let mut down_since = BTreeMap::new();
@@ -316,25 +320,26 @@ impl Membership {
         let mut effects = std::mem::take(&mut self.effects);
         let applied = self.swim.apply_many(updates.into_iter(), false, &mut effects);
         self.effects = effects;
-        self.absorb(now, &down_since);
+        self.update_table(now, &down_since);
         for (name, generation) in leaving {
             self.table.mark_leaving(now.mono, &name, generation);
         }
-        // Hands over what foca wanted done above.
+        // Does what foca wanted done above.
         self.drive(now, |_, _| applied);
         for goodbye in gone {
-            self.take_goodbye(now, &goodbye);
+            self.apply_goodbye(now, &goodbye);
         }
     }
 
-    /// A frame of another cluster. A newcomer is told, in a frame of its own cluster; everything else is dropped.
-    pub(super) fn handle_foreign(&mut self, frame: &Frame<'_>) -> Result<(), PayloadError> {
+    /// Handles a frame of another cluster. A newcomer is refused, in a frame of its own cluster; everything else is
+    /// dropped.
+    pub(super) fn answer_foreign_frame(&mut self, frame: &Frame<'_>) -> Result<(), PayloadError> {
         if frame.kind == Kind::Hello {
             let hello: Hello = frame.decode()?;
             let refusal = Refusal {
                 to: hello.identity.generation,
                 reason: RefusalReason::ForeignCluster(hello.dialled),
-                seated: true,
+                joined: true,
             };
             let bytes = codec::frame(Kind::Refusal, frame.cluster, &codec::encode(&refusal));
             self.send(hello.identity.address, None, bytes);
