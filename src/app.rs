@@ -72,6 +72,36 @@ pub enum Ending {
     Cut,
 }
 
+/// What chooses workers and sends requests to them.
+struct Routing {
+    fleet: Arc<Fleet>,
+    policies: Arc<Policies>,
+    dispatch: Arc<dispatch::Shared>,
+}
+
+/// Builds fleet, policies, admission and dispatch, and registers their metrics.
+fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
+    let fleet = Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(registry)?));
+    for spec in &config.workers {
+        fleet.register(spec.clone())?;
+    }
+    let index = Arc::new(prefix::Index::new(&config.prefix));
+    prefix::Metrics::register(registry, &index)?;
+    let policies_metrics = policies::Metrics::register(registry)?;
+    let policies = Arc::new(Policies::new(config.policy.clone(), index, policies_metrics));
+    let admission = Admission::new(&config.limit);
+    limit::Metrics::register(registry, &admission)?;
+    let dispatch = dispatch::Shared::new(
+        config.dispatch.clone(),
+        Arc::clone(&fleet),
+        Arc::clone(&policies),
+        admission,
+        dispatch::Metrics::register(registry)?,
+    );
+    let dispatch = Arc::new(dispatch);
+    Ok(Routing { fleet, policies, dispatch })
+}
+
 impl App {
     /// Reads certificates, binds sockets and connects the parts.
     ///
@@ -96,25 +126,7 @@ impl App {
             Shortages::register(&registry, clock)?,
             Descriptors::new(descriptors::limit()),
         ));
-        let fleet =
-            Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
-        for spec in &config.workers {
-            fleet.register(spec.clone())?;
-        }
-        let index = Arc::new(prefix::Index::new(&config.prefix));
-        prefix::Metrics::register(&registry, &index)?;
-        let policies_metrics = policies::Metrics::register(&registry)?;
-        let policies = Arc::new(Policies::new(config.policy.clone(), index, policies_metrics));
-        let admission = Admission::new(&config.limit);
-        limit::Metrics::register(&registry, &admission)?;
-        let dispatch = dispatch::Shared::new(
-            config.dispatch.clone(),
-            Arc::clone(&fleet),
-            Arc::clone(&policies),
-            admission,
-            dispatch::Metrics::register(&registry)?,
-        );
-        let dispatch = Arc::new(dispatch);
+        let Routing { fleet, policies, dispatch } = routing(&config, &registry)?;
         let wake = Arc::new(Notify::new());
         let client_endpoint =
             mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };

@@ -9,27 +9,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::ArgMatches;
-use smg_mesh as mesh;
 use smg_mock as mock;
-use smg_proxy::dispatch;
-use smg_proxy::upstream;
-use smg_routing::fleet;
-use smg_routing::limit;
-use smg_routing::policy;
-use smg_routing::prefix;
-use smg_runtime::telemetry;
 use smg_runtime::tls;
-use smg_types::spec::WorkerSpec;
 
-use crate::bridge;
 use crate::cli;
 use crate::console;
-use crate::http;
 
 mod cluster;
 mod file;
 mod layers;
 mod mistakes;
+mod parts;
 mod peers;
 mod process;
 mod reference;
@@ -42,6 +32,7 @@ mod workers;
 
 pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use parts::Config;
 pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
@@ -55,33 +46,6 @@ pub const STATUS_WRONG: u8 = 2;
 
 /// Exit status when what was asked for could not be printed.
 pub const STATUS_FAILED: u8 = 1;
-
-/// Everything that the router is told, one part per module.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Listeners, keys, bounds on clients.
-    pub http: http::Config,
-    /// How a worker is chosen.
-    pub policy: policy::Config,
-    /// Bounds of the prefix tree.
-    pub prefix: prefix::Config,
-    /// How many requests are let in.
-    pub limit: limit::Config,
-    /// Health and breaker.
-    pub fleet: fleet::Config,
-    /// Connections and timeouts toward workers.
-    pub upstream: upstream::Config,
-    /// Retries and waiting.
-    pub dispatch: dispatch::Config,
-    /// The workers known from the start, each once.
-    pub workers: Vec<WorkerSpec>,
-    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
-    pub mesh: mesh::Config,
-    /// What connects the cluster node with routing.
-    pub bridge: bridge::Config,
-    /// Logs.
-    pub telemetry: telemetry::Config,
-}
 
 /// A configuration and what to say about it.
 #[derive(Debug)]

@@ -253,8 +253,9 @@ impl Protocol {
                     return Verdict::Cut("the client took nothing of its response for too long");
                 }
                 let most = if found.head_begun { timeouts.head } else { timeouts.idle };
-                let left =
-                    found.idle.map_or(timeouts.longest_wait(), |idle| most.saturating_sub(idle));
+                let left = found
+                    .idle
+                    .map_or_else(|| timeouts.longest_wait(), |idle| most.saturating_sub(idle));
                 let wait = left.min(timeouts.longest_wait()).max(SHORTEST_WAIT);
                 if left.is_zero() { Verdict::Expire(wait) } else { Verdict::Wait(wait) }
             }

@@ -17,9 +17,10 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 
 use super::Surface;
+use super::documents::read;
 use super::error::ApiError;
 use super::wait::WaitQuery;
-use super::workers::{find, read};
+use super::workers::find;
 use crate::bridge::{Observed, PolicyDocument};
 
 fn worker_document(

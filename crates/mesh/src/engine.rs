@@ -173,7 +173,8 @@ impl Engine {
             self;
         let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, client_endpoint);
         let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
-            driver.run().await;
+            // Boxed: its state is large.
+            Box::pin(driver.run()).await;
             return Ok(());
         };
         let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());

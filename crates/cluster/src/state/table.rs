@@ -10,11 +10,11 @@
 //! carries it, and a kill of the dot ends it in all of them. One rule decides which dots are live: **a dot that a node
 //! covers and does not hold is dead**. A node covers a dot if it has applied the log of the dot's writer up to the dot.
 //!
-//! The rules in short. R2: a kill names all dots of one writer up to a version, under the row's key. R3: the kills of a row
-//! stay when its writer writes the row again. R4: a row without dots and kills is a tombstone, which relays keep too. R5: a
-//! kill of dots that are not covered yet waits in `pending`. R6: a row of which all dots are dead, and that has no kills,
-//! is dropped without a tombstone. R7: a node that is behind the `floor` of a log loads a snapshot by ranges of keys, because
-//! the log no longer holds all tombstones. R8: a snapshot includes the waiting kills.
+//! The rules in short; `docs/replication.md` gives the reason and the test of each. R2: a kill names all dots of one writer
+//! up to a version, under the row's key. R3: the kills of a row stay when its writer writes the row again. R4: a row without
+//! dots and kills is a tombstone, which relays keep too. R5: a kill of dots that are not covered yet waits in `pending`. R6:
+//! a row of which all dots are dead, and that has no kills, is dropped without a tombstone. R7: a snapshot ends the dots that
+//! its donor covers and does not hold, in all logs of the store. R8: a snapshot includes the waiting kills.
 
 mod apply;
 mod log;
