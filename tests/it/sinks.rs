@@ -85,9 +85,9 @@ impl Mute {
         }
     }
 
-    /// Logs `lines` lines of about 3 KB.
+    /// Logs `lines` lines of more than 1 KB, each with a character that a log must not show as it is.
     async fn logs(&self, lines: usize) {
-        let model = "%1b".repeat(500);
+        let model = "%e2%80%ae".repeat(170);
         let mut connection = Connection::open(self.address).await.unwrap();
         let path = format!("/ha/policies/{model}");
         for _ in 0..lines {
@@ -180,7 +180,7 @@ async fn a_pipe_that_nobody_reads_holds_nothing_up_and_what_was_lost_is_told() {
     let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
     router.serves(300).await;
     // The pipe holds 64 KiB, the router 1 MiB of lines; then lines are lost.
-    router.logs(600).await;
+    router.logs(2000).await;
     router.serves(300).await;
     let lost = router.dropped("queue_full").await;
     assert!(lost > 100, "{lost}");
@@ -233,10 +233,15 @@ async fn a_model_can_neither_forge_a_line_nor_steer_the_terminal() {
     let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
     let come = read_all(reader);
     let forged = "2027-01-01T00:00:00Z ERROR smg: all is lost";
-    let path = format!("/ha/policies/m%0d%0a{}%1b%5b2J%c2%9b", forged.replace(' ', "%20"));
     let mut connection = Connection::open(router.address).await.unwrap();
-    let answer = connection.put(&path, r#"{"policy":"random"}"#).await.unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    // Control characters are refused at the door; a line separator and a change of direction are no control characters.
+    for (before, after, status) in
+        [("%0d%0a", "%1b%5b2J%c2%9b", 400), ("%e2%80%a8", "%e2%80%ae", 200)]
+    {
+        let path = format!("/ha/policies/m{before}{}{after}", forged.replace(' ', "%20"));
+        let answer = connection.put(&path, r#"{"policy":"random"}"#).await.unwrap();
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
     router.ends_cleanly().await;
     let line = eventually("the line has come", || async {
         let log = text(&come);
@@ -244,10 +249,11 @@ async fn a_model_can_neither_forge_a_line_nor_steer_the_terminal() {
         if log.contains(": ended") { Ok(set.expect("it is logged")) } else { Err(log) }
     })
     .await;
-    assert!(line.contains(&format!("model=m\\r\\n{forged}\\u001b[2J\\u009b")), "{line:?}");
+    assert!(line.contains(&format!("model=m\\u2028{forged}\\u202e")), "{line:?}");
     let log = text(&come);
     assert!(!log.lines().any(|line| line.starts_with(forged)), "{log}");
-    assert!(!log.chars().any(|c| c.is_control() && c != '\n'), "{log:?}");
+    let steers = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{202e}');
+    assert!(!log.chars().any(|c| steers(c) && c != '\n'), "{log:?}");
 }
 
 /// JSON in which no object has a key twice.
