@@ -149,7 +149,7 @@ impl Replication {
                     // as a later generation.
                     continue;
                 }
-                if !peer.window.awaits_ack(stream, now.mono, self.config.retry) {
+                if !peer.window.waits_for_ack(stream, now.mono, self.config.retry) {
                     peer.window.restart(stream, theirs, mine);
                 }
             }

@@ -125,7 +125,7 @@ impl SendWindow {
     }
 
     /// Whether a delta of `stream` was sent so recently that its acknowledgement may still come.
-    pub(super) fn awaits_ack(&self, stream: Stream, now: Duration, retry: Duration) -> bool {
+    pub(super) fn waits_for_ack(&self, stream: Stream, now: Duration, retry: Duration) -> bool {
         let cursor = self.cursors.get(&stream);
         cursor.is_some_and(|c| c.in_flight > 0 && now < c.sent_at + self.retry_after(retry))
     }
@@ -211,7 +211,7 @@ mod tests {
         let (mut window, stream) = (SendWindow::default(), stream());
         window.extend(stream, 0, 9);
         window.record_sent(stream, 9, 100, seconds(0));
-        assert!(window.awaits_ack(stream, Duration::from_millis(999), RETRY));
+        assert!(window.waits_for_ack(stream, Duration::from_millis(999), RETRY));
         assert_eq!(window.take_overdue(seconds(1), RETRY), [stream]);
         window.rewind(stream, 2);
         assert_eq!(window.next(WINDOW, |_| true), Some((stream, 2)));
