@@ -13,11 +13,12 @@ use rand::rngs::SmallRng;
 use smg_mesh::{self as mesh, Mesh};
 use smg_mock as mock;
 use smg_mock::demo::{DemoError, RunningRouter};
-use smg_proxy::dispatch::{self, Policies};
+use smg_proxy::dispatch;
 use smg_proxy::prober;
 use smg_proxy::upstream::Client;
 use smg_routing::fleet::{self, Fleet};
 use smg_routing::limit::{self, Admission};
+use smg_routing::policies::{self, Policies};
 use smg_routing::prefix;
 use smg_runtime::clock::Clock;
 use smg_runtime::descriptors::{self, Descriptors};
@@ -25,32 +26,33 @@ use smg_runtime::dial::Dialer;
 use smg_runtime::resolve::Resolver;
 use smg_runtime::shortage::Shortages;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
-use smg_runtime::telemetry;
-use smg_runtime::tls;
+use smg_runtime::telemetry::{self, Log};
+use smg_runtime::tls::{self, Live};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::bridge::{self, Admin, Bridge};
-use crate::config::{self, Config, Process, Start};
-use crate::http::{self, Lifecycle, Server, Surface};
+use crate::config::{self, Config, Loaded, Process, Start};
+use crate::http::{self, Lifecycle, LiveKeys, Server, Surface};
+use crate::reload::Reload;
 
-/// A router with its sockets bound and nothing running.
+/// A router that has bound its sockets and runs no task yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
     clock: Clock,
     server: Server,
     surface: Arc<Surface>,
-    listener_tls: Option<Arc<rustls::ServerConfig>>,
-    worker_tls: Arc<rustls::ClientConfig>,
+    listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
+    worker_tls: Arc<Live<tls::ClientConfig>>,
     mesh: Mesh,
     bridge: Bridge,
     bridge_metrics: bridge::Metrics,
-    /// Wakes the prober.
+    /// Wakes the prober before its next probe is due.
     wake: Arc<Notify>,
 }
 
-/// A router that runs.
+/// A running router.
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
@@ -64,27 +66,57 @@ pub struct Running {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Everything in flight has finished.
+    /// All requests in flight have finished.
     Clean,
-    /// Something in flight was cut, or a part had failed.
+    /// A request in flight was cut, or a task had failed.
     Cut,
 }
 
+/// What chooses workers and sends requests to them.
+struct Routing {
+    fleet: Arc<Fleet>,
+    policies: Arc<Policies>,
+    dispatch: Arc<dispatch::Shared>,
+}
+
+/// Builds fleet, policies, admission and dispatch, and registers their metrics.
+fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
+    let fleet = Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(registry)?));
+    for spec in &config.workers {
+        fleet.register(spec.clone())?;
+    }
+    let index = Arc::new(prefix::Index::new(&config.prefix));
+    prefix::Metrics::register(registry, &index)?;
+    let policies_metrics = policies::Metrics::register(registry)?;
+    let policies = Arc::new(Policies::new(config.policy.clone(), index, policies_metrics));
+    let admission = Admission::new(&config.limit);
+    limit::Metrics::register(registry, &admission)?;
+    let dispatch = dispatch::Shared::new(
+        config.dispatch.clone(),
+        Arc::clone(&fleet),
+        Arc::clone(&policies),
+        admission,
+        dispatch::Metrics::register(registry)?,
+    );
+    let dispatch = Arc::new(dispatch);
+    Ok(Routing { fleet, policies, dispatch })
+}
+
 impl App {
-    /// Reads certificates, binds sockets and puts the parts together.
+    /// Reads certificates, binds sockets and connects the parts.
     ///
     /// # Errors
-    /// If a certificate can't be used or a port not be bound; the error names the file or the address, and the flag.
+    /// If a certificate can't be used or a port can't be bound. The error names the file or the address, and the flag.
     pub fn build(config: Config) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let now = clock.now();
         let listener_tls = config
             .http
             .tls
-            .as_ref()
-            .map(|wanted| tls::server(wanted, now).map(Arc::new))
+            .clone()
+            .map(|files| Live::read(files, now).map(Arc::new))
             .transpose()?;
-        let worker_tls = Arc::new(tls::client(&config.upstream.tls, now)?);
+        let worker_tls = Arc::new(Live::read(config.upstream.tls.clone(), now)?);
         let server = Server::bind(&config.http)?;
 
         let registry = Registry::new();
@@ -94,29 +126,11 @@ impl App {
             Shortages::register(&registry, clock)?,
             Descriptors::new(descriptors::limit()),
         ));
-        let fleet =
-            Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(&registry)?));
-        for spec in &config.workers {
-            fleet.register(spec.clone())?;
-        }
-        let index = Arc::new(prefix::Index::new(&config.prefix));
-        prefix::Metrics::register(&registry, &index)?;
-        let dispatch_metrics = dispatch::Metrics::register(&registry)?;
-        let policies = Policies::new(config.policy.clone(), index, dispatch_metrics.clone());
-        let admission = Admission::new(&config.limit);
-        limit::Metrics::register(&registry, &admission)?;
-        let dispatch = dispatch::Shared::new(
-            config.dispatch.clone(),
-            Arc::clone(&fleet),
-            policies,
-            admission,
-            dispatch_metrics,
-        );
-        let dispatch = Arc::new(dispatch);
+        let Routing { fleet, policies, dispatch } = routing(&config, &registry)?;
         let wake = Arc::new(Notify::new());
-        let clients =
-            mesh::Clients { listen: server.address()?, secure: config.http.tls.is_some() };
-        // What is measured of other routers is shown only where there may be others.
+        let client_endpoint =
+            mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };
+        // `/metrics` shows the metrics of other routers only if other routers can join.
         let unshown = Registry::new();
         let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
         let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
@@ -125,11 +139,12 @@ impl App {
             resolver: dialer.resolver().clone(),
             shortages: dialer.shortages().clone(),
         };
-        let mut mesh = Mesh::bind(config.mesh.clone(), clock, mesh_metrics, clients, services)?;
+        let mut mesh =
+            Mesh::bind(config.mesh.clone(), clock, mesh_metrics, client_endpoint, services)?;
         let bridge = Bridge::new(
             config.bridge.clone(),
             Arc::clone(&fleet),
-            Arc::clone(&dispatch),
+            Arc::clone(&policies),
             &config.workers,
             clock,
             Arc::clone(&wake),
@@ -137,6 +152,7 @@ impl App {
         mesh.follow(bridge.follower());
         let handle = mesh.handle().clone();
         let surface = Arc::new(Surface {
+            keys: LiveKeys::new(&config.http),
             config: config.http.clone(),
             control: Client::new(
                 config.upstream.clone(),
@@ -145,6 +161,7 @@ impl App {
                 clock,
             ),
             dialer,
+            policies,
             dispatch,
             admin: Admin::new(&bridge, handle.clone()),
             gate: Arc::clone(bridge.gate()),
@@ -167,6 +184,16 @@ impl App {
             bridge_metrics,
             wake,
         })
+    }
+
+    /// Shows the log's metrics, and returns what SIGHUP runs; `loaded` is what this router was built from.
+    ///
+    /// # Errors
+    /// If the log's metrics are shown already.
+    pub fn reload(&self, loaded: &Loaded, log: Log) -> anyhow::Result<Reload> {
+        log.register(&self.surface.registry)?;
+        let (listener_tls, worker_tls) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
+        Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls))
     }
 
     /// Starts tasks and threads on the current runtime.
@@ -216,8 +243,8 @@ impl App {
         let server = self.server.start(
             &self.surface,
             &self.config.upstream,
-            Some(&self.worker_tls),
-            self.listener_tls,
+            &self.worker_tls,
+            self.listener_tls.as_ref(),
             &handle,
         )?;
         info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");
@@ -233,26 +260,27 @@ impl App {
 }
 
 impl Running {
-    /// Where clients connect.
+    /// The address where clients connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where other routers connect; `None` without a mesh.
+    /// The address where other routers connect; `None` if no router can join.
     #[must_use]
     pub fn mesh_address(&self) -> Option<SocketAddr> {
         let mesh = &self.surface.mesh;
         mesh.is_networked().then(|| mesh.view().me.address)
     }
 
-    /// The workers, for a program that embeds the router.
+    /// The fleet, for a program that embeds the router.
     #[must_use]
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.surface.fleet
     }
 
-    /// Runs until `stops` counts one, or a part fails; then lets what is in flight finish. A second count ends at once.
+    /// Runs until `stops` counts one or a task fails, then lets the requests in flight finish. At a second count it ends at
+    /// once.
     pub async fn run(mut self, mut stops: watch::Receiver<u32>) -> Ending {
         let failed = tokio::select! {
             // An error means that nobody can ask for the end any more, which is asking for it.
@@ -271,7 +299,7 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
-        // Told before anything stops, so that nobody takes the silence for a death.
+        // Members learn of the shutdown before anything stops, so that they don't take the silence for a crash.
         self.surface.mesh.leave().await;
         info!(open = self.server.open(), "draining");
         let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
@@ -309,7 +337,7 @@ impl Running {
     }
 }
 
-/// How long idle connections get to be closed when the end can't wait.
+/// How long the router waits for idle connections to close when it ends at once.
 const IDLE_LEAVE: Duration = Duration::from_millis(100);
 
 #[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
@@ -320,13 +348,13 @@ fn deadline(after: Duration) -> tokio::time::Instant {
 /// Runs `smg demo`: a router with its defaults in front of the demo's workers.
 ///
 /// # Errors
-/// If something can't be started, or a request fails where nobody watches.
+/// If a part can't be started, or a request fails in a run that draws no screen.
 pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
     let count = args.routers;
     mock::demo::run(args, async move |workers| {
         let mut routers: Vec<Running> = Vec::new();
         for nth in 1..=count {
-            // The others are told of the first only, and find each other.
+            // The other routers get the address of the first only, and find each other by it.
             let first = routers.first().and_then(Running::mesh_address);
             routers.push(App::build(demo_config(&workers, nth, count, first)?)?.start()?);
         }

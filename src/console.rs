@@ -15,6 +15,7 @@ use serde_json::Value;
 use smg_proxy::upstream::{self, Client, Outgoing};
 use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
+use smg_runtime::tls::Live;
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long a router may take to answer.
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Largest answer that is read, in bytes: far more than a full cluster says.
 const LARGEST: usize = 16 << 20;
 
-/// What to show.
+/// The subcommands of `smg mesh`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Show the routers of the cluster and what they agree on.
@@ -34,7 +35,7 @@ pub enum Command {
     Diff(Target),
 }
 
-/// Whom to ask.
+/// The router that is asked.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// A router of the cluster.
@@ -94,8 +95,8 @@ pub enum ConsoleError {
     /// Routers hold different things.
     #[error("they differ")]
     Differ,
-    /// Nobody reads.
-    #[error(transparent)]
+    /// The answer could not be printed.
+    #[error("the answer can't be printed: {0}")]
     Output(#[from] io::Error),
 }
 
@@ -109,6 +110,14 @@ fn reason(error: &upstream::SendError) -> String {
 /// # Errors
 /// If a router can't be asked, or `diff` finds a difference.
 pub async fn run(command: Command, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
+    match show(command, out).await {
+        // A reader that has seen enough (`smg mesh events | head`) is no failure.
+        Err(ConsoleError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        shown => shown,
+    }
+}
+
+async fn show(command: Command, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
     match command {
         Command::Status(target) => {
             let asked = Asker::new(&target)?.ask(&target.router, "/ha/status").await?;
@@ -134,7 +143,7 @@ impl Asker {
         let tls = target
             .router
             .is_secure()
-            .then(|| smg_runtime::tls::client(&config.tls, clock.now()))
+            .then(|| Live::read(config.tls.clone(), clock.now()))
             .transpose()?
             .map(std::sync::Arc::new);
         Ok(Self {

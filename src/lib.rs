@@ -1,9 +1,9 @@
 //! `smg`: an LLM inference router that stays up.
 //!
 //! This crate is the program: the surface ([`http`]), the connection between cluster and routing ([`bridge`]), the
-//! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]) and the composition root ([`app`]). What
-//! it is made of lives in the crates under `crates/`; ARCHITECTURE.md has the map, and `tests/tidy.rs` checks who may
-//! import whom.
+//! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]), the composition root ([`app`]) and what
+//! signals do ([`signals`], [`reload`]). Its parts are the crates under `crates/`; ARCHITECTURE.md has the map, and
+//! `tests/tidy` checks which module may import which.
 
 pub mod bridge;
 pub mod http;
@@ -13,3 +13,5 @@ pub mod config;
 pub mod console;
 
 pub mod app;
+pub mod reload;
+pub mod signals;

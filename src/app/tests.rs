@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use smg_mesh::VisitError;
-use smg_mock::worker::Worker;
+use smg_mock::server::Bound;
 use tokio::net::TcpStream;
 
 use super::*;
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A worker that serves the model `m`; its URL.
 async fn worker() -> String {
     let config = mock::Config { models: vec!["m".to_owned()], ..mock::Config::default() };
-    let bound = Worker::bind(config).await.unwrap();
+    let bound = Bound::bind(config).await.unwrap();
     let url = format!("http://{}", bound.address());
     #[expect(clippy::disallowed_methods, reason = "it lives as long as the test")]
     tokio::spawn(bound.serve(std::future::pending()));

@@ -1,8 +1,9 @@
-//! How administrators write: into this router's cluster node, and with a receipt of which routers have applied it.
+//! Administrators' writes: they go into this router's cluster node, and return a receipt that names the routers which have
+//! applied them.
 //!
-//! A write is made here first, applied here at once, and pushed to all others. It is never undone because somebody did not
-//! confirm in time: it goes on being sent until all that are there have it. When the node has failed, writes are refused:
-//! this router would be the only one that knows of them, and would forget them at its restart.
+//! This router applies a write first and at once, then sends it to all others. A write is never undone because a router did
+//! not acknowledge it in time: the node goes on sending it until all members have it. Once the node has failed, writes are
+//! refused, for only this router would know of them, and it would forget them at its restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,29 +25,29 @@ use smg_types::spec::WorkerSpec;
 use super::settings::{self, PolicyDocument, PolicyError};
 use super::{Bridge, publish};
 
-/// Between two looks at who has confirmed.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Time between two checks of which routers have acknowledged a write.
+const RECEIPT_POLL: Duration = Duration::from_millis(2);
 
-/// Whom a write waits for.
+/// Which routers a write waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Wait {
-    /// This router.
+    /// This router only.
     #[default]
     Local,
-    /// More than half of all that are listed, the dead among them: so two halves of a partition never both have it.
+    /// More than half of all listed routers, those that are DOWN included: two sides of a partition never both reach it.
     Quorum,
-    /// All that are there.
+    /// All present routers.
     All,
 }
 
 /// Which routers have applied a write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Receipt {
-    /// Those that have, by name; this one is among them.
+    /// The routers that have applied the write, by name; this one is among them.
     pub applied: Vec<NodeName>,
-    /// Those that take part and have not confirmed yet.
+    /// The present routers that have not acknowledged it yet.
     pub pending: Vec<NodeName>,
-    /// As many have as were waited for.
+    /// Whether as many have applied it as the write waited for.
     pub complete: bool,
 }
 
@@ -56,46 +57,46 @@ pub enum WriteError {
     /// The node does not answer.
     #[error(transparent)]
     Node(#[from] VisitError),
-    /// Outside the bounds of what is shared.
+    /// The write is outside the bounds of the shared state.
     #[error(transparent)]
     Refused(#[from] RefusedRow),
-    /// Can't be registered.
+    /// The worker can't be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The worker is not there any more.
+    /// There is no such worker any more.
     #[error("worker {0} is not registered")]
     NoSuchWorker(WorkerId),
-    /// No policy.
+    /// The document is no policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
 }
 
-/// What one router sees of a worker.
+/// What one router observes of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WorkerSeen {
-    /// `healthy`, `unhealthy`, or `unknown` when it leaves the asking to others.
+    /// `healthy`, `unhealthy`, or `unknown` if the router leaves probing to others.
     pub health: &'static str,
     /// `closed`, `half_open` or `open`.
     pub breaker: &'static str,
-    /// Whether a request went well lately.
+    /// Whether the last request of the past ten seconds succeeded.
     pub serving: bool,
-    /// Requests in flight on it.
+    /// Requests that the router has in flight on the worker.
     pub in_flight: u32,
     /// Time to the head of responses, exponentially weighted; `null`: none measured.
     pub head_latency_seconds: Option<f64>,
 }
 
-/// What the routers see of a worker, by router.
+/// What each router observes of a worker, by the router's name.
 pub type Observed = BTreeMap<NodeName, WorkerSeen>;
 
-/// Where administrators write: into this router's cluster node.
+/// Writes into this router's cluster node for administrators.
 #[derive(Debug, Clone)]
 pub struct Admin {
     bridge: Bridge,
     mesh: mesh::Handle,
 }
 
-/// A write of the API, before it is one of the cluster.
+/// An administrator's write, before it becomes rows of the shared state.
 enum Change {
     Add(Box<WorkerSpec>),
     Respecify(Box<WorkerSpec>),
@@ -106,7 +107,7 @@ enum Change {
 }
 
 impl Change {
-    /// The worker that it is about.
+    /// The worker that the change is about.
     fn worker(&self) -> Option<WorkerId> {
         match self {
             Self::Add(spec) | Self::Respecify(spec) => Some(spec.id()),
@@ -123,27 +124,27 @@ impl Admin {
         Self { bridge: bridge.clone(), mesh }
     }
 
-    /// Registers a worker. One that was removed and still finishes what is in flight stays.
+    /// Registers a worker. A worker that was removed and still finishes its requests in flight stays.
     ///
     /// # Errors
-    /// If it is there already, or there is no room for it.
+    /// If the worker is registered already, or the fleet is full.
     pub async fn add(&self, spec: WorkerSpec) -> Result<Written<'_>, WriteError> {
         self.bridge.fleet.check_room(&spec)?;
         self.write(Change::Add(Box::new(spec))).await
     }
 
-    /// Replaces what is told of a worker.
+    /// Replaces the spec of a worker.
     ///
     /// # Errors
-    /// If it is not there any more, or the spec is outside the bounds of what is shared.
+    /// If the worker is not registered any more, or the spec is outside the bounds of the shared state.
     pub async fn change(&self, spec: WorkerSpec) -> Result<Written<'_>, WriteError> {
         self.write(Change::Respecify(Box::new(spec))).await
     }
 
-    /// Lets a worker go: no new requests, those in flight finish.
+    /// Removes a worker: it gets no new requests, and those in flight finish.
     ///
     /// # Errors
-    /// If it is not there any more.
+    /// If the worker is not registered any more.
     pub async fn remove(&self, id: WorkerId) -> Result<Written<'_>, WriteError> {
         if self.bridge.fleet.load().worker(id).is_none() {
             return Err(WriteError::NoSuchWorker(id));
@@ -151,18 +152,18 @@ impl Admin {
         self.write(Change::Remove(id)).await
     }
 
-    /// Stops, or with `false` resumes, new requests to a worker.
+    /// Stops new requests to a worker, or resumes them with `false`.
     ///
     /// # Errors
-    /// If it is not there any more.
+    /// If the worker is not registered any more.
     pub async fn cordon(&self, id: WorkerId, cordoned: bool) -> Result<Written<'_>, WriteError> {
         self.write(Change::Cordon(id, cordoned)).await
     }
 
-    /// Lays an operator's verdict down, or lifts it.
+    /// Sets an operator's verdict on a worker, or lifts it with `None`.
     ///
     /// # Errors
-    /// If the worker is not there any more.
+    /// If the worker is not registered any more.
     pub async fn override_worker(
         &self,
         id: WorkerId,
@@ -171,7 +172,7 @@ impl Admin {
         self.write(Change::Override(id, verdict)).await
     }
 
-    /// Sets the policy of a model, or lets it be what labels and default say.
+    /// Sets the policy of a model; with `None` the workers' label and the default decide again.
     ///
     /// # Errors
     /// If the document names no policy, or a parameter that does not exist or is out of bounds.
@@ -181,14 +182,14 @@ impl Admin {
         document: Option<PolicyDocument>,
     ) -> Result<Written<'_>, WriteError> {
         if let Some(document) = &document {
-            let defaults = self.bridge.dispatch.policies.config();
+            let defaults = self.bridge.policies.config();
             settings::setting(&settings::record(document), defaults)?;
         }
         self.write(Change::Policy(model, document)).await
     }
 
-    /// What each router that takes part sees of each worker: this one as of now, the others as they last said. Once this
-    /// router's node has failed, it is this router only.
+    /// What each router observes of each worker: this one at this moment, the others as they last published it. Once this
+    /// router's node has failed, only what this router observes.
     ///
     /// # Errors
     /// If the node does not answer in time.
@@ -212,17 +213,17 @@ impl Admin {
         let configured = Arc::clone(&self.bridge.configured);
         let gate = Arc::clone(&self.bridge.gate);
         let visit = self.mesh.visit(move |node, _, now| {
-            let unannounced = if gate.has_told() { &[][..] } else { &configured };
+            let unannounced = if gate.has_announced() { &[][..] } else { &configured };
             write(node, now, change, unannounced)
         });
         let versions = visit.await??;
-        // Somebody new may want to be asked at once.
+        // A new worker should be probed at once.
         self.bridge.wake.notify_one();
         Ok(Written { admin: self, versions })
     }
 }
 
-/// A write that was made.
+/// A write that this router has made.
 #[derive(Debug)]
 #[must_use]
 pub struct Written<'a> {
@@ -231,7 +232,7 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
-    /// Waits until as many have applied it as `wait` says, or `timeout` is over.
+    /// Waits until as many routers have applied the write as `wait` says, or `timeout` is over.
     ///
     /// # Errors
     /// If the node does not answer any more.
@@ -240,18 +241,18 @@ impl Written<'_> {
         let deadline = bridge.clock.mono() + timeout;
         loop {
             let versions = self.versions.clone();
-            // Also the way to see one's own write: the follower has put it into the fleet before this is answered.
+            // Needed for `Wait::Local` too: when this visit is answered, the follower has applied the write to the fleet.
             let receipt = mesh.visit(move |node, _, _| receipt(node, &versions, wait)).await?;
             if receipt.complete || bridge.clock.mono() >= deadline {
                 return Ok(receipt);
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(RECEIPT_POLL).await;
         }
     }
 }
 
-/// Makes a change; the versions are what a receipt waits for. `unannounced`: workers that this router's configuration names
-/// and that the cluster may not know yet.
+/// Writes a change into the node. Returns the versions that a receipt waits for. `unannounced`: workers that the
+/// configuration names and this router has not announced yet.
 fn write(
     node: &mut Node,
     now: Now,
@@ -263,7 +264,7 @@ fn write(
         && node.state().worker(id).is_none()
         && let Some(spec) = unannounced.iter().find(|spec| spec.id() == id)
     {
-        // The router serves by it already; now there is something to change.
+        // This router routes to it already; the state needs its record before it can be changed.
         node.update(now, WorkerWrite::Put(WorkerRecord::configured(spec)))?;
     }
     writes.extend(writes_of(node, now, change)?);
@@ -274,9 +275,9 @@ fn write(
     Ok(versions)
 }
 
-/// What a change writes, if the worker that it is about is as the change needs it.
+/// The writes that make a change, if the state of its worker allows the change.
 fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteError> {
-    // One that was removed and still finishes what is in flight can't be changed: the change would bring it back.
+    // A worker that was removed and still finishes its requests can't be changed: the change would bring it back.
     let entry = change.worker().and_then(|id| node.state().worker(id)).unwrap_or_default();
     let is_dismissed = entry.stance() == Stance::Dismissed;
     let takes_part = entry.record().is_some() && !is_dismissed;
@@ -291,7 +292,7 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
             );
             writes
         }
-        // A router whose configuration names it would bring it back at its next start.
+        // Without its record, a router whose configuration names the worker would register it again at its next start.
         Change::Remove(id) if known.is_some() => {
             vec![WorkerWrite::Stance(id, Stance::Dismissed).into()]
         }
@@ -356,7 +357,7 @@ fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
     Receipt { applied, pending, complete }
 }
 
-/// What the routers but this one said of each worker.
+/// What the other routers have published of each worker.
 fn observed_elsewhere(node: &Node) -> BTreeMap<WorkerId, Observed> {
     let (state, me) = (node.state(), &node.replication().me().name);
     let mut all = BTreeMap::new();

@@ -50,7 +50,7 @@ fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Opti
 }
 
 /// Whether `me` is none of the `count` routers of `present` (which it is one of) that ask a worker.
-pub(super) fn is_asked_elsewhere(
+pub(super) fn is_probed_elsewhere(
     me: &NodeName,
     present: &[NodeName],
     count: usize,
@@ -109,13 +109,13 @@ mod tests {
         for worker in 0..700 {
             let id = WorkerId::of_url(&format!("http://w{worker}:80"));
             let asking: Vec<usize> =
-                (0..7).filter(|n| !is_asked_elsewhere(&names[*n], &names, 2, id)).collect();
+                (0..7).filter(|n| !is_probed_elsewhere(&names[*n], &names, 2, id)).collect();
             assert_eq!(asking.len(), 2);
             asking.iter().for_each(|n| asks[*n] += 1);
         }
         assert!(asks.iter().all(|n| (140..=260).contains(n)), "{asks:?}");
         let alone = &names[..1];
-        assert!(!is_asked_elsewhere(&names[0], alone, 2, WorkerId::from_u64(1)));
+        assert!(!is_probed_elsewhere(&names[0], alone, 2, WorkerId::from_u64(1)));
     }
 
     #[test]
@@ -125,8 +125,8 @@ mod tests {
         for worker in 0..200 {
             let id = WorkerId::from_u64(worker * 7919);
             for name in left {
-                let before = is_asked_elsewhere(name, &names, 2, id);
-                let after = is_asked_elsewhere(name, left, 2, id);
+                let before = is_probed_elsewhere(name, &names, 2, id);
+                let after = is_probed_elsewhere(name, left, 2, id);
                 assert!(before || !after, "who asked goes on asking");
             }
         }

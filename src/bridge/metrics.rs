@@ -8,7 +8,7 @@ use smg_types::ids::ModelId;
 pub struct Metrics {
     requests: IntCounterVec,
     hints: IntGauge,
-    untold: IntCounter,
+    unpublished: IntCounter,
 }
 
 impl Metrics {
@@ -29,20 +29,20 @@ impl Metrics {
             "smg_cluster_hints",
             "Hints which worker has served which prompt block that this router holds for joiners.",
         )?;
-        let untold = IntCounter::new(
+        let unpublished = IntCounter::new(
             "smg_cluster_hints_untold_total",
             "Prompt blocks and sessions of which the other routers were not told, because there was too much to tell.",
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(hints.clone()))?;
-        registry.register(Box::new(untold.clone()))?;
-        Ok(Self { requests, hints, untold })
+        registry.register(Box::new(unpublished.clone()))?;
+        Ok(Self { requests, hints, unpublished })
     }
 
     /// Shows how many hints are held, and how many were never told.
-    pub(super) fn show_hints(&self, held: usize, untold: u64) {
+    pub(super) fn show_hints(&self, held: usize, unpublished: u64) {
         self.hints.set(i64::try_from(held).unwrap_or(i64::MAX));
-        self.untold.inc_by(untold.saturating_sub(self.untold.get()));
+        self.unpublished.inc_by(unpublished.saturating_sub(self.unpublished.get()));
     }
 
     /// Shows the totals of a model. A total that falls back, because a router died before its last count was heard, waits

@@ -1,5 +1,5 @@
-//! From this router to the cluster: what it sees of each worker, what it has in flight there, what its policies have
-//! learnt, and how many requests it has served. Said when it has changed enough to matter.
+//! From this router to the cluster: publishes what it observes of each worker, how many requests it has in flight there,
+//! what its policies have learnt, and how many requests it has served, each when it has changed enough to matter.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,40 +11,40 @@ use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
-use smg_proxy::dispatch::Endings;
 use smg_routing::fleet::{BreakerMode, LocalView, Snapshot};
+use smg_routing::policies::Endings;
 use smg_routing::policy::journal::JournalBatch;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
 use super::{Bridge, Metrics};
 
-/// Between two words about requests served, and about latencies.
-const SELDOM: Duration = Duration::from_secs(1);
+/// Time between two publications of the counts of requests. A latency is published at most every five of these.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between two words about a load that has changed by one.
-const LOAD_PAUSE: Duration = Duration::from_millis(100);
+/// Least time between two publications of a load that has changed by one.
+const LOAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What was last said of a worker.
+/// What this router last published of a worker.
 #[derive(Debug, Default)]
-struct Said {
+struct Published {
     seen: Option<Observation>,
     seen_at: Duration,
     load: u32,
     load_at: Duration,
 }
 
-/// What was last said.
+/// Compares what this router sees with what it last published, and publishes the difference.
 #[derive(Debug)]
 pub(super) struct Publisher {
     bridge: Bridge,
     mesh: mesh::Handle,
     metrics: Metrics,
-    /// As whom.
+    /// The generation under which `workers` and `totals` were published.
     me: Option<NodeId>,
-    workers: HashMap<WorkerId, Said>,
+    workers: HashMap<WorkerId, Published>,
     totals: HashMap<(ModelId, Outcome), u64>,
-    /// Counts that were said in earlier lives of this process: a new writer begins at zero.
+    /// Counts that were published under earlier generations of this process: a new writer begins at zero.
     bases: HashMap<(ModelId, Outcome), u64>,
     totals_at: Duration,
 }
@@ -63,46 +63,46 @@ impl Publisher {
         }
     }
 
-    /// Says what has changed; whether anything had.
-    pub(super) async fn look(&mut self) -> bool {
+    /// Publishes what has changed. Returns whether anything had.
+    pub(super) async fn publish_changes(&mut self) -> bool {
         let now = self.bridge.clock.now();
-        self.follow_life();
+        self.follow_generation();
         let snapshot = self.bridge.fleet.snapshot();
         let mut writes = self.observations(&snapshot, now);
-        let pages = self.bridge.dispatch.policies.memory().journal.take();
-        let counting = now.mono.saturating_sub(self.totals_at) >= SELDOM;
+        let pages = self.bridge.policies.memory().journal.take();
+        let counting = now.mono.saturating_sub(self.totals_at) >= COUNT_INTERVAL;
         let mut models = Vec::new();
         if counting {
             self.totals_at = now.mono;
             writes.extend(self.count());
             models = snapshot.models().map(|(model, _)| model.clone()).collect();
         }
-        let is_news = !writes.is_empty() || !pages.is_empty();
-        if !is_news && !counting {
+        let has_changes = !writes.is_empty() || !pages.is_empty();
+        if !has_changes && !counting {
             return false;
         }
-        let dropped = self.bridge.dispatch.policies.memory().journal.dropped();
-        let ttl = self.bridge.dispatch.policies.memory().session_ttl().min(session::MAX_TTL);
-        let told = self.mesh.visit(move |node, _, now| {
-            tell(node, now, writes, &pages, ttl);
+        let dropped = self.bridge.policies.memory().journal.dropped();
+        let ttl = self.bridge.policies.memory().session_ttl().min(session::MAX_TTL);
+        let visit = self.mesh.visit(move |node, _, now| {
+            write_all(node, now, writes, &pages, ttl);
             let totals: Vec<_> = models.into_iter().map(|model| total(node, model)).collect();
             let hints = node.state().prefixes();
             counting.then(|| (totals, hints.len(), hints.dropped()))
         });
-        match told.await {
-            Ok(Some((totals, hints, untold))) => {
+        match visit.await {
+            Ok(Some((totals, hints, unpublished))) => {
                 totals.iter().for_each(|(model, counts)| self.metrics.show(model, counts));
-                self.metrics.show_hints(hints, untold + dropped);
+                self.metrics.show_hints(hints, unpublished + dropped);
             }
             Ok(None) => {}
-            // The node does not answer: all of it is said again when it does.
-            Err(_) => self.forget(),
+            // The node does not answer: publish all of it again when it does.
+            Err(_) => self.forget_published(),
         }
-        is_news
+        has_changes
     }
 
-    /// A new life of this router has said nothing yet.
-    fn follow_life(&mut self) {
+    /// Starts from nothing published if this router goes on under a new generation.
+    fn follow_generation(&mut self) {
         let me = self.mesh.view().me.node.clone();
         if self.me.as_ref() != Some(&me) {
             self.me = Some(me);
@@ -113,39 +113,39 @@ impl Publisher {
         }
     }
 
-    fn forget(&mut self) {
+    fn forget_published(&mut self) {
         self.workers.clear();
-        // A count says all since the start: it is complete whenever it is said next.
-        self.totals.values_mut().for_each(|said| *said = 0);
+        // A count holds everything since the start, so that publishing it again is complete.
+        self.totals.values_mut().for_each(|published| *published = 0);
     }
 
     fn observations(&mut self, snapshot: &Snapshot, now: Now) -> Vec<Write> {
         let mut writes = Vec::new();
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in snapshot.workers() {
-            let said = self.workers.entry(worker.id).or_default();
+            let published = self.workers.entry(worker.id).or_default();
             let seen = worker.local_view(now, breaker);
-            if is_load_news(said, seen.in_flight, now.mono) {
-                said.load = seen.in_flight;
-                said.load_at = now.mono;
+            if load_changed(published, seen.in_flight, now.mono) {
+                published.load = seen.in_flight;
+                published.load_at = now.mono;
                 let load = Load { requests: seen.in_flight, tokens: 0 };
                 let load = (seen.in_flight > 0).then_some(load);
                 writes.push(LoadWrite { worker: worker.id, load }.into());
             }
             let observation = observation(&seen, now);
-            if is_news(said, &observation, now.mono) {
-                said.seen = Some(observation);
-                said.seen_at = now.mono;
+            if observation_changed(published, &observation, now.mono) {
+                published.seen = Some(observation);
+                published.seen_at = now.mono;
                 writes.push(ObservationWrite { worker: worker.id, seen: Some(observation) }.into());
             }
         }
-        self.workers.retain(|id, said| {
+        self.workers.retain(|id, published| {
             let stays = snapshot.worker(*id).is_some();
             if !stays {
-                if said.seen.is_some() {
+                if published.seen.is_some() {
                     writes.push(ObservationWrite { worker: *id, seen: None }.into());
                 }
-                if said.load > 0 {
+                if published.load > 0 {
                     writes.push(LoadWrite { worker: *id, load: None }.into());
                 }
             }
@@ -156,7 +156,7 @@ impl Publisher {
 
     fn count(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();
-        for (model, endings) in self.bridge.dispatch.policies.endings() {
+        for (model, endings) in self.bridge.policies.endings() {
             let Endings { complete, failed, client_left } = endings;
             for (outcome, count) in [
                 (Outcome::Ok, complete),
@@ -165,9 +165,9 @@ impl Publisher {
             ] {
                 let key = (model.clone(), outcome);
                 let count = count.saturating_sub(self.bases.get(&key).copied().unwrap_or(0));
-                let said = self.totals.entry(key).or_default();
-                if *said < count {
-                    *said = count;
+                let published = self.totals.entry(key).or_default();
+                if *published < count {
+                    *published = count;
                     writes.push(TotalWrite { model: model.clone(), outcome, count }.into());
                 }
             }
@@ -176,7 +176,7 @@ impl Publisher {
     }
 }
 
-fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &JournalBatch, ttl: Duration) {
+fn write_all(node: &mut Node, now: Now, writes: Vec<Write>, pages: &JournalBatch, ttl: Duration) {
     for (prompt, blocks) in pages.prompts() {
         node.served(now, prompt.worker, prompt.parent, blocks);
     }
@@ -196,7 +196,7 @@ fn tell(node: &mut Node, now: Now, writes: Vec<Write>, pages: &JournalBatch, ttl
     }
 }
 
-/// All requests of a model, over all routers.
+/// The requests of a model by outcome, summed over all routers.
 fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     let counts = [
         ("complete", Outcome::Ok),
@@ -228,20 +228,22 @@ pub(super) fn observation(seen: &LocalView, now: Now) -> Observation {
     }
 }
 
-/// Whether what is seen of a worker is worth saying: a judgement at once, a latency when it has moved by a quarter.
-fn is_news(said: &Said, seen: &Observation, now: Duration) -> bool {
-    let Some(before) = said.seen else { return true };
+/// Whether to publish an observation: at once if health, breaker or restarts differ, later if only the latency has moved by a
+/// quarter.
+fn observation_changed(published: &Published, seen: &Observation, now: Duration) -> bool {
+    let Some(before) = published.seen else { return true };
     let judged = |o: &Observation| (o.health, o.breaker, o.restarts);
     let moved = before.latency_us.abs_diff(seen.latency_us) > before.latency_us / 4;
-    judged(&before) != judged(seen) || (moved && now.saturating_sub(said.seen_at) >= 5 * SELDOM)
+    judged(&before) != judged(seen)
+        || (moved && now.saturating_sub(published.seen_at) >= 5 * COUNT_INTERVAL)
 }
 
-/// Whether a load is worth saying: at once when it has changed by a tenth and more than one, else after a pause.
-fn is_load_news(said: &Said, load: u32, now: Duration) -> bool {
-    let change = said.load.abs_diff(load);
+/// Whether to publish a load: at once if it has changed by more than one and by more than a tenth, else after a pause.
+fn load_changed(published: &Published, load: u32, now: Duration) -> bool {
+    let change = published.load.abs_diff(load);
     change > 0
-        && ((change > 1 && change * 10 > said.load)
-            || now.saturating_sub(said.load_at) >= LOAD_PAUSE)
+        && ((change > 1 && change * 10 > published.load)
+            || now.saturating_sub(published.load_at) >= LOAD_INTERVAL)
 }
 
 #[cfg(test)]
@@ -260,26 +262,34 @@ mod tests {
 
     #[test]
     fn a_judgement_is_said_at_once_and_a_latency_seldom() {
-        let said = Said { seen: Some(seen()), ..Said::default() };
+        let published = Published { seen: Some(seen()), ..Published::default() };
         let at = Duration::from_millis(10);
-        assert!(is_news(&Said::default(), &seen(), at));
-        assert!(!is_news(&said, &Observation { seen_ms: 99, ..seen() }, at));
-        assert!(is_news(&said, &Observation { breaker: SeenBreaker::Open, ..seen() }, at));
-        assert!(is_news(&said, &Observation { restarts: 1, ..seen() }, at));
+        assert!(observation_changed(&Published::default(), &seen(), at));
+        assert!(!observation_changed(&published, &Observation { seen_ms: 99, ..seen() }, at));
+        assert!(observation_changed(
+            &published,
+            &Observation { breaker: SeenBreaker::Open, ..seen() },
+            at
+        ));
+        assert!(observation_changed(&published, &Observation { restarts: 1, ..seen() }, at));
         let slower = Observation { latency_us: 1300, ..seen() };
-        assert!(!is_news(&said, &slower, at));
-        assert!(is_news(&said, &slower, 5 * SELDOM));
-        assert!(!is_news(&said, &Observation { latency_us: 1200, ..seen() }, 5 * SELDOM));
+        assert!(!observation_changed(&published, &slower, at));
+        assert!(observation_changed(&published, &slower, 5 * COUNT_INTERVAL));
+        assert!(!observation_changed(
+            &published,
+            &Observation { latency_us: 1200, ..seen() },
+            5 * COUNT_INTERVAL
+        ));
     }
 
     #[test]
     fn a_burst_is_said_at_once_and_a_wobble_ten_times_a_second() {
-        let said = Said { load: 10, ..Said::default() };
+        let published = Published { load: 10, ..Published::default() };
         let soon = Duration::from_millis(25);
-        assert!(!is_load_news(&said, 10, LOAD_PAUSE));
-        assert!(!is_load_news(&said, 11, soon));
-        assert!(is_load_news(&said, 11, LOAD_PAUSE));
-        assert!(is_load_news(&said, 12, soon));
-        assert!(is_load_news(&Said::default(), 2, soon));
+        assert!(!load_changed(&published, 10, LOAD_INTERVAL));
+        assert!(!load_changed(&published, 11, soon));
+        assert!(load_changed(&published, 11, LOAD_INTERVAL));
+        assert!(load_changed(&published, 12, soon));
+        assert!(load_changed(&Published::default(), 2, soon));
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smg_cluster::state::policy::PolicyRecord;
-use smg_proxy::dispatch::Setting;
+use smg_routing::policies::Setting;
 use smg_routing::policy;
 use smg_types::ids::WorkerId;
+use smg_types::spec::{Weight, WeightError};
 
 /// A policy for a model, as the API speaks of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,12 +45,12 @@ pub enum PolicyError {
         wanted: &'static str,
     },
     /// Out of bounds.
-    #[error("weight {weight} of {worker} is not between 1 and 1000000")]
+    #[error("{error} (of worker {worker})")]
     Weight {
-        /// Whose.
+        /// The worker that was to get it.
         worker: WorkerId,
-        /// What was given.
-        weight: u32,
+        /// What is wrong with it.
+        error: WeightError,
     },
 }
 
@@ -93,9 +94,8 @@ pub(super) fn setting(
         }
     }
     for (worker, weight) in &record.weights {
-        if !(1..=1_000_000).contains(weight) {
-            return Err(PolicyError::Weight { worker: *worker, weight: *weight });
-        }
+        Weight::try_from(*weight)
+            .map_err(|error| PolicyError::Weight { worker: *worker, error })?;
     }
     Ok(Setting { kind, config, weights: record.weights.clone() })
 }
@@ -143,7 +143,11 @@ mod tests {
             ),
             (r#"{"policy":"random","parameters":{"balance_abs_threshold":-1}}"#, "\"-1\""),
             (r#"{"policy":"random","parameters":{"balance_rel_threshold":0.5}}"#, "at least 1"),
-            (r#"{"policy":"random","weights":{"w-0000000000000001":0}}"#, "weight 0"),
+            (r#"{"policy":"random","weights":{"w-0000000000000001":0}}"#, "weight 0 is not"),
+            (
+                r#"{"policy":"random","weights":{"w-0000000000000001":1001}}"#,
+                "weight 1001 is not between 1 and 1000 (of worker w-0000000000000001)",
+            ),
             (r#"{"policy":"random","wieghts":{}}"#, "wieghts"),
         ] {
             let said = meaning(text).unwrap_err();

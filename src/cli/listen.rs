@@ -124,7 +124,7 @@ pub struct ListenArgs {
 pub struct TlsArgs {
     /// PEM file with the certificate chain that clients are shown.
     ///
-    /// Needs --tls-key-path; together they turn TLS on. Default: none, plain HTTP.
+    /// Needs --tls-key-path; together they turn TLS on. Read again on SIGHUP. Default: none, plain HTTP.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub tls_cert_path: Option<PathBuf>,
     /// PEM file with the private key of --tls-cert-path.
@@ -132,18 +132,18 @@ pub struct TlsArgs {
     pub tls_key_path: Option<PathBuf>,
     /// PEM file with the authorities that client certificates must come from.
     ///
-    /// Clients without such a certificate are refused in the handshake. Needs --tls-cert-path. Default: none, clients
-    /// are not asked for a certificate.
+    /// Clients without such a certificate are refused in the handshake. Needs --tls-cert-path. Read again on SIGHUP.
+    /// Default: none, clients are not asked for a certificate.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub client_ca_path: Option<PathBuf>,
     /// PEM file with the authorities that certificates of https:// workers must come from.
     ///
-    /// Default: the system's authorities.
+    /// Read again on SIGHUP. Default: the system's authorities.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub worker_tls_ca: Option<PathBuf>,
     /// PEM file with the certificate chain that workers are shown.
     ///
-    /// Needs --worker-tls-key. Default: none, for workers that don't ask.
+    /// Needs --worker-tls-key. Read again on SIGHUP. Default: none, for workers that don't ask.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub worker_tls_cert: Option<PathBuf>,
     /// PEM file with the private key of --worker-tls-cert.
@@ -176,9 +176,9 @@ pub struct AccessArgs {
     pub tenant_api_key: Vec<TenantKey>,
     /// Keys for the admin routes (/workers, /ha and the like), as KEY or id:name:role:KEY.
     ///
-    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. Default: none; the keys
-    /// of --api-key are then asked for on admin routes. Without those too, admin writes are taken from this machine only,
-    /// and never through a proxy.
+    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. No client may have the
+    /// same key. Default: none; the keys of --api-key are then asked for on admin routes. Without those too, admin writes
+    /// are taken from this machine only, and never through a proxy.
     #[arg(
         long,
         value_name = "KEY",

@@ -97,7 +97,7 @@ pub struct MeshArgs {
     /// Certificate that this router shows to others: a PEM file with its chain.
     ///
     /// With --mesh-tls-key and --mesh-tls-ca, the routers speak mutual TLS. A name in it must be the router's name, or begin
-    /// with the name and a point. Read again when the file changes. Default: none.
+    /// with the name and a point. Read again when a file changes and on SIGHUP. Default: none.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub mesh_tls_cert: Option<PathBuf>,
     /// Private key of --mesh-tls-cert: a PEM file.
@@ -113,6 +113,8 @@ pub struct MeshArgs {
     #[arg(long, value_name = "KEY", num_args = 1.., value_parser = secret, hide_env_values = true)]
     pub mesh_encryption_key: Vec<Secret>,
     /// File with the keys that all routers share, one a line; they come before those of --mesh-encryption-key.
+    ///
+    /// Read again on SIGHUP. Keys that have changed replace all that this router has, those of /ha/keys included.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub mesh_encryption_key_file: Option<PathBuf>,
     /// Whether what routers say is sealed with the shared key. Default: required with a key, off without.

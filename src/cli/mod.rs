@@ -83,7 +83,7 @@ pub struct Args {
     /// Read settings from this TOML file.
     ///
     /// Its keys are the flags' names, with dashes or underscores; `[[workers]]` tables describe workers in full. A key
-    /// that is not known is an error. The file is read once, at start.
+    /// that is not known is an error. Read at start; SIGHUP reads it again for the log level and the keys.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
     /// Which workers there are.

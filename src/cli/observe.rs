@@ -28,7 +28,8 @@ pub enum LogLevel {
 pub struct ObserveArgs {
     /// How much is logged, to standard error.
     ///
-    /// The variable RUST_LOG wins over it and can name modules: RUST_LOG=info,smg_proxy::dispatch=debug.
+    /// The variable RUST_LOG wins over it and can name modules: RUST_LOG=info,smg_proxy::dispatch=debug. A level from
+    /// --config is read again on SIGHUP.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
     /// Log one JSON object per line.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use smg_mesh::{JoinAddress, ParseJoinAddressError};
+use smg_types::bounds;
 use smg_types::ids::{ModelId, NodeName};
 use smg_types::spec::{Secret, WorkerUrl};
 
@@ -212,12 +213,7 @@ pub(crate) fn model_alias(text: &str) -> Result<ModelAlias, String> {
 
 /// A model's name.
 pub(crate) fn model_name(text: &str) -> Result<ModelId, String> {
-    let is_name = !text.trim().is_empty() && text.len() <= 256 && !text.contains(char::is_control);
-    if is_name {
-        Ok(ModelId::from(text))
-    } else {
-        Err("is not a model's name of 1 to 256 bytes".to_owned())
-    }
+    bounds::model_name(text).map(|()| ModelId::from(text))
 }
 
 /// A worker's URL: not a client's base URL, which ends in `/v1`.
@@ -260,8 +256,9 @@ pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
 
 /// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
 pub(crate) fn path(text: &str) -> Result<String, String> {
-    let is_path =
-        text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|b| b.is_ascii_graphic());
+    let is_path = text.starts_with('/')
+        && bounds::PROBE_PATH_BYTES.contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic());
     if is_path { Ok(text.to_owned()) } else { Err("is not a path that begins with /".to_owned()) }
 }
 

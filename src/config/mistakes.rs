@@ -85,6 +85,11 @@ impl Mistake {
         self.settings.iter().any(|id| ids.contains(id))
     }
 
+    /// Whether it is about some of these settings and about nothing else.
+    pub(super) fn is_only_about(&self, ids: &[&str]) -> bool {
+        !self.settings.is_empty() && self.settings.iter().all(|id| ids.contains(&&**id))
+    }
+
     /// Ids of the settings that it is about.
     pub(super) fn settings(&self) -> &[String] {
         &self.settings

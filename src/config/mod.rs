@@ -6,32 +6,24 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::ArgMatches;
-use smg_mesh as mesh;
 use smg_mock as mock;
-use smg_proxy::dispatch;
-use smg_proxy::upstream;
-use smg_routing::fleet;
-use smg_routing::limit;
-use smg_routing::policy;
-use smg_routing::prefix;
-use smg_runtime::telemetry;
 use smg_runtime::tls;
-use smg_types::spec::WorkerSpec;
 
-use crate::bridge;
 use crate::cli;
 use crate::console;
-use crate::http;
 
 mod cluster;
 mod file;
 mod layers;
 mod mistakes;
+mod parts;
 mod peers;
 mod process;
 mod reference;
+mod reread;
 mod resolve;
 mod show;
 mod usage;
@@ -40,9 +32,11 @@ mod workers;
 
 pub use layers::Settings;
 pub use mistakes::{ConfigErrors, Mistake};
+pub use parts::Config;
 pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
+pub use reread::{Reread, rekeyed, reread};
 
 use file::ConfigFile;
 use usage::Asked;
@@ -53,33 +47,6 @@ pub const STATUS_WRONG: u8 = 2;
 /// Exit status when what was asked for could not be printed.
 pub const STATUS_FAILED: u8 = 1;
 
-/// Everything that the router is told, one part per module.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Listeners, keys, bounds on clients.
-    pub http: http::Config,
-    /// How a worker is chosen.
-    pub policy: policy::Config,
-    /// Bounds of the prefix tree.
-    pub prefix: prefix::Config,
-    /// How many requests are let in.
-    pub limit: limit::Config,
-    /// Health and breaker.
-    pub fleet: fleet::Config,
-    /// Connections and timeouts toward workers.
-    pub upstream: upstream::Config,
-    /// Retries and waiting.
-    pub dispatch: dispatch::Config,
-    /// The workers known from the start, each once.
-    pub workers: Vec<WorkerSpec>,
-    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
-    pub mesh: mesh::Config,
-    /// What connects the cluster node with routing.
-    pub bridge: bridge::Config,
-    /// Logs.
-    pub telemetry: telemetry::Config,
-}
-
 /// A configuration and what to say about it.
 #[derive(Debug)]
 pub struct Loaded {
@@ -88,7 +55,7 @@ pub struct Loaded {
     /// What is odd but no mistake: to be logged once logs are set up.
     pub warnings: Vec<String>,
     /// What was said and where.
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 impl Loaded {
@@ -96,6 +63,12 @@ impl Loaded {
     #[must_use]
     pub fn to_toml(&self) -> String {
         show::as_toml(&self.settings)
+    }
+
+    /// What was said and where.
+    #[must_use]
+    pub const fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 }
 
@@ -130,8 +103,9 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Err(errors) => (Vec::new(), format!("{errors}\n"), STATUS_WRONG),
     };
     let (text, messages, status) = printed;
-    let written = err.write_all(messages.as_bytes()).and_then(|()| out.write_all(&text));
-    match written.and_then(|()| out.flush()) {
+    // If nobody can read the messages, the exit status still says what they say.
+    let _unread = err.write_all(messages.as_bytes()).is_err();
+    match out.write_all(&text).and_then(|()| out.flush()) {
         // A reader that has seen enough (`smg --help | head`) is no failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Start::Done(STATUS_FAILED),
         Ok(()) | Err(_) => Start::Done(status),
@@ -203,7 +177,22 @@ fn load(
     process: &Process<'_>,
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
-    let file = read_file(matches, process, &mut mistakes);
+    let (loaded, file_is_understood) = understand(matches, process, &mut mistakes);
+    let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
+    let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
+    mistakes.extend(wrong_files(&loaded.config, process).into_iter().filter(is_own));
+    ConfigErrors::unless_empty(mistakes)?;
+    Ok(loaded)
+}
+
+/// Reads everything but certificates. What is wrong is replaced by its default and noted. Whether the configuration file,
+/// if there is one, could be read at all.
+fn understand(
+    matches: &ArgMatches,
+    process: &Process<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> (Loaded, bool) {
+    let file = read_file(matches, process, mistakes);
     let file_is_understood = file.is_some();
     let translated = peers::translate(matches);
     mistakes.extend(translated.mistakes);
@@ -218,10 +207,9 @@ fn load(
     // other half because the file is not understood.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
-    mistakes.extend(wrong_together.into_iter().filter(&is_own));
-    mistakes.extend(wrong_files(&config, process).into_iter().filter(is_own));
-    ConfigErrors::unless_empty(mistakes)?;
-    Ok(Loaded { config, warnings, settings })
+    mistakes.extend(wrong_together.into_iter().filter(is_own));
+    let loaded = Loaded { config, warnings, settings: Arc::new(settings) };
+    (loaded, file_is_understood)
 }
 
 /// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.

@@ -55,6 +55,14 @@ impl Process<'_> {
         let text = self.variables.get(name)?.to_str()?.trim();
         (!text.is_empty()).then_some(text)
     }
+
+    /// Whether a variable is set and holds nothing but blanks.
+    pub(super) fn is_empty(&self, name: &str) -> bool {
+        self.variables
+            .get(name)
+            .and_then(|text| text.to_str())
+            .is_some_and(|text| text.trim().is_empty())
+    }
 }
 
 impl fmt::Debug for Process<'_> {

@@ -1,6 +1,6 @@
-//! From what was said to what it means: one part of [`Config`] per module, and how settings contradict each other.
+//! From settings to the [`Config`]: one part per module, and how settings contradict each other.
 //!
-//! Every value is inside its own bounds already; here is what only two of them together tell.
+//! Every value is inside its own bounds already. This module checks what only two of them together show.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use smg_routing::policy;
 use smg_routing::prefix;
 use smg_runtime::telemetry;
 use smg_runtime::tls;
-use smg_types::spec::{Secret, WorkerSpec};
+use smg_types::spec::WorkerSpec;
 
 use crate::bridge;
 use crate::cli::values::ModelAlias;
@@ -309,10 +309,20 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
             ));
         }
     }
-    let is_client_key =
-        |key: &Secret| access.api_key.contains(key) || owners.contains_key(key.expose());
-    if access.admin_api_key.iter().any(|admin| is_client_key(&admin.key)) {
-        warnings.push("--admin-api-key is a client's key too: that client is an admin".to_owned());
+    // Every client that has the key could add workers, remove them, and end the router.
+    let mut shared_with = |id: &str, whose: &str| {
+        mistakes.push(Mistake::of_settings(
+            &["admin_api_key", id],
+            format!("--admin-api-key is {whose} too: give administrators a key of their own"),
+        ));
+    };
+    for admin in &access.admin_api_key {
+        if access.api_key.contains(&admin.key) {
+            shared_with("api_key", "one of --api-key");
+        }
+        if let Some(tenant) = owners.get(admin.key.expose()) {
+            shared_with("tenant_api_key", &format!("the key of tenant {tenant}"));
+        }
     }
     let has_keys = !access.admin_api_key.is_empty() || !access.api_key.is_empty();
     if access.admin_open && has_keys {

@@ -1,143 +1,27 @@
 //! Every setting by flag, variable and key; every kind of mistake; what is printed.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use smg_proxy::dispatch;
+use smg_proxy::upstream;
+use smg_routing::fleet;
+use smg_routing::limit;
+use smg_routing::policy;
+use smg_routing::prefix;
+use smg_runtime::telemetry;
 use smg_types::now::Now;
+
+use given::{Given, check_golden, given};
 
 use super::*;
 
+mod given;
 mod peers;
+mod printed;
+mod reread;
 mod settings;
 mod workers;
-
-/// What a process may be started with, in literals.
-#[derive(Default, Clone)]
-struct Given {
-    arguments: Vec<String>,
-    variables: Vec<(String, String)>,
-    /// Files by their path; `smg.toml` is named by a flag when it is there.
-    files: BTreeMap<PathBuf, String>,
-}
-
-fn given() -> Given {
-    Given::default()
-}
-
-impl Given {
-    fn flags(mut self, flags: &[&str]) -> Self {
-        self.arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-        self
-    }
-
-    fn variable(mut self, name: &str, value: &str) -> Self {
-        self.variables.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    fn file(mut self, text: &str) -> Self {
-        self.files.insert("smg.toml".into(), text.to_owned());
-        self
-    }
-
-    fn other_file(mut self, path: &str, text: &str) -> Self {
-        self.files.insert(path.into(), text.to_owned());
-        self
-    }
-
-    fn with<T>(&self, run: impl Fn(&Process<'_>) -> T) -> T {
-        let read = |path: &Path| {
-            self.files.get(path).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
-        };
-        let mut arguments = self.arguments.clone();
-        if self.files.contains_key(Path::new("smg.toml")) {
-            arguments.push("--config=smg.toml".to_owned());
-        }
-        run(&Process {
-            arguments: arguments.into_iter().map(OsString::from).collect(),
-            variables: self.variables.iter().map(|(n, v)| (n.clone(), v.into())).collect(),
-            read: &read,
-            cpus: 3,
-            host_name: "router-0".to_owned(),
-            now: Now::at(Duration::from_secs(1_800_000_000)),
-        })
-    }
-
-    fn loaded(&self) -> Result<Loaded, ConfigErrors> {
-        self.with(|process| {
-            answer(process).map(|answer| match answer {
-                Answer::Router(loaded) => *loaded,
-                Answer::Print { text, .. } => {
-                    panic!("printed {:?}", String::from_utf8_lossy(&text))
-                }
-                Answer::MockWorkers(_) | Answer::Demo(_) | Answer::Console(_) => {
-                    panic!("it is not the router")
-                }
-            })
-        })
-    }
-
-    #[track_caller]
-    fn config(&self) -> Config {
-        match self.loaded() {
-            Ok(loaded) => loaded.config,
-            Err(errors) => panic!("{errors}"),
-        }
-    }
-
-    #[track_caller]
-    fn warnings(&self) -> Vec<String> {
-        self.loaded().unwrap().warnings
-    }
-
-    #[track_caller]
-    fn errors(&self) -> String {
-        match self.loaded() {
-            Ok(loaded) => panic!("accepted as {:#?}", loaded.config),
-            Err(errors) => errors.to_string(),
-        }
-    }
-
-    /// Exit status, standard output, standard error.
-    fn run(&self) -> (u8, String, String) {
-        self.with(|process| {
-            let (mut out, mut err) = (Vec::new(), Vec::new());
-            let Start::Done(status) = start(process, &mut out, &mut err) else {
-                panic!("this runs a router")
-            };
-            (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-        })
-    }
-}
-
-/// Compares with a file that is reviewed like code; `SMG_UPDATE_GOLDEN=1` writes it.
-#[track_caller]
-fn check_golden(path: &str, actual: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    if std::env::var_os("SMG_UPDATE_GOLDEN").is_some_and(|v| !v.is_empty()) {
-        fs::write(&file, actual).unwrap();
-        return;
-    }
-    let expected = fs::read_to_string(&file).unwrap_or_default();
-    if expected != actual {
-        let (at, (was, is)) = expected
-            .lines()
-            .chain(std::iter::repeat("(end)"))
-            .zip(actual.lines().chain(std::iter::repeat("(end)")))
-            .enumerate()
-            .find(|(_, (was, is))| was != is)
-            .unwrap_or((0, ("(line ends differ)", "")));
-        panic!(
-            "{path} is out of date; SMG_UPDATE_GOLDEN=1 cargo test --lib config writes it\n\
-             line {}:\n  file: {was}\n  now:  {is}",
-            at + 1
-        );
-    }
-}
 
 #[test]
 fn nothing_said_is_what_the_modules_take_for_granted() {
@@ -372,9 +256,50 @@ fn words_that_belong_nowhere_are_named() {
     let (status, _, err) = given().flags(&["lunch"]).run();
     assert_eq!(status, 2);
     assert!(err.starts_with("error: unrecognized subcommand 'lunch'"), "{err}");
+    assert!(err.contains("launch"), "the nearest is named: {err}");
     let (status, _, err) = given().flags(&["completions", "tcsh"]).run();
     assert_eq!(status, 2);
     assert!(err.contains("tcsh") && err.contains("bash"), "{err}");
+}
+
+#[test]
+fn a_wrong_value_of_a_subcommand_is_one_mistake() {
+    for (words, says) in [
+        (&["demo", "--users", "0"][..], &["'--users <N>'", "0 is not in 1..=1000"][..]),
+        (&["demo", "--users=0"], &["0 is not in 1..=1000"]),
+        (&["demo", "--users", "1", "--users", "2"], &["--users", "multiple times"]),
+        (
+            &["mesh", "status", "--router", "node1:8000"],
+            &["worker url \"node1:8000\" does not begin with http:// or https://"],
+        ),
+        (&["mock-worker", "--port", "99999"], &["99999 is not in 0..=65535"]),
+        (&["mesh", "foo", "--router", "x"], &["unrecognized subcommand 'foo'"]),
+        (&["mesh"], &["a subcommand is missing", "smg mesh <COMMAND>"]),
+    ] {
+        let given = given().flags(words);
+        check_mistake(&given, says);
+        let errors = given.errors();
+        assert!(!errors.contains("--help'") && !errors.contains("Usage"), "{errors}");
+    }
+    let errors = given().flags(&["demo", "--users", "0", "--routers", "99", "--onec"]).errors();
+    assert_eq!(errors.matches("error: ").count(), 3, "{errors}");
+}
+
+#[test]
+fn a_subcommand_has_its_own_help() {
+    for words in [
+        &["mesh", "status", "--help"][..],
+        &["mesh", "status", "-h", "--router", "x"],
+        &["mesh", "help", "status"],
+        &["help", "mesh", "status"],
+    ] {
+        let (status, out, err) = given().flags(words).run();
+        assert_eq!((status, err.as_str()), (0, ""), "{words:?}");
+        assert!(out.contains("Usage: smg mesh status [OPTIONS]"), "{words:?}: {out}");
+        assert!(out.contains("--router <URL>"), "{words:?}: {out}");
+    }
+    let (_, out, _) = given().flags(&["mesh", "--help"]).run();
+    assert!(out.contains("Usage: smg mesh <COMMAND>"), "{out}");
 }
 
 #[test]
@@ -426,6 +351,11 @@ fn settings_that_contradict_each_other_name_both() {
         (
             &["--tenant-api-key", "a:k", "--api-key", "k"],
             "the key of tenant a is one of --api-key too",
+        ),
+        (&["--api-key", "j", "k", "--admin-api-key=k"], "--admin-api-key is one of --api-key too"),
+        (
+            &["--tenant-api-key", "a:k", "--admin-api-key=k"],
+            "--admin-api-key is the key of tenant a too",
         ),
     ] {
         check_mistake(&given().flags(flags), &[says, "variable SMG_"]);
@@ -484,9 +414,12 @@ fn push_back_may_be_nothing_but_not_nothing_and_something() {
 }
 
 #[test]
-fn an_admin_key_that_clients_have_is_a_warning() {
-    let given = given().flags(&["--api-key=k", "--admin-api-key=k"]);
-    assert!(given.warnings()[0].contains("that client is an admin"));
+fn an_empty_variable_is_named_in_one_warning() {
+    let given = given().variable("SMG_API_KEY", "").variable("SMG_PORT", " ").variable("SMG_X", "");
+    let warnings = given.warnings();
+    assert_eq!(warnings[1], "variables that are empty count as not set: SMG_API_KEY, SMG_PORT");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(given.config().http.api_keys.is_empty());
 }
 
 #[cfg(unix)]
@@ -505,145 +438,4 @@ fn a_value_that_is_no_text_is_a_mistake() {
     assert!(matches!(start(&process, &mut out, &mut err), Start::Done(2)));
     let err = String::from_utf8(err).unwrap();
     assert!(err.starts_with("error: variable SMG_API_KEY is not UTF-8"), "{err}");
-}
-
-#[test]
-fn a_checked_configuration_is_printed_and_resolves_to_itself() {
-    let given = given()
-        .flags(&["--port", "9000", "--worker-urls", "http://a", "http://b", "--api-key", "hunter2"])
-        .flags(&["--queue-timeout-secs", "0.25", "--max-concurrent-requests=-1"])
-        .variable("SMG_LOG_JSON", "on")
-        .variable("SMG_BALANCE_REL_THRESHOLD", "2.25")
-        .variable("SMG_TENANT_API_KEY", "t:hunter3")
-        .variable("GPU_KEY", "hunter4")
-        .file(
-            "policy = 'random'\nsession-header = []\n\
-             [[workers]]\nhealth = { interval-secs = 3 }\nurl = 'http://C/'\napi-key-env = 'GPU_KEY'\n\
-             [[workers]]\nurl = 'http://d'\napi_key = 'hunter5'\nlabels = { policy = 'bucket' }\n",
-        );
-    let config = given.config();
-    let checked = Given {
-        arguments: [&["check-config".to_owned()], &given.arguments[..]].concat(),
-        ..given.clone()
-    };
-    let (status, toml, err) = checked.run();
-    assert_eq!((status, err.as_str()), (0, ""));
-    assert!(!toml.contains("hunter"), "a secret is shown: {toml}");
-    let debug = format!("{:?}", given.loaded().unwrap());
-    assert!(debug.contains("9000") && !debug.contains("hunter"), "a secret is shown: {debug}");
-    check_golden("tests/golden/check-config.toml", &toml);
-
-    let again = tests::given().variable("GPU_KEY", "hunter4").file(&toml);
-    assert_eq!(again.errors().matches("which check-config prints in place of a secret").count(), 3);
-    let filled = toml
-        .replace("api-key = [\"***\"]  # by --api-key, not shown", "api-key = ['hunter2']")
-        .replace(
-            "tenant-api-key = [\"***\"]  # by SMG_TENANT_API_KEY, not shown",
-            "tenant-api-key = ['t:hunter3']",
-        )
-        .replace("api_key = \"***\"", "api_key = 'hunter5'");
-    let again = tests::given().variable("GPU_KEY", "hunter4").file(&filled);
-    assert_eq!(again.config(), config);
-}
-
-#[test]
-fn the_default_configuration_is_printed_and_resolves_to_itself() {
-    let (status, toml, err) = given().flags(&["check-config"]).run();
-    assert_eq!((status, err.as_str()), (0, ""));
-    assert_eq!(given().file(&toml).config(), given().config());
-}
-
-#[test]
-fn check_config_tells_warnings_and_mistakes() {
-    let (status, out, err) = given().flags(&["check-config"]).variable("SMG_PROT", "1").run();
-    assert_eq!((status, out.is_empty()), (0, false));
-    assert_eq!(
-        err,
-        "warning: variable SMG_PROT is not known and ignored; did you mean SMG_PORT?\n"
-    );
-    let (status, out, err) = given().flags(&["check-config", "--port=x"]).run();
-    assert_eq!((status, out.as_str()), (2, ""));
-    assert!(err.starts_with("error: flag --port: \"x\""), "{err}");
-}
-
-#[test]
-fn the_help_is_reviewed() {
-    let help = |flag: &str| {
-        let mut command = cli::shown_command().term_width(100);
-        let help = if flag == "-h" { command.render_help() } else { command.render_long_help() };
-        let lines: Vec<_> =
-            help.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
-        lines.join("\n") + "\n"
-    };
-    check_golden("tests/golden/help-short.txt", &help("-h"));
-    check_golden("tests/golden/help.txt", &help("--help"));
-}
-
-#[test]
-fn help_and_version_go_to_standard_output() {
-    for words in [
-        &["--help"][..],
-        &["-h"],
-        &["launch", "--help"],
-        &["help", "start"],
-        &["--port=x", "--help"],
-    ] {
-        let (status, out, err) = given().flags(words).run();
-        assert_eq!((status, err.as_str()), (0, ""), "{words:?}");
-        assert!(
-            out.contains("--worker-urls") && out.contains("SMG_WORKER_URLS"),
-            "{words:?}: {out}"
-        );
-    }
-    let (status, out, _) = given().flags(&["--version"]).run();
-    assert_eq!((status, out), (0, format!("smg {}\n", env!("CARGO_PKG_VERSION"))));
-}
-
-#[test]
-fn no_help_shows_what_a_variable_holds() {
-    let command = cli::shown_command();
-    assert!(
-        command.get_arguments().filter(|arg| cli::variable_of(arg).is_some()).all(cli::is_secret)
-    );
-}
-
-#[test]
-fn completions_and_the_manual_page_are_printed() {
-    for shell in ["bash", "zsh", "fish"] {
-        let (status, out, err) = given().flags(&["completions", shell]).run();
-        assert_eq!((status, err.as_str()), (0, ""));
-        assert!(out.contains("worker-urls") && out.contains("check-config"), "{shell}");
-    }
-    let (status, out, _) = given().flags(&["man"]).run();
-    assert_eq!(status, 0);
-    assert!(
-        out.contains(".TH smg 1")
-            && out.contains("SMG_WORKER_URLS")
-            && out.contains("\\-\\-worker\\-urls"),
-        "{out}"
-    );
-}
-
-#[test]
-fn the_documentation_is_the_program() {
-    check_golden("docs/configuration.md", &reference());
-}
-
-#[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
-    struct Gone(io::ErrorKind);
-    impl Write for Gone {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(self.0.into())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    for (kind, status) in [(io::ErrorKind::BrokenPipe, 0), (io::ErrorKind::StorageFull, 1)] {
-        given().flags(&["man"]).with(|process| {
-            let done = start(process, &mut Gone(kind), &mut Vec::new());
-            assert!(matches!(done, Start::Done(s) if s == status), "{done:?}");
-        });
-    }
 }

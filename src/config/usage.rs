@@ -42,8 +42,8 @@ pub(super) fn read(arguments: &[OsString]) -> (Option<Asked>, Vec<Mistake>) {
             return (Some(Asked::Text(help(arguments, &error))), mistakes);
         }
         mistakes.push(usage_mistake(&error));
-        // Each turn takes a word away, so this ends.
-        if !take_out(&mut words, &error) {
+        // Each turn takes a word away, so this ends. Without its subcommand the rest has no meaning.
+        if error.kind() == ErrorKind::InvalidSubcommand || !take_out(&mut words, &error) {
             return (None, mistakes);
         }
     }
@@ -88,16 +88,21 @@ fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<
 }
 
 /// The help or version that was asked for, with variables and possible values, which the lenient command does not know.
-/// What else is on the command line does not matter to it, right or wrong.
+/// The rest of the command line has no influence on it, right or wrong.
 fn help(arguments: &[OsString], lenient: &clap::Error) -> String {
     let shown = cli::shown_command();
-    let matters = |word: &&OsString| {
-        word.to_str().is_some_and(|word| {
-            matches!(word, "-h" | "--help" | "-V" | "--version" | "help")
-                || shown.find_subcommand(word).is_some()
+    // The subcommands lead from the whole command to the one that is asked about.
+    let mut at = &shown;
+    let mut matters = |word: &&OsString| {
+        word.to_str().is_some_and(|word| match at.find_subcommand(word) {
+            Some(subcommand) => {
+                at = subcommand;
+                true
+            }
+            None => matches!(word, "-h" | "--help" | "-V" | "--version" | "help"),
         })
     };
-    let words: Vec<OsString> = arguments.iter().filter(matters).cloned().collect();
+    let words: Vec<OsString> = arguments.iter().filter(|word| matters(word)).cloned().collect();
     match shown.try_get_matches_from(with_name(&words)) {
         Err(error) if error.kind() == lenient.kind() => error.render().to_string(),
         Ok(_) | Err(_) => lenient.render().to_string(),
@@ -123,6 +128,12 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
             stray(&word)
         };
     }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let help = error.render().to_string();
+        let usage = help.lines().find_map(|line| line.strip_prefix("Usage: "));
+        return Mistake::new("a subcommand is missing")
+            .with_hint(usage.map(|usage| format!("{usage}; --help lists them")));
+    }
     match (error.kind(), context(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(word)) if word.starts_with('-') => {
             Mistake::new(format!("there is no flag {word}")).with_hint(
@@ -141,7 +152,10 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
         _ => {
             let text = error.render().to_string();
             let text = text.trim().strip_prefix("error: ").unwrap_or(&text);
-            Mistake::new(text.split("\n\nUsage:").next().unwrap_or(text).trim())
+            // What is wrong, perhaps a tip; then usage and the way to the help, which would follow each mistake.
+            let ends = ["\n\nUsage:", "\n\nFor more information"];
+            let end = ends.iter().filter_map(|end| text.find(end)).min().unwrap_or(text.len());
+            Mistake::new(text[..end].trim())
         }
     }
 }
@@ -159,11 +173,18 @@ fn take_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
     });
     let Some(at) = at else { return false };
     let removed = words.remove(at);
-    let has_value_apart = error.kind() == ErrorKind::UnknownArgument
-        && named.starts_with("--")
-        && !removed.to_string_lossy().contains('=')
-        && words.get(at).is_some_and(|next| !next.to_string_lossy().starts_with('-'));
-    if has_value_apart {
+    let is_flag = named.starts_with("--") && !removed.to_string_lossy().contains('=');
+    let next = words.get(at).map(|next| next.to_string_lossy());
+    let has_value_apart = match (error.kind(), error.get(ContextKind::InvalidValue)) {
+        // It may have been meant as the value. A flag that may be given once only was given twice.
+        (ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict, _) => {
+            next.is_some_and(|next| !next.starts_with('-'))
+        }
+        // It is the value that is wrong.
+        (_, Some(ContextValue::String(value))) => next.is_some_and(|next| next == value.as_str()),
+        _ => false,
+    };
+    if is_flag && has_value_apart {
         words.remove(at);
     }
     true

@@ -36,20 +36,24 @@ pub(super) fn is_from_kubernetes(name: &str, value: &str) -> bool {
     (is_whole_port && is_url) || is_numbered_port || is_service
 }
 
-/// What to say about variables that begin with `SMG_` and are not read.
+/// Warnings about variables that begin with `SMG_` and have no effect.
 pub(super) fn warnings(process: &Process<'_>) -> Vec<String> {
     let known: Vec<String> =
         cli::settings_command().get_arguments().filter_map(cli::variable_of).collect();
     let mut from_kubernetes = Vec::new();
+    let mut empty = Vec::new();
     let mut warnings = Vec::new();
     for (name, value) in process.variables.iter().filter(|(name, _)| name.starts_with("SMG_")) {
         if is_from_kubernetes(name, &value.to_string_lossy()) {
             from_kubernetes.push(name.as_str());
-        } else if known.contains(name)
-            || OTHERS.contains(&name.as_str())
+        } else if known.contains(name) {
+            if process.is_empty(name) {
+                empty.push(name.as_str());
+            }
+        } else if OTHERS.contains(&name.as_str())
             || VARIABLES.iter().any(|variable| variable.name == name)
         {
-            // Read, or reported with the variables of other routers.
+            // No setting of the router, or reported with the variables of other routers.
         } else if let Some(warning) = peers::unread_variable(name) {
             warnings.push(warning);
         } else {
@@ -57,6 +61,9 @@ pub(super) fn warnings(process: &Process<'_>) -> Vec<String> {
             let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
             warnings.push(format!("variable {name} is not known and ignored{hint}"));
         }
+    }
+    if !empty.is_empty() {
+        warnings.push(format!("variables that are empty count as not set: {}", empty.join(", ")));
     }
     if !from_kubernetes.is_empty() {
         warnings.push(format!(

@@ -4,10 +4,16 @@
 //! stand in the file itself, in another file or in a variable; here it is fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use smg_routing::policy::Kind;
+use smg_types::bounds::{
+    self, MAX_CONCURRENT, MAX_ENTRIES, PRIORITY, PROBE_INTERVAL_SECONDS, PROBE_THRESHOLD,
+    PROBE_TIMEOUT_SECONDS, WEIGHT,
+};
 use smg_types::ids::ModelId;
 use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
 use toml::{Table, Value};
@@ -16,9 +22,6 @@ use crate::cli::values;
 use crate::config::file::text_of;
 use crate::config::mistakes::{Mistake, did_you_mean, key_in, shown, value_and_reason};
 use crate::config::process::Process;
-
-/// Models, aliases or labels of one worker at most.
-const MOST_ENTRIES: usize = 256;
 
 /// Keys of a worker's table.
 const KEYS: &[&str] = &[
@@ -92,16 +95,17 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
     }
     check_aliases(fields, &models, &aliases);
     let kind = fields.text("worker_type", worker_kind).unwrap_or_default();
-    let region = fields.text("region", short_text);
-    let zone = fields.text("zone", short_text);
+    let region = fields.text("region", place);
+    let zone = fields.text("zone", place);
     let priority = fields.text("priority", priority).unwrap_or_default();
     let weight = fields
         .text("weight", |text| {
-            let weight: u32 = values::whole(1, 1000)(text)?;
+            let (low, high) = (u64::from(*WEIGHT.start()), u64::from(*WEIGHT.end()));
+            let weight: u32 = values::whole(low, high)(text)?;
             Weight::try_from(weight).map_err(|e| e.to_string())
         })
         .unwrap_or_default();
-    let max_concurrent = fields.text("max_concurrent", values::positive(1_000_000));
+    let max_concurrent = fields.text("max_concurrent", values::positive(*MAX_CONCURRENT.end()));
     let bootstrap_port = fields.text("bootstrap_port", values::whole::<u16>(1, 65_535));
     let health = fields.table("health", HEALTH_KEYS, health).unwrap_or_default();
     let api_key = api_key(fields, process);
@@ -125,10 +129,12 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
 fn health(fields: &mut Fields<'_>) -> HealthSpec {
     HealthSpec {
         endpoint: fields.text("endpoint", values::path),
-        interval: fields.text("interval_secs", values::seconds(0.001, 86_400.0)),
-        timeout: fields.text("timeout_secs", values::seconds(0.001, 3600.0)),
-        failure_threshold: fields.text("failure_threshold", values::positive(1000)),
-        success_threshold: fields.text("success_threshold", values::positive(1000)),
+        interval: fields.text("interval_secs", seconds(&PROBE_INTERVAL_SECONDS)),
+        timeout: fields.text("timeout_secs", seconds(&PROBE_TIMEOUT_SECONDS)),
+        failure_threshold: fields
+            .text("failure_threshold", values::positive(*PROBE_THRESHOLD.end())),
+        success_threshold: fields
+            .text("success_threshold", values::positive(*PROBE_THRESHOLD.end())),
         disabled: fields.text("disabled", values::yes_or_no).unwrap_or_default(),
     }
 }
@@ -171,24 +177,21 @@ fn check_aliases(
 }
 
 fn label_name(text: &str) -> Result<String, String> {
-    let is_name = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    if is_name {
-        Ok(text.to_owned())
-    } else {
-        Err("is not a label's name of 1 to 63 visible ASCII characters".to_owned())
-    }
+    bounds::label_name(text).map(|()| text.to_owned())
 }
 
 fn label_value(text: &str) -> Result<String, String> {
-    if text.len() <= 256 && !text.contains(char::is_control) {
-        Ok(text.to_owned())
-    } else {
-        Err("is not a label's value of at most 256 bytes".to_owned())
-    }
+    bounds::label_value(text).map(|()| text.to_owned())
 }
 
-fn short_text(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("is empty".to_owned()) } else { label_value(text) }
+fn place(text: &str) -> Result<String, String> {
+    bounds::place(text).map(|()| text.to_owned())
+}
+
+fn seconds(
+    bounds: &RangeInclusive<f64>,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    values::seconds(*bounds.start(), *bounds.end())
 }
 
 fn worker_kind(text: &str) -> Result<WorkerKind, String> {
@@ -201,10 +204,9 @@ fn worker_kind(text: &str) -> Result<WorkerKind, String> {
 }
 
 fn priority(text: &str) -> Result<i32, String> {
-    i32::from_str(text)
-        .ok()
-        .filter(|n| (-1_000_000..=1_000_000).contains(n))
-        .ok_or_else(|| "is not a whole number from -1000000 to 1000000".to_owned())
+    i32::from_str(text).ok().filter(|n| PRIORITY.contains(n)).ok_or_else(|| {
+        format!("is not a whole number from {} to {}", PRIORITY.start(), PRIORITY.end())
+    })
 }
 
 /// A table that is read field by field.
@@ -293,8 +295,8 @@ impl<'a> Fields<'a> {
             Value::Array(elements) => elements.as_slice(),
             single => std::slice::from_ref(single),
         };
-        if elements.len() > MOST_ENTRIES {
-            self.wrong(name, &format!("has more than {MOST_ENTRIES} entries"));
+        if elements.len() > MAX_ENTRIES {
+            self.wrong(name, &format!("has more than {MAX_ENTRIES} entries"));
             return Vec::new();
         }
         elements.iter().filter_map(|element| self.parsed(name, element, true, &parse)).collect()
@@ -312,8 +314,8 @@ impl<'a> Fields<'a> {
             self.wrong(name, "is not a table");
             return BTreeMap::new();
         };
-        if table.len() > MOST_ENTRIES {
-            self.wrong(name, &format!("has more than {MOST_ENTRIES} entries"));
+        if table.len() > MAX_ENTRIES {
+            self.wrong(name, &format!("has more than {MAX_ENTRIES} entries"));
             return BTreeMap::new();
         }
         let mut pairs = BTreeMap::new();

@@ -9,9 +9,13 @@
 //! 4. "This machine" is a loopback address without a sign of a proxy or of a page that another site served: a proxy on
 //!    this machine makes everybody's address a loopback address.
 //! 5. A write that a browser may have sent on behalf of another site is refused whatever it shows.
+//!
+//! The keys can be replaced while requests are served. A request is held against the keys of its arrival to its end.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use smg_types::spec::Secret;
@@ -28,7 +32,65 @@ pub(super) struct Caller {
     pub(super) tenant: Option<String>,
 }
 
-/// The keys, as configured.
+/// The keys that new requests are held against.
+#[derive(Debug)]
+pub struct LiveKeys(ArcSwap<Keys>);
+
+/// New keys that are not taken, because they would open what a key guards now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeysRefused {
+    /// Everybody would be let in.
+    #[error(
+        "there is no key for clients any more, which would let everybody in: restart the router if you want that"
+    )]
+    NoClientKey,
+    /// The admin surface would ask for less than it does now.
+    #[error(
+        "there is no key for administrators any more, which would open the admin routes: restart the router if you want that"
+    )]
+    NoAdminKey,
+}
+
+impl LiveKeys {
+    /// The keys of a configuration.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self(ArcSwap::from_pointee(Keys::new(config)))
+    }
+
+    /// Takes the keys of another configuration from now on, and says which have changed.
+    ///
+    /// # Errors
+    /// If that would open what a key guards now: a file that was emptied by mistake must not. Nothing changes then.
+    pub fn replace(&self, config: &Config) -> Result<Vec<&'static str>, KeysRefused> {
+        self.swap(Keys::new(config))
+    }
+
+    fn swap(&self, new: Keys) -> Result<Vec<&'static str>, KeysRefused> {
+        let now = self.0.load();
+        if now.guard_clients() && !new.guard_clients() {
+            return Err(KeysRefused::NoClientKey);
+        }
+        if now.admin_guard() > new.admin_guard() {
+            return Err(KeysRefused::NoAdminKey);
+        }
+        let changed = [
+            ("client keys", now.clients != new.clients),
+            ("tenant keys", now.tenants != new.tenants),
+            ("admin keys", now.admins != new.admins),
+        ];
+        // Whether admin writes are open without a key is the start's business.
+        self.0.store(Arc::new(Keys { open: now.open, ..new }));
+        Ok(changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect())
+    }
+
+    /// The keys for a request that arrives now.
+    pub(super) fn load(&self) -> Arc<Keys> {
+        self.0.load_full()
+    }
+}
+
+/// The keys of one configuration.
 #[derive(Debug)]
 pub(super) struct Keys {
     clients: Vec<Secret>,
@@ -48,9 +110,28 @@ impl Keys {
         }
     }
 
+    /// Whether clients need a key.
+    fn guard_clients(&self) -> bool {
+        !self.clients.is_empty() || !self.tenants.is_empty()
+    }
+
+    /// What guards the admin surface; a greater number guards better.
+    fn admin_guard(&self) -> u8 {
+        match (self.admins.is_empty(), self.clients.is_empty()) {
+            (false, _) => 2,
+            (true, false) => 1,
+            (true, true) => 0,
+        }
+    }
+
+    /// Whether administrators have keys of their own.
+    pub(super) fn have_admins(&self) -> bool {
+        !self.admins.is_empty()
+    }
+
     /// Lets a client in, or not. Each credential that it shows is tried.
     pub(super) fn client(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        if self.clients.is_empty() && self.tenants.is_empty() {
+        if !self.guard_clients() {
             return Ok(Caller { tenant: None });
         }
         // All keys are compared, so that the time says nothing about which of them is near.
@@ -275,6 +356,27 @@ mod tests {
     fn check(keys: &Keys, (method, sent, peer): (Method, HeaderMap, IpAddr), wanted: u16) {
         let seen = status(keys.admin(Access::Admin, &method, &sent, peer));
         assert_eq!(seen, wanted, "{method} {sent:?} from {peer}");
+    }
+
+    #[test]
+    fn keys_are_replaced_but_nothing_is_opened() {
+        let live = |keys| LiveKeys(ArcSwap::from_pointee(keys));
+        let root = [("root", AdminRole::Admin)];
+        let guarded = live(keys(&["a"], &[], &root));
+        let is_client = |key: &str| guarded.load().client(&shows(key)).is_ok();
+        assert_eq!(guarded.swap(keys(&["a"], &[], &root)), Ok(vec![]));
+        assert_eq!(guarded.swap(keys(&["b"], &[], &root)), Ok(vec!["client keys"]));
+        assert!(is_client("b") && !is_client("a"));
+        assert_eq!(guarded.swap(keys(&[], &[], &root)), Err(KeysRefused::NoClientKey));
+        assert_eq!(guarded.swap(keys(&["c"], &[], &[])), Err(KeysRefused::NoAdminKey));
+        assert!(is_client("b") && !is_client("c"), "nothing has changed");
+        // A client's key guards the admin surface, too; a tenant's does not.
+        let shared = live(keys(&["a"], &[], &[]));
+        assert_eq!(shared.swap(keys(&[], &[("t", "c")], &[])), Err(KeysRefused::NoAdminKey));
+        let open = live(Keys { open: true, ..keys(&[], &[], &[]) });
+        let named = open.swap(keys(&["a"], &[("t", "c")], &root));
+        assert_eq!(named, Ok(vec!["client keys", "tenant keys", "admin keys"]));
+        assert!(open.load().client(&shows("x")).is_err() && open.load().open);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use smg_proxy::dispatch;
 
-use super::connection::Exchange;
+use super::exchange::Exchange;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

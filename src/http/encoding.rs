@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::buffered::Held;
 use super::error::ApiError;
 
-/// The encodings that are understood, as an `accept-encoding` header lists them.
-pub(super) const UNDERSTOOD: &str = "gzip, zstd, br, deflate";
+/// The encodings that are decoded, as an `accept-encoding` header lists them.
+const DECODED: &str = "gzip, zstd, br, deflate";
 
 /// Encodings on top of each other at most.
 const MAX_LAYERS: usize = 3;
@@ -75,7 +75,9 @@ fn layers(headers: &HeaderMap, decode: bool) -> Result<Vec<Encoding>, ApiError> 
             };
             match encoding {
                 Some(encoding) if decode && layers.len() < MAX_LAYERS => layers.push(encoding),
-                Some(_) | None => return Err(ApiError::encoding_refused(name, decode)),
+                Some(_) | None => {
+                    return Err(ApiError::encoding_refused(name, decode.then_some(DECODED)));
+                }
             }
         }
     }

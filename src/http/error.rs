@@ -16,7 +16,6 @@ use smg_routing::fleet::RegisterError;
 use smg_routing::limit::Rejected;
 
 use super::body::Body;
-use super::encoding;
 use super::form::FormError;
 use super::headers;
 use super::peek::PeekError;
@@ -136,19 +135,21 @@ impl ApiError {
         Self { param: Some("model"), ..Self::bad_request("model_missing", message) }
     }
 
-    /// The body is encoded in a way that is not decoded here.
-    pub(super) fn encoding_refused(encoding: &str, decode: bool) -> Self {
+    /// The body's encoding is not decoded here. `decoded`: the encodings that are, as an `accept-encoding` header lists
+    /// them; `None`: none is.
+    pub(super) fn encoding_refused(encoding: &str, decoded: Option<&'static str>) -> Self {
         let encoding: String = encoding.chars().take(64).collect();
-        let message = if decode {
-            format!("the body's content-encoding {encoding} is not one of {}", encoding::UNDERSTOOD)
-        } else {
-            format!(
+        let message = match decoded {
+            Some(decoded) => {
+                format!("the body's content-encoding {encoding} is not one of {decoded}")
+            }
+            None => format!(
                 "the body's content-encoding {encoding} is not accepted: send the body as it is \
                  (or start the router with --decompress-requests)"
-            )
+            ),
         };
-        let understood = if decode { encoding::UNDERSTOOD } else { "identity" };
-        let accepted = (header::ACCEPT_ENCODING, HeaderValue::from_static(understood));
+        let accepted = HeaderValue::from_static(decoded.unwrap_or("identity"));
+        let accepted = (header::ACCEPT_ENCODING, accepted);
         Self {
             accepted: Some(Box::new(accepted)),
             ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
@@ -194,6 +195,13 @@ impl ApiError {
             "the model does not exist or no worker serves it",
         );
         Self { param: Some("model"), ..error }.about_model(Some(model))
+    }
+
+    /// A name that no model can have. `why` is the rest of a sentence that begins with the name.
+    pub(super) fn invalid_model(model: &str, why: &str) -> Self {
+        let model: String = model.chars().take(64).collect();
+        let error = Self::bad_request("invalid_model", format!("model {model:?} {why}"));
+        Self { param: Some("model"), ..error }
     }
 
     /// No worker has stored such a response.
@@ -453,44 +461,4 @@ fn own_chance() -> rand::rngs::ThreadRng {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_could_not_be_read_is_answered_like_everything_else() {
-        for (status, told) in [(400, 400), (408, 408), (414, 414), (431, 431), (417, 400)] {
-            let bytes = unread(status, &new_id());
-            let text = std::str::from_utf8(&bytes).unwrap();
-            let (head, body) = text.split_once("\r\n\r\n").unwrap();
-            assert!(head.starts_with(&format!("HTTP/1.1 {told} ")), "{head}");
-            assert!(
-                head.contains("connection: close") && head.contains("x-request-id: "),
-                "{head}"
-            );
-            assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
-            let document: serde_json::Value = serde_json::from_str(body).unwrap();
-            let code = document["error"]["code"].as_str().unwrap();
-            assert!(head.contains(&format!("x-smg-error-code: {code}")), "{head}");
-        }
-    }
-
-    #[test]
-    fn the_terminal_events_are_events() {
-        for (event, anthropic) in [(BROKEN_OPENAI, false), (BROKEN_ANTHROPIC, true)] {
-            assert!(event.ends_with("\n\n"));
-            let data = event.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
-            let document: serde_json::Value = serde_json::from_str(data).unwrap();
-            assert_eq!(document["error"]["code"], "upstream_stream_broken");
-            assert_eq!(document["type"] == "error", anthropic);
-        }
-    }
-
-    #[test]
-    fn an_error_tells_nothing_of_the_inside() {
-        let refused =
-            std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "http://10.0.0.9:8000");
-        let error = DispatchError::Failed { attempts: 2, source: SendError::Connect(refused) };
-        let shown = String::from_utf8(ApiError::from(error).to_json(false).to_vec()).unwrap();
-        assert!(!shown.contains("10.0.0.9"), "{shown}");
-    }
-}
+mod tests;

@@ -7,8 +7,8 @@
 use serde_json::{Map, Value, json};
 use smg_routing::fleet::{Models, Worker, WorkerState};
 
+use super::documents::invalid;
 use super::error::ApiError;
-use super::workers::invalid;
 
 /// Engines that other routers tell apart. Here each that speaks HTTP is treated alike.
 const RUNTIMES: [&str; 8] =

@@ -1,4 +1,4 @@
-//! `/ha/*`: the cluster as people, load balancers and clients see it. Without a mesh they answer for this one router.
+//! `/ha/*`: the cluster as people, load balancers and clients see it. A router that nobody can join shows itself alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use smg_mesh::{Drift, Happening, Health, MemberState, Status, What, rfc3339};
+use smg_mesh::{ClusterEvent, ClusterEventKind, Drift, Health, MemberState, Status, rfc3339};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,56 +18,56 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Surface;
 use super::error::ApiError;
 
-/// How often a silent stream of events says that it is still there, and looks whether the router ends.
+/// How often a stream of events checks whether the router shuts down or the reader has gone.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Heartbeats between two comments on the wire.
+/// Heartbeats between two comments that keep a silent stream open.
 const COMMENT_EVERY: u32 = 10;
 
-/// Events that wait for a slow reader of the stream.
-const EVENTS: usize = 64;
+/// Most events that wait for a slow reader of the stream.
+const MAX_WAITING_EVENTS: usize = 64;
 
-/// How this router is, with reasons. 200 also when its node has failed: an answer is an answer.
+/// The state of this router, with reasons. The status is 200 also when the cluster node has failed.
 pub(super) async fn health(State(surface): State<Arc<Surface>>) -> Result<Json<Health>, ApiError> {
     Ok(Json(surface.mesh.health().await?))
 }
 
-/// The whole cluster, as this router knows it.
+/// The members of the cluster and the stores, as this router knows them.
 pub(super) async fn status(State(surface): State<Arc<Surface>>) -> Result<Json<Status>, ApiError> {
     Ok(Json(surface.mesh.status().await?))
 }
 
-/// Which router lacks what.
+/// How far each router is behind, and the fingerprints of this router's stores.
 pub(super) async fn drift(State(surface): State<Arc<Surface>>) -> Result<Json<Drift>, ApiError> {
     Ok(Json(surface.mesh.drift().await?))
 }
 
-/// Who is there, for clients that want to know where else to go.
+/// The routers and their URLs, for clients that look for another router.
 pub(super) async fn routers(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let (version, routers) = surface.mesh.routers();
     Json(json!({ "version": version, "routers": routers }))
 }
 
-/// What happens in the cluster, as it happens: server-sent events, the whole list first.
+/// Changes of the membership as server-sent events, after the whole list of routers.
 pub(super) async fn events(State(surface): State<Arc<Surface>>) -> Response {
-    let (sender, receiver) = tokio::sync::mpsc::channel(EVENTS);
-    let told = Told { receiver: ReceiverStream::new(receiver) };
-    let mut answer = Response::new(Body::from_stream(told));
+    let (sender, receiver) = tokio::sync::mpsc::channel(MAX_WAITING_EVENTS);
+    let stream = EventStream { receiver: ReceiverStream::new(receiver) };
+    let mut answer = Response::new(Body::from_stream(stream));
     answer
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     #[expect(clippy::disallowed_methods, reason = "ends with its reader or with the router")]
-    tokio::spawn(tell(surface, sender));
+    tokio::spawn(stream_events(surface, sender));
     answer
 }
 
-/// A stream that can't fail, as bodies want it.
-struct Told {
+/// A stream that can't fail, in the form that a body needs.
+struct EventStream {
     receiver: ReceiverStream<Bytes>,
 }
 
-impl Stream for Told {
+impl Stream for EventStream {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(
@@ -78,28 +78,28 @@ impl Stream for Told {
     }
 }
 
-/// Writes events until the reader is gone, too slow, or the router ends.
-async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
-    let mut happenings = surface.mesh.happenings();
+/// Writes events until the reader has gone or is too slow, or until the router shuts down.
+async fn stream_events(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
+    let mut events = surface.mesh.events();
     let mut last = 0;
     let mut beats = 0;
-    // The list comes after the subscription, so that nothing falls between the two.
-    let mut due = Some(whole(&surface, last));
+    // The list is made after the subscription, so that no change is lost between the two.
+    let mut due = Some(router_list(&surface, last));
     loop {
         if let Some(text) = due.take()
             && reader.try_send(text).is_err()
         {
-            // Gone, or too slow for a stream that rarely says anything.
+            // The reader has gone, or is too slow for a stream of rare events.
             return;
         }
         due = tokio::select! {
-            happened = happenings.recv() => match happened {
-                Ok(happening) => {
-                    last = happening.number;
-                    Some(event(&happening))
+            received = events.recv() => match received {
+                Ok(event) => {
+                    last = event.number;
+                    Some(event_text(&event))
                 }
-                // Some were missed: the whole list again says all that counts.
-                Err(RecvError::Lagged(_)) => Some(whole(&surface, last)),
+                // Events were missed: the list shows the result of all of them.
+                Err(RecvError::Lagged(_)) => Some(router_list(&surface, last)),
                 Err(RecvError::Closed) => return,
             },
             () = tokio::time::sleep(HEARTBEAT) => {
@@ -113,42 +113,48 @@ async fn tell(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
     }
 }
 
-fn whole(surface: &Surface, number: u64) -> Bytes {
+fn router_list(surface: &Surface, number: u64) -> Bytes {
     let (version, routers) = surface.mesh.routers();
     let data = json!({ "version": version, "routers": routers });
     format!("event: routers\nid: {number}\ndata: {data}\n\n").into()
 }
 
-fn event(happening: &Happening) -> Bytes {
-    let at = rfc3339(happening.at);
-    let (name, data) = match &happening.what {
-        What::Member { transition, address } => (
+fn event_text(event: &ClusterEvent) -> Bytes {
+    let at = rfc3339(event.at);
+    let (name, data) = match &event.kind {
+        ClusterEventKind::Member { transition, address } => (
             "member",
             json!({
                 "at": at,
                 "name": transition.node.name,
-                "generation": transition.node.generation,
-                "from": word(transition.from),
-                "to": word(transition.to),
+                "generation": transition.node.generation.to_string(),
+                "from": state_name(transition.from),
+                "to": state_name(transition.to),
                 "address": address,
             }),
         ),
-        What::Me { from, to } => {
+        ClusterEventKind::Me { from, to } => {
             ("self", json!({ "at": at, "from": from.as_str(), "to": to.as_str() }))
         }
-        What::Renewed => ("refuted", json!({ "at": at })),
-        What::Reborn { is } => ("reborn", json!({ "at": at, "generation": is.generation })),
-        What::Refused(reason) => ("refused", json!({ "at": at, "reason": reason.to_string() })),
-        What::NameContested(by) => ("name_contested", json!({ "at": at, "address": by.address })),
+        ClusterEventKind::Renewed => ("refuted", json!({ "at": at })),
+        ClusterEventKind::Reborn { is } => {
+            ("reborn", json!({ "at": at, "generation": is.generation.to_string() }))
+        }
+        ClusterEventKind::Refused(reason) => {
+            ("refused", json!({ "at": at, "reason": reason.to_string() }))
+        }
+        ClusterEventKind::NameContested(by) => {
+            ("name_contested", json!({ "at": at, "address": by.address }))
+        }
     };
-    format!("event: {name}\nid: {}\ndata: {data}\n\n", happening.number).into()
+    format!("event: {name}\nid: {}\ndata: {data}\n\n", event.number).into()
 }
 
-fn word(state: Option<MemberState>) -> Option<&'static str> {
+fn state_name(state: Option<MemberState>) -> Option<&'static str> {
     state.map(MemberState::as_str)
 }
 
-/// Ends the router, as SIGTERM does.
+/// Shuts the router down, as SIGTERM does.
 pub(super) async fn shutdown(State(surface): State<Arc<Surface>>) -> (StatusCode, Json<Value>) {
     surface.lifecycle.ask_to_end();
     (StatusCode::ACCEPTED, Json(json!({ "status": "shutting down" })))

@@ -75,6 +75,11 @@ pub(super) fn request_id(
     })
 }
 
+/// A request's name for the log.
+pub(super) fn text(request_id: &HeaderValue) -> &str {
+    request_id.to_str().unwrap_or_default()
+}
+
 /// A new trace with this request as its root, sampled (W3C Trace Context, 3.2).
 fn traceparent(rng: &mut SmallRng) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";

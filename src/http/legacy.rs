@@ -15,8 +15,9 @@ use smg_types::ids::WorkerId;
 use smg_types::spec::{WorkerSpec, WorkerUrl};
 
 use super::Surface;
+use super::documents::invalid;
 use super::error::ApiError;
-use super::workers::{invalid, write_key};
+use super::worker_spec::write_key;
 
 /// How long `/add_worker` waits for the worker to be ready: its callers send requests right after the answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,51 +5,26 @@
 //! fewest. Sockets are bound before anything runs, so that a test can read the real ports and a busy port is told at
 //! once.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "connections are tasks that end with their connection, counted here"
-)]
+#![expect(clippy::disallowed_methods, reason = "each thread of the data path has a generator")]
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
 use smg_proxy::upstream::{self, Client};
 use smg_runtime::descriptors;
-use smg_runtime::dial::Dialer;
-use smg_runtime::shortage::Kind;
-use smg_runtime::tasks::{OnEnd, Tasks, turned_on};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt as _;
-use tracing::{debug, warn};
+use smg_runtime::tasks::{OnEnd, Tasks};
+use smg_runtime::tls::{self, Live};
+use tokio::sync::watch;
+use tracing::warn;
 
-use super::body::Body;
-use super::connection::{Patience, State, serve_http1, serve_http2};
+use super::accept::{Acceptor, Lane};
+use super::data_thread::DataThread;
 use super::shard::Shard;
-use super::{Config, Surface, headers, local};
-
-/// Connections that wait for their thread to take them.
-const HANDOVER: usize = 1024;
-
-/// How often a thread looks for connections to workers that are no longer needed.
-const EVICT: Duration = Duration::from_secs(5);
-
-/// How often the acceptor looks whether there are descriptors again.
-const SCARCE_LOOK: Duration = Duration::from_millis(10);
-
-/// After a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use super::{Config, Surface, public};
 
 /// A port that could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +108,8 @@ impl Server {
         self,
         surface: &Arc<Surface>,
         upstream: &upstream::Config,
-        worker_tls: Option<&Arc<rustls::ClientConfig>>,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        worker_tls: &Arc<Live<tls::ClientConfig>>,
+        listener_tls: Option<&Arc<Live<tls::ServerConfig>>>,
         tasks: &Tasks,
     ) -> io::Result<Running> {
         let (open_tx, open) = watch::channel(0usize);
@@ -142,14 +117,13 @@ impl Server {
         let (stop_accepting, stopped) = watch::channel(false);
         let (closing, closing_rx) = watch::channel(false);
         let (cut, cut_rx) = watch::channel(false);
-        let acceptor = tls.map(TlsAcceptor::from);
         let mut threads = Vec::new();
         let mut lanes = Vec::new();
         for at in 0..surface.config.threads.max(1) {
-            let (sender, receiver) = mpsc::channel(HANDOVER);
-            let load = Arc::new(AtomicUsize::new(0));
+            let (lane, receiver) = Lane::new();
             let dialer = Arc::clone(&surface.dialer);
-            let client = Client::new(upstream.clone(), worker_tls.cloned(), dialer, surface.clock);
+            let tls = Some(Arc::clone(worker_tls));
+            let client = Client::new(upstream.clone(), tls, dialer, surface.clock);
             let chance = SmallRng::from_rng(&mut rand::rng());
             let dispatcher = Dispatcher::new(
                 Arc::clone(&surface.dispatch),
@@ -158,9 +132,9 @@ impl Server {
                 SmallRng::from_rng(&mut rand::rng()),
             );
             let shard = Arc::new(Shard::new(Arc::clone(surface), dispatcher, chance));
-            let port = Port {
+            let thread = DataThread {
                 shard,
-                acceptor: acceptor.clone(),
+                listener_tls: listener_tls.cloned(),
                 closing: closing_rx.clone(),
                 cut: cut_rx.clone(),
             };
@@ -168,22 +142,22 @@ impl Server {
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("smg-data-{at}"))
-                    .spawn(move || port.run(runtime, receiver))?,
+                    .spawn(move || thread.run(runtime, receiver))?,
             );
-            lanes.push(Lane { sender, load });
+            lanes.push(lane);
         }
-        let accepting = Accepting {
+        let acceptor = Acceptor {
             listener: to_tokio(self.api)?,
             lanes,
             open: open_tx,
-            most: surface.config.max_connections,
+            max_connections: surface.config.max_connections,
             metrics: surface.metrics.clone(),
             dialer: Arc::clone(&surface.dialer),
         };
-        tasks.spawn("http.api", OnEnd::Stop, accepting.run(stopped, tasks.stopping()));
+        tasks.spawn("http.api", OnEnd::Stop, acceptor.run(stopped, tasks.stopping()));
         if let Some(listener) = self.metrics {
             let listener = to_tokio(listener)?;
-            let serving = serve_public(listener, Arc::clone(surface), tasks.stopping());
+            let serving = public::serve(listener, Arc::clone(surface), tasks.stopping());
             tasks.spawn("http.metrics", OnEnd::Stop, serving);
         }
         if let Some(listener) = self.health {
@@ -196,7 +170,7 @@ impl Server {
                 move || {
                     let serving = async {
                         let listener = to_tokio(listener)?;
-                        serve_public(listener, surface, stopping).await
+                        public::serve(listener, surface, stopping).await
                     };
                     if let Err(error) = runtime.block_on(serving) {
                         warn!(%error, "the health port ended");
@@ -263,294 +237,4 @@ fn to_tokio(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// A connection on its way to its thread, with what counts it.
-struct Handover {
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    counted: Counted,
-}
-
-/// Counts a connection as long as it lives.
-struct Counted {
-    load: Arc<AtomicUsize>,
-    open: Arc<watch::Sender<usize>>,
-    gauge: prometheus::IntGauge,
-    _descriptor: descriptors::Counted,
-}
-
-impl Counted {
-    fn new(
-        load: &Arc<AtomicUsize>,
-        open: &Arc<watch::Sender<usize>>,
-        gauge: &prometheus::IntGauge,
-        descriptor: descriptors::Counted,
-    ) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        open.send_modify(|open| *open += 1);
-        gauge.inc();
-        Self {
-            load: Arc::clone(load),
-            open: Arc::clone(open),
-            gauge: gauge.clone(),
-            _descriptor: descriptor,
-        }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.load.fetch_sub(1, Ordering::Relaxed);
-        self.open.send_modify(|open| *open -= 1);
-        self.gauge.dec();
-    }
-}
-
-/// The way to one thread.
-struct Lane {
-    sender: mpsc::Sender<Handover>,
-    load: Arc<AtomicUsize>,
-}
-
-struct Accepting {
-    listener: tokio::net::TcpListener,
-    lanes: Vec<Lane>,
-    open: Arc<watch::Sender<usize>>,
-    most: usize,
-    metrics: super::Metrics,
-    dialer: Arc<Dialer>,
-}
-
-impl Accepting {
-    async fn run(
-        self,
-        mut stopped: watch::Receiver<bool>,
-        mut stopping: watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
-        loop {
-            let accepted = tokio::select! {
-                accepted = self.accept() => accepted,
-                () = turned_on(&mut stopped) => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.hand_over(stream, peer),
-                Err(error) => pause_after(&error, "accepting a client", &self.dialer).await,
-            }
-        }
-        // Those that the kernel has taken already would be reset.
-        while let Ok(Ok((stream, peer))) =
-            tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
-        {
-            self.hand_over(stream, peer);
-        }
-        // From here on the kernel refuses new connections. The task ends with the process, as others must.
-        drop(self.listener);
-        turned_on(&mut stopping).await;
-        Ok(())
-    }
-
-    /// The next connection, once there are descriptors for it and for its way to a worker. Until then it waits in the
-    /// kernel.
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let descriptors = self.dialer.descriptors();
-        if descriptors.is_scarce() {
-            let error = "what is left is kept for connections to workers: new clients wait";
-            let shortages = self.dialer.shortages();
-            shortages.report(Kind::Descriptors, "accepting a client", &error);
-            while descriptors.is_scarce() {
-                tokio::time::sleep(SCARCE_LOOK).await;
-            }
-        }
-        self.listener.accept().await
-    }
-
-    fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
-        if *self.open.borrow() >= self.most {
-            self.metrics.connections_refused.inc();
-            return;
-        }
-        // A thread that is lost takes nothing: its idle lane must not attract everything.
-        let open = self.lanes.iter().filter(|lane| !lane.sender.is_closed());
-        let Some(lane) = open.min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else {
-            self.metrics.connections_refused.inc();
-            return;
-        };
-        let Ok(stream) = stream.into_std() else { return };
-        let descriptor = self.dialer.descriptors().count();
-        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
-        if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
-            // The thread is a thousand connections behind: closing is the kindest answer.
-            self.metrics.connections_refused.inc();
-        }
-    }
-}
-
-/// A connection could not be accepted. If descriptors are short, connections wait in the kernel until some are free.
-async fn pause_after(error: &io::Error, doing: &str, dialer: &Dialer) {
-    match Kind::of(error) {
-        Some(kind) => dialer.shortages().report(kind, doing, error),
-        None => warn!(%error, doing, "a connection could not be accepted"),
-    }
-    tokio::time::sleep(ACCEPT_PAUSE).await;
-}
-
-/// One thread's end: takes connections and serves them.
-struct Port {
-    shard: Arc<Shard>,
-    acceptor: Option<TlsAcceptor>,
-    closing: watch::Receiver<bool>,
-    cut: watch::Receiver<bool>,
-}
-
-impl Port {
-    fn run(self, runtime: tokio::runtime::Runtime, receiver: mpsc::Receiver<Handover>) {
-        runtime.block_on(self.serve(receiver));
-        // What is left is cut here.
-        runtime.shutdown_background();
-    }
-
-    async fn serve(self, mut receiver: mpsc::Receiver<Handover>) {
-        let mut cut = self.cut.clone();
-        let mut evict = tokio::time::interval(EVICT);
-        loop {
-            tokio::select! {
-                handover = receiver.recv() => match handover {
-                    Some(handover) => self.take(handover),
-                    None => break,
-                },
-                _tick = evict.tick() => self.shard.dispatcher().upstream().evict(),
-                () = turned_on(&mut cut) => return,
-            }
-        }
-        turned_on(&mut cut).await;
-    }
-
-    fn take(&self, handover: Handover) {
-        let Handover { stream, peer, counted } = handover;
-        let shard = Arc::clone(&self.shard);
-        let acceptor = self.acceptor.clone();
-        let closing = self.closing.clone();
-        tokio::spawn(async move {
-            let _counted = counted;
-            let stream = match TcpStream::from_std(stream) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    debug!(%error, "a connection could not be taken over");
-                    return;
-                }
-            };
-            // Small chunks of a stream must not wait for acknowledgements: a delayed one costs 40 ms.
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "a connection was gone before it was served");
-                return;
-            }
-            match acceptor {
-                None => serve(shard, stream, peer, closing).await,
-                Some(acceptor) => Box::pin(serve_tls(shard, acceptor, stream, peer, closing)).await,
-            }
-        });
-    }
-}
-
-fn patience(surface: &Surface) -> Patience {
-    let config = &surface.config;
-    Patience { head: config.header_timeout, idle: config.idle_timeout, write: config.body_timeout }
-}
-
-async fn serve<T>(shard: Arc<Shard>, stream: T, peer: SocketAddr, closing: watch::Receiver<bool>)
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    let patience = patience(shard.surface());
-    let state = State::new(shard.surface().clock);
-    let service_state = Arc::clone(&state);
-    let service = service_fn(move |request| {
-        let shard = Arc::clone(&shard);
-        let state = Arc::clone(&service_state);
-        async move { shard.handle(request, peer, &state).await }
-    });
-    serve_http1(stream, service, state, patience, closing).await;
-}
-
-async fn serve_tls(
-    shard: Arc<Shard>,
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    peer: SocketAddr,
-    closing: watch::Receiver<bool>,
-) {
-    let timeout = shard.surface().config.header_timeout;
-    let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            debug!(%peer, %error, "TLS handshake failed");
-            return;
-        }
-        Err(_elapsed) => {
-            debug!(%peer, "TLS handshake took too long");
-            return;
-        }
-    };
-    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return serve(shard, stream, peer, closing).await;
-    }
-    let patience = patience(shard.surface());
-    let state = State::new(shard.surface().clock);
-    let service_state = Arc::clone(&state);
-    let service = service_fn(move |request| {
-        let shard = Arc::clone(&shard);
-        let state = Arc::clone(&service_state);
-        async move { shard.handle(request, peer, &state).await }
-    });
-    serve_http2(stream, service, state, patience, closing).await;
-}
-
-/// Serves probes and metrics on a further port.
-async fn serve_public(
-    listener: tokio::net::TcpListener,
-    surface: Arc<Surface>,
-    mut stopping: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let router = local::public(Arc::clone(&surface)).fallback(local::nothing);
-    let patience = patience(&surface);
-    let open = Arc::new(tokio::sync::Semaphore::new(256));
-    loop {
-        let (stream, _peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    pause_after(&error, "accepting a probe", &surface.dialer).await;
-                    continue;
-                }
-            },
-            () = turned_on(&mut stopping) => return Ok(()),
-        };
-        // Nobody needs more than a few connections here.
-        let Ok(permit) = Arc::clone(&open).try_acquire_owned() else { continue };
-        let router = router.clone();
-        let state = State::new(surface.clock);
-        let busy = Arc::clone(&state);
-        // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
-        let surface = Arc::clone(&surface);
-        let service = service_fn(move |request: Request<Incoming>| {
-            let exchange = busy.begin();
-            let mut chance = SmallRng::from_rng(&mut rand::rng());
-            let names = &surface.config.request_id_headers;
-            let request_id = headers::request_id(request.headers(), names, &mut chance);
-            let answering = router.clone().oneshot(request.map(axum::body::Body::new));
-            async move {
-                let answered = answering.await;
-                answered.map(|mut answer| {
-                    answer.headers_mut().insert(headers::X_REQUEST_ID.clone(), request_id);
-                    answer.map(|body| Body::axum(body).ending(exchange))
-                })
-            }
-        });
-        let closing = stopping.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            serve_http1(stream, service, state, patience, closing).await;
-        });
-    }
 }

@@ -6,22 +6,23 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
 use tower::ServiceExt as _;
 use tracing::debug;
 
-use super::auth::{Caller, Keys};
+use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
-use super::connection::{Exchange, State};
 use super::error::ApiError;
+use super::exchange::{Exchange, State};
 use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
+use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
-use super::{Surface, inference, local};
+use super::upload::{self, Limits};
+use super::{Surface, local};
 
 /// Largest body that a route of our own reads, in bytes: documents about workers are small.
 const LARGEST_OWN_BODY: usize = 1 << 20;
@@ -29,54 +30,26 @@ const LARGEST_OWN_BODY: usize = 1 << 20;
 /// What one thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Shard {
-    surface: Arc<Surface>,
-    dispatcher: Dispatcher,
-    keys: Keys,
+    inference: Inference,
     local: axum::Router,
     /// By place in the table of routes; the last one is for what is not in it.
     metrics: Vec<Arc<RouteMetrics>>,
-    // A shard belongs to one thread: never contended.
-    rng: Mutex<SmallRng>,
-}
-
-/// What the layers found out about a request.
-#[derive(Debug)]
-pub(super) struct Inbound {
-    pub(super) request_id: HeaderValue,
-    /// The client speaks Anthropic's API.
-    pub(super) anthropic: bool,
-    /// The route is about no model in particular: any worker may answer.
-    pub(super) any_model: bool,
 }
 
 impl Shard {
     pub(super) fn new(surface: Arc<Surface>, dispatcher: Dispatcher, rng: SmallRng) -> Self {
         let metrics = ROUTES.iter().map(|route| route.path).chain(["other"]);
         let metrics = metrics.map(|path| surface.metrics.route(path)).collect();
-        Self {
-            keys: Keys::new(&surface.config),
-            local: local::router(Arc::clone(&surface)),
-            metrics,
-            dispatcher,
-            surface,
-            rng: Mutex::new(rng),
-        }
+        let local = local::router(Arc::clone(&surface));
+        Self { inference: Inference::new(surface, dispatcher, rng), local, metrics }
     }
 
     pub(super) fn surface(&self) -> &Arc<Surface> {
-        &self.surface
-    }
-
-    pub(super) fn keys(&self) -> &Keys {
-        &self.keys
+        self.inference.surface()
     }
 
     pub(super) fn dispatcher(&self) -> &Dispatcher {
-        &self.dispatcher
-    }
-
-    pub(super) fn rng(&self) -> MutexGuard<'_, SmallRng> {
-        self.rng.lock()
+        self.inference.dispatcher()
     }
 
     /// Answers one request.
@@ -88,8 +61,8 @@ impl Shard {
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
         let request_id = {
-            let names = &self.surface.config.request_id_headers;
-            headers::request_id(request.headers(), names, &mut self.rng())
+            let names = &self.surface().config.request_id_headers;
+            headers::request_id(request.headers(), names, &mut self.inference.rng())
         };
         let origin = self.allowed_origin(request.headers());
         let found = routes::find(request.method(), request.uri().path());
@@ -109,7 +82,8 @@ impl Shard {
             Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
         };
         let mut response = answer.unwrap_or_else(|error| {
-            debug!(request_id = ?request_id, status = %error.status, code = error.code, "refused");
+            let name = headers::text(&request_id);
+            debug!(request_id = name, status = %error.status, code = error.code, "refused");
             error.into_response(anthropic)
         });
         exchange.answered(response.status().as_u16());
@@ -132,12 +106,13 @@ impl Shard {
         exchange: &Exchange,
     ) -> Result<Response<Body>, ApiError> {
         let route = &ROUTES[at];
+        let keys = self.surface().keys.load();
         let caller = match route.access {
             Access::Public => None,
-            Access::Client => Some(self.keys.client(request.headers())),
+            Access::Client => Some(keys.client(request.headers())),
             Access::Admin | Access::Operator => {
                 let admitted =
-                    self.keys.admin(route.access, request.method(), request.headers(), peer.ip());
+                    keys.admin(route.access, request.method(), request.headers(), peer.ip());
                 Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
@@ -148,27 +123,29 @@ impl Shard {
             Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
                 let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
-                    ?request_id,
+                    request_id = headers::text(&request_id),
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
                 let any_model = route.serves == Serves::AnyWorker;
-                let inbound = Inbound { request_id, anthropic, any_model };
+                let inbound = Inbound { request_id, keys, anthropic, any_model };
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
-                Box::pin(inference::serve(self, request, &inbound, exchange)).await
+                Box::pin(self.inference.serve(request, &inbound, exchange)).await
             }
             Serves::AllWorkers | Serves::Local => {
-                debug!(?request_id, route = route.path, method = %request.method(), "local");
-                let config = &self.surface.config;
+                let name = headers::text(&request_id);
+                debug!(request_id = name, route = route.path, method = %request.method(), "local");
+                let surface = self.surface();
+                let config = &surface.config;
                 let (parts, incoming) = request.into_parts();
-                let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
-                let limits = inference::Limits {
+                let mut held = Held::new(&surface.metrics, config.max_buffered_bytes);
+                let limits = Limits {
                     most: config.max_body_bytes.min(LARGEST_OWN_BODY),
                     timeout: config.body_timeout,
                 };
-                let reading = inference::read(incoming, &parts.headers, limits, &mut held);
+                let reading = upload::read(incoming, &parts.headers, limits, &mut held);
                 let body = Box::pin(reading).await.inspect_err(|_| exchange.close_after())?;
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
@@ -179,7 +156,7 @@ impl Shard {
 
     /// The origin to name in the response, if the request has one and it is allowed.
     fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let allowed = &self.surface.config.cors_allowed_origins;
+        let allowed = &self.surface().config.cors_allowed_origins;
         if allowed.is_empty() {
             return None;
         }

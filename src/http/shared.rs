@@ -1,98 +1,27 @@
-//! What all routers of a cluster agree on, as administrators see and change it: policies, and what each router sees of
-//! each worker. Without a mesh the answers speak of this one router.
+//! The shared state of a cluster as administrators read and change it: policies, and what each router observes of each
+//! worker. Also the query parameters by which a write waits for a receipt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::StatusCode;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use smg_proxy::dispatch::Setting;
 use smg_routing::fleet::Worker;
+use smg_routing::policies::Setting;
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 
 use super::Surface;
+use super::documents::read;
 use super::error::ApiError;
-use super::workers::{find, invalid, read};
-use crate::bridge::{Observed, PolicyDocument, Wait, Written};
-
-/// Longest that a write may wait for others.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-
-/// Whom a write waits for, as the query says it.
-#[derive(Debug, Deserialize)]
-pub(super) struct WaitQuery {
-    wait: Option<String>,
-    timeout: Option<String>,
-}
-
-/// Whom a write waits for, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Waits {
-    wait: Wait,
-    timeout: Duration,
-}
-
-impl WaitQuery {
-    /// `?wait=local|quorum|all&timeout=5s`
-    pub(super) fn read(&self) -> Result<Waits, ApiError> {
-        let wait = match self.wait.as_deref() {
-            None | Some("local") => Wait::Local,
-            Some("quorum") => Wait::Quorum,
-            Some("all") => Wait::All,
-            Some(other) => {
-                let message = format!("wait {other:?} is not one of local, quorum, all");
-                return Err(ApiError {
-                    param: Some("wait"),
-                    ..ApiError::bad_request("invalid_wait", message)
-                });
-            }
-        };
-        let timeout = match &self.timeout {
-            None => Duration::from_secs(5),
-            Some(text) => humantime::parse_duration(text)
-                .ok()
-                .or_else(|| text.parse().ok().map(Duration::from_secs))
-                .filter(|timeout| *timeout <= MAX_WAIT)
-                .ok_or_else(|| ApiError {
-                    param: Some("timeout"),
-                    ..ApiError::bad_request(
-                        "invalid_wait",
-                        format!(
-                            "timeout {text:?} is not a time of at most 60s, such as 5s or 250ms"
-                        ),
-                    )
-                })?,
-        };
-        Ok(Waits { wait, timeout })
-    }
-}
-
-impl Waits {
-    /// Waits, and answers with the receipt in the document. What is not confirmed in time is 202: it goes on being sent.
-    pub(super) async fn answer(
-        self,
-        status: StatusCode,
-        written: Written<'_>,
-        document: impl FnOnce() -> Value,
-    ) -> Response {
-        let receipt = written.receipt(self.wait, self.timeout).await;
-        // Made now, so that it shows what was written.
-        let mut document = document();
-        let complete = receipt.as_ref().is_ok_and(|receipt| receipt.complete);
-        if let Ok(receipt) = receipt {
-            document["receipt"] = json!(receipt);
-        }
-        let status = if complete { status } else { StatusCode::ACCEPTED };
-        (status, Json(document)).into_response()
-    }
-}
+use super::wait::WaitQuery;
+use super::workers::find;
+use crate::bridge::{Observed, PolicyDocument};
 
 fn worker_document(
     surface: &Surface,
@@ -143,7 +72,7 @@ pub(super) async fn worker(
 /// `GET /ha/policies`: which policy picks for which model, and what was set by hand.
 pub(super) async fn policies(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
-    let policies = &surface.dispatch.policies;
+    let policies = &surface.policies;
     let (default, models) = policies.in_use(&snapshot);
     let models: BTreeMap<_, _> =
         models.iter().map(|(model, kind)| (model.as_str(), kind.to_string())).collect();
@@ -173,7 +102,7 @@ fn setting_document(setting: &Setting) -> Value {
 }
 
 fn policy_document(surface: &Surface, model: &ModelId) -> Value {
-    let policies = &surface.dispatch.policies;
+    let policies = &surface.policies;
     let (default, models) = policies.in_use(&surface.fleet.snapshot());
     let in_use = models.get(model).copied().unwrap_or(default);
     let set = policies.settings().get(model).map(setting_document);
@@ -215,9 +144,7 @@ async fn change_policy(
     wait: &WaitQuery,
 ) -> Result<Response, ApiError> {
     let wait = wait.read()?;
-    if model.len() > 512 {
-        return Err(invalid("model", "the name of the model is longer than 512 bytes"));
-    }
+    bounds::model_name(&model).map_err(|why| ApiError::invalid_model(&model, &why))?;
     let model = ModelId::new(model);
     let policy = document.as_ref().map(|document| document.policy.clone());
     let written = surface.admin.set_policy(model.clone(), document).await?;

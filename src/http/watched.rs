@@ -10,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::State;
 use super::error;
+use super::exchange::State;
 
 /// Bytes of a request that nobody wanted which are read before the connection closes.
 const MOST_LINGER: usize = 1 << 20;

@@ -1,228 +1,26 @@
 //! The admin routes of workers: add, read, change, drain, override, remove.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use smg_routing::fleet::{Models, Override, Worker};
-use smg_types::ids::{ModelId, WorkerId};
+use smg_types::bounds::{OVERRIDE_REASON_BYTES, OVERRIDE_SECONDS};
+use smg_types::ids::WorkerId;
 use smg_types::now::Now;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
+use smg_types::spec::{WorkerSpec, WorkerUrl};
 
 use super::Surface;
+use super::documents::{invalid, merge, read, seconds};
 use super::error::ApiError;
 use super::foreign;
-use super::shared::WaitQuery;
-
-/// A worker's spec as the API speaks it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SpecDocument {
-    url: WorkerUrl,
-    #[serde(default, alias = "model_ids")]
-    models: Vec<ModelId>,
-    #[serde(default, alias = "model", skip_serializing)]
-    model_id: Option<ModelId>,
-    #[serde(default)]
-    aliases: BTreeMap<ModelId, ModelId>,
-    #[serde(default)]
-    worker_type: WorkerKind,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    region: Option<String>,
-    #[serde(default)]
-    zone: Option<String>,
-    #[serde(default)]
-    priority: i32,
-    #[serde(default)]
-    weight: Weight,
-    /// Write-only.
-    #[serde(default, skip_serializing)]
-    api_key: Option<String>,
-    /// Variable of the router's environment that holds the key.
-    #[serde(default, skip_serializing)]
-    api_key_env: Option<String>,
-    /// File on the router's machine that holds the key.
-    #[serde(default, skip_serializing)]
-    api_key_file: Option<String>,
-    #[serde(default)]
-    health: HealthDocument,
-    #[serde(default)]
-    max_concurrent: Option<NonZeroU32>,
-    #[serde(default)]
-    bootstrap_port: Option<u16>,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HealthDocument {
-    #[serde(default)]
-    endpoint: Option<String>,
-    #[serde(default)]
-    interval_secs: Option<f64>,
-    #[serde(default)]
-    timeout_secs: Option<f64>,
-    #[serde(default)]
-    failure_threshold: Option<NonZeroU32>,
-    #[serde(default)]
-    success_threshold: Option<NonZeroU32>,
-    #[serde(default)]
-    disabled: bool,
-}
-
-impl SpecDocument {
-    fn of(spec: &WorkerSpec) -> Self {
-        Self {
-            url: spec.url.clone(),
-            models: spec.models.clone(),
-            model_id: None,
-            aliases: spec.aliases.clone(),
-            worker_type: spec.kind,
-            labels: spec.labels.clone(),
-            region: spec.region.clone(),
-            zone: spec.zone.clone(),
-            priority: spec.priority,
-            weight: spec.weight,
-            api_key: None,
-            api_key_env: None,
-            api_key_file: None,
-            health: HealthDocument {
-                endpoint: spec.health.endpoint.clone(),
-                interval_secs: spec.health.interval.map(|interval| interval.as_secs_f64()),
-                timeout_secs: spec.health.timeout.map(|timeout| timeout.as_secs_f64()),
-                failure_threshold: spec.health.failure_threshold,
-                success_threshold: spec.health.success_threshold,
-                disabled: spec.health.disabled,
-            },
-            max_concurrent: spec.max_concurrent,
-            bootstrap_port: spec.bootstrap_port,
-        }
-    }
-
-    /// Reads a body, with the fields of other routers.
-    fn read(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields: Value = read(body)?;
-        foreign::read_fields(&mut fields)?;
-        if let Some(Value::Object(health)) = fields.get_mut("health") {
-            health.retain(|_, value| !value.is_null());
-        }
-        serde_json::from_value(fields)
-            .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
-    }
-
-    /// `may_refer`: variables and files of the router's may be named, for an administrator has proven to be one.
-    fn into_spec(self, may_refer: bool) -> Result<WorkerSpec, ApiError> {
-        let api_key = self.key(may_refer)?;
-        self.url.check_path().map_err(|error| invalid("url", error))?;
-        if let Some(policy) = self.labels.get("policy")
-            && let Err(error) = policy.parse::<smg_routing::policy::Kind>()
-        {
-            return Err(invalid("labels", error));
-        }
-        if let Some(endpoint) = &self.health.endpoint {
-            HealthSpec::check_endpoint(endpoint)
-                .map_err(|why| invalid("health", format!("health.endpoint {endpoint:?} {why}")))?;
-        }
-        let mut models = self.models;
-        models.extend(self.model_id);
-        Ok(WorkerSpec {
-            url: self.url,
-            models,
-            aliases: self.aliases,
-            kind: self.worker_type,
-            labels: self.labels,
-            region: self.region,
-            zone: self.zone,
-            priority: self.priority,
-            weight: self.weight,
-            api_key,
-            health: HealthSpec {
-                endpoint: self.health.endpoint,
-                interval: seconds("health.interval_secs", self.health.interval_secs)?,
-                timeout: seconds("health.timeout_secs", self.health.timeout_secs)?,
-                failure_threshold: self.health.failure_threshold,
-                success_threshold: self.health.success_threshold,
-                disabled: self.health.disabled,
-            },
-            max_concurrent: self.max_concurrent,
-            bootstrap_port: self.bootstrap_port,
-        })
-    }
-
-    fn key(&self, may_refer: bool) -> Result<Option<Secret>, ApiError> {
-        let refers = self.api_key_env.is_some() || self.api_key_file.is_some();
-        if refers && !may_refer {
-            // What they hold is sent to the worker: without an admin key anybody could have any of it sent anywhere.
-            let message = "api_key_env and api_key_file need a router with --admin-api-key";
-            return Err(ApiError { param: Some("api_key_env"), ..ApiError::forbidden(message) });
-        }
-        let key = match (&self.api_key, &self.api_key_env, &self.api_key_file) {
-            (None, None, None) => return Ok(None),
-            (Some(key), None, None) => key.clone(),
-            (None, Some(name), None) => std::env::var(name).map_err(|_| {
-                invalid("api_key_env", format!("variable {name:?} is not set or not text"))
-            })?,
-            (None, None, Some(path)) => read_key_file(path).map_err(|error| {
-                invalid("api_key_file", format!("cannot read {path:?}: {error}"))
-            })?,
-            _ => {
-                return Err(invalid(
-                    "api_key",
-                    "give one of api_key, api_key_env and api_key_file",
-                ));
-            }
-        };
-        write_key(&key).map(Some)
-    }
-}
-
-/// A worker's key as a text of the API gives it.
-pub(super) fn write_key(text: &str) -> Result<Secret, ApiError> {
-    let key = Secret::new(text.trim());
-    if key.expose().is_empty() || smg_proxy::upstream::bearer(&key).is_none() {
-        return Err(invalid("api_key", "the key is empty or has characters that no header has"));
-    }
-    Ok(key)
-}
-
-/// Reads a small regular file: a pipe would block the thread, a device fill the memory.
-fn read_key_file(path: &str) -> std::io::Result<String> {
-    let about = std::fs::metadata(path)?;
-    if !about.is_file() || about.len() > 64 << 10 {
-        return Err(std::io::Error::other("it is not a regular file of at most 64 KiB"));
-    }
-    std::fs::read_to_string(path)
-}
-
-fn seconds(name: &str, value: Option<f64>) -> Result<Option<Duration>, ApiError> {
-    match value {
-        None => Ok(None),
-        Some(value) if (0.01..=86_400.0).contains(&value) => {
-            Ok(Some(Duration::from_secs_f64(value)))
-        }
-        Some(value) => {
-            Err(invalid("health", format!("{name} {value} is not between 0.01 and 86400")))
-        }
-    }
-}
-
-pub(super) fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
-    ApiError { param: Some(param), ..ApiError::bad_request("invalid_worker", message.to_string()) }
-}
-
-pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
-}
+use super::wait::WaitQuery;
+use super::worker_spec::SpecDocument;
 
 /// A worker as the API shows it. Its key is never among it.
 fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
@@ -266,7 +64,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
 
 /// Whoever got here has shown the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
-    !surface.config.admin_api_keys.is_empty()
+    surface.keys.load().have_admins()
 }
 
 /// The worker that `id` names: its id, or its URL.
@@ -402,25 +200,6 @@ fn shown(surface: &Surface, id: WorkerId) -> Value {
     worker.map_or_else(|| json!({ "id": id }), |worker| document(&worker, surface, now))
 }
 
-/// Merges `patch` into `target`; null takes a member away (RFC 7396, 2).
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Value::Object(target) = target else { return };
-    for (name, value) in patch {
-        if value.is_null() {
-            target.remove(name);
-        } else {
-            merge(target.entry(name.clone()).or_insert(Value::Null), value);
-        }
-    }
-}
-
 /// `DELETE /workers/{id}`: no new requests, those in flight finish, then it is gone.
 pub(super) async fn remove(
     State(surface): State<Arc<Surface>>,
@@ -493,25 +272,14 @@ pub(super) async fn override_health(
     let wait = wait.read()?;
     let worker = find(&surface, &id)?;
     let asked: OverrideDocument = read(&body)?;
-    if asked.reason.trim().is_empty() || asked.reason.len() > 500 {
-        return Err(invalid(
-            "reason",
-            "a reason of 1 to 500 bytes is needed, for the next person who looks",
-        ));
+    let bytes = OVERRIDE_REASON_BYTES;
+    if asked.reason.trim().is_empty() || !bytes.contains(&asked.reason.len()) {
+        let (low, high) = (bytes.start(), bytes.end());
+        let message = format!("a reason of {low} to {high} bytes is needed, for other operators");
+        return Err(invalid("reason", message));
     }
-    let now = surface.clock.now();
-    let until = match asked.ttl_secs {
-        None => None,
-        Some(ttl) if (0.01..=31_536_000.0).contains(&ttl) => {
-            Some(now.mono + Duration::from_secs_f64(ttl))
-        }
-        Some(ttl) => {
-            return Err(invalid(
-                "ttl_secs",
-                format!("ttl_secs {ttl} is not between 0.01 and a year"),
-            ));
-        }
-    };
+    let ttl = seconds("ttl_secs", asked.ttl_secs, &OVERRIDE_SECONDS)?;
+    let until = ttl.map(|ttl| surface.clock.mono() + ttl);
     tracing::info!(worker = %worker.id, healthy = asked.healthy, reason = asked.reason, "worker overridden");
     let verdict = Override { healthy: asked.healthy, reason: asked.reason, until };
     let written = surface.admin.override_worker(worker.id, Some(verdict)).await?;

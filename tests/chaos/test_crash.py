@@ -68,7 +68,7 @@ class Crash(ChaosTest):
             back += [self.await_transition(router, name, "ALIVE", since, 5) for router in others]
             self.await_all_alive(routers, 5)
             for router in routers:
-                self.assertGreater(router.node(name)["generation"], generation)
+                self.assertGreater(int(router.node(name)["generation"]), int(generation))
         report("crash to SUSPECTED everywhere", suspected)
         report("crash to DOWN everywhere", down)
         report("restart with the same name to ALIVE", back)

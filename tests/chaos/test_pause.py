@@ -107,7 +107,7 @@ class WrongClock(ChaosTest):
         wrong.kill()
         wrong = self.router(machines[1], LD_PRELOAD=self.library(), CHAOS_CLOCK=str(ahead))
         routers[1] = wrong
-        is_new = lambda seen: seen and seen["generation"] > generation and seen["status"] == "ALIVE"  # noqa: E731
+        is_new = lambda seen: seen and int(seen["generation"]) > int(generation) and seen["status"] == "ALIVE"  # noqa: E731
         for router in routers:
             eventually("it is back as a later life", lambda r=router: r.node("node2"), is_new, 5)
         self.await_all_alive(routers, 5)

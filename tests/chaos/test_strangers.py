@@ -219,7 +219,7 @@ class Rumours(ChaosTest):
     def identity(self, name):
         node = self.routers[0].node(name)
         host, port = node["address"].rsplit(":", 1)
-        return wire.Identity(name, node["generation"], host, int(port))
+        return wire.Identity(name, int(node["generation"]), host, int(port))
 
     def lie(self, state, incarnation=0):
         """Sends the report; returns the wall time."""

@@ -4,6 +4,8 @@
 //! allow that, these tests say so and pass; `dial`, `resolve` and `join` hold the same in unit tests with an injected
 //! resolver.
 
+#![expect(clippy::print_stderr, reason = "a test that cannot run here says so")]
+
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;

@@ -162,7 +162,7 @@ async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
     assert_eq!(router.get("/readiness").await.json()["reason"], "joining", "it is still early");
     eventually("it goes on alone and has announced its workers", || async {
         let log = router.log();
-        if log.contains("told which workers") { Ok(()) } else { Err(log) }
+        if log.contains("announced the workers") { Ok(()) } else { Err(log) }
     })
     .await;
     assert_eq!(router.get(&removed).await.status, 404, "it stays removed");

@@ -68,7 +68,7 @@ async fn a_worker_lives_by_the_api() {
     assert_eq!((&spec["labels"], &spec["priority"]), (&json!({ "b": "2", "c": "3" }), &json!(3)));
     assert_eq!(patched.json()["has_api_key"], true, "a key that is not mentioned stays");
     router.post("/generate", r#"{"model":"m"}"#).await;
-    assert_eq!(worker.seen().pop().unwrap().all("authorization"), ["Bearer secret-key"]);
+    assert_eq!(worker.local_view().pop().unwrap().all("authorization"), ["Bearer secret-key"]);
     for answer in [router.get("/workers").await, shown, patched, added] {
         assert!(!answer.text().contains("secret-key"), "{}", answer.text());
     }
@@ -136,6 +136,11 @@ async fn what_is_no_spec_is_refused_with_its_reason() {
         (r#"{"url":"http://a","health":{"endpoint":"x"}}"#, "endpoint"),
         (r#"{"url":"http://a","health":{"interval_secs":0}}"#, "interval_secs 0"),
         (r#"{"url":"http://a","labels":{"policy":"best"}}"#, "best"),
+        (r#"{"url":"http://a","weight":1001}"#, "weight 1001 is not between 1 and 1000"),
+        (r#"{"url":"http://a","priority":1000001}"#, "priority 1000001 is not between"),
+        (r#"{"url":"http://a","max_concurrent":1000001}"#, "max_concurrent 1000001"),
+        (r#"{"url":"http://a","models":[""]}"#, "models \\\"\\\" is not a model's name"),
+        (r#"{"url":"http://a","health":{"timeout_secs":3601}}"#, "health.timeout_secs 3601"),
     ] {
         let answer = router.post("/workers", body).await;
         assert_eq!(answer.status, 400, "{body}: {}", answer.text());
@@ -148,6 +153,91 @@ async fn what_is_no_spec_is_refused_with_its_reason() {
     let answer = router.send("DELETE", "/v1/models", &[], b"").await;
     assert_eq!((answer.status, answer.code().as_str()), (405, "method_not_allowed"));
     assert_eq!(router.get("/nowhere").await.code(), "route_not_found");
+}
+
+/// The bounds of a schema's property: by length or by size, whichever it has.
+fn bounds(property: &serde_json::Value) -> [&serde_json::Value; 2] {
+    let [by_length, by_size] = [["minLength", "maxLength"], ["minimum", "maximum"]];
+    let names = if property.get("maxLength").is_some() { by_length } else { by_size };
+    names.map(|name| &property[name])
+}
+
+#[test]
+fn the_description_has_the_bounds_that_are_enforced() {
+    use smg_types::bounds::*;
+    let text = include_str!("../../src/http/openapi.yaml");
+    let description: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+    let schemas = &description["components"]["schemas"];
+    let spec = &schemas["WorkerSpec"]["properties"];
+    let health = &spec["health"]["properties"];
+    let verdict = &schemas["Override"]["properties"];
+    let weights = &schemas["Policy"]["properties"]["weights"]["additionalProperties"];
+    for (name, property, low, high) in [
+        (
+            "models",
+            &spec["models"]["items"],
+            json!(MODEL_NAME_BYTES.start()),
+            json!(MODEL_NAME_BYTES.end()),
+        ),
+        (
+            "label",
+            &spec["labels"]["propertyNames"],
+            json!(LABEL_NAME_BYTES.start()),
+            json!(LABEL_NAME_BYTES.end()),
+        ),
+        ("zone", &spec["zone"], json!(PLACE_BYTES.start()), json!(PLACE_BYTES.end())),
+        ("priority", &spec["priority"], json!(PRIORITY.start()), json!(PRIORITY.end())),
+        ("weight", &spec["weight"], json!(WEIGHT.start()), json!(WEIGHT.end())),
+        ("weights", weights, json!(WEIGHT.start()), json!(WEIGHT.end())),
+        (
+            "max_concurrent",
+            &spec["max_concurrent"],
+            json!(MAX_CONCURRENT.start()),
+            json!(MAX_CONCURRENT.end()),
+        ),
+        (
+            "endpoint",
+            &health["endpoint"],
+            json!(PROBE_PATH_BYTES.start()),
+            json!(PROBE_PATH_BYTES.end()),
+        ),
+        (
+            "failures",
+            &health["failure_threshold"],
+            json!(PROBE_THRESHOLD.start()),
+            json!(PROBE_THRESHOLD.end()),
+        ),
+        (
+            "reason",
+            &verdict["reason"],
+            json!(OVERRIDE_REASON_BYTES.start()),
+            json!(OVERRIDE_REASON_BYTES.end()),
+        ),
+    ] {
+        assert_eq!(bounds(property), [&low, &high], "{name}");
+    }
+    for (name, property, bound) in [
+        ("interval_secs", &health["interval_secs"], PROBE_INTERVAL_SECONDS),
+        ("timeout_secs", &health["timeout_secs"], PROBE_TIMEOUT_SECONDS),
+        ("ttl_secs", &verdict["ttl_secs"], OVERRIDE_SECONDS),
+    ] {
+        let numbers = bounds(property).map(|number| number.as_f64().unwrap());
+        assert_eq!(numbers, [*bound.start(), *bound.end()], "{name}");
+    }
+    assert_eq!(spec["labels"]["maxProperties"], MAX_ENTRIES);
+}
+
+#[tokio::test]
+async fn the_reason_of_an_override_may_be_as_long_as_the_cluster_takes_it() {
+    let worker = Worker::plain().await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let id = router.get("/workers").await.json()["workers"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/workers/{id}/override");
+    let with = |bytes: usize| json!({ "healthy": true, "reason": "x".repeat(bytes) }).to_string();
+    assert_eq!(router.post(&path, with(1024)).await.status, 200);
+    let refused = router.post(&path, with(1025)).await;
+    assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some("reason")));
+    assert!(refused.text().contains("1 to 1024 bytes"), "{}", refused.text());
 }
 
 #[tokio::test]
@@ -211,7 +301,7 @@ async fn a_router_can_stand_behind_a_router() {
     let answer =
         outer.send("POST", "/generate", &[("x-request-id", "one")], br#"{"model":"m"}"#).await;
     assert_eq!((answer.status, answer.header("x-request-id")), (200, Some("one")));
-    assert_eq!(worker.seen()[0].all("x-request-id"), ["one"]);
+    assert_eq!(worker.local_view()[0].all("x-request-id"), ["one"]);
 }
 
 #[tokio::test]

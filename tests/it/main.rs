@@ -33,4 +33,6 @@ mod policies;
 mod retries;
 mod shortage;
 mod shutdown;
+mod signals;
+mod sinks;
 mod tls;

@@ -209,6 +209,39 @@ async fn the_status_has_the_documents_shape() {
     assert!(sync.ends_with('Z') && sync.contains('T'), "{sync}");
 }
 
+/// A generation is above 2^53, where JSON readers that hold numbers as doubles round: it is sent as a text of digits.
+#[tokio::test]
+async fn no_json_reader_rounds_a_generation() {
+    let first = router("node1", &[], &[]).await;
+    let path = "/ha/events";
+    let mut events = client::begin(first.address(), "GET", path, &[], b"").await.unwrap();
+    let second = router("node2", &[mesh_address(&first)], &[]).await;
+    sees(&first, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
+    let mut told = String::new();
+    while !told.contains("\"name\":\"node2\"") || !told.ends_with("\n\n") {
+        let piece = tokio::time::timeout(Duration::from_secs(5), events.next());
+        told += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
+    }
+    let data = told.lines().filter_map(|line| line.strip_prefix("data: "));
+    let of_event = data
+        .filter_map(|data| serde_json::from_str::<Value>(data).ok())
+        .find(|event| event["name"] == "node2")
+        .unwrap();
+    let (health, status) = (first.get("/ha/health").await, first.get("/ha/status").await);
+    let of_second = second.get("/ha/health").await.json()["node"]["generation"].clone();
+    for generation in [
+        &of_event["generation"],
+        &health.json()["peers"][0]["generation"],
+        &status.json()["nodes"][1]["generation"],
+    ] {
+        assert_eq!(*generation, of_second);
+        let digits = generation.as_str().unwrap();
+        assert!(digits.parse::<u64>().unwrap() > 1 << 53, "{digits}");
+    }
+    let alone = Router::start(&[]).await.get("/ha/health").await.json();
+    assert!(alone["node"]["generation"].is_string(), "{alone}");
+}
+
 /// A store to which no router writes is empty, which says nothing about the cluster.
 #[tokio::test]
 async fn stores_that_no_router_writes_to_are_not_shown() {

@@ -484,6 +484,7 @@ async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
         (r#"{"policy":"fastest"}"#, "fastest"),
         (r#"{"policy":"random","parameters":{"speed":1}}"#, "speed"),
         (r#"{"policy":"random","parameters":{"cache_threshold":2}}"#, "cache_threshold"),
+        (r#"{"policy":"random","weights":{"w-0000000000000001":1001}}"#, "between 1 and 1000"),
         ("{", "EOF"),
     ] {
         let refused = put(wrong).await;
@@ -491,6 +492,13 @@ async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
         assert!(refused.text().contains(says), "{wrong}: {}", refused.text());
     }
     assert_eq!(router.get(&path).await.json()["in_use"], "least_load", "nothing was lost");
+    for wrong in ["x".repeat(513), "%0A".to_owned()] {
+        let path = format!("/ha/policies/{wrong}");
+        let refused = router.send("PUT", &path, &[], br#"{"policy":"random"}"#).await;
+        assert_eq!((refused.status, refused.code().as_str()), (400, "invalid_model"));
+        assert_eq!(refused.json()["error"]["param"], "model");
+        assert!(refused.text().contains("1 to 512 bytes"), "{}", refused.text());
+    }
     let unset = router.send("DELETE", &path, &[], b"").await;
     assert_eq!((unset.status, unset.json()["in_use"].as_str()), (200, Some("cache_aware")));
 }

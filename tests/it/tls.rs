@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::signals::reload;
 use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
@@ -34,6 +35,11 @@ impl Authority {
         std::fs::write(dir.path().join("own.pem"), own.pem()).unwrap();
         std::fs::write(dir.path().join("own.key"), key.serialize_pem()).unwrap();
         Self { dir }
+    }
+
+    /// Puts a file of another authority in the place of our own.
+    fn take(&self, name: &str, of: &Self) {
+        std::fs::copy(of.path(name), self.path(name)).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -146,7 +152,7 @@ async fn client_certificates_can_be_required() {
             assert!(ask(&router, &connector(&server, wrong, alpn)).await.is_err());
         }
     }
-    assert_eq!(worker.seen().len(), 2, "nobody else came through");
+    assert_eq!(worker.local_view().len(), 2, "nobody else came through");
 }
 
 /// A worker behind TLS that demands a certificate of `clients`; its URL. It lives as long as the test.
@@ -212,4 +218,107 @@ async fn workers_are_checked_and_shown_a_certificate() {
         );
         assert!(!answer.text().contains("127.0.0.1"), "no worker's address is told");
     }
+}
+
+#[tokio::test]
+async fn sighup_shows_the_next_connection_another_certificate() {
+    let (files, first, second) = (Authority::new(), Authority::new(), Authority::new());
+    let install = |authority: &Authority| {
+        files.take("own.pem", authority);
+        files.take("own.key", authority);
+    };
+    install(&first);
+    let worker = Worker::plain().await;
+    let (cert, key) = (files.text("own.pem"), files.text("own.key"));
+    let flags = ["--tls-cert-path", &cert, "--tls-key-path", &key];
+    let router = Router::start(&[&["--worker-urls", &worker.url()][..], &flags].concat()).await;
+    worker_is_up(&router).await;
+    let (of_first, of_second) = (connector(&first, None, &[]), connector(&second, None, &[]));
+    let status = async |connector: &TlsConnector| ask(&router, connector).await.map(|a| a.1).ok();
+    assert_eq!((status(&of_first).await, status(&of_second).await), (Some(200), None));
+    // One that is open goes on as it began.
+    let tcp = TcpStream::connect(router.address()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let open = TokioIo::new(of_first.connect(name, tcp).await.unwrap());
+    let (mut open, connection) = hyper::client::conn::http1::handshake(open).await.unwrap();
+    tokio::spawn(connection);
+
+    install(&second);
+    let events = reload(&router).await;
+    assert_eq!((events.len(), &events[0]["changed"]), (1, &"listener TLS".into()));
+    assert_eq!((status(&of_first).await, status(&of_second).await), (None, Some(200)));
+    let request = http::Request::get("/liveness").header("host", "localhost");
+    let request = request.body(Full::new(bytes::Bytes::new())).unwrap();
+    assert_eq!(open.send_request(request).await.unwrap().status(), 200);
+
+    // Half a renewal: the key of another certificate.
+    files.take("own.key", &first);
+    let events = reload(&router).await;
+    assert_eq!(
+        (&events[0]["level"], &events[0]["part"]),
+        (&"ERROR".into(), &"listener TLS".into())
+    );
+    assert!(events[0]["error"].as_str().unwrap().contains(&key), "{events:#?}");
+    assert_eq!(status(&of_second).await, Some(200), "the former one stays");
+}
+
+#[tokio::test]
+async fn sighup_checks_workers_by_another_authority() {
+    let (files, own, routers) = (Authority::new(), Authority::new(), Authority::new());
+    let url = tls_worker(&own, &routers).await;
+    files.take("ca.pem", &routers);
+    let (ca, cert, key) = (files.text("ca.pem"), routers.text("own.pem"), routers.text("own.key"));
+    let flags = ["--worker-tls-ca", &ca, "--worker-tls-cert", &cert, "--worker-tls-key", &key];
+    let router = Router::start(&[&["--disable-retries"][..], &flags].concat()).await;
+    let spec = serde_json::json!({ "url": url, "models": ["m"], "health": { "disabled": true } });
+    assert_eq!(router.post("/workers", spec.to_string()).await.status, 202);
+    assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 502);
+    files.take("ca.pem", &own);
+    let events = reload(&router).await;
+    assert_eq!((events.len(), &events[0]["changed"]), (1, &"worker TLS".into()));
+    assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
+}
+
+#[tokio::test]
+async fn sighup_shows_other_routers_another_certificate() {
+    let (files, first, second) = (Authority::new(), Authority::new(), Authority::new());
+    let install = |authority: &Authority| {
+        for name in ["own.pem", "own.key", "ca.pem"] {
+            files.take(name, authority);
+        }
+    };
+    install(&first);
+    let (cert, key, ca) = (files.text("own.pem"), files.text("own.key"), files.text("ca.pem"));
+    let router = Router::start(&[
+        "--enable-mesh",
+        "--mesh-host",
+        "127.0.0.1",
+        "--mesh-port",
+        "0",
+        "--mesh-server-name",
+        "localhost",
+        "--mesh-tls-cert",
+        &cert,
+        "--mesh-tls-key",
+        &key,
+        "--mesh-tls-ca",
+        &ca,
+    ])
+    .await;
+    let health = router.get("/ha/health").await.json();
+    let address = health["node"]["address"].as_str().unwrap().to_owned();
+    let shakes_hands = async |with: &Authority| {
+        let tcp = TcpStream::connect(&address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        connector(with, Some(with), &[b"h2"]).connect(name, tcp).await.is_ok()
+    };
+    assert!(shakes_hands(&first).await && !shakes_hands(&second).await);
+    install(&second);
+    let events = reload(&router).await;
+    assert_eq!((events.len(), &events[0]["changed"]), (1, &"mesh TLS".into()));
+    assert!(!shakes_hands(&first).await && shakes_hands(&second).await);
+    std::fs::write(&cert, "no certificate").unwrap();
+    let events = reload(&router).await;
+    assert_eq!((&events[0]["level"], &events[0]["part"]), (&"ERROR".into(), &"mesh TLS".into()));
+    assert!(shakes_hands(&second).await);
 }

@@ -1,14 +1,15 @@
-//! Frames: what travels between routers, independent of the wire.
+//! Frames: the bytes that routers exchange, whatever connection carries them.
 //!
 //! ```text
 //! 0 major | 1 minor | 2 kind | 3 flags | 4..12 cluster | 12..16 length | 16..20 checksum | payload
 //! ```
 //!
-//! Numbers are little-endian; the checksum is the low half of XXH3-64 over the first sixteen bytes and the payload.
+//! Numbers are little-endian. The checksum is the low half of XXH3-64 over the first sixteen bytes and the payload.
+//!
 //! A frame of another major version is refused. A minor version may add kinds, which older routers skip, and fields at
-//! the end of a payload, which they leave unread; it must not do anything else. The payload is bincode (version 2,
-//! variable-length integers) and never decoded without a byte limit, so that a length prefix can't demand memory that
-//! the sender has not sent.
+//! the end of a payload, which they leave unread; it must not change anything else. The payload is bincode (version 2,
+//! variable-length integers). It is never decoded without a byte limit, so that a length prefix can't allocate memory
+//! for bytes that were not sent.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,17 +18,17 @@ use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-/// The protocol that this router speaks: major, minor.
+/// The protocol version of this router: major, minor.
 pub const VERSION: (u8, u8) = (1, 0);
 
-/// Bytes before the payload.
+/// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 20;
 
-/// Longest frame, header included: larger things are sent in chunks.
+/// Longest frame in bytes, header included. Whatever is larger is sent in parts.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
 
-/// A cluster's id as it travels: the hash of `--mesh-cluster-id`. Frames of another cluster are refused, so that a
-/// reused address never merges two clusters.
+/// The id of a cluster in frames: the hash of `--mesh-cluster-id`. Frames of another cluster are refused, so that an
+/// address that is reused never merges two clusters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub u64);
 
@@ -51,27 +52,27 @@ impl fmt::Display for ClusterId {
     }
 }
 
-/// What a frame holds.
+/// The kind of message that a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
-    /// A packet of the membership protocol.
+    /// A packet of SWIM.
     Swim = 1,
-    /// A newcomer knocks.
+    /// A join probe: a node asks to be let in, and for the list of members.
     Hello = 2,
-    /// The answer: come in, these are the others.
+    /// The answer to a join probe: the list of members.
     Welcome = 3,
-    /// The answer: you can't come in, and why.
+    /// The answer to a join probe that is refused, with the reason.
     Refusal = 4,
-    /// A question to the holder of a name that somebody else claims: are you still there?
+    /// A question to the holder of a name that another process claims: does it still run?
     Challenge = 5,
-    /// The answer: still here.
+    /// The answer to a challenge: the holder still runs.
     StillHere = 6,
     /// A node is about to leave, or leaves.
     Goodbye = 7,
-    /// To a member that is suspected: refute.
+    /// A notice to a suspected member, so that it can refute.
     Suspicion = 8,
-    /// Replicated state.
+    /// A message of replication.
     State = 32,
 }
 
@@ -89,7 +90,7 @@ impl Kind {
         Self::State,
     ];
 
-    /// The name under which it is counted.
+    /// The name of the kind, for metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -110,16 +111,16 @@ impl Kind {
     }
 }
 
-/// Why a frame was not taken.
+/// Why a frame was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Shorter than its header.
+    /// It is shorter than its header.
     #[error("frame of {0} bytes is shorter than its header")]
     TooShort(usize),
-    /// Longer than [`MAX_FRAME_BYTES`].
+    /// It is longer than [`MAX_FRAME_BYTES`].
     #[error("frame of {0} bytes is longer than {MAX_FRAME_BYTES}")]
     TooLong(usize),
-    /// Another major version.
+    /// It has another major version.
     #[error("frame has protocol version {major}.{minor}, this router speaks {ours}", ours = VERSION.0)]
     Version {
         /// The sender's major version.
@@ -127,44 +128,44 @@ pub enum FrameError {
         /// The sender's minor version.
         minor: u8,
     },
-    /// The header promises another length.
+    /// Its header promises another length.
     #[error("frame promises {promised} bytes of payload and has {found}")]
     Length {
-        /// What the header says.
+        /// Bytes of payload, according to the header.
         promised: u32,
-        /// What there is.
+        /// Bytes of payload that follow the header.
         found: usize,
     },
-    /// Not what was sent.
+    /// Its bytes are not those that were sent.
     #[error("frame is corrupted: its checksum does not fit")]
     Checksum,
-    /// A kind of a later minor version.
+    /// It has a kind of a later minor version.
     #[error("frame has the unknown kind {0}")]
     UnknownKind(u8),
-    /// Flags of a later minor version, which may change what the payload means.
+    /// It has flags of a later minor version, which may change the meaning of the payload.
     #[error("frame has the unknown flags {0:#04x}")]
     UnknownFlags(u8),
 }
 
-/// A frame, its payload not yet decoded.
+/// A frame whose header was checked and whose payload was not decoded yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// The minor version of the sender.
     pub minor: u8,
-    /// What it holds.
+    /// The kind of message in the payload.
     pub kind: Kind,
-    /// The cluster that the sender belongs to.
+    /// The cluster of the sender.
     pub cluster: ClusterId,
-    /// Bincode.
+    /// The message, in bincode.
     pub payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// Reads a frame without copying it.
+    /// Checks the header of a frame, without copying the payload.
     ///
     /// # Errors
     ///
-    /// What is wrong with it. The cluster is not judged here: a newcomer of another cluster is told so.
+    /// What is wrong with the frame. Another cluster is no error here: a newcomer of another cluster gets an answer.
     pub fn read(bytes: &'a [u8]) -> Result<Self, FrameError> {
         if bytes.len() > MAX_FRAME_BYTES {
             return Err(FrameError::TooLong(bytes.len()));
@@ -196,25 +197,25 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     ///
-    /// If the payload is not a `T`.
+    /// The payload is not a `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
         decode(self.payload)
     }
 }
 
-/// What a frame says that it holds, unread otherwise.
+/// The kind that a frame claims to have; nothing else is checked. `None` if this version does not know it.
 #[must_use]
 pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
     bytes.get(2).and_then(|kind| Kind::from_byte(*kind))
 }
 
-/// Puts a header before `payload`.
+/// The frame with this payload.
 #[must_use]
 pub fn frame(kind: Kind, cluster: ClusterId, payload: &[u8]) -> Vec<u8> {
     frame_of_version(VERSION, kind as u8, cluster, payload)
 }
 
-/// The frame that a router of another version would send: for tests of how versions live together.
+/// The frame as a router of another version would send it: for tests of mixed versions.
 #[must_use]
 pub fn frame_of_version(
     version: (u8, u8),
@@ -233,16 +234,16 @@ pub fn frame_of_version(
     bytes
 }
 
-/// A payload that is not what its kind says.
+/// A payload that can't be decoded as what its kind says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("payload can't be decoded: {0}")]
 pub struct PayloadError(String);
 
-/// Decodes a `T` from the beginning of `payload`; what a later minor version appended is left unread.
+/// Decodes a `T` from the beginning of `payload`. What a later minor version has appended is left unread.
 ///
 /// # Errors
 ///
-/// If the bytes are not a `T`, or claim more than a frame may hold.
+/// The bytes are not a `T`, or claim to hold more than a frame may.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, PayloadError> {
     let config = bincode::config::standard().with_limit::<MAX_FRAME_BYTES>();
     match bincode::serde::decode_from_slice(payload, config) {
@@ -258,7 +259,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .expect("our own messages have only types that bincode can write")
 }
 
-/// A list of at most `N`, for which no more memory is taken than what has come needs.
+/// Decodes a list of at most `N` items. It allocates only for items that have arrived.
 pub(crate) fn at_most<'de, D, T, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn a_refused_frame_says_what_is_wrong() {
         let good = frame(Kind::Swim, CLUSTER, b"abc");
         assert_eq!(Frame::read(&good[..5]), Err(FrameError::TooShort(5)));
         assert_eq!(Frame::read(&good[..22]), Err(FrameError::Length { promised: 3, found: 2 }));
@@ -340,14 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn fields_appended_by_a_later_version_are_left_unread() {
+    fn fields_that_a_later_version_appended_are_left_unread() {
         let later = encode(&(1_u8, "two", 3_u64, "four"));
         assert_eq!(decode::<(u8, String)>(&later).unwrap(), (1, "two".to_owned()));
     }
 
     #[test]
-    fn a_length_prefix_can_not_demand_memory() {
-        // 0xfd: a u64 follows, here the length of a vector.
+    fn a_length_prefix_can_not_allocate_memory() {
+        // 0xfd announces a u64, which is the length of a vector here.
         let mut bytes = vec![0xfd];
         bytes.extend(u64::MAX.to_le_bytes());
         assert!(decode::<Vec<u64>>(&bytes).is_err());
@@ -356,7 +357,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(frame) = Frame::read(&bytes) {
                 drop(frame.decode::<Vec<String>>());
             }

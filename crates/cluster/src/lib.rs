@@ -1,12 +1,14 @@
-//! What makes routers agree, without a socket: who is in the cluster, and what they know together.
+//! What makes routers agree, without a socket: membership, and the state that they replicate.
 //!
-//! Everything here is a state machine: frames, time and commands in (`handle_*`), frames and events out (`poll_*`).
-//! [`Node`] puts them together; `mesh` owns the sockets and the clock, `tests/sim` plays both.
+//! Everything here is a state machine: frames, time and commands go in (`handle_*`), frames and events come out
+//! (`poll_*`). [`Node`] combines membership and replication. The crate `smg-mesh` owns the sockets and the clock; the
+//! simulator in `tests/sim` plays both.
 //!
 //! A driver's loop is: feed one input, then drain `poll_transmit` and `poll_event`, then wait until `next_deadline`.
 //!
-//! The two parts don't know each other. Membership says who can be reached, replication keeps up with those; and when
-//! replication finds that the others take this life for history, membership begins another.
+//! The two parts don't know each other. Membership reports which nodes can be reached, and replication exchanges state
+//! with those. When replication finds that peers have retired this generation of the node, membership begins a later
+//! one.
 
 pub mod codec;
 pub mod crdt;
@@ -29,82 +31,82 @@ use crate::codec::{ClusterId, Frame, FrameError, Kind, PayloadError};
 use crate::membership::{ConfigError, Identity, MemberState, MemberView, Membership, Transition};
 use crate::replication::message::Message;
 use crate::replication::{Changes, Replication};
-use crate::state::stores::News;
+use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::{State, Version, Write};
 
-/// Most events that wait for `poll_event`; it is drained after each call. The oldest are dropped and counted: whoever
-/// follows events must look at the whole from time to time.
+/// Events that wait for `poll_event`, which a driver drains after each input. Beyond, the oldest are dropped and
+/// counted, so a reader of events must compare with the whole list of members from time to time.
 const MAX_EVENTS: usize = 16 * 1024;
 
-/// How a node behaves.
+/// Settings of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Frames of other clusters are refused.
+    /// The id of the cluster: frames of other clusters are refused.
     pub cluster: ClusterId,
-    /// Probing, suspicion, knocking.
+    /// Settings of membership: probes, suspicion, joining.
     pub membership: membership::Config,
-    /// Digests, audits, budgets.
+    /// Settings of replication: digests, audits, budgets.
     pub replication: replication::Config,
 }
 
-/// What happened.
+/// A change that a driver may want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// To this node's place in the cluster, or to another member.
+    /// This node's own state or that of another member has changed.
     Membership(membership::Event),
-    /// Rows came in: something that was read before may read otherwise now.
+    /// Rows or hints have changed, by a message or by the passing of time.
     Changed(Changes),
 }
 
-/// Which connection a frame travels on: state must never delay a probe.
+/// The connection that a frame travels on. State has one of its own, so that it never delays a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// Small and urgent: the membership's.
+    /// Frames of membership: small and urgent.
     Swim,
-    /// Bulk.
+    /// Frames of replication: they may be large.
     State,
 }
 
-/// A frame to send. It may be lost: whatever matters is repeated.
+/// A frame to send. The link may drop it: whatever matters is sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// The address to send it to.
     pub to: SocketAddr,
-    /// To whom; unknown while knocking at a join address.
+    /// The node at that address; `None` for a join probe, whose receiver is not known yet.
     pub peer: Option<NodeName>,
-    /// On which connection.
+    /// The connection to send it on.
     pub lane: Lane,
-    /// What it is, from a closed set: for metrics.
+    /// The kind of message, from a closed set: for metrics.
     pub kind: &'static str,
-    /// The frame.
+    /// The whole frame, at most [`codec::MAX_FRAME_BYTES`] long.
     pub bytes: Vec<u8>,
 }
 
-/// What was refused at the door.
+/// Counts of frames since the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FrameCounters {
-    /// Frames that were taken.
+    /// Frames that were handled.
     pub taken: u64,
-    /// Frames of a later minor version's kind: skipped.
+    /// Frames of a kind, or with flags, of a later minor version: skipped.
     pub unknown_kind: u64,
     /// Frames of another major version: refused.
     pub unknown_version: u64,
-    /// Frames that are not what was sent, or not frames at all.
+    /// Frames with a wrong length or checksum.
     pub corrupted: u64,
-    /// Frames whose payload is not what their kind says.
+    /// Frames whose payload can't be decoded as what their kind says.
     pub undecodable: u64,
-    /// State from or for another life, or from somebody who is no member.
+    /// State messages to or from another generation, or from a node that is not a member.
     pub misdirected: u64,
-    /// Messages that would not fit a frame.
+    /// Messages that would not fit a frame and were not sent.
     pub oversized: u64,
-    /// Events dropped because nobody took them.
+    /// Events that were dropped because nobody took them.
     pub dropped_events: u64,
 }
 
-/// A message of one replica to another. Both are named, for an address may have passed to somebody else.
+/// A message of one replica to another. It names both, because an address may have passed to another node.
 #[derive(Debug, Serialize, Deserialize)]
-struct Letter {
+struct Envelope {
     from: NodeId,
     to: NodeId,
     message: Message,
@@ -119,17 +121,17 @@ pub struct Node {
     rng: StdRng,
     events: VecDeque<Event>,
     frames: FrameCounters,
-    /// Frames taken, by what they were.
+    /// Frames handled, by kind.
     received: BTreeMap<&'static str, u64>,
-    /// When to look for writers that are history again.
-    look_at: Duration,
-    /// The time of the last input: what is sent is sent at that time.
+    /// When to check next for writers that are not members and that a peer has retired.
+    check_unlisted_at: Duration,
+    /// The time of the last input, which is the time of what is sent after it.
     now: Now,
 }
 
 impl Node {
-    /// A node called `name`, reached at `address`, in the life `generation`, which must be larger than that of any of
-    /// its earlier lives: see [`membership::generation_at`].
+    /// A node called `name` that is reached at `address`. Its `generation` must be higher than that of any earlier
+    /// process of that name: see [`membership::generation_at`].
     ///
     /// # Errors
     ///
@@ -154,20 +156,20 @@ impl Node {
             events: VecDeque::new(),
             frames: FrameCounters::default(),
             received: BTreeMap::new(),
-            look_at: now.mono,
+            check_unlisted_at: now.mono,
             now,
         })
     }
 
-    /// Feeds a frame that came from `from`. Whatever is wrong with it is counted; nothing foreign stops a node.
+    /// Handles a frame that came from `from`. Whatever is wrong with it is counted; no frame stops a node.
     pub fn handle_frame(&mut self, now: Now, from: SocketAddr, bytes: &[u8]) {
         self.now = now;
         let frame = match Frame::read(bytes) {
             Ok(frame) => frame,
-            Err(error) => return self.count(error),
+            Err(error) => return self.count_refused(error),
         };
         let handled = if frame.kind == Kind::State && frame.cluster == self.cluster {
-            self.handle_letter(now, &frame)
+            self.handle_state_message(now, &frame)
         } else {
             *self.received.entry(frame.kind.name()).or_default() += 1;
             self.membership.handle_frame(now, from, &frame)
@@ -179,30 +181,30 @@ impl Node {
                 tracing::debug!(%error, kind = ?frame.kind, %from, "frame refused");
             }
         }
-        self.follow_membership(now);
+        self.apply_membership_events(now);
     }
 
-    /// Does what is due.
+    /// Does what is due. Call it when [`Node::next_deadline`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.now = now;
         self.membership.handle_timeout(now);
-        self.follow_membership(now);
-        let due = self.replication.next_deadline().is_some_and(|at| at <= now.mono);
-        if self.is_in_touch() && due {
+        self.apply_membership_events(now);
+        let is_due = self.replication.next_deadline().is_some_and(|at| at <= now.mono);
+        if self.exchanges_state() && is_due {
             let changes = self.replication.handle_tick(now, &mut self.rng);
-            self.follow_replication(now, changes);
+            self.apply_changes(now, changes);
         }
-        if now.mono >= self.look_at {
-            self.look_at = now.mono + Duration::from_secs(1);
+        if now.mono >= self.check_unlisted_at {
+            self.check_unlisted_at = now.mono + Duration::from_secs(1);
             self.end_unlisted_writers(now);
         }
     }
 
-    /// Writes a row; the version is what a receipt waits for, `None` when there was nothing to remove.
+    /// Writes a row. Returns its version, which a receipt waits for; `None` when there was nothing to remove.
     ///
     /// # Errors
     ///
-    /// The row is outside its bounds; nothing has changed.
+    /// The row is outside of its bounds; nothing has changed.
     pub fn update(
         &mut self,
         now: Now,
@@ -212,49 +214,51 @@ impl Node {
         self.replication.update(now, write)
     }
 
-    /// Learns that `worker` served a prompt with these chained blocks, of which the first hangs below `above` (0: it is the
-    /// head), and tells the others soon.
+    /// Records that `worker` served a prompt with these chained blocks; the first follows the block `above` (0: it is
+    /// the first of the prompt). The hint is sent to the peers within 50 ms.
     pub fn served(&mut self, now: Now, worker: WorkerId, above: u64, blocks: &[u64]) {
         self.now = now;
         self.replication.served_below(now, worker, above, blocks);
     }
 
-    /// Forgets all hints at a worker that left or came back with a cold cache.
+    /// Drops all hints about a worker that left or restarted with a cold cache.
     pub fn forget_prefixes(&mut self, worker: WorkerId) {
         self.replication.forget_prefixes(worker);
     }
 
-    /// From now on what changes is kept for [`Node::take_news`].
-    pub fn follow(&mut self) {
-        self.replication.follow();
+    /// Keeps the keys that change from now on for [`Node::take_changed_keys`].
+    pub fn track_changed_keys(&mut self) {
+        self.replication.track_changed_keys();
     }
 
-    /// What has changed since this was last asked, whoever changed it: this node too.
-    pub fn take_news(&mut self) -> News {
-        self.replication.take_news()
+    /// The keys under which something has changed since this was last called, whether this node or another one changed
+    /// it.
+    pub fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.replication.take_changed_keys()
     }
 
-    /// How long the others took to confirm what this node wrote: see [`Replication::take_confirmation_times`].
+    /// The times that peers took to confirm what this node wrote: see [`Replication::take_confirmation_times`].
     pub fn take_confirmation_times(&mut self) -> Vec<Duration> {
         self.replication.take_confirmation_times()
     }
 
-    /// When to call `handle_timeout` next, by the monotonic clock. `None`: not before another call, for the node has left,
-    /// or it is alone and nothing that it holds changes with time.
+    /// When to call `handle_timeout` next, by the monotonic clock. `None`: not before another call, because this node has
+    /// left, or it is alone and nothing that it holds changes with time.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let replication = self.is_in_touch().then(|| self.replication.next_deadline()).flatten();
+        let exchanges_state = self.exchanges_state();
+        let replication = exchanges_state.then(|| self.replication.next_deadline()).flatten();
         self.membership.next_deadline().into_iter().chain(replication).min()
     }
 
-    /// The next frame to send: the membership's first.
+    /// The next frame to send. Frames of membership come first.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         if let Some(outgoing) = self.membership.poll_transmit() {
             let membership::Outgoing { to, peer, bytes } = outgoing;
             let kind = codec::kind_of(&bytes).map_or("unknown", Kind::name);
             return Some(Transmit { to, peer, lane: Lane::Swim, kind, bytes });
         }
-        while self.is_in_touch()
+        while self.exchanges_state()
             && let Some((to, message, _urgency)) = self.replication.poll_transmit(self.now)
         {
             let Some(address) = self.membership.address_of(&to) else {
@@ -264,7 +268,7 @@ impl Node {
             let from = self.replication.me().clone();
             let peer = Some(to.name.clone());
             let kind = message.kind();
-            let payload = codec::encode(&Letter { from, to, message });
+            let payload = codec::encode(&Envelope { from, to, message });
             if payload.len() > codec::MAX_FRAME_BYTES - codec::HEADER_BYTES {
                 self.frames.oversized += 1;
                 continue;
@@ -275,37 +279,37 @@ impl Node {
         None
     }
 
-    /// The next thing that happened.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Tells where others may be, each time that was found out; see [`Membership::join`].
+    /// Takes the addresses of other routers, each time that their names were resolved: see [`Membership::join`].
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
         self.now = now;
         self.membership.join(now, addresses);
-        self.follow_membership(now);
+        self.apply_membership_events(now);
     }
 
-    /// Tells everybody that this node will go. It goes on as a member until `depart`.
+    /// Announces to all members that this node is leaving. It stays a member until `depart`.
     pub fn leave(&mut self, now: Now) {
         self.now = now;
         self.membership.leave(now);
-        self.follow_membership(now);
+        self.apply_membership_events(now);
     }
 
-    /// Leaves and falls silent; what is to be sent is still to be sent.
+    /// Leaves. Frames that are waiting may still be sent; nothing is handled any more.
     pub fn depart(&mut self, now: Now) {
         self.now = now;
         self.membership.depart(now);
-        self.follow_membership(now);
+        self.apply_membership_events(now);
     }
 
     /// Goes on at another address.
     pub fn readdress(&mut self, now: Now, address: SocketAddr) {
         self.now = now;
         self.membership.readdress(now, address);
-        self.follow_membership(now);
+        self.apply_membership_events(now);
     }
 
     /// This node as a member.
@@ -319,75 +323,76 @@ impl Node {
         self.membership.members()
     }
 
-    /// The membership, to look at.
+    /// The membership, for reading.
     #[must_use]
     pub const fn membership(&self) -> &Membership {
         &self.membership
     }
 
-    /// What the nodes agree on, as far as this one knows.
+    /// The replicated state, as far as this node has it.
     #[must_use]
     pub fn state(&self) -> &State {
         self.replication.state()
     }
 
-    /// The replication, to look at.
+    /// The replication, for reading.
     #[must_use]
     pub const fn replication(&self) -> &Replication {
         &self.replication
     }
 
-    /// What was refused at the door.
+    /// Counts of frames since the process started.
     #[must_use]
     pub const fn frames(&self) -> FrameCounters {
         self.frames
     }
 
-    /// Frames received since the start, by what they were: a closed set, for metrics.
+    /// Frames handled since the process started, by kind from a closed set: for metrics.
     #[must_use]
     pub const fn received(&self) -> &BTreeMap<&'static str, u64> {
         &self.received
     }
 
-    /// Whether state is exchanged: not by who has left, nor by who was refused its name and must not write under it.
-    fn is_in_touch(&self) -> bool {
+    /// Whether state is exchanged. A node that has left does not, nor one that was refused its name, because it must
+    /// not write under that name.
+    fn exchanges_state(&self) -> bool {
         self.membership.refused().is_none() && !self.membership.has_departed()
     }
 
-    fn handle_letter(&mut self, now: Now, frame: &Frame<'_>) -> Result<(), PayloadError> {
-        let Letter { from, to, message } = frame.decode()?;
-        if to != *self.replication.me() || !self.is_in_touch() {
+    fn handle_state_message(&mut self, now: Now, frame: &Frame<'_>) -> Result<(), PayloadError> {
+        let Envelope { from, to, message } = frame.decode()?;
+        if to != *self.replication.me() || !self.exchanges_state() {
             self.frames.misdirected += 1;
             return Ok(());
         }
         *self.received.entry(message.kind()).or_default() += 1;
         let changes = self.replication.handle_message(now, &from, message);
-        self.follow_replication(now, changes);
+        self.apply_changes(now, changes);
         Ok(())
     }
 
-    fn follow_membership(&mut self, now: Now) {
+    fn apply_membership_events(&mut self, now: Now) {
         while let Some(event) = self.membership.poll_event() {
             match &event {
-                membership::Event::Member(transition) => self.follow_member(now, transition),
-                membership::Event::Reborn { is, .. } => {
-                    self.replication.begin_life(now, is.clone());
-                    // All ties are cut by that; none of the others has gone.
+                membership::Event::Member(transition) => self.apply_transition(now, transition),
+                membership::Event::NewGeneration { is, .. } => {
+                    self.replication.begin_generation(now, is.clone());
+                    // That has disconnected all peers, but none of them has gone.
                     let present = self.membership.members().filter(|m| m.state.is_present());
                     for member in present {
                         self.replication.peer_up(now, &member.node);
                     }
                 }
-                membership::Event::Me { .. }
+                membership::Event::OwnState { .. }
                 | membership::Event::Renewed(_)
                 | membership::Event::Refused(_)
                 | membership::Event::NameContested(_) => {}
             }
-            self.tell(Event::Membership(event));
+            self.push_event(Event::Membership(event));
         }
     }
 
-    fn follow_member(&mut self, now: Now, transition: &Transition) {
+    fn apply_transition(&mut self, now: Now, transition: &Transition) {
         let Transition { node, to, .. } = transition;
         match to {
             Some(MemberState::Alive | MemberState::Suspected | MemberState::Leaving) => {
@@ -395,24 +400,25 @@ impl Node {
             }
             Some(MemberState::Down) => self.replication.peer_down(now, node),
             Some(MemberState::Init) => {}
-            // Another life of the same name takes over what this one wrote.
+            // A later generation of the same name adopts what this one wrote.
             None if self.membership.lists(&node.name) => self.replication.peer_down(now, node),
             None => self.replication.peer_forgotten(now, node),
         }
     }
 
-    fn follow_replication(&mut self, now: Now, changes: Changes) {
+    fn apply_changes(&mut self, now: Now, changes: Changes) {
         if changes.fenced || changes.conflict {
-            self.membership.begin_life(now);
-            self.follow_membership(now);
+            self.membership.begin_generation(now);
+            self.apply_membership_events(now);
         }
         if !changes.is_empty() {
-            self.tell(Event::Changed(changes));
+            self.push_event(Event::Changed(changes));
         }
     }
 
-    /// A joiner is given rows of nodes that left before it came, and no goodbye of them. That others call them history
-    /// while they are no members here is enough; that they are no members is not, for who is down may be unknown here.
+    /// Ends writers that left before this node joined: it receives their rows, but never hears that they left (R34). It
+    /// is not enough that they are not listed here, because a member that is down may be unknown. It is enough that,
+    /// besides, a peer has retired them.
     fn end_unlisted_writers(&mut self, now: Now) {
         let writers = self.replication.state().writers();
         let me = &self.replication.me().name;
@@ -422,7 +428,7 @@ impl Node {
                 id.name != *me
                     && !writers.is_over(*writer)
                     && !self.membership.lists(&id.name)
-                    && self.replication.is_history_elsewhere(*writer)
+                    && self.replication.is_retired_by_a_peer(*writer)
             })
             .map(|(_, id)| id.clone())
             .collect();
@@ -431,7 +437,7 @@ impl Node {
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    fn push_event(&mut self, event: Event) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
             self.frames.dropped_events += 1;
@@ -439,7 +445,7 @@ impl Node {
         self.events.push_back(event);
     }
 
-    fn count(&mut self, error: FrameError) {
+    fn count_refused(&mut self, error: FrameError) {
         match error {
             FrameError::UnknownKind(_) | FrameError::UnknownFlags(_) => {
                 self.frames.unknown_kind += 1;
@@ -485,7 +491,7 @@ mod tests {
         Now::at(Duration::from_secs(1_000_000))
     }
 
-    /// Frames that two nodes exchange until they fall silent.
+    /// Exchanges frames between two nodes until neither sends any. Returns the frames.
     fn exchange(a: &mut Node, b: &mut Node) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         loop {
@@ -513,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_is_a_peer_of_both_parts() {
+    fn a_node_that_joins_is_a_member_and_a_peer() {
         let (a, b, _) = pair();
         assert_eq!(a.members().map(|m| m.state).collect::<Vec<_>>(), [MemberState::Alive]);
         assert!(b.replication().members().all(|(_, is_up)| is_up));
@@ -561,18 +567,18 @@ mod tests {
     }
 
     #[test]
-    fn state_for_another_life_is_not_taken() {
+    fn state_for_another_generation_is_refused() {
         let (mut a, b, _) = pair();
         let former = NodeId { name: a.me().node.name, generation: Generation(0) };
         let message = Message::HotSetRequest;
-        let letter = Letter { from: b.me().node, to: former, message };
-        let bytes = codec::frame(Kind::State, CLUSTER, &codec::encode(&letter));
+        let envelope = Envelope { from: b.me().node, to: former, message };
+        let bytes = codec::frame(Kind::State, CLUSTER, &codec::encode(&envelope));
         a.handle_frame(now(), address(2), &bytes);
         assert_eq!(a.frames().misdirected, 1);
     }
 
     #[test]
-    fn who_has_left_says_nothing_more() {
+    fn a_node_that_has_left_sends_nothing_more() {
         let (mut a, mut b, _) = pair();
         b.depart(now());
         exchange(&mut a, &mut b);
@@ -581,7 +587,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_payload_of_any_kind_is_taken_or_refused(
+        fn any_payload_of_any_kind_is_handled_or_refused(
             kind in proptest::sample::select(&Kind::ALL[..]),
             payload in proptest::collection::vec(any::<u8>(), 0..300),
         ) {
@@ -592,7 +598,7 @@ mod tests {
         }
 
         #[test]
-        fn a_real_frame_with_changed_bytes_is_taken_or_refused(
+        fn a_real_frame_with_changed_bytes_is_handled_or_refused(
             which in any::<proptest::sample::Index>(),
             changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
         ) {

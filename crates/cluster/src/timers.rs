@@ -1,17 +1,17 @@
 //! One heap for everything that must happen later.
 //!
-//! A state machine below the I/O line can't sleep: it says when it next wants to be woken (`next_deadline`) and is
-//! told the time when it is. The heap stays inside the machine that owns it, so that no timer is ever lost to a full
-//! channel: a lost probe timer would end failure detection for good.
+//! A state machine without a clock can't wait: it says when it is to be called next (`next_deadline`), and it is given
+//! the time when it is called. The heap belongs to the machine that uses it, so that no timer is lost in a full
+//! channel. A lost probe timer would end failure detection for good.
 //!
-//! Ties are broken by rank, then by age, never by chance: foca demands that the indirect probe of a round comes before
-//! the next round, and equal runs must be equal.
+//! Timers of the same moment are ordered by rank, then by age, never by chance: foca requires that the indirect probe
+//! of a round comes before the next round, and equal runs must be equal.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-/// Things to do, each at a moment of the monotonic clock.
+/// Timers, each with a moment of the monotonic clock.
 #[derive(Debug)]
 pub struct Timers<T> {
     heap: BinaryHeap<Reverse<Entry<T>>>,
@@ -25,19 +25,19 @@ impl<T> Default for Timers<T> {
 }
 
 impl<T> Timers<T> {
-    /// Remembers to do `what` at `at`; of what is due at the same moment, the lower `rank` comes first.
+    /// Schedules `what` for `at`. Of the timers that are due at the same moment, those of lower `rank` come first.
     pub fn schedule(&mut self, at: Duration, rank: u8, what: T) {
         self.issued += 1;
         self.heap.push(Reverse(Entry { at, rank, issued: self.issued, what }));
     }
 
-    /// When the next thing is due.
+    /// When the next timer is due; `None` if there is none.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         self.heap.peek().map(|Reverse(entry)| entry.at)
     }
 
-    /// Takes the next thing that is due at `now`.
+    /// Takes the next timer that is due at `now`, if any.
     pub fn pop_due(&mut self, now: Duration) -> Option<T> {
         if self.next_deadline()? > now {
             return None;
@@ -45,7 +45,7 @@ impl<T> Timers<T> {
         self.heap.pop().map(|Reverse(entry)| entry.what)
     }
 
-    /// Moves everything `by` later, in unchanged order: for a process that was frozen and must not count the time.
+    /// Moves all timers `by` later and keeps their order: for a process that was frozen and must not count that time.
     pub fn postpone(&mut self, by: Duration) {
         // The order is unchanged, so that rebuilding the heap moves nothing.
         self.heap = std::mem::take(&mut self.heap)
@@ -54,13 +54,13 @@ impl<T> Timers<T> {
             .collect();
     }
 
-    /// How many things wait.
+    /// How many timers are scheduled.
     #[must_use]
     pub fn len(&self) -> usize {
         self.heap.len()
     }
 
-    /// Whether nothing waits.
+    /// Whether no timer is scheduled.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.heap.is_empty()
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_comes_by_time_then_rank_then_age() {
+    fn timers_are_ordered_by_time_then_rank_then_age() {
         let mut timers = Timers::default();
         timers.schedule(ms(20), 0, "later");
         timers.schedule(ms(10), 1, "second");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_process_does_not_count_the_time() {
+    fn postponed_timers_are_due_later_and_in_the_same_order() {
         let mut timers = Timers::default();
         timers.schedule(ms(10), 0, "a");
         timers.schedule(ms(30), 0, "b");

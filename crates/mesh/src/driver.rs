@@ -1,8 +1,8 @@
-//! The one task that owns a `cluster::Node`: wait, feed, drain, and nothing else.
+//! The one task that owns a `cluster::Node`: it waits, feeds the node, sends what the node wants sent, and does nothing else.
 //!
-//! It never waits for a peer: frames go into bounded queues, and a full one drops its oldest. It asks the clock, hands
-//! chance in, and tells the rest of the router by values: a [`View`] that is always the newest whole, and happenings that
-//! may be missed by who is slow. What it needs to decide is decided in `cluster`.
+//! The driver never waits for a peer: it puts frames into bounded queues, and a full queue drops its oldest frame. It reads
+//! the clock for the node. It publishes values to the rest of the router: a [`View`], of which readers always see the newest,
+//! and events, of which a slow reader misses some. The node decides; the driver decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -25,45 +25,46 @@ use super::link::{Dialler, Link};
 use super::metrics::{self, Metrics};
 use super::server::Incoming;
 use super::wire::Introduction;
-use super::{Clients, Follower, Happening, Synced, View, What};
+use super::{ClientEndpoint, ClusterEvent, ClusterEventKind, Follower, Synced, View};
 
-/// Membership frames fed in one turn before timers are looked at again.
+/// Most membership frames that one turn feeds before it checks the node's timers.
 const SWIM_PER_TURN: usize = 64;
 
-/// State frames fed in one turn: some are large, and a probe must not wait for many of them.
+/// Most state frames that one turn feeds. Some are large, and a probe must not wait for many of them.
 const STATE_PER_TURN: usize = 4;
 
-/// Time between two looks at everything: metrics, links that nobody uses any more. None is due while nothing happens and
-/// there are no other routers.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two rounds of housekeeping: metrics, unused links. No round is due while nothing happens and there are no
+/// other routers.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A link that carried nothing for this long, to an address where no member is, is taken down.
-const UNUSED: Duration = Duration::from_secs(30);
+/// The driver removes a link that carried nothing for this long and leads to no member.
+const LINK_UNUSED: Duration = Duration::from_secs(30);
 
-/// Links at once: members and join addresses are far fewer.
+/// Most links at once. Members and join addresses are far fewer.
 const MAX_LINKS: usize = 8192;
 
-/// How long a claim to this router's name is shown: longer than it takes to be scraped and to page somebody.
-const CONTEST_SHOWN: Duration = Duration::from_secs(300);
+/// How long the metric `smg_mesh_name_conflict` stays 1 after another router claimed this one's name: long enough to be
+/// scraped and to page somebody.
+const NAME_CONFLICT_SHOWN: Duration = Duration::from_secs(300);
 
-/// How often what was written is noted, to tell how old an unconfirmed write is.
+/// Most samples of how much this router had written, from which the age of an unacknowledged write is computed.
 const LAG_SAMPLES: usize = 300;
 
-/// What can be asked of the driver.
+/// What the rest of the router asks of the driver.
 pub(super) enum Command {
-    /// Where others may be.
+    /// Other routers may be at these addresses.
     Join(Vec<SocketAddr>),
-    /// The address at which others reach this router turned out to be another.
+    /// Other routers reach this one at another address than it assumed.
     Readdress(SocketAddr),
-    /// Tell everybody that this router will go.
+    /// Announce to all members that this router will leave.
     Leave,
-    /// Go; answered when everything is sent, or could not be.
+    /// Leave. The driver answers when it has sent everything, or gives up after half a second.
     Depart(oneshot::Sender<()>),
-    /// Look at the node, or write to it.
+    /// Read the node or write to it.
     Visit(Visit),
 }
 
-/// A look at the node, or a write to it.
+/// A closure that reads the node or writes to it.
 pub(super) type Visit = Box<dyn FnOnce(&mut Node, &Synced, Now) + Send>;
 
 impl fmt::Debug for Command {
@@ -78,7 +79,7 @@ impl fmt::Debug for Command {
     }
 }
 
-/// What the driver is fed by.
+/// The channels from which the driver feeds the node.
 #[derive(Debug)]
 pub(super) struct Inputs {
     pub(super) swim: mpsc::Receiver<Incoming>,
@@ -86,15 +87,15 @@ pub(super) struct Inputs {
     pub(super) commands: mpsc::Receiver<Command>,
 }
 
-/// What the driver tells.
+/// The channels by which the driver publishes what the node knows.
 #[derive(Debug)]
 pub(super) struct Outputs {
     pub(super) view: watch::Sender<Arc<View>>,
-    pub(super) happenings: broadcast::Sender<Arc<Happening>>,
+    pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
     pub(super) me: Arc<ArcSwap<Introduction>>,
 }
 
-/// The driver.
+/// The task that owns the node.
 #[derive(Debug)]
 pub(super) struct Driver {
     node: Node,
@@ -103,30 +104,33 @@ pub(super) struct Driver {
     outputs: Outputs,
     dialler: Arc<Dialler>,
     metrics: Metrics,
-    /// Who keeps a picture of the state in step; told before anything is said to have been applied.
+    /// Applies changes of the state to the rest of the router, before the node acknowledges them.
     follower: Option<Box<dyn Follower>>,
-    /// How clients reach this router.
-    clients: Clients,
-    /// The members that the follower has seen.
-    followed: u64,
+    /// Where clients reach this router.
+    client_endpoint: ClientEndpoint,
+    /// The version of the member list that the follower has seen.
+    followed_version: u64,
     links: BTreeMap<SocketAddr, Link>,
-    /// Counters of what is sent, by kind, so that a frame costs no look-up by label.
+    /// Counters of sent frames, by kind, so that a frame costs no look-up by label.
     sent: BTreeMap<&'static str, IntCounter>,
-    /// What the view was made from: the members' version, and whether the state was warm.
-    shown: (u64, bool),
-    happened: u64,
-    /// When everything is looked at next.
-    look_at: Option<Duration>,
-    /// When everything was looked at last.
-    looked_at: Duration,
+    /// What the published view was made from: the version of the member list, and whether the state was warm.
+    published: (u64, bool),
+    /// How many events were published.
+    event_count: u64,
+    /// When the next round of housekeeping is due, by `Clock::mono`. `None`: after the next turn.
+    housekeeping_at: Option<Duration>,
+    /// When the last round of housekeeping took place, by `Clock::mono`.
+    housekept_at: Duration,
     synced: Synced,
+    /// Digests and deltas received when `synced` was updated last.
     state_frames: u64,
-    /// How many writes this router had made, and when: oldest first.
+    /// How many writes this router had made, and when, oldest first.
     written: VecDeque<(Duration, u64)>,
-    /// Peers that metrics speak of.
+    /// The peers that have metrics.
     measured: BTreeSet<NodeName>,
-    /// `Clock::mono` when another router last claimed this one's name.
+    /// When another router last claimed this one's name, by `Clock::mono`.
     contested: Option<Duration>,
+    /// Answered when everything is sent.
     departing: Option<oneshot::Sender<()>>,
 }
 
@@ -138,10 +142,10 @@ impl Driver {
         outputs: Outputs,
         dialler: Arc<Dialler>,
         follower: Option<Box<dyn Follower>>,
-        clients: Clients,
+        client_endpoint: ClientEndpoint,
     ) -> Self {
         if follower.is_some() {
-            node.follow();
+            node.track_changed_keys();
         }
         let metrics = dialler.metrics.clone();
         Self {
@@ -152,14 +156,14 @@ impl Driver {
             dialler,
             metrics,
             follower,
-            clients,
-            followed: u64::MAX,
+            client_endpoint,
+            followed_version: u64::MAX,
             links: BTreeMap::new(),
             sent: BTreeMap::new(),
-            shown: (0, false),
-            happened: 0,
-            look_at: Some(Duration::ZERO),
-            looked_at: Duration::ZERO,
+            published: (0, false),
+            event_count: 0,
+            housekeeping_at: Some(Duration::ZERO),
+            housekept_at: Duration::ZERO,
             synced: Synced::new(),
             state_frames: 0,
             written: VecDeque::new(),
@@ -169,9 +173,9 @@ impl Driver {
         }
     }
 
-    /// Runs until the node has departed, or everybody who could ask it anything is gone.
+    /// Runs until the node has departed, or until nobody holds a handle any more.
     pub(super) async fn run(mut self) {
-        self.show();
+        self.publish_view();
         loop {
             self.wait().await;
             let began = self.clock.mono();
@@ -185,16 +189,16 @@ impl Driver {
         self.flush().await;
     }
 
-    /// Waits until there is something to do, and does none of it.
+    /// Waits until a command, a frame or a timer is due.
     async fn wait(&mut self) {
         let now = self.clock.mono();
-        let due = self.node.next_deadline().into_iter().chain(self.look_at).min();
+        let due = self.node.next_deadline().into_iter().chain(self.housekeeping_at).min();
         if due.is_some_and(|at| at <= now)
             || !self.inputs.swim.is_empty()
             || !self.inputs.state.is_empty()
             || !self.inputs.commands.is_empty()
         {
-            // Whatever is ready, the sockets get their turn too.
+            // However much is waiting, the tasks of the sockets must run too.
             tokio::task::yield_now().await;
             return;
         }
@@ -206,14 +210,14 @@ impl Driver {
             }
         };
         let Inputs { swim, state, commands } = &mut self.inputs;
-        let mut first = First::default();
+        let mut first = FirstInput::default();
         tokio::select! {
             command = commands.recv() => match command {
                 Some(command) => first.command = Some(command),
-                // Nobody is left who could ask: end without a word, as a process that dies does.
+                // Nobody holds a handle any more: end without a goodbye, as a process that crashes does.
                 None => commands.close(),
             },
-            // Closed in a node without a network.
+            // These two channels are closed if the node has no network.
             Some(frame) = swim.recv() => first.swim = Some(frame),
             Some(frame) = state.recv() => first.state = Some(frame),
             () = timer => {}
@@ -221,46 +225,46 @@ impl Driver {
         self.feed_first(first);
     }
 
-    /// What `wait` had to take out of a channel to see that something is there.
-    fn feed_first(&mut self, first: First) {
+    /// Feeds what `wait` took out of a channel.
+    fn feed_first(&mut self, first: FirstInput) {
         if let Some(command) = first.command {
-            self.obey(command);
+            self.execute(command);
         }
         for incoming in [first.swim, first.state].into_iter().flatten() {
-            self.take(&incoming);
+            self.feed_frame(&incoming);
         }
     }
 
-    /// Feeds what is there, within bounds; whether to go on.
+    /// Feeds what is waiting, within bounds. Returns whether the driver goes on.
     fn feed(&mut self) -> bool {
         while let Ok(command) = self.inputs.commands.try_recv() {
-            self.obey(command);
+            self.execute(command);
         }
         for _ in 0..SWIM_PER_TURN {
             let Ok(incoming) = self.inputs.swim.try_recv() else { break };
-            self.take(&incoming);
+            self.feed_frame(&incoming);
         }
         if self.node.next_deadline().is_some_and(|at| at <= self.clock.mono()) {
             self.node.handle_timeout(self.clock.now());
         }
         for _ in 0..STATE_PER_TURN {
             let Ok(incoming) = self.inputs.state.try_recv() else { break };
-            self.take(&incoming);
+            self.feed_frame(&incoming);
         }
         self.departing.is_none() && !self.inputs.commands.is_closed()
     }
 
-    fn take(&mut self, incoming: &Incoming) {
+    fn feed_frame(&mut self, incoming: &Incoming) {
         self.node.handle_frame(self.clock.now(), incoming.from, &incoming.frame);
     }
 
-    fn obey(&mut self, command: Command) {
+    fn execute(&mut self, command: Command) {
         let now = self.clock.now();
         match command {
             Command::Join(addresses) => self.node.join(now, &addresses),
             Command::Readdress(address) => {
                 self.node.readdress(now, address);
-                self.show();
+                self.publish_view();
             }
             Command::Leave => self.node.leave(now),
             Command::Depart(done) => {
@@ -269,32 +273,32 @@ impl Driver {
             }
             Command::Visit(visit) => {
                 visit(&mut self.node, &self.synced, now);
-                // So whoever asks again finds what was written.
-                self.follow();
+                // The next visit finds its writes applied to the rest of the router.
+                self.update_follower();
             }
         }
     }
 
-    /// Shows the follower what has changed.
-    fn follow(&mut self) {
+    /// Lets the follower apply what has changed.
+    fn update_follower(&mut self) {
         let Some(follower) = &mut self.follower else { return };
         let members = self.node.membership().version();
-        let news = self.node.take_news();
-        if !news.is_empty() || members != self.followed {
-            let others = members != std::mem::replace(&mut self.followed, members);
-            follower.follow(&mut self.node, &news, others, self.clock.now());
+        let changed = self.node.take_changed_keys();
+        if !changed.is_empty() || members != self.followed_version {
+            let others = members != std::mem::replace(&mut self.followed_version, members);
+            follower.apply(&mut self.node, &changed, others, self.clock.now());
         }
     }
 
-    /// Hands out everything that the node wants sent and told.
+    /// Sends the node's frames, publishes its events, and does the housekeeping if it is due.
     fn drain(&mut self) {
-        self.follow();
+        self.update_follower();
         while let Some(transmit) = self.node.poll_transmit() {
             self.send(transmit);
         }
         while let Some(event) = self.node.poll_event() {
             match event {
-                Event::Membership(event) => self.tell(event),
+                Event::Membership(event) => self.publish_event(event),
                 Event::Changed(changes) => {
                     let now = self.clock.now().wall;
                     for store in StoreId::ALL.into_iter().filter(|store| changes.touches(*store)) {
@@ -303,22 +307,23 @@ impl Driver {
                 }
             }
         }
-        if self.node.membership().version() != self.shown.0
-            || self.node.replication().is_warm() != self.shown.1
+        if self.node.membership().version() != self.published.0
+            || self.node.replication().is_warm() != self.published.1
         {
-            self.show();
+            self.publish_view();
         }
         let now = self.clock.mono();
-        match self.look_at {
+        match self.housekeeping_at {
             Some(at) if at <= now => {
-                self.look(now);
-                self.looked_at = now;
-                // What changes without a turn of this loop: connections, ages.
+                self.housekeep(now);
+                self.housekept_at = now;
+                // Connections and ages change without a turn of this loop.
                 let has_others = !self.links.is_empty() || !self.measured.is_empty();
-                self.look_at = (has_others || self.contested.is_some()).then(|| now + LOOK);
+                self.housekeeping_at =
+                    (has_others || self.contested.is_some()).then(|| now + HOUSEKEEPING_INTERVAL);
             }
             Some(_) => {}
-            None => self.look_at = Some(now.max(self.looked_at + LOOK)),
+            None => self.housekeeping_at = Some(now.max(self.housekept_at + HOUSEKEEPING_INTERVAL)),
         }
     }
 
@@ -345,46 +350,49 @@ impl Driver {
             .inc();
     }
 
-    fn tell(&mut self, event: membership::Event) {
-        let what = match event {
+    fn publish_event(&mut self, event: membership::Event) {
+        let kind = match event {
             membership::Event::Member(transition) => {
-                self.note(&transition);
+                self.record_transition(&transition);
                 let address = self
                     .node
                     .members()
                     .find(|member| member.node == transition.node)
                     .map(|member| member.address);
-                What::Member { transition, address }
+                ClusterEventKind::Member { transition, address }
             }
-            membership::Event::Me { from, to } => {
+            membership::Event::OwnState { from, to } => {
                 info!(%from, %to, "this router's state changed");
-                What::Me { from, to }
+                ClusterEventKind::Me { from, to }
             }
             membership::Event::Renewed(identity) => {
-                warn!(%identity, "declared DOWN while alive, refuted");
-                What::Renewed
+                warn!(%identity, "another router declared this one DOWN while it was alive; refuted");
+                ClusterEventKind::Renewed
             }
-            membership::Event::Reborn { was, is } => {
-                warn!(%was, %is, "others know a later life of this router: going on as another writer");
-                What::Reborn { is }
+            membership::Event::NewGeneration { was, is } => {
+                warn!(
+                    %was, %is,
+                    "other routers know a later generation of this router: it goes on under a new generation"
+                );
+                ClusterEventKind::Reborn { is }
             }
             membership::Event::Refused(reason) => {
                 error!(%reason, "this router can't join");
-                What::Refused(reason)
+                ClusterEventKind::Refused(reason)
             }
             membership::Event::NameContested(identity) => {
                 warn!(by = %identity, "another live router claims this one's name");
                 self.contested = Some(self.clock.mono());
-                What::NameContested(identity)
+                ClusterEventKind::NameContested(identity)
             }
         };
-        self.happened += 1;
-        let happening = Happening { number: self.happened, at: self.clock.now().wall, what };
-        // Nobody may be listening.
-        let _unheard = self.outputs.happenings.send(Arc::new(happening)).is_err();
+        self.event_count += 1;
+        let event = ClusterEvent { number: self.event_count, at: self.clock.now().wall, kind };
+        // There may be no subscriber.
+        let _no_subscriber = self.outputs.events.send(Arc::new(event)).is_err();
     }
 
-    fn note(&self, transition: &Transition) {
+    fn record_transition(&self, transition: &Transition) {
         let from = transition.from.map_or("NONE", MemberState::as_str);
         let to = transition.to.map_or("GONE", MemberState::as_str);
         info!(peer = %transition.node, from, to, "a router's state changed");
@@ -392,16 +400,16 @@ impl Driver {
         self.metrics.transitions.with_label_values(&[name, from, to]).inc();
     }
 
-    /// Shows the members as they are now.
-    fn show(&mut self) {
-        self.shown = (self.node.membership().version(), self.node.replication().is_warm());
+    /// Publishes the members as they are now.
+    fn publish_view(&mut self) {
+        self.published = (self.node.membership().version(), self.node.replication().is_warm());
         let me = self.node.me();
         let before = self.outputs.me.load_full();
         if before.node != me.node || before.address != me.address {
             let introduction = Introduction {
                 node: me.node.clone(),
                 address: me.address,
-                client_url: self.clients.url(me.address.ip()),
+                client_url: self.client_endpoint.url(me.address.ip()),
                 ..(*before).clone()
             };
             self.outputs.me.store(Arc::new(introduction));
@@ -410,14 +418,14 @@ impl Driver {
             me,
             members: self.node.members().collect(),
             refused: self.node.membership().refused().cloned(),
-            version: self.shown.0,
-            warm: self.shown.1,
+            version: self.published.0,
+            warm: self.published.1,
         };
-        self.show_members(&view);
+        self.measure_view(&view);
         self.outputs.view.send_replace(Arc::new(view));
     }
 
-    fn show_members(&mut self, view: &View) {
+    fn measure_view(&mut self, view: &View) {
         let listed: BTreeSet<NodeName> =
             view.members.iter().map(|member| member.node.name.clone()).collect();
         for name in self.measured.difference(&listed) {
@@ -431,7 +439,7 @@ impl Driver {
                     status.with_label_values(name).set(1);
                 }
                 MemberState::Down => status.with_label_values(name).set(0),
-                // Not in yet, or on its way out: nobody should be paged for it.
+                // It joins or leaves: nobody should be paged for it.
                 MemberState::Init | MemberState::Leaving => {
                     let _absent = status.remove_label_values(name).is_err();
                 }
@@ -445,12 +453,12 @@ impl Driver {
         }
     }
 
-    /// What is looked at once a second.
-    fn look(&mut self, now: Duration) {
+    /// Removes unused links and updates the metrics that are levels.
+    fn housekeep(&mut self, now: Duration) {
         let members: BTreeSet<SocketAddr> =
             self.node.members().map(|member| member.address).collect();
         self.links
-            .retain(|to, link| members.contains(to) || now.saturating_sub(link.used) < UNUSED);
+            .retain(|to, link| members.contains(to) || now.saturating_sub(link.used) < LINK_UNUSED);
         self.measure_peers(now);
         self.measure_state();
         self.measure_membership();
@@ -546,7 +554,7 @@ impl Driver {
         }
         let outbox = self.metrics.dropped.with_label_values(&["replication"]);
         metrics::raise(&outbox, counters.dropped_messages);
-        // Any message of state from a router says how far it is in every store.
+        // Each digest and each delta tells the sender's versions of every store.
         let received = self.node.received();
         let received: u64 = ["digest", "delta"].iter().filter_map(|kind| received.get(kind)).sum();
         if received != self.state_frames {
@@ -588,37 +596,37 @@ impl Driver {
             membership::RefusalReason::ForeignCluster(_) => false,
         });
         let now = self.clock.mono();
-        self.contested = self.contested.filter(|at| now.saturating_sub(*at) < CONTEST_SHOWN);
+        self.contested = self.contested.filter(|at| now.saturating_sub(*at) < NAME_CONFLICT_SHOWN);
         self.metrics.name_conflict.set(i64::from(contested || self.contested.is_some()));
     }
 
-    /// Sends what is queued, as far as peers take it.
+    /// Sends what is queued, as far as the peers receive it within half a second.
     async fn flush(mut self) {
         self.drain();
-        for _ in 0..FLUSH_LOOKS {
+        for _ in 0..FLUSH_POLLS {
             if self.links.values().all(Link::is_flushed) {
                 break;
             }
-            tokio::time::sleep(FLUSH_LOOK).await;
+            tokio::time::sleep(FLUSH_POLL).await;
         }
         if !self.links.is_empty() {
-            // What was taken from the queues is in the sockets a moment later.
-            tokio::time::sleep(FLUSH_LOOK).await;
+            // The links took the last frames from their queues: give them a moment to write.
+            tokio::time::sleep(FLUSH_POLL).await;
         }
         if let Some(done) = self.departing.take() {
-            // Who asked may not wait any more.
-            let _unheard = done.send(()).is_err();
+            // The asker may have given up.
+            let _gave_up = done.send(()).is_err();
         }
     }
 }
 
-/// How often the queues are looked at while flushing, and how many times at most: half a second in all.
-const FLUSH_LOOK: Duration = Duration::from_millis(10);
-const FLUSH_LOOKS: usize = 50;
+/// Time between two checks of the queues while flushing, and the most checks: half a second in all.
+const FLUSH_POLL: Duration = Duration::from_millis(10);
+const FLUSH_POLLS: usize = 50;
 
-/// What came first while waiting.
+/// What ended the wait.
 #[derive(Debug, Default)]
-struct First {
+struct FirstInput {
     command: Option<Command>,
     swim: Option<Incoming>,
     state: Option<Incoming>,

@@ -1,4 +1,4 @@
-//! All that runs of a mesh, put together: the driver, the links, the server, the joiner.
+//! Puts the parts together that run on the mesh's thread: the driver, the links, the server, the joiner.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,19 +19,21 @@ use super::security::Security;
 use super::server::{self, Inbox, Service};
 use super::wire::Introduction;
 use super::{
-    BindError, Clients, Config, Follower, Handle, HostServices, Metrics, SecurityConfig, View,
+    BindError, ClientEndpoint, Config, Follower, Handle, HostServices, Metrics, SecurityConfig,
+    View,
 };
 
-/// Frames that wait for the driver, on each lane.
+/// Most frames that wait for the driver, on each lane.
 const INBOX: usize = 1024;
 
-/// Commands that wait for the driver; who asks waits.
+/// Most commands that wait for the driver. Beyond, the asker waits.
 const COMMANDS: usize = 64;
 
-/// Happenings that a slow listener may be behind before it misses some.
-const HAPPENINGS: usize = 1024;
+/// Events that a slow subscriber may be behind before it misses some.
+const EVENTS: usize = 1024;
 
-/// All that runs, without a thread and a port: those of the machine, or simulated ones.
+/// Everything that runs on the mesh's thread. It gets its port and its way to other routers from outside: those of the
+/// machine, or simulated ones.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) clock: Clock,
@@ -39,13 +41,13 @@ pub(super) struct Engine {
     pub(super) inputs: Inputs,
     pub(super) outputs: Outputs,
     pub(super) dialler: Arc<Dialler>,
-    /// `None`: a cluster of one.
+    /// `None`: this router is a cluster of one.
     pub(super) network: Option<Network>,
     pub(super) follower: Option<Box<dyn Follower>>,
-    pub(super) clients: Clients,
+    pub(super) client_endpoint: ClientEndpoint,
 }
 
-/// What runs beside the driver where other routers may come: the server of the mesh port, the search for them.
+/// What runs beside the driver if other routers may join: the server of the mesh port, and the search for other routers.
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) service: Service,
@@ -67,7 +69,7 @@ pub(super) fn assemble(
     config: Config,
     clock: Clock,
     metrics: Metrics,
-    clients: Clients,
+    client_endpoint: ClientEndpoint,
     address: SocketAddr,
     net: Arc<dyn Net>,
     services: HostServices,
@@ -87,24 +89,25 @@ pub(super) fn assemble(
             BindError::Config(lines.join("; "))
         })?;
     if join.is_empty() {
-        // Nobody to look for: a cluster of one, from the first moment on.
+        // There is nobody to look for: the node is ALIVE from the start.
         node.join(now, &[]);
     }
     let me = Arc::new(ArcSwap::from_pointee(Introduction {
         node: node.me().node,
         address,
         cluster: config.node.cluster,
-        client_url: clients.url(address.ip()),
+        client_url: client_endpoint.url(address.ip()),
     }));
     let (swim_tx, swim) = mpsc::channel(INBOX);
     let (state_tx, state) = mpsc::channel(INBOX);
     let (commands_tx, commands) = mpsc::channel(COMMANDS);
     let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0, warm: false };
     let (view_tx, view) = watch::channel(Arc::new(first));
-    let (happenings, _) = broadcast::channel(HAPPENINGS);
+    let (events, _) = broadcast::channel(EVENTS);
     let (stop, stopping) = watch::channel(false);
     let (failed_tx, failed) = watch::channel(false);
     let board = Arc::new(Board::default());
+    let shortages = services.shortages.clone();
     let dialler = Arc::new(Dialler {
         net,
         me: Arc::clone(&me),
@@ -112,24 +115,24 @@ pub(super) fn assemble(
         clock,
         metrics: metrics.clone(),
         board: Arc::clone(&board),
-        shortages: services.shortages.clone(),
+        shortages: shortages.clone(),
     });
     let is_networked = config.network.is_some();
     let handle = Handle {
         config: Arc::new(config),
         commands: commands_tx.clone(),
         view: view.clone(),
-        happenings: happenings.clone(),
+        events: events.clone(),
         dialler: Arc::clone(&dialler),
         resolutions: Resolutions::default(),
         failed,
     };
-    // Without a network the senders of frames are dropped here, and the driver is fed by commands only.
+    // Without a network the sending ends of the frame channels are dropped here: only commands feed the driver.
     let network = is_networked.then(|| Network {
         joiner: Joiner {
             wanted: join,
             provisional: None,
-            services: services.clone(),
+            services,
             resolutions: Arc::clone(&handle.resolutions),
             commands: commands_tx,
             view,
@@ -142,7 +145,7 @@ pub(super) fn assemble(
             metrics,
             refusals: Arc::default(),
             board,
-            shortages: services.shortages.clone(),
+            shortages,
             stopping,
         },
     });
@@ -150,26 +153,28 @@ pub(super) fn assemble(
         clock,
         node,
         inputs: Inputs { swim, state, commands },
-        outputs: Outputs { view: view_tx, happenings, me },
+        outputs: Outputs { view: view_tx, events, me },
         dialler,
         network,
         follower: None,
-        clients,
+        client_endpoint,
     };
     Ok((handle, engine, Ends { stop, failed: failed_tx }))
 }
 
 impl Engine {
-    /// Runs until the node has departed, or everybody who could ask it anything is gone. `listener` accepts other routers
-    /// if the node has a network.
+    /// Runs until the node has departed, or until nobody holds a handle any more. `listener` accepts other routers if the
+    /// node has a network.
     ///
     /// # Errors
     /// If the mesh port can't be served.
     pub(super) async fn run(self, listener: Option<impl Listener>) -> anyhow::Result<()> {
-        let Self { clock, node, inputs, outputs, dialler, network, follower, clients } = self;
-        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, clients);
+        let Self { clock, node, inputs, outputs, dialler, network, follower, client_endpoint } =
+            self;
+        let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, client_endpoint);
         let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
-            driver.run().await;
+            // Boxed: its state is large.
+            Box::pin(driver.run()).await;
             return Ok(());
         };
         let following = Arc::clone(&service.security).follow_files(clock, service.stopping.clone());

@@ -1,4 +1,4 @@
-//! What the rest of the router holds of a running mesh.
+//! The handle by which the rest of the router reads the cluster node and writes to it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,21 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
+use smg_runtime::tls::TlsErrors;
 use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::driver::Command;
 use super::join::Resolutions;
 use super::link::{self, Dialler, LinkStatus};
-use super::{Config, Happening, KeyChange, KeyId, Mode, RingError, Synced, View};
+use super::{ClusterEvent, Config, KeyChange, KeyId, Mode, Ring, RingError, Synced, View};
 
-/// What the rest of the router holds of a running mesh. Cheap to clone.
+/// Reads the cluster node and writes to it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(super) config: Arc<Config>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) view: watch::Receiver<Arc<View>>,
-    pub(super) happenings: broadcast::Sender<Arc<Happening>>,
+    pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
     pub(super) dialler: Arc<Dialler>,
     pub(super) resolutions: Resolutions,
     /// Set once the node's thread has ended though nobody asked for it.
@@ -49,22 +50,22 @@ impl Handle {
         }
     }
 
-    /// Who is there, as of now.
+    /// The newest view of the members.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())
     }
 
-    /// The same, with a way to wait for the next.
+    /// The newest view of the members, with a way to wait for the next one.
     #[must_use]
     pub fn views(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
 
-    /// What happens from now on. Who is slow misses some, and is told how many.
+    /// Subscribes to the events from now on. A slow subscriber misses some, and learns how many.
     #[must_use]
-    pub fn happenings(&self) -> broadcast::Receiver<Arc<Happening>> {
-        self.happenings.subscribe()
+    pub fn events(&self) -> broadcast::Receiver<Arc<ClusterEvent>> {
+        self.events.subscribe()
     }
 
     /// The cluster's name.
@@ -73,24 +74,24 @@ impl Handle {
         &self.config.cluster_name
     }
 
-    /// How the ways to the others are, by address.
+    /// The connections to other routers, by address.
     #[must_use]
     pub fn links(&self) -> BTreeMap<SocketAddr, LinkStatus> {
         self.dialler.board.all()
     }
 
-    /// Looks at the node or writes to it, on the mesh's thread. Not for the request path.
+    /// Runs `visit` on the mesh's thread, to read the node or to write to it. Not for the request path.
     ///
     /// # Errors
-    /// If the node has ended, or does not answer within a second; the visit may take place later then.
+    /// If the node has ended, or does not answer within a second; then the visit may still take place later.
     pub async fn visit<T: Send + 'static>(
         &self,
         visit: impl FnOnce(&mut Node, &Synced, Now) -> T + Send + 'static,
     ) -> Result<T, VisitError> {
         let (answer, answered) = oneshot::channel();
         let visit = Box::new(move |node: &mut Node, synced: &Synced, now| {
-            // Who asked may not wait any more.
-            let _unheard = answer.send(visit(node, synced, now)).is_err();
+            // The asker may have given up.
+            let _gave_up = answer.send(visit(node, synced, now)).is_err();
         });
         let asking = async {
             self.commands.send(Command::Visit(visit)).await.map_err(|_| VisitError::Ended)?;
@@ -99,18 +100,31 @@ impl Handle {
         tokio::time::timeout(VISIT_TIMEOUT, asking).await.unwrap_or(Err(VisitError::Timeout))
     }
 
-    /// The shared keys, by name, the one that seals first.
+    /// Whether frames are sealed, and the ids of the shared keys, first the one that seals.
     #[must_use]
     pub fn keys(&self) -> (Mode, Vec<KeyId>) {
         let security = &self.dialler.security;
         (security.mode(), security.ring().ids().collect())
     }
 
-    /// Changes the shared keys of this router, then of all that take part; what became of it, by name.
+    /// Replaces the shared keys of this router alone, as a restart with other keys would. False, and nothing changes, if
+    /// frames must be sealed and there is no key.
+    #[must_use]
+    pub fn replace_keys(&self, keys: Ring) -> bool {
+        self.dialler.security.replace(keys)
+    }
+
+    /// Reads the mesh's certificates again, for connections from now on. Whether they have changed; `None`: there are
+    /// none.
+    #[must_use]
+    pub fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
+        self.dialler.security.reload_tls(now)
+    }
+
+    /// Changes the shared keys of this router, then those of all present members. Returns each router's answer.
     ///
     /// # Errors
-    /// If this router itself refuses the change, or has nothing that could carry it to the others in secret; nothing has
-    /// changed then.
+    /// If this router refuses the change, or has no secret channel to the others; then nothing has changed.
     pub async fn change_keys(&self, change: KeyChange) -> Result<KeyReceipts, KeysError> {
         let security = &self.dialler.security;
         if security.mode() == Mode::Off {
@@ -124,37 +138,37 @@ impl Handle {
         security.change(&change)?;
         let mut receipts = KeyReceipts::new();
         receipts.insert(view.me.node.name.to_string(), Ok(security.ring().ids().collect()));
-        let mut telling = tokio::task::JoinSet::new();
+        let mut sending = tokio::task::JoinSet::new();
         for (name, address) in others {
             let (dialler, change) = (Arc::clone(&self.dialler), change.clone());
-            telling
+            sending
                 .spawn(async move { (name, link::change_keys(&dialler, address, change).await) });
         }
-        while let Some(told) = telling.join_next().await {
-            if let Ok((name, answer)) = told {
+        while let Some(sent) = sending.join_next().await {
+            if let Ok((name, answer)) = sent {
                 receipts.insert(name, answer);
             }
         }
         Ok(receipts)
     }
 
-    /// Tells everybody that this router is gone, and waits until that is sent.
+    /// Leaves the cluster, and waits until the goodbye is sent.
     pub(super) async fn depart(&self) {
         let (done, departed) = oneshot::channel();
-        // An error means that the driver has ended already.
+        // The send fails if the driver has ended already.
         if self.commands.send(Command::Depart(done)).await.is_ok() {
             let _ended = departed.await.is_err();
         }
     }
 
-    /// Tells everybody that this router will go. It stays a member until it departs.
+    /// Announces to all members that this router will leave. It stays a member until it departs.
     pub async fn leave(&self) {
-        // An error means that the driver has ended: it can't be a member then.
+        // The send fails if the driver has ended: then the router is no member any more.
         let _ended = self.commands.send(Command::Leave).await.is_err();
     }
 }
 
-/// What became of a change of keys, by router: its keys now, or why it refused.
+/// Each router's answer to a change of keys, by name: its keys now, or why it refused.
 pub type KeyReceipts = BTreeMap<String, Result<Vec<KeyId>, String>>;
 
 /// Why the node did not answer.
@@ -166,21 +180,21 @@ pub enum VisitError {
          still routed"
     )]
     Ended,
-    /// It has far too much to do.
+    /// The node was too busy to answer in time.
     #[error("this router's cluster node did not answer within {VISIT_TIMEOUT:?}; try again")]
     Timeout,
 }
 
-/// Why a change of keys was not begun.
+/// Why this router refused to change the shared keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// Nothing is sealed.
+    /// Frames are not sealed.
     #[error("nothing is sealed: start the routers with --mesh-encryption permissive or required")]
     Off,
-    /// The change would travel in the open.
+    /// The new key would travel unencrypted.
     #[error("there is neither a shared key nor TLS that could carry a key to the others in secret")]
     NoSecret,
-    /// The ring refuses.
+    /// The key ring refuses the change.
     #[error(transparent)]
     Ring(#[from] RingError),
 }

@@ -1,11 +1,12 @@
-//! The machinery that connects routers: sockets, clock and tasks around `cluster`, which does the thinking.
+//! Runs the cluster node, and connects it with those of other routers: sockets, clock and tasks around `cluster`, which
+//! decides.
 //!
-//! Everything here runs on a thread and runtime of its own, so that a flood of requests never delays a probe and makes a
-//! healthy router look dead. One task, the driver, owns the `cluster::Node`; links carry its frames out, the server brings
-//! the others' in, `join` resolves names. The rest of the router holds a [`Handle`]: the newest [`View`], happenings as
-//! they happen, and visits to the node.
+//! Everything here runs on a thread and a runtime of its own: a flood of requests must not delay a probe, or a healthy
+//! router would look dead. One task, the driver, owns the `cluster::Node`. Links send its frames, the server receives those
+//! of other routers, `join` resolves names. A router that nobody can join has the driver only. The rest of the router holds
+//! a [`Handle`]: it gives the newest [`View`] and the events, and runs visits to the node.
 //!
-//! Not here: what any of it means for requests. That is `bridge`'s and `fleet`'s.
+//! Not here: what any of it means for requests. That is in `bridge` and `fleet`.
 
 mod advertise;
 mod driver;
@@ -50,7 +51,7 @@ use smg_runtime::shortage::Shortages;
 
 use engine::{Ends, Engine, assemble};
 use smg_cluster::membership::{Identity, MemberView, RefusalReason, Transition};
-use smg_cluster::state::stores::News;
+use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::{self as cluster, Node};
 use smg_runtime::tasks::{OnEnd, Tasks};
 use smg_types::ids::{NodeId, NodeName};
@@ -59,10 +60,10 @@ use smg_types::now::Now;
 /// The port of the mesh.
 pub const DEFAULT_PORT: u16 = 39527;
 
-/// When each store was last compared with, or changed by, another router: since the Unix epoch.
+/// When each store was last compared with another router's or changed by one, as time since the Unix epoch.
 pub type Synced = std::collections::BTreeMap<cluster::state::StoreId, Duration>;
 
-/// How long the end of the mesh may take: LEAVING was told long before.
+/// How long the departure may take. The members learnt of it long before, by LEAVING.
 const DEPARTURE: Duration = Duration::from_secs(2);
 
 /// The configuration of a router's cluster node.
@@ -82,40 +83,40 @@ pub struct Config {
 /// How other routers reach this one and are reached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkConfig {
-    /// Where to listen.
+    /// The address of the mesh port; port 0: one that the system chooses.
     pub listen: SocketAddr,
-    /// What was said of the address to be reached at.
+    /// What flags and environment say of the address under which other routers reach this one.
     pub advertise: Wanted,
-    /// Where others may be.
+    /// Addresses where other routers may be.
     pub join: Vec<JoinAddress>,
-    /// How it is protected.
+    /// Certificates and shared keys.
     pub security: SecurityConfig,
 }
 
-/// What the mesh uses of its process, besides sockets and the clock.
+/// The services of the process that the mesh uses, besides sockets and the clock.
 #[derive(Debug, Clone)]
 pub struct HostServices {
     /// Resolves join addresses.
     pub resolver: Resolver,
-    /// Where shortages of the process's own resources are reported.
+    /// Takes reports of shortages of the process's own resources.
     pub shortages: Shortages,
 }
 
-/// A mesh that can't begin.
+/// Why the node can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Its port could not be had.
+    /// The system refuses the mesh port.
     #[error("cannot listen on {address} (--mesh-host, --mesh-port): {source}")]
     Listen {
-        /// What was wanted.
+        /// The configured address.
         address: SocketAddr,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
-    /// Its certificates can't be used.
+    /// The certificates can't be used.
     #[error(transparent)]
     Tls(#[from] smg_runtime::tls::TlsErrors),
-    /// Its numbers can't work.
+    /// The timings or bounds contradict each other.
     #[error("the mesh can't work like this: {0}")]
     Config(String),
 }
@@ -141,23 +142,23 @@ struct Port {
     source: Source,
 }
 
-/// Everybody that this router knows of, as of one moment.
+/// The members of the cluster at one moment, as this router lists them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// This router.
     pub me: MemberView,
-    /// The others that are listed, the dead included, by name.
+    /// The other members, by name; those that are DOWN are among them until they are forgotten.
     pub members: Vec<MemberView>,
     /// Why this router can't join, while it can't.
     pub refused: Option<RefusalReason>,
     /// Grows with each change of the members.
     pub version: u64,
-    /// This router has once had all that another had.
+    /// Whether this router has once had everything that some other router had.
     pub warm: bool,
 }
 
 impl View {
-    /// The others that take part: ALIVE and, since that is only information, SUSPECTED.
+    /// The other members that are ALIVE or SUSPECTED. A suspicion is information: it removes nobody.
     pub fn present(&self) -> impl Iterator<Item = &MemberView> {
         self.members.iter().filter(|member| match member.state {
             MemberState::Alive | MemberState::Suspected => true,
@@ -165,46 +166,46 @@ impl View {
         })
     }
 
-    /// Whether there is anybody else.
+    /// Whether another member is ALIVE or SUSPECTED.
     #[must_use]
     pub fn has_others(&self) -> bool {
         self.present().next().is_some()
     }
 }
 
-/// Something that happened in the cluster, as seen from here.
+/// A change of the membership, as seen by this router.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Happening {
-    /// Counted from 1 since the start of this router.
+pub struct ClusterEvent {
+    /// Counts this router's events from 1.
     pub number: u64,
-    /// When, since the Unix epoch.
+    /// When it happened, as time since the Unix epoch.
     pub at: Duration,
-    /// What.
-    pub what: What,
+    /// What changed.
+    pub kind: ClusterEventKind,
 }
 
-/// What can happen.
+/// What changed in the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum ClusterEventKind {
     /// Another router's state changed.
     Member {
-        /// Whose, and how.
+        /// The router, its state before and its state now.
         transition: Transition,
-        /// Where it is, while it is listed.
+        /// The router's address, while it is listed.
         address: Option<SocketAddr>,
     },
     /// This router's state changed.
     Me {
-        /// Before.
+        /// The state before.
         from: MemberState,
-        /// After.
+        /// The state now.
         to: MemberState,
     },
-    /// This router was declared DOWN while alive, and said so.
+    /// Another router declared this one DOWN while it was alive, and this router refuted that.
     Renewed,
-    /// This router goes on as another writer.
+    /// This router goes on under a new generation, because other routers know a later one than its own.
     Reborn {
-        /// As which.
+        /// The name and the new generation.
         is: NodeId,
     },
     /// This router can't join.
@@ -213,14 +214,15 @@ pub enum What {
     NameContested(Identity),
 }
 
-/// Keeps a picture of the shared state in step, on the mesh's thread: it must be quick and never wait.
+/// Applies changes of the shared state to the rest of the router. The driver calls it on the mesh's thread, so it must be
+/// quick and must not wait.
 pub trait Follower: Send + std::fmt::Debug {
-    /// Something has changed: `news` says where, `members` whether others came, left, died or came back. Called before any
-    /// other router is told that this one has applied it.
-    fn follow(&mut self, node: &mut Node, news: &News, members: bool, now: Now);
+    /// Applies what has changed: `changed` holds the keys, `members` says whether the list of members has changed. The
+    /// driver calls it before this router acknowledges the change to any other.
+    fn apply(&mut self, node: &mut Node, changed: &ChangedKeys, members: bool, now: Now);
 }
 
-/// A mesh that runs.
+/// A cluster node that runs.
 #[derive(Debug)]
 pub struct Running {
     handle: Handle,
@@ -230,7 +232,7 @@ pub struct Running {
 
 impl Mesh {
     /// Creates the node. If it has a network, binds the port and finds out where other routers reach this one, as far as
-    /// that is known without resolving a name. `clients` says how clients reach it, which the other routers learn too.
+    /// that is known without resolving a name. `client_endpoint` says how clients reach it, which the other routers learn too.
     ///
     /// # Errors
     /// If the port can't be had, or the configuration is one that can't work.
@@ -238,17 +240,18 @@ impl Mesh {
         config: Config,
         clock: Clock,
         metrics: Metrics,
-        clients: Clients,
+        client_endpoint: ClientEndpoint,
         services: HostServices,
     ) -> Result<Self, BindError> {
         let port = config.network.as_ref().map(Port::bind).transpose()?;
-        let address = port.as_ref().map_or_else(|| clients.address_alone(), |port| port.address);
+        let address =
+            port.as_ref().map_or_else(|| client_endpoint.address_alone(), |port| port.address);
         let provisional = port.as_ref().is_some_and(|port| port.source.is_provisional());
         let (handle, mut engine, ends) = assemble(
             config,
             clock,
             metrics.clone(),
-            clients,
+            client_endpoint,
             address,
             Arc::new(net::Tcp),
             services,
@@ -260,18 +263,18 @@ impl Mesh {
         Ok(Self { handle, engine, port, stop, failed, metrics })
     }
 
-    /// From the start on, `follower` is told what changes.
+    /// Lets `follower` apply all changes, from the start on.
     pub fn follow(&mut self, follower: Box<dyn Follower>) {
         self.engine.follower = Some(follower);
     }
 
-    /// What the rest of the router holds. It answers once the node runs.
+    /// The handle for the rest of the router. The node answers once it runs.
     #[must_use]
     pub const fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Starts the thread.
+    /// Starts the node's thread.
     ///
     /// # Errors
     /// If the system refuses a thread or a runtime.
@@ -289,14 +292,14 @@ impl Mesh {
         let (ended_tx, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
             match runtime.block_on(engine.run(listener)) {
-                // Whoever watched may have ended before.
+                // The watching task may have ended before.
                 Ok(()) => drop(ended_tx.send(())),
-                // Dropped without a word, as by a panic: the node has failed.
+                // The sender is dropped unused, as by a panic: the node has failed.
                 Err(error) => error!(error = format!("{error:#}"), "the mesh has failed"),
             }
         })?;
         let stopping = tasks.clone();
-        // Only a line in the log, never the end of the process: requests are routed without the node.
+        // The end of the node must not end the process: requests are routed without it.
         tasks.spawn("mesh", OnEnd::Log, async move {
             let has_failed = tokio::select! {
                 ended = ended => ended.is_err(),
@@ -304,8 +307,8 @@ impl Mesh {
             };
             if has_failed {
                 error!(
-                    "the cluster node has failed: requests are routed by what was known last, administrators' writes are \
-                     refused, other routers take this one for DOWN; restart this router"
+                    "the cluster node has failed: this router routes by what it knew last and refuses administrators' \
+                     writes, other routers list it as DOWN; restart it"
                 );
                 metrics.node_up.set(0);
                 failed.send_replace(true);
@@ -333,50 +336,50 @@ impl Port {
     }
 }
 
-/// How clients reach this router.
+/// The port where clients reach this router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Clients {
-    /// The port's address, perhaps all addresses.
+pub struct ClientEndpoint {
+    /// The address on which the port listens; may be unspecified (`0.0.0.0`).
     pub listen: SocketAddr,
-    /// Whether it speaks TLS.
+    /// Whether the port needs TLS.
     pub secure: bool,
 }
 
-impl Clients {
-    /// The URL, with `reached` where the port listens on all addresses.
+impl ClientEndpoint {
+    /// The URL for clients, with the address `reached` if the port listens on all addresses.
     fn url(self, reached: IpAddr) -> String {
         let scheme = if self.secure { "https" } else { "http" };
         format!("{scheme}://{}", self.address(reached))
     }
 
-    /// Address and port, with `reached` where the port listens on all addresses.
+    /// The address for clients, with the address `reached` if the port listens on all addresses.
     fn address(self, reached: IpAddr) -> SocketAddr {
         let ip = if self.listen.ip().is_unspecified() { reached } else { self.listen.ip() };
         SocketAddr::new(ip, self.listen.port())
     }
 
-    /// The address of a router that has no mesh port: where clients reach it.
+    /// The address that stands for a router without a mesh port: the one for clients.
     fn address_alone(self) -> SocketAddr {
         self.address(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
     }
 }
 
 impl Running {
-    /// Tells everybody that this router is gone, sends what is queued, and ends the thread.
+    /// Leaves the cluster, sends what is queued, and ends the thread.
     pub async fn depart(self) {
         let Self { handle, stop, thread } = self;
         if tokio::time::timeout(DEPARTURE, handle.depart()).await.is_err() {
-            warn!("the mesh did not end in time");
+            warn!("the cluster node did not leave in time");
         }
         stop.send_replace(true);
         let is_networked = handle.is_networked();
-        // Joined where waiting is allowed; it has nothing left to do.
+        // Joining blocks, which this runtime must not; the thread has nothing left to do.
         let joined = tokio::task::spawn_blocking(move || thread.join());
         match tokio::time::timeout(DEPARTURE, joined).await {
             Ok(Ok(Ok(()))) if is_networked => info!("left the mesh"),
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(_)) | Err(_)) => warn!("the mesh's thread has panicked"),
-            Err(_elapsed) => warn!("the mesh's thread did not end in time"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("the thread smg-mesh has panicked"),
+            Err(_elapsed) => warn!("the thread smg-mesh did not end in time"),
         }
     }
 }

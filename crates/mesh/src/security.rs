@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use smg_runtime::clock::Clock;
 use smg_runtime::tasks::turned_on;
-use smg_runtime::tls::{self, MeshFiles, MeshTls, TlsErrors};
+use smg_runtime::tls::{Live, MeshFiles, MeshTls, TlsErrors};
 use smg_types::now::Now;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -40,7 +40,7 @@ pub struct Config {
 pub(super) struct Security {
     mode: Mode,
     ring: ArcSwap<Ring>,
-    tls: Option<(MeshFiles, ArcSwap<MeshTls>)>,
+    tls: Option<Live<MeshFiles>>,
     warned: AtomicBool,
 }
 
@@ -77,14 +77,7 @@ pub enum KeyChange {
 
 impl Security {
     pub(super) fn new(config: &Config, now: Now) -> Result<Self, TlsErrors> {
-        let tls = config
-            .tls
-            .as_ref()
-            .map(|files| {
-                let read = tls::mesh(files, now)?;
-                Ok::<_, TlsErrors>((files.clone(), ArcSwap::from_pointee(read)))
-            })
-            .transpose()?;
+        let tls = config.tls.clone().map(|files| Live::read(files, now)).transpose()?;
         Ok(Self {
             mode: config.mode,
             ring: ArcSwap::from_pointee(config.keys.clone()),
@@ -95,7 +88,12 @@ impl Security {
 
     /// TLS as it is now, if there is any.
     pub(super) fn tls(&self) -> Option<Arc<MeshTls>> {
-        self.tls.as_ref().map(|(_, tls)| tls.load_full())
+        self.tls.as_ref().map(Live::current)
+    }
+
+    /// Reads the certificates again. Whether they have changed; `None`: the mesh has none.
+    pub(super) fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
+        self.tls.as_ref().map(|tls| tls.reload(now))
     }
 
     /// The keys as they are now.
@@ -111,6 +109,15 @@ impl Security {
     /// Whether a change of keys may travel: sealed, or inside TLS.
     pub(super) fn can_carry_keys(&self) -> bool {
         self.tls.is_some() || (self.mode != Mode::Off && !self.ring.load().is_empty())
+    }
+
+    /// Replaces the whole ring. A ring without a key is refused where frames must be sealed.
+    pub(super) fn replace(&self, ring: Ring) -> bool {
+        let fits = self.mode != Mode::Required || !ring.is_empty();
+        if fits {
+            self.ring.store(Arc::new(ring));
+        }
+        fits
     }
 
     /// Changes the ring.
@@ -221,7 +228,8 @@ impl Security {
         clock: Clock,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let Some((files, current)) = &self.tls else { return };
+        let Some(tls) = &self.tls else { return };
+        let files = tls.files();
         let mut seen = marks(files);
         loop {
             tokio::select! {
@@ -232,13 +240,15 @@ impl Security {
             if now == seen {
                 continue;
             }
-            match tls::mesh(files, clock.now()) {
-                Ok(read) => {
-                    info!(certificate = %files.certificate.display(), "the mesh's certificates were read again");
-                    current.store(Arc::new(read));
+            match tls.reload(clock.now()) {
+                Ok(changed) => {
+                    // SIGHUP may have read them before.
+                    if changed {
+                        info!(certificate = %files.certificate.display(), "the mesh's certificates were read again");
+                    }
                     seen = now;
                 }
-                // Files are seldom replaced all at once: looked at again until they fit.
+                // Files are seldom replaced all at once: read again until they fit together.
                 Err(error) => {
                     warn!(%error, "the mesh's certificates have changed and can't be used: going on with the former ones");
                 }

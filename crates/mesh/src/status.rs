@@ -1,5 +1,4 @@
-//! What people and programs are told of the cluster: the answers of `/ha/*`, put together from the view, the links and a
-//! visit to the node.
+//! The documents of `/ha/*` about the cluster, made from the view, the links and a visit to the node.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,96 +17,96 @@ use super::{Handle, Synced, VisitError};
 /// `GET /ha/status`: the document's shape, and more.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
-    /// This router.
+    /// The name of the router that answers.
     pub node_name: String,
-    /// Routers that are listed, this one included.
+    /// How many routers are listed, this one included.
     pub node_count: usize,
-    /// Of those, how many take part: ALIVE and SUSPECTED.
+    /// How many of them are ALIVE or SUSPECTED.
     pub alive_count: usize,
-    /// `mesh`, or `standalone` without one.
+    /// `mesh`, or `standalone` if no other router can join this one.
     pub ha_mode: &'static str,
-    /// The cluster's name; absent without a mesh.
+    /// The cluster's name; absent if no other router can join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// All routers that are listed, by name.
+    /// All listed routers, by name.
     pub nodes: Vec<NodeStatus>,
-    /// What they agree on, by store; a store that routers of this version do not write to is left out.
+    /// The stores of this router, by name. A store that no router of this version writes to is left out.
     pub stores: BTreeMap<&'static str, StoreStatus>,
 }
 
-/// One router.
+/// One router of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NodeStatus {
-    /// Its name.
+    /// The router's name.
     pub name: String,
     /// INIT, ALIVE, SUSPECTED, DOWN or LEAVING.
     pub status: &'static str,
-    /// Where the others reach it, `host:port`.
+    /// Where other routers reach it, as `host:port`; for a router that nobody can join, where clients reach it.
     pub address: String,
-    /// Which of its lives.
-    pub generation: u64,
+    /// Grows at each start of its process. Digits in a text, because JSON readers round numbers above 2^53.
+    pub generation: String,
     /// For how long it has had this status, in seconds.
     pub status_seconds: u64,
 }
 
-/// One store.
+/// One store of shared state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StoreStatus {
-    /// Living rows.
+    /// Rows that are not removed.
     pub entry_count: usize,
-    /// When it was last compared with, or changed by, another router; `null`: never yet.
+    /// When it was last compared with another router's, or changed by one; `null`: never.
     pub last_sync: Option<String>,
-    /// Fingerprint of what is here: equal on routers that hold the same.
+    /// Fingerprint of the rows: equal on routers that hold the same rows.
     pub digest: String,
-    /// Bytes of the rows as encoded.
+    /// Size of the encoded rows, in bytes.
     pub bytes: usize,
-    /// Removals that are still remembered.
+    /// Removals that this router still remembers.
     pub tombstones: usize,
-    /// How far each writer's rows are known here.
+    /// The version up to which this router has applied each writer's rows.
     pub versions: BTreeMap<String, u64>,
 }
 
-/// `GET /ha/health`: how this router is.
+/// `GET /ha/health`: the state of this router.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// `ok`, or the worst of `degraded`, `joining`, `leaving`, `refused`, `failed`.
     pub status: &'static str,
     /// Why it is not `ok`, for people.
     pub reasons: Vec<String>,
-    /// `mesh`, or `standalone` without one.
+    /// `mesh`, or `standalone` if no other router can join this one.
     pub ha_mode: &'static str,
     /// This router.
     pub node: NodeStatus,
-    /// Where others were looked for.
+    /// The configured join addresses.
     pub join: Vec<JoinStatus>,
-    /// The others that are listed.
+    /// The other listed routers.
     pub peers: Vec<PeerStatus>,
 }
 
 /// A join address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JoinStatus {
-    /// As it was given.
+    /// The address as configured.
     pub address: String,
-    /// Where it leads.
+    /// The addresses to which it resolves.
     pub resolved: Vec<String>,
-    /// Whether a router that takes part, or this one, is there.
+    /// Whether a present router, or this one, answers there.
     pub reached: bool,
-    /// Why not, as of the last attempt.
+    /// The error of the last attempt, if it was not reached.
     pub error: Option<String>,
 }
 
-/// Another router, as seen from here.
+/// Another router, as this one sees it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PeerStatus {
-    /// Who and how.
+    /// Its name, state and address.
     #[serde(flatten)]
     pub node: NodeStatus,
-    /// How long its last answer to a probe took, in milliseconds.
+    /// Round-trip time of the last answered probe, in milliseconds.
     pub rtt_ms: Option<f64>,
-    /// How many of this router's writes it has not confirmed yet.
+    /// How many of this router's writes it has not acknowledged.
     pub lag: Option<u64>,
-    /// How far its calendar is ahead of this router's, in milliseconds.
+    /// How far its wall clock is ahead of this router's, in milliseconds.
     pub clock_ahead_ms: Option<i64>,
     /// The connections to it, `swim` and `state`.
     pub connections: BTreeMap<&'static str, ConnectionStatus>,
@@ -116,42 +115,42 @@ pub struct PeerStatus {
 /// One connection to another router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConnectionStatus {
-    /// Whether it is up.
+    /// Whether the connection is up.
     pub up: bool,
-    /// For how long, in seconds.
+    /// For how long it has been up or down, in seconds.
     pub seconds: u64,
-    /// Why it is not.
+    /// Why the connection is down.
     pub error: Option<String>,
 }
 
-/// `GET /ha/routers`: what a client needs to find another router.
+/// One router of `GET /ha/routers`, by which a client finds another router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Router {
-    /// Its name.
+    /// The router's name.
     pub name: String,
-    /// Its status.
+    /// INIT, ALIVE, SUSPECTED, DOWN or LEAVING.
     pub status: &'static str,
-    /// Where clients reach it; `null` while that is not known.
+    /// The URL for clients; `null` while this router does not know it.
     pub url: Option<String>,
-    /// Whether it is the one that answers.
+    /// Whether this is the router that answers.
     pub is_self: bool,
 }
 
-/// `GET /ha/drift`: who lacks what.
+/// `GET /ha/drift`: how far the other routers are behind this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Drift {
-    /// Who says so.
+    /// The name of the router that answers.
     pub node_name: String,
-    /// Whether every router that takes part has confirmed all of this router's writes.
+    /// Whether every present router has acknowledged all writes of this one.
     pub in_sync: bool,
-    /// This router's fingerprints, by store as in [`Status`]: to be compared with those of the others.
+    /// The fingerprints of this router's stores, as in [`Status`], to compare with those of other routers.
     pub digests: BTreeMap<&'static str, String>,
-    /// How many of this router's writes each of the others has not confirmed, by name; `null`: it has said nothing yet.
+    /// How many of this router's writes each other router has not acknowledged, by name; `null`: it has sent no digest yet.
     pub lag: BTreeMap<String, Option<u64>>,
 }
 
 impl Handle {
-    /// How the cluster is.
+    /// The members of the cluster and this router's stores.
     ///
     /// # Errors
     /// If the node does not answer.
@@ -161,7 +160,7 @@ impl Handle {
         self.visit(move |node, synced, now| status_of(node, synced, now, ha_mode, cluster)).await
     }
 
-    /// How this router is, also when its node has failed.
+    /// The state of this router, also when its node has failed.
     ///
     /// # Errors
     /// If the node runs and does not answer in time.
@@ -171,7 +170,7 @@ impl Handle {
                 status: "failed",
                 reasons: vec![error.to_string()],
                 ha_mode: self.ha_mode(),
-                // Not the state in which it was seen last: the other routers take it for DOWN, and so it is.
+                // The view still holds the last state. The other routers list this one as DOWN, so it says the same.
                 node: NodeStatus {
                     status: MemberState::Down.as_str(),
                     ..node_status(&self.view().me, self.dialler.clock.now())
@@ -205,12 +204,12 @@ impl Handle {
             .map(|(member, lag, ahead)| peer_status(member, *lag, *ahead, &links, now))
             .collect();
         let join = self.join_statuses(&me, &members, &links);
-        let (status, reasons) = verdict(&me, refused.as_ref(), &peers, &join);
+        let (status, reasons) = health_of(&me, refused.as_ref(), &peers, &join);
         let (ha_mode, node) = (self.ha_mode(), node_status(&me, now));
         Ok(Health { status, reasons, ha_mode, node, join, peers })
     }
 
-    /// Who is there, for clients.
+    /// The version of the member list, and the routers with their URLs for clients.
     #[must_use]
     pub fn routers(&self) -> (u64, Vec<Router>) {
         let view = self.view();
@@ -235,7 +234,7 @@ impl Handle {
         (view.version, routers)
     }
 
-    /// Who lacks what.
+    /// How far the other routers are behind this one.
     ///
     /// # Errors
     /// If the node does not answer.
@@ -351,7 +350,7 @@ fn node_status(member: &MemberView, now: Now) -> NodeStatus {
         name: member.node.name.to_string(),
         status: member.state.as_str(),
         address: member.address.to_string(),
-        generation: member.node.generation.0,
+        generation: member.node.generation.to_string(),
         status_seconds: now.mono.saturating_sub(member.since).as_secs(),
     }
 }
@@ -382,8 +381,8 @@ fn peer_status(
     }
 }
 
-/// What is wrong, worst first.
-fn verdict(
+/// The status word and the reasons of `/ha/health`.
+fn health_of(
     me: &MemberView,
     refused: Option<&RefusalReason>,
     peers: &[PeerStatus],
@@ -428,7 +427,7 @@ fn verdict(
     (status, reasons)
 }
 
-/// A calendar's reading, in UTC, as RFC 3339 writes it.
+/// A wall-clock time in UTC, as RFC 3339 writes it, to the millisecond. `wall`: time since the Unix epoch.
 #[must_use]
 pub fn rfc3339(wall: Duration) -> String {
     humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + wall).to_string()

@@ -8,10 +8,12 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::body::Body;
+use crate::config::MAX_MODEL_TOKENS;
 use crate::engine::pause;
+use crate::receive::collect;
+use crate::reply::{error, json_response, scripted};
 use crate::route::{About, Mock};
 use crate::script::Faults;
-use crate::service::{MAX_MODEL_TOKENS, collect, error, json_response, scripted};
 use crate::worker::{Last, Worker};
 
 /// `/health`, as the faults have it.

@@ -65,6 +65,9 @@ pub struct Args {
     pub threads: u16,
 }
 
+/// Tokens that a model of a mock worker claims to hold: prompt and answer together.
+pub(super) const MAX_MODEL_TOKENS: u32 = 131_072;
+
 /// What one mock worker is. The default answers everything at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

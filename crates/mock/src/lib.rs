@@ -4,9 +4,9 @@
 //! as an engine does and misbehaves on request. Tests, the demo and the benchmarks all run against it. What it says is
 //! meaningless: an answer is `w0 w1 w2 …`, so that a lost or swapped chunk shows.
 //!
-//! In reading order: [`config`] (what it is told) · [`worker`] (sockets) · `route`, `service`, `about`, `form` (requests) · `engine` (slots, time,
-//! counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body` (what is read and said). Then
-//! [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
+//! In reading order: [`config`] · [`server`] (sockets) · [`worker`] (state) · `route`, `service`, `about`, `form`, `receive`
+//! (requests) · `engine` (slots, time, counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body`,
+//! `reply` (what is read and answered). Then [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
 
 mod about;
 mod answer;
@@ -20,8 +20,11 @@ mod form;
 pub mod histogram;
 mod listed;
 pub mod prefix_cache;
+mod receive;
+mod reply;
 mod route;
 pub mod script;
+pub mod server;
 mod service;
 pub mod traffic;
 pub mod worker;

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::answer::Facts;
 use crate::ask::{self, Ask};
+use crate::config::MAX_MODEL_TOKENS;
 
 /// Numbers in an embedding when the request does not say.
 const DIMENSIONS: usize = 8;
@@ -103,9 +104,7 @@ pub(super) fn score(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
 pub(super) fn tokenize(ask: &Ask<'_>) -> Result<Value, String> {
     let text = required(ask.prompt, "prompt")?.concat();
     let tokens: Vec<u32> = text.as_bytes().chunks(4).map(token).collect();
-    Ok(
-        json!({ "count": tokens.len(), "max_model_len": super::service::MAX_MODEL_TOKENS, "tokens": tokens }),
-    )
+    Ok(json!({ "count": tokens.len(), "max_model_len": MAX_MODEL_TOKENS, "tokens": tokens }))
 }
 
 /// `/v1/detokenize`: the inverse.

@@ -1,12 +1,11 @@
 //! What happens to one request: from its path to its answer.
 
-use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use std::borrow::Cow;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use serde_json::json;
 
 use crate::about;
 use crate::answer::{self, Dialect, Facts};
@@ -15,24 +14,51 @@ use crate::body::{Body, Stream, push_token};
 use crate::engine::{Job, pause};
 use crate::form::Multipart;
 use crate::listed;
+use crate::receive::{CollectError, MAX_BODY_BYTES, collect};
+use crate::reply::{error, json_response, scripted};
 use crate::route::{self, Kind, Route};
 use crate::script::Script;
-use crate::worker::{Cut, Last, Worker};
+use crate::worker::{Last, Worker};
 
 /// Who answered.
 const WORKER: HeaderName = HeaderName::from_static("x-mock-worker");
 /// What to do wrong.
 const SCRIPT: HeaderName = HeaderName::from_static("x-mock");
-/// Tokens that the model claims to hold.
-pub(super) const MAX_MODEL_TOKENS: u32 = 131_072;
-/// Largest request body.
-const MAX_BODY_BYTES: usize = 64 << 20;
 /// Most tokens in one answer.
 const MAX_OUTPUT_TOKENS: u32 = 1_000_000;
 /// Largest answer that is made as a whole.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// Answers one request, or says how to cut its connection.
+/// How a connection ends whose request gets no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Cut {
+    /// It is closed.
+    #[error("cut")]
+    Plain,
+    /// It gets bytes that are no HTTP, then it is closed.
+    #[error("cut with garbage")]
+    Garbage,
+}
+
+/// A request that can't be served, and the error that says why.
+struct Refusal {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refusal {
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into() }
+    }
+
+    /// The error. For the engine the request is over.
+    fn answer(self, job: Job) -> Response<Body> {
+        job.complete();
+        error(self.status, &self.message)
+    }
+}
+
+/// Answers one request, or returns how its connection is cut.
 pub(super) async fn serve(
     worker: &Worker,
     request: Request<Incoming>,
@@ -51,56 +77,38 @@ pub(super) async fn serve(
     Ok(response)
 }
 
+/// Reads an inference request, does what its script says, and answers it.
 async fn infer(
     worker: &Worker,
     kind: Kind,
     head: Parts,
     body: Incoming,
 ) -> Result<Response<Body>, Cut> {
-    let mut job = worker.engine().begin();
-    let own_script = head.headers.get(SCRIPT).cloned();
+    let job = worker.engine().begin();
+    let script_header = head.headers.get(SCRIPT).cloned();
     let content_type = head.headers.get(CONTENT_TYPE).cloned();
     let body = match collect(body).await {
         Ok(body) => body,
         Err(CollectError::TooLarge) => {
-            job.complete();
             let message = format!("the body exceeds {MAX_BODY_BYTES} bytes");
-            return Ok(error(StatusCode::PAYLOAD_TOO_LARGE, &message));
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Ok(Refusal { status, message }.answer(job));
         }
         // The client is gone: there is nobody to answer, and the dropped job counts as aborted.
         Err(CollectError::Gone) => return Err(Cut::Plain),
     };
     worker.remember(Last { head, body: body.clone() });
-
-    let script = match own_script.map(|json| Script::parse(json.as_bytes())).transpose() {
-        Ok(script) => script,
-        Err(e) => return Ok(refuse(job, StatusCode::BAD_REQUEST, &format!("x-mock: {e}"))),
+    let read = script_of(script_header.as_ref())
+        .and_then(|script| Ok((script, json_of(kind, content_type.as_ref(), &body)?)));
+    let (header_script, json) = match read {
+        Ok(read) => read,
+        Err(refusal) => return Ok(refusal.answer(job)),
     };
-    let multipart;
-    let asked = if kind == Kind::Generated(Dialect::Transcription) {
-        multipart = match Multipart::read(content_type.as_ref(), &body) {
-            Ok(multipart) => multipart,
-            Err(message) => return Ok(refuse(job, StatusCode::BAD_REQUEST, &message)),
-        };
-        Ask::parse(multipart.json.as_bytes())
-    } else {
-        Ask::parse(&body)
+    let (body_script, ask) = match ask_of(&json) {
+        Ok(read) => read,
+        Err(refusal) => return Ok(refusal.answer(job)),
     };
-    let mut ask = match asked {
-        Ok(ask) => ask,
-        Err(e) => {
-            return Ok(refuse(
-                job,
-                StatusCode::BAD_REQUEST,
-                &format!("the body is no request: {e}"),
-            ));
-        }
-    };
-    let in_body = ask.mock.take();
-    if let Some(Err(e)) = in_body.as_ref().map(Script::validate) {
-        return Ok(refuse(job, StatusCode::BAD_REQUEST, &format!("mock: {e}")));
-    }
-    let script = script.or(in_body).or_else(|| worker.strike()).unwrap_or_default();
+    let script = header_script.or(body_script).or_else(|| worker.strike()).unwrap_or_default();
     pause(script.delay()).await;
     if script.garbage || script.cut_before_head {
         job.fail();
@@ -110,20 +118,61 @@ async fn infer(
         job.fail();
         return Ok(scripted(status, script.retry_after));
     }
-    let Some(model) = worker.model(ask.model()) else {
-        let model = ask.model().unwrap_or_default();
-        return Ok(refuse(
-            job,
-            StatusCode::NOT_FOUND,
-            &format!("the model {model} does not exist"),
-        ));
-    };
     let prompt = if kind == Kind::Generated(Dialect::Transcription) {
         body.as_ref().into()
     } else {
         ask.prompt_bytes()
     };
-    let usage = job.prefill(&prompt, model.seed).await;
+    Ok(answer(worker, job, kind, &ask, &prompt, &script).await)
+}
+
+/// The script that a request brings in its header.
+fn script_of(header: Option<&HeaderValue>) -> Result<Option<Script>, Refusal> {
+    header
+        .map(|script| Script::parse(script.as_bytes()))
+        .transpose()
+        .map_err(|e| Refusal::bad_request(format!("x-mock: {e}")))
+}
+
+/// The JSON of a request: its body, or what its form says.
+fn json_of<'a>(
+    kind: Kind,
+    content_type: Option<&HeaderValue>,
+    body: &'a [u8],
+) -> Result<Cow<'a, [u8]>, Refusal> {
+    if kind != Kind::Generated(Dialect::Transcription) {
+        return Ok(Cow::Borrowed(body));
+    }
+    let multipart = Multipart::read(content_type, body).map_err(Refusal::bad_request)?;
+    Ok(Cow::Owned(multipart.json.into_bytes()))
+}
+
+/// What a request asks for, and the script that it brings in its body.
+fn ask_of(json: &[u8]) -> Result<(Option<Script>, Ask<'_>), Refusal> {
+    let mut ask = Ask::parse(json)
+        .map_err(|e| Refusal::bad_request(format!("the body is no request: {e}")))?;
+    let script = ask.mock.take();
+    if let Some(script) = &script {
+        script.validate().map_err(|e| Refusal::bad_request(format!("mock: {e}")))?;
+    }
+    Ok((script, ask))
+}
+
+/// Works the prompt off and makes the answer.
+async fn answer(
+    worker: &Worker,
+    mut job: Job,
+    kind: Kind,
+    ask: &Ask<'_>,
+    prompt: &[u8],
+    script: &Script,
+) -> Response<Body> {
+    let Some(model) = worker.model(ask.model()) else {
+        let model = ask.model().unwrap_or_default();
+        let message = format!("the model {model} does not exist");
+        return Refusal { status: StatusCode::NOT_FOUND, message }.answer(job);
+    };
+    let usage = job.prefill(prompt, model.seed).await;
     let mut facts = Facts {
         id: worker.next_id(),
         created: worker.seconds(),
@@ -137,21 +186,23 @@ async fn infer(
             let asked = script.output_tokens.or_else(|| ask.max_tokens());
             let tokens = asked.unwrap_or_else(|| worker.output_tokens()).min(MAX_OUTPUT_TOKENS);
             facts.usage.completion = tokens;
-            return Ok(generate(job, dialect, &facts, ask.stream.unwrap_or(false), &script).await);
+            return generate(job, dialect, &facts, ask.stream.unwrap_or(false), script).await;
         }
-        Kind::Embeddings => listed::embeddings(&ask, &facts),
-        Kind::Rerank => listed::rerank(&ask, &facts),
-        Kind::Classify => listed::classify(&ask, &facts),
-        Kind::Score => listed::score(&ask, &facts),
-        Kind::Tokenize => listed::tokenize(&ask),
-        Kind::Detokenize => listed::detokenize(&ask),
-        Kind::Images => listed::images(&ask, &facts),
+        Kind::Embeddings => listed::embeddings(ask, &facts),
+        Kind::Rerank => listed::rerank(ask, &facts),
+        Kind::Classify => listed::classify(ask, &facts),
+        Kind::Score => listed::score(ask, &facts),
+        Kind::Tokenize => listed::tokenize(ask),
+        Kind::Detokenize => listed::detokenize(ask),
+        Kind::Images => listed::images(ask, &facts),
     };
-    job.complete();
-    Ok(match listed {
-        Ok(value) => json_response(value.to_string()),
-        Err(message) => error(StatusCode::BAD_REQUEST, &message),
-    })
+    match listed {
+        Ok(value) => {
+            job.complete();
+            json_response(value.to_string())
+        }
+        Err(message) => Refusal::bad_request(message).answer(job),
+    }
 }
 
 async fn generate(
@@ -167,7 +218,7 @@ async fn generate(
     if whole_text && (tokens as usize).saturating_mul(chunk_bytes.max(8)) > MAX_ANSWER_BYTES {
         let message =
             format!("{tokens} tokens of {chunk_bytes} bytes exceed {MAX_ANSWER_BYTES} bytes");
-        return refuse(job, StatusCode::BAD_REQUEST, &message);
+        return Refusal::bad_request(message).answer(job);
     }
     let mut text = String::new();
     if whole_text {
@@ -186,33 +237,6 @@ async fn generate(
     job.generated(tokens);
     job.complete();
     json_response(answer::whole(dialect, facts, &text))
-}
-
-/// Why there is no whole body.
-pub(super) enum CollectError {
-    TooLarge,
-    Gone,
-}
-
-/// The whole body; without a copy when it came in one piece.
-pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, CollectError> {
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| CollectError::Gone)?.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > MAX_BODY_BYTES {
-            return Err(CollectError::TooLarge);
-        }
-        if first.is_empty() && rest.is_empty() {
-            first = data;
-            continue;
-        }
-        if rest.is_empty() {
-            rest.extend_from_slice(&std::mem::take(&mut first));
-        }
-        rest.extend_from_slice(&data);
-    }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
 fn authorised(worker: &Worker, head: &Parts) -> bool {
@@ -237,40 +261,5 @@ fn wrong_method(head: &Parts, allowed: &'static str) -> Response<Body> {
     let message = format!("{} does not take {}", head.uri.path(), head.method);
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, &message);
     response.headers_mut().insert("allow", HeaderValue::from_static(allowed));
-    response
-}
-
-pub(super) fn scripted(status: u16, retry_after: Option<u64>) -> Response<Body> {
-    let status = StatusCode::from_u16(status).expect("a script's status was checked");
-    let mut response = error(status, "failed by script");
-    if let Some(seconds) = retry_after {
-        response.headers_mut().insert(RETRY_AFTER, seconds.into());
-    }
-    response
-}
-
-/// An answer that says no; for the engine the request is over.
-fn refuse(job: Job, status: StatusCode, message: &str) -> Response<Body> {
-    job.complete();
-    error(status, message)
-}
-
-pub(super) fn error(status: StatusCode, message: &str) -> Response<Body> {
-    let kind = match status.as_u16() {
-        401 => "authentication_error",
-        404 => "not_found_error",
-        429 => "rate_limit_error",
-        400..=499 => "invalid_request_error",
-        _ => "server_error",
-    };
-    let body = json!({ "error": { "message": message, "type": kind, "param": null, "code": status.as_u16() } });
-    let mut response = json_response(body.to_string());
-    *response.status_mut() = status;
-    response
-}
-
-pub(super) fn json_response(body: String) -> Response<Body> {
-    let mut response = Response::new(Body::full(body));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

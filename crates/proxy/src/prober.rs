@@ -1,10 +1,10 @@
-//! Asks workers how they are and what they serve, and reports to the fleet.
+//! Probes the workers' health, reads which models they serve, and reports both to the fleet.
 //!
-//! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request found unreachable is
-//! asked at once, and in a cluster each is asked in turn by a few of the routers only. What a worker serves is read when
-//! it first answers, again when it comes back, and once a minute, for engines load adapters while they run; what could
-//! not be read is tried again. A probe that failed for want of one of the router's own resources says nothing of the
-//! worker, and is repeated soon.
+//! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request could not reach is
+//! probed at once. In a cluster only a few of the routers probe each worker. The models of a worker are read when it first
+//! responds, when it becomes ready again, and once a minute, because engines load adapters while they run; a failed read
+//! is repeated. A probe that failed because the router lacks a resource of its own does not judge the worker, and is
+//! repeated soon.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,22 +26,22 @@ use tracing::{debug, info, warn};
 
 use crate::upstream::{Client, SendError};
 
-/// Probes at once.
+/// Probes that run at the same time, at most.
 const AT_ONCE: usize = 128;
-/// How often the schedule is looked at.
+/// Time between two checks of the schedule.
 const TICK: Duration = Duration::from_millis(50);
-/// Between two probes of a worker of which it is not settled whether it serves, at most.
+/// Longest time between two probes of a worker that is neither ready nor known to be down.
 const SOON: Duration = Duration::from_secs(1);
-/// Between two attempts to read what a worker serves that is not known yet.
+/// Time between two attempts to read the models of a worker whose models are unknown.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// Between two looks at what a known worker serves.
+/// Time between two reads of the models of a worker whose models are known.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// A worker's answer is at most this long.
+/// Largest response to a probe or read, in bytes.
 const MOST_BYTES: usize = 4 << 20;
-/// Models of one worker at most.
+/// Most models of one worker.
 const MOST_MODELS: usize = 10_000;
 
-/// When a worker is asked next.
+/// When a worker is probed and read next, as `Clock::mono`.
 #[derive(Debug, Default, Clone, Copy)]
 struct Schedule {
     probe_at: Duration,
@@ -49,11 +49,11 @@ struct Schedule {
     asking: bool,
 }
 
-/// What came back from one worker.
+/// The result of probing and reading one worker.
 #[derive(Debug)]
 struct Answer {
     worker: WorkerId,
-    /// It was probed, but the router lacked something of its own: nothing was learnt of the worker.
+    /// The probe failed because the router lacks a resource of its own, so it does not judge the worker.
     unjudged: bool,
     probe: Option<ProbeResult>,
     look: Look,
@@ -61,22 +61,22 @@ struct Answer {
     failure: Option<Failure>,
 }
 
-/// What a look at what a worker serves gave.
+/// The result of reading a worker's models.
 #[derive(Debug)]
 enum Look {
-    /// It was not looked at.
+    /// The models were not read this time.
     NotNow,
-    /// The router lacked something of its own: nothing was learnt of the worker.
+    /// The read failed because the router lacks a resource of its own, so it does not judge the worker.
     Unjudged,
-    /// It could not be read this time.
+    /// The read failed.
     Failed,
-    /// This.
+    /// The worker serves these models.
     Found(Discovered),
 }
 
 /// Probes the fleet until the task is dropped.
 ///
-/// `wake`: somebody may be new, so that it is worth a look at once.
+/// `wake`: a worker may have been added, so that the schedule is checked at once.
 pub async fn run(
     fleet: Arc<Fleet>,
     client: Arc<Client>,
@@ -97,7 +97,7 @@ pub async fn run(
                 match answer {
                     Ok(answer) => settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng),
                     Err(error) => {
-                        // Whose it was is not known: all may be asked again.
+                        // Which worker's probe panicked is unknown: all may be probed again.
                         warn!(%error, "a probe panicked");
                         schedules.values_mut().for_each(|schedule| schedule.asking = false);
                     }
@@ -108,7 +108,7 @@ pub async fn run(
         fleet.sweep(clock.now());
         let snapshot = fleet.snapshot();
         schedules.retain(|id, _| snapshot.worker(*id).is_some());
-        // Each turn begins with another worker, so that some that never answer do not keep the rest from being asked.
+        // Each turn begins with another worker, so that workers that never respond do not block the probes of others.
         let (later, first) = snapshot.workers().split_at(turn.min(snapshot.workers().len()));
         turn = (turn + 1) % snapshot.workers().len().max(1);
         if turn == 0 {
@@ -144,7 +144,7 @@ pub async fn run(
     }
 }
 
-/// Takes an answer in and plans the next question.
+/// Reports a result to the fleet and schedules the next probe and read.
 fn settle(
     fleet: &Fleet,
     schedules: &mut HashMap<WorkerId, Schedule>,
@@ -187,7 +187,7 @@ fn settle(
         match fleet.report_probe(worker, probe) {
             Some(HealthChange::Up { cold }) => {
                 info!(%worker, cold, "worker is up");
-                // It may have come back with other models.
+                // It may serve other models than before.
                 schedule.look_at = now;
             }
             Some(HealthChange::Down) => log_failure(fleet, answer, "worker is down"),
@@ -198,7 +198,7 @@ fn settle(
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
         if probe != ProbeResult::Good || state != Some(smg_routing::fleet::WorkerState::Ready) {
-            // Until it is settled one way or the other it is asked more often, but not more than once a second.
+            // A worker that is not ready is probed more often, but at most once a second.
             let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
             schedule.probe_at = now + soon;
         }
@@ -298,7 +298,7 @@ async fn ask(
     answer
 }
 
-/// What a failed probe says of the worker; `None`: nothing.
+/// The verdict of a failed probe; `None`: the probe does not judge the worker.
 fn judge(error: &SendError) -> Option<ProbeResult> {
     if !error.is_about_the_worker() {
         None
@@ -311,7 +311,7 @@ fn judge(error: &SendError) -> Option<ProbeResult> {
     }
 }
 
-/// The cause that an error stands for; `None`: it says nothing of the worker.
+/// The cause that is shown for an error; `None`: the error does not judge the worker.
 fn cause_of(error: &SendError) -> Option<Cause> {
     Some(match error {
         SendError::NoSuchName(_) => Cause::Resolve,
@@ -340,11 +340,11 @@ fn in_full(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Why what a worker serves could not be read.
+/// Why a worker's models could not be read.
 enum LookError {
-    /// It answered with something else than a list of models.
+    /// The response is not a list of models.
     Answer { status: u16, cause: Cause },
-    /// It did not answer.
+    /// There was no response.
     Send(SendError),
 }
 
@@ -354,7 +354,7 @@ impl From<SendError> for LookError {
     }
 }
 
-/// Reads what a worker serves.
+/// Reads which models a worker serves.
 async fn look_at(
     client: &Client,
     worker: &Worker,
@@ -386,7 +386,7 @@ async fn look_at(
             }
         },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-            // No list: SGLang's native name, or else it takes whatever is sent.
+            // There is no list: take SGLang's own name of the model, or else the worker accepts any model.
             let named = info.as_ref().and_then(|info| {
                 ["served_model_name", "model_path", "model_id"]
                     .iter()
@@ -403,8 +403,8 @@ async fn look_at(
     Ok(Discovered { models, info })
 }
 
-/// What an engine may tell everyone who may see the workers. Some tell their keys as well, and figures that change all
-/// the time.
+/// The fields of an engine's information that are shown to everybody who may see workers. Engines also return their keys,
+/// and figures that change all the time; those are dropped.
 const TOLD: [&str; 12] = [
     "version",
     "model_path",
@@ -428,7 +428,7 @@ fn told(mut info: serde_json::Map<String, Value>) -> Value {
     Value::Object(info)
 }
 
-/// The ids of a list in OpenAI's shape; `None`: it is no such list.
+/// The ids of a list of models in OpenAI's shape; `None`: the document is no such list.
 fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
     let document: Value = serde_json::from_slice(body).ok()?;
     let mut models = Vec::new();

@@ -2,10 +2,11 @@
 //! socket.
 //!
 //! [`fleet`] holds the snapshot of all workers with their health and breakers, [`policy`] the rules that pick one candidate,
-//! [`prefix`] the index of the prompt prefixes that workers have served, and [`limit`] the admission of requests. The crate does
-//! not depend on the cluster: `src/bridge` connects the two.
+//! [`policies`] the policy of each model, [`prefix`] the index of the prompt prefixes that workers have served, and [`limit`] the
+//! admission of requests. The crate does not depend on the cluster: `src/bridge` connects the two.
 
 pub mod fleet;
 pub mod limit;
+pub mod policies;
 pub mod policy;
 pub mod prefix;

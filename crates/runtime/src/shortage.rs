@@ -81,10 +81,10 @@ impl Kind {
     /// What is short, in words.
     const fn what(self) -> &'static str {
         match self {
-            Self::Descriptors => "the router has no file descriptor left",
-            Self::SystemDescriptors => "the machine has no file descriptor left",
-            Self::Ports => "the router has no local port left for a connection",
-            Self::Memory => "the system has no memory left for a socket of the router",
+            Self::Descriptors => "the router is short of file descriptors",
+            Self::SystemDescriptors => "the machine is short of file descriptors",
+            Self::Ports => "the router is short of local ports for connections",
+            Self::Memory => "the system is short of memory for the router's sockets",
             Self::Threads => "the system refuses the router another thread",
             Self::Resolver => "the machine's resolver gives no answer",
         }

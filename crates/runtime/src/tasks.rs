@@ -1,8 +1,8 @@
 //! Tasks with names and stated ends.
 //!
-//! Everything that runs beside a request is spawned here. A task says what its error means: [`OnEnd::Stop`] for one
-//! without which the process is of no use (its end, for whatever reason, begins the shutdown), [`OnEnd::Log`] for one
-//! that we can live without. All of them are awaited at the end.
+//! Everything that runs beside a request is spawned here. The caller says what the end of a task means: [`OnEnd::Stop`]
+//! for a task that the process needs (its end, for whatever reason, begins the shutdown), [`OnEnd::Log`] for one that the
+//! process can do without. All of them are awaited at the end.
 
 #![expect(clippy::disallowed_methods, reason = "this is where tasks are spawned")]
 
@@ -38,7 +38,7 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// The other end of [`Tasks`]: what `app` holds.
+/// The owner's end of [`Tasks`], held by `app`.
 #[derive(Debug)]
 pub struct TasksOwner {
     tasks: Tasks,
@@ -67,7 +67,7 @@ impl TasksOwner {
         self.failed.recv().await.unwrap_or("tasks")
     }
 
-    /// Tells all tasks to end and waits until each has, or aborts what is left at `deadline`.
+    /// Asks all tasks to end and waits for each, or aborts what is left at `deadline`.
     pub async fn stop(self, deadline: tokio::time::Instant) {
         self.stop.send_replace(true);
         loop {
@@ -88,20 +88,21 @@ impl Default for TasksOwner {
 }
 
 impl Tasks {
-    /// Runs `future` until it ends. It is told to end by [`Tasks::stopping`].
+    /// Runs `future` until it ends. [`Tasks::stopping`] asks it to end.
     pub fn spawn<F>(&self, name: &'static str, on_end: OnEnd, future: F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let failed = self.failed.clone();
         let stopping = self.stopping.clone();
-        let span = tracing::info_span!("task", name);
+        // At the level that no filter turns off: events inside need not repeat the name.
+        let span = tracing::error_span!("task", task = name);
         let guard = EndGuard { name, on_end, failed, stopping };
         let body = async move {
             let mut guard = guard;
             match future.await {
                 Ok(()) => guard.disarm_if_stopping(),
-                Err(e) => error!(task = name, error = format!("{e:#}"), "task failed"),
+                Err(e) => error!(error = format!("{e:#}"), "task failed"),
             }
         };
         let task = tokio::spawn(body.instrument(span));
@@ -122,7 +123,7 @@ impl Tasks {
     }
 }
 
-/// Resolves when `flag` is true, or when nobody is left who could make it so: both mean the end.
+/// Resolves when `flag` is true, or when its sender is gone: both mean the end.
 pub async fn turned_on(flag: &mut watch::Receiver<bool>) {
     let _owner_gone = flag.wait_for(|on| *on).await.is_err();
 }
@@ -146,7 +147,7 @@ impl EndGuard {
 impl Drop for EndGuard {
     fn drop(&mut self) {
         if self.on_end == OnEnd::Stop && !*self.stopping.borrow() {
-            error!(task = self.name, "a task that the router can't do without has ended");
+            error!(needed = self.name, "a task that the router can't do without has ended");
             // Full: a stop is on its way already.
             let _already_stopping = self.failed.try_send(self.name).is_err();
         }

@@ -1,14 +1,35 @@
 //! Logs and the metric that says what runs.
 //!
-//! Logs go to standard error, for people or as JSON; standard output is for data. What is logged where is the business
-//! of the modules; here is only where lines end up.
+//! Logs go to standard error, as text for people or as JSON; standard output is for data. Each module decides what it
+//! logs. This module decides what a line looks like (`lines`), that a line never holds anybody up (`sink`), and that a
+//! panic is a line, too. The filter can be changed while the process runs.
 
-use std::io::{self, IsTerminal};
+mod lines;
+mod sink;
 
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd as _;
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 use prometheus::{IntGaugeVec, Opts, Registry};
-use tracing::Subscriber;
+use tracing::{Subscriber, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use lines::{JsonLine, TextFields};
+use sink::Sink;
+
+/// How long the end of the process may wait for lines that are queued.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How the process logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,10 +48,10 @@ impl Default for Config {
     }
 }
 
-/// Why logs could not be set up.
+/// Why logs could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A filter that says nothing.
+    /// A filter that can't be parsed.
     #[error("log filter {filter:?} is not understood: {why}")]
     Filter {
         /// The filter.
@@ -38,9 +59,12 @@ pub enum TelemetryError {
         /// What is wrong with it.
         why: String,
     },
-    /// Somebody set up logs before.
+    /// Logs were set up before.
     #[error("logs are set up already")]
     Twice,
+    /// The system refuses the thread that writes.
+    #[error("the log's thread can't be started: {0}")]
+    Thread(#[from] io::Error),
 }
 
 /// Says whether a filter can be used, before anything is logged.
@@ -52,37 +76,124 @@ pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
     parse(filter).map(drop)
 }
 
-/// Sends all logs of this process to standard error.
-///
-/// # Errors
-///
-/// A filter that is not understood, or a second call.
-pub fn init(config: &Config) -> Result<(), TelemetryError> {
-    let colour = config.colour && io::stderr().is_terminal();
-    let subscriber = subscriber(&Config { colour, ..config.clone() }, io::stderr)?;
-    tracing_subscriber::util::SubscriberInitExt::try_init(subscriber)
-        .map_err(|_| TelemetryError::Twice)
+/// The log of this process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Log {
+    sink: Sink,
+    filter: reload::Handle<EnvFilter, tracing_subscriber::Registry>,
+    /// The filter's text.
+    text: Arc<Mutex<String>>,
 }
 
-/// What turns events into lines on `writer`.
+/// Writes what is queued when it is dropped, for at most a second: hold it until the end of `main`.
+#[derive(Debug)]
+#[must_use = "dropping it waits for the log"]
+pub struct LastLines(Sink);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        self.0.flush(LAST_LINES);
+    }
+}
+
+/// Sends all logs of this process to standard error, panics among them.
 ///
 /// # Errors
 ///
-/// A filter that is not understood.
-pub fn subscriber<W>(
-    config: &Config,
-    writer: W,
-) -> Result<Box<dyn Subscriber + Send + Sync>, TelemetryError>
+/// A filter that is not understood, a second call, or no thread to write.
+pub fn init(config: &Config) -> Result<(Log, LastLines), TelemetryError> {
+    let colour = config.colour && io::stderr().is_terminal();
+    // A file of our own: whoever else writes to standard error never waits for its lock.
+    let output: Box<dyn Write + Send> = match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(own) => Box::new(File::from(own)),
+        Err(_no_descriptors) => Box::new(io::stderr()),
+    };
+    let sink = Sink::start(output, announce_lost)?;
+    let (subscriber, filter) = assemble(&Config { colour, ..config.clone() }, sink.clone())?;
+    subscriber.try_init().map_err(|_| TelemetryError::Twice)?;
+    std::panic::set_hook(Box::new(log_panic));
+    let text = Arc::new(Mutex::new(config.filter.clone()));
+    let last = LastLines(sink.clone());
+    Ok((Log { sink, filter, text }, last))
+}
+
+impl Log {
+    /// Registers `smg_log_dropped_total`.
+    ///
+    /// # Errors
+    ///
+    /// When it is registered already.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        self.sink.register(registry)
+    }
+
+    /// Logs by another filter from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`TelemetryError::Filter`]; the former filter stays then.
+    pub fn set_filter(&self, filter: &str) -> Result<(), TelemetryError> {
+        let parsed = parse(filter)?;
+        let why = |error: reload::Error| TelemetryError::Filter {
+            filter: filter.to_owned(),
+            why: error.to_string(),
+        };
+        self.filter.reload(parsed).map_err(why)?;
+        filter.clone_into(&mut self.text.lock());
+        Ok(())
+    }
+
+    /// What is logged now.
+    #[must_use]
+    pub fn filter(&self) -> String {
+        self.text.lock().clone()
+    }
+}
+
+/// Said by the log itself, so at the level that is least often filtered out.
+fn announce_lost(lines: u64) {
+    error!(lines, "lines of the log were lost: standard error did not take them");
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let place = panic.location().map(ToString::to_string);
+    // Captured only if RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    error!(
+        panic = message(panic.payload()),
+        thread = thread.name(),
+        place,
+        backtrace,
+        "a thread panicked: this is a bug of smg"
+    );
+}
+
+fn message(payload: &dyn Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or_default()
+}
+
+type Assembled = Box<dyn Subscriber + Send + Sync>;
+type Filter = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+
+/// What turns events into lines on `writer`, and the way to change its filter.
+fn assemble<W>(config: &Config, writer: W) -> Result<(Assembled, Filter), TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(parse(&config.filter)?).with_writer(writer);
-    Ok(if config.json {
-        Box::new(lines.json().flatten_event(true).with_current_span(true).finish())
+    let (filter, handle) = reload::Layer::new(parse(&config.filter)?);
+    // An event that can't be written must not be reported on standard error: that would fail, too, and panic.
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    let layer = if config.json {
+        let layer = layer.json().flatten_event(true).with_current_span(true).with_span_list(false);
+        layer.map_event_format(|inner| JsonLine { inner }).boxed()
     } else {
-        Box::new(lines.with_ansi(config.colour).finish())
-    })
+        layer.with_ansi(config.colour).fmt_fields(TextFields).boxed()
+    };
+    Ok((Box::new(tracing_subscriber::registry().with(filter).with(layer)), handle))
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
@@ -140,15 +251,16 @@ mod tests {
         }
     }
 
-    /// What is written when a warning and a debug line are logged.
+    /// What is written when a warning and two debug lines are logged, the last one with a hostile field.
     fn logged(config: &Config) -> String {
         let memory = Memory::default();
         let writer = memory.clone();
-        let subscriber = subscriber(config, move || writer.clone()).unwrap();
+        let (subscriber, _) = assemble(config, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            let span = tracing::info_span!("task", name = "prober");
+            let span = tracing::info_span!("task", task = "prober");
             span.in_scope(|| tracing::warn!(worker = "w-1", "probe failed"));
             tracing::debug!("one request");
+            tracing::debug!(model = %"a\nERROR b\u{1b}[2J\u{9b}c", "{}", "set\r\n");
         });
         let bytes = memory.0.lock().clone();
         String::from_utf8(bytes).unwrap()
@@ -167,19 +279,48 @@ mod tests {
     fn machines_read_json() {
         let config = Config { json: true, filter: "debug".to_owned(), colour: true };
         let text = logged(&config);
-        assert_eq!(text.lines().count(), 2, "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
         let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(line["level"], "WARN");
         assert_eq!(line["message"], "probe failed");
         assert_eq!(line["worker"], "w-1");
-        assert_eq!(line["span"]["name"], "task");
+        assert_eq!(line["span"], serde_json::json!({ "name": "task", "task": "prober" }));
+        assert!(line["spans"].is_null(), "the span is not repeated: {line}");
+    }
+
+    #[test]
+    fn a_field_can_neither_end_its_line_nor_steer_the_terminal() {
+        let text = logged(&Config { filter: "debug".to_owned(), json: false, colour: false });
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        let last = text.lines().last().unwrap();
+        assert!(last.ends_with(": set\\r\\n model=a\\nERROR b\\u001b[2J\\u009bc"), "{last:?}");
+        let json = logged(&Config { filter: "debug".to_owned(), json: true, colour: false });
+        let line: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+        assert_eq!(line["model"], "a\nERROR b\u{1b}[2J\u{9b}c");
+        for text in [text, json] {
+            assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_filter_changes_while_it_is_used() {
+        let memory = Memory::default();
+        let writer = memory.clone();
+        let (subscriber, filter) = assemble(&Config::default(), move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("before");
+            filter.reload(parse("debug").unwrap()).unwrap();
+            tracing::debug!("after");
+        });
+        let text = String::from_utf8(memory.0.lock().clone()).unwrap();
+        assert!(!text.contains("before") && text.contains("after"), "{text}");
     }
 
     #[test]
     fn a_filter_names_modules() {
         let config = |filter: &str| Config { filter: filter.to_owned(), ..Config::default() };
         assert_eq!(logged(&config("smg=error")), "");
-        assert_eq!(logged(&config("error,smg_runtime::telemetry=debug")).lines().count(), 2);
+        assert_eq!(logged(&config("error,smg_runtime::telemetry=debug")).lines().count(), 3);
         let error = check_filter("info,=[").unwrap_err().to_string();
         assert!(error.contains("info,=["), "{error}");
     }

@@ -1,9 +1,10 @@
-//! TLS by rustls: what the listener shows and what workers are checked against.
+//! TLS by rustls: the certificate that the listener shows, and the authorities that workers are checked against.
 //!
 //! The provider (aws-lc-rs) is named here and nowhere installed for the process, so that no other library's choice can
-//! change it. Files are read once; a certificate sits behind a resolver, so that a reload can swap it later without
-//! touching the listener. An error names the file, the setting that named it and what is wrong.
+//! change it. A [`Live`] configuration can be read again from its files while it is used. An error names the file, the
+//! setting that named it and what is wrong.
 
+mod live;
 mod mesh;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, RootCertStore};
 
+pub use live::{Files, Live};
 pub use mesh::{MeshFiles, MeshTls, mesh, names_in};
 
 use smg_types::now::Now;
@@ -27,18 +29,18 @@ use smg_types::now::Now;
 /// Largest PEM file that is read, in bytes. The system's list of all authorities has about 250,000.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// What the HTTP listener shows to clients.
+/// The files of the HTTP listener's TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerConfig {
     /// PEM file with the certificate chain.
     pub certificate: PathBuf,
     /// PEM file with its private key.
     pub key: PathBuf,
-    /// PEM file with the authorities that client certificates must come from; `None`: none are asked for.
+    /// PEM file with the authorities that client certificates must come from; `None`: clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
-/// What workers behind `https://` are checked against.
+/// The files of TLS towards workers behind `https://`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClientConfig {
     /// PEM file with the authorities that workers' certificates must come from; `None`: the system's.
@@ -47,7 +49,7 @@ pub struct ClientConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// What a listener needs: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
+/// The configuration of a listener: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 ///
 /// # Errors
 ///
@@ -75,7 +77,7 @@ pub fn server(config: &ServerConfig, now: Now) -> Result<rustls::ServerConfig, T
     Ok(server)
 }
 
-/// What a connection to a worker needs: HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
+/// The configuration of connections to workers: HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
 ///
 /// Without a CA file this reads the system's authorities, which takes some milliseconds. A machine without any is no
 /// error here, since its workers may all be plain: connections to workers behind `https://` fail then.
@@ -109,26 +111,26 @@ pub fn check_client(config: &ClientConfig, now: Now) -> Result<(), TlsErrors> {
     client_files(config, &Arc::new(aws_lc_rs::default_provider()), now).map(drop)
 }
 
-/// A file that TLS reads, by what it is for.
+/// The purpose of a file that TLS reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The chain that clients are shown.
     ServerCertificate,
-    /// Its key.
+    /// The private key of that chain.
     ServerKey,
-    /// Authorities of clients.
+    /// The authorities of clients' certificates.
     ClientCa,
-    /// Authorities of workers.
+    /// The authorities of workers' certificates.
     WorkerCa,
     /// The chain that workers are shown.
     WorkerCertificate,
-    /// Its key.
+    /// The private key of that chain.
     WorkerKey,
     /// The chain that other routers are shown.
     MeshCertificate,
-    /// Its key.
+    /// The private key of that chain.
     MeshKey,
-    /// Authorities of routers.
+    /// The authorities of routers' certificates.
     MeshCa,
 }
 
@@ -171,28 +173,28 @@ pub struct TlsError {
 /// What can be wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// Not there, not ours to read, too large.
+    /// The file does not exist, may not be read, or is too large.
     #[error("can't be read: {0}")]
     Unreadable(#[from] io::Error),
     /// Something between the markers is not base64, or a marker is missing.
     #[error("is not PEM: {0}")]
     NotPem(String),
-    /// PEM, perhaps, but no certificate.
+    /// The file holds no certificate.
     #[error("has no certificate in it")]
     NoCertificate,
-    /// PEM, perhaps, but no private key.
+    /// The file holds no private key.
     #[error("has no private key in it")]
     NoKey,
-    /// A certificate that can't be understood.
+    /// A certificate can't be parsed.
     #[error("has a malformed certificate: {0}")]
     BadCertificate(rustls::Error),
-    /// A key that can't be understood, or of a kind that is not supported.
+    /// The key can't be parsed, or is of a kind that is not supported.
     #[error("has a private key that can't be used: {0}")]
     BadKey(rustls::Error),
-    /// The key is another certificate's.
+    /// The key belongs to another certificate.
     #[error("is not the key of the certificate in {}", .0.display())]
     Mismatch(PathBuf),
-    /// Nobody would accept it any more.
+    /// The certificate has expired.
     #[error("has a certificate that expired {} ago", ago(*.0))]
     Expired(std::time::Duration),
 }
@@ -275,7 +277,7 @@ fn identity(
     let (chain, key) = both(chain.map_err(TlsErrors::from), key.map_err(key_error))?;
     let identity = CertifiedKey::new(chain, key);
     match identity.keys_match() {
-        // A key that does not tell its public half can't be compared.
+        // A key that does not reveal its public half can't be compared.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
             Ok(identity)
         }
@@ -283,7 +285,7 @@ fn identity(
     }
 }
 
-/// Whether the certificate at the chain's head can be parsed and has not expired.
+/// Checks that the certificate at the chain's head can be parsed and has not expired.
 fn fit_to_show(
     chain: &[CertificateDer<'static>],
     provider: &CryptoProvider,
@@ -291,7 +293,7 @@ fn fit_to_show(
 ) -> Result<(), Problem> {
     let (head, rest) = chain.split_first().ok_or(Problem::NoCertificate)?;
     let parsed = ParsedCertificate::try_from(head).map_err(Problem::BadCertificate)?;
-    // Checked against no authority: the times are looked at before the issuer, which is then unknown.
+    // Checked against no authority: rustls checks the times first and then fails for the unknown issuer.
     let verdict = verify_server_cert_signed_by_trust_anchor(
         &parsed,
         &RootCertStore::empty(),

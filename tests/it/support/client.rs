@@ -153,8 +153,30 @@ impl Connection {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        self.exchange(request, body.into()).await
+    }
+
+    /// Puts a JSON document and waits for the whole answer.
+    pub(crate) async fn put(
+        &mut self,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let request = http::Request::builder()
+            .method("PUT")
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("content-type", "application/json");
+        self.exchange(request, body.into()).await
+    }
+
+    async fn exchange(
+        &mut self,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         self.sender.ready().await?;
-        let response = self.sender.send_request(request.body(Full::new(body.into()))?).await?;
+        let response = self.sender.send_request(request.body(Full::new(body))?).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })

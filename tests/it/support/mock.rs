@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use smg_mock::script::Faults;
+use smg_mock::server::Bound;
 use smg_mock::worker::Worker;
 use smg_mock::{Config, Stats};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -34,7 +35,7 @@ impl Mock {
 
     /// One as `config` says, apart from the model.
     pub(crate) async fn with(config: Config) -> Self {
-        let bound = Worker::bind(Config { models: vec!["m".to_owned()], ..config }).await.unwrap();
+        let bound = Bound::bind(Config { models: vec!["m".to_owned()], ..config }).await.unwrap();
         let (worker, address) = (bound.worker(), bound.address());
         let serving = tokio::spawn(bound.serve(std::future::pending()));
         Self { worker, address, serving }

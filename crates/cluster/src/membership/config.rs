@@ -1,60 +1,61 @@
-//! Every period and number of the membership, none of them hidden in a library's defaults.
+//! Every period and number of membership. None is left to a library's defaults.
 //!
-//! foca's `Config::new_lan` gives an update of a three-node cluster two transmissions, which loses it; so nothing is
-//! taken from there.
+//! foca's `Config::new_lan` sends an update in a cluster of three only twice, which loses it; so nothing is taken from
+//! there.
 
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-/// How the membership behaves.
+/// Settings of membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Time between two probes of a random member.
+    /// Time between two probes, each of a random member.
     pub probe_period: Duration,
-    /// How long a probe waits for an answer before others are asked to probe; at most half of `probe_period`, for the
-    /// others need as long again.
+    /// Time that a probe waits for its answer before other members are asked to probe. At most half of `probe_period`,
+    /// because the others need as long again.
     pub probe_timeout: Duration,
-    /// How many others are asked to probe, and how many hear a refutation at once.
+    /// How many other members are asked to probe, and how many are sent a refutation at once.
     pub indirect_probes: NonZeroUsize,
-    /// How long a suspected member may refute, in a cluster of up to fifty; above, it grows with the logarithm of the
-    /// size.
+    /// Time that a suspected member has to refute, in a cluster of up to fifty; in a larger one it grows with the
+    /// logarithm of the size.
     pub suspicion: Duration,
-    /// How often an update is passed on, at least; grows with the logarithm of the size.
+    /// How often an update is sent, at least; it grows with the logarithm of the size.
     pub transmissions: NonZeroU8,
-    /// Time between two rounds of gossip, which are only sent while there is something to tell.
+    /// Time between two rounds of gossip, which are sent only while there are updates.
     pub gossip_period: Duration,
-    /// How many members hear each round.
+    /// How many members each round of gossip is sent to.
     pub gossip_fanout: NonZeroUsize,
     /// Time between two exchanges of the member list with a random member.
     pub announce_period: Duration,
-    /// Time between two attempts of foca to reach members that are down.
+    /// Time between two rounds in which foca tries to reach members that are down.
     pub announce_down_period: Duration,
-    /// How many of them.
+    /// How many members that are down each such round tries.
     pub announce_down_fanout: NonZeroUsize,
-    /// Largest packet, in bytes.
+    /// Largest packet of foca in bytes, from 1,400 to 524,288.
     pub packet_bytes: NonZeroUsize,
-    /// Time between two rounds of knocking at join addresses while alone; each is varied by a quarter.
-    pub knock_alone_period: Duration,
-    /// The same while not alone: at join addresses without an alive member, and at members that are down.
-    pub knock_period: Duration,
-    /// At how many addresses to knock per round while alone; all come in turn.
-    pub knock_alone_fanout: NonZeroUsize,
-    /// The same while not alone.
-    pub knock_fanout: NonZeroUsize,
-    /// How long the holder of a name that somebody else claims may take to say that it is still there.
+    /// Time between two rounds of join probes while this node has no members; varied by a quarter.
+    pub join_alone_period: Duration,
+    /// The same while it has members: then join addresses without a live member, and members that are down, are probed.
+    pub join_period: Duration,
+    /// How many addresses a round probes while this node has no members; all have their turn.
+    pub join_alone_fanout: NonZeroUsize,
+    /// The same while it has members.
+    pub join_fanout: NonZeroUsize,
+    /// Time that the holder of a name has to answer when another process claims it.
     pub challenge_timeout: Duration,
-    /// Time between two repetitions of a goodbye while leaving.
+    /// Time between two repetitions of a goodbye while this node is leaving.
     pub goodbye_period: Duration,
     /// How long a member that is down stays listed.
     pub forget_after: Duration,
-    /// A turn later than this means that the process was frozen: its timers must not count that time.
+    /// A call of `handle_timeout` that is later than this means that the process was frozen: its timers must not count
+    /// that time.
     pub stall: Duration,
-    /// Most names remembered, the dead included; beyond it, the longest dead are forgotten.
+    /// Most names remembered; beyond, those that have been down for longest are forgotten.
     pub max_members: NonZeroUsize,
 }
 
 impl Config {
-    /// For one data centre.
+    /// Settings for one data centre.
     #[must_use]
     pub const fn lan() -> Self {
         Self {
@@ -69,10 +70,10 @@ impl Config {
             announce_down_period: Duration::from_secs(10),
             announce_down_fanout: NonZeroUsize::new(2).expect("2 is not zero"),
             packet_bytes: NonZeroUsize::new(64 * 1024).expect("64 KiB is not zero"),
-            knock_alone_period: Duration::from_millis(1500),
-            knock_period: Duration::from_secs(4),
-            knock_alone_fanout: NonZeroUsize::new(16).expect("16 is not zero"),
-            knock_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
+            join_alone_period: Duration::from_millis(1500),
+            join_period: Duration::from_secs(4),
+            join_alone_fanout: NonZeroUsize::new(16).expect("16 is not zero"),
+            join_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
             challenge_timeout: Duration::from_millis(200),
             goodbye_period: Duration::from_secs(1),
             forget_after: Duration::from_secs(24 * 3600),
@@ -81,7 +82,8 @@ impl Config {
         }
     }
 
-    /// For sites with up to half a second between them: slower in everything, so that distance is not taken for death.
+    /// Settings for sites with up to half a second between them: everything is slower, so that distance is not taken
+    /// for a crash.
     #[must_use]
     pub const fn wan() -> Self {
         Self {
@@ -93,8 +95,8 @@ impl Config {
             announce_period: Duration::from_secs(30),
             announce_down_period: Duration::from_secs(30),
             announce_down_fanout: NonZeroUsize::new(3).expect("3 is not zero"),
-            knock_alone_period: Duration::from_secs(4),
-            knock_period: Duration::from_secs(10),
+            join_alone_period: Duration::from_secs(4),
+            join_period: Duration::from_secs(10),
             challenge_timeout: Duration::from_millis(1500),
             goodbye_period: Duration::from_secs(2),
             stall: Duration::from_secs(2),
@@ -102,7 +104,7 @@ impl Config {
         }
     }
 
-    /// All that is wrong with the numbers, empty if nothing is.
+    /// All that is wrong with the numbers; empty if nothing is.
     #[must_use]
     pub fn mistakes(&self) -> Vec<ConfigError> {
         let positive = [
@@ -112,8 +114,8 @@ impl Config {
             ("gossip period", self.gossip_period),
             ("announce period", self.announce_period),
             ("announce-down period", self.announce_down_period),
-            ("knock-alone period", self.knock_alone_period),
-            ("knock period", self.knock_period),
+            ("join-alone period", self.join_alone_period),
+            ("join period", self.join_period),
             ("challenge timeout", self.challenge_timeout),
             ("goodbye period", self.goodbye_period),
             ("forget-after", self.forget_after),
@@ -142,20 +144,20 @@ impl Config {
         mistakes
     }
 
-    /// How long a suspected member may refute in a cluster of `size`: gossip needs longer in larger ones, which shows
-    /// above fifty.
+    /// Time that a suspected member has to refute in a cluster of `size`: gossip takes longer in a larger one.
     #[must_use]
     pub fn suspicion_at(&self, size: usize) -> Duration {
         self.suspicion.mul_f64(decades(size / 5).max(1.0))
     }
 
-    /// The longest that it may take, after the last fault, until `size` nodes agree: a round of knocking, the longest
-    /// suspicion twice (a false one may have begun just before, and its refutation be lost), and gossip's rounds.
+    /// The longest time, after the last fault, until `size` nodes list the same members: a round of join probes, the
+    /// longest suspicion twice (a false one may have begun just before, and its refutation may be lost), and the rounds
+    /// of gossip.
     #[must_use]
     pub fn convergence(&self, size: usize) -> Duration {
         let rounds = f64::from(u32::try_from(size.max(2)).unwrap_or(u32::MAX)).log2().ceil() + 1.0;
-        let knock = self.knock_period.max(self.knock_alone_period).mul_f64(1.25);
-        knock + self.suspicion_at(size) * 2 + self.gossip_period.mul_f64(rounds)
+        let join = self.join_period.max(self.join_alone_period).mul_f64(1.25);
+        join + self.suspicion_at(size) * 2 + self.gossip_period.mul_f64(rounds)
     }
 
     /// foca's configuration for a cluster of `size`.
@@ -195,13 +197,13 @@ fn small(value: f64) -> NonZeroU8 {
     NonZeroU8::new(value as u8).unwrap_or(NonZeroU8::MIN)
 }
 
-/// A number that can't work.
+/// A setting that can't work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A period of no time at all.
+    /// A period is zero.
     #[error("{0} is zero")]
     Zero(&'static str),
-    /// No time left for indirect probes.
+    /// No time is left for indirect probes.
     #[error("probe timeout {timeout:?} is more than half of the probe period {period:?}")]
     ProbeTimeout {
         /// The timeout given.
@@ -209,15 +211,15 @@ pub enum ConfigError {
         /// The period given.
         period: Duration,
     },
-    /// Less time to refute than between two probes.
+    /// There is less time to refute than between two probes.
     #[error("suspicion {suspicion:?} is shorter than the probe period {period:?}")]
     Suspicion {
-        /// The suspicion given.
+        /// The time to refute that was given.
         suspicion: Duration,
         /// The period given.
         period: Duration,
     },
-    /// A packet too small for long names or too large for a frame.
+    /// The packet is too small for long names, or too large for a frame.
     #[error("packet size {0} is not between 1400 and 524288 bytes")]
     PacketBytes(usize),
 }
@@ -227,13 +229,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_profiles_are_sound() {
+    fn both_profiles_are_valid() {
         assert_eq!(Config::lan().mistakes(), []);
         assert_eq!(Config::wan().mistakes(), []);
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_mistakes_are_reported_at_once() {
         let wrong = Config {
             probe_timeout: Duration::from_millis(401),
             gossip_period: Duration::ZERO,
@@ -241,9 +243,9 @@ mod tests {
             packet_bytes: NonZeroUsize::new(100).unwrap(),
             ..Config::lan()
         };
-        let told: Vec<_> = wrong.mistakes().iter().map(ToString::to_string).collect();
+        let reported: Vec<_> = wrong.mistakes().iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            reported,
             [
                 "gossip period is zero",
                 "probe timeout 401ms is more than half of the probe period 800ms",

@@ -1,7 +1,8 @@
-//! Driving foca: everything that goes into it and everything that it wants done.
+//! Driving foca: what goes into it, and what it wants done.
 //!
-//! foca leaves three things to its driver, and loses nodes if they are not done: timers in its own order and none lost;
-//! suspicions that were refuted must not fire (a defect of 2.0.0); suspects that were never told must be told.
+//! foca requires three things of its driver, and loses members without them: timers in its own order, none of which may
+//! be lost; timers of refuted suspicions must not fire (a defect of 2.0.0); suspects that gossip did not reach must be
+//! notified.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,8 +35,8 @@ impl Membership {
     }
 
     pub(super) fn handle_swim_timer(&mut self, now: Now, timer: Timer<Identity>) {
-        // foca 2.0.0 takes a suspicion that was refuted for one that was confirmed when its timer fires, and tells
-        // the refuting member that it is dead. So such timers never reach it.
+        // When the timer of a suspicion fires, foca 2.0.0 treats a suspicion that was refuted like one that was
+        // confirmed, and notifies the refuting member that it is dead. So such timers never reach foca.
         if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
             let still_suspected = self.swim.iter_members().any(|member| {
                 member.id() == member_id
@@ -50,7 +51,7 @@ impl Membership {
         self.drive(now, |swim, effects| swim.handle_timer(timer, effects));
     }
 
-    /// Lets foca act, then takes over what it wants done.
+    /// Lets foca act, then does what it wants done.
     pub(super) fn drive(
         &mut self,
         now: Now,
@@ -91,23 +92,23 @@ impl Membership {
         self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
         let connected = std::mem::take(&mut effects.connected);
         let defunct = std::mem::take(&mut effects.defunct);
-        let heard = effects.heard.take();
+        let sender = effects.sender.take();
         self.effects = effects;
-        self.absorb(now, &BTreeMap::new());
-        self.gossip_if_there_is_news(now);
+        self.update_table(now, &BTreeMap::new());
+        self.resume_gossip(now);
         if connected && self.me.state == MemberState::Init {
-            self.turn(now, MemberState::Alive);
+            self.set_own_state(now, MemberState::Alive);
         }
         if defunct {
-            self.handle_defunct(now, heard.as_ref());
+            self.handle_defunct(now, sender.as_ref());
         }
     }
 
-    /// Lets the next gossip come, at the beat it would have had, when there is something to pass on: a node that has
-    /// nothing to say is not woken ten times a second to find that out. While somebody is suspected it is: a process that was
-    /// frozen must notice by its lateness, before it judges.
-    fn gossip_if_there_is_news(&mut self, now: Now) {
-        if (self.swim.updates_backlog() > 0 || self.tells_suspects)
+    /// Schedules the next round of gossip, at the time at which it would have come anyway, if there is something to
+    /// send. A node with nothing to send is not woken ten times a second to find that out. It is woken while a member
+    /// is suspected: a process that was frozen must notice that by its lateness before it declares the member down.
+    fn resume_gossip(&mut self, now: Now) {
+        if (self.swim.updates_backlog() > 0 || self.notifies_suspects)
             && let Some((at, gossip)) = self.gossip.take()
         {
             let at = next_beat(at, self.config.gossip_period, now.mono);
@@ -115,14 +116,15 @@ impl Membership {
         }
     }
 
-    /// The cluster takes this node for dead. It lives: it renews, at once the first time, then at most once per probe
-    /// period; and it knocks at who said so, to learn how much it must claim.
+    /// The cluster takes this node for dead, but it is alive. It renews its identity, at once the first time and then
+    /// at most once per probe period, and sends a join probe to the node that said so, to learn how high its claim must
+    /// be.
     pub(super) fn handle_defunct(&mut self, now: Now, accuser: Option<&Identity>) {
         if self.me.departed || self.me.refused.is_some() {
             return;
         }
         if let Some(accuser) = accuser {
-            self.knock_at(accuser.address);
+            self.send_join_probe(accuser.address);
         }
         if now.mono >= self.me.renew_at {
             self.renew(now);
@@ -140,27 +142,28 @@ impl Membership {
         self.counters.renewals += 1;
         let identity = self.swim.identity();
         let renewed = identity.raised_above(identity.claim());
-        self.reidentify(now, renewed.clone());
+        self.change_identity(now, renewed.clone());
         self.events.push_back(Event::Renewed(renewed));
     }
 
-    /// SWIM leaves a hole: a suspicion whose subject was never told, because the gossip was lost or the accuser died or
-    /// was reset meanwhile, is neither refuted nor confirmed as long as probes succeed. So the suspect is told directly.
-    pub(super) fn tell_suspects(&mut self, now: Now) {
+    /// SWIM leaves a gap: if the suspected member never learns of it, because the gossip was lost or the accuser died
+    /// or was reset meanwhile, the suspicion is neither refuted nor confirmed as long as probes succeed. So suspects
+    /// are notified directly.
+    pub(super) fn notify_suspects(&mut self, now: Now) {
         let suspects: Vec<_> = self
             .table
             .iter()
             .filter(|record| record.state == Some(MemberState::Suspected))
             .map(|record| (record.identity.clone(), record.incarnation))
             .collect();
-        self.tells_suspects = !suspects.is_empty();
+        self.notifies_suspects = !suspects.is_empty();
         for (suspect, incarnation) in suspects {
             let (to, name) = (suspect.address, suspect.name.clone());
             self.send_message(to, Some(name), Kind::Suspicion, &Suspicion { suspect, incarnation });
         }
-        if self.tells_suspects {
+        if self.notifies_suspects {
             let at = now.mono + self.config.probe_period;
-            self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+            self.timers.schedule(at, RANK_OWN, Due::NotifySuspects);
         }
     }
 
@@ -176,59 +179,59 @@ impl Membership {
         }
     }
 
-    pub(super) fn reidentify(&mut self, now: Now, identity: Identity) {
-        self.me.stepped_back = false;
+    pub(super) fn change_identity(&mut self, now: Now, identity: Identity) {
+        self.me.gave_up_name = false;
         self.drive(now, |swim, effects| {
             swim.change_identity(identity, &mut *effects)?;
-            // foca waits for the next packet before it probes again; there may be none.
+            // foca probes again only after the next packet, and there may be none.
             swim.apply_many(std::iter::empty(), false, effects)
         });
     }
 
-    pub(super) fn absorb(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
+    pub(super) fn update_table(&mut self, now: Now, down_since: &BTreeMap<NodeName, Duration>) {
         let mine = &self.swim.identity().name;
         let others = self.swim.iter_membership_state().filter(|member| member.id().name != *mine);
-        self.table.absorb(now.mono, self.config.forget_after, others, down_since);
+        self.table.update(now.mono, self.config.forget_after, others, down_since);
         while let Some(transition) = self.table.pop_transition() {
-            if transition.to == Some(MemberState::Suspected) && !self.tells_suspects {
-                self.tells_suspects = true;
+            if transition.to == Some(MemberState::Suspected) && !self.notifies_suspects {
+                self.notifies_suspects = true;
                 let at = now.mono + self.config.probe_period;
-                self.timers.schedule(at, RANK_OWN, Due::TellSuspects);
+                self.timers.schedule(at, RANK_OWN, Due::NotifySuspects);
             }
             self.events.push_back(Event::Member(transition));
         }
         self.notice_namesake_in_list(now);
-        self.retune();
+        self.adapt_to_size();
         if self.table.len() > 0 {
             self.resume_rounds(now);
         }
     }
 
-    /// Schedules the rounds that stop while nobody else is known: sweeping the table, knocking.
+    /// Schedules the rounds that pause while no other node is known: sweeps of the table, and join probes.
     fn resume_rounds(&mut self, now: Now) {
-        if !std::mem::replace(&mut self.sweeps, true) {
+        if !std::mem::replace(&mut self.is_sweep_scheduled, true) {
             self.next_sweep = next_beat(self.next_sweep, self.sweep_period(), now.mono);
             self.timers.schedule(self.next_sweep, RANK_OWN, Due::Sweep);
         }
-        self.resume_knocking(now);
+        self.resume_join_rounds(now);
     }
 
-    /// Suspicion and the number of transmissions grow with the cluster; small changes are ignored.
-    pub(super) fn retune(&mut self) {
+    /// The time to refute and the number of transmissions grow with the cluster; small changes of its size are ignored.
+    pub(super) fn adapt_to_size(&mut self) {
         let size = self.swim.num_members() + 1;
-        if size * 5 > self.tuned_for * 6 || size * 5 < self.tuned_for * 4 {
-            self.tuned_for = size;
+        if size * 5 > self.configured_for * 6 || size * 5 < self.configured_for * 4 {
+            self.configured_for = size;
             self.swim
                 .set_config(self.config.foca(size))
                 .expect("the periods that foca fixes never change");
         }
     }
 
-    pub(super) fn turn(&mut self, now: Now, to: MemberState) {
+    pub(super) fn set_own_state(&mut self, now: Now, to: MemberState) {
         let from = std::mem::replace(&mut self.me.state, to);
         if from != to {
             self.me.since = now.mono;
-            self.events.push_back(Event::Me { from, to });
+            self.events.push_back(Event::OwnState { from, to });
         }
     }
 
@@ -238,10 +241,10 @@ impl Membership {
                 swim.handle_timer(Timer::RemoveDown(identity), effects)
             });
         }
-        self.sweeps = false;
+        self.is_sweep_scheduled = false;
         self.next_sweep = now.mono + self.sweep_period();
         // Schedules the next sweep, unless the table is empty.
-        self.absorb(now, &BTreeMap::new());
+        self.update_table(now, &BTreeMap::new());
     }
 
     pub(super) fn sweep_period(&self) -> Duration {
@@ -249,7 +252,7 @@ impl Membership {
     }
 }
 
-/// foca's order of timers that are due at the same moment; its own `Ord` does not tell how far apart they are.
+/// The order in which foca wants timers that are due at the same moment.
 const fn rank(timer: &Timer<Identity>) -> u8 {
     match timer {
         Timer::SendIndirectProbe { .. } => 0,
@@ -270,8 +273,8 @@ pub(super) struct Effects {
     connected: bool,
     defunct: bool,
     failed_probes: u32,
-    /// Who sent the packet that foca acts on.
-    heard: Option<Identity>,
+    /// The sender of the packet that foca handles.
+    sender: Option<Identity>,
     pinged: Option<(NodeName, u8)>,
     acked: Option<(NodeName, u8)>,
 }
@@ -286,14 +289,14 @@ impl Runtime<Identity> for Effects {
                 if let foca::Message::Ack(number) = header.message {
                     self.acked = Some((header.src.name.clone(), number));
                 }
-                self.heard = Some(header.src.clone());
+                self.sender = Some(header.src.clone());
             }
             Notification::DataSent(header) => {
                 if let foca::Message::Ping(number) = header.message {
                     self.pinged = Some((header.dst.name.clone(), number));
                 }
             }
-            // The table compares the lists instead: foca tells of no suspicion, so that its notices are not enough.
+            // The table compares the member lists instead, because foca does not notify of suspicions.
             Notification::MemberUp(_)
             | Notification::MemberDown(_)
             | Notification::Rename(..)

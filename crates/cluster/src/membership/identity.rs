@@ -1,10 +1,10 @@
-//! Who a member is, as SWIM sees it: a name, a life of it, and an address to reach it.
+//! The identity of a member in SWIM: a name, a generation, and an address.
 //!
-//! foca's address is the *name*, so that a pod that returns with another IP replaces itself and leaves no ghost. The
-//! cluster id belongs to an identity too, but travels once per frame instead of once per member.
+//! foca's address is the *name*, so that a pod that returns with another IP replaces itself and leaves no trace of its
+//! old address. The cluster id belongs to an identity too, but is sent once per frame instead of once per member.
 //!
-//! Two identities of one name are ordered by their *claim*: the generation (which grows at each start of a process)
-//! plus renewals (which grow each time a live node is declared down). State is keyed by name and generation alone, so
+//! Two identities of one name are ordered by their *claim*: the generation, which grows at each start of a process,
+//! plus renewals, which grow each time a live node is declared down. State is keyed by name and generation alone, so
 //! that a false DOWN costs a renewal and never resets anything.
 
 use std::fmt;
@@ -13,52 +13,52 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, NodeId, NodeName};
 
-/// One member at one moment of its life.
+/// A member, as it presents itself at one moment.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
-    /// Which router.
+    /// The name of the router.
     pub name: NodeName,
-    /// Which of its lives.
+    /// Its generation.
     pub generation: Generation,
-    /// How much it had to raise its claim within this life.
+    /// How much it has raised its claim within this generation.
     pub renewal: u64,
-    /// Where others reach it.
+    /// The address at which others reach it.
     pub address: SocketAddr,
 }
 
 impl Identity {
-    /// Claims at or above this are refused: nothing honest gets there before the year 2100, and what is far above
-    /// could not be topped by the rightful owner.
+    /// Claims at or above this are refused: no honest node gets there before the year 2100, and the rightful owner of a
+    /// name could not claim more.
     pub const MAX_CLAIM: u64 = 1 << 62;
 
-    /// Which life of which router this is.
+    /// The name and the generation, without renewals and address.
     #[must_use]
     pub fn node(&self) -> NodeId {
         NodeId { name: self.name.clone(), generation: self.generation }
     }
 
-    /// What decides between two identities of one name: the larger wins.
+    /// What decides between two identities of one name: the higher claim wins.
     #[must_use]
     pub const fn claim(&self) -> u64 {
         self.generation.0.saturating_add(self.renewal)
     }
 
-    /// This life with a claim above `claim`, unless it is there already.
+    /// The same generation with a claim above `claim`; unchanged if its claim is higher already.
     #[must_use]
     pub fn raised_above(&self, claim: u64) -> Self {
         let needed = claim.saturating_add(1).max(self.claim());
         Self { renewal: needed.saturating_sub(self.generation.0), ..self.clone() }
     }
 
-    /// Whether the claim is one that an honest node can have.
+    /// Whether an honest node can have this claim.
     #[must_use]
     pub const fn is_plausible(&self) -> bool {
         self.claim() < Self::MAX_CLAIM
     }
 }
 
-/// The generation of a process that starts when the calendar shows `wall`: milliseconds since 1970 above twenty random
-/// bits. The random bits tell apart two lives that begin with the same reading, as after a clock was set back.
+/// The generation of a process that starts at the wall-clock time `wall`: milliseconds since 1970 above twenty random
+/// bits. The random bits distinguish two processes that start with the same reading, as after a clock was set back.
 #[must_use]
 pub fn generation_at(wall: std::time::Duration, chance: u32) -> Generation {
     let millis =
@@ -69,7 +69,7 @@ pub fn generation_at(wall: std::time::Duration, chance: u32) -> Generation {
 impl foca::Identity for Identity {
     type Addr = NodeName;
 
-    /// Never by foca itself: whether to renew, and how far to raise the claim, is decided in `Membership`, which knows
+    /// foca never renews: whether to renew, and how far to raise the claim, is decided in `Membership`, which knows
     /// whether the node is leaving, was refused, or has renewed a moment ago.
     fn renew(&self) -> Option<Self> {
         None
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_life_and_a_renewal_both_win() {
+    fn a_later_generation_and_a_renewal_both_win() {
         assert!(identity(2, 0).win_addr_conflict(&identity(1, 0)));
         assert!(identity(1, 1).win_addr_conflict(&identity(1, 0)));
         assert!(!identity(1, 0).win_addr_conflict(&identity(1, 0)));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_claim_keeps_the_life() {
+    fn a_raised_claim_keeps_the_generation() {
         let raised = identity(5, 0).raised_above(100);
         assert_eq!((raised.claim(), raised.generation), (101, Generation(5)));
         assert_eq!(identity(5, 7).raised_above(3), identity(5, 7));

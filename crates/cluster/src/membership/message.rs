@@ -1,7 +1,7 @@
-//! What membership says besides foca's packets: knocking, answers to it, and goodbyes.
+//! The messages of membership besides foca's packets: join probes, the answers to them, and goodbyes.
 //!
-//! An answer names the generation it answers to. A generation is one process's and has random bits, so that an answer
-//! to an earlier life, or made up by somebody who never heard the question, is not taken.
+//! An answer names the generation that it answers. A generation belongs to one process and has random bits, so an
+//! answer to an earlier process, or one that was made up by a node that never received the question, is not taken.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,35 +11,35 @@ use smg_types::ids::Generation;
 
 use crate::membership::identity::Identity;
 
-/// Most members in one welcome: what is beyond is learned by gossip.
+/// Most members in a welcome; further ones are learned by gossip.
 pub(super) const MAX_WELCOME_MEMBERS: usize = 4096;
 
-/// A knock at `dialled`.
+/// A join probe to the address `dialled`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) identity: Identity,
-    /// The address that was knocked at: a node that hears its own knock learns that this address is its own.
+    /// The address that the probe was sent to: a node that receives its own probe learns that this address is its own.
     pub(super) dialled: SocketAddr,
-    /// Whether it is in a cluster already, and only looks for those it lost.
-    pub(super) seated: bool,
+    /// Whether the sender is in a cluster already and only looks for members that it has lost.
+    pub(super) joined: bool,
 }
 
-/// Come in.
+/// The answer to a join probe: the receiver is let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Welcome {
-    /// Whom it answers.
+    /// The generation that is answered.
     pub(super) to: Generation,
-    /// Who answers.
+    /// The node that answers.
     pub(super) from: Identity,
-    /// The address that the knock came from, as seen by who answers.
+    /// The address that the probe came from, as seen by the node that answers.
     pub(super) seen_as: SocketAddr,
     /// What was known under the newcomer's name: it must claim more than this to be believed.
     pub(super) known: Option<Identity>,
-    /// Everybody that is known, who answers included, except the newcomer.
+    /// All members that are known, except the newcomer; the node that answers is among them.
     pub(super) members: Vec<Listed>,
 }
 
-/// A member as one node tells another.
+/// A member in a member list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Listed {
     pub(super) identity: Identity,
@@ -52,26 +52,26 @@ pub(super) enum ListedState {
     Alive,
     Suspected,
     Leaving,
-    /// Said goodbye and went: whoever takes it for dead need not.
+    /// It has left: a node that takes it for down must not.
     Gone,
-    /// With the time since: so that it is forgotten everywhere at the same moment and not told round for ever.
+    /// It has been down for this long, so that all nodes forget it at the same time and no list brings it back.
     Down(Duration),
 }
 
-/// You can't come in.
+/// The answer to a join probe: the receiver is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refusal {
-    /// Whom it answers.
+    /// The generation that is answered.
     pub(super) to: Generation,
     pub(super) reason: RefusalReason,
-    /// Whether the holder is in a cluster.
-    pub(super) seated: bool,
+    /// Whether the holder of the name is in a cluster.
+    pub(super) joined: bool,
 }
 
-/// Why a newcomer can't come in.
+/// Why a node is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum RefusalReason {
-    /// Somebody alive has the name.
+    /// A live member has its name.
     #[error(
         "the name is taken by {0}, which is alive; give this router another --mesh-server-name"
     )]
@@ -81,37 +81,37 @@ pub enum RefusalReason {
     ForeignCluster(SocketAddr),
 }
 
-/// To the holder of a name: somebody else claims it, are you still there?
+/// A question to the holder of a name that another process claims: does it still run?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
-    /// Who is believed to hold the name.
+    /// The holder of the name, as the asker believes.
     pub(super) holder: Identity,
-    /// Who claims it.
+    /// The process that claims the name.
     pub(super) claimant: Identity,
-    /// Who asks.
+    /// The address to answer to.
     pub(super) asker: SocketAddr,
     /// Whether the claimant is in a cluster already.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
-/// Still here.
+/// The answer to a challenge: the holder still runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StillHere {
     pub(super) holder: Identity,
     pub(super) claimant: Identity,
     /// Whether the holder is in a cluster.
-    pub(super) seated: bool,
+    pub(super) joined: bool,
 }
 
-/// Said by a node that will go, and passed on by who hears it for the first time.
+/// A node is leaving. Members that receive this for the first time relay it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Goodbye {
     pub(super) identity: Identity,
-    /// Not only announced but done: nobody needs to probe it.
+    /// Whether the node is gone already, so that it need not be probed any more.
     pub(super) gone: bool,
 }
 
-/// To a member that has been suspected for a while: its refutation did not arrive, or it was never told.
+/// A notice to a member that has been suspected for a while: gossip did not reach it, or its refutation was lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Suspicion {
     pub(super) suspect: Identity,

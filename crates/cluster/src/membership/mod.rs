@@ -1,18 +1,18 @@
-//! Who is in the cluster: SWIM by foca, and around it what SWIM leaves open.
+//! Which nodes are in the cluster: SWIM by foca, and what SWIM leaves open.
 //!
-//! [`Membership`] is a state machine: packets, time and commands in, packets and events out. foca probes, suspects,
-//! refutes and gossips. What is added here: identities that survive a false DOWN (`identity`), knocking that never
-//! gives up (`knock`), names that can't be taken twice (`names`), goodbyes, the five states (`table`), and three guards that
-//! foca's driver owes it: timers are never lost, a suspicion that was refuted never kills, and a process that was
-//! frozen doesn't accuse the others of its own silence.
+//! [`Membership`] is a state machine: packets, time and commands go in, packets and events come out. foca probes,
+//! suspects, refutes and gossips. Added here are identities that survive a false DOWN (`identity`), join probes that
+//! never end (`joining`), names that have one holder (`names`), graceful leaving (`leaving`), the five states
+//! (`table`), and three guards that foca requires of its driver: no timer is lost; the timer of a refuted suspicion
+//! never declares a member down; a process that was frozen does not suspect the others for its own silence.
 //!
-//! Not guaranteed: that two nodes list the same members at the same moment; nothing here is a consensus.
+//! Not guaranteed: that two nodes list the same members at the same moment. Nothing here is a consensus.
 
 mod config;
 mod drive;
-mod goodbye;
 mod identity;
-mod knock;
+mod joining;
+mod leaving;
 mod message;
 mod names;
 mod packet;
@@ -34,7 +34,7 @@ pub use crate::membership::state::{MemberState, Transition};
 
 use crate::codec::{self, ClusterId, Frame, Kind, PayloadError};
 use crate::membership::drive::Effects;
-use crate::membership::knock::Knocking;
+use crate::membership::joining::Joining;
 use crate::membership::message::Goodbye;
 use crate::membership::packet::PacketCodec;
 use crate::membership::table::Table;
@@ -44,123 +44,126 @@ use smg_types::now::Now;
 
 type Swim = Foca<Identity, PacketCodec, StdRng, NoCustomBroadcast>;
 
-/// Most frames that wait for `poll_transmit`; it is drained after each call, so that reaching this means a driver that
-/// doesn't. The oldest are dropped and counted: gossip may be lost.
+/// Frames that wait for `poll_transmit`, which a driver drains after each call. Beyond, the oldest are dropped and
+/// counted; gossip may be lost.
 const MAX_OUTGOING: usize = 16 * 1024;
 
-/// How long a newcomer that was welcomed is listed as INIT without being heard of.
+/// A newcomer that was let in is listed as INIT for this long, unless it becomes a member before.
 const NEWCOMER_LISTED: Duration = Duration::from_secs(5);
 
 /// A frame to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Where to.
+    /// The address to send it to.
     pub to: SocketAddr,
-    /// To whom, if it is a member.
+    /// The node at that address; `None` for a join probe, whose receiver is not known yet.
     pub peer: Option<NodeName>,
-    /// The frame.
+    /// The whole frame.
     pub bytes: Vec<u8>,
 }
 
-/// What happened to this node or to its view of the others.
+/// A change of this node's own state, or of what it believes of the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Another node changed its state.
+    /// Another member has changed its state.
     Member(Transition),
-    /// This node changed its state.
-    Me {
-        /// Before.
+    /// This node has changed its state.
+    OwnState {
+        /// The state before.
         from: MemberState,
-        /// After.
+        /// The state after.
         to: MemberState,
     },
-    /// This node was declared down while it was alive, and has said so under a renewed identity. Nothing was reset.
+    /// This node was declared down while it was alive, and has refuted that with a renewed identity. Nothing was reset.
     Renewed(Identity),
-    /// Others know a later life under this node's name than it had taken for itself (the clock was set back, the disk
-    /// is gone): it goes on as another writer. Whatever it counts from its start it must count from zero again, for what
-    /// was counted is kept as that of a former life.
-    Reborn {
-        /// What it was until now.
+    /// Others know a later generation of this node's name than its own, because its clock was set back or its disk is
+    /// gone; or they have retired its generation. It goes on as another writer. Whatever it counts since its start it
+    /// must count from zero again, because the counts so far belong to the earlier generation.
+    NewGeneration {
+        /// The generation until now.
         was: NodeId,
-        /// What it is from now on.
+        /// The generation from now on.
         is: NodeId,
     },
-    /// This node can't come in.
+    /// This node is not let in.
     Refused(RefusalReason),
-    /// Another live process claims this node's name.
+    /// Another process that runs claims this node's name.
     NameContested(Identity),
 }
 
-/// One member, this node included, as shown to others.
+/// A member, or this node itself, as others may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberView {
-    /// Which life of which router.
+    /// Its name and generation.
     pub node: NodeId,
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub address: SocketAddr,
-    /// What is believed of it.
+    /// Its state, as this node believes.
     pub state: MemberState,
-    /// Since when, by the monotonic clock of this node.
+    /// When it came into that state, by the monotonic clock of this node.
     pub since: Duration,
-    /// How often it had to raise its claim: grows with false DOWNs.
+    /// How much it has raised its claim within its generation: it grows when the node is declared down while it is
+    /// alive.
     pub renewal: u64,
-    /// The number that it raised to refute suspicions.
+    /// The number that it raises to refute a suspicion.
     pub incarnation: u16,
-    /// How long its last answer to a probe of this node took.
+    /// The round trip of the last probe that it answered to this node.
     pub rtt: Option<Duration>,
 }
 
-/// What was counted since the start.
+/// Counts since the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Times that this node was declared down while alive, and renewed.
+    /// Times that this node was declared down while alive, and renewed its identity.
     pub renewals: u64,
-    /// Timers of suspicions that were refuted in time: each would have killed a live member.
+    /// Timers of suspicions that were refuted in time and therefore dropped: each would have declared a live member
+    /// down.
     pub stale_suspicions: u64,
-    /// Probes that nobody answered, neither directly nor through others.
+    /// Probes that were not answered, neither directly nor through other members.
     pub failed_probes: u64,
-    /// Turns that came so late that the process must have been frozen.
+    /// Calls of `handle_timeout` that were so late that the process must have been frozen.
     pub stalls: u64,
     /// Packets that foca refused.
     pub refused_packets: u64,
-    /// Messages that answered another life, came from ourselves, or spoke of members that nobody knows.
+    /// Messages that answer another generation, come from this node itself, or name members that are not known.
     pub stray_messages: u64,
     /// Frames of another cluster.
     pub foreign_cluster: u64,
     /// Newcomers that were refused.
     pub refusals: u64,
-    /// Holders of a name that did not say that they are still there, when a newcomer came with it.
+    /// Holders of a name that did not answer when a newcomer claimed it.
     pub unanswered_challenges: u64,
-    /// Frames dropped because nobody took them.
+    /// Frames that were dropped because nobody took them.
     pub dropped_frames: u64,
 }
 
 #[derive(Debug)]
 enum Due {
     Swim(Timer<Identity>),
-    Knock { at: Duration },
-    Answer(NodeName),
-    Contest,
+    JoinRound { at: Duration },
+    EndChallenge(NodeName),
+    ChallengeNamesake,
     Renew { at: Duration },
     Goodbye,
     RelayGoodbyes,
-    TellSuspects,
+    NotifySuspects,
     Sweep,
 }
 
-/// This node's own place in the cluster.
+/// The state of this node itself.
 #[derive(Debug)]
 struct Me {
     state: MemberState,
     since: Duration,
-    /// Set once the node has left: it hears and says nothing any more.
+    /// Set once the node has left: it handles and sends nothing any more.
     departed: bool,
-    /// Not before this does it renew again.
+    /// The earliest time of the next renewal.
     renew_at: Duration,
-    /// Why it can't come in.
+    /// Why it is not let in, while it is not.
     refused: Option<RefusalReason>,
-    /// It was in and stepped back: it has called this identity dead itself, and comes in again only under a renewed one.
-    stepped_back: bool,
+    /// It was a member and gave up its name: it has declared its identity dead, and comes in again only under a renewed
+    /// one.
+    gave_up_name: bool,
 }
 
 /// The membership of one node.
@@ -171,31 +174,32 @@ pub struct Membership {
     swim: Swim,
     me: Me,
     table: Table,
-    knocking: Knocking,
+    joining: Joining,
     timers: Timers<Due>,
     rng: StdRng,
     effects: Effects,
-    /// Goodbyes that are passed on, and for how many rounds more.
+    /// Goodbyes that are relayed, each with the number of rounds left.
     relays: Vec<(Goodbye, u32)>,
     /// Whether a sweep of the table is scheduled. None is while the table is empty.
-    sweeps: bool,
+    is_sweep_scheduled: bool,
     /// When the next sweep is due, or would be.
     next_sweep: Duration,
-    /// Whether a round of `tell_suspects` is scheduled.
-    tells_suspects: bool,
-    /// The next gossip and when it is due, while there is nothing to pass on.
+    /// Whether a round of `notify_suspects` is scheduled.
+    notifies_suspects: bool,
+    /// The next round of gossip and its time, while it is held back because there is nothing to send.
     gossip: Option<(Duration, Timer<Identity>)>,
-    /// The probe under way: whom, its number, since when.
+    /// The probe in flight: the member, the number of the probe, and when it was sent.
     probe: Option<(NodeName, u8, Duration)>,
-    /// The size that foca's configuration was made for.
-    tuned_for: usize,
+    /// The size of the cluster that foca is configured for.
+    configured_for: usize,
     outgoing: VecDeque<Outgoing>,
     events: VecDeque<Event>,
     counters: Counters,
 }
 
 impl Membership {
-    /// The membership of a node that starts as `identity`, in INIT until it is told where to knock (`join`).
+    /// The membership of a node that starts as `identity`. It is in INIT until it is given the addresses of others with
+    /// `join`.
     ///
     /// # Errors
     ///
@@ -220,20 +224,20 @@ impl Membership {
                 departed: false,
                 renew_at: now.mono,
                 refused: None,
-                stepped_back: false,
+                gave_up_name: false,
             },
             table: Table::default(),
-            knocking: Knocking::default(),
+            joining: Joining::default(),
             timers: Timers::default(),
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),
             relays: Vec::new(),
-            sweeps: false,
+            is_sweep_scheduled: false,
             next_sweep: now.mono,
-            tells_suspects: false,
+            notifies_suspects: false,
             gossip: None,
             probe: None,
-            tuned_for: 1,
+            configured_for: 1,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -244,11 +248,11 @@ impl Membership {
         Ok(this)
     }
 
-    /// Feeds a frame that was read, and came from `from`.
+    /// Handles a frame of membership that came from `from`.
     ///
     /// # Errors
     ///
-    /// If its payload can't be decoded.
+    /// Its payload can't be decoded.
     pub fn handle_frame(
         &mut self,
         now: Now,
@@ -260,7 +264,7 @@ impl Membership {
         }
         if frame.cluster != self.cluster {
             self.counters.foreign_cluster += 1;
-            return self.handle_foreign(frame);
+            return self.answer_foreign_frame(frame);
         }
         match frame.kind {
             Kind::Swim => self.handle_packet(now, frame.payload),
@@ -276,14 +280,14 @@ impl Membership {
         Ok(())
     }
 
-    /// Does what is due.
+    /// Does what is due. Call it when `next_deadline` has come.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.me.departed {
             return;
         }
         let late = self.next_deadline().map_or(Duration::ZERO, |at| now.mono.saturating_sub(at));
         if late > self.config.stall {
-            // Answers to our probes may wait in the inbox: judge nobody before it was read.
+            // Answers to probes may wait in the inbox: no member is suspected before those were read.
             self.counters.stalls += 1;
             self.timers.postpone(late + self.config.probe_timeout);
             return;
@@ -291,24 +295,24 @@ impl Membership {
         while let Some(due) = self.timers.pop_due(now.mono) {
             match due {
                 Due::Swim(timer) => self.handle_swim_timer(now, timer),
-                Due::Knock { at } => self.knock_if_current(now, at),
-                Due::Answer(name) => self.answer_challenged(now, &name),
-                Due::Contest => self.contest(now),
+                Due::JoinRound { at } => self.run_join_round_if_current(now, at),
+                Due::EndChallenge(name) => self.welcome_if_unanswered(now, &name),
+                Due::ChallengeNamesake => self.challenge_namesake(now),
                 Due::Renew { at } => {
                     if at == self.me.renew_at {
                         self.renew(now);
                     }
                 }
                 Due::RelayGoodbyes => self.relay_goodbyes(now),
-                Due::TellSuspects => self.tell_suspects(now),
-                Due::Goodbye => self.repeat_goodbye(now),
+                Due::NotifySuspects => self.notify_suspects(now),
+                Due::Goodbye => self.announce_leaving(now),
                 Due::Sweep => self.sweep(now),
             }
         }
     }
 
-    /// When to call `handle_timeout` next. `None`: not before another call, for the node has left or there is nobody to
-    /// look after and nobody to look for.
+    /// When to call `handle_timeout` next, by the monotonic clock. `None`: not before another call, because this node has
+    /// left, or it knows no other node and no address to find one.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.me.departed { None } else { self.timers.next_deadline() }
@@ -319,48 +323,48 @@ impl Membership {
         self.outgoing.pop_front()
     }
 
-    /// The next thing that happened.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Tells everybody that this node will go, and keeps telling. It stays a member until `depart`.
+    /// Announces to all members that this node is leaving, and repeats it. It stays a member until `depart`.
     pub fn leave(&mut self, now: Now) {
         if self.me.departed || self.me.state == MemberState::Leaving {
             return;
         }
-        self.turn(now, MemberState::Leaving);
-        self.repeat_goodbye(now);
+        self.set_own_state(now, MemberState::Leaving);
+        self.announce_leaving(now);
     }
 
-    /// Leaves: tells everybody and falls silent.
+    /// Leaves: announces that to all members, and handles and sends nothing any more.
     pub fn depart(&mut self, now: Now) {
         if self.me.departed {
             return;
         }
         self.leave(now);
-        // Not by foca's own message: gossip that overtakes the goodbye would show this node as DOWN.
-        self.say_goodbye(true);
+        // Not with foca's own message: gossip that overtakes the goodbye would show this node as DOWN.
+        self.send_goodbye(true);
         self.me.departed = true;
     }
 
-    /// Goes on at another address: the pod moved, or the address turned out to be wrong.
+    /// Goes on at another address: the pod was moved, or the address turned out to be wrong.
     pub fn readdress(&mut self, now: Now, address: SocketAddr) {
         let identity = self.swim.identity();
         if identity.address != address {
             let moved = Identity { address, ..identity.raised_above(identity.claim()) };
-            self.reidentify(now, moved);
+            self.change_identity(now, moved);
         }
     }
 
-    /// Begins a later life without a new process: the others take the present one for history, or somebody else writes
-    /// as it.
-    pub fn begin_life(&mut self, now: Now) {
+    /// Goes on as a later generation without a new process: peers have retired the present one, or another process
+    /// writes as it.
+    pub fn begin_generation(&mut self, now: Now) {
         let above = self.swim.identity().clone();
-        self.be_reborn_above(now, &above);
+        self.begin_generation_above(now, &above);
     }
 
-    /// Stops listing a member that is down.
+    /// Stops listing a member that is down. Returns whether it was.
     pub fn forget(&mut self, now: Now, name: &NodeName) -> bool {
         let is_down = self.table.get(name).is_some_and(|r| r.state == Some(MemberState::Down));
         if is_down && let Some(identity) = self.table.forget(name) {
@@ -371,7 +375,7 @@ impl Membership {
         is_down
     }
 
-    /// What this node is to the others.
+    /// The identity of this node.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         self.swim.identity()
@@ -407,13 +411,13 @@ impl Membership {
         })
     }
 
-    /// Whether another member, dead or alive, is listed under `name`.
+    /// Whether another member is listed under `name`, in whatever state.
     #[must_use]
     pub fn lists(&self, name: &NodeName) -> bool {
         self.table.get(name).is_some_and(|record| record.state.is_some())
     }
 
-    /// Where a life of a member is reached, if it is believed to be there.
+    /// The address of this generation of a member, if it is alive, suspected or leaving.
     #[must_use]
     pub fn address_of(&self, node: &NodeId) -> Option<SocketAddr> {
         let record = self.table.get(&node.name)?;
@@ -428,32 +432,32 @@ impl Membership {
         self.me.departed
     }
 
-    /// Why this node can't come in, while it can't.
+    /// Why this node is not let in, while it is not.
     #[must_use]
     pub const fn refused(&self) -> Option<&RefusalReason> {
         self.me.refused.as_ref()
     }
 
-    /// What was counted.
+    /// Counts since the process started.
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Names remembered, timers waiting, updates that foca still passes on: what must stay bounded.
+    /// How many names are remembered, timers are scheduled and updates foca still gossips: all must stay bounded.
     #[must_use]
     pub fn sizes(&self) -> (usize, usize, usize) {
         (self.table.len(), self.timers.len(), self.swim.updates_backlog())
     }
 
-    /// Grows with each change of what `members` shows.
+    /// A number that grows with each change of what `members` shows.
     #[must_use]
     pub const fn version(&self) -> u64 {
         self.table.version()
     }
 }
 
-/// What the parts share.
+/// Steps that several parts share.
 impl Membership {
     fn send_packet(&mut self, to: &Identity, packet: &[u8]) {
         let left = self.table.get(&to.name).is_some_and(|record| {
@@ -485,7 +489,7 @@ impl Membership {
         self.outgoing.push_back(Outgoing { to, peer, bytes });
     }
 
-    /// Up to `count` of `from`, by chance.
+    /// Up to `count` random items of `from`.
     fn pick<T>(&mut self, mut from: Vec<T>, count: usize) -> Vec<T> {
         let count = count.min(from.len());
         for i in 0..count {
@@ -497,7 +501,7 @@ impl Membership {
     }
 }
 
-/// Own timers come after foca's of the same moment.
+/// The rank of this crate's own timers: after those of foca that are due at the same moment.
 const RANK_OWN: u8 = 10;
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Whose name it is.
+//! Names: each has one holder. Another process with the name of this node is its namesake.
 //!
-//! A name has one holder. Whoever is asked by a newcomer for a name that a live member has *at another address* asks
-//! the holder whether it is still there; if it is, the newcomer is refused, if not, it is the holder who has moved. Two
-//! processes of one name that meet settle it between themselves: who is in a cluster comes before who is not, then the
-//! older before the younger. An answer counts only if it names the generation it answers to, so that delayed ones do nothing.
+//! When a newcomer claims a name that a live member has *at another address*, the node that was asked challenges the
+//! holder. If the holder answers, the newcomer is refused; if not, the holder has moved and is the newcomer. Two
+//! processes of one name that meet decide it between themselves: one that is in a cluster goes before one that is not,
+//! then the older before the younger. An answer counts only if it names the generation that it answers, so delayed
+//! answers do nothing.
 
 use std::net::SocketAddr;
 
@@ -13,40 +14,40 @@ use smg_types::now::Now;
 
 use crate::codec::Kind;
 use crate::membership::identity::Identity;
-use crate::membership::knock::MAX_ADDRESSES;
+use crate::membership::joining::MAX_ADDRESSES;
 use crate::membership::message::{Challenge, Hello, Refusal, RefusalReason, StillHere};
 use crate::membership::packet::PacketCodec;
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Event, Membership, RANK_OWN};
 
-/// How often a namesake that is only known by hearsay is asked whether it lives.
-const CONTESTS: u32 = 5;
+/// How often a namesake that is only known from other nodes is challenged.
+const MAX_CHALLENGES: u32 = 5;
 
 impl Membership {
     pub(super) fn handle_hello_of_namesake(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
         let (me, it) = (self.swim.identity(), &hello.identity);
         if it.generation == me.generation {
-            // Our own knock came back.
-            if self.knocking.mine.len() < MAX_ADDRESSES {
-                self.knocking.mine.insert(hello.dialled);
+            // This is our own join probe.
+            if self.joining.own_addresses.len() < MAX_ADDRESSES {
+                self.joining.own_addresses.insert(hello.dialled);
             }
             self.become_alive_if_alone(now);
         } else if it.address == me.address {
-            // A former life of this very place.
+            // It is an earlier generation at this very address.
             self.counters.stray_messages += 1;
         } else if self.me.state == MemberState::Leaving {
-            // It takes over.
-            self.welcome(now, from, hello);
+            // It takes over the name.
+            self.send_welcome(now, from, hello);
         } else {
-            self.settle_with_namesake(it.clone(), hello.seated);
+            self.resolve_name_conflict(it.clone(), hello.joined);
         }
     }
 
-    /// The holder did not say in time that it is still there: its name is free.
-    pub(super) fn answer_challenged(&mut self, now: Now, name: &NodeName) {
-        if let Some((hello, from)) = self.knocking.challenged.remove(name) {
+    /// The holder did not answer the challenge in time: its name is free.
+    pub(super) fn welcome_if_unanswered(&mut self, now: Now, name: &NodeName) {
+        if let Some((hello, from)) = self.joining.challenged.remove(name) {
             self.counters.unanswered_challenges += 1;
-            self.welcome(now, from, &hello);
+            self.send_welcome(now, from, &hello);
         }
     }
 
@@ -58,18 +59,18 @@ impl Membership {
         }
         match refusal.reason {
             RefusalReason::DuplicateName(holder) => {
-                self.handle_live_namesake(now, &holder, refusal.seated);
+                self.handle_live_namesake(now, &holder, refusal.joined);
             }
             RefusalReason::ForeignCluster(_) => {
-                // Other addresses may be right, so this ends nothing; it is told, for somebody must mend it.
+                // Other join addresses may be right, so this ends nothing; an operator must know of it.
                 self.events.push_back(Event::Refused(refusal.reason));
             }
         }
     }
 
-    /// Somebody thinks that `holder` has a name that somebody else claims.
+    /// A node believes that this one holds a name that another process claims.
     pub(super) fn handle_challenge(&mut self, now: Now, challenge: &Challenge) {
-        let Challenge { holder, claimant, asker, seated } = challenge;
+        let Challenge { holder, claimant, asker, joined } = challenge;
         let me = self.swim.identity().clone();
         let is_about_me = holder.name == me.name
             && holder.generation == me.generation
@@ -80,101 +81,103 @@ impl Membership {
             self.counters.stray_messages += 1;
             return;
         }
-        let answer = StillHere { holder: me, claimant: claimant.clone(), seated: self.is_seated() };
+        let answer = StillHere { holder: me, claimant: claimant.clone(), joined: self.is_joined() };
         self.send_message(*asker, None, Kind::StillHere, &answer);
-        self.note_contest(now, claimant);
-        self.settle_with_namesake(claimant.clone(), *seated);
+        self.report_contest(now, claimant);
+        self.resolve_name_conflict(claimant.clone(), *joined);
     }
 
     pub(super) fn handle_still_here(&mut self, now: Now, answer: &StillHere) {
-        let StillHere { holder, claimant, seated } = answer;
+        let StillHere { holder, claimant, joined } = answer;
         let me = self.swim.identity();
         if holder.name != claimant.name || !holder.is_plausible() {
             self.counters.stray_messages += 1;
         } else if claimant.name == me.name {
             if claimant.generation == me.generation {
-                self.handle_live_namesake(now, holder, *seated);
+                self.handle_live_namesake(now, holder, *joined);
             } else {
                 self.counters.stray_messages += 1;
             }
-        } else if let Some((hello, _)) = self.knocking.challenged.remove(&claimant.name) {
-            self.refuse(&hello.identity, holder.clone(), *seated);
+        } else if let Some((hello, _)) = self.joining.challenged.remove(&claimant.name) {
+            self.refuse(&hello.identity, holder.clone(), *joined);
         }
     }
 
-    /// Whether this node is in the cluster, and so keeps its name before any newcomer.
-    pub(super) fn is_seated(&self) -> bool {
+    /// Whether this node is in a cluster, and so keeps its name before any newcomer.
+    pub(super) fn is_joined(&self) -> bool {
         self.me.state == MemberState::Alive && self.me.refused.is_none()
     }
 
-    /// Whether this node yields its name to `other`: who is in comes before who is not, then the older comes first.
-    pub(super) fn yields_to(&self, other: &Identity, other_seated: bool) -> bool {
-        let rank = |seated: bool, generation: Generation| (!seated, generation);
-        let mine = rank(self.is_seated(), self.swim.identity().generation);
-        mine > rank(other_seated, other.generation)
+    /// Whether this node gives up its name for `other`: a node in a cluster goes before one that is not, then the older
+    /// one goes first.
+    pub(super) fn yields_to(&self, other: &Identity, other_joined: bool) -> bool {
+        let rank = |joined: bool, generation: Generation| (!joined, generation);
+        let mine = rank(self.is_joined(), self.swim.identity().generation);
+        mine > rank(other_joined, other.generation)
     }
 
-    /// `namesake` was just heard of, perhaps only by an old message: who must yield is refused, who need not is asked.
-    pub(super) fn settle_with_namesake(&mut self, namesake: Identity, seated: bool) {
+    /// Another process with this node's name is known, perhaps only from an old message. If it must give up the name it
+    /// is refused; otherwise it is challenged.
+    pub(super) fn resolve_name_conflict(&mut self, namesake: Identity, joined: bool) {
         let me = self.swim.identity().clone();
-        let i_am_seated = self.is_seated();
-        if self.yields_to(&namesake, seated) {
-            self.challenge(namesake, me, i_am_seated);
+        let am_joined = self.is_joined();
+        if self.yields_to(&namesake, joined) {
+            self.challenge(namesake, me, am_joined);
         } else {
-            self.refuse(&namesake, me, i_am_seated);
+            self.refuse(&namesake, me, am_joined);
         }
     }
 
-    /// It is certain that `holder`, another process of this node's name, lives: one of the two steps back.
-    pub(super) fn handle_live_namesake(&mut self, now: Now, holder: &Identity, seated: bool) {
+    /// `holder`, another process with this node's name, certainly runs: one of the two gives up the name.
+    pub(super) fn handle_live_namesake(&mut self, now: Now, holder: &Identity, joined: bool) {
         let me = self.swim.identity().clone();
         if holder.name != me.name || holder.generation == me.generation || self.me.departed {
             return;
         }
         if self.me.state == MemberState::Leaving {
-            // It has taken over; nothing is left to say.
+            // It has taken over the name, and this node has nothing left to send.
             self.me.departed = true;
-        } else if self.yields_to(holder, seated) {
-            self.step_back(now, holder.clone());
+        } else if self.yields_to(holder, joined) {
+            self.give_up_name(now, holder.clone());
         } else {
-            self.note_contest(now, holder);
-            self.refuse(holder, me.clone(), self.is_seated());
+            self.report_contest(now, holder);
+            self.refuse(holder, me.clone(), self.is_joined());
             if holder.claim() >= me.claim() && holder.is_plausible() {
-                // Others may have taken it for a later life of this node.
-                self.claim_more_than(now, holder);
+                // Others may take it for a later generation of this node.
+                self.raise_claim_above(now, holder);
             }
         }
     }
 
-    pub(super) fn step_back(&mut self, now: Now, holder: Identity) {
+    pub(super) fn give_up_name(&mut self, now: Now, holder: Identity) {
         let reason = RefusalReason::DuplicateName(holder);
         if self.me.refused.is_none() {
             self.me.refused = Some(reason.clone());
             if self.swim.num_members() > 0 {
-                self.me.stepped_back = true;
+                self.me.gave_up_name = true;
                 self.drive(now, |swim, effects| swim.leave_cluster(effects));
             }
-            self.turn(now, MemberState::Init);
+            self.set_own_state(now, MemberState::Init);
             self.events.push_back(Event::Refused(reason));
         } else {
             self.me.refused = Some(reason);
         }
     }
 
-    pub(super) fn refuse(&mut self, newcomer: &Identity, holder: Identity, seated: bool) {
+    pub(super) fn refuse(&mut self, newcomer: &Identity, holder: Identity, joined: bool) {
         self.counters.refusals += 1;
         let refusal = Refusal {
             to: newcomer.generation,
             reason: RefusalReason::DuplicateName(holder),
-            seated,
+            joined,
         };
         self.send_message(newcomer.address, Some(newcomer.name.clone()), Kind::Refusal, &refusal);
     }
 
-    pub(super) fn challenge(&mut self, holder: Identity, claimant: Identity, seated: bool) {
+    pub(super) fn challenge(&mut self, holder: Identity, claimant: Identity, joined: bool) {
         let (to, name) = (holder.address, holder.name.clone());
         let asker = self.swim.identity().address;
-        let challenge = Challenge { holder, claimant, asker, seated };
+        let challenge = Challenge { holder, claimant, asker, joined };
         self.send_message(to, Some(name), Kind::Challenge, &challenge);
     }
 
@@ -185,7 +188,8 @@ impl Membership {
         }
     }
 
-    /// foca lists everybody else of this node's name as down; so that is where a namesake shows that nobody met.
+    /// foca lists other processes of this node's name as down, so its list may show a namesake that this node never
+    /// met.
     pub(super) fn notice_namesake_in_list(&mut self, now: Now) {
         let me = self.swim.identity();
         let namesake = self
@@ -203,37 +207,37 @@ impl Membership {
         let me = self.swim.identity();
         let is_another = namesake.generation != me.generation && namesake.address != me.address;
         let is_known = self
-            .knocking
+            .joining
             .namesake
             .as_ref()
             .is_some_and(|(known, _)| known.node() == namesake.node());
         if is_another && !is_known {
-            let asks_already = self.knocking.namesake.is_some();
-            self.knocking.namesake = Some((namesake.clone(), 0));
+            let asks_already = self.joining.namesake.is_some();
+            self.joining.namesake = Some((namesake.clone(), 0));
             if !asks_already {
-                self.timers.schedule(now.mono, RANK_OWN, Due::Contest);
+                self.timers.schedule(now.mono, RANK_OWN, Due::ChallengeNamesake);
             }
         }
     }
 
-    /// Asks the namesake whether it lives, a few times.
-    pub(super) fn contest(&mut self, now: Now) {
-        let Some((namesake, asked)) = &mut self.knocking.namesake else { return };
+    /// Challenges the namesake, a few times.
+    pub(super) fn challenge_namesake(&mut self, now: Now) {
+        let Some((namesake, asked)) = &mut self.joining.namesake else { return };
         *asked += 1;
-        let is_over = *asked >= CONTESTS;
+        let is_over = *asked >= MAX_CHALLENGES;
         let namesake = namesake.clone();
         if self.me.state != MemberState::Leaving && self.me.refused.is_none() {
-            self.challenge(namesake, self.swim.identity().clone(), self.is_seated());
+            self.challenge(namesake, self.swim.identity().clone(), self.is_joined());
         }
         if !is_over {
             let at = now.mono + self.config.probe_period;
-            self.timers.schedule(at, RANK_OWN, Due::Contest);
+            self.timers.schedule(at, RANK_OWN, Due::ChallengeNamesake);
         }
     }
 
-    pub(super) fn note_contest(&mut self, now: Now, namesake: &Identity) {
+    pub(super) fn report_contest(&mut self, now: Now, namesake: &Identity) {
         let is_known = self
-            .knocking
+            .joining
             .namesake
             .as_ref()
             .is_some_and(|(known, _)| known.node() == namesake.node());

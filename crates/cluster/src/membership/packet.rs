@@ -1,7 +1,7 @@
-//! foca's packets in bytes: bincode with a limit, each item behind its length.
+//! foca's packets in bytes: bincode with a limit, each item after its length.
 //!
-//! The length lets a later minor version append fields to an item: what this version doesn't know is skipped. Nothing
-//! is written unless the whole item fits, for foca fills a packet until the first item that does not.
+//! The length lets a later minor version append fields to an item: fields that this version does not know are skipped.
+//! Nothing is written unless the whole item fits, because foca fills a packet up to the first item that does not.
 
 use bytes::{Buf, BufMut};
 use foca::{Codec, Header, Member};
@@ -11,14 +11,14 @@ use serde::de::DeserializeOwned;
 use crate::codec;
 use crate::membership::identity::Identity;
 
-/// Longest item: a header with three identities of the longest names.
+/// Longest item in bytes: a header with three identities of the longest names.
 const MAX_ITEM_BYTES: usize = 1024;
 
-/// Writes and reads what foca sends.
+/// Encodes and decodes foca's headers and members.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PacketCodec;
 
-/// An item that was not written or not understood.
+/// An item that could not be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PacketError {
     #[error("item of {needed} bytes does not fit the {left} that are left")]

@@ -5,27 +5,27 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::NodeId;
 
-/// What a node believes of a member, itself included.
+/// The state of a member, as a node believes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum MemberState {
-    /// Has knocked, is not in yet.
+    /// It has sent a join probe and is not a member yet.
     Init,
-    /// In the cluster.
+    /// It is in the cluster.
     Alive,
-    /// Did not answer a probe and may still refute. Information only: it removes nothing.
+    /// It did not answer a probe and may still refute. This is information: it removes nothing.
     Suspected,
-    /// Did not refute in time. Stays listed until it is forgotten.
+    /// It did not refute in time. It stays listed until it is forgotten.
     Down,
-    /// Said that it will go.
+    /// It has announced that it is leaving.
     Leaving,
 }
 
 impl MemberState {
-    /// Every state, in the document's order.
+    /// Every state, in the order of the specification.
     pub const ALL: [Self; 5] =
         [Self::Init, Self::Alive, Self::Suspected, Self::Down, Self::Leaving];
 
-    /// The document's word for it.
+    /// The name of the state in the specification.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -46,14 +46,14 @@ impl MemberState {
         }
     }
 
-    /// Whether one life of a member may go from `from` to `to`; `None` is not listed.
+    /// Whether one generation of a member may go from `from` to `to`; `None` means that it is not listed.
     #[must_use]
     pub const fn is_legal(from: Option<Self>, to: Option<Self>) -> bool {
         match (from, to) {
-            // News may arrive in any state; a member that left is not listed, so nothing follows.
+            // A member may become known in any state. One that has left is not listed, so nothing follows.
             (None, Some(_)) => true,
             (None, None) => false,
-            // A newcomer comes in, or gives up.
+            // A newcomer becomes a member, or gives up.
             (
                 Some(Self::Init),
                 Some(Self::Alive | Self::Suspected | Self::Down | Self::Leaving) | None,
@@ -61,15 +61,15 @@ impl MemberState {
             (Some(Self::Init), Some(Self::Init)) => false,
             (Some(Self::Alive), Some(Self::Suspected | Self::Down | Self::Leaving)) => true,
             (Some(Self::Suspected), Some(Self::Alive | Self::Down | Self::Leaving)) => true,
-            // Back with a renewed claim, or forgotten.
+            // It returns with a renewed claim, or it is forgotten.
             (Some(Self::Down), Some(Self::Alive | Self::Suspected | Self::Leaving) | None) => true,
             (Some(Self::Down), Some(Self::Init | Self::Down)) => false,
-            // A goodbye is never taken back within a life: such a member goes.
+            // A generation never takes back its goodbye.
             (Some(Self::Leaving), None) => true,
             (Some(Self::Leaving), Some(_)) => false,
             (Some(Self::Alive), Some(Self::Init | Self::Alive)) => false,
             (Some(Self::Suspected), Some(Self::Init | Self::Suspected)) => false,
-            // Only by the start of another life, or by a table that is full.
+            // A later generation takes its place, or the table is full.
             (Some(Self::Alive | Self::Suspected), None) => true,
         }
     }
@@ -81,14 +81,15 @@ impl fmt::Display for MemberState {
     }
 }
 
-/// One life of a member went from one state to another.
+/// One generation of a member has changed its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
-    /// Which life of which member.
+    /// The name and the generation of the member.
     pub node: NodeId,
     /// The state before; `None` if it was not listed.
     pub from: Option<MemberState>,
-    /// The state after; `None` if it is not listed any more: it left, was forgotten, or lives on as another life.
+    /// The state after; `None` if it is not listed any more: it left, was forgotten, or a later generation took its
+    /// place.
     pub to: Option<MemberState>,
 }
 
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn suspicion_is_not_absence() {
+    fn a_suspected_member_is_present_and_a_down_one_is_not() {
         assert!(Suspected.is_present());
         assert!(!Down.is_present());
     }
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_possible_is() {
+    fn the_usual_transitions_are_legal() {
         for (from, to) in [
             (None, Some(Init)),
             (Some(Init), Some(Alive)),
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_where_it_is_or_becomes_new() {
+    fn no_state_follows_itself_and_init_follows_none() {
         for state in MemberState::ALL {
             assert!(!MemberState::is_legal(Some(state), Some(state)), "{state} to itself");
             assert!(!MemberState::is_legal(Some(state), Some(Init)), "{state} to INIT");

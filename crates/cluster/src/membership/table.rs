@@ -1,7 +1,7 @@
-//! The members as this node lists them: foca's list, plus what foca has no word for.
+//! The members as this node lists them: foca's list, and what foca does not represent.
 //!
-//! foca announces no suspicion and knows neither newcomers nor goodbyes, so the table compares foca's list with what
-//! it held before and derives the transitions. It is level-triggered: comparing twice changes nothing.
+//! foca notifies of no suspicion, and it knows neither newcomers nor goodbyes. So the table compares foca's list with
+//! what it held before, and derives the transitions. It is level-triggered: comparing twice changes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,29 +13,29 @@ use smg_types::ids::{Generation, NodeName};
 use crate::membership::identity::Identity;
 use crate::membership::state::{MemberState, Transition};
 
-/// One member that is not this node.
+/// A member other than this node.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) identity: Identity,
     pub(super) incarnation: u16,
-    /// `None`: it left gracefully; remembered, so that late gossip can't revive it, and not listed.
+    /// `None`: it has left. It is not listed, and remembered so that late gossip can't revive it.
     pub(super) state: Option<MemberState>,
-    /// Since when, by the monotonic clock.
+    /// When it came into that state, by the monotonic clock.
     pub(super) since: Duration,
-    /// This life said goodbye.
+    /// Whether this generation has said goodbye.
     pub(super) leaving: bool,
-    /// When a member that is not present any more is forgotten.
+    /// When a member that is down, gone or a newcomer is forgotten.
     pub(super) forget_at: Duration,
-    /// The last answer to a probe took this long.
+    /// The round trip of the last probe that it answered.
     pub(super) rtt: Option<Duration>,
 }
 
-/// All members but this node, by name.
+/// All members except this node, by name.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     records: BTreeMap<NodeName, Record>,
     transitions: VecDeque<Transition>,
-    /// Grows with each change of what the table shows.
+    /// A number that grows with each change of what the table shows.
     version: u64,
 }
 
@@ -52,7 +52,7 @@ impl Table {
         self.records.values()
     }
 
-    /// Members that count: alive, suspected or leaving.
+    /// Members that are alive, suspected or leaving.
     pub(super) fn present(&self) -> impl Iterator<Item = &Record> {
         self.iter().filter(|record| record.state.is_some_and(MemberState::is_present))
     }
@@ -73,7 +73,7 @@ impl Table {
         self.transitions.pop_front()
     }
 
-    /// Lists a newcomer that has knocked and was welcomed, until it is heard of as a member or `until` passes.
+    /// Lists a newcomer that was let in, until it becomes a member or `until` passes.
     pub(super) fn list_newcomer(&mut self, now: Duration, identity: &Identity, until: Duration) {
         let replaceable =
             self.get(&identity.name).is_none_or(|known| known.state == Some(MemberState::Init));
@@ -82,7 +82,7 @@ impl Table {
         }
     }
 
-    /// Notes that a life said goodbye; whether that was news.
+    /// Notes that a generation has said goodbye. Returns whether that was new.
     pub(super) fn mark_leaving(
         &mut self,
         now: Duration,
@@ -100,19 +100,20 @@ impl Table {
                 let forget_at = record.forget_at;
                 self.set(now, &identity, incarnation, Some(MemberState::Leaving), forget_at);
             }
-            // Its end was noticed before its goodbye was heard.
+            // It was declared down before its goodbye arrived.
             Some(MemberState::Down) => {
                 let forget_at = record.forget_at;
                 self.set(now, &identity, incarnation, None, forget_at);
             }
-            // A newcomer is not a member yet: it is dropped in time like any that does not come in.
+            // A newcomer is not a member yet: it is dropped in time like any that does not become one.
             Some(MemberState::Init | MemberState::Leaving) | None => {}
         }
         true
     }
 
-    /// Compares foca's list with the table. `down_since` tells since when a member is down that was learned as such.
-    pub(super) fn absorb<'a>(
+    /// Compares foca's list with the table. `down_since`: since when members are down that were learned to be so from a
+    /// list.
+    pub(super) fn update<'a>(
         &mut self,
         now: Duration,
         forget_after: Duration,
@@ -128,7 +129,7 @@ impl Table {
                     && record.identity.claim() > identity.claim()
             });
             if is_past {
-                // A later life stands at the door.
+                // A later generation is a newcomer.
                 continue;
             }
             let leaving = self.records.get(&identity.name).is_some_and(|record| {
@@ -155,7 +156,7 @@ impl Table {
         debug_assert!(seen <= self.records.len(), "each member of foca's list has a record");
     }
 
-    /// Drops records whose time is over; names those that foca must forget too.
+    /// Drops records whose time is over. Returns those that foca must forget too.
     pub(super) fn sweep(&mut self, now: Duration, max: usize) -> Vec<Identity> {
         let over = |record: &Record| match record.state {
             Some(MemberState::Init | MemberState::Down) | None => record.forget_at <= now,
@@ -167,7 +168,7 @@ impl Table {
             .filter(|record| over(record))
             .map(|record| record.identity.name.clone())
             .collect();
-        // A full table gives up those that would be forgotten first.
+        // A full table drops those that would be forgotten first.
         let excess = self.records.len().saturating_sub(gone.len()).saturating_sub(max);
         if excess > 0 {
             let mut absent: Vec<_> = self
@@ -208,24 +209,24 @@ impl Table {
     ) {
         self.version += 1;
         let before = self.records.get(&identity.name);
-        let same_life = before.is_some_and(|b| b.identity.generation == identity.generation);
+        let same_generation = before.is_some_and(|b| b.identity.generation == identity.generation);
         let from = before.and_then(|before| before.state);
-        if let Some(before) = before.filter(|before| !same_life && before.state.is_some()) {
+        if let Some(before) = before.filter(|before| !same_generation && before.state.is_some()) {
             self.transitions.push_back(Transition {
                 node: before.identity.node(),
                 from: before.state,
                 to: None,
             });
         }
-        let from = from.filter(|_| same_life);
+        let from = from.filter(|_| same_generation);
         if from != state {
             self.transitions.push_back(Transition { node: identity.node(), from, to: state });
         }
         let since = match before {
-            Some(before) if same_life && before.state == state => before.since,
+            Some(before) if same_generation && before.state == state => before.since,
             Some(_) | None => now,
         };
-        let leaving = same_life && before.is_some_and(|before| before.leaving);
+        let leaving = same_generation && before.is_some_and(|before| before.leaving);
         let rtt = before.and_then(|before| before.rtt);
         let record = Record {
             identity: identity.clone(),
@@ -257,7 +258,7 @@ mod tests {
         }
     }
 
-    fn told(table: &mut Table) -> Vec<String> {
+    fn transitions(table: &mut Table) -> Vec<String> {
         std::iter::from_fn(|| table.pop_transition())
             .map(|t| {
                 let word = |state: Option<MemberState>| state.map_or("-", MemberState::as_str);
@@ -267,74 +268,74 @@ mod tests {
             .collect()
     }
 
-    fn absorb(table: &mut Table, members: &[Member<Identity>]) -> Vec<String> {
-        table.absorb(Duration::from_secs(1), HOUR, members.iter(), &BTreeMap::new());
-        told(table)
+    fn update(table: &mut Table, members: &[Member<Identity>]) -> Vec<String> {
+        table.update(Duration::from_secs(1), HOUR, members.iter(), &BTreeMap::new());
+        transitions(table)
     }
 
     #[test]
-    fn each_change_is_told_once() {
+    fn each_change_is_one_transition() {
         let mut table = Table::default();
         let alive = [Member::alive(identity("a", 1))];
-        assert_eq!(absorb(&mut table, &alive), ["a@1 - ALIVE"]);
-        assert_eq!(absorb(&mut table, &alive), [""; 0]);
+        assert_eq!(update(&mut table, &alive), ["a@1 - ALIVE"]);
+        assert_eq!(update(&mut table, &alive), [""; 0]);
         let suspect = [Member::new(identity("a", 1), 0, State::Suspect)];
-        assert_eq!(absorb(&mut table, &suspect), ["a@1 ALIVE SUSPECTED"]);
-        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 SUSPECTED DOWN"]);
+        assert_eq!(update(&mut table, &suspect), ["a@1 ALIVE SUSPECTED"]);
+        assert_eq!(update(&mut table, &[Member::down(identity("a", 1))]), ["a@1 SUSPECTED DOWN"]);
     }
 
     #[test]
-    fn another_life_ends_the_one_before() {
+    fn a_later_generation_ends_the_earlier_one() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        update(&mut table, &[Member::alive(identity("a", 1))]);
         assert_eq!(
-            absorb(&mut table, &[Member::alive(identity("a", 2))]),
+            update(&mut table, &[Member::alive(identity("a", 2))]),
             ["a@1 ALIVE -", "a@2 - ALIVE"]
         );
     }
 
     #[test]
-    fn who_says_goodbye_is_not_down_but_gone() {
+    fn a_member_that_said_goodbye_is_gone_and_not_down() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 1))]);
+        update(&mut table, &[Member::alive(identity("a", 1))]);
         let name = "a".parse().unwrap();
         assert!(table.mark_leaving(HOUR, &name, Generation(1)));
-        assert!(!table.mark_leaving(HOUR, &name, Generation(1)), "told twice");
-        assert_eq!(told(&mut table), ["a@1 ALIVE LEAVING"]);
-        assert_eq!(absorb(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
-        // It comes back as another life.
-        assert_eq!(absorb(&mut table, &[Member::alive(identity("a", 2))]), ["a@2 - ALIVE"]);
+        assert!(!table.mark_leaving(HOUR, &name, Generation(1)), "the second time it is not new");
+        assert_eq!(transitions(&mut table), ["a@1 ALIVE LEAVING"]);
+        assert_eq!(update(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
+        // It returns as a later generation.
+        assert_eq!(update(&mut table, &[Member::alive(identity("a", 2))]), ["a@2 - ALIVE"]);
     }
 
     #[test]
-    fn a_goodbye_of_another_life_is_not_taken() {
+    fn a_goodbye_of_another_generation_is_ignored() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::alive(identity("a", 2))]);
+        update(&mut table, &[Member::alive(identity("a", 2))]);
         assert!(!table.mark_leaving(HOUR, &"a".parse().unwrap(), Generation(1)));
     }
 
     #[test]
-    fn a_newcomer_that_leaves_before_it_came_in_is_dropped() {
+    fn a_newcomer_that_leaves_before_it_is_a_member_is_dropped() {
         let mut table = Table::default();
         table.list_newcomer(Duration::ZERO, &identity("a", 1), Duration::from_secs(5));
         table.mark_leaving(Duration::ZERO, &"a".parse().unwrap(), Generation(1));
-        assert_eq!(told(&mut table), ["a@1 - INIT"]);
+        assert_eq!(transitions(&mut table), ["a@1 - INIT"]);
         table.sweep(Duration::from_secs(5), 10);
-        assert_eq!(told(&mut table), ["a@1 INIT -"]);
+        assert_eq!(transitions(&mut table), ["a@1 INIT -"]);
     }
 
     #[test]
-    fn the_dead_are_listed_until_they_are_forgotten() {
+    fn members_that_are_down_are_listed_until_they_are_forgotten() {
         let mut table = Table::default();
-        absorb(&mut table, &[Member::down(identity("a", 1))]);
-        told(&mut table);
+        update(&mut table, &[Member::down(identity("a", 1))]);
+        transitions(&mut table);
         assert_eq!(table.sweep(HOUR, 10), []);
         assert_eq!(table.sweep(HOUR + Duration::from_secs(1), 10), [identity("a", 1)]);
-        assert_eq!(told(&mut table), ["a@1 DOWN -"]);
+        assert_eq!(transitions(&mut table), ["a@1 DOWN -"]);
     }
 
     #[test]
-    fn a_full_table_forgets_the_dead_and_never_the_living() {
+    fn a_full_table_forgets_members_that_are_down_and_no_others() {
         let mut table = Table::default();
         let members: Vec<_> = (0..20)
             .map(|i| {
@@ -342,7 +343,7 @@ mod tests {
                 if i < 10 { Member::alive(id) } else { Member::down(id) }
             })
             .collect();
-        absorb(&mut table, &members);
+        update(&mut table, &members);
         assert_eq!(table.sweep(Duration::from_secs(2), 5).len(), 10);
         assert_eq!(table.present().count(), 10);
     }

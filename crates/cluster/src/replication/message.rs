@@ -1,7 +1,7 @@
-//! What replicas say to each other. Plain values: the codec frames them, and bounds what it reads.
+//! The messages between replicas, as plain values: the codec frames them and bounds what it decodes.
 //!
-//! Stores travel as numbers, so that a router of the next version may name one that this one doesn't have: what is said
-//! about it is skipped and counted, the rest of the message counts.
+//! Stores travel as numbers, so that a router of a later version may name one that this version does not have. What a
+//! message says about such a store is skipped and counted; the rest of the message is used.
 
 use serde::{Deserialize, Serialize};
 use smg_types::ids::NodeId;
@@ -12,22 +12,22 @@ use crate::state::prefixes::HintRun;
 use crate::state::row::{Blob, RawRow};
 use crate::state::table::BUCKETS;
 
-/// Most rows in a message: more of the smallest than are ever sent, and few enough that a frame of them takes no more
-/// memory than a few frames.
+/// Most rows of a message: more of the smallest rows than are ever sent, and so few that a decoded message takes no
+/// more memory than a few frames.
 const MAX_ROWS: usize = 1 << 15;
-/// Most writers and most streams that a message may speak of.
+/// Most writers, and most streams, that a message may name.
 const MAX_CLAIMED_WRITERS: usize = 1 << 13;
 const MAX_CLAIMS: usize = 1 << 16;
-/// Most of anything else.
+/// Most items of any other list of a message.
 const MAX_ITEMS: usize = 1 << 13;
 
-/// A store as it travels.
+/// The number of a store in messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StoreNumber(pub u8);
 
 impl StoreNumber {
-    /// The store, if this router has it.
+    /// The store with this number; `None` if this router does not have it.
     #[must_use]
     pub fn store(self) -> Option<StoreId> {
         StoreId::from_wire_id(self.0)
@@ -40,39 +40,39 @@ impl From<StoreId> for StoreNumber {
     }
 }
 
-/// One replica to another.
+/// A message of one replica to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// How far the sender is, in everything.
+    /// The sender's versions of all streams.
     Digest(Digest),
-    /// Rows that came after a version.
+    /// Rows of one stream after a version.
     Delta(Delta),
-    /// How far the sender is, where it moved on since it said so last.
+    /// The sender's versions of the streams that have moved since its last acknowledgement.
     Ack(Claims),
-    /// The sender wants what comes after these versions.
+    /// The sender asks for the rows after its versions of these streams.
     Pull(Claims),
-    /// The sender can't serve deltas from where the receiver stands: tombstones are gone.
+    /// The sender can't send deltas from the receiver's version on, because tombstones after it are collected.
     Offer(Offer),
-    /// The sender wants a part of a snapshot.
+    /// The sender asks for a part of a snapshot.
     SnapshotRequest(SnapshotRequest),
     /// A part of a snapshot.
     Snapshot(SnapshotChunk),
-    /// Fingerprints of a writer's rows.
+    /// Fingerprints of one writer's rows.
     Audit(Audit),
-    /// The sender's rows differ in some buckets and it wants the right ones.
+    /// The sender's rows differ in some buckets, and it asks for the right ones.
     AuditPull(AuditPull),
     /// All rows of those buckets.
     AuditRows(AuditRows),
-    /// These writers are history, or about to be.
+    /// Writers that have ended, and those of them that the sender has retired.
     Retired(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<RetiredWriter>),
-    /// Hints about prefixes, told once.
+    /// Hints about prefixes. They are sent once and not acknowledged.
     Hints(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<HintRun>),
-    /// The sender has just joined and wants the most recent hints.
+    /// The sender has just joined and asks for the most recent hints.
     HotSetRequest,
 }
 
 impl Message {
-    /// Its name, for counting.
+    /// The name of the kind, for metrics.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -93,117 +93,133 @@ impl Message {
     }
 }
 
-/// A stream: which store and, as a place in the message's list, which writer.
+/// What a replica claims about one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// Place in [`Claims::writers`].
+    /// Place of the writer in [`Claims::writers`].
     pub writer: u16,
     /// Which store.
     pub store: StoreNumber,
-    /// Everything up to here is applied.
+    /// Rows up to this version are applied.
     pub version: u64,
-    /// Tombstones up to here may be gone.
+    /// Tombstones up to this version may be collected.
     pub floor: u64,
 }
 
-/// How far a replica is in some streams.
+/// What a replica claims about some streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
-    /// The writers that are spoken of.
+    /// The writers that are named in `claims`, each once.
     #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMED_WRITERS>")]
     pub writers: Vec<NodeId>,
-    /// Per stream, how far.
+    /// One claim per stream.
     #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
     pub claims: Vec<Claim>,
 }
 
-/// How far a replica is in everything.
+/// What a replica claims about all streams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     /// The sender's wall clock, in milliseconds.
     pub wall_ms: u64,
-    /// The sender wants others' rows too, not only the receiver's own.
+    /// Whether the sender asks for the rows of all writers, not only for the receiver's own.
     pub relay: bool,
-    /// What it has.
+    /// The sender's versions.
     pub claims: Claims,
 }
 
-/// All living rows and young tombstones that `writer` wrote after version `from` and up to `to`.
+/// All living rows and tombstones of a writer after version `from`, up to and with `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
     /// Which store.
     pub store: StoreNumber,
-    /// Who wrote them.
+    /// The writer of the rows.
     pub writer: NodeId,
-    /// Rows after this version.
+    /// The rows follow this version.
     pub from: u64,
-    /// Up to and with this one.
+    /// The version to which the rows lead.
     pub to: u64,
-    /// How far the log is known to go. Rows that have moved to between the two are not among these, so that only who has
-    /// come this far knows that what it does not hold is gone.
+    /// The log is known to go up to this version. Rows may have moved from before `to` to after it and are not in this
+    /// delta, so only a node that has applied the log up to here may take what it does not hold for dead.
     pub upto: u64,
-    /// Tombstones up to here may be missing: who is behind it must not apply this.
+    /// Tombstones up to this version may be missing: a node that has applied less must not apply this delta.
     pub floor: u64,
-    /// In the order of their versions.
+    /// The rows, in the order of their versions.
     #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
-/// Deltas of this stream are no use to who is behind `floor`.
+impl Delta {
+    /// Whether its versions fit each other: it leads forward and no further than the log goes, and its rows are in
+    /// order and between `from` and `to` (R17).
+    pub(crate) fn is_in_order(&self) -> bool {
+        let mut last = self.from;
+        let is_in_order = self.rows.iter().all(|row| {
+            let follows = row.version > last && row.version <= self.to;
+            last = row.version;
+            follows
+        });
+        is_in_order && self.to > self.from && self.upto >= self.to
+    }
+}
+
+/// Says that deltas of a stream can't help a node that has applied less than `floor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Which store.
     pub store: StoreNumber,
-    /// Whose stream.
+    /// The writer of the stream.
     pub writer: NodeId,
-    /// Tombstones up to here are gone.
+    /// Tombstones up to this version may be collected.
     pub floor: u64,
 }
 
-/// Asks for a range of keys with all that is known about them. The donor keeps nothing between requests.
+/// Asks for a range of keys with all that is known about them. The donor remembers nothing between two requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRequest {
     /// Which store.
     pub store: StoreNumber,
-    /// The asker's number for this attempt.
+    /// The receiver's number of this attempt to load a snapshot.
     pub session: u64,
-    /// From the first key, or after this one.
+    /// The range begins after this key; `None`: with the first key.
     pub after: Option<Blob>,
 }
 
-/// A range of keys, and how far the donor is at this moment.
+/// A range of keys with all that the donor knows about them, and the donor's versions at this moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotChunk {
     /// Which store.
     pub store: StoreNumber,
-    /// The asker's number.
+    /// The number of the attempt, from the request.
     pub session: u64,
-    /// As asked.
+    /// The range begins after this key; `None`: with the first key.
     pub after: Option<Blob>,
-    /// The last key; none: there are no more.
+    /// The last key of the range; `None`: there are no more keys.
     pub end: Option<Blob>,
-    /// How far the donor is in every stream of the store, and its floors.
+    /// The versions that the donor covers in each stream of the store, and its floors.
     pub claims: Claims,
-    /// Place in `claims.writers`, row.
+    /// Each row, with the place of its writer in `claims.writers`.
     #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<(u16, RawRow)>,
-    /// Kills that wait at the donor: whose writes, under which key, up to which.
+    /// Kills that wait at the donor: the place of the killed writer, the key, and up to which version its writes are
+    /// dead.
     #[serde(deserialize_with = "at_most::<_, _, MAX_CLAIMS>")]
     pub pending: Vec<(u16, Blob, u64)>,
 }
 
-/// Fingerprints of a writer's living rows by bucket.
+/// Fingerprints of a writer's living rows, by bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Which store.
     pub store: StoreNumber,
-    /// Whose rows.
+    /// The writer of the rows.
     pub writer: NodeId,
-    /// At which version of the stream.
+    /// The version of the stream at which the fingerprints were taken.
     pub version: u64,
-    /// Hash of the whole store's version vector, where rows of one stream depend on others; else 0.
+    /// A hash of the version vector of a shared store, where rows of one stream depend on other streams; 0 for other
+    /// stores.
     pub vector: u64,
-    /// One per bucket.
+    /// One fingerprint per bucket.
     #[serde(deserialize_with = "at_most::<_, _, BUCKETS>")]
     pub prints: Vec<u64>,
 }
@@ -213,65 +229,65 @@ pub struct Audit {
 pub struct AuditPull {
     /// Which store.
     pub store: StoreNumber,
-    /// Whose rows.
+    /// The writer of the rows.
     pub writer: NodeId,
-    /// As audited.
+    /// The version of the stream, from the audit.
     pub version: u64,
     /// One bit per bucket.
     pub mask: u64,
 }
 
-/// The right rows of the buckets in `mask`.
+/// All living rows of a writer in the buckets of `mask`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRows {
     /// Which store.
     pub store: StoreNumber,
-    /// Whose rows.
+    /// The writer of the rows.
     pub writer: NodeId,
-    /// At which version of the stream.
+    /// The version of the stream at which these are its rows.
     pub version: u64,
-    /// As in [`Audit`].
+    /// The hash of the version vector, as in [`Audit::vector`].
     pub vector: u64,
     /// One bit per bucket.
     pub mask: u64,
-    /// All living rows in them.
+    /// The rows, in the order of their versions.
     #[serde(deserialize_with = "at_most::<_, _, MAX_ROWS>")]
     pub rows: Vec<RawRow>,
 }
 
-/// A writer that is history.
+/// A writer that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetiredWriter {
-    /// Which life of which node.
+    /// The node and its generation.
     pub writer: NodeId,
-    /// Nothing of it is left at the sender but what others' rows carry, and it is spoken of no more. Otherwise it is only
-    /// over: it must begin another life.
+    /// Whether the sender has retired it: all that is left of it is in rows of other writers, and digests don't name it
+    /// any more. Otherwise it has only ended, and the node must go on as a later generation.
     pub closed: bool,
-    /// If it is closed, how far the sender was in each store's stream of it, in the order of the stores: who is behind that
-    /// needs a snapshot.
+    /// If it is retired, the version of its stream at the sender in each store, in the order of the stores: a node that
+    /// has applied less must load a snapshot.
     #[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")]
     pub versions: Vec<u64>,
 }
 
-/// What the link should do with a message.
+/// How urgent a message is to the link that sends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// Somebody waits for it: admin writes, grants, what keeps streams going.
+    /// An administrator, a grant or a stream waits for it.
     Now,
     /// Measurements.
     Soon,
-    /// Repair and snapshots: after everything else.
+    /// Relayed rows and snapshots: after everything else.
     Bulk,
 }
 
-/// Collects claims, naming each writer once.
+/// Collects claims and names each writer once.
 #[derive(Debug, Default)]
 pub(crate) struct ClaimsBuilder {
     claims: Claims,
 }
 
 impl ClaimsBuilder {
-    /// The place of `writer` in the list; `None` when the list is full.
+    /// The place of `writer` in the list of writers; `None` when the list is full.
     pub(crate) fn place(&mut self, writer: &NodeId) -> Option<u16> {
         let known = self.claims.writers.iter().rposition(|known| known == writer);
         let place = known.unwrap_or_else(|| {

@@ -1,134 +1,165 @@
-//! What this replica knows of another: how far it is, what is on its way to it, what it asked for.
-//!
-//! Nothing is queued for a peer but numbers and a few small messages: a delta is cut from the state in the moment in which
-//! it can be sent, so a slow peer costs no memory and gets the newest rows when it wakes up.
+//! One peer: what it is known to have applied, and what it is to be sent.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use smg_types::ids::NodeId;
+use smg_types::now::Now;
 
+use crate::replication::acks::PendingAcks;
 use crate::replication::message::{Message, SnapshotRequest};
+use crate::replication::send_window::SendWindow;
+use crate::replication::{CHUNK_BYTES, Stream};
 use crate::state::StoreId;
 use crate::state::writers::Writer;
 
-/// A stream: the rows of one writer in one store.
-pub(crate) type Stream = (StoreId, Writer);
-
-/// How often the time to wait for an ack is doubled, and the window cut to an eighth, for who does not answer: up to 4 s and
-/// 16 KiB at the defaults, since whatever was lost in a partition must be made up for within seconds of its end.
-const MAX_PATIENCE: u32 = 2;
-
 /// Small messages that wait for the link; beyond, the oldest is dropped and counted.
-const MAX_OUTBOX: usize = 64;
+pub(super) const MAX_OUTBOX: usize = 64;
+/// After a member came or went, peers are audited this soon.
+const FIRST_AUDIT: Duration = Duration::from_secs(2);
+/// A peer is given the hot set of hints at most once in this time.
+const HOT_SET_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A stream on its way to a peer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Cursor {
-    /// Sent up to here.
-    pub(crate) sent: u64,
-    /// To be sent up to here.
-    pub(crate) target: u64,
-    /// Bytes sent and not yet acknowledged.
-    pub(crate) in_flight: usize,
-    pub(crate) sent_at: Duration,
-}
-
+/// Another member of the cluster, reachable or not.
 #[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) id: NodeId,
-    pub(crate) writer: Writer,
-    pub(crate) up: bool,
-    /// It has said how far it is since it came up: before that, what it lacks is unknown.
-    pub(crate) greeted: bool,
-    /// How far it is, as it said.
-    pub(crate) known: BTreeMap<Stream, u64>,
+pub(super) struct Peer {
+    id: NodeId,
+    writer: Writer,
+    is_reachable: bool,
+    /// It has sent a digest since it became reachable: before that, its versions are not known.
+    has_greeted: bool,
+    /// The highest version of each stream that it has claimed, or proved by sending it.
+    known: BTreeMap<Stream, u64>,
     /// Writers that it has retired.
-    pub(crate) retired: BTreeSet<Writer>,
-    pub(crate) cursors: BTreeMap<Stream, Cursor>,
-    /// Streams of which something is to be sent.
-    pub(crate) due: BTreeSet<Stream>,
-    pub(crate) in_flight: usize,
-    /// Rounds of sending again since it last showed that it reads what is sent to it.
-    pub(crate) patience: u32,
-    pub(crate) outbox: VecDeque<Message>,
-    pub(crate) ack_due: BTreeSet<Stream>,
-    pub(crate) ack_at: Option<Duration>,
-    /// Bytes received since the last ack.
-    pub(crate) unacked_bytes: usize,
-    /// What it wants of a snapshot, at most one part per store.
-    pub(crate) requests: BTreeMap<StoreId, SnapshotRequest>,
-    /// Bytes of repair that may be sent now.
-    pub(crate) credit: usize,
-    pub(crate) wall_ahead_ms: i64,
-    pub(crate) hot_set_at: Option<Duration>,
+    retired: BTreeSet<Writer>,
+    pub(super) window: SendWindow,
+    pub(super) acks: PendingAcks,
+    outbox: VecDeque<Message>,
+    /// The part of a snapshot that it asked for, at most one per store.
+    snapshot_requests: BTreeMap<StoreId, SnapshotRequest>,
+    /// Bytes of relayed rows and snapshots that may be sent to it now.
+    repair_credit: usize,
+    wall_ahead_ms: i64,
+    hot_set_sent_at: Option<Duration>,
     /// When it is audited out of turn, and how long after that again.
-    pub(crate) audit: Option<(Duration, Duration)>,
+    extra_audit: Option<(Duration, Duration)>,
 }
 
 impl Peer {
-    pub(crate) fn new(id: NodeId, writer: Writer) -> Self {
+    /// A peer that can't be reached yet, and of which nothing is known.
+    pub(super) fn new(id: NodeId, writer: Writer) -> Self {
         Self {
             id,
             writer,
-            up: false,
-            greeted: false,
+            is_reachable: false,
+            has_greeted: false,
             known: BTreeMap::new(),
             retired: BTreeSet::new(),
-            cursors: BTreeMap::new(),
-            due: BTreeSet::new(),
-            in_flight: 0,
-            patience: 0,
+            window: SendWindow::default(),
+            acks: PendingAcks::default(),
             outbox: VecDeque::new(),
-            ack_due: BTreeSet::new(),
-            ack_at: None,
-            unacked_bytes: 0,
-            requests: BTreeMap::new(),
-            credit: 0,
+            snapshot_requests: BTreeMap::new(),
+            repair_credit: 0,
             wall_ahead_ms: 0,
-            hot_set_at: None,
-            audit: None,
+            hot_set_sent_at: None,
+            extra_audit: None,
         }
     }
 
-    /// Forgets what was on its way: the link is gone.
-    pub(crate) fn cut(&mut self) {
-        self.up = false;
-        self.greeted = false;
-        self.cursors.clear();
-        self.due.clear();
-        self.in_flight = 0;
-        self.patience = 0;
+    pub(super) fn id(&self) -> &NodeId {
+        &self.id
+    }
+
+    pub(super) fn writer(&self) -> Writer {
+        self.writer
+    }
+
+    pub(super) fn is_reachable(&self) -> bool {
+        self.is_reachable
+    }
+
+    pub(super) fn has_greeted(&self) -> bool {
+        self.has_greeted
+    }
+
+    /// It can be reached from now on.
+    pub(super) fn connect(&mut self, now: Now) {
+        self.is_reachable = true;
+        self.repair_credit = CHUNK_BYTES;
+        self.audit_soon(now);
+    }
+
+    /// It can't be reached any more: whatever was on its way to it is lost.
+    pub(super) fn disconnect(&mut self) {
+        self.is_reachable = false;
+        self.has_greeted = false;
+        self.window.clear();
+        self.acks.clear();
         self.outbox.clear();
-        self.ack_due.clear();
-        self.ack_at = None;
-        self.unacked_bytes = 0;
-        self.requests.clear();
-        self.audit = None;
+        self.snapshot_requests.clear();
+        self.extra_audit = None;
     }
 
-    /// How long an ack is waited for: longer the longer there was none, for what a peer does not read piles up on its link.
-    pub(crate) fn retry_after(&self, retry: Duration) -> Duration {
-        retry * (1 << self.patience)
+    /// It has sent a digest, in which its wall clock was `wall_ahead_ms` ahead of this node's. Says whether that was its
+    /// first one since it became reachable.
+    pub(super) fn note_digest(&mut self, wall_ahead_ms: i64) -> bool {
+        self.wall_ahead_ms = wall_ahead_ms;
+        !std::mem::replace(&mut self.has_greeted, true)
     }
 
-    /// How much may be on its way to it.
-    pub(crate) fn window(&self, bytes: usize) -> usize {
-        (bytes >> (3 * self.patience)).max(1)
+    /// How far its wall clock was ahead of this node's when it sent its last digest, in milliseconds.
+    pub(super) fn wall_ahead_ms(&self) -> i64 {
+        self.wall_ahead_ms
+    }
+}
+
+/// What the peer has applied.
+impl Peer {
+    /// The version up to which it is known to have applied `stream`.
+    pub(super) fn known(&self, stream: Stream) -> u64 {
+        self.known.get(&stream).copied().unwrap_or(0)
     }
 
-    /// Nothing came back in time.
-    pub(crate) fn lose_patience(&mut self) {
-        self.patience = (self.patience + 1).min(MAX_PATIENCE);
+    /// All streams of which it is known to have applied something, each with the version.
+    pub(super) fn all_known(&self) -> impl Iterator<Item = (Stream, u64)> {
+        self.known.iter().map(|(stream, version)| (*stream, *version))
     }
 
-    /// It reads what is sent to it.
-    pub(crate) fn reads(&mut self) {
-        self.patience = 0;
+    /// It has claimed, or proved by sending it, that it has applied `stream` up to `version`.
+    pub(super) fn note_version(&mut self, stream: Stream, version: u64) {
+        let known = self.known.entry(stream).or_default();
+        *known = version.max(*known);
+        self.window.acknowledge(stream, *known);
     }
 
-    /// Queues a small message; says how many had to be dropped for it.
-    pub(crate) fn say(&mut self, message: Message) -> u64 {
+    /// Whether it has retired `writer`, so that its digests don't name it any more.
+    pub(super) fn has_retired(&self, writer: Writer) -> bool {
+        self.retired.contains(&writer)
+    }
+
+    pub(super) fn note_retired(&mut self, writer: Writer) {
+        self.retired.insert(writer);
+    }
+
+    /// It claims a version of `writer`, so it has not retired it, or not any more.
+    pub(super) fn note_not_retired(&mut self, writer: Writer) {
+        self.retired.remove(&writer);
+    }
+
+    /// This node retires `writer`: nothing of it is sent, and its versions are not compared any more.
+    pub(super) fn forget_writer(&mut self, writer: Writer) {
+        for store in StoreId::ALL {
+            self.window.cancel((store, writer));
+            self.known.remove(&(store, writer));
+        }
+        self.retired.remove(&writer);
+    }
+}
+
+/// What the peer is to be sent besides deltas.
+impl Peer {
+    /// Queues a small message. Returns how many had to be dropped for it.
+    pub(super) fn queue(&mut self, message: Message) -> u64 {
         let mut dropped = 0;
         while self.outbox.len() >= MAX_OUTBOX {
             self.outbox.pop_front();
@@ -138,73 +169,123 @@ impl Peer {
         dropped
     }
 
-    pub(crate) fn known(&self, stream: Stream) -> u64 {
-        self.known.get(&stream).copied().unwrap_or(0)
+    pub(super) fn next_message(&mut self) -> Option<Message> {
+        self.outbox.pop_front()
     }
 
-    /// It has said, or shown by sending it, that it has `version`.
-    pub(crate) fn learn(&mut self, stream: Stream, version: u64) {
-        let known = self.known.entry(stream).or_default();
-        *known = version.max(*known);
-        let known = *known;
-        if let Some(cursor) = self.cursors.get_mut(&stream)
-            && known >= cursor.sent
-        {
-            self.in_flight -= cursor.in_flight;
-            cursor.in_flight = 0;
-            cursor.sent = known;
-            if known >= cursor.target {
-                self.cursors.remove(&stream);
-                self.due.remove(&stream);
-            }
-        }
+    /// It asks for a part of a snapshot. An older request for the same store is void.
+    pub(super) fn request_snapshot(&mut self, store: StoreId, request: SnapshotRequest) {
+        self.snapshot_requests.insert(store, request);
     }
 
-    /// Wants the stream sent from `from` up to `target`.
-    pub(crate) fn serve(&mut self, stream: Stream, from: u64, target: u64) {
-        if target <= from {
-            return;
-        }
-        let cursor = self
-            .cursors
-            .entry(stream)
-            .or_insert_with(|| Cursor { sent: from, ..Cursor::default() });
-        cursor.target = target.max(cursor.target);
-        if cursor.sent < cursor.target {
-            self.due.insert(stream);
-        }
+    /// The part of a snapshot that it waits for, most important store first, if there is credit for it.
+    pub(super) fn next_snapshot_request(&mut self) -> Option<(StoreId, SnapshotRequest)> {
+        if self.has_repair_credit() { self.snapshot_requests.pop_first() } else { None }
     }
 
-    /// Starts the stream again from what the peer is known to have.
-    pub(crate) fn rewind(&mut self, stream: Stream, to: u64) {
-        if let Some(cursor) = self.cursors.get_mut(&stream) {
-            self.in_flight -= cursor.in_flight;
-            cursor.in_flight = 0;
-            cursor.sent = to;
-            if cursor.sent < cursor.target {
-                self.due.insert(stream);
-            }
-        }
+    pub(super) fn has_repair_credit(&self) -> bool {
+        self.repair_credit > 0
     }
 
-    /// Bytes of `stream` went out, up to version `to`.
-    pub(crate) fn sent(&mut self, stream: Stream, to: u64, bytes: usize, at: Duration) {
-        if let Some(cursor) = self.cursors.get_mut(&stream) {
-            cursor.sent = to;
-            cursor.in_flight += bytes;
-            cursor.sent_at = at;
-            self.in_flight += bytes;
-            if to >= cursor.target {
-                self.due.remove(&stream);
-            }
-        }
+    pub(super) fn spend_repair_credit(&mut self, bytes: usize) {
+        self.repair_credit = self.repair_credit.saturating_sub(bytes);
     }
 
-    /// Drops a stream that can't or need not be served.
-    pub(crate) fn stop(&mut self, stream: Stream) {
-        if let Some(cursor) = self.cursors.remove(&stream) {
-            self.in_flight -= cursor.in_flight;
+    /// Adds `bytes` of credit, up to as much again or one chunk.
+    pub(super) fn refill_repair_credit(&mut self, bytes: usize) {
+        self.repair_credit = (self.repair_credit + bytes).min(bytes.max(CHUNK_BYTES));
+    }
+
+    /// Plans an audit of it in 2 s, and a few more, each after twice as long (R39).
+    pub(super) fn audit_soon(&mut self, now: Now) {
+        self.extra_audit = Some((now.mono + FIRST_AUDIT, FIRST_AUDIT));
+    }
+
+    /// Whether an audit out of turn is due. The next one is planned, unless the regular ones come sooner.
+    pub(super) fn is_extra_audit_due(&mut self, now: Now, audit_interval: Duration) -> bool {
+        let Some((_, gap)) = self.extra_audit.filter(|(at, _)| now.mono >= *at) else {
+            return false;
+        };
+        let goes_on = gap * 2 < audit_interval;
+        self.extra_audit = goes_on.then_some((now.mono + gap, gap * 2));
+        true
+    }
+
+    /// Whether it may be sent the hot set of hints now; if so, it counts as sent (R40).
+    pub(super) fn take_hot_set_turn(&mut self, now: Now) -> bool {
+        let is_recent = self.hot_set_sent_at.is_some_and(|at| now.mono < at + HOT_SET_INTERVAL);
+        if !is_recent {
+            self.hot_set_sent_at = Some(now.mono);
         }
-        self.due.remove(&stream);
+        !is_recent
+    }
+
+    #[cfg(test)]
+    pub(super) fn outbox_len(&self) -> usize {
+        self.outbox.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smg_types::ids::Generation;
+
+    use super::*;
+    use crate::state::writers::Writers;
+
+    fn peer() -> Peer {
+        let id = NodeId { name: "a".parse().unwrap(), generation: Generation(1) };
+        let writer = Writers::default().intern(&id).unwrap();
+        Peer::new(id, writer)
+    }
+
+    fn at(seconds: u64) -> Now {
+        Now::at(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_full_outbox_drops_its_oldest_message_and_counts_it() {
+        let mut peer = peer();
+        let dropped: u64 = (0..MAX_OUTBOX + 3).map(|_| peer.queue(Message::HotSetRequest)).sum();
+        assert_eq!((dropped, peer.outbox_len()), (3, MAX_OUTBOX));
+    }
+
+    #[test]
+    fn a_peer_whose_link_is_gone_keeps_what_it_has_applied_and_nothing_that_was_on_its_way() {
+        let mut peer = peer();
+        let stream = (StoreId::Workers, peer.writer());
+        peer.connect(at(0));
+        peer.note_digest(0);
+        peer.note_version(stream, 4);
+        peer.window.extend(stream, 4, 9);
+        peer.queue(Message::HotSetRequest);
+        peer.disconnect();
+        assert!(!peer.is_reachable() && !peer.has_greeted() && peer.next_message().is_none());
+        assert_eq!(peer.window.next(1000, |_| true), None);
+        assert_eq!(peer.known(stream), 4);
+    }
+
+    #[test]
+    fn extra_audits_come_at_2_4_8_and_16_seconds_and_then_the_regular_ones_do() {
+        let mut peer = peer();
+        peer.connect(at(0));
+        let interval = Duration::from_secs(30);
+        let due: Vec<u64> =
+            (0..100).filter(|s| peer.is_extra_audit_due(at(*s), interval)).collect();
+        assert_eq!(due, [2, 4, 8, 16]);
+    }
+
+    #[test]
+    fn repair_credit_is_spent_and_refilled_up_to_its_bound() {
+        let mut peer = peer();
+        peer.connect(at(0));
+        peer.spend_repair_credit(2 * CHUNK_BYTES);
+        assert!(!peer.has_repair_credit());
+        for _ in 0..3 {
+            peer.refill_repair_credit(10);
+        }
+        assert_eq!(peer.repair_credit, 30);
+        peer.refill_repair_credit(4 * CHUNK_BYTES);
+        assert_eq!(peer.repair_credit, 4 * CHUNK_BYTES);
     }
 }

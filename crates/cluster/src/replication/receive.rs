@@ -1,53 +1,73 @@
-//! Messages in.
+//! Messages in: what each kind of message changes, and what it is answered with.
+
+use std::collections::BTreeMap;
 
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
 use crate::crdt::stamp::millis;
-use crate::replication::message::{Claims, Delta, Digest, Message, Offer, RetiredWriter};
-use crate::replication::peer::{Peer, Stream};
-use crate::replication::{ACK_DELAY, CHUNK_BYTES, Changes, ClaimsBuilder, Replication, SETTLE};
+use crate::replication::changes::Changes;
+use crate::replication::message::{
+    Audit, AuditPull, AuditRows, Claims, Delta, Digest, Message, Offer, RetiredWriter,
+    SnapshotChunk, SnapshotRequest, StoreNumber,
+};
+use crate::replication::peer::Peer;
+use crate::replication::retirement::reopen_if_behind;
+use crate::replication::snapshot_loads::AfterChunk;
+use crate::replication::{CHUNK_BYTES, Replication, Stream, audit, retirement, snapshot};
 use crate::state::StoreId;
-use crate::state::table::Applied;
+use crate::state::table::{Applied, BUCKETS};
 use crate::state::writers::Writer;
 
-/// A joiner is given the hot set once in this time.
-const HOT_SET_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+/// What a peer claims about one stream: it has applied it up to `version`, and may lack tombstones up to `floor`.
+#[derive(Debug, Clone, Copy)]
+struct StreamClaim {
+    stream: Stream,
+    version: u64,
+    floor: u64,
+}
 
 impl Replication {
-    /// Takes a message of `from`, a peer that is up. Never fails: what can't be used is counted.
+    /// Handles a message of the reachable peer `from`. It never fails: what can't be used is counted.
     pub fn handle_message(&mut self, now: Now, from: &NodeId, message: Message) -> Changes {
-        let is_peer = self.peers.get(&from.name).is_some_and(|peer| peer.id == *from && peer.up);
-        if !is_peer {
+        if !self.peers.is_reachable(from) {
             self.counters.refused_messages += 1;
             return Changes::default();
         }
         let before = self.own_versions();
         let from = &from.name;
         let changes = match message {
-            Message::Digest(digest) => self.on_digest(now, from, &digest),
-            Message::Delta(delta) => self.on_delta(now, from, &delta),
-            Message::Ack(claims) => self.on_ack(now, from, &claims),
-            Message::Pull(claims) => self.on_pull(from, &claims),
-            Message::Offer(offer) => self.on_offer(now, from, &offer),
-            Message::SnapshotRequest(request) => self.on_snapshot_request(from, request),
-            Message::Snapshot(chunk) => self.on_snapshot(now, from, chunk),
-            Message::Audit(audit) => self.on_audit(from, &audit),
-            Message::AuditPull(pull) => self.on_audit_pull(from, &pull),
-            Message::AuditRows(rows) => self.on_audit_rows(now, &rows),
-            Message::Retired(retired) => self.on_retired(now, from, &retired),
-            Message::Hints(runs) => {
-                let hints = self.state.prefixes.merge(now, &runs);
-                Changes { hints, ..Changes::default() }
-            }
-            Message::HotSetRequest => self.on_hot_set_request(now, from),
+            Message::Digest(digest) => self.handle_digest(now, from, &digest),
+            Message::Delta(delta) => self.handle_delta(now, from, &delta),
+            Message::Ack(claims) => self.handle_ack(now, from, &claims),
+            Message::Pull(claims) => self.handle_pull(from, &claims),
+            Message::Offer(offer) => self.handle_offer(now, from, &offer),
+            Message::SnapshotRequest(request) => self.handle_snapshot_request(from, request),
+            Message::Snapshot(chunk) => self.handle_snapshot(now, from, chunk),
+            Message::Audit(audit) => self.handle_audit(from, &audit),
+            Message::AuditPull(pull) => self.handle_audit_pull(from, &pull),
+            Message::AuditRows(rows) => self.handle_audit_rows(now, &rows),
+            Message::Retired(retired) => self.handle_retired(now, from, &retired),
+            Message::Hints(runs) => Changes::of_hints(self.state.prefixes.merge(now, &runs)),
+            Message::HotSetRequest => self.handle_hot_set_request(now, from),
         };
-        self.announce_moved(now, before);
+        self.plan_push_of_moved(now, before);
         changes
     }
 
-    /// The streams that `claims` speaks of, as far as they are known here; writers that are history are set apart.
-    fn streams(&mut self, claims: &Claims) -> (Vec<(Stream, u64, u64)>, Vec<Writer>) {
+    /// The store with this number; `None` if this router does not have it, which is counted.
+    fn known_store(&mut self, number: StoreNumber) -> Option<StoreId> {
+        let store = number.store();
+        self.counters.unknown_stores += u64::from(store.is_none());
+        store
+    }
+}
+
+/// Digests, acknowledgements and pulls: what a peer has applied.
+impl Replication {
+    /// Resolves `claims`. Returns the streams of writers that are not retired here, and the retired writers among those
+    /// named.
+    fn streams(&mut self, claims: &Claims) -> (Vec<StreamClaim>, Vec<Writer>) {
         let mut writers: Vec<Option<Writer>> = Vec::with_capacity(claims.writers.len());
         for id in &claims.writers {
             writers.push(self.state.writers.intern(id));
@@ -58,13 +78,11 @@ impl Replication {
                 self.counters.refused_messages += 1;
                 continue;
             };
-            let Some(store) = claim.store.store() else {
-                self.counters.unknown_stores += 1;
-                continue;
-            };
-            self.reopen_if_behind((store, writer), claim.version);
+            let Some(store) = self.known_store(claim.store) else { continue };
+            let (stream, version, floor) = ((store, writer), claim.version, claim.floor);
+            reopen_if_behind(&mut self.state, stream, version);
             if !self.state.writers.is_retired(writer) {
-                streams.push(((store, writer), claim.version, claim.floor));
+                streams.push(StreamClaim { stream, version, floor });
             } else if !retired.contains(&writer) {
                 retired.push(writer);
             }
@@ -72,99 +90,84 @@ impl Replication {
         (streams, retired)
     }
 
-    /// Somebody knows more of a retired writer than this node did: it is spoken of again until all know that.
-    pub(super) fn reopen_if_behind(&mut self, (store, writer): Stream, version: u64) {
-        if self.state.writers.is_retired(writer)
-            && !store.ends_with_writer()
-            && version > self.state.replica(store).applied(writer)
-        {
-            self.state.writers.reopen(writer);
-        }
-    }
-
-    fn on_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
+    fn handle_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
         let (streams, mut retired) = self.streams(&digest.claims);
         let mut changes = Changes::default();
-        // A node that was forgotten and still runs must hear, until it does, that it has to begin again.
-        let sender = self.peers.get(from).map(|peer| peer.writer);
+        // A node whose generation has ended here is notified after each of its digests, until it goes on as a later one (R34).
+        let sender = self.peers.get(from).map(Peer::writer);
         retired.extend(
             sender
                 .filter(|writer| self.state.writers.is_over(*writer) && !retired.contains(writer)),
         );
-        let greeting = self.peers.get(from).is_some_and(|peer| !peer.greeted);
-        if greeting {
-            // Its membership may have found this node later than it was found: what was said before got lost.
-            let answer = Message::Digest(self.greeting(now, false));
-            self.say(from, answer);
+        let wall_ahead_ms = i128::from(digest.wall_ms) - i128::from(millis(now.wall));
+        let wall_ahead_ms = i64::try_from(wall_ahead_ms).unwrap_or(i64::MAX);
+        let peer = self.peers.get_mut(from);
+        let is_first = peer.is_some_and(|peer| peer.note_digest(wall_ahead_ms));
+        if is_first {
+            // The peer's membership may have found this node later than the reverse: the first digest to it was then
+            // lost (R20).
+            let answer = Message::Digest(self.full_digest(now, false));
+            self.queue(from, answer);
         }
-        if let Some(peer) = self.peers.get_mut(from) {
-            peer.greeted = true;
-            let ahead = i128::from(digest.wall_ms) - i128::from(millis(now.wall));
-            peer.wall_ahead_ms = i64::try_from(ahead).unwrap_or(i64::MAX);
-        }
-        for (stream, version, floor) in &streams {
-            changes.conflict |= self.learn(now, from, *stream, (*version, *floor));
+        for claim in &streams {
+            changes.conflict |= self.apply_claim(now, from, *claim);
         }
         if !retired.is_empty() {
-            let message = self.retired_message(&retired);
-            self.say(from, message);
+            let notice = retirement::notice(&self.state, &retired);
+            self.queue(from, notice);
         }
-        // What the sender lacks, its own words taken over what was said before: it may have lost its memory.
-        let claimed: std::collections::BTreeMap<Stream, u64> =
-            streams.iter().map(|(stream, version, _)| (*stream, *version)).collect();
+        self.send_missing_rows(now, from, &streams, digest.relay);
+        changes
+    }
+
+    /// Sends the sender of a digest the rows that it lacks: this node's own and, if it asks for `relay`, those of other
+    /// writers that have settled.
+    fn send_missing_rows(&mut self, now: Now, to: &NodeName, streams: &[StreamClaim], relay: bool) {
+        // The digest counts, not what the peer claimed before: it may have restarted without its rows.
+        let claimed: BTreeMap<Stream, u64> =
+            streams.iter().map(|claim| (claim.stream, claim.version)).collect();
         let me = self.state.me;
         let writers: Vec<Writer> = self.state.writers.current().map(|(writer, _)| writer).collect();
         for store in StoreId::ALL {
             for writer in &writers {
-                let stream = (store, *writer);
-                let silent = |peer: &Peer| {
-                    // What it has retired it speaks of no more.
-                    if peer.retired.contains(writer) { peer.known(stream) } else { 0 }
-                };
-                let theirs = claimed.get(&stream).copied();
-                let theirs = theirs.or_else(|| self.peers.get(from).map(silent)).unwrap_or(0);
-                let own = *writer == me;
-                let mine =
-                    if own { self.state.replica(store).applied(me) } else { self.settled(stream) };
-                if mine <= theirs || !(own || digest.relay) {
+                let (stream, is_own) = ((store, *writer), *writer == me);
+                if !(is_own || relay) {
                     continue;
                 }
-                let Some(peer) = self.peers.get_mut(from) else { continue };
-                if peer.writer == *writer && theirs == 0 {
-                    // Its own rows from before it lost its memory would come back as another's: it begins a new life.
+                let mine = self.state.replica(store).applied(*writer);
+                let settled = if is_own { None } else { self.settling.settled(stream) };
+                let mine = settled.unwrap_or(mine);
+                let Some(peer) = self.peers.get_mut(to) else { return };
+                // A digest does not name writers that the peer has retired.
+                let unnamed = if peer.has_retired(*writer) { peer.known(stream) } else { 0 };
+                let theirs = claimed.get(&stream).copied().unwrap_or(unnamed);
+                if mine <= theirs {
                     continue;
                 }
-                let retry = peer.retry_after(self.config.retry);
-                let on_its_way = peer
-                    .cursors
-                    .get(&stream)
-                    .is_some_and(|c| c.in_flight > 0 && now.mono < c.sent_at + retry);
-                if !on_its_way {
-                    peer.stop(stream);
-                    peer.serve(stream, theirs, mine);
+                if peer.writer() == *writer && theirs == 0 {
+                    // A writer that has lost its own rows must not get them back as those of another node: it goes on
+                    // as a later generation.
+                    continue;
+                }
+                if !peer.window.waits_for_ack(stream, now.mono, self.config.retry) {
+                    peer.window.restart(stream, theirs, mine);
                 }
             }
         }
-        changes
     }
 
-    /// A peer has said how far it is in a stream. Says whether somebody writes as this node.
-    fn learn(
-        &mut self,
-        now: Now,
-        from: &NodeName,
-        stream: Stream,
-        (version, floor): (u64, u64),
-    ) -> bool {
+    /// Takes in what a peer claims about one stream. Returns whether another process has written as this node (R19).
+    fn apply_claim(&mut self, now: Now, from: &NodeName, claim: StreamClaim) -> bool {
+        let StreamClaim { stream, version, floor } = claim;
         let (store, writer) = stream;
         if let Some(peer) = self.peers.get_mut(from) {
             let before = peer.known(stream);
-            peer.learn(stream, version);
-            peer.retired.remove(&writer);
+            peer.note_version(stream, version);
+            peer.note_not_retired(writer);
             if writer == self.state.me && version > before {
-                let up = self.peers.values().filter(|peer| peer.up);
-                let all = up.map(|peer| peer.known(stream)).min().unwrap_or(version);
-                self.confirmations.confirmed(store, (before, version, all), now.mono);
+                let all = self.peers.lowest_known_of_reachable(stream).unwrap_or(version);
+                self.confirmations.note_confirmed(store, before, version, now.mono);
+                self.confirmations.settle(store, all);
             }
         }
         let mine = self.state.replica(store).applied(writer);
@@ -176,95 +179,97 @@ impl Replication {
             if writer == self.state.me {
                 return true;
             }
-            let behind =
-                self.behind.entry(stream).or_insert_with(|| (version, from.clone(), now.mono));
-            if version > behind.0 {
-                (behind.0, behind.1) = (version, from.clone());
-            }
+            self.pulls.note_ahead(stream, version, from, now.mono);
         }
         false
     }
 
-    fn on_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
+    fn handle_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
         let (streams, _) = self.streams(claims);
         if let Some(peer) = self.peers.get_mut(from) {
-            peer.reads();
+            peer.window.reset_backoff();
         }
         let mut changes = Changes::default();
-        for (stream, version, floor) in streams {
-            changes.conflict |= self.learn(now, from, stream, (version, floor));
+        for claim in streams {
+            changes.conflict |= self.apply_claim(now, from, claim);
         }
         changes
     }
 
-    fn on_pull(&mut self, from: &NodeName, claims: &Claims) -> Changes {
+    fn handle_pull(&mut self, from: &NodeName, claims: &Claims) -> Changes {
         let (streams, retired) = self.streams(claims);
         if !retired.is_empty() {
-            let message = self.retired_message(&retired);
-            self.say(from, message);
+            let notice = retirement::notice(&self.state, &retired);
+            self.queue(from, notice);
         }
-        for (stream, version, _) in streams {
+        for StreamClaim { stream, version, .. } in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
             if let Some(peer) = self.peers.get_mut(from) {
-                peer.reads();
-                peer.stop(stream);
-                peer.serve(stream, version, target);
+                peer.window.reset_backoff();
+                peer.window.restart(stream, version, target);
             }
         }
         Changes::default()
     }
+}
 
-    fn on_delta(&mut self, now: Now, from: &NodeName, delta: &Delta) -> Changes {
+/// Deltas.
+impl Replication {
+    fn handle_delta(&mut self, now: Now, from: &NodeName, delta: &Delta) -> Changes {
         let mut changes = Changes::default();
-        let Some(store) = delta.store.store() else {
-            self.counters.unknown_stores += 1;
-            return changes;
-        };
+        let Some(store) = self.known_store(delta.store) else { return changes };
         let Some(writer) = self.state.writers.intern(&delta.writer) else {
             self.counters.refused_messages += 1;
             return changes;
         };
+        let stream = (store, writer);
+        let applied = self.state.replica(store).applied(writer);
         if writer == self.state.me {
-            changes.conflict = delta.to > self.state.replica(store).applied(writer);
+            changes.conflict = delta.to > applied;
             return changes;
         }
-        self.reopen_if_behind((store, writer), delta.to);
+        reopen_if_behind(&mut self.state, stream, delta.to);
         if self.state.writers.is_retired(writer) {
-            let message = self.retired_message(&[writer]);
-            self.say(from, message);
+            let notice = retirement::notice(&self.state, &[writer]);
+            self.queue(from, notice);
             return changes;
         }
-        let mut last = delta.from;
-        let ordered = delta.rows.iter().all(|row| {
-            let ok = row.version > last && row.version <= delta.to;
-            last = row.version;
-            ok
-        });
-        if !ordered || delta.to <= delta.from || delta.upto < delta.to {
+        if !delta.is_in_order() {
             self.counters.refused_messages += 1;
             return changes;
         }
-        let stream = (store, writer);
-        let applied = self.state.replica(store).applied(writer);
         if delta.from > applied {
+            // A gap (R16).
             self.counters.gaps += 1;
             self.pull(now, from, &[stream]);
             return changes;
         }
         if applied < delta.floor {
-            let floor = delta.floor;
-            let offer = Offer { store: delta.store, writer: delta.writer.clone(), floor };
-            return self.on_offer(now, from, &offer);
+            // Tombstones that this node has not applied are missing (R12).
+            self.load_if_behind(now, from, stream, delta.floor);
+            return changes;
         }
         let bytes: usize = delta.rows.iter().map(|row| row.wire_bytes()).sum();
         self.counters.received_bytes[store.index()] += bytes as u64;
         self.counters.rows_received += delta.rows.len() as u64;
+        changes.touch(store, self.apply(now, stream, applied, delta));
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.note_version(stream, delta.to);
+            peer.acks.note_delta(stream, bytes, now.mono);
+        }
+        changes
+    }
+
+    /// Applies a delta that begins at or before `applied`, the version of the stream here. Returns how many rows are
+    /// different now.
+    fn apply(&mut self, now: Now, stream: Stream, applied: u64, delta: &Delta) -> usize {
+        let (store, writer) = stream;
         let (table, mut cx) = self.state.replica_mut(store, now);
         self.counters.collected += table.raise_floor(writer, delta.floor) as u64;
-        let (mut changed, mut known) = (0, 0);
+        let mut changed = 0;
         for row in &delta.rows {
             if row.version <= applied {
-                known += 1;
+                self.counters.rows_known += 1;
                 continue;
             }
             match table.apply_row(&mut cx, writer, row) {
@@ -277,102 +282,114 @@ impl Replication {
                 Applied::Refused => self.counters.refused_rows += 1,
             }
         }
-        let moved = table.advance_to(writer, delta.to, delta.upto);
-        self.counters.rows_known += known;
-        changes.touch(store, changed);
-        if moved {
+        if table.advance_to(writer, delta.to, delta.upto) {
             self.note_move(stream, applied);
         }
-        if let Some(peer) = self.peers.get_mut(from) {
-            peer.learn(stream, delta.to);
-            peer.ack_due.insert(stream);
-            peer.unacked_bytes += bytes;
-            let delay = if peer.unacked_bytes >= CHUNK_BYTES || store.is_awaited() {
-                std::time::Duration::ZERO
-            } else {
-                ACK_DELAY
-            };
-            let at = now.mono + delay;
-            peer.ack_at = Some(peer.ack_at.map_or(at, |before| before.min(at)));
+        changed
+    }
+}
+
+/// Snapshots.
+impl Replication {
+    fn handle_offer(&mut self, now: Now, from: &NodeName, offer: &Offer) -> Changes {
+        if let Some(store) = self.known_store(offer.store)
+            && let Some(writer) = self.state.writers.intern(&offer.writer)
+        {
+            self.load_if_behind(now, from, (store, writer), offer.floor);
+        }
+        Changes::default()
+    }
+
+    fn handle_snapshot_request(&mut self, from: &NodeName, request: SnapshotRequest) -> Changes {
+        if let Some(store) = self.known_store(request.store)
+            && let Some(peer) = self.peers.get_mut(from)
+        {
+            peer.request_snapshot(store, request);
+        }
+        Changes::default()
+    }
+
+    fn handle_snapshot(&mut self, now: Now, from: &NodeName, chunk: SnapshotChunk) -> Changes {
+        let mut changes = Changes::default();
+        let Some(store) = self.known_store(chunk.store) else { return changes };
+        if !self.loads.expects(store, from, &chunk) {
+            return changes;
+        }
+        let end = chunk.end.clone();
+        let bytes: usize = chunk.rows.iter().map(|(_, row)| row.wire_bytes()).sum();
+        self.counters.received_bytes[store.index()] += bytes as u64;
+        let Some(merged) = snapshot::merge(&mut self.state, now, store, chunk) else {
+            self.counters.refused_messages += 1;
+            self.loads.abandon(store);
+            return changes;
+        };
+        changes.touch(store, merged.rows);
+        match self.loads.advance(store, &merged.marks, end, now.mono) {
+            Some(AfterChunk::Ask(donor, request)) => {
+                self.queue(&donor, Message::SnapshotRequest(request));
+            }
+            Some(AfterChunk::Done(claim)) => self.claim(now, store, claim),
+            None => {}
         }
         changes
     }
+}
 
-    /// A stream has moved on from where it stood.
-    pub(super) fn note_move(&mut self, stream: Stream, stood: u64) {
-        self.moved[0].entry(stream).or_insert(stood);
-        let (store, writer) = stream;
-        let applied = self.state.replica(store).applied(writer);
-        if self.behind.get(&stream).is_some_and(|(version, _, _)| *version <= applied) {
-            self.behind.remove(&stream);
+/// Audits.
+impl Replication {
+    fn handle_audit(&mut self, from: &NodeName, audit: &Audit) -> Changes {
+        let Some(store) = self.known_store(audit.store) else { return Changes::default() };
+        let Some(writer) = self.state.writers.number(&audit.writer) else {
+            return Changes::default();
+        };
+        if audit.prints.len() != BUCKETS {
+            self.counters.refused_messages += 1;
+            return Changes::default();
         }
-        self.asked.remove(&stream);
+        let pull = audit::differing_buckets(&self.state, &self.loads, store, writer, audit);
+        if let Some(pull) = pull {
+            self.queue(from, Message::AuditPull(pull));
+        }
+        Changes::default()
     }
 
-    /// Asks `from` for streams that are not being asked for.
-    pub(super) fn pull(&mut self, now: Now, from: &NodeName, streams: &[Stream]) {
-        let mut claims = ClaimsBuilder::default();
-        for stream in streams {
-            if self.asked.get(stream).is_some_and(|until| now.mono < *until) {
-                continue;
-            }
-            let (store, writer) = *stream;
-            if let Some(id) = self.state.writers.id(writer) {
-                let replica = self.state.replica(store);
-                claims.push(id, store, replica.applied(writer), replica.floor(writer));
-                self.asked.insert(*stream, now.mono + self.config.retry);
+    fn handle_audit_pull(&mut self, from: &NodeName, pull: &AuditPull) -> Changes {
+        let Some(store) = self.known_store(pull.store) else { return Changes::default() };
+        if let Some(writer) = self.state.writers.number(&pull.writer)
+            && self.state.replica(store).applied(writer) == pull.version
+            && self.is_authority(writer)
+        {
+            let (rows, too_large) = audit::rows_of_buckets(&self.state, store, writer, pull);
+            self.counters.unrepairable += too_large;
+            if let Some(rows) = rows {
+                self.queue(from, Message::AuditRows(rows));
             }
         }
-        if !claims.is_empty() {
-            self.counters.pulls += 1;
-            self.say(from, Message::Pull(claims.build()));
-        }
+        Changes::default()
     }
 
-    /// Asks for what a peer has been ahead in for a while.
-    pub(super) fn pull_what_is_missing(&mut self, now: Now) {
-        let mut wanted: std::collections::BTreeMap<NodeName, Vec<Stream>> =
-            std::collections::BTreeMap::new();
-        self.behind.retain(|stream, (version, from, since)| {
-            let writers = &self.state.writers;
-            let missing = self.state.replica(stream.0).applied(stream.1) < *version
-                && !writers.is_retired(stream.1);
-            if missing && now.mono >= *since + SETTLE {
-                wanted.entry(from.clone()).or_default().push(*stream);
-            }
-            missing
-        });
-        for (from, streams) in wanted {
-            if self.peers.get(&from).is_some_and(|peer| peer.up) {
-                self.pull(now, &from, &streams);
-            } else {
-                // Somebody else will say that it has them.
-                for stream in streams {
-                    self.behind.remove(&stream);
-                }
-            }
+    fn handle_audit_rows(&mut self, now: Now, rows: &AuditRows) -> Changes {
+        let mut changes = Changes::default();
+        if let Some(store) = self.known_store(rows.store)
+            && let Some(writer) = self.state.writers.number(&rows.writer)
+        {
+            let stream = (store, writer);
+            let repaired = audit::repair(&mut self.state, &self.loads, now, stream, rows);
+            self.counters.repaired += repaired as u64;
+            changes.touch(store, repaired);
         }
-        self.asked.retain(|_, until| now.mono < *until);
+        changes
     }
+}
 
-    pub(super) fn retired_message(&self, writers: &[Writer]) -> Message {
-        let mut retired = Vec::new();
-        for writer in writers {
-            let Some(id) = self.state.writers.id(*writer) else { continue };
-            let closed = self.state.writers.is_retired(*writer);
-            let applied = |store| self.state.replica(store).applied(*writer);
-            let versions = if closed { StoreId::ALL.map(applied).to_vec() } else { Vec::new() };
-            retired.push(RetiredWriter { writer: id.clone(), closed, versions });
-        }
-        Message::Retired(retired)
-    }
-
-    fn on_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
+/// Retired writers and hints.
+impl Replication {
+    fn handle_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
         let mut changes = Changes::default();
         for history in retired {
             let Some(writer) = self.state.writers.number(&history.writer) else { continue };
             if writer == self.state.me {
-                self.fenced = true;
+                self.is_fenced = true;
                 changes.fenced = true;
             }
             if !history.closed || self.state.writers.is_retired(writer) {
@@ -382,25 +399,24 @@ impl Replication {
                 if store.ends_with_writer() {
                     continue;
                 }
+                let stream = (store, writer);
                 if let Some(peer) = self.peers.get_mut(from) {
-                    peer.learn((store, writer), *version);
+                    peer.note_version(stream, *version);
                 }
-                self.join_if_behind(now, from, (store, writer), *version);
+                self.load_if_behind(now, from, stream, *version);
             }
             if let Some(peer) = self.peers.get_mut(from) {
-                peer.retired.insert(writer);
+                peer.note_retired(writer);
             }
         }
         changes
     }
 
-    fn on_hot_set_request(&mut self, now: Now, from: &NodeName) -> Changes {
-        let Some(peer) = self.peers.get_mut(from) else { return Changes::default() };
-        let recently = peer.hot_set_at.is_some_and(|at| now.mono < at + HOT_SET_INTERVAL);
-        if !recently {
-            peer.hot_set_at = Some(now.mono);
+    fn handle_hot_set_request(&mut self, now: Now, from: &NodeName) -> Changes {
+        let is_turn = self.peers.get_mut(from).is_some_and(|peer| peer.take_hot_set_turn(now));
+        if is_turn {
             for chunk in self.state.prefixes.hot_set(CHUNK_BYTES) {
-                self.counters.dropped_messages += peer.say(Message::Hints(chunk));
+                self.queue(from, Message::Hints(chunk));
             }
         }
         Changes::default()

@@ -1,8 +1,8 @@
-//! Replicas in a small world: virtual time, links that lose, double, delay and reorder, partitions, crashes, restarts with
-//! and without what was saved, members that are forgotten and come back. After each step the replicas are checked, and
-//! after the last fault they must agree with each other and with what was written.
+//! Replicas in a small world: virtual time, links that lose, duplicate, delay and reorder messages, partitions, crashes,
+//! restarts with and without saved rows, members that are forgotten and return. The replicas are checked after each step,
+//! and after the last fault they must agree with each other and with what was written.
 //!
-//! A failing seed prints the command that replays it alone.
+//! A seed that fails prints the command that replays it alone.
 
 mod world;
 
@@ -35,7 +35,7 @@ fn for_each_seed(
         .map(|seed| {
             let played = std::panic::catch_unwind(|| test(seed));
             played.unwrap_or_else(|_| {
-                panic!("seed {seed} failed: SMG_SEED={seed} cargo test --lib replication::tests::{name}")
+                panic!("seed {seed} failed: SMG_SEED={seed} cargo test -p smg-cluster --lib replication::tests::{name}")
             })
         })
         .collect()
@@ -60,8 +60,8 @@ fn replicas_agree_whatever_the_network_does() {
 }
 
 #[test]
-fn replicas_agree_whoever_dies_and_comes_back() {
-    let worlds = for_each_seed("replicas_agree_whoever_dies_and_comes_back", |seed| {
+fn replicas_agree_whichever_nodes_crash_and_restart() {
+    let worlds = for_each_seed("replicas_agree_whichever_nodes_crash_and_restart", |seed| {
         let mut world = World::new(seed, 3 + (seed % 4) as usize, Faults::ALL);
         world.play(Duration::from_secs(60));
         world.heal_and_check();
@@ -78,7 +78,7 @@ fn replicas_agree_whoever_dies_and_comes_back() {
 }
 
 #[test]
-fn in_quiet_each_write_is_delivered_once_to_each_peer() {
+fn without_faults_each_write_is_delivered_once_to_each_peer() {
     for count in [3, 5, 10] {
         let mut world = World::new(7, count, Faults::NONE);
         world.run(Duration::from_secs(3));
@@ -97,7 +97,7 @@ fn in_quiet_each_write_is_delivered_once_to_each_peer() {
 }
 
 #[test]
-fn a_write_is_visible_everywhere_within_its_promise() {
+fn a_write_is_visible_on_all_nodes_in_time() {
     let mut world = World::new(3, 5, Faults::NONE);
     world.run(Duration::from_secs(3));
     let id = WorkerId::from_u64(77);
@@ -114,7 +114,7 @@ fn a_write_is_visible_everywhere_within_its_promise() {
 }
 
 #[test]
-fn what_peers_confirm_is_timed_once_for_each_and_a_joiner_confirms_nothing_old() {
+fn each_confirmation_is_timed_once_and_a_joiner_confirms_no_old_write() {
     let mut world = World::new(4, 3, Faults::NONE);
     world.run(Duration::from_secs(3));
     world.confirmation_times(0);
@@ -134,7 +134,7 @@ fn what_peers_confirm_is_timed_once_for_each_and_a_joiner_confirms_nothing_old()
 }
 
 #[test]
-fn idle_replicas_say_little() {
+fn idle_replicas_send_few_messages() {
     let mut world = World::new(3, 10, Faults::NONE);
     for _ in 0..100 {
         world.write_somewhere();
@@ -154,19 +154,19 @@ fn at(ms: u64) -> Now {
     Now::at(Duration::from_millis(1_000_000 + ms))
 }
 
-/// Carries all messages to and fro until nobody has anything to say.
+/// Delivers all messages until no replica has one to send.
 fn exchange(now: Now, replicas: &mut [Replication]) {
     loop {
-        let mut said = Vec::new();
+        let mut sent = Vec::new();
         for replica in replicas.iter_mut() {
             while let Some((to, message, _)) = replica.poll_transmit(now) {
-                said.push((replica.me().clone(), to, message));
+                sent.push((replica.me().clone(), to, message));
             }
         }
-        if said.is_empty() {
+        if sent.is_empty() {
             return;
         }
-        for (from, to, message) in said {
+        for (from, to, message) in sent {
             if let Some(replica) = replicas.iter_mut().find(|replica| *replica.me() == to) {
                 replica.handle_message(now, &from, message);
             }
@@ -254,7 +254,7 @@ fn a_row_from_the_future_waits_in_quarantine_until_it_can_be_believed() {
     both[1].update(at(10), PolicyWrite { model: "n".into(), policy: Some(own.clone()) }).unwrap();
     assert_eq!(both[1].state().policy(&"n".into()), Some(own));
     // An hour later it is the present.
-    both[1].release(Now { wall: at(0).wall + hour, ..at(20) });
+    both[1].release_quarantine(Now { wall: at(0).wall + hour, ..at(20) });
     assert!(both[1].state().policy(&"m".into()).is_some());
 }
 
@@ -269,7 +269,7 @@ fn a_row_too_large_is_refused_to_its_author() {
 }
 
 #[test]
-fn a_gap_is_pulled_and_not_jumped() {
+fn a_delta_after_a_gap_is_not_applied_and_the_gap_is_pulled() {
     let (mut a, mut b) = pair();
     let mut both = [a, b];
     exchange(at(0), &mut both);
@@ -293,7 +293,7 @@ fn a_gap_is_pulled_and_not_jumped() {
 }
 
 #[test]
-fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
+fn a_slow_peer_costs_no_memory_and_receives_the_newest_rows() {
     let (mut a, b) = pair();
     let digest = Message::Digest(b.digest(at(0), true));
     a.handle_message(at(0), b.me(), digest);
@@ -313,7 +313,7 @@ fn a_slow_peer_costs_no_memory_and_gets_the_newest() {
 }
 
 #[test]
-fn who_acknowledges_nothing_is_sent_less_and_less() {
+fn a_peer_that_acknowledges_nothing_is_sent_less_and_less() {
     let (mut a, b) = pair();
     let digest = Message::Digest(b.digest(at(0), true));
     a.handle_message(at(0), b.me(), digest.clone());
@@ -326,7 +326,7 @@ fn who_acknowledges_nothing_is_sent_less_and_less() {
             a.handle_tick(at(ms), &mut world::rng(ms));
             while a.poll_transmit(at(ms)).is_some() {}
             if ms % 1000 == 0 {
-                // Its own words still come, and show nothing.
+                // Its digests still arrive; they do not show that it reads what it is sent.
                 a.handle_message(at(ms), b.me(), digest.clone());
             }
         }
@@ -339,7 +339,7 @@ fn who_acknowledges_nothing_is_sent_less_and_less() {
         first > 150_000 && later < 16 * 2 * 17 * 1024,
         "{first} at once, then {later} a minute"
     );
-    // One ack, and it is as before.
+    // After one acknowledgement the window is open again.
     let claims = message::ClaimsBuilder::default().build();
     a.handle_message(at(70_000), b.me(), Message::Ack(claims));
     let again = sent_until(&mut a, 70_000, 75_000);
@@ -359,10 +359,10 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     for n in 0..2000 {
         donors[0].update(at(0), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
-    // A collected tombstone: nobody who comes later can live on deltas.
+    // A collected tombstone: a node that joins later must load a snapshot.
     donors[0].update(at(0), WorkerWrite::Remove(spec(0).id())).unwrap();
     donors[0].handle_tick(at(1), &mut world::rng(1));
-    donors[0].collect(at(20_000));
+    donors[0].collect_tombstones(at(20_000));
     let (a, b) = (donors[0].me().clone(), donors[1].me().clone());
     donors[0].peer_up(at(2), &b);
     donors[1].peer_up(at(2), &a);
@@ -374,7 +374,7 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
     }
     assert_eq!(donors[1].state().workers().count(), 1999);
     assert_eq!(donors[1].counters().snapshots_joined, 1);
-    // A third asks a, loses it half way and goes on with b.
+    // A third node asks a, loses it half way, and goes on with b.
     let mut joiner = Replication::new(id("c", 1), config, at(5000));
     let c = joiner.me().clone();
     joiner.peer_up(at(5000), &a);
@@ -415,7 +415,7 @@ fn a_snapshot_goes_on_where_it_was_broken_off() {
 }
 
 #[test]
-fn an_audit_puts_right_what_a_version_vector_can_not_see() {
+fn an_audit_repairs_what_version_vectors_can_not_show() {
     let (a, b) = pair();
     let mut both = [a, b];
     for n in 0..100 {
@@ -425,14 +425,14 @@ fn an_audit_puts_right_what_a_version_vector_can_not_see() {
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
     both[1].state.tables.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
-    both[0].audit_any(at(300), &mut world::rng(1));
+    both[0].audit_random_peer(&mut world::rng(1));
     exchange(at(300), &mut both);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
     assert_eq!(both[1].counters().repaired, 1);
 }
 
 #[test]
-fn who_comes_or_goes_has_the_others_audited_soon() {
+fn peers_are_audited_soon_after_a_member_comes_or_goes() {
     let (a, b) = pair();
     let mut both = [a, b];
     both[0].update(at(0), LoadWrite { worker: WorkerId::from_u64(7), load: load(1) }).unwrap();
@@ -449,7 +449,7 @@ fn who_comes_or_goes_has_the_others_audited_soon() {
 
 #[test]
 fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
-    // Alone, and with a peer that never acknowledges anything.
+    // Without a peer, and with one that never acknowledges anything.
     for with_peer in [false, true] {
         let (mut a, b) = pair();
         if with_peer {
@@ -475,7 +475,7 @@ fn a_million_puts_and_deletes_leave_less_than_a_megabyte() {
 }
 
 #[test]
-fn hints_reach_everybody_and_a_joiner_gets_the_hot_set() {
+fn hints_reach_all_peers_and_a_joiner_receives_the_hot_set() {
     let (a, b) = pair();
     let mut both = [a, b];
     exchange(at(0), &mut both);
@@ -496,25 +496,25 @@ fn hints_reach_everybody_and_a_joiner_gets_the_hot_set() {
 }
 
 #[test]
-fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
+fn a_forgotten_node_goes_on_as_a_later_generation_and_loses_nothing() {
     let (a, b) = pair();
     let mut both = [a, b];
     exchange(at(0), &mut both);
     both[1].update(at(10), WorkerWrite::Put((&spec(1)).into())).unwrap();
     exchange(at(10), &mut both);
-    // b is cut off and forgotten; meanwhile both write.
+    // b is cut off and forgotten; meanwhile both nodes write.
     both[0].peer_forgotten(at(100), &id("b", 1));
     both[1].peer_down(at(100), &id("a", 1));
     both[1].update(at(110), WorkerWrite::Put((&spec(2)).into())).unwrap();
     run(&mut both, 150, 13_000);
-    assert_eq!(both[0].counters().retired, 1, "nobody but a was left to agree");
+    assert_eq!(both[0].counters().retired, 1, "a has no peer that would have to agree");
     both[0].update(at(13_000), WorkerWrite::Remove(spec(1).id())).unwrap();
-    // It comes back as it was, is told that it is history, and begins again.
+    // b returns as it was, is notified that it was retired, and goes on as a later generation.
     both[0].peer_up(at(13_100), &id("b", 1));
     both[1].peer_up(at(13_100), &id("a", 1));
     run(&mut both, 13_100, 16_000);
     assert!(both[1].is_fenced());
-    both[1].begin_life(at(16_000), id("b", 2));
+    both[1].begin_generation(at(16_000), id("b", 2));
     both[0].peer_up(at(16_000), &id("b", 2));
     both[1].peer_down(at(16_000), &id("a", 1));
     both[1].peer_up(at(16_000), &id("a", 1));
@@ -525,7 +525,7 @@ fn a_node_that_was_forgotten_begins_another_life_and_loses_nothing() {
     }
 }
 
-/// Two replicas and time going by.
+/// Lets time pass for two replicas that exchange messages.
 fn run(both: &mut [Replication; 2], from: u64, to: u64) {
     for ms in (from..to).step_by(50) {
         for replica in both.iter_mut() {
@@ -548,16 +548,16 @@ fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
         both[1].update(at(1000), WorkerWrite::Put((&spec(n)).into())).unwrap();
     }
     run(&mut both, 1000, 2000);
-    // b starts again and gets its former life's rows from a.
-    let reborn = id("b", 2);
-    both[1] = Replication::new(reborn.clone(), Config::default(), at(2000));
+    // b restarts, and receives the rows of its earlier generation from a.
+    let restarted = id("b", 2);
+    both[1] = Replication::new(restarted.clone(), Config::default(), at(2000));
     both[0].peer_down(at(2000), &id("b", 1));
-    both[0].peer_up(at(2000), &reborn);
+    both[0].peer_up(at(2000), &restarted);
     both[1].peer_up(at(2000), &id("a", 1));
     run(&mut both, 2000, 4000);
     assert_eq!(both[1].state().workers().count(), 2);
-    assert_eq!(both[1].counters().adopted, 0, "not before it has been level for a while");
-    // Cut off from each other for a moment: b adopts, a removes.
+    assert_eq!(both[1].counters().adopted, 0, "not before it has had all rows for a while");
+    // While they are cut off from each other for a moment, b adopts and a removes.
     let mut ms = 4000;
     while both[1].counters().adopted == 0 {
         ms += 50;
@@ -569,7 +569,7 @@ fn a_removal_reaches_a_row_that_is_adopted_at_the_same_time() {
     for replica in &both {
         let workers: Vec<_> = replica.state().workers().map(|(id, _)| id).collect();
         assert_eq!(workers, [spec(2).id()], "{}", replica.me());
-        let lives = replica.state().writers().current().count();
-        assert_eq!(lives, 2, "{}: the former life is history", replica.me());
+        let generations = replica.state().writers().current().count();
+        assert_eq!(generations, 2, "{}: the earlier generation is retired", replica.me());
     }
 }

@@ -34,9 +34,9 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::{Author, HybridClock};
 use crate::state::prefixes::Prefixes;
-use crate::state::stores::{News, Tables};
+use crate::state::stores::{ChangedKeys, Tables};
 pub use crate::state::stores::{STORES, StoreId, Write};
-use crate::state::table::{Context, RefusedRow, Replica, Sizes};
+use crate::state::table::{BrokenInvariant, Context, LogPosition, RefusedRow, Replica, Sizes};
 use crate::state::writers::{Writer, Writers};
 
 /// A write of this node: a receipt waits until peers have applied it.
@@ -46,6 +46,18 @@ pub struct Version {
     pub store: StoreId,
     /// The version of the write in this node's log of the store.
     pub version: u64,
+}
+
+/// A log whose invariants do not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("log of {writer} in {store}: {broken}")]
+pub struct BrokenLog {
+    /// The store.
+    pub store: StoreId,
+    /// The writer of the log.
+    pub writer: String,
+    /// What does not hold.
+    pub broken: BrokenInvariant,
 }
 
 /// All replicated state that this node holds.
@@ -132,14 +144,14 @@ impl State {
     }
 
     /// Keeps the keys that change from now on, until they are taken.
-    pub(crate) fn follow(&mut self) {
-        self.tables.follow();
-        self.prefixes.follow();
+    pub(crate) fn track_changed_keys(&mut self) {
+        self.tables.track_changed_keys();
+        self.prefixes.keep_received();
     }
 
     /// Takes the keys that have changed since the last call, whichever node has changed them.
-    pub(crate) fn take_news(&mut self) -> News {
-        self.tables.take_news(self.prefixes.take_news())
+    pub(crate) fn take_changed_keys(&mut self) -> ChangedKeys {
+        self.tables.take_changed_keys(self.prefixes.take_received())
     }
 }
 
@@ -183,7 +195,7 @@ impl State {
     /// A hash that is equal on nodes which hold the same live rows of `store`.
     #[must_use]
     pub fn fingerprint(&self, store: StoreId) -> u64 {
-        self.replica(store).print()
+        self.replica(store).fingerprint()
     }
 
     /// A hash that is equal on nodes which read the same from `store`. For checks.
@@ -209,6 +221,28 @@ impl State {
         covered.filter_map(|mark| Some((self.writers.id(mark.writer)?, mark.version)))
     }
 
+    /// Where the log of each writer is, in each store. For checks.
+    pub fn log_positions(&self) -> impl Iterator<Item = ((StoreId, Writer), LogPosition)> {
+        StoreId::ALL.into_iter().flat_map(|store| {
+            let logs = self.replica(store).log_positions().into_iter();
+            logs.map(move |(writer, position)| ((store, writer), position))
+        })
+    }
+
+    /// Checks the invariants of every log, in time proportional to logs and tombstones. For checks.
+    ///
+    /// # Errors
+    ///
+    /// The first log whose invariants do not hold.
+    pub fn check_logs(&self) -> Result<(), BrokenLog> {
+        StoreId::ALL.into_iter().try_for_each(|store| {
+            self.replica(store).check_logs(self.me).map_err(|(writer, broken)| {
+                let writer = self.writers.id(writer).map(ToString::to_string).unwrap_or_default();
+                BrokenLog { store, writer, broken }
+            })
+        })
+    }
+
     /// The encoded keys and versions of the live rows of `writer` in `store`, up to `version`. For checks.
     #[must_use]
     pub fn living_rows(
@@ -218,6 +252,6 @@ impl State {
         version: u64,
     ) -> Vec<(Vec<u8>, u64)> {
         let number = self.writers.number(writer);
-        number.map_or_else(Vec::new, |writer| self.replica(store).living(writer, version))
+        number.map_or_else(Vec::new, |writer| self.replica(store).live_rows(writer, version))
     }
 }

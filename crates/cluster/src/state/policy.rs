@@ -4,9 +4,11 @@
 //! only newer routers understand.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 
 use crate::crdt::lww_register::LwwRegister;
@@ -38,12 +40,8 @@ impl Store for Policies {
 
     fn validate(key: &ModelId, value: &Self::Value) -> Result<(), String> {
         let Some(record) = value.get() else { return Err("the policy is empty".to_owned()) };
-        if key.as_str().is_empty() || key.as_str().len() > 512 {
-            return Err(format!("model name of {} bytes, 1 to 512 expected", key.as_str().len()));
-        }
-        if record.policy.is_empty() || record.policy.len() > 64 {
-            return Err(format!("policy name of {} bytes, 1 to 64 expected", record.policy.len()));
-        }
+        check_bytes("model name", key.as_str(), &bounds::MODEL_NAME_BYTES)?;
+        check_bytes("policy name", &record.policy, &bounds::POLICY_NAME_BYTES)?;
         Ok(())
     }
 
@@ -86,6 +84,14 @@ impl Store for Policies {
             content: "010101fd0068e5cf8b01000000fdafdcd659883d46e70b63616368655f617761726501097468726573686f6c6403302e350112772d30303030303030303030303030303037030000",
         }
     }
+}
+
+fn check_bytes(name: &str, text: &str, bounds: &RangeInclusive<usize>) -> Result<(), String> {
+    if bounds.contains(&text.len()) {
+        return Ok(());
+    }
+    let (low, high) = (bounds.start(), bounds.end());
+    Err(format!("{name} of {} bytes, {low} to {high} expected", text.len()))
 }
 
 /// A change of a model's policy.

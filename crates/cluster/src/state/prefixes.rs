@@ -122,12 +122,12 @@ impl Prefixes {
     }
 
     /// Keeps received hints from now on, until they are taken.
-    pub(crate) fn follow(&mut self) {
+    pub(crate) fn keep_received(&mut self) {
         self.received.get_or_insert_default();
     }
 
     /// Takes the hints received since the last call.
-    pub(crate) fn take_news(&mut self) -> Vec<HintRun> {
+    pub(crate) fn take_received(&mut self) -> Vec<HintRun> {
         self.received.as_mut().map(std::mem::take).unwrap_or_default()
     }
 

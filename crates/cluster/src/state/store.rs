@@ -1,5 +1,5 @@
-//! What a store says about itself: its name and number, who writes its rows, how soon they are sent, how long they live
-//! and how large they may be.
+//! What a store states about itself: its name and number, which nodes change its rows, how soon rows are sent, how long
+//! they are kept, and how large they may be.
 //!
 //! A store is a type without values that implements [`Store`] in a file of its own. The list of all stores is in
 //! [`stores`](crate::state::stores); whatever concerns every store walks that list, so that no other code names one.
@@ -19,10 +19,10 @@ use crate::state::golden::Golden;
 use crate::state::table::{Context, RefusedRow, Table};
 use crate::state::writers::{Writer, Writers};
 
-/// Who may change a row.
+/// Which nodes may change a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ownership {
-    /// Every node may. A write takes the place of all rows under its key that the node has seen, and a removal removes
+    /// Every node. A write replaces all rows under its key that the node has seen, and a removal removes
     /// those; a write that a removal has not seen survives it.
     Shared,
     /// Only the node that wrote it. Each node has a row of its own under a key, and readers add them up.
@@ -32,7 +32,7 @@ pub enum Ownership {
 /// When a row ends without being removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// When the generation of the node that wrote it ends: the row is a measurement, which nobody renews then.
+    /// When the generation of the node that wrote it ends: the row is a measurement that is not renewed then.
     WithWriter,
     /// At the time that [`Store::expires_ms`] computes from it.
     TimeToLive,
@@ -53,19 +53,19 @@ pub trait Store: Listed + Debug + Sized + 'static {
     /// The number on the wire, which is also the place in the list of stores, from 0. It never changes and is never
     /// given to another store, because routers of different versions share a cluster.
     const WIRE_ID: u8;
-    /// Who may change a row.
+    /// Which nodes may change a row.
     const OWNERSHIP: Ownership;
     /// When a row ends without being removed.
     const RETENTION: Retention;
     /// How fresh the peers' copies are: a write is sent at once if the last one was sent at least this long ago, else
     /// together with all others of this time. Up to 10 ms, its messages go before those of slower stores.
     const COALESCING: Duration;
-    /// Living rows that one writer may have.
+    /// Most live rows of one writer.
     const MAX_ROWS: usize;
     /// Longest encoded content of a row, in bytes, at most [`row::MAX_CONTENT_BYTES`](crate::state::row). The rows of a
-    /// shared store need room for the removals that they carry.
+    /// shared store need room for the kills that they carry.
     const MAX_CONTENT_BYTES: usize;
-    /// Whether somebody waits for a write to be confirmed, as an administrator does. Peers then acknowledge at once, not
+    /// Whether a client waits until peers have confirmed a write, as administrators may. Peers then acknowledge at once, not
     /// within 100 ms.
     const IS_AWAITED: bool;
     /// Whether routers of this version write rows of this store. A store that is not in use is replicated all the same,
@@ -76,7 +76,7 @@ pub trait Store: Listed + Debug + Sized + 'static {
     type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
     /// The value of a row.
     type Value: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
-    /// What this node can do to its rows.
+    /// A change that this node can make to the rows.
     type Write: Clone + PartialEq + Debug;
 
     /// Checks that key and value are inside their bounds, of this node's rows and of others'.

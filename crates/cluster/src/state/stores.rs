@@ -95,12 +95,12 @@ macro_rules! stores {
                 }
             }
 
-            pub(super) fn follow(&mut self) {
-                $(self.$field.follow();)*
+            pub(super) fn track_changed_keys(&mut self) {
+                $(self.$field.track_changed_keys();)*
             }
 
-            pub(super) fn take_news(&mut self, hints: Vec<HintRun>) -> News {
-                News { $($field: self.$field.take_news(),)* hints }
+            pub(super) fn take_changed_keys(&mut self, hints: Vec<HintRun>) -> ChangedKeys {
+                ChangedKeys { $($field: self.$field.take_changed_keys(),)* hints }
             }
         }
 
@@ -110,13 +110,13 @@ macro_rules! stores {
         /// The code reads the values when it gets the keys. A thousand changes of one key are therefore one key, and a
         /// key that comes twice does no harm.
         #[derive(Debug, Default)]
-        pub struct News {
+        pub struct ChangedKeys {
             $($(#[$doc])* pub $field: BTreeSet<<$store as Store>::Key>,)*
             /// The prefix hints that were received, in the order in which they came.
             pub hints: Vec<HintRun>,
         }
 
-        impl News {
+        impl ChangedKeys {
             /// Whether nothing has changed.
             #[must_use]
             pub fn is_empty(&self) -> bool {
@@ -212,7 +212,7 @@ impl StoreId {
         self.properties().coalescing
     }
 
-    /// Whether somebody waits for a write to be confirmed.
+    /// Whether a client may wait until peers have confirmed a write.
     #[must_use]
     pub const fn is_awaited(self) -> bool {
         self.properties().is_awaited

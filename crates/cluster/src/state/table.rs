@@ -1,22 +1,23 @@
-//! A table: the rows of one store, and per writer the coalescing log in which they travel.
+//! A table: the rows of one store, and for each writer a log of its rows.
 //!
-//! Each row is written by one writer; a write takes the place of that writer's older row under the same key and goes to
-//! the end of its log. So memory is living keys plus young tombstones, never the number of writes, and "what came after
-//! version v" is a range of the log, its holes being overwritten writes.
+//! Each row has one writer. A write replaces that writer's older row under the same key and appends the new row to the
+//! writer's log. Memory therefore grows with the number of live keys and of recent removals, not with the number of
+//! writes. The rows after version v are a range of the log; versions that are missing in it were overwritten.
 //!
-//! What a row says is a set of *dots* (a write, named by who made it and with which version) with their values, and
-//! *kills*: dots that are dead. Most rows hold the one dot that they are named by. A row may carry dots of others too, so
-//! that a writer which is over can be forgotten while what it wrote lives on: a dot keeps its name in whichever row it
-//! travels, and who removes it removes it everywhere. One rule decides everything: **what a node covers and does not hold
-//! is dead**. A node covers a dot when it has all of the log of the dot's first writer up to it.
+//! A write is named by a *dot*: its writer and its version. A row contains dots with their values, and *kills*, which name
+//! dots that are dead. Most rows contain one dot, that of their own writer and version. A row may also carry dots of other
+//! writers, so that a writer that has ended can be forgotten while its writes stay. A dot keeps its name in every row that
+//! carries it, and a kill of the dot ends it in all of them. One rule decides which dots are live: **a dot that a node
+//! covers and does not hold is dead**. A node covers a dot if it has applied the log of the dot's writer up to the dot.
 //!
-//! The rules by the names that the tests use: a kill names every dot of that writer up to a version (R2), stays in the
-//! row when its writer writes again (R3), and waits in `pending` for dots that are not covered yet (R5); a row with
-//! neither dots nor kills is kept as a tombstone by relays too (R4); a row whose dots are dead just vanishes (R6); a
-//! replica that is behind `floor`, what a log no longer holds, joins a snapshot by key ranges (R7), pending kills
-//! included (R8).
+//! The rules in short; `docs/replication.md` gives the reason and the test of each. R2: a kill names all dots of one writer
+//! up to a version, under the row's key. R3: the kills of a row stay when its writer writes the row again. R4: a row without
+//! dots and kills is a tombstone, which relays keep too. R5: a kill of dots that are not covered yet waits in `pending`. R6:
+//! a row of which all dots are dead, and that has no kills, is dropped without a tombstone. R7: a snapshot ends the dots that
+//! its donor covers and does not hold, in all logs of the store. R8: a snapshot includes the waiting kills.
 
 mod apply;
+mod log;
 mod replica;
 mod section;
 #[cfg(test)]
@@ -36,23 +37,25 @@ use crate::state::store::Store;
 use crate::state::writers::{Writer, Writers};
 
 pub(crate) use apply::Applied;
+use log::Log;
+pub use log::{BrokenInvariant, LogPosition};
 pub use replica::Sizes;
 pub(crate) use replica::{Cut, Mark, Replica};
 pub(crate) use section::Section;
 pub use write::RefusedRow;
 
-/// Fingerprints per writer and store: one per bucket of keys.
+/// Buckets of keys per writer and store; audits compare a fingerprint of each.
 pub const BUCKETS: usize = 64;
-/// An expired row is invisible at once but stays this long, so that clocks may differ.
+/// Readers ignore a row when it has expired, but it is dropped this much later, because the clocks of nodes differ.
 const EXPIRY_GRACE_MS: u64 = 60_000;
-/// Tombstones that a table may always keep; beyond, at most two per living row.
+/// A table keeps this many tombstones, or two per live row if that is more.
 const FREE_TOMBSTONES: usize = 2048;
-/// Bytes of unreadable contents that a table keeps for others.
+/// Most bytes of contents in quarantine that a table keeps.
 const QUARANTINE_BYTES: usize = 1 << 20;
-/// Kills that may wait for their dots.
+/// Most kills that wait for their dots.
 const MAX_PENDING: usize = 65_536;
 
-/// What a table needs of its surroundings.
+/// The parts of a node's state that the operations of a table need besides the table.
 #[derive(Debug)]
 pub struct Context<'a> {
     pub(crate) writers: &'a mut Writers,
@@ -61,33 +64,34 @@ pub struct Context<'a> {
     pub(crate) now: Now,
 }
 
-/// A write: by whom, and which of its versions. It keeps this name in whichever row it travels.
+/// The name of a write: its writer and its version in that writer's log. It is the same in every row that carries it.
 type Dot = (Writer, u64);
-/// One per writer: all its dots up to a version.
+/// Dead dots, at most one entry per writer: all dots of that writer up to the version.
 type Kills = SmallVec<[Dot; 2]>;
 
+/// The part of a row that its own writer wrote.
 #[derive(Debug, Clone)]
 enum Body<V> {
-    /// The writer's own write; its dot is the row's writer and version.
+    /// A live value. Its dot is the row's writer and version.
     Live(V),
-    /// None, no more, or none that lives.
+    /// No live value.
     Dead,
-    /// In quarantine; `None` when there was no room to keep it.
+    /// The whole content, in quarantine; `None` if there was no room to keep it.
     Opaque(Option<Blob>),
 }
 
-/// A write in another row than that of its dot.
+/// A write in a row of another writer.
 #[derive(Debug, Clone)]
 struct Carried<V> {
     dot: Dot,
-    /// Of the key's bytes, seeded by the dot's author.
+    /// The hash of the key's bytes, seeded by the author of the dot.
     key_hash: u64,
     value: V,
 }
 
-/// What few rows have.
+/// The parts of a row that few rows have.
 #[derive(Debug, Clone)]
-struct More<V> {
+struct Extras<V> {
     kills: Kills,
     carried: Vec<Carried<V>>,
 }
@@ -95,23 +99,24 @@ struct More<V> {
 #[derive(Debug, Clone)]
 struct Row<V> {
     version: u64,
-    /// Of the key's bytes, seeded by the author.
+    /// The hash of the key's bytes, seeded by the author of the row.
     key_hash: u64,
+    /// Length of the encoded key and content.
     bytes: u32,
     body: Body<V>,
-    more: Option<Box<More<V>>>,
+    extras: Option<Box<Extras<V>>>,
 }
 
 impl<V> Row<V> {
     fn kills(&self) -> &[Dot] {
-        self.more.as_ref().map_or(&[], |more| &more.kills)
+        self.extras.as_ref().map_or(&[], |extras| &extras.kills)
     }
 
     fn carried(&self) -> &[Carried<V>] {
-        self.more.as_ref().map_or(&[], |more| &more.carried)
+        self.extras.as_ref().map_or(&[], |extras| &extras.carried)
     }
 
-    /// The writer's own write.
+    /// The value that the row's writer wrote, if it is live.
     fn own(&self) -> Option<&V> {
         match &self.body {
             Body::Live(value) => Some(value),
@@ -119,13 +124,13 @@ impl<V> Row<V> {
         }
     }
 
-    /// All writes in it, each with its dot; `writer` is the row's.
+    /// All live writes in the row, each with its dot; `writer` is the row's writer.
     fn writes(&self, writer: Writer) -> impl Iterator<Item = (Dot, &V)> {
         let own = self.own().map(|value| ((writer, self.version), value));
         own.into_iter().chain(self.carried().iter().map(|c| (c.dot, &c.value)))
     }
 
-    /// Its dots with the hashes that stand for them. What can't be read stands for the dot that it is named by.
+    /// All dots in the row, each with the hash of its key. A row in quarantine counts as its own dot.
     fn dots(&self, writer: Writer) -> impl Iterator<Item = (Dot, u64)> {
         let own = !matches!(self.body, Body::Dead);
         let own = own.then_some(((writer, self.version), self.key_hash));
@@ -140,19 +145,19 @@ impl<V> Row<V> {
         matches!(self.body, Body::Opaque(_))
     }
 
-    /// Whether anything in it lives, as far as can be read.
-    fn lives(&self) -> bool {
+    /// Whether the row contains a dot.
+    fn has_dots(&self) -> bool {
         !matches!(self.body, Body::Dead) || !self.carried().is_empty()
     }
 
     fn is_tombstone(&self) -> bool {
-        !self.lives() || !self.kills().is_empty()
+        !self.has_dots() || !self.kills().is_empty()
     }
 
-    /// Says "this writer's row under this key has this version", in 64 bits. The content is not in it, so that a router
-    /// which can't read a newer content still agrees.
-    fn print(&self) -> u64 {
-        print_of(self.version, self.key_hash)
+    /// A hash of the row's writer, key and version. The content is not hashed, so that a router that can't decode a newer
+    /// content has the same fingerprint.
+    fn fingerprint(&self) -> u64 {
+        fingerprint_of(self.version, self.key_hash)
     }
 
     fn bucket(&self) -> usize {
@@ -160,7 +165,7 @@ impl<V> Row<V> {
     }
 }
 
-fn print_of(version: u64, key_hash: u64) -> u64 {
+fn fingerprint_of(version: u64, key_hash: u64) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(&version.to_le_bytes(), key_hash)
 }
 
@@ -172,11 +177,11 @@ fn key_hash(writers: &Writers, writer: Writer, key: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(key, writers.author(writer).as_u64())
 }
 
-fn more<V>(kills: Kills, carried: Vec<Carried<V>>) -> Option<Box<More<V>>> {
-    (!kills.is_empty() || !carried.is_empty()).then(|| Box::new(More { kills, carried }))
+fn extras<V>(kills: Kills, carried: Vec<Carried<V>>) -> Option<Box<Extras<V>>> {
+    (!kills.is_empty() || !carried.is_empty()).then(|| Box::new(Extras { kills, carried }))
 }
 
-/// Adds `dots` to `kills`, one per writer, the highest version.
+/// Adds `dots` to `kills`. Of each writer the highest version stays.
 fn join_kills(kills: &mut Kills, dots: impl IntoIterator<Item = Dot>) {
     for (writer, version) in dots {
         match kills.iter_mut().find(|(w, _)| *w == writer) {
@@ -199,78 +204,7 @@ fn encode_content<V: Serialize>(
     ContentRef { add, carried: &carried, kills: &kills }.encode()
 }
 
-#[derive(Debug)]
-struct Log<K> {
-    by_version: BTreeMap<u64, K>,
-    /// Versions of rows that are tombstones or carry kills.
-    tombstones: BTreeSet<u64>,
-    /// Rows up to here are applied. For this node's own log: the last version written.
-    applied: u64,
-    /// The last version at which nothing was missing. A delta that was cut lacks the rows that had moved to beyond the cut,
-    /// so `applied` alone says nothing about what is not there.
-    covered: u64,
-    /// How far the senders of such deltas were, and rows that came before their log.
-    target: u64,
-    /// Rows up to here may be gone that others would need: tombstones, or what others' rows carry now.
-    floor: u64,
-    /// The first row that was refused here: nothing from it on is served to others, nor believed to be dead because it
-    /// is missing here.
-    hole: Option<u64>,
-    prints: Option<Box<[u64; BUCKETS]>>,
-}
-
-impl<K> Default for Log<K> {
-    fn default() -> Self {
-        Self {
-            by_version: BTreeMap::new(),
-            tombstones: BTreeSet::new(),
-            applied: 0,
-            covered: 0,
-            target: 0,
-            floor: 0,
-            hole: None,
-            prints: None,
-        }
-    }
-}
-
-impl<K> Log<K> {
-    /// Rows that are not tombstones and carry none.
-    fn living(&self) -> usize {
-        self.by_version.len() - self.tombstones.len()
-    }
-
-    /// Whether a foreign writer has sent more than it may: it would have been refused at home.
-    fn is_full(&self, max_rows: usize) -> bool {
-        self.living() >= max_rows || self.by_version.len() >= 4 * max_rows + 2 * FREE_TOMBSTONES
-    }
-
-    /// `version` as far as nothing was refused before it.
-    fn before_hole(&self, version: u64) -> u64 {
-        self.hole.map_or(version, |hole| version.min(hole - 1))
-    }
-
-    /// Up to where what is not here is dead.
-    fn covered(&self) -> u64 {
-        self.before_hole(self.covered)
-    }
-
-    /// Rows up to `to` are applied, from a log that was at `upto`.
-    fn advance(&mut self, to: u64, upto: u64) {
-        self.target = self.target.max(upto);
-        self.applied = self.applied.max(to);
-        if self.applied >= self.target {
-            self.covered = self.applied;
-        }
-    }
-
-    /// Everything up to `version` is here or dead, as a snapshot has shown.
-    fn claim(&mut self, version: u64) {
-        self.covered = self.covered.max(version);
-        self.advance(version, version);
-    }
-}
-
+/// The rows under one key, at most one per writer.
 type Cell<V> = SmallVec<[(Writer, Row<V>); 1]>;
 
 /// The rows of one store.
@@ -278,23 +212,24 @@ type Cell<V> = SmallVec<[(Writer, Row<V>); 1]>;
 pub struct Table<S: Store> {
     cells: BTreeMap<S::Key, Cell<S::Value>>,
     logs: BTreeMap<Writer, Log<S::Key>>,
-    /// Kills of dots that are not covered yet, by whose dots they are.
+    /// Kills of dots that are not covered yet, by the writer of the dots.
     pending: BTreeMap<Writer, BTreeMap<S::Key, u64>>,
-    /// What is covered beyond the logs, of ranges that came by snapshots.
+    /// Ranges of snapshots whose donors covered more than the logs here do.
     joined: Vec<section::Joined<S::Key>>,
+    /// When live writes expire (milliseconds of wall time), the writer of their row, and their key.
     expiries: BTreeSet<(u64, Writer, S::Key)>,
     quarantine: BTreeSet<(S::Key, Writer)>,
     quarantine_bytes: usize,
-    /// How many rows carry dots of a writer.
+    /// For each writer, how many of its dots rows of other writers carry.
     carried: BTreeMap<Writer, usize>,
-    /// Dots that live.
-    living: usize,
+    /// The number of dots held, each counted once.
+    dots: usize,
     bytes: usize,
     tombstones: usize,
-    /// Of all dots that live, in whichever rows they are.
-    print: u64,
-    /// Keys under which something has changed since they were last asked for; `None`: nobody asks.
-    news: Option<BTreeSet<S::Key>>,
+    /// The combined hashes of all dots held, each counted once.
+    fingerprint: u64,
+    /// Keys under which something has changed since they were last taken; `None`: nobody takes them.
+    changed_keys: Option<BTreeSet<S::Key>>,
 }
 
 impl<S: Store> Default for Table<S> {
@@ -308,19 +243,19 @@ impl<S: Store> Default for Table<S> {
             quarantine: BTreeSet::new(),
             quarantine_bytes: 0,
             carried: BTreeMap::new(),
-            living: 0,
+            dots: 0,
             bytes: 0,
             tombstones: 0,
-            print: 0,
-            news: None,
+            fingerprint: 0,
+            changed_keys: None,
         }
     }
 }
 
 /// Reading.
 impl<S: Store> Table<S> {
-    /// The living values under `key`, each with who wrote it, in no particular order. What several rows carry comes as
-    /// often.
+    /// The live values under `key`, each with its writer, in no particular order. A write that several rows carry comes
+    /// once for each.
     pub fn values<'a>(
         &'a self,
         key: &S::Key,
@@ -329,12 +264,12 @@ impl<S: Store> Table<S> {
         rows.flat_map(|(w, row)| row.writes(*w)).map(|((writer, _), value)| (writer, value))
     }
 
-    /// All keys that have a living value, in order.
+    /// All keys that have a live value, in order.
     pub fn keys(&self) -> impl Iterator<Item = &S::Key> {
         self.cells.iter().filter(|(_, cell)| has_value(cell)).map(|(key, _)| key)
     }
 
-    /// All keys that have a living value, in order, from `first` on.
+    /// All keys that have a live value, in order, from `first` on.
     pub(crate) fn keys_from<'a>(
         &'a self,
         first: &S::Key,
@@ -342,45 +277,50 @@ impl<S: Store> Table<S> {
         self.cells.range(first.clone()..).filter(|(_, cell)| has_value(cell)).map(|(key, _)| key)
     }
 
-    /// Keys under which `writer` has a living value.
+    /// The keys under which `writer` has a live value in its own row.
     pub(crate) fn keys_of(&self, writer: Writer) -> Vec<S::Key> {
         let keys = self.logs.get(&writer).into_iter().flat_map(|log| log.by_version.values());
         keys.filter(|key| self.value_of(key, writer).is_some()).cloned().collect()
     }
 
-    /// The value that `writer` wrote itself under `key`, in its own row.
+    /// The live value under `key` in the row of `writer`, without values that the row carries.
     #[must_use]
     pub fn value_of(&self, key: &S::Key, writer: Writer) -> Option<&S::Value> {
         self.row(key, writer).and_then(Row::own)
     }
 
-    /// From now on keys are noted under which something changes.
-    pub(crate) fn follow(&mut self) {
-        self.news.get_or_insert_default();
+    /// Keeps the keys that change from now on, until they are taken.
+    pub(crate) fn track_changed_keys(&mut self) {
+        self.changed_keys.get_or_insert_default();
     }
 
-    /// The keys under which something has changed since this was last asked, at most as many as there are keys.
-    pub(crate) fn take_news(&mut self) -> BTreeSet<S::Key> {
-        self.news.as_mut().map(std::mem::take).unwrap_or_default()
+    /// Takes the keys that have changed since the last call.
+    pub(crate) fn take_changed_keys(&mut self) -> BTreeSet<S::Key> {
+        self.changed_keys.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Of all dots that live, in whichever rows they are: equal on nodes that hold the same.
+    /// A hash of all dots held, which is equal on nodes that hold the same dots.
     pub(crate) fn fingerprint(&self) -> u64 {
-        self.print
+        self.fingerprint
     }
 
-    /// Loses a row, as only a bug would: for tests.
+    /// Drops a row without a trace, as only a bug would. For tests.
     #[cfg(test)]
     pub(crate) fn lose(&mut self, key: &S::Key, writer: Writer) {
-        self.take(key, writer);
+        self.remove_row(key, writer);
     }
 
     fn row(&self, key: &S::Key, writer: Writer) -> Option<&Row<S::Value>> {
         self.cells.get(key)?.iter().find(|(w, _)| *w == writer).map(|(_, row)| row)
     }
 
-    /// Whether each dot in the row of `writer` under `key` is with its value in a row of somebody else who `counts`.
-    fn is_elsewhere(&self, key: &S::Key, writer: Writer, counts: impl Fn(Writer) -> bool) -> bool {
+    /// Whether rows of other writers that satisfy `counts` hold all dots in the row of `writer` under `key`, with values.
+    fn is_held_by_others(
+        &self,
+        key: &S::Key,
+        writer: Writer,
+        counts: impl Fn(Writer) -> bool,
+    ) -> bool {
         let cell = self.cells.get(key).map_or(&[][..], |cell| cell);
         let others = || cell.iter().filter(|(w, _)| *w != writer && counts(*w));
         let mut dots = cell.iter().filter(|(w, _)| *w == writer).flat_map(|(w, row)| row.dots(*w));
@@ -401,7 +341,7 @@ impl<S: Store> Table<S>
 where
     S::Value: Merge,
 {
-    /// The value under `key`: all living values merged.
+    /// The value under `key`, which is all live values merged.
     #[must_use]
     pub fn merged(&self, key: &S::Key) -> Option<S::Value> {
         let mut values = self.values(key).map(|(_, value)| value);
@@ -413,23 +353,23 @@ where
     }
 }
 
-/// Places and takes rows, and keeps every index and sum beside them right: the only code that does.
+/// Inserts and removes rows, and updates the indexes and sums of the table. No other code does.
 impl<S: Store> Table<S> {
     fn log(&mut self, writer: Writer) -> &mut Log<S::Key> {
         self.logs.entry(writer).or_default()
     }
 
-    fn take(&mut self, key: &S::Key, writer: Writer) -> Option<Row<S::Value>> {
+    fn remove_row(&mut self, key: &S::Key, writer: Writer) -> Option<Row<S::Value>> {
         let cell = self.cells.get_mut(key)?;
         let at = cell.iter().position(|(w, _)| *w == writer)?;
         let (_, row) = cell.swap_remove(at);
-        if let Some(news) = &mut self.news {
-            news.insert(key.clone());
+        if let Some(changed) = &mut self.changed_keys {
+            changed.insert(key.clone());
         }
         for (dot, hash) in row.dots(writer) {
             if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
-                self.print ^= print_of(dot.1, hash);
-                self.living -= 1;
+                self.fingerprint ^= fingerprint_of(dot.1, hash);
+                self.dots -= 1;
             }
         }
         if cell.is_empty() {
@@ -441,10 +381,10 @@ impl<S: Store> Table<S> {
             log.tombstones.remove(&row.version);
             self.tombstones -= 1;
         }
-        if row.lives()
+        if row.has_dots()
             && let Some(prints) = &mut log.prints
         {
-            prints[row.bucket()] ^= row.print();
+            prints[row.bucket()] ^= row.fingerprint();
         }
         self.bytes -= row.bytes as usize;
         for (_, value) in row.writes(writer) {
@@ -468,10 +408,10 @@ impl<S: Store> Table<S> {
         Some(row)
     }
 
-    /// The place must be free.
-    fn place(&mut self, key: S::Key, writer: Writer, row: Row<S::Value>) {
-        if let Some(news) = &mut self.news {
-            news.insert(key.clone());
+    /// Inserts a row. The caller has removed the writer's older row under the key.
+    fn insert_row(&mut self, key: S::Key, writer: Writer, row: Row<S::Value>) {
+        if let Some(changed) = &mut self.changed_keys {
+            changed.insert(key.clone());
         }
         let log = self.logs.entry(writer).or_default();
         log.by_version.insert(row.version, key.clone());
@@ -479,9 +419,9 @@ impl<S: Store> Table<S> {
             log.tombstones.insert(row.version);
             self.tombstones += 1;
         }
-        if row.lives() {
+        if row.has_dots() {
             let prints = log.prints.get_or_insert_with(|| Box::new([0; BUCKETS]));
-            prints[row.bucket()] ^= row.print();
+            prints[row.bucket()] ^= row.fingerprint();
         }
         self.bytes += row.bytes as usize;
         for (_, value) in row.writes(writer) {
@@ -499,15 +439,15 @@ impl<S: Store> Table<S> {
         let cell = self.cells.entry(key).or_default();
         for (dot, hash) in row.dots(writer) {
             if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
-                self.print ^= print_of(dot.1, hash);
-                self.living += 1;
+                self.fingerprint ^= fingerprint_of(dot.1, hash);
+                self.dots += 1;
             }
         }
         cell.push((writer, row));
     }
 
-    /// Takes the dots for which `is_dead` holds out of all rows under `key` but `except`'s; says whether there were any.
-    /// A row without anything left vanishes.
+    /// Removes the dots for which `is_dead` holds from all rows under `key`, but not from the row of `except`; returns
+    /// whether there were any. A row that then has neither dots nor kills is dropped (R6).
     fn drop_dots(
         &mut self,
         key: &S::Key,
@@ -519,26 +459,27 @@ impl<S: Store> Table<S> {
             cell.filter(|(w, row)| Some(*w) != except && row.dots(*w).any(|(dot, _)| is_dead(dot)));
         let hit: SmallVec<[Writer; 2]> = hit.map(|(w, _)| *w).collect();
         for writer in &hit {
-            let mut row = self.take(key, *writer).expect("it was just seen");
+            let mut row = self.remove_row(key, *writer).expect("the row was just found");
             if is_dead((*writer, row.version)) {
                 row.body = Body::Dead;
             }
             let mut is_empty = row.kills().is_empty();
-            if let Some(more) = &mut row.more {
-                more.carried.retain(|carried| !is_dead(carried.dot));
-                is_empty &= more.carried.is_empty();
+            if let Some(extras) = &mut row.extras {
+                extras.carried.retain(|carried| !is_dead(carried.dot));
+                is_empty &= extras.carried.is_empty();
                 if is_empty {
-                    row.more = None;
+                    row.extras = None;
                 }
             }
             if !(is_empty && matches!(row.body, Body::Dead)) {
-                self.place(key.clone(), *writer, row);
+                self.insert_row(key.clone(), *writer, row);
             }
         }
         !hit.is_empty()
     }
 }
 
-fn small(bytes: usize) -> u32 {
+/// A length as a row keeps it; no row is longer than 4 GiB.
+fn saturating_u32(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{Generation, ModelId, NodeId, NodeName};
 
 use crate::state::State;
@@ -40,7 +41,12 @@ impl Store for Totals {
 
     fn validate(key: &TotalKey, _: &Total) -> Result<(), String> {
         let bytes = key.model.as_str().len();
-        if bytes > 512 { Err(format!("model name of {bytes} bytes, at most 512")) } else { Ok(()) }
+        let most = *bounds::MODEL_NAME_BYTES.end();
+        if bytes > most {
+            Err(format!("model name of {bytes} bytes, at most {most}"))
+        } else {
+            Ok(())
+        }
     }
 
     fn write(
@@ -237,9 +243,10 @@ mod tests {
             HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
         let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: generation(1).name };
         let mut table = Table::<Totals>::default();
-        let lives: Vec<Writer> = (1..=3).map(|g| writers.intern(&generation(g)).unwrap()).collect();
-        writers.set_down(lives[2], false);
-        for (me, count) in lives.iter().zip([100, 40, 7]) {
+        let generations: Vec<Writer> =
+            (1..=3).map(|g| writers.intern(&generation(g)).unwrap()).collect();
+        writers.set_down(generations[2], false);
+        for (me, count) in generations.iter().zip([100, 40, 7]) {
             let cx =
                 Context { writers: &mut writers, clock: &mut clock, me: *me, now: Now::default() };
             let total = Total { count, ..Total::default() };
@@ -248,11 +255,11 @@ mod tests {
         let sum =
             |table: &Table<Totals>, writers: &Writers| table.sum(&"m".into(), Outcome::Ok, writers);
         assert_eq!(sum(&table, &writers), 147);
-        for former in [lives[1], lives[0]] {
+        for former in [generations[1], generations[0]] {
             let cx = Context {
                 writers: &mut writers,
                 clock: &mut clock,
-                me: lives[2],
+                me: generations[2],
                 now: Now::default(),
             };
             table.adopt_counts(&cx, former, 10);

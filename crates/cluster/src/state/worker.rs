@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::spec::{
     HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl, WorkerUrlError,
@@ -50,8 +51,9 @@ impl Store for Workers {
             }
         }
         match value.verdict() {
-            Some(verdict) if verdict.reason.len() > Override::MAX_REASON_BYTES => {
-                Err(format!("the reason is {} bytes long, the limit is 1024", verdict.reason.len()))
+            Some(verdict) if verdict.reason.len() > *bounds::OVERRIDE_REASON_BYTES.end() => {
+                let (bytes, most) = (verdict.reason.len(), bounds::OVERRIDE_REASON_BYTES.end());
+                Err(format!("the reason is {bytes} bytes long, the limit is {most}"))
             }
             Some(_) | None => Ok(()),
         }
@@ -107,6 +109,7 @@ impl Store for Workers {
 
 /// A change of the workers.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a write is consumed where it is made")]
 pub enum WorkerWrite {
     /// Registers a worker, or replaces its spec.
     Put(WorkerRecord),
@@ -198,15 +201,10 @@ impl Merge for WorkerEntry {
 pub struct Override {
     /// The state.
     pub state: OverrideState,
-    /// The reason, for other operators; at most 1,024 bytes.
+    /// The reason, for other operators; at most [`bounds::OVERRIDE_REASON_BYTES`].
     pub reason: String,
     /// When the override expires, in milliseconds of wall time; `None`: never.
     pub until_ms: Option<u64>,
-}
-
-impl Override {
-    /// Longest reason, in bytes.
-    pub const MAX_REASON_BYTES: usize = 1024;
 }
 
 /// The state that an override sets.

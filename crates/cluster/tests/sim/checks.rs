@@ -7,11 +7,13 @@ use std::time::Duration;
 use smg_cluster::Event;
 use smg_cluster::membership::{self, MemberState};
 use smg_cluster::state::StoreId;
+use smg_cluster::state::table::LogPosition;
+use smg_cluster::state::writers::Writer;
 use smg_types::ids::{NodeId, NodeName};
 
 use crate::world::{Slot, World};
 
-/// A check that did not hold.
+/// A check that failed.
 #[derive(Debug, Clone)]
 pub(crate) struct Violation {
     pub check: &'static str,
@@ -25,18 +27,20 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What the checks remember from step to step.
+/// What the checks remember between steps. A process is named by its number.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    /// Per observer's life: the highest (claim, incarnation) under each name, while it is listed.
+    /// Per observing process: the highest (claim, incarnation) under each name, while it is listed.
     highest: BTreeMap<u32, BTreeMap<NodeName, (u64, u16)>>,
-    /// Which process writes as which node.
+    /// The process that writes as each node.
     writers: BTreeMap<NodeId, u32>,
-    /// Lives that left gracefully and are over.
+    /// Generations that have left gracefully.
     gone: BTreeSet<NodeId>,
-    /// Per observer's life: the lives that it saw go.
+    /// Per observing process: the generations that it saw leave.
     seen_gone: BTreeMap<u32, BTreeSet<NodeId>>,
-    /// Most of everything that was seen.
+    /// Per observing process: where each log was.
+    logs: BTreeMap<u32, BTreeMap<(StoreId, Writer), LogPosition>>,
+    /// The most timers that any node had.
     pub most_timers: usize,
 }
 
@@ -57,10 +61,10 @@ impl Checks {
         let violated = |check, what| {
             Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") })
         };
-        let (node, life) = (&process.node, process.life);
+        let (node, run) = (&process.node, process.run);
         let me = node.me();
 
-        // SelfLiveness: a running node is never dead or doubtful to itself, nor new again without a reason.
+        // SelfLiveness: a node that runs is never down or suspected to itself, nor back in INIT without a reason.
         let sound = match me.state {
             MemberState::Alive => true,
             MemberState::Init => !process.leaving,
@@ -72,35 +76,33 @@ impl Checks {
         }
         for event in events {
             let fell_back =
-                membership::Event::Me { from: MemberState::Alive, to: MemberState::Init };
+                membership::Event::OwnState { from: MemberState::Alive, to: MemberState::Init };
             if *event == Event::Membership(fell_back) && node.membership().refused().is_none() {
                 return violated("SelfLiveness", "fell back to INIT without being refused".into());
             }
         }
 
         // SingleWriter: one process per (name, generation), ever.
-        let writer = *self.writers.entry(me.node.clone()).or_insert(life);
-        if writer != life {
-            return violated(
-                "SingleWriter",
-                format!("writes as {}, as life {writer} did", me.node),
-            );
+        let writer = *self.writers.entry(me.node.clone()).or_insert(run);
+        if writer != run {
+            return violated("SingleWriter", format!("writes as {}, as run {writer} did", me.node));
         }
 
         for event in events {
             let Event::Membership(membership::Event::Member(transition)) = event else { continue };
-            // LegalTransitions: the state machine's own table.
+            // LegalTransitions: the table of the state machine.
             if !MemberState::is_legal(transition.from, transition.to) {
                 return violated("LegalTransitions", format!("{transition:?}"));
             }
-            // SuspicionEvictsNothing: who is alive or suspected stays listed, unless it lives on as another life.
+            // SuspicionEvictsNothing: a member that is alive or suspected stays listed, unless a later generation takes
+            // its place.
             let vanished = transition.to.is_none()
                 && matches!(transition.from, Some(MemberState::Alive | MemberState::Suspected));
             if vanished && !node.members().any(|m| m.node.name == transition.node.name) {
                 return violated("SuspicionEvictsNothing", format!("{transition:?}"));
             }
-            // NoResurrection: a life that was seen to leave is never listed again.
-            let gone = self.seen_gone.entry(life).or_default();
+            // NoResurrection: a generation that was seen to leave is never listed again.
+            let gone = self.seen_gone.entry(run).or_default();
             if transition.from == Some(MemberState::Leaving) && transition.to.is_none() {
                 if self.gone.contains(&transition.node) {
                     gone.insert(transition.node.clone());
@@ -110,32 +112,56 @@ impl Checks {
             }
         }
 
+        // LogInvariants: the versions that describe a log fit each other.
+        if let Err(broken) = node.state().check_logs() {
+            return violated("LogInvariants", broken.to_string());
+        }
+
         if !events.is_empty() || world.steps.is_multiple_of(64) {
-            self.look_at_members(world, slot)?;
+            self.check_members(world, slot)?;
+            self.check_logs_moved_forward(world, slot)?;
         }
         Ok(())
     }
 
-    fn look_at_members(&mut self, world: &World, slot: usize) -> Result<(), Violation> {
+    fn check_logs_moved_forward(&mut self, world: &World, slot: usize) -> Result<(), Violation> {
+        let Some(process) = &world.slots[slot].process else { return Ok(()) };
+        let state = process.node.state();
+        let before = self.logs.entry(process.run).or_default();
+        for ((store, writer), log) in state.log_positions() {
+            let moved_back = before
+                .insert((store, writer), log)
+                .and_then(|before| log.check_after(&before).err());
+            if let Some(broken) = moved_back {
+                // LogInvariants: a log only moves forward.
+                let id = state.writers().id(writer);
+                let what = format!("slot {slot}: log of {id:?} in {store}: {broken}");
+                return Err(Violation { check: "LogInvariants", at: world.now, what });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_members(&mut self, world: &World, slot: usize) -> Result<(), Violation> {
         let Some(process) = &world.slots[slot].process else { return Ok(()) };
         let violated = |check, what| {
             Err(Violation { check, at: world.now, what: format!("slot {slot}: {what}") })
         };
-        let (node, life) = (&process.node, process.life);
+        let (node, run) = (&process.node, process.run);
         let members: BTreeMap<_, _> =
             node.members().map(|member| (member.node.name.clone(), member)).collect();
 
         // IncarnationMonotonic: what is known under a name only grows while it is listed.
-        let highest = self.highest.entry(life).or_default();
+        let highest = self.highest.entry(run).or_default();
         highest.retain(|name, _| members.contains_key(name));
         for (name, member) in &members {
             if member.state == MemberState::Init {
-                // Who only knocks may give up; then the life that is known is listed again.
+                // A newcomer may give up; then the generation that is known is listed again.
                 continue;
             }
             let claim = member.node.generation.0.saturating_add(member.renewal);
             let known = (claim, member.incarnation);
-            // Who is dead has no incarnation.
+            // A member that is down has no incarnation.
             let known = if member.state.is_present() { known } else { (claim, u16::MAX) };
             let before = highest.insert(name.clone(), (claim, member.incarnation));
             if let Some(before) = before
@@ -163,7 +189,7 @@ impl Checks {
     }
 }
 
-/// What keeps the nodes from listing each other rightly; empty if nothing does.
+/// What is wrong with the members that the nodes list; empty if nothing is.
 pub(crate) fn disagreements(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     let clusters: BTreeSet<_> =
@@ -179,7 +205,7 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
             .collect();
         for (i, process) in &inside {
             let me = process.node.me();
-            // Somebody without anybody to talk to looks on for ever.
+            // A node without any other to talk to stays in INIT and probes for ever.
             let is_lone = inside.len() == 1 && me.state == MemberState::Init;
             if me.state != MemberState::Alive && !is_lone {
                 found.push(format!("{} is {} to itself", me.node, me.state));
@@ -222,7 +248,7 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
     found
 }
 
-/// What keeps the state from being the same everywhere and what was written; empty if nothing does.
+/// What is wrong with the state: where it differs between nodes or from what was written; empty if nothing is.
 pub(crate) fn differences(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     if !world.compares_state {
@@ -245,7 +271,7 @@ pub(crate) fn differences(world: &World) -> Vec<String> {
         }
     }
     if found.is_empty() {
-        found = world.ledger.unkept(world);
+        found = world.ledger.find_broken_promises(world);
     }
     found
 }

@@ -1,4 +1,4 @@
-//! Families of scenarios: each makes a plan from a seed, and says which rare states some seed must reach.
+//! Families of scenarios: each makes a plan from a seed, and names the rare states that some seed must reach.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::world::{World, any_of};
 pub(crate) struct Family {
     pub name: &'static str,
     pub prepare: fn(&mut StdRng, &mut World) -> Plan,
-    /// Rare states that some seed must reach: what no seed reached proves nothing.
+    /// Rare states that some seed must reach: a state that no seed reached was not tested.
     pub sometimes: &'static [&'static str],
 }
 
@@ -21,7 +21,7 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A cluster of 2 to 7 that is up, unless the plan says otherwise.
+/// Adds a cluster of 2 to 7 nodes.
 fn cluster(rng: &mut StdRng, world: &mut World) -> usize {
     let n = rng.random_range(2..=7);
     world.add_cluster(n, &membership::Config::lan());
@@ -54,7 +54,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             let mut plan = Plan::default();
             start_all(rng, &mut plan, n);
             plan.at(2000, Fault::Drop(any_of(rng, &[0.05, 0.1, 0.2, 0.4, 0.7])));
-            plan.at(rng.random_range(20_000..60_000), Fault::Mend);
+            plan.at(rng.random_range(20_000..60_000), Fault::Heal);
             plan
         },
         sometimes: &[
@@ -74,7 +74,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             plan.at(2000, Fault::Reorder(rng.random_range(0.05..0.5), late));
             plan.at(2000, Fault::Duplicate(rng.random_range(0.0..0.5)));
             plan.at(3000, Fault::Delay(ms(0), ms(any_of(rng, &[1, 50, 400]))));
-            plan.at(rng.random_range(20_000..60_000), Fault::Mend);
+            plan.at(rng.random_range(20_000..60_000), Fault::Heal);
             plan
         },
         sometimes: &["a suspicion was refuted"],
@@ -89,7 +89,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                 let (a, b) = (rng.random_range(0..n), rng.random_range(0..n));
                 plan.at(rng.random_range(3000..20_000), Fault::CutOneWay(a, b));
             }
-            plan.at(rng.random_range(30_000..60_000), Fault::Mend);
+            plan.at(rng.random_range(30_000..60_000), Fault::Heal);
             plan
         },
         sometimes: &["a suspicion was refuted"],
@@ -108,10 +108,14 @@ pub(crate) const FAMILIES: &[Family] = &[
                 plan.at(15_000, Fault::Crash(slot));
                 plan.at(25_000, Fault::Start(slot));
             }
-            plan.at(rng.random_range(7000..120_000), Fault::Mend);
+            plan.at(rng.random_range(7000..120_000), Fault::Heal);
             plan
         },
-        sometimes: &["a suspect went down", "the dead came back", "a false DOWN was renewed"],
+        sometimes: &[
+            "a suspected member went down",
+            "a member that was down came back",
+            "a false DOWN was renewed",
+        ],
     },
     Family {
         name: "crash_restart",
@@ -142,7 +146,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             }
             plan
         },
-        sometimes: &["a life was reborn above its past", "a suspect went down"],
+        sometimes: &["a node went on as a later generation", "a suspected member went down"],
     },
     Family {
         name: "stall",
@@ -157,7 +161,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                 plan.at(at, Fault::Stall(slot, ms(time)));
                 last = last.max(at + time);
             }
-            plan.at(last, Fault::Mend);
+            plan.at(last, Fault::Heal);
             plan
         },
         sometimes: &["a suspicion was refuted", "a false DOWN was renewed", "a freeze was noticed"],
@@ -173,7 +177,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                 let by = ms(any_of(rng, &[100, 400, 2000, 8000]));
                 plan.at(rng.random_range(3000..20_000), Fault::SlowLink(a, b, by));
             }
-            plan.at(rng.random_range(30_000..60_000), Fault::Mend);
+            plan.at(rng.random_range(30_000..60_000), Fault::Heal);
             plan
         },
         sometimes: &["a suspicion was refuted"],
@@ -204,7 +208,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             }
             plan
         },
-        sometimes: &["a life was reborn above its past"],
+        sometimes: &["a node went on as a later generation"],
     },
     Family {
         name: "addresses",
@@ -216,7 +220,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                 let (slot, at) = (rng.random_range(0..n), rng.random_range(3000..30_000));
                 let fresh = 100 + i;
                 if rng.random_bool(0.5) {
-                    // A pod that returns elsewhere, its former address taken by another that moves in.
+                    // A pod returns at another address, and sometimes another pod moves to its former address.
                     let former = u16::try_from(slot).unwrap_or_default();
                     let other = rng.random_range(0..n);
                     plan.at(at, Fault::Crash(slot));
@@ -244,11 +248,11 @@ pub(crate) const FAMILIES: &[Family] = &[
             if rng.random_bool(0.4) {
                 let groups = (0..n + 1).map(|_| rng.random_range(0..2)).collect();
                 plan.at(at.saturating_sub(100), Fault::Partition(groups));
-                plan.at(at + rng.random_range(1000..30_000), Fault::Mend);
+                plan.at(at + rng.random_range(1000..30_000), Fault::Heal);
             }
             plan.at(at, Fault::Namesake { of, address: 200 });
             if rng.random_bool(0.3) {
-                // The holder goes: its namesake may come in.
+                // The holder of the name crashes: its namesake may join.
                 plan.at(at + 20_000, Fault::Crash(of));
             }
             plan
@@ -309,7 +313,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                 let (slot, at) = (rng.random_range(0..n), rng.random_range(1000..20_000));
                 plan.at(at, Fault::Garbage(slot));
             }
-            plan.at(rng.random_range(20_000..40_000), Fault::Mend);
+            plan.at(rng.random_range(20_000..40_000), Fault::Heal);
             plan
         },
         sometimes: &["a corrupted frame was refused"],
@@ -325,9 +329,9 @@ pub(crate) const FAMILIES: &[Family] = &[
             start_all(rng, &mut plan, n);
             if rng.random_bool(0.3) {
                 plan.at(2000, Fault::Drop(0.2));
-                plan.at(40_000, Fault::Mend);
+                plan.at(40_000, Fault::Heal);
             }
-            // A rolling restart: one after the other leaves and comes back, some elsewhere.
+            // A rolling restart: one node after the other leaves and returns, some at another address.
             let mut at = 5000;
             for slot in 0..n {
                 let drain = any_of(rng, &[0, 200, 3000]);
@@ -342,7 +346,7 @@ pub(crate) const FAMILIES: &[Family] = &[
             }
             plan
         },
-        sometimes: &["a leaver was gone"],
+        sometimes: &["a leaving member was gone"],
     },
     Family {
         name: "chaos",
@@ -365,7 +369,7 @@ pub(crate) const FAMILIES: &[Family] = &[
                     4 => Fault::CutOneWay(a, b),
                     5 => Fault::Partition((0..n).map(|_| rng.random_range(0..3)).collect()),
                     6 => Fault::SlowLink(a, b, ms(rng.random_range(100..5000))),
-                    7 => Fault::Mend,
+                    7 => Fault::Heal,
                     8 | 9 => {
                         plan.at(at + rng.random_range(0..20_000), Fault::Start(a));
                         Fault::Crash(a)
@@ -383,13 +387,13 @@ pub(crate) const FAMILIES: &[Family] = &[
             }
             let last =
                 plan.faults.iter().map(|(at, _)| *at).max().unwrap_or_default().max(ms(last));
-            plan.faults.push((last, Fault::Mend));
+            plan.faults.push((last, Fault::Heal));
             plan
         },
         sometimes: &[
             "a suspicion was refuted",
-            "a suspect went down",
-            "the dead came back",
+            "a suspected member went down",
+            "a member that was down came back",
             "a false DOWN was renewed",
         ],
     },

@@ -1,4 +1,4 @@
-//! The alphabet of faults, and how a plan of them is played.
+//! The faults, and how a plan of them is played.
 
 use std::time::Duration;
 
@@ -10,58 +10,58 @@ use smg_types::ids::{Generation, ModelId};
 use crate::checks::Violation;
 use crate::world::{Net, World, address_number};
 
-/// Something that goes wrong, or right again.
+/// A fault, or the end of faults.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// Each frame is lost with this chance.
     Drop(f64),
-    /// Each frame comes twice with this chance.
+    /// Each frame arrives twice with this chance.
     Duplicate(f64),
-    /// Each frame takes between these.
+    /// Each frame takes a time between these two.
     Delay(Duration, Duration),
-    /// Each frame is held back with this chance, by up to this.
+    /// Each frame is held back with this chance, by up to this time.
     Reorder(f64, Duration),
     /// One bit of each frame is flipped with this chance.
     Corrupt(f64),
-    /// Nothing gets from the first to the second.
+    /// No frame gets from the first slot to the second.
     CutOneWay(usize, usize),
-    /// Slots with different numbers don't reach each other.
+    /// Slots with different numbers can't reach each other.
     Partition(Vec<u8>),
-    /// Frames from the first to the second take this much longer.
+    /// Frames from the first slot to the second take this much longer.
     SlowLink(usize, usize, Duration),
-    /// The network is in order again.
-    Mend,
+    /// The network has no fault any more.
+    Heal,
     Crash(usize),
-    /// Starts what does not run.
+    /// A process starts in a slot, unless one runs there.
     Start(usize),
-    /// The disk is empty from now on: the next start knows only its clock.
+    /// The disk is lost: the next start knows only its clock.
     LoseDisk(usize),
-    /// The calendar of a slot jumps by this many milliseconds.
+    /// The wall clock of a slot jumps by this many milliseconds.
     ClockJump(usize, i64),
-    /// SIGSTOP, and SIGCONT this much later.
+    /// The process is stopped (SIGSTOP), and goes on this much later.
     Stall(usize, Duration),
-    /// The process goes on at, or will start at, another address.
+    /// The process of a slot goes on, or will start, at another address.
     Move(usize, u16),
-    /// LEAVING for so long, then gone.
+    /// The process leaves: it is LEAVING for this long, then gone.
     Leave(usize, Duration),
-    /// Somebody sends garbage to a slot.
+    /// Random bytes are sent to a slot.
     Garbage(usize),
-    /// A slot writes something.
+    /// A slot writes something random.
     Write(usize),
     /// A slot writes a row that is too large.
     WriteTooMuch(usize),
-    /// A slot starts with the same name as another.
+    /// A process starts with the same name as another slot.
     Namesake {
         of: usize,
         address: u16,
     },
-    /// A slot of another cluster starts, knocking at this one's addresses.
+    /// A process of another cluster starts and sends join probes to this cluster.
     Foreigner {
         address: u16,
     },
 }
 
-/// What happens when, until when, and for whom.
+/// Faults, each with its time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
     pub faults: Vec<(Duration, Fault)>,
@@ -72,7 +72,7 @@ impl Plan {
         self.faults.push((Duration::from_millis(millis), fault));
     }
 
-    /// Adds writes on all slots throughout the plan, a few after its last fault.
+    /// Adds writes on all slots throughout the plan.
     pub(crate) fn add_writes(&mut self, rng: &mut StdRng, slots: usize) {
         let last = self.faults.iter().map(|(at, _)| *at).max().unwrap_or_default();
         for _ in 0..rng.random_range(10..60) {
@@ -84,7 +84,7 @@ impl Plan {
         }
     }
 
-    /// Plays the plan; returns at the time of the last fault.
+    /// Plays the plan. Returns at the time of the last fault.
     pub(crate) fn play(&self, world: &mut World) -> Result<(), Violation> {
         let mut faults = self.faults.clone();
         faults.sort_by_key(|(at, _)| *at);
@@ -123,7 +123,7 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
         Fault::SlowLink(from, to, by) => {
             world.net.slow.insert((from, to), by);
         }
-        Fault::Mend => world.net = Net::clean(),
+        Fault::Heal => world.net = Net::clean(),
         Fault::Crash(slot) => world.crash(slot),
         Fault::Start(slot) => {
             // Two processes can't be bound to one address.
@@ -173,7 +173,7 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
     Ok(())
 }
 
-/// Gives every slot a disk that remembers generations.
+/// Gives every slot a disk that keeps generations.
 pub(crate) fn with_disks(world: &mut World) {
     for slot in &mut world.slots {
         slot.disk = Some(Generation(0));

@@ -1,9 +1,9 @@
 //! What was written, and what must therefore be true in the end.
 //!
-//! Every worker is registered once under an address of its own and removed at most once, so that what must be there is
-//! known without a model of the stores: a write is *safe* if the process that wrote it, or one that acknowledged it,
-//! still runs. Safe additions that nobody removed are everywhere, safe removals are nowhere; what only the dead knew may
-//! be there or not, but everywhere alike.
+//! Every worker is registered once, under an address of its own, and removed at most once, so that what must be there
+//! is known without a model of the stores. A write is *safe* if the process that wrote it, or one that acknowledged it,
+//! still runs. Safe additions that were not removed are on all nodes; workers with a safe removal are on none. What
+//! only crashed processes had may be there or not, but alike on all nodes.
 
 use rand::RngExt;
 use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
@@ -18,37 +18,37 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checks::Violation;
 use crate::world::{EPOCH, World};
 
-/// One write, and who can vouch for it.
+/// One write, and the processes that have it.
 #[derive(Debug, Clone)]
-struct Deed {
+struct WriteRecord {
     slot: usize,
-    life: u32,
+    run: u32,
     version: Version,
-    /// Lives that acknowledged it.
+    /// Processes that acknowledged it.
     copies: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
-struct Fact {
-    added: Deed,
-    removed: Option<Deed>,
+struct WorkerHistory {
+    added: WriteRecord,
+    removed: Option<WriteRecord>,
 }
 
 /// All writes of a history.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    facts: BTreeMap<WorkerId, Fact>,
-    /// Requests that each life of a node has counted: a process that is reborn counts from zero again.
-    totals: BTreeMap<NodeId, (u64, Option<Deed>)>,
+    workers: BTreeMap<WorkerId, WorkerHistory>,
+    /// Requests that each generation of a node has counted: a later generation counts from zero again.
+    totals: BTreeMap<NodeId, (u64, Option<WriteRecord>)>,
     pub(crate) writes: u64,
-    /// The newest version of each writer that any node ever had, and be it the writer alone.
+    /// The newest version of each writer that any node ever had, even if only the writer itself.
     newest: BTreeMap<(StoreId, NodeId), u64>,
-    /// Whether limits are counted too. Such rows last until their window ends, so that no writer of one is retired in the
-    /// time that a history takes.
+    /// Whether limits are counted too. Such rows last until their window ends, so that no writer of one is retired in
+    /// the time that a history takes.
     pub(crate) counts_limits: bool,
 }
 
-/// A worker of this number.
+/// The worker with this number.
 pub(crate) fn worker_spec(number: u64) -> WorkerSpec {
     let url: WorkerUrl =
         format!("http://10.{}.{}.1:8000", number / 250 % 250, number % 250).parse().expect("a url");
@@ -60,7 +60,7 @@ fn model() -> ModelId {
 }
 
 impl Ledger {
-    /// Lets a slot write something by chance.
+    /// Lets a slot write something random.
     pub(crate) fn write(&mut self, world: &mut World, slot: usize) -> Result<(), Violation> {
         let Some(process) = &world.slots[slot].process else { return Ok(()) };
         let is_in = !process.leaving && process.node.membership().refused().is_none();
@@ -68,18 +68,18 @@ impl Ledger {
         if !is_writer {
             return Ok(());
         }
-        let life = process.life;
+        let run = process.run;
         self.writes += 1;
         let what = world.rng.random_range(0..14);
         if what >= 10 {
-            return self.write_aside(world, slot).map(|_| ());
+            return self.write_to_other_store(world, slot).map(|_| ());
         }
         if what < 5 {
-            let record = WorkerRecord::from(&worker_spec(self.facts.len() as u64));
+            let record = WorkerRecord::from(&worker_spec(self.workers.len() as u64));
             let id = record.id;
             if let Some(version) = world.write(slot, WorkerWrite::Put(record))? {
-                let added = Deed { slot, life, version, copies: Vec::new() };
-                self.facts.insert(id, Fact { added, removed: None });
+                let added = WriteRecord { slot, run, version, copies: Vec::new() };
+                self.workers.insert(id, WorkerHistory { added, removed: None });
             }
         } else if what < 7 {
             let state = process.node.state();
@@ -87,11 +87,11 @@ impl Ledger {
             if let Some(id) =
                 (!seen.is_empty()).then(|| seen[world.rng.random_range(0..seen.len())])
                 && let Some(version) = world.write(slot, WorkerWrite::Remove(id))?
-                && let Some(fact) = self.facts.get_mut(&id)
+                && let Some(history) = self.workers.get_mut(&id)
             {
-                // The first removal that is safe counts; a second one only adds to it.
-                if fact.removed.is_none() {
-                    fact.removed = Some(Deed { slot, life, version, copies: Vec::new() });
+                // The first removal counts; a second one adds nothing.
+                if history.removed.is_none() {
+                    history.removed = Some(WriteRecord { slot, run, version, copies: Vec::new() });
                 }
             }
         } else if what < 8 {
@@ -105,14 +105,19 @@ impl Ledger {
             let count = count + world.rng.random_range(1..100);
             let version =
                 world.write(slot, TotalWrite { model: model(), outcome: Outcome::Ok, count })?;
-            let deed = version.map(|version| Deed { slot, life, version, copies: Vec::new() });
-            self.totals.insert(me, (count, deed));
+            let record =
+                version.map(|version| WriteRecord { slot, run, version, copies: Vec::new() });
+            self.totals.insert(me, (count, record));
         }
         Ok(())
     }
 
-    /// Writes to a store of which only equality is asked.
-    fn write_aside(&self, world: &mut World, slot: usize) -> Result<Option<Version>, Violation> {
+    /// Writes to a store whose rows are only compared between nodes.
+    fn write_to_other_store(
+        &self,
+        world: &mut World,
+        slot: usize,
+    ) -> Result<Option<Version>, Violation> {
         let others = world.running().filter(|(i, _)| *i != slot);
         let other = others.map(|(_, process)| process.node.me().node).next();
         let rng = &mut world.rng;
@@ -134,29 +139,29 @@ impl Ledger {
         }
     }
 
-    /// A process is about to end: who else has what it wrote?
+    /// A process is about to end: notes which others have what it wrote.
     pub(crate) fn process_ends(&mut self, world: &World, slot: usize) {
         let Some(process) = &world.slots[slot].process else { return };
-        self.look(process.node.state());
-        let life = process.life;
-        let totals = self.totals.values_mut().filter_map(|(_, deed)| deed.as_mut());
-        let deeds = self
-            .facts
+        self.note_versions(process.node.state());
+        let run = process.run;
+        let totals = self.totals.values_mut().filter_map(|(_, record)| record.as_mut());
+        let records = self
+            .workers
             .values_mut()
-            .flat_map(|fact| std::iter::once(&mut fact.added).chain(fact.removed.as_mut()))
+            .flat_map(|history| std::iter::once(&mut history.added).chain(history.removed.as_mut()))
             .chain(totals)
-            .filter(|deed| (deed.slot, deed.life) == (slot, life));
-        for deed in deeds {
-            for (peer, has) in process.node.replication().receipt(deed.version) {
+            .filter(|record| (record.slot, record.run) == (slot, run));
+        for record in records {
+            for (peer, has) in process.node.replication().receipt(record.version) {
                 let holder = world.running().find(|(_, other)| other.node.me().node == *peer);
                 if has && let Some((_, holder)) = holder {
-                    deed.copies.push(holder.life);
+                    record.copies.push(holder.run);
                 }
             }
         }
     }
 
-    fn look(&mut self, state: &State) {
+    fn note_versions(&mut self, state: &State) {
         for store in StoreId::ALL {
             for (writer, version) in state.covered(store) {
                 let newest = self.newest.entry((store, writer.clone())).or_default();
@@ -165,10 +170,10 @@ impl Ledger {
         }
     }
 
-    /// Looks at how far all nodes are that run.
-    pub(crate) fn look_around(&mut self, world: &World) {
+    /// Notes the versions of all nodes that run.
+    pub(crate) fn note_all_versions(&mut self, world: &World) {
         for (_, process) in world.running() {
-            self.look(process.node.state());
+            self.note_versions(process.node.state());
         }
     }
 
@@ -179,16 +184,17 @@ impl Ledger {
         newest.into_iter().all(|((_, writer), version)| covered.get(writer) == Some(version))
     }
 
-    /// What is not as it was written, once all agree.
-    pub(crate) fn unkept(&self, world: &World) -> Vec<String> {
-        let holds = |life: u32| {
+    /// What is not as it was written, once all nodes agree.
+    pub(crate) fn find_broken_promises(&self, world: &World) -> Vec<String> {
+        let holds = |run: u32| {
             world.running().any(|(_, process)| {
-                process.life == life
+                process.run == run
                     && !process.leaving
                     && process.node.membership().refused().is_none()
             })
         };
-        let is_safe = |deed: &Deed| holds(deed.life) || deed.copies.iter().any(|life| holds(*life));
+        let is_safe =
+            |record: &WriteRecord| holds(record.run) || record.copies.iter().any(|run| holds(*run));
         let mut found = Vec::new();
         for (slot, process) in world.running() {
             let is_in = world.is_ours(slot)
@@ -198,14 +204,14 @@ impl Ledger {
                 continue;
             }
             let (me, state) = (process.node.me().node, process.node.state());
-            for (id, fact) in &self.facts {
+            for (id, history) in &self.workers {
                 let is_there = state.worker(*id).is_some();
-                match &fact.removed {
-                    None if is_safe(&fact.added) && !is_there => {
-                        found.push(format!("NoDataLoss: {me} lost {id}, {fact:?}"));
+                match &history.removed {
+                    None if is_safe(&history.added) && !is_there => {
+                        found.push(format!("NoDataLoss: {me} lost {id}, {history:?}"));
                     }
                     Some(removed) if is_there && is_safe(removed) => {
-                        found.push(format!("NoResurrection: {me} has {id} again, {fact:?}"));
+                        found.push(format!("NoResurrection: {me} has {id} again, {history:?}"));
                     }
                     None | Some(_) => {}
                 }
@@ -214,7 +220,7 @@ impl Ledger {
             let safe: u64 = self
                 .totals
                 .values()
-                .filter(|(_, deed)| deed.as_ref().is_some_and(is_safe))
+                .filter(|(_, record)| record.as_ref().is_some_and(is_safe))
                 .map(|(count, _)| count)
                 .sum();
             let counted = state.total(&model(), Outcome::Ok);
@@ -252,20 +258,22 @@ fn stores_aside(counts_limits: bool) -> Vec<StoreId> {
 
 /// Two nodes that have everything that was ever written to a store but hold different rows: their versions lie.
 ///
-/// Behind that two nodes may lawfully differ though their versions are equal: what another writer has replaced or removed
-/// is missing in the logs that relays serve, also to who has not heard that writer yet. If its write is lost with it,
-/// nobody ever will, and only an audit finds the difference: such a store is compared no more.
+/// Nodes that are behind may differ although their versions are equal: a row that another writer has replaced or
+/// removed is missing in the logs that relays send, also to a node that has not received the replacement. If the
+/// replacement is lost with its writer, no node will ever receive it, and only an audit finds the difference. Such a
+/// store is not compared any more.
 ///
-/// Observations and loads end where a node takes their writer for dead, so they are compared only while nobody has died.
-pub(crate) fn dishonest(ledger: &Ledger, world: &World) -> Option<String> {
+/// Observations and loads are dropped where a node takes their writer for dead, so they are compared only while no
+/// process has ended.
+pub(crate) fn find_dishonest(ledger: &Ledger, world: &World) -> Option<String> {
     let ours = world.running().filter(|(slot, process)| {
         let stays = !process.leaving && process.node.membership().refused().is_none();
         world.is_ours(*slot) && stays
     });
     let ours: Vec<_> =
         ours.map(|(_, process)| (process.node.me().node, process.node.state())).collect();
-    let all_live = !world.reached.contains("a life was reborn above its past")
-        && !world.has_lost_a_life()
+    let all_live = !world.reached.contains("a node went on as a later generation")
+        && !world.has_lost_a_process()
         && ours.iter().map(|(me, _)| &me.name).collect::<BTreeSet<_>>().len() == ours.len();
     for store in StoreId::ALL.into_iter().filter(|store| all_live || !store.ends_with_writer()) {
         let mut seen: Option<(u64, &NodeId)> = None;
@@ -274,7 +282,7 @@ pub(crate) fn dishonest(ledger: &Ledger, world: &World) -> Option<String> {
             let (other_reading, other) = *seen.get_or_insert((reading, me));
             if other_reading != reading {
                 if world.verbose {
-                    tell_rows(world, store);
+                    print_rows(world, store);
                 }
                 return Some(format!("{me} and {other} have all of {store} and hold other rows"));
             }
@@ -283,8 +291,8 @@ pub(crate) fn dishonest(ledger: &Ledger, world: &World) -> Option<String> {
     None
 }
 
-/// What each node holds of a store, for whoever replays a history.
-fn tell_rows(world: &World, store: StoreId) {
+/// Prints what each node holds of a store, for a replay.
+fn print_rows(world: &World, store: StoreId) {
     for (slot, process) in world.running() {
         let state = process.node.state();
         println!("{slot}: {}", process.node.me().node);

@@ -1,9 +1,9 @@
-//! The simulator: production nodes, virtual time, every fault, thousands of histories.
+//! The simulator: production nodes in virtual time, with every kind of fault, in thousands of histories.
 //!
 //! ```text
-//! cargo sim                                            each family with 200 seeds
-//! SMG_SIM_SEEDS=10000 cargo sim --release              by hand, before a release
-//! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   one history again, told as it happens
+//! cargo sim                                            plays each family with 200 seeds
+//! SMG_SIM_SEEDS=10000 cargo sim --release              plays more, before a release
+//! SMG_SIM_SEED=42 cargo sim -- partition --nocapture   replays one history and prints what happens
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a test")]
@@ -40,9 +40,9 @@ families! {
     foreign_cluster mixed_versions corruption leaving chaos
 }
 
-/// Histories that failed once, each named for the rule that was missing. The rule itself has a test beside the code.
+/// Histories that failed once. Each is named for what was wrong; the rule behind it has a test beside the code.
 #[track_caller]
-fn play_again(family: &str, seed: u64) {
+fn replay(family: &str, seed: u64) {
     let family = families::FAMILIES.iter().find(|known| known.name == family).expect("a family");
     if let Err(violation) = runner::play(family, seed, false) {
         panic!("{} with seed {seed}: {violation}", family.name);
@@ -50,55 +50,57 @@ fn play_again(family: &str, seed: u64) {
 }
 
 #[test]
-fn a_snapshot_does_not_end_what_was_adopted() {
-    play_again("chaos", 494);
+fn a_snapshot_does_not_drop_adopted_rows() {
+    replay("chaos", 494);
 }
 
 #[test]
-fn a_removal_ends_what_was_adopted_and_collected_before_it_came() {
-    play_again("chaos", 12);
+fn a_removal_ends_rows_that_were_adopted_and_collected_before_it_arrived() {
+    replay("chaos", 12);
 }
 
 #[test]
-fn a_newcomer_does_not_collect_what_the_unreachable_have_not_seen() {
-    play_again("chaos", 122);
+fn a_newcomer_waits_for_unreachable_members_before_it_collects() {
+    replay("chaos", 122);
 }
 
 #[test]
-fn a_removal_ends_what_was_carried_on_twice() {
-    // A life of n0 writes, the next one carries that on while n3 removes it beyond a cut, and a third one carries it on.
-    play_again("chaos", 912);
+fn a_removal_ends_rows_that_were_adopted_twice() {
+    // A generation of n0 writes; the next one adopts that while n3 removes it on the other side of a partition, and a
+    // third one adopts it.
+    replay("chaos", 912);
 }
 
 #[test]
-fn a_removal_by_a_node_that_dies_ends_what_was_carried_on() {
-    play_again("chaos", 999);
+fn a_removal_by_a_node_that_crashes_ends_adopted_rows() {
+    replay("chaos", 999);
 }
 
 #[test]
-fn who_stepped_back_from_its_name_comes_in_again() {
-    // It has called itself dead; where nobody had heard that, it was let in as it was and answered no probe.
-    play_again("duplicate_names", 775);
-    play_again("duplicate_names", 827);
-    play_again("duplicate_names", 1702);
+fn a_node_that_gave_up_its_name_joins_again() {
+    // It has declared its identity dead. A node that had not learned of that let it in as it was, and it answered no
+    // probe.
+    replay("duplicate_names", 775);
+    replay("duplicate_names", 827);
+    replay("duplicate_names", 1702);
 }
 
 #[test]
-fn counts_of_a_node_that_nobody_knows_any_more_are_kept() {
-    // Two that had left before a third came: each node that was left took the other's row for one that stays.
-    play_again("leaving", 2644);
-    play_again("leaving", 7034);
-    play_again("leaving", 8172);
+fn counts_of_a_forgotten_node_are_kept() {
+    // Two nodes left before a third one joined: each of the nodes that stayed took the other's row for one that stays.
+    replay("leaving", 2644);
+    replay("leaving", 7034);
+    replay("leaving", 8172);
 }
 
 #[test]
-fn what_an_audit_drops_because_somebody_carries_it_lives_on() {
-    play_again("leaving", 6970);
+fn adopted_rows_survive_an_audit_that_drops_the_original() {
+    replay("leaving", 6970);
 }
 
 #[test]
-fn counts_of_a_life_that_only_the_unreachable_know_are_kept() {
-    play_again("chaos", 2683);
+fn counts_of_a_generation_that_only_unreachable_members_know_are_kept() {
+    replay("chaos", 2683);
 }
 
 #[test]

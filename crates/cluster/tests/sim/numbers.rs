@@ -1,7 +1,7 @@
-//! The promises of the mesh as measured in virtual time, printed as tables.
+//! The promises of the mesh, measured in virtual time and printed as tables.
 //!
 //! ```text
-//! cargo test --release --test sim -- numbers --ignored --nocapture --test-threads 1
+//! cargo test --release --package smg-cluster --test sim -- numbers --ignored --nocapture --test-threads 1
 //! ```
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(10);
 const SIZES: [u16; 4] = [3, 5, 10, 50];
 
-/// Virtual durations, to be told as median and near-worst.
+/// Virtual durations, printed as median and 99th percentile.
 #[derive(Default)]
 struct Sample(Vec<Duration>);
 
@@ -42,7 +42,7 @@ fn trials(n: u16) -> u64 {
     if n < 50 { 50 } else { 12 }
 }
 
-/// A 99th percentile of a dozen is its worst.
+/// The 99th percentile of a dozen samples is their maximum, so detection is measured more often.
 const DETECTIONS: u64 = 400;
 
 fn up(n: u16, seed: u64) -> Result<World, Violation> {
@@ -50,8 +50,8 @@ fn up(n: u16, seed: u64) -> Result<World, Violation> {
     world.add_cluster(n, &Config::lan());
     world.start_all()?;
     let ready = world.run_while_not(SECOND * 60, TICK, |w| disagreements(w).is_empty())?;
-    assert!(ready.is_some(), "{n} nodes do not find together");
-    // Faults must not come in step with the probes.
+    assert!(ready.is_some(), "{n} nodes do not find each other");
+    // Faults must not keep step with the probes.
     let phase = world.rng.random_range(Duration::ZERO..SECOND);
     world.run_for(SECOND * 3 + phase)?;
     Ok(world)
@@ -60,8 +60,8 @@ fn up(n: u16, seed: u64) -> Result<World, Violation> {
 fn all_believe(world: &World, of: usize, state: Option<MemberState>) -> bool {
     let name = &world.slots[of].name;
     world.running().filter(|(i, _)| *i != of).all(|(_, process)| {
-        let belief = process.node.members().find(|member| member.node.name == *name);
-        belief.map(|member| member.state) == state
+        let state_seen_by = process.node.members().find(|member| member.node.name == *name);
+        state_seen_by.map(|member| member.state) == state
     })
 }
 
@@ -111,7 +111,7 @@ fn numbers_membership() -> Result<(), Violation> {
             within(&mut world, SECOND * 20, "suspicion", |w| {
                 any_believes(w, last, MemberState::Suspected)
             })?;
-            inflict(&mut world, Fault::Mend)?;
+            inflict(&mut world, Fault::Heal)?;
             samples[4].0.push(within(&mut world, SECOND * 60, "refutation", together)?);
 
             let mut world = up(n, seed)?;
@@ -130,7 +130,7 @@ fn numbers_membership() -> Result<(), Violation> {
                 world.write(slot, WorkerWrite::Put(WorkerRecord::from(&spec)))?;
             }
             world.run_for(SECOND * 60)?;
-            inflict(&mut world, Fault::Mend)?;
+            inflict(&mut world, Fault::Heal)?;
             samples[7].0.push(within(&mut world, SECOND * 60, "healing", |w| {
                 together(w) && differences(w).is_empty()
             })?);
@@ -193,7 +193,7 @@ fn numbers_idle() -> Result<(), Violation> {
         world.run_for(SECOND * 60)?;
         let per_node = |count: u64| count as f64 / 60.0 / f64::from(n);
         let frames = per_node(world.traffic.frames);
-        // Each pair counts the frames of both directions.
+        // The frames of both directions count for a pair.
         let per_pair = frames * 2.0 / f64::from(n - 1);
         println!("| {n} | {per_pair:.2} | {frames:.2} | {:.0} |", per_node(world.traffic.bytes));
     }
@@ -212,7 +212,7 @@ fn numbers_false_downs() -> Result<(), Violation> {
         for loss in [0.05, 0.1, 0.2] {
             let mut world = up(n, 7)?;
             inflict(&mut world, Fault::Drop(loss))?;
-            // A large cluster sees as much in less time.
+            // A large cluster sees as many in less time.
             let hours = if n > 10 { 0.25 } else { 1.0 };
             world.run_for((SECOND * 3600).mul_f64(hours))?;
             let (mut renewals, mut stale, mut failed) = (0, 0, 0);

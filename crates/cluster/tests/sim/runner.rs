@@ -1,4 +1,4 @@
-//! Plays a family with many seeds, and says how to replay the one that failed.
+//! Plays a family with many seeds, and prints how to replay the ones that failed.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,14 +11,14 @@ use crate::checks::{Violation, differences, disagreements};
 use crate::families::{FAMILIES, Family};
 use crate::world::{RESOLVE, World, planner};
 
-/// What a history came to.
+/// What a history has reached.
 pub(crate) struct Outcome {
     pub trace_hash: u64,
     pub reached: BTreeSet<&'static str>,
     pub steps: u64,
 }
 
-/// Plays a family: `SMG_SIM_SEEDS` seeds (200), or the one of `SMG_SIM_SEED`.
+/// Plays a family with `SMG_SIM_SEEDS` seeds (200), or with the one of `SMG_SIM_SEED`.
 pub(crate) fn play_family(name: &str) {
     let family = FAMILIES.iter().find(|family| family.name == name).expect("a family of that name");
     let number = |variable| {
@@ -27,7 +27,8 @@ pub(crate) fn play_family(name: &str) {
     if let Some(seed) = number("SMG_SIM_SEED") {
         match play(family, seed, true) {
             Ok(outcome) => {
-                println!("{name} {seed}: {} steps, {:?}", outcome.steps, outcome.reached);
+                let Outcome { steps, trace_hash, reached } = outcome;
+                println!("{name} {seed}: {steps} steps, trace {trace_hash:016x}, {reached:?}");
             }
             Err(violation) => panic!("{violation}"),
         }
@@ -51,12 +52,12 @@ pub(crate) fn play_family(name: &str) {
         }
     }
     if let Some((seed, _)) = failed.first() {
-        let told: Vec<_> =
+        let lines: Vec<_> =
             failed.iter().map(|(seed, what)| format!("  seed {seed}: {what}")).collect();
         panic!(
             "{name}: {} seeds failed\n{}\nreplay: SMG_SIM_SEED={seed} cargo sim -- {name} --exact --nocapture",
             failed.len(),
-            told.join("\n")
+            lines.join("\n")
         );
     }
     println!("{name}: {seeds} seeds, {steps} steps");
@@ -67,7 +68,8 @@ pub(crate) fn play_family(name: &str) {
     }
 }
 
-/// Plays one history: the plan, then convergence within its bound, then that it stays so.
+/// Plays one history: the plan, then until all nodes agree within the bound, then a while in which they must go on
+/// agreeing.
 pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome, Violation> {
     let mut world = World::new(seed);
     world.verbose = verbose;
@@ -81,13 +83,14 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
     Ok(Outcome { trace_hash: world.trace_hash(), reached: world.reached, steps: world.steps })
 }
 
-/// Everybody lists everybody and the state is the same everywhere this long after the last fault.
+/// The state is the same on all nodes this long after the last fault,
 const HEALED: Duration = Duration::from_secs(10);
-/// Where membership took longer, the state is the same this long after it.
+/// or, where membership took longer, this long after it.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// After the last fault: everybody lists everybody within the formula, and ever after; the state is the same everywhere as
-/// promised after a partition, and stays so: also when something was written that nobody has any more.
+/// After the last fault, all nodes list each other within the bound of the configuration, and go on to. The state is
+/// the same on all nodes within the promised time, and stays so, even if something was written that no node has any
+/// more.
 pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let last_fault = world.now;
     let slot = &world.slots[0];
@@ -95,10 +98,10 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let look = Duration::from_millis(250);
     let met = world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
     let state_bound = HEALED.max(met.unwrap_or(bound) + SETTLED);
-    let mut calm = 0;
-    while calm < 6 {
+    let mut agreed_for = 0;
+    while agreed_for < 6 {
         let after = world.now - last_fault;
-        // What was sent before the last fault ended may raise a suspicion that is refuted within the bound.
+        // A frame that was sent before the last fault ended may raise a suspicion, which is refuted within the bound.
         let found = disagreements(world);
         if !found.is_empty() && after >= bound {
             return Err(not_converged(world, last_fault, bound, &found));
@@ -107,7 +110,7 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
         if !apart.is_empty() && after >= state_bound {
             return Err(not_converged(world, last_fault, state_bound, &apart));
         }
-        calm = if found.is_empty() && apart.is_empty() { calm + 1 } else { 0 };
+        agreed_for = if found.is_empty() && apart.is_empty() { agreed_for + 1 } else { 0 };
         world.run_for(Duration::from_secs(1))?;
     }
     Ok(())
@@ -121,9 +124,9 @@ fn not_converged(
 ) -> Violation {
     let after = world.now - last_fault;
     if world.verbose {
-        tell_all(world, found);
+        print_all(world, found);
     }
-    let first = found.first().map_or("it was not calm for long enough", String::as_str);
+    let first = found.first().map_or("they did not agree for long enough", String::as_str);
     let what = format!(
         "{after:?} after the last fault, bound {bound:?}: {first} (and {} more)",
         found.len().saturating_sub(1)
@@ -131,8 +134,8 @@ fn not_converged(
     Violation { check: "Convergence", at: world.now, what }
 }
 
-/// What each node holds, for whoever replays a history.
-fn tell_all(world: &World, found: &[String]) {
+/// Prints what each node holds, for a replay.
+fn print_all(world: &World, found: &[String]) {
     for line in found {
         println!("{line}");
     }

@@ -1,6 +1,6 @@
-//! The states from which another mesh never leaves without a restart, each as a history that must leave it.
+//! States that another mesh never leaves without a restart, each as a history that must leave it.
 //!
-//! The catalogue was drawn from measurements of that mesh; numbers are those of the catalogue.
+//! The catalogue comes from measurements of that mesh; the numbers are those of the catalogue.
 
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ fn running_cluster_of(n: u16) -> Result<World, Violation> {
     Ok(world)
 }
 
-/// What `observer` believes of the slot `of`.
-fn belief(world: &World, observer: usize, of: usize) -> Option<MemberState> {
+/// The state of the slot `of`, as `observer` believes.
+fn state_seen_by(world: &World, observer: usize, of: usize) -> Option<MemberState> {
     let name = &world.slots[of].name;
     let node = world.node(observer).expect("the observer runs");
     node.members().find(|member| member.node.name == *name).map(|member| member.state)
@@ -51,9 +51,9 @@ fn state_1_a_healthy_node_is_suspected() -> Result<(), Violation> {
     let mut world = running_cluster_of(3)?;
     isolate(&mut world, 2)?;
     let limit = SECOND * 10;
-    let suspected = |world: &World| belief(world, 0, 2) == Some(MemberState::Suspected);
+    let suspected = |world: &World| state_seen_by(world, 0, 2) == Some(MemberState::Suspected);
     assert!(world.run_while_not(limit, SECOND / 100, suspected)?.is_some());
-    inflict(&mut world, Fault::Mend)?;
+    inflict(&mut world, Fault::Heal)?;
     let healed = world.run_while_not(SECOND * 2, SECOND / 100, |w| disagreements(w).is_empty())?;
     assert!(healed.is_some(), "a false suspicion is refuted within 2 s");
     assert_eq!(world.node(2).expect("it runs").membership().counters().renewals, 0);
@@ -65,22 +65,22 @@ fn state_2_a_healthy_node_is_down() -> Result<(), Violation> {
     let mut world = running_cluster_of(3)?;
     isolate(&mut world, 2)?;
     world.run_for(SECOND * 100)?;
-    assert_eq!(belief(&world, 0, 2), Some(MemberState::Down));
-    assert_eq!(belief(&world, 2, 0), Some(MemberState::Down));
-    inflict(&mut world, Fault::Mend)?;
+    assert_eq!(state_seen_by(&world, 0, 2), Some(MemberState::Down));
+    assert_eq!(state_seen_by(&world, 2, 0), Some(MemberState::Down));
+    inflict(&mut world, Fault::Heal)?;
     let healed = world.run_while_not(SECOND * 10, SECOND / 100, |w| disagreements(w).is_empty())?;
     assert!(healed.is_some(), "a partition heals within 10 s");
     converge(&mut world)
 }
 
 #[test]
-fn state_3_a_leaver_is_back() -> Result<(), Violation> {
+fn state_3_a_node_that_left_is_back() -> Result<(), Violation> {
     let mut world = running_cluster_of(3)?;
     inflict(&mut world, Fault::Leave(1, SECOND))?;
     world.run_for(SECOND / 2)?;
-    assert_eq!(belief(&world, 0, 1), Some(MemberState::Leaving));
+    assert_eq!(state_seen_by(&world, 0, 1), Some(MemberState::Leaving));
     world.run_for(SECOND)?;
-    assert_eq!(belief(&world, 0, 1), None);
+    assert_eq!(state_seen_by(&world, 0, 1), None);
     inflict(&mut world, Fault::Start(1))?;
     world.run_for(SECOND / 2)?;
     assert_eq!(disagreements(&world), [""; 0], "the same name is back within half a second");
@@ -89,7 +89,7 @@ fn state_3_a_leaver_is_back() -> Result<(), Violation> {
 
 #[test]
 fn state_4_one_knows_the_other_but_not_the_reverse() -> Result<(), Violation> {
-    // Whichever name sorts first.
+    // Whichever of the two names sorts first.
     for (knows, is_known) in [(0, 1), (1, 0)] {
         let mut world = cluster_of(2);
         world.slots[is_known].seeds.clear();
@@ -98,35 +98,35 @@ fn state_4_one_knows_the_other_but_not_the_reverse() -> Result<(), Violation> {
         world.run_for(Duration::from_micros(900))?;
         inflict(&mut world, Fault::CutOneWay(knows, is_known))?;
         world.run_for(SECOND * 20)?;
-        inflict(&mut world, Fault::Mend)?;
+        inflict(&mut world, Fault::Heal)?;
         converge(&mut world)?;
     }
     Ok(())
 }
 
 #[test]
-fn state_5_two_believe_different_things_of_one_life() -> Result<(), Violation> {
+fn state_5_two_nodes_believe_different_things_of_one_generation() -> Result<(), Violation> {
     let mut world = running_cluster_of(4)?;
-    // 3 stays with 0; 1 and 2 take both for dead.
+    // Slot 3 stays with 0; 1 and 2 take both for down.
     inflict(&mut world, Fault::Partition(vec![0, 1, 1, 0]))?;
     world.run_for(SECOND * 30)?;
-    assert_eq!(belief(&world, 0, 3), Some(MemberState::Alive));
-    assert_eq!(belief(&world, 1, 3), Some(MemberState::Down));
-    inflict(&mut world, Fault::Mend)?;
+    assert_eq!(state_seen_by(&world, 0, 3), Some(MemberState::Alive));
+    assert_eq!(state_seen_by(&world, 1, 3), Some(MemberState::Down));
+    inflict(&mut world, Fault::Heal)?;
     converge(&mut world)
 }
 
 #[test]
-fn state_6_two_islands_after_a_seed_that_came_late() -> Result<(), Violation> {
+fn state_6_two_islands_after_a_join_address_that_started_late() -> Result<(), Violation> {
     let mut world = cluster_of(2);
-    // Only the joiner knows the seed, as in a list that names one address.
+    // Only the joiner has the other's address, as in a list of one join address.
     world.slots[0].seeds.clear();
     inflict(&mut world, Fault::Start(1))?;
     world.run_for(SECOND * 60)?;
     assert_eq!(world.node(1).expect("it runs").me().state, MemberState::Init);
     inflict(&mut world, Fault::Start(0))?;
     let joined = world.run_while_not(SECOND * 5, SECOND / 100, |w| disagreements(w).is_empty())?;
-    assert!(joined.is_some(), "joined within 5 s of the seed's start");
+    assert!(joined.is_some(), "joined within 5 s of the other's start");
     converge(&mut world)
 }
 
@@ -206,7 +206,7 @@ fn state_9_a_busy_reader_misses_nothing() -> Result<(), Violation> {
 }
 
 #[test]
-fn state_10_a_stamp_from_the_far_future_freezes_nothing() -> Result<(), Violation> {
+fn state_10_a_stamp_from_the_far_future_blocks_no_write() -> Result<(), Violation> {
     let mut world = running_cluster_of(3)?;
     inflict(&mut world, Fault::ClockJump(2, 365 * 24 * 3_600_000))?;
     world.write(2, policy("poison"))?;
@@ -240,7 +240,7 @@ fn state_11_a_worker_outlives_its_registrar_and_can_be_removed() -> Result<(), V
 }
 
 #[test]
-fn state_12_a_changed_spec_is_seen_everywhere() -> Result<(), Violation> {
+fn state_12_a_changed_spec_is_seen_on_all_nodes() -> Result<(), Violation> {
     let mut world = running_cluster_of(3)?;
     let id = put(&mut world, 0, &worker_spec(1))?;
     world.run_for(SECOND)?;
@@ -265,7 +265,7 @@ fn state_13_a_repair_larger_than_any_buffer() -> Result<(), Violation> {
     inflict(&mut world, Fault::Drop(0.2))?;
     inflict(&mut world, Fault::Start(2))?;
     world.run_for(SECOND * 10)?;
-    inflict(&mut world, Fault::Mend)?;
+    inflict(&mut world, Fault::Heal)?;
     let all = world.run_while_not(SECOND * 10, SECOND / 10, |w| workers_at(w, 2) == 8000)?;
     assert!(all.is_some(), "the joiner has {} of 8,000 keys", workers_at(&world, 2));
     converge(&mut world)
@@ -295,13 +295,13 @@ fn state_14_a_window_of_the_future_blocks_no_count() -> Result<(), Violation> {
     Ok(())
 }
 
-/// Cuts slot 2 off for longer than anybody remembers the dead or fences the retired; meanwhile what it holds is removed,
-/// and `meanwhile` happens. It comes back as it was.
-fn comes_back_after_three_days(
+/// Cuts slot 2 off for longer than members that are down are listed and retired writers are remembered. Meanwhile what
+/// it holds is removed, and `meanwhile` happens. Then it returns as it was.
+fn returns_after_three_days(
     meanwhile: impl Fn(&mut World) -> Result<(), Violation>,
 ) -> Result<(), Violation> {
     let mut world = World::new(7);
-    // A slow cluster has the same days in fewer steps.
+    // The slower settings simulate the same days in fewer steps.
     world.add_cluster(4, &Config::wan());
     for slot in &mut world.slots {
         slot.replication.digest_interval = SECOND * 5;
@@ -313,7 +313,7 @@ fn comes_back_after_three_days(
         ids.push(put(&mut world, number as usize % 4, &worker_spec(number))?);
     }
     world.run_for(SECOND * 20)?;
-    // The fourth is gone for good: the others carry on what it wrote.
+    // The fourth node leaves for good: the others adopt what it wrote.
     inflict(&mut world, Fault::Leave(3, SECOND))?;
     world.run_for(SECOND * 20)?;
     isolate(&mut world, 2)?;
@@ -325,7 +325,7 @@ fn comes_back_after_three_days(
     meanwhile(&mut world)?;
     world.run_for(SECOND * 3600 * 75)?;
     assert_eq!([workers_at(&world, 0), workers_at(&world, 1)], [5, 5]);
-    inflict(&mut world, Fault::Mend)?;
+    inflict(&mut world, Fault::Heal)?;
     let end = world.now + SECOND * 60;
     while world.now < end {
         world.run_for(SECOND / 10)?;
@@ -344,12 +344,12 @@ fn comes_back_after_three_days(
 
 #[test]
 fn nothing_resurrects_after_three_days() -> Result<(), Violation> {
-    comes_back_after_three_days(|_| Ok(()))
+    returns_after_three_days(|_| Ok(()))
 }
 
 #[test]
 fn nothing_resurrects_after_three_days_and_a_rollout() -> Result<(), Violation> {
-    comes_back_after_three_days(|world| {
+    returns_after_three_days(|world| {
         for slot in [0, 1] {
             world.run_for(SECOND * 3600 * 30)?;
             inflict(world, Fault::Crash(slot))?;

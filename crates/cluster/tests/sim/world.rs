@@ -1,7 +1,8 @@
-//! The world: virtual time, processes with disks and clocks, and a network that does everything but invent bytes.
+//! The world: virtual time, processes with disks and clocks, and a network that does everything except invent bytes.
 //!
-//! One queue ordered by (time, sequence) holds all that will happen; each step takes one item, feeds it to a production
-//! `Node`, drains the node and lets the checks look. All chance comes from one generator, so that a seed is a history.
+//! One queue, ordered by (time, sequence), holds everything that will happen. Each step takes one item, feeds it to a
+//! production `Node`, drains the node and runs the checks. All chance comes from one generator, so that a seed is a
+//! history.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -22,59 +23,59 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::checks::{Checks, Violation};
 use crate::ledger::Ledger;
 
-/// What the calendar shows when a world begins.
+/// The wall-clock time when a world begins.
 pub(crate) const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
-/// Time between two questions to the name service.
+/// Time between two resolutions of the join addresses.
 pub(crate) const RESOLVE: Duration = Duration::from_secs(3);
 
-/// Frames that a stalled process has not read yet; more are lost, as a full socket would lose them.
+/// Frames that a stalled process has not read yet; more are lost, as in a full socket.
 const MAX_INBOX: usize = 1024;
 
-/// A place where a router can run: a name, a disk, a clock, and the process if it runs.
+/// A place where a router can run: a name, a disk, a clock, and the process if there is one.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub name: NodeName,
     pub address: SocketAddr,
     pub cluster: ClusterId,
-    /// Protocol version on the wire.
+    /// The protocol version that it speaks.
     pub version: (u8, u8),
-    /// Slots whose addresses its name service gives, as they are when it asks.
+    /// Slots whose present addresses are its join addresses.
     pub seeds: Vec<usize>,
     pub config: membership::Config,
     pub replication: replication::Config,
-    /// The calendar's error, in milliseconds.
+    /// The error of its wall clock, in milliseconds.
     pub clock_error: i64,
-    /// The largest generation that was written down.
+    /// The highest generation on its disk; `None`: it has no disk.
     pub disk: Option<Generation>,
     pub process: Option<Process>,
-    /// Frames dropped because nobody was there or the inbox was full.
+    /// Frames that were dropped because its inbox was full.
     pub lost: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Process {
     pub node: Node,
-    /// Which start of this slot.
-    pub life: u32,
+    /// The number of this process, over all slots: each start has its own.
+    pub run: u32,
     pub stalled: bool,
     inbox: Vec<(SocketAddr, Vec<u8>)>,
-    /// The deadline that a wake-up is queued for.
+    /// The deadline that is in the queue.
     wake: Option<Duration>,
     pub leaving: bool,
 }
 
-/// What the network does to frames at the moment.
+/// What the network does to frames at present.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Net {
     pub latency: (Duration, Duration),
     pub drop: f64,
     pub duplicate: f64,
-    /// Chance of a frame to be held back by up to `late`.
+    /// Chance that a frame is held back, by up to `late`.
     pub reorder: f64,
     pub late: Duration,
     pub corrupt: f64,
-    /// Ordered pairs of slots between which nothing gets through.
+    /// Ordered pairs of slots between which no frame gets through.
     pub cut: BTreeSet<(usize, usize)>,
     /// Ordered pairs of slots whose frames take this much longer.
     pub slow: BTreeMap<(usize, usize), Duration>,
@@ -96,20 +97,20 @@ impl Net {
 }
 
 #[derive(Debug)]
-enum Happening {
+enum Action {
     Deliver { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
-    Wake { slot: usize, life: u32 },
-    Resume { slot: usize, life: u32 },
-    Resolve { slot: usize, life: u32 },
-    Depart { slot: usize, life: u32 },
-    Stop { slot: usize, life: u32 },
+    Wake { slot: usize, run: u32 },
+    Resume { slot: usize, run: u32 },
+    Resolve { slot: usize, run: u32 },
+    Depart { slot: usize, run: u32 },
+    Stop { slot: usize, run: u32 },
 }
 
 #[derive(Debug)]
 struct Item {
     at: Duration,
     sequence: u64,
-    what: Happening,
+    what: Action,
 }
 
 impl PartialEq for Item {
@@ -129,7 +130,7 @@ impl Ord for Item {
     }
 }
 
-/// What was handed to the network.
+/// Frames that were handed to the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     pub frames: u64,
@@ -145,18 +146,18 @@ pub(crate) struct World {
     pub net: Net,
     pub rng: StdRng,
     trace: Xxh3,
-    /// Printed as it happens, for a replay.
+    /// Whether to print what happens, for a replay.
     pub verbose: bool,
     pub checks: Checks,
     pub ledger: Ledger,
-    /// Whether all must hold the same rows in the end: not with clocks so wrong that stamps are not believed.
+    /// Whether all nodes must hold the same rows in the end. Not if clocks are so wrong that stamps are not believed.
     pub compares_state: bool,
-    /// Rare states that were reached.
+    /// The rare states that this history has reached.
     pub reached: BTreeSet<&'static str>,
     pub traffic: Traffic,
     pub steps: u64,
-    lives: u32,
-    /// The ledger is out: it is the one that writes.
+    runs: u32,
+    /// The ledger is taken out of the world, because it is writing.
     is_writing: bool,
 }
 
@@ -177,12 +178,12 @@ impl World {
             reached: BTreeSet::new(),
             traffic: Traffic::default(),
             steps: 0,
-            lives: 0,
+            runs: 0,
             is_writing: false,
         }
     }
 
-    /// A slot called `name` at the address number `address`.
+    /// Adds a slot called `name` at the address with the number `address`.
     pub(crate) fn add(&mut self, name: &str, address: u16, config: &membership::Config) -> usize {
         self.slots.push(Slot {
             name: name.parse().expect("names of slots are names of nodes"),
@@ -200,7 +201,7 @@ impl World {
         self.slots.len() - 1
     }
 
-    /// `n` slots that all know each other's addresses, none running.
+    /// Adds `n` slots that have each other as join addresses; none runs.
     pub(crate) fn add_cluster(&mut self, n: u16, config: &membership::Config) {
         let seeds: Vec<_> = (0..usize::from(n)).collect();
         for i in 0..n {
@@ -213,11 +214,11 @@ impl World {
         (0..self.slots.len()).try_for_each(|slot| self.start(slot))
     }
 
-    /// Starts the process of a slot: a new life, from its disk and its clock.
+    /// Starts a process in a slot, with a generation from its disk and its clock.
     pub(crate) fn start(&mut self, slot: usize) -> Result<(), Violation> {
         assert!(self.slots[slot].process.is_none(), "slot {slot} runs already");
-        self.lives += 1;
-        let life = self.lives;
+        self.runs += 1;
+        let run = self.runs;
         let now = self.clock(slot);
         let place = &mut self.slots[slot];
         let by_clock = membership::generation_at(now.wall, self.rng.random());
@@ -233,10 +234,10 @@ impl World {
         let mut node = Node::try_new(config, name, generation, address, now, &mut rng)
             .expect("the simulator's configurations are sound");
         node.join(now, &self.resolve(slot));
-        self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
+        self.push(self.now + RESOLVE, Action::Resolve { slot, run });
         self.note(&format!("{slot} starts as {}", node.me().node));
         let inbox = Vec::new();
-        let process = Process { node, life, stalled: false, inbox, wake: None, leaving: false };
+        let process = Process { node, run, stalled: false, inbox, wake: None, leaving: false };
         self.slots[slot].process = Some(process);
         self.drain(slot)
     }
@@ -250,7 +251,7 @@ impl World {
         }
     }
 
-    /// A process writes a row.
+    /// Lets the process of a slot write a row.
     pub(crate) fn write(
         &mut self,
         slot: usize,
@@ -269,7 +270,7 @@ impl World {
         Ok(written.ok().flatten())
     }
 
-    /// A process writes something by chance.
+    /// Lets the process of a slot write something random.
     pub(crate) fn write_something(&mut self, slot: usize) -> Result<(), Violation> {
         let mut ledger = std::mem::take(&mut self.ledger);
         self.is_writing = true;
@@ -279,31 +280,31 @@ impl World {
         result
     }
 
-    /// Freezes a process for a while.
+    /// Stalls a process for `time`.
     pub(crate) fn stall(&mut self, slot: usize, time: Duration) {
         if let Some(process) = &mut self.slots[slot].process
             && !process.stalled
         {
             process.stalled = true;
-            let life = process.life;
+            let run = process.run;
             self.note(&format!("{slot} stalls for {time:?}"));
-            self.push(self.now + time, Happening::Resume { slot, life });
+            self.push(self.now + time, Action::Resume { slot, run });
         }
     }
 
-    /// Leaves gracefully after draining for `drain`; a while later the process ends.
+    /// Lets a process leave gracefully: it drains for `drain`, and ends a little later.
     pub(crate) fn leave(&mut self, slot: usize, drain: Duration) -> Result<(), Violation> {
         let now = self.clock(slot);
         let Some(process) = &mut self.slots[slot].process else { return Ok(()) };
-        let life = process.life;
+        let run = process.run;
         process.leaving = true;
         process.node.leave(now);
         self.note(&format!("{slot} leaves"));
-        self.push(self.now + drain, Happening::Depart { slot, life });
+        self.push(self.now + drain, Action::Depart { slot, run });
         self.drain(slot)
     }
 
-    /// The slot goes on at another address; whoever runs there now is not asked.
+    /// Moves a slot to another address, whatever runs there.
     pub(crate) fn readdress(&mut self, slot: usize, address: u16) -> Result<(), Violation> {
         let address = address_number(address);
         self.slots[slot].address = address;
@@ -321,12 +322,12 @@ impl World {
         self.running().any(|(i, _)| i != by_other_than && self.slots[i].address == address)
     }
 
-    /// What the name service tells a slot.
+    /// The join addresses of a slot, as they resolve now.
     fn resolve(&self, slot: usize) -> Vec<SocketAddr> {
         self.slots[slot].seeds.iter().map(|seed| self.slots[*seed].address).collect()
     }
 
-    /// Both clocks as the process of `slot` reads them.
+    /// Both clocks, as the process of `slot` reads them.
     pub(crate) fn clock(&self, slot: usize) -> Now {
         let error = Duration::from_millis(self.slots[slot].clock_error.unsigned_abs());
         let wall = EPOCH + self.now;
@@ -338,15 +339,15 @@ impl World {
         self.slots[slot].process.as_ref().map(|process| &process.node)
     }
 
-    /// Whether a slot belongs to the cluster that is tested: not to another one, nor to another major version.
+    /// Whether a slot belongs to the cluster that is tested: not to another cluster, nor to another major version.
     pub(crate) fn is_ours(&self, slot: usize) -> bool {
         let slot = &self.slots[slot];
         slot.cluster == ClusterId::of("test") && slot.version.0 == codec::VERSION.0
     }
 
     /// Whether some process has ended.
-    pub(crate) fn has_lost_a_life(&self) -> bool {
-        self.running().count() < self.lives as usize
+    pub(crate) fn has_lost_a_process(&self) -> bool {
+        self.running().count() < self.runs as usize
     }
 
     /// Slots with a process.
@@ -369,7 +370,8 @@ impl World {
         self.run_until(self.now + time)
     }
 
-    /// Plays until `done` holds, looking every `tick`; how long that took, or `None` if it was not so within `limit`.
+    /// Plays until `done` holds, checking that every `tick`. Returns how long that took; `None` if it took longer than
+    /// `limit`.
     pub(crate) fn run_while_not(
         &mut self,
         limit: Duration,
@@ -386,18 +388,18 @@ impl World {
         Ok(Some(self.now - start))
     }
 
-    /// The history so far, as one number.
+    /// A hash of the history so far.
     pub(crate) fn trace_hash(&self) -> u64 {
         self.trace.digest()
     }
 
-    fn step(&mut self, what: Happening) -> Result<(), Violation> {
+    fn step(&mut self, what: Action) -> Result<(), Violation> {
         self.steps += 1;
         match what {
-            Happening::Deliver { from, to, bytes } => self.deliver(from, to, bytes),
-            Happening::Wake { slot, life } => {
+            Action::Deliver { from, to, bytes } => self.deliver(from, to, bytes),
+            Action::Wake { slot, run } => {
                 let now = self.clock(slot);
-                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                let Some(process) = self.process_of_run(slot, run) else { return Ok(()) };
                 let due = process.wake.take();
                 if process.stalled {
                     return Ok(());
@@ -409,42 +411,42 @@ impl World {
                 self.trace(0, slot, &[]);
                 self.drain(slot)
             }
-            Happening::Resume { slot, life } => {
-                let Some(process) = self.living(slot, life) else { return Ok(()) };
+            Action::Resume { slot, run } => {
+                let Some(process) = self.process_of_run(slot, run) else { return Ok(()) };
                 process.stalled = false;
                 let inbox = std::mem::take(&mut process.inbox);
                 self.note(&format!("{slot} goes on"));
                 // The timer is late before the first frame is read, as in a real process.
                 let now = self.clock(slot);
-                if let Some(process) = self.living(slot, life) {
+                if let Some(process) = self.process_of_run(slot, run) {
                     process.node.handle_timeout(now);
                 }
                 for (from, bytes) in inbox {
-                    if let Some(process) = self.living(slot, life) {
+                    if let Some(process) = self.process_of_run(slot, run) {
                         process.node.handle_frame(now, from, &bytes);
                     }
                 }
                 self.drain(slot)
             }
-            Happening::Resolve { slot, life } => {
+            Action::Resolve { slot, run } => {
                 let (now, seeds) = (self.clock(slot), self.resolve(slot));
-                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                let Some(process) = self.process_of_run(slot, run) else { return Ok(()) };
                 if !process.stalled {
                     process.node.join(now, &seeds);
                 }
-                self.push(self.now + RESOLVE, Happening::Resolve { slot, life });
+                self.push(self.now + RESOLVE, Action::Resolve { slot, run });
                 self.drain(slot)
             }
-            Happening::Depart { slot, life } => {
+            Action::Depart { slot, run } => {
                 let now = self.clock(slot);
-                let Some(process) = self.living(slot, life) else { return Ok(()) };
+                let Some(process) = self.process_of_run(slot, run) else { return Ok(()) };
                 process.node.depart(now);
                 self.checks.departed(slot, &self.slots);
-                self.push(self.now + Duration::from_millis(100), Happening::Stop { slot, life });
+                self.push(self.now + Duration::from_millis(100), Action::Stop { slot, run });
                 self.drain(slot)
             }
-            Happening::Stop { slot, life } => {
-                if self.living(slot, life).is_some() {
+            Action::Stop { slot, run } => {
+                if self.process_of_run(slot, run).is_some() {
                     self.crash(slot);
                 }
                 Ok(())
@@ -458,7 +460,7 @@ impl World {
         to: SocketAddr,
         bytes: Vec<u8>,
     ) -> Result<(), Violation> {
-        // Of two slots at one address, the one that came last has it.
+        // Of two slots at one address, the one that was added last has it.
         let Some(slot) =
             self.slots.iter().rposition(|slot| slot.address == to && slot.process.is_some())
         else {
@@ -486,10 +488,10 @@ impl World {
         self.drain(slot)
     }
 
-    /// Takes what a node wants sent and told, queues its next wake-up, and lets the checks look at it.
+    /// Takes the frames and events of a node, queues its next wake-up, and runs the checks on it.
     fn drain(&mut self, slot: usize) -> Result<(), Violation> {
         let Some(process) = &mut self.slots[slot].process else { return Ok(()) };
-        let life = process.life;
+        let run = process.run;
         let mut transmits = Vec::new();
         while let Some(transmit) = process.node.poll_transmit() {
             transmits.push(transmit);
@@ -504,7 +506,7 @@ impl World {
             && queued.is_none_or(|queued| at < queued)
         {
             process.wake = Some(at);
-            self.push(at.max(self.now), Happening::Wake { slot, life });
+            self.push(at.max(self.now), Action::Wake { slot, run });
         }
         for transmit in transmits {
             self.send(slot, transmit);
@@ -512,10 +514,9 @@ impl World {
         for event in &events {
             self.note_event(slot, event);
         }
-        if events
-            .iter()
-            .any(|event| matches!(event, Event::Membership(membership::Event::Reborn { .. })))
-        {
+        if events.iter().any(|event| {
+            matches!(event, Event::Membership(membership::Event::NewGeneration { .. }))
+        }) {
             let place = &mut self.slots[slot];
             if let (Some(disk), Some(process)) = (&mut place.disk, &place.process) {
                 *disk = process.node.me().node.generation;
@@ -527,10 +528,10 @@ impl World {
         result?;
         let looks = !self.is_writing && (!events.is_empty() || self.steps.is_multiple_of(64));
         if self.compares_state && looks {
-            // VectorHonesty: who has all that was written holds the same.
+            // VectorHonesty: nodes that have everything that was written hold the same rows.
             let mut ledger = std::mem::take(&mut self.ledger);
-            ledger.look_around(self);
-            let lie = crate::ledger::dishonest(&ledger, self);
+            ledger.note_all_versions(self);
+            let lie = crate::ledger::find_dishonest(&ledger, self);
             self.ledger = ledger;
             if let Some(what) = lie {
                 return Err(Violation { check: "VectorHonesty", at: self.now, what });
@@ -586,11 +587,11 @@ impl World {
                 after += *extra;
             }
             let bytes = bytes.clone();
-            self.push(self.now + after, Happening::Deliver { from, to, bytes });
+            self.push(self.now + after, Action::Deliver { from, to, bytes });
         }
     }
 
-    /// What a router of another version sends instead: a later minor version appends fields and has kinds of its own.
+    /// The bytes that a router of another version sends instead: a later minor version appends fields.
     fn as_of_version(&self, slot: usize, bytes: &[u8]) -> Vec<u8> {
         let version = self.slots[slot].version;
         let Ok(frame) = Frame::read(bytes) else { return bytes.to_vec() };
@@ -605,11 +606,11 @@ impl World {
         p > 0.0 && self.rng.random_bool(p)
     }
 
-    fn living(&mut self, slot: usize, life: u32) -> Option<&mut Process> {
-        self.slots[slot].process.as_mut().filter(|process| process.life == life)
+    fn process_of_run(&mut self, slot: usize, run: u32) -> Option<&mut Process> {
+        self.slots[slot].process.as_mut().filter(|process| process.run == run)
     }
 
-    fn push(&mut self, at: Duration, what: Happening) {
+    fn push(&mut self, at: Duration, what: Action) {
         self.sequence += 1;
         self.queue.push(Reverse(Item { at, sequence: self.sequence, what }));
     }
@@ -636,8 +637,8 @@ impl World {
         let Event::Membership(event) = event else { return };
         match event {
             membership::Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
-            membership::Event::Reborn { .. } => {
-                self.reached.insert("a life was reborn above its past")
+            membership::Event::NewGeneration { .. } => {
+                self.reached.insert("a node went on as a later generation")
             }
             membership::Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
                 self.reached.insert("a duplicate name was refused")
@@ -648,16 +649,20 @@ impl World {
             membership::Event::NameContested(_) => {
                 self.reached.insert("a holder noticed its namesake")
             }
-            membership::Event::Me { .. } => false,
+            membership::Event::OwnState { .. } => false,
             membership::Event::Member(transition) => {
                 use smg_cluster::membership::MemberState::{Alive, Down, Leaving, Suspected};
                 match (transition.from, transition.to) {
                     (Some(Suspected), Some(Alive)) => {
                         self.reached.insert("a suspicion was refuted")
                     }
-                    (Some(Suspected), Some(Down)) => self.reached.insert("a suspect went down"),
-                    (Some(Down), Some(Alive)) => self.reached.insert("the dead came back"),
-                    (Some(Leaving), None) => self.reached.insert("a leaver was gone"),
+                    (Some(Suspected), Some(Down)) => {
+                        self.reached.insert("a suspected member went down")
+                    }
+                    (Some(Down), Some(Alive)) => {
+                        self.reached.insert("a member that was down came back")
+                    }
+                    (Some(Leaving), None) => self.reached.insert("a leaving member was gone"),
                     _ => false,
                 }
             }
@@ -667,14 +672,14 @@ impl World {
     }
 }
 
-/// A frame of another major version as this version would have sent it: what routers of that version read.
+/// A frame of another major version, as this version would have sent it: what routers of that version read.
 fn as_of_major(major: u8, bytes: &[u8]) -> Option<Vec<u8>> {
     let (header, payload) = bytes.split_first_chunk::<{ codec::HEADER_BYTES }>()?;
     let cluster = ClusterId(u64::from_le_bytes(header[4..12].try_into().ok()?));
     Some(codec::frame_of_version((major, header[1]), header[2], cluster, payload))
 }
 
-/// The address with a number.
+/// The address with this number.
 pub(crate) fn address_number(number: u16) -> SocketAddr {
     let [high, low] = number.to_be_bytes();
     SocketAddr::from(([10, 0, high, low], 39527))
@@ -685,7 +690,7 @@ pub(crate) fn planner(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ 0x5eed)
 }
 
-/// Any of `items`.
+/// A random one of `items`.
 pub(crate) fn any_of<T: Copy>(rng: &mut dyn Rng, items: &[T]) -> T {
     items[rng.random_range(0..items.len())]
 }

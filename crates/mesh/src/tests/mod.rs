@@ -42,8 +42,10 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What the calendar shows when a world begins: 2027-01-15.
 const BEGIN: Duration = Duration::from_secs(1_800_000_000);
 
-const CLIENTS: Clients =
-    Clients { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8000), secure: false };
+const CLIENT_ENDPOINT: ClientEndpoint = ClientEndpoint {
+    listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8000),
+    secure: false,
+};
 
 /// What a router is told, in the cluster `cluster`, looking for the others at `join`.
 fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) -> Config {
@@ -114,7 +116,7 @@ struct Router {
     handle: Handle,
     metrics: Metrics,
     stop: watch::Sender<bool>,
-    happenings: broadcast::Receiver<Arc<Happening>>,
+    events: broadcast::Receiver<Arc<ClusterEvent>>,
 }
 
 type Routers = Rc<RefCell<BTreeMap<&'static str, Router>>>;
@@ -170,7 +172,7 @@ impl World {
                     config,
                     clock,
                     metrics.clone(),
-                    CLIENTS,
+                    CLIENT_ENDPOINT,
                     address,
                     net,
                     services(clock),
@@ -178,8 +180,8 @@ impl World {
                 (plan.alter)(&mut engine);
                 let port = (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT);
                 let listener = turmoil::net::TcpListener::bind(port).await?;
-                let happenings = handle.happenings();
-                let router = Router { handle, metrics, stop: ends.stop, happenings };
+                let events = handle.events();
+                let router = Router { handle, metrics, stop: ends.stop, events };
                 routers.borrow_mut().insert(name, router);
                 Box::pin(engine.run(Some(SimulatedPort(listener)))).await?;
                 Ok(())
@@ -263,8 +265,8 @@ impl World {
     fn transitions(&self) -> BTreeSet<(String, MemberState)> {
         let mut seen = BTreeSet::new();
         for router in self.routers.borrow_mut().values_mut() {
-            while let Ok(happening) = router.happenings.try_recv() {
-                if let What::Member { transition, .. } = &happening.what
+            while let Ok(event) = router.events.try_recv() {
+                if let ClusterEventKind::Member { transition, .. } = &event.kind
                     && let Some(to) = transition.to
                 {
                     seen.insert((transition.node.name.to_string(), to));

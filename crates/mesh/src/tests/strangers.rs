@@ -89,9 +89,16 @@ impl Home {
             let _inside = runtime.enter();
             let clock = Clock::simulated(BEGIN);
             let net = Arc::new(Nowhere);
-            let (handle, engine, ends) =
-                assemble(config, clock, metrics.clone(), CLIENTS, HOME, net, services(clock))
-                    .unwrap();
+            let (handle, engine, ends) = assemble(
+                config,
+                clock,
+                metrics.clone(),
+                CLIENT_ENDPOINT,
+                HOME,
+                net,
+                services(clock),
+            )
+            .unwrap();
             local.spawn_local(engine.run(Some(Door(pipes))));
             (handle, ends)
         };

@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 use crate::config::{Config, Rate, Share};
 use crate::demo::board::{Board, View};
 use crate::demo::screen::Screen;
+use crate::server::Bound;
 use crate::traffic::Chats;
-use crate::worker::Worker;
 
 /// Workers of the demo.
 const WORKERS: u16 = 4;
@@ -119,7 +119,7 @@ where
     let mut workers = Vec::new();
     let mut urls = Vec::new();
     for nth in 0..WORKERS {
-        let bound = Worker::bind(worker_config(nth, args.seed)).await.map_err(DemoError::Worker)?;
+        let bound = Bound::bind(worker_config(nth, args.seed)).await.map_err(DemoError::Worker)?;
         workers.push(bound.worker());
         urls.push(bound.url());
         serving.spawn(bound.serve(std::future::pending()));
@@ -166,13 +166,11 @@ where
     serving.shutdown().await;
 
     shown?;
-    let mut stdout = io::stdout().lock();
-    write!(stdout, "{}", view.table())?;
+    let mut summary = view.table();
     if late || router_late {
-        writeln!(stdout, "Not all of it ended within {} s.", PATIENCE.as_secs())?;
+        summary += &format!("Not all of it ended within {} s.\n", PATIENCE.as_secs());
     }
-    stdout.flush()?;
-    drop(stdout);
+    print(&summary)?;
     match view.first_error {
         Some(first) if !on_screen => Err(DemoError::Failed {
             failed: view.failed,
@@ -195,6 +193,16 @@ fn worker_config(nth: u16, seed: u64) -> Config {
         slots: NonZeroUsize::new(16),
         cache_blocks: 4096,
         ..Config::default()
+    }
+}
+
+/// Prints a text. False if the reader has gone, which is no failure: it has seen enough.
+fn print(text: &str) -> io::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -235,7 +243,7 @@ async fn print_lines(
     leave: &mut Leave,
     users: &mut JoinSet<()>,
 ) -> Result<(), DemoError> {
-    writeln!(io::stdout(), "Join in:\n  {}\n", curl(router))?;
+    let mut is_read = print(&format!("Join in:\n  {}\n\n", curl(router)))?;
     let end = tokio::time::sleep(seconds);
     tokio::pin!(end);
     let mut lines = tokio::time::interval(LINE);
@@ -245,7 +253,7 @@ async fn print_lines(
             () = leave.asked() => return Ok(()),
             () = &mut end => return Ok(()),
             Some(Err(e)) = users.join_next() => return Err(DemoError::User(e)),
-            _ = lines.tick() => writeln!(io::stdout(), "{}", look().line())?,
+            _ = lines.tick(), if is_read => is_read = print(&format!("{}\n", look().line()))?,
         }
     }
 }

@@ -60,7 +60,8 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // `restore` would print what fails, and panic if it can't: the terminal may be gone.
+        let _gone = ratatui::try_restore().is_err();
     }
 }
 

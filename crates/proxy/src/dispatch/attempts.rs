@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 use rand::{Rng, RngExt as _};
-use smg_routing::fleet::Outcome;
 use smg_runtime::shortage::Kind;
 use smg_types::now::Now;
 
-use super::Config;
+use super::config::Config;
 use crate::upstream::{Delivery, SendError};
 
 /// What to do after an attempt.
@@ -126,29 +125,6 @@ impl Attempts {
     }
 }
 
-impl Config {
-    /// Whether a worker's answer may be replaced by another worker's.
-    pub(super) fn is_retryable(&self, status: StatusCode) -> bool {
-        matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504) || self.pushes_back(status)
-    }
-
-    /// Whether an answer with this status says that the worker has too much to do.
-    pub(super) fn pushes_back(&self, status: StatusCode) -> bool {
-        self.push_back_statuses.contains(&status)
-    }
-
-    /// What a complete answer with this status says of the worker.
-    pub(super) fn judge(&self, status: StatusCode) -> Outcome {
-        if self.pushes_back(status) || status.is_client_error() {
-            Outcome::Neutral
-        } else if status.is_server_error() {
-            Outcome::Failure
-        } else {
-            Outcome::Success
-        }
-    }
-}
-
 /// Bounds retries to a share of recent requests, so that a fleet in trouble is not asked even more: each request pays a
 /// fraction of a token in, each retry takes a whole one; time adds a floor for quiet hours.
 #[derive(Debug)]
@@ -203,6 +179,7 @@ impl Budget {
 mod tests {
     use rand::SeedableRng as _;
     use rand::rngs::SmallRng;
+    use smg_routing::fleet::Outcome;
     use smg_runtime::shortage::Shortage;
 
     use super::*;

@@ -10,14 +10,13 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use smg_routing::fleet::{Fleet, InFlight, Outcome};
 use smg_routing::limit::Permit;
+use smg_routing::policies::{Ending, Entry};
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
 use tracing::warn;
 
-use super::chain;
+use super::causes::with_causes;
 use super::feedback::Usage;
-use super::metrics::Ending;
-use super::policies::Entry;
 use crate::upstream;
 
 /// What a broken stream ends with, so that a client does not take it for complete.
@@ -91,7 +90,8 @@ impl Account {
     fn observe(&mut self, piece: &Bytes) {
         let Some(usage) = self.expected.and_then(|_| Usage::in_piece(piece)) else { return };
         let Some(expected) = self.expected.take() else { return };
-        self.entry.count_affinity(expected, usage);
+        let predicted = (f64::from(expected) * usage.prompt as f64) as u64;
+        self.entry.count_cached(predicted, usage.cached);
         if expected >= 0.5
             && usage.prompt >= LONG_PROMPT
             && self.fleet.report_cached_prompt(self.worker, usage.is_about(expected))
@@ -184,8 +184,8 @@ impl Body for ResponseBody {
                 if let Some(account) = this.account.take() {
                     warn!(
                         worker = %account.worker,
-                        request_id = %account.request_id.escape_ascii(),
-                        error = %chain(&error),
+                        request_id = str::from_utf8(&account.request_id).unwrap_or_default(),
+                        error = %with_causes(&error),
                         "response broke off"
                     );
                     let outcome = if error.is_about_the_worker() {

@@ -1,4 +1,4 @@
-//! Who may be picked for the next attempt.
+//! Selects the workers that the policy may pick for the next attempt.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use smg_types::now::Now;
 /// The candidates for one attempt.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// What the policy sees.
+    /// The candidates that the policy picks from.
     pub(super) list: SmallVec<[Candidate; 16]>,
-    /// Which member each of them is.
+    /// For each candidate, its index among the members.
     pub(super) members: SmallVec<[u32; 16]>,
-    /// Their breakers say no: they are the least bad.
+    /// The candidates are ejected workers: all others are out, and these are the least bad.
     pub(super) anyway: bool,
-    /// Somebody was left out only because of its own limit.
+    /// A worker was left out only because it is at its own `max_concurrent`.
     pub(super) full: bool,
 }
 
-/// Those of `members` that may serve now and were not tried yet; those that push back only if there is nobody else. When
-/// only traffic speaks against everyone (breakers, connect errors), and more of them are out than `max_ejection_percent`,
-/// the least bad are better than nobody. `weights` take the place of those in the workers' specs.
+/// The members that can serve now and were not tried yet. Workers that push back are candidates only if there are no
+/// others. If passive signals (breakers, connect errors) eject more than `max_ejection_percent` of the members, the least
+/// bad of the ejected are candidates. `weights` override the weights in the workers' specs.
 pub(super) fn of(
     members: &[Member],
     tried: &[WorkerId],
@@ -52,14 +52,14 @@ pub(super) fn of(
         considered += 1;
     }
     if found.list.is_empty() {
-        // They have too much to do, but they work.
+        // They are overloaded, but they work.
         for at in pushing_back {
             found.push(at, &members[at as usize], weights);
         }
     }
     let allowed = considered * usize::from(config.max_ejection_percent) / 100;
     if found.list.is_empty() && out > allowed {
-        // Those that listen first, then those that are out the longest.
+        // Reachable workers first, then those ejected for the longest time.
         ejected.sort_unstable();
         let back = out - allowed;
         found.anyway = true;
@@ -73,7 +73,7 @@ pub(super) fn of(
 impl Candidates {
     fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>) {
         let worker = &member.worker;
-        // Almost always there are none.
+        // Usually no weight is overridden.
         let set = if weights.is_empty() { None } else { weights.get(&worker.id) };
         self.list.push(Candidate {
             id: worker.id,
@@ -83,7 +83,7 @@ impl Candidates {
         self.members.push(at);
     }
 
-    /// Takes one out again: it filled up since.
+    /// Removes a candidate that has reached its limit since it was listed.
     pub(super) fn remove(&mut self, index: usize) {
         self.list.swap_remove(index);
         self.members.swap_remove(index);

@@ -1,15 +1,16 @@
-//! What a worker's answer says of its cache, held against what was expected of it.
+//! Compares the cached tokens that a worker's response reports with what the policy expected.
 //!
-//! Engines tell in `usage` how much of a prompt they had cached. The bytes of an answer are only looked at as they pass,
-//! a piece at a time: what is cut between two pieces is not seen, which costs a lesson and nothing else. A prompt of which
-//! little was cached takes no hint back, for its worker has it now; several in a row say that the worker was started anew.
+//! Engines report in `usage` how many tokens of a prompt they had cached. The response is inspected piece by piece as it
+//! passes. A report that is split between two pieces is missed; that costs one sample. One low report does not withdraw
+//! the hint for the prompt, because the worker has cached it by now. Several low reports in a row mean that the worker was
+//! restarted.
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 use smg_routing::policy::Decision;
 
-/// What an answer says.
+/// The token counts of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
     /// Tokens of the prompt.
@@ -18,8 +19,8 @@ pub(super) struct Usage {
     pub(super) cached: u64,
 }
 
-/// The part of the prompt, 0..=1, that is to be expected in the worker's cache after `decision`; `None`: nothing that an
-/// answer could prove wrong.
+/// The share of the prompt, 0..=1, that `decision` expects in the worker's cache; `None`: no expectation that a response
+/// could disprove.
 pub(super) fn expected(decision: Decision) -> Option<f32> {
     match decision {
         Decision::Hit(fraction) => Some(fraction),
@@ -33,13 +34,14 @@ pub(super) fn expected(decision: Decision) -> Option<f32> {
 }
 
 impl Usage {
-    /// Whether about as much was cached as was expected: a quarter of it at least. What prompts share at their head is
-    /// cached again after the first of them, so a worker that was started anew soon has a little of all.
+    /// Whether at least a quarter of the expected tokens was cached. The threshold is above zero because a restarted
+    /// worker soon caches the head that many prompts share.
     pub(super) fn is_about(self, expected: f32) -> bool {
         self.cached as f32 * 4.0 >= expected * self.prompt as f32
     }
 
-    /// What this piece of an answer says: in OpenAI's shape, `"prompt_tokens":N` and, near it, `"cached_tokens":N`.
+    /// Reads the counts from one piece of a response in OpenAI's shape: `"prompt_tokens":N` and, near it,
+    /// `"cached_tokens":N`.
     pub(super) fn in_piece(piece: &[u8]) -> Option<Self> {
         static CACHED: LazyLock<Finder<'static>> =
             LazyLock::new(|| Finder::new("\"cached_tokens\"").into_owned());
@@ -53,7 +55,7 @@ impl Usage {
     }
 }
 
-/// The number behind a key's colon.
+/// The number after a key's colon.
 fn number_after(rest: &[u8]) -> Option<u64> {
     let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -1,4 +1,4 @@
-//! The body of a worker's response: watched by timers, and the one that gives the connection back.
+//! The body of a worker's response. It applies the timeouts, and returns the connection to the pool at its end.
 
 use std::io;
 use std::pin::Pin;
@@ -20,22 +20,22 @@ use super::pool::Pool;
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The worker broke off.
+    /// The connection closed or failed before the end of the body.
     #[error("the worker's response broke off")]
     Broken(#[source] io::Error),
-    /// What came is not a body.
+    /// The bytes that arrived violate the framing of the body.
     #[error("the framing of the worker's response is wrong")]
     Framing(#[source] FramingError),
-    /// Nothing came for too long.
+    /// No bytes arrived within the idle timeout.
     #[error("nothing came from the worker for {0:?}")]
     Idle(Duration),
-    /// The whole exchange took too long.
+    /// The exchange took longer than the total timeout.
     #[error("the worker's response was not complete in time")]
     Total,
 }
 
 impl BodyError {
-    /// Whether it says something of the worker. What the router lacks itself does not.
+    /// Whether the worker caused the error. The router's own shortages are not the worker's fault.
     #[must_use]
     pub fn is_about_the_worker(&self) -> bool {
         match self {
@@ -45,35 +45,35 @@ impl BodyError {
     }
 }
 
-/// How long a body may take.
+/// The timeouts of a body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Between two frames.
+    /// Longest time between two frames.
     pub(super) idle: Duration,
-    /// `Clock::mono` at which it must have ended.
+    /// `Clock::mono` at which the body must have ended; `None`: no limit.
     pub(super) deadline: Option<Duration>,
     /// Whether the client asked for a stream.
     pub(super) stream: bool,
 }
 
-/// The body of a worker's response. At its end the connection goes back to the pool; dropped before, the connection is
-/// closed, and the worker sees it.
+/// The body of a worker's response. At its end the connection returns to the pool. Dropping the body earlier closes the
+/// connection, so that the worker stops.
 #[derive(Debug)]
 pub struct ResponseBody {
     incoming: Incoming,
-    /// Taken at the end.
+    /// `None` after the end.
     connection: Option<Connection>,
-    /// Where the connection goes; `None`: the worker closes it.
+    /// The pool that the connection returns to; `None`: the worker closes the connection.
     home: Option<(Arc<Pool>, WorkerId)>,
     clock: Clock,
     limits: Limits,
     /// `Clock::mono` of the last frame.
     last: Duration,
-    /// Made at the first wait: most bodies are there at once.
+    /// Created at the first wait: most bodies arrive at once and need no timer.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Something was given since the last wait, so that who sends it on may not have done so yet.
+    /// A frame was returned since the last wait, so that the caller may not have sent it to the client yet.
     fresh: bool,
-    /// Why it ended, until that is told.
+    /// The error that the next poll returns.
     failed: Option<BodyError>,
 }
 
@@ -109,13 +109,13 @@ impl ResponseBody {
         self.limits.stream
     }
 
-    /// Closes the connection: nothing more comes.
+    /// Closes the connection. No more frames follow.
     pub fn close(&mut self) {
         self.connection = None;
         self.home = None;
     }
 
-    /// The connection is not needed any more: others may have it, if it can be used again.
+    /// Returns the connection to the pool if it can be used again.
     fn give_back(&mut self) {
         if let (Some(connection), Some((pool, worker))) = (self.connection.take(), self.home.take())
             && connection.is_sent()
@@ -138,7 +138,7 @@ impl ResponseBody {
             else {
                 return Poll::Ready(None);
             };
-            // A worker may answer while it reads. If it reads no more, its answer is still an answer.
+            // A worker may respond while it reads the request. If it stops reading, its response is still valid.
             let _sent = connection.poll_send(cx);
             match ready!(connection.poll_read(cx, |read| self.incoming.feed(read))) {
                 Ok(Some(())) => {}
@@ -152,14 +152,14 @@ impl ResponseBody {
         }
     }
 
-    /// When the wait for the next frame is over.
+    /// The `Clock::mono` at which the wait for the next frame times out.
     fn expires(&self) -> Duration {
         let idle = self.last + self.limits.idle;
         self.limits.deadline.map_or(idle, |deadline| idle.min(deadline))
     }
 
-    /// Ready once the wait took too long. The timer is set once and looks at the time of the last frame when it fires,
-    /// so that a frame costs no timer.
+    /// Ready when the wait has timed out. The timer is set once and reads the time of the last frame when it fires, so
+    /// that a frame does not reset a timer.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         loop {
             let expires = self.expires();
@@ -215,7 +215,8 @@ impl Body for ResponseBody {
         };
         this.connection = None;
         if std::mem::take(&mut this.fresh) {
-            // Who learns of an error drops what it has not sent on yet, head included. It sends while it waits.
+            // On an error the caller drops the frames that it has not sent yet, the head included. It sends them while
+            // it waits, so the error is returned one poll later.
             this.failed = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;

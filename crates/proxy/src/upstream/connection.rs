@@ -18,6 +18,7 @@ use smg_runtime::clock::Clock;
 use smg_runtime::descriptors::Counted;
 use smg_runtime::dial::Dialer;
 use smg_runtime::shortage::{Kind, Shortage, Shortages};
+use smg_runtime::tls::{ClientConfig, Live};
 use smg_types::spec::WorkerUrl;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWrite};
@@ -120,7 +121,7 @@ impl Connection {
         worker: &WorkerUrl,
         dialer: &Dialer,
         timeout: Duration,
-        tls: Option<&Arc<rustls::ClientConfig>>,
+        tls: Option<&Live<ClientConfig>>,
         shared: &Arc<Shared>,
         clock: Clock,
     ) -> Result<Self, SendError> {
@@ -129,12 +130,12 @@ impl Connection {
         // Small writes must not wait for acknowledgements: a delayed one costs 40 ms.
         tcp.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if worker.is_secure() {
-            let config = tls.ok_or_else(|| {
+            let tls = tls.ok_or_else(|| {
                 SendError::Tls(io::Error::other("no TLS configuration for workers"))
             })?;
             let name = ServerName::try_from(worker.host().to_owned())
                 .map_err(|e| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-            let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
+            let connector = tokio_rustls::TlsConnector::from(tls.current());
             let left = (began + timeout).saturating_sub(clock.mono());
             let secured = tokio::time::timeout(left, connector.connect(name, tcp)).await;
             let secured = secured.map_err(|_elapsed| SendError::ConnectTimeout(timeout))?;

@@ -1,15 +1,11 @@
-//! The heads of an exchange as plain code: how a request's is written, how an answer's is read and what it says of the
-//! body that follows (RFC 9112, 6.3) and of the connection (9.3).
-//!
-//! The framing of a request is ours alone: whatever a client said about lengths, codings and connections ends here.
+//! The head of an answer as plain code: how it is read, and what it says of the body that follows (RFC 9112, 6.3) and of
+//! the connection (9.3).
 
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use smg_types::spec::WorkerUrl;
 
-use super::Outgoing;
 use super::decode::{Decoder, Incoming};
 
 /// Fields in the head of an answer.
@@ -35,53 +31,6 @@ pub enum ProtocolError {
     /// The length of the body is not one number.
     #[error("the answer's content-length is {0:?}")]
     Length(String),
-}
-
-/// The head of a request.
-pub(super) fn write(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Bytes {
-    let target = outgoing.path_and_query.as_str();
-    let values: usize =
-        outgoing.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let fixed = 128 + worker.path_prefix().len() + worker.authority().len();
-    let mut head = Vec::with_capacity(fixed + target.len() + values);
-    let mut put = |pieces: &[&[u8]]| {
-        for piece in pieces {
-            head.extend_from_slice(piece);
-        }
-    };
-    put(&[outgoing.method.as_str().as_bytes(), b" ", worker.path_prefix().as_bytes()]);
-    put(&[target.as_bytes(), b" HTTP/1.1\r\nhost: ", worker.authority().as_bytes(), b"\r\n"]);
-    for (name, value) in outgoing.headers {
-        let replaced = *name == header::AUTHORIZATION && outgoing.authorization.is_some();
-        if !replaced && !is_ours(name) {
-            put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
-        }
-    }
-    if let Some(authorization) = &outgoing.authorization {
-        put(&[b"authorization: ", authorization.as_bytes(), b"\r\n"]);
-    }
-    // A body may be expected: without a length some workers would wait for one.
-    let expected = [Method::POST, Method::PUT, Method::PATCH].contains(outgoing.method);
-    if expected || !outgoing.body.is_empty() {
-        put(&[b"content-length: ", outgoing.body.len().to_string().as_bytes(), b"\r\n"]);
-    }
-    put(&[b"\r\n"]);
-    head.into()
-}
-
-/// Whether a field says how a message is framed, or is for one hop: never copied.
-fn is_ours(name: &HeaderName) -> bool {
-    const OTHERS: [&str; 2] = ["keep-alive", "proxy-connection"];
-    let framing = [
-        header::HOST,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::CONNECTION,
-        header::TE,
-        header::TRAILER,
-        header::UPGRADE,
-    ];
-    framing.contains(name) || OTHERS.contains(&name.as_str())
 }
 
 /// The head of an answer, and what came of its body.
@@ -282,66 +231,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn written(method: &Method, url: &str, headers: &HeaderMap, body: &'static str) -> String {
-        let outgoing = Outgoing {
-            method,
-            path_and_query: &"/v1/x?a=%20b".parse().unwrap(),
-            headers,
-            authorization: headers
-                .contains_key("x-own-key")
-                .then(|| HeaderValue::from_static("Bearer own")),
-            body: Bytes::from_static(body.as_bytes()),
-            stream: false,
-        };
-        String::from_utf8(write(&url.parse().unwrap(), &outgoing).to_vec()).unwrap()
-    }
-
-    #[test]
-    fn a_request_is_written_with_its_prefix_and_its_repeated_headers() {
-        let mut headers = HeaderMap::new();
-        headers.append("accept", HeaderValue::from_static("a"));
-        headers.append("accept", HeaderValue::from_static("b"));
-        assert_eq!(
-            written(&Method::POST, "http://w:8000/deep", &headers, "{}"),
-            "POST /deep/v1/x?a=%20b HTTP/1.1\r\nhost: w:8000\r\naccept: a\r\naccept: b\r\n\
-             content-length: 2\r\n\r\n"
-        );
-    }
-
-    #[test]
-    fn a_length_is_told_where_one_is_expected() {
-        let none = HeaderMap::new();
-        let tells = |method, body| {
-            written(&method, "http://w:80", &none, body).contains("content-length: ")
-        };
-        assert!(!tells(Method::GET, ""));
-        assert!(tells(Method::GET, "x"));
-        assert!(tells(Method::POST, ""));
-    }
-
-    #[test]
-    fn what_a_client_says_of_framing_goes_no_further() {
-        let mut headers = HeaderMap::new();
-        for name in [
-            "host",
-            "content-length",
-            "transfer-encoding",
-            "connection",
-            "te",
-            "trailer",
-            "upgrade",
-            "keep-alive",
-            "proxy-connection",
-        ] {
-            headers.insert(name, HeaderValue::from_static("theirs"));
-        }
-        headers.insert("authorization", HeaderValue::from_static("theirs"));
-        headers.insert("x-own-key", HeaderValue::from_static("1"));
-        let head = written(&Method::POST, "http://w:80", &headers, "");
-        assert!(!head.contains("theirs"), "{head}");
-        assert!(head.contains("authorization: Bearer own\r\n"), "{head}");
-    }
 
     fn answer(bytes: &[u8]) -> Result<Option<Answer>, ProtocolError> {
         HeadReader::default().feed(&mut BytesMut::from(bytes), &Method::POST)

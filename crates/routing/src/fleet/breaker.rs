@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::BreakerConfig;
+use super::config::BreakerConfig;
 
 /// The three modes of a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

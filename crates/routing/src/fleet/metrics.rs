@@ -1,5 +1,7 @@
 //! The metrics of the fleet. The handles of a worker are looked up once, when it is registered.
 
+use std::time::Duration;
+
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use smg_types::ids::WorkerId;
 
@@ -103,19 +105,21 @@ impl Metrics {
         }
     }
 
-    /// Sets the gauges of state and latency. Called before each scrape.
-    pub(super) fn show(&self, workers: &[std::sync::Arc<super::Worker>]) {
+    /// Sets the gauges of each worker's state and of the time to the head of its responses. Called before each scrape.
+    pub(super) fn show(
+        &self,
+        workers: impl Iterator<Item = (WorkerId, WorkerState, Option<Duration>)>,
+    ) {
         let mut by_state = [0i64; WorkerState::ALL.len()];
-        for worker in workers {
-            let id = worker.id.to_string();
-            let now = worker.state();
+        for (id, now, latency) in workers {
+            let id = id.to_string();
             for (at, state) in WorkerState::ALL.into_iter().enumerate() {
                 by_state[at] += i64::from(state == now);
                 self.state
                     .with_label_values(&[id.as_str(), state.name()])
                     .set(i64::from(state == now));
             }
-            let latency = worker.latency().map_or(0.0, |latency| latency.as_secs_f64());
+            let latency = latency.map_or(0.0, |latency| latency.as_secs_f64());
             self.latency.with_label_values(&[&id]).set(latency);
         }
         for (state, count) in WorkerState::ALL.into_iter().zip(by_state) {

@@ -1,5 +1,10 @@
 //! The fleet through its public interface: registering, discovering, judging and removing workers.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use smg_types::ids::ModelId;
+
 use super::*;
 
 fn fleet() -> Fleet {

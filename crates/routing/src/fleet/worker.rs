@@ -16,10 +16,10 @@ use smg_types::spec::WorkerSpec;
 
 use super::abort::{AbortSignal, Registration};
 use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
+use super::config::{BreakerConfig, Config};
 use super::failure::Failure;
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
-use super::{BreakerConfig, Config};
 
 /// The models that a worker serves, as far as the router knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,8 +181,7 @@ impl Worker {
         }
     }
 
-    /// Whether a worker with unknown models may report them soon: it is not draining or down, and fewer than
-    /// `MAX_FAILED_DISCOVERIES` attempts to ask it have failed.
+    /// Whether a worker with unknown models may list them soon: it is not draining or down and has not failed to too often.
     pub(super) fn may_report_models(&self) -> bool {
         !self.draining
             && matches!(self.live.probed_state(), WorkerState::Pending | WorkerState::Ready)
@@ -205,8 +204,7 @@ impl Worker {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// The cause of this router's last failed probe or discovery; `None`: the last one succeeded, or another router probes the
-    /// worker.
+    /// The cause of this router's last failed probe or discovery; `None` after a success, or if other routers probe the worker.
     #[must_use]
     pub fn last_failure(&self) -> Option<Failure> {
         self.live.failure.lock().clone()
@@ -320,8 +318,7 @@ impl Worker {
         self.live.probe_requested.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the worker refused a request because it is overloaded: other workers are preferred for `time`, or until a
-    /// request succeeds.
+    /// Notes that the overloaded worker refused a request: others are preferred for `time`, or until a request succeeds.
     pub fn push_back(&self, now: Now, time: Duration) {
         self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
     }

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::metrics::Counters;
+use super::counters::Counters;
 use super::{Config, Priority};
 
 /// Admits at most `max_concurrent` requests at once and queues at most `queue_size` more.

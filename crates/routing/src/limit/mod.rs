@@ -4,6 +4,7 @@
 //! the future, and any executor can poll it.
 
 mod admission;
+mod counters;
 mod metrics;
 mod priority;
 

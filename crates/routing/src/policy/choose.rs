@@ -51,6 +51,21 @@ pub(super) fn least_loaded<'a>(
         .map(|(at, _)| at)
 }
 
+/// Draws the position of a candidate with a probability in proportion to its weight; `None` if there are no candidates.
+pub(super) fn weighted<'a>(
+    candidates: impl Iterator<Item = &'a Candidate> + Clone,
+    rng: &mut dyn Rng,
+) -> Option<usize> {
+    let mut candidates = candidates;
+    let mut drawn = below(rng, candidates.clone().map(weight).sum());
+    candidates.position(|candidate| {
+        let share = weight(candidate);
+        let is_drawn = drawn < share;
+        drawn = drawn.saturating_sub(share);
+        is_drawn
+    })
+}
+
 /// The sum of the weights of all candidates.
 pub(super) fn total_weight(candidates: &[Candidate]) -> u64 {
     candidates.iter().map(weight).sum()

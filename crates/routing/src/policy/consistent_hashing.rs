@@ -7,7 +7,7 @@ use rand::Rng;
 use smg_types::now::Now;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
+use super::{Candidate, Hint, Kind, Pick, Policy, rendezvous};
 
 /// The policy `consistent_hashing`.
 
@@ -26,10 +26,6 @@ impl Policy for ConsistentHashing {
         _now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
-        match hint.session {
-            Some(session) => rendezvous::owner(candidates, xxh3_64(session)),
-            None => choose::least_loaded(candidates.iter().enumerate(), rng)
-                .map(|index| Pick::new(index, Decision::NoKey)),
-        }
+        rendezvous::owner_or_least_loaded(candidates, hint.session.map(xxh3_64), rng)
     }
 }

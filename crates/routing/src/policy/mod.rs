@@ -8,6 +8,7 @@
 //! out, and not in [`Policy::pick`], because the picked worker may have filled up since.
 
 mod bucket;
+mod build;
 mod cache_aware;
 mod choose;
 mod consistent_hashing;
@@ -28,13 +29,13 @@ mod tests;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
+pub use build::build;
 pub use memory::Memory;
 
 /// The policies (`--policy`).
@@ -112,23 +113,6 @@ impl FromStr for Kind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
         found.ok_or_else(|| ParseKindError(text.chars().take(64).collect()))
-    }
-}
-
-/// Builds a policy. One instance may serve several models, and several policies may share one `memory`.
-#[must_use]
-pub fn build(kind: Kind, config: &Config, memory: Arc<Memory>) -> Arc<dyn Policy> {
-    match kind {
-        Kind::CacheAware => Arc::new(cache_aware::CacheAware::new(config, memory)),
-        Kind::RoundRobin => Arc::new(round_robin::RoundRobin::default()),
-        Kind::Random => Arc::new(random::Random),
-        Kind::PowerOfTwo => Arc::new(power_of_two::PowerOfTwo),
-        Kind::LeastLoad => Arc::new(least_load::LeastLoad),
-        Kind::ConsistentHashing => Arc::new(consistent_hashing::ConsistentHashing),
-        Kind::PrefixHash => Arc::new(prefix_hash::PrefixHash),
-        Kind::Manual => Arc::new(manual::Manual::new(config, memory)),
-        Kind::Bucket => Arc::new(bucket::Bucket::new(config)),
-        Kind::Passthrough => Arc::new(passthrough::Passthrough),
     }
 }
 

@@ -7,7 +7,7 @@
 use rand::Rng;
 use smg_types::now::Now;
 
-use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose, random};
+use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
 /// The policy `power_of_two`.
 #[derive(Debug)]
@@ -25,18 +25,10 @@ impl Policy for PowerOfTwo {
         _now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
-        let first = random::weighted(candidates, rng)?;
-        // The second is drawn from the candidates before and behind the first.
-        let (before, behind) = (&candidates[..first], &candidates[first + 1..]);
-        let rest = choose::total_weight(before) + choose::total_weight(behind);
-        let mut drawn = choose::below(rng, rest);
-        let second = before.iter().chain(behind).position(|candidate| {
-            let share = choose::weight(candidate);
-            let hit = drawn < share;
-            drawn = drawn.saturating_sub(share);
-            hit
-        });
-        let index = match second {
+        let first = choose::weighted(candidates.iter(), rng)?;
+        // All but the first: the candidates before it, then the candidates after it.
+        let rest = candidates[..first].iter().chain(&candidates[first + 1..]);
+        let index = match choose::weighted(rest, rng) {
             Some(at) => {
                 let second = if at < first { at } else { at + 1 };
                 let pair = [(first, &candidates[first]), (second, &candidates[second])];

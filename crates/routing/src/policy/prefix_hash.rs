@@ -8,7 +8,7 @@
 use rand::Rng;
 use smg_types::now::Now;
 
-use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
+use super::{Candidate, Hint, Kind, Pick, Policy, rendezvous};
 
 /// The policy `prefix_hash`.
 #[derive(Debug)]
@@ -26,11 +26,7 @@ impl Policy for PrefixHash {
         _now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
-        match head(hint.blocks) {
-            Some(key) => rendezvous::owner(candidates, key),
-            None => choose::least_loaded(candidates.iter().enumerate(), rng)
-                .map(|index| Pick::new(index, Decision::NoKey)),
-        }
+        rendezvous::owner_or_least_loaded(candidates, head(hint.blocks), rng)
     }
 
     fn wants_blocks(&self) -> bool {

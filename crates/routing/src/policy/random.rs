@@ -22,17 +22,6 @@ impl Policy for Random {
         _now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
-        weighted(candidates, rng).map(|index| Pick::new(index, Decision::Plain))
+        choose::weighted(candidates.iter(), rng).map(|index| Pick::new(index, Decision::Plain))
     }
-}
-
-/// Draws the index of a candidate with a probability in proportion to its weight; `None` if there are no candidates.
-pub(super) fn weighted(candidates: &[Candidate], rng: &mut dyn Rng) -> Option<usize> {
-    let mut drawn = choose::below(rng, choose::total_weight(candidates));
-    candidates.iter().position(|candidate| {
-        let share = choose::weight(candidate);
-        let hit = drawn < share;
-        drawn = drawn.saturating_sub(share);
-        hit
-    })
 }

@@ -10,7 +10,22 @@
 //! candidate with the next lower score (V. Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent hashing with bounded loads",
 //! 2018). The bound rounds up, so each worker may take at least one request.
 
+use rand::Rng;
+
 use super::{Candidate, Decision, Pick, choose};
+
+/// Picks the owner of `key` as [`owner`] does, or, without a key, the least loaded candidate.
+pub(super) fn owner_or_least_loaded(
+    candidates: &[Candidate],
+    key: Option<u64>,
+    rng: &mut dyn Rng,
+) -> Option<Pick> {
+    match key {
+        Some(key) => owner(candidates, key),
+        None => choose::least_loaded(candidates.iter().enumerate(), rng)
+            .map(|index| Pick::new(index, Decision::NoKey)),
+    }
+}
 
 /// Picks the owner of `key`, or, if its load exceeds the bound, the candidate with the next lower score whose load does not.
 pub(super) fn owner(candidates: &[Candidate], key: u64) -> Option<Pick> {

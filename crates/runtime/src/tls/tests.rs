@@ -81,9 +81,16 @@ impl Authority {
 fn shake_hands(server: &ServerConfig, client: &ClientConfig) -> Result<String, String> {
     let server = super::server(server, TODAY).map_err(|e| format!("server: {e}"))?;
     let client = super::client(client, TODAY).map_err(|e| format!("client: {e}"))?;
+    shake_hands_with(server, Arc::new(client))
+}
+
+fn shake_hands_with(
+    server: rustls::ServerConfig,
+    client: Arc<rustls::ClientConfig>,
+) -> Result<String, String> {
     // rustls reads the machine's clock in a handshake; the certificates are good on that day too.
     let name = ServerName::try_from("localhost").unwrap();
-    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut client = ClientConnection::new(client, name).unwrap();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     client.writer().write_all(b"hello").unwrap();
     let mut heard = [0; 5];
@@ -215,4 +222,38 @@ fn all_wrong_files_are_told_at_once() {
     let settings: Vec<_> =
         check_client(&config, TODAY).unwrap_err().into_iter().map(|e| e.file.setting()).collect();
     assert_eq!(settings, ["worker_tls_ca", "worker_tls_cert", "worker_tls_key"]);
+}
+
+#[test]
+fn files_are_read_again_and_what_is_wrong_keeps_the_former() {
+    let ours = Authority::with(&["server"]);
+    let live = Live::read(ours.server("server"), TODAY).unwrap();
+    let first = live.current();
+    assert!(!live.reload(TODAY).unwrap(), "nothing has changed");
+    assert!(Arc::ptr_eq(&first, &live.current()));
+    ours.sign("server", 2031);
+    assert!(live.reload(TODAY).unwrap());
+    let second = live.current();
+    assert!(!Arc::ptr_eq(&first, &second));
+    // The key of another certificate, half a renewal.
+    ours.sign("other", 2031);
+    fs::copy(ours.path("other.key"), ours.path("server.key")).unwrap();
+    let error = live.reload(TODAY).unwrap_err().to_string();
+    assert!(error.contains("is not the key of the certificate"), "{error}");
+    assert!(Arc::ptr_eq(&second, &live.current()));
+    fs::copy(ours.path("other.pem"), ours.path("server.pem")).unwrap();
+    assert!(live.reload(TODAY).unwrap(), "the second half has come");
+}
+
+#[test]
+fn an_authority_that_is_gone_is_not_trusted_any_more() {
+    let (ours, theirs) = (Authority::with(&["worker"]), Authority::with(&["worker"]));
+    let live = Live::read(ours.client(), TODAY).unwrap();
+    let trusts = |authority: &Authority| {
+        shake_hands_with(server(&authority.server("worker"), TODAY).unwrap(), live.current())
+    };
+    assert!(trusts(&ours).is_ok() && trusts(&theirs).is_err());
+    fs::copy(theirs.path("ca.pem"), ours.path("ca.pem")).unwrap();
+    assert!(live.reload(TODAY).unwrap());
+    assert!(trusts(&ours).is_err() && trusts(&theirs).is_ok());
 }

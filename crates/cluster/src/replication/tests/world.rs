@@ -1,7 +1,7 @@
 //! The world of the replication tests: nodes, links, time, faults, and what must hold.
 //!
-//! Every write of a policy carries a number of its own, so that the world can tell which values a write or a removal has
-//! seen, and with that which may live. Membership is played by the world itself.
+//! Every write of a policy has a number of its own, so that the world knows which values a write or a removal has seen,
+//! and so which values may live. The world also plays membership.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -12,6 +12,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
+use crate::replication::peer::MAX_OUTBOX;
 use crate::replication::{CHUNK_BYTES, Config, Counters, Message, Replication};
 use crate::state::load::{Load, LoadWrite};
 use crate::state::policy::{PolicyRecord, PolicyWrite};
@@ -25,31 +26,34 @@ pub(super) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// What may go wrong.
+/// The kinds of faults of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Faults {
+    /// Loss, duplicates, delay, clock skew, partitions.
     network: bool,
-    lives: bool,
+    /// Crashes, restarts, and members that are forgotten.
+    restarts: bool,
 }
 
 impl Faults {
-    pub(super) const NONE: Self = Self { network: false, lives: false };
-    pub(super) const NETWORK: Self = Self { network: true, lives: false };
-    pub(super) const ALL: Self = Self { network: true, lives: true };
+    pub(super) const NONE: Self = Self { network: false, restarts: false };
+    pub(super) const NETWORK: Self = Self { network: true, restarts: false };
+    pub(super) const ALL: Self = Self { network: true, restarts: true };
 }
 
 struct Node {
     id: NodeId,
     replica: Option<Replication>,
-    /// How far its wall is from the world's.
+    /// How far its wall clock is from that of the world, in milliseconds.
     skew_ms: i64,
-    /// What it had saved.
+    /// When its next tick is planned.
     tick_at: Option<Duration>,
+    /// The snapshots that it has saved.
     disk: Vec<(StoreId, Vec<crate::replication::message::SnapshotChunk>)>,
     /// Values seen here under each key, and those that were seen and are gone.
     seen: BTreeMap<ModelId, BTreeSet<u64>>,
     gone: BTreeSet<u64>,
-    /// Requests counted by lives that are over, as far as anybody could know.
+    /// Requests that its present generation has counted.
     counted: u64,
     /// The others have forgotten it while it runs, so they may have adopted what it replaces or removes now.
     isolated: bool,
@@ -57,7 +61,7 @@ struct Node {
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// Node, and when it was planned: a plan that was brought forward is void.
+    /// A node, and when its tick was planned: an older plan is void.
     Tick(usize, Duration),
     Deliver(usize, NodeId, NodeId, usize),
     Up(usize, usize),
@@ -72,23 +76,20 @@ pub(super) struct World {
     faults: Faults,
     loss: f64,
     nodes: Vec<Node>,
-    /// Links that are cut, directed.
+    /// Directed links that are cut.
     cut: BTreeSet<(usize, usize)>,
     queue: BinaryHeap<Reverse<(Duration, u64, Event)>>,
     sequence: u64,
     messages: BTreeMap<usize, Message>,
-    /// Number → (key, whether a node that died may have taken it along).
+    /// The key under which each number was written.
     written: BTreeMap<u64, ModelId>,
+    /// Numbers that a later write or a removal has seen.
     superseded: BTreeSet<u64>,
-    /// Numbers whose fate depends on what a dead node could still tell.
+    /// Numbers that may be lost or not, depending on what a crashed node had sent.
     uncertain: BTreeSet<u64>,
     next_number: u64,
-    totals: Counters2,
-}
-
-#[derive(Default)]
-struct Counters2 {
-    of_the_dead: Vec<Counters>,
+    /// The counters of replicas that have crashed.
+    crashed: Vec<Counters>,
 }
 
 fn name(at: usize) -> String {
@@ -113,7 +114,7 @@ impl World {
             superseded: BTreeSet::new(),
             uncertain: BTreeSet::new(),
             next_number: 1,
-            totals: Counters2::default(),
+            crashed: Vec::new(),
         };
         for at in 0..count {
             let skew_ms = if faults.network { world.rng.random_range(-5_000..5_000) } else { 0 };
@@ -146,7 +147,7 @@ impl World {
     }
 
     fn config() -> Config {
-        // Audits often, so that the worlds' half minutes see some.
+        // Audits come often, so that there are some in the half minute that a world lasts.
         Config { audit_interval: Duration::from_secs(5), ..Config::default() }
     }
 
@@ -172,7 +173,7 @@ impl World {
         }
     }
 
-    /// Membership finds out that two nodes can talk, each in its own time.
+    /// Each of two nodes learns within 400 ms that it can reach the other.
     fn connect(&mut self, a: usize, b: usize) {
         for (here, there) in [(a, b), (b, a)] {
             let after = Duration::from_millis(self.rng.random_range(1..400));
@@ -191,7 +192,7 @@ impl World {
     pub(super) fn sum(&self, of: impl Fn(&Counters) -> u64) -> u64 {
         let living = self.nodes.iter().filter_map(|node| node.replica.as_ref());
         let living: u64 = living.map(|replica| of(replica.counters())).sum();
-        living + self.totals.of_the_dead.iter().map(of).sum::<u64>()
+        living + self.crashed.iter().map(of).sum::<u64>()
     }
 
     fn can_talk(&self, a: usize, b: usize) -> bool {
@@ -235,7 +236,7 @@ impl World {
                     let changes = replica.handle_message(now, &from, message);
                     assert!(!changes.conflict, "two processes write as {id}");
                     self.check(to);
-                    self.begin_life_if_fenced(to);
+                    self.begin_generation_if_fenced(to);
                     self.transmit(to);
                 }
             }
@@ -259,7 +260,7 @@ impl World {
         }
     }
 
-    fn begin_life_if_fenced(&mut self, at: usize) {
+    fn begin_generation_if_fenced(&mut self, at: usize) {
         let fenced = self.nodes[at].replica.as_ref().is_some_and(Replication::is_fenced);
         if !fenced {
             return;
@@ -269,10 +270,10 @@ impl World {
         node.id.generation.0 += 1;
         node.isolated = false;
         let id = node.id.clone();
-        node.replica.as_mut().unwrap().begin_life(now, id);
+        node.replica.as_mut().unwrap().begin_generation(now, id);
         for other in 0..self.nodes.len() {
             if other != at {
-                // The new life's links begin anew on both sides.
+                // The later generation connects again, on both sides.
                 let (now, id) = (self.now_at(at), self.nodes[other].id.clone());
                 self.nodes[at].replica.as_mut().unwrap().peer_down(now, &id);
                 self.connect(at, other);
@@ -284,12 +285,12 @@ impl World {
         let now = self.now_at(at);
         let from = self.nodes[at].id.clone();
         let Some(replica) = &mut self.nodes[at].replica else { return };
-        let mut said = Vec::new();
+        let mut sent = Vec::new();
         while let Some((to, message, _)) = replica.poll_transmit(now) {
-            said.push((to, message));
+            sent.push((to, message));
         }
         self.plan_tick(at);
-        for (to, message) in said {
+        for (to, message) in sent {
             let Some(target) = self.nodes.iter().position(|node| node.id.name == to.name) else {
                 continue;
             };
@@ -325,7 +326,7 @@ impl World {
         values.filter_map(|(_, value)| value.get()?.policy.parse().ok()).collect()
     }
 
-    /// A random write at a random living node; how many rows it made.
+    /// A random write at a random node that runs. Returns how many rows it made.
     pub(super) fn write_somewhere(&mut self) -> u64 {
         let living: Vec<usize> =
             (0..self.nodes.len()).filter(|at| self.nodes[*at].replica.is_some()).collect();
@@ -387,7 +388,7 @@ impl World {
         u64::from(self.update(at, write))
     }
 
-    /// Writes and breaks things for `time`.
+    /// Writes and causes faults for `time`.
     pub(super) fn play(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -403,9 +404,9 @@ impl World {
     fn break_something(&mut self) {
         let count = self.nodes.len();
         let at = self.rng.random_range(0..count);
-        match self.rng.random_range(0..if self.faults.lives { 8 } else { 4 }) {
+        match self.rng.random_range(0..if self.faults.restarts { 8 } else { 4 }) {
             0 => {
-                // A part of the nodes is cut off.
+                // Some nodes are cut off from the others.
                 let side: Vec<bool> = (0..count).map(|_| self.rng.random_bool(0.5)).collect();
                 for a in 0..count {
                     for b in 0..count {
@@ -418,7 +419,7 @@ impl World {
                 }
             }
             1 => {
-                // One direction of one link: too short for membership to notice.
+                // One direction of one link is cut, for too short a time for membership to notice.
                 let other = self.rng.random_range(0..count);
                 self.cut.insert((at, other));
             }
@@ -473,10 +474,9 @@ impl World {
             return;
         }
         let replica = self.nodes[at].replica.take().unwrap();
-        self.totals.of_the_dead.push(*replica.counters());
-        // What it had not told anybody may be lost, and with it what that had superseded lives on: both ends are open for
-        // everything under the keys concerned.
-        // The same holds for what others wrote and only it still had.
+        self.crashed.push(*replica.counters());
+        // Writes that it had not sent to any node may be lost, and then what they had superseded stays. So either
+        // may be read under the keys concerned. The same holds for writes of others that only this node still had.
         let alone_with = replica.state.versions(StoreId::Policies).any(|(id, version)| {
             let others = self.nodes.iter().filter_map(|other| other.replica.as_ref());
             !others.into_iter().any(|other| {
@@ -505,7 +505,7 @@ impl World {
         self.start(at);
         if with_disk {
             let now = self.now_at(at);
-            // What it had saved may be brought back if it adopts it before it meets anybody who knows better.
+            // Saved rows may live again if this node adopts them before it meets a node that has removed them.
             let stale: Vec<u64> = self.written.keys().copied().collect();
             self.uncertain.extend(stale);
             for (store, chunks) in std::mem::take(&mut self.nodes[at].disk) {
@@ -516,7 +516,7 @@ impl World {
         }
     }
 
-    /// All others forget a node: one that is dead, or one that is only cut off and will come back.
+    /// All others forget a node: one that has crashed, or one that is only cut off and will return.
     fn forget(&mut self, at: usize) {
         if self.living() <= 2 {
             return;
@@ -541,14 +541,14 @@ impl World {
         }
     }
 
-    /// What must hold at every moment.
+    /// What must hold after every step.
     fn check(&mut self, at: usize) {
         let seed = self.seed;
         if self.nodes[at].replica.is_none() {
             return;
         }
         let me = self.replica(at).me().clone();
-        // No resurrection: what has been seen to go never comes back.
+        // No resurrection: a value that is gone here never returns.
         for n in 0..6 {
             let key = ModelId::new(format!("m{n}"));
             let here = self.values(at, &key);
@@ -561,11 +561,11 @@ impl World {
                 node.gone.extend(before.difference(&here));
             }
         }
-        // Vector honesty: who claims a version of an own store's stream has all its living rows up to there.
+        // Vector honesty: a replica that claims a version of a writer has all rows of that writer up to it.
         let replica = self.replica(at);
         for node in self.nodes.iter().filter(|node| node.id != me) {
             let Some(writer) = &node.replica else { continue };
-            // Once anybody takes it for history its measurements end, and it will be told so.
+            // Once any node takes it for ended its measurements end, and it will be notified.
             let over = self.nodes.iter().filter_map(|other| other.replica.as_ref()).any(|other| {
                 let number = other.state.writers.number(writer.me());
                 number.is_some_and(|number| other.state.writers.is_over(number))
@@ -581,8 +581,8 @@ impl World {
                 }
                 let theirs = writer.state.living_rows(store, writer.me(), claimed);
                 let mine = replica.state.living_rows(store, writer.me(), u64::MAX);
-                // Counts that were taken over by a node that has died since are in its base.
-                let taken_over = self.faults.lives && store == StoreId::Totals;
+                // Counts that were adopted by a node that has crashed since are in the base of its row.
+                let taken_over = self.faults.restarts && store == StoreId::Totals;
                 if !store.is_shared() && !taken_over {
                     let missing = theirs.iter().find(|row| !mine.contains(row));
                     let id = writer.me();
@@ -597,7 +597,7 @@ impl World {
                         // A row may carry only what others wrote.
                         let Some(value) = value else { continue };
                         let number: u64 = value.get().unwrap().policy.parse().unwrap();
-                        let excused = self.superseded.contains(&number) || self.faults.lives;
+                        let excused = self.superseded.contains(&number) || self.faults.restarts;
                         let id = writer.me();
                         assert!(
                             excused,
@@ -607,14 +607,17 @@ impl World {
                 }
             }
         }
+        let sound = replica.state.check_logs();
+        assert!(sound.is_ok(), "seed {seed}: {me}: {sound:?}");
         // Bounds.
-        for peer in replica.peers.values() {
-            assert!(peer.in_flight <= replica.config.window_bytes + 2 * CHUNK_BYTES);
-            assert!(peer.outbox.len() <= 64);
+        for peer in replica.peers.iter() {
+            let in_flight = peer.window.in_flight_bytes();
+            assert!(in_flight <= replica.config.window_bytes + 2 * CHUNK_BYTES);
+            assert!(peer.outbox_len() <= MAX_OUTBOX);
         }
     }
 
-    /// The faults end: after a while everybody agrees, with each other and with what was written.
+    /// The faults end: after a while all replicas agree with each other and with what was written.
     pub(super) fn heal_and_check(&mut self) {
         self.loss = 0.0;
         self.faults.network = false;
@@ -624,7 +627,7 @@ impl World {
                 self.revive(at, false);
             }
         }
-        // Whoever was forgotten while it ran is found again.
+        // Nodes that were forgotten while they ran are found again.
         for a in 0..self.nodes.len() {
             for b in 0..a {
                 self.connect(a, b);
@@ -636,9 +639,9 @@ impl World {
         for node in &self.nodes {
             let replica = node.replica.as_ref().unwrap();
             for store in StoreId::ALL {
-                // Rows whose counts another row contains may be gone here and not yet there, where a node that was
-                // forgotten goes on because all who forgot it have died; the sums are compared below.
-                let contained = self.faults.lives && store == StoreId::Totals;
+                // Rows whose counts are contained in another row may be gone here and not yet there, if a node that was
+                // forgotten goes on because all nodes that forgot it have crashed. The sums are compared below.
+                let contained = self.faults.restarts && store == StoreId::Totals;
                 assert!(
                     contained
                         || replica.state().fingerprint(store) == first.state().fingerprint(store),
@@ -648,7 +651,7 @@ impl World {
                     living(replica, store),
                     living(first, store)
                 );
-                // What removes a write that its author took along when it died waits for ever.
+                // A kill of a write that was lost with its author waits for ever.
                 let chunk = replica.chunk(store, 0, None).unwrap();
                 let waits =
                     chunk.pending.iter().map(|(of, _, _)| &chunk.claims.writers[usize::from(*of)]);
@@ -673,7 +676,7 @@ impl World {
             assert_eq!(total(replica), total(first), "seed {seed}");
             assert!(replica.is_warm(), "seed {seed}: {} is not warm", replica.me());
         }
-        // No loss, no resurrection: the latest of what nobody superseded is what everybody reads.
+        // No loss, no resurrection: each replica reads the latest of the values that were not superseded.
         for n in 0..6 {
             let key = ModelId::new(format!("m{n}"));
             let should: BTreeSet<u64> = self

@@ -1,4 +1,4 @@
-//! Applying what others wrote.
+//! Applies rows that other nodes have written.
 
 use std::collections::BTreeMap;
 
@@ -7,87 +7,89 @@ use crate::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
 use crate::state::store::{Retention, Store};
 use crate::state::table::{
     Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES, Row,
-    Table, key_hash, more,
+    Table, extras, key_hash, saturating_u32,
 };
 use crate::state::writers::Writer;
 
-/// What became of a row that came from elsewhere.
+/// The result of applying a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Applied {
-    /// Known, dead or ended already.
+    /// Nothing has changed: the row is known, or what it contains is dead or has ended.
     Nothing,
-    /// The table has changed.
+    /// The values under the row's key may have changed.
     Changed,
-    /// Kept and handed on, without a value here.
+    /// The row is in quarantine: it is kept for other nodes and has no value here.
     Quarantined,
-    /// Not kept.
+    /// The row is not kept.
     Refused,
 }
 
-/// Whose word a row is.
+/// Where a row came from, which decides whether it may contain dead dots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// Somebody's who may know less than this node: what is covered here and not held is dead.
-    Any,
-    /// That of somebody who knows best: what is in it lives.
+    /// A node that may know less than this one. Dots that this node covers and does not hold are dead.
+    AnyNode,
+    /// The authority for the writer, in an audit. The writer's own dots in the row are live.
     Authority,
 }
 
-/// The content of a row with its writers numbered.
-struct Read<V> {
+/// A decoded content, with the numbers of the writers instead of their ids.
+struct Decoded<V> {
     add: Option<V>,
     carried: Vec<Carried<V>>,
     kills: Kills,
 }
 
 impl<S: Store> Table<S> {
-    /// Up to which version of `writer` what is not here is dead.
+    /// The version of `writer` up to which a dot that is not held here is dead.
     pub(super) fn covered(&self, writer: Writer) -> u64 {
         self.logs.get(&writer).map_or(0, Log::covered)
     }
 
-    /// `version` as far as nothing of `writer` was refused before it.
+    /// `version`, or the last version of `writer` before a row that was refused, if that is lower.
     pub(super) fn before_hole(&self, writer: Writer, version: u64) -> u64 {
         self.logs.get(&writer).map_or(version, |log| log.before_hole(version))
     }
 
-    /// Whether everything about `dot` that this node needs to know has come: it holds it, or it is dead.
+    /// Whether this node covers the dot: it holds the dot, or the dot is dead.
     pub(super) fn covers(&self, key: &S::Key, (of, version): Dot) -> bool {
-        self.covered(of) >= version || self.is_joined(key, (of, version))
+        self.covered(of) >= version || self.is_covered_by_range(key, (of, version))
     }
 
-    /// Whether a range that was joined, and that the logs have not caught up with, says so.
-    fn is_joined(&self, key: &S::Key, (of, version): Dot) -> bool {
+    /// Whether a range of a snapshot covers the dot that the logs do not cover yet.
+    fn is_covered_by_range(&self, key: &S::Key, (of, version): Dot) -> bool {
         self.before_hole(of, version) == version
             && self.joined.iter().any(|joined| joined.covers(key, of, version))
     }
 
     fn is_dead(&self, key: &S::Key, dot: Dot) -> bool {
         let (of, version) = dot;
-        let waits = self.pending.get(&of).and_then(|keys| keys.get(key));
+        let waiting = self.pending.get(&of).and_then(|keys| keys.get(key));
         let names = |kills: &[Dot]| kills.iter().any(|(w, up_to)| *w == of && *up_to >= version);
-        // Its author's row may have come before its log, by a snapshot.
+        // A snapshot may have brought a later row of the writer before the writer's log.
         let replaced = |row: &Row<S::Value>| row.version > version && !row.has(of, dot);
-        waits.is_some_and(|up_to| *up_to >= version)
+        waiting.is_some_and(|up_to| *up_to >= version)
             || self.row(key, of).is_some_and(|row| !row.is_opaque() && replaced(row))
             || self.cells.get(key).into_iter().flatten().any(|(_, row)| names(row.kills()))
             || (self.covers(key, dot) && !self.holds(key, dot))
     }
 
-    /// Kills dots of `of` under `key` up to a version, now and when they come.
+    /// Kills the dots of a writer under `key` up to a version, those held now and those that arrive later (R2, R5);
+    /// returns whether any were held.
     pub(super) fn kill(&mut self, key: &S::Key, (of, up_to): Dot) -> bool {
         let hit = self.drop_dots(key, None, |(w, version)| w == of && version <= up_to);
         if self.covered(of) < up_to {
             let waiting: usize = self.pending.values().map(BTreeMap::len).sum();
             if waiting < MAX_PENDING {
-                let waits = self.pending.entry(of).or_default().entry(key.clone()).or_default();
-                *waits = up_to.max(*waits);
+                let kill = self.pending.entry(of).or_default().entry(key.clone()).or_default();
+                *kill = up_to.max(*kill);
             }
         }
         hit
     }
 
-    /// Ends what `writer` wrote under `key` before `version` and that row no longer holds, in whichever rows it is.
+    /// Removes the dots of `writer` under `key` before `version` from all rows of other writers, except those that `kept`
+    /// names: the writer's row of this version has replaced them.
     pub(super) fn supersede(
         &mut self,
         key: &S::Key,
@@ -98,12 +100,12 @@ impl<S: Store> Table<S> {
         self.drop_dots(key, Some(writer), is_old)
     }
 
-    /// Takes in a row of `writer`, whose order within the log the caller has checked.
+    /// Applies a row of `writer`. The caller has checked that it follows what is applied of the log.
     pub(crate) fn apply(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        self.apply_from(cx, writer, raw, Source::Any)
+        self.apply_from(cx, writer, raw, Source::AnyNode)
     }
 
-    /// Takes in a row of `writer` that lives where it is known best.
+    /// Applies a row of `writer` from the authority for it.
     pub(super) fn apply_repair(
         &mut self,
         cx: &mut Context<'_>,
@@ -120,8 +122,8 @@ impl<S: Store> Table<S> {
         raw: &RawRow,
         source: Source,
     ) -> Applied {
-        let applied = self.apply_or_refuse(cx, writer, raw, source);
-        // What a snapshot brings before its log may have moved there from where the log is now.
+        let applied = self.check_and_apply(cx, writer, raw, source);
+        // A row that a snapshot has brought before its log may have been at an earlier version of the log.
         let log = self.log(writer);
         log.target = log.target.max(raw.version);
         if applied == Applied::Refused && raw.version > 0 {
@@ -131,7 +133,7 @@ impl<S: Store> Table<S> {
         applied
     }
 
-    fn apply_or_refuse(
+    fn check_and_apply(
         &mut self,
         cx: &mut Context<'_>,
         writer: Writer,
@@ -154,10 +156,10 @@ impl<S: Store> Table<S> {
         if present.is_none() && self.log(writer).is_full(S::MAX_ROWS) {
             return Applied::Refused;
         }
-        self.insert(cx, writer, key, raw, source)
+        self.apply_at(cx, writer, key, raw, source)
     }
 
-    fn insert(
+    fn apply_at(
         &mut self,
         cx: &mut Context<'_>,
         writer: Writer,
@@ -170,43 +172,44 @@ impl<S: Store> Table<S> {
         if ended {
             self.log(writer).hole = Some(1);
         }
-        let read = Self::read(cx, &key, raw);
+        let decoded = Self::decode(cx, &key, raw);
         let is_alive = |table: &Self, dot: Dot, value: &S::Value| {
             let ends = S::expires_ms(&key, value);
             let expired = ends
                 .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(cx.now.wall));
-            // Its author's log says of its own dots that they are covered as soon as it names them. Of a range that was joined
-            // others have said more than its author may have heard.
-            let told =
-                source == Source::Authority && dot.0 == writer && !table.is_joined(&key, dot);
-            !ended && !expired && (told || !table.is_dead(&key, dot))
+            // The authority knows best whether the writer's own dots are live. But a donor of a snapshot may know of kills
+            // that the authority has not received.
+            let is_vouched_for = source == Source::Authority
+                && dot.0 == writer
+                && !table.is_covered_by_range(&key, dot);
+            !ended && !expired && (is_vouched_for || !table.is_dead(&key, dot))
         };
-        // What is held is looked at before the row that holds it is taken.
-        let read = read.map(|mut read| {
-            let named: Vec<Dot> = read.carried.iter().map(|carried| carried.dot).collect();
-            let was_empty = read.add.is_none() && read.carried.is_empty();
-            read.add = read.add.filter(|value| is_alive(self, (writer, version), value));
-            read.carried.retain(|carried| is_alive(self, carried.dot, &carried.value));
-            (read, named, was_empty)
+        // A dot that only the old row holds must be found before that row is removed.
+        let decoded = decoded.map(|mut decoded| {
+            let named: Vec<Dot> = decoded.carried.iter().map(|carried| carried.dot).collect();
+            let was_empty = decoded.add.is_none() && decoded.carried.is_empty();
+            decoded.add = decoded.add.filter(|value| is_alive(self, (writer, version), value));
+            decoded.carried.retain(|carried| is_alive(self, carried.dot, &carried.value));
+            (decoded, named, was_empty)
         });
-        let had = self.take(&key, writer).is_some_and(|row| row.lives());
+        let had = self.remove_row(&key, writer).is_some_and(|row| row.has_dots());
         let key_hash = key_hash(cx.writers, writer, raw.key.as_slice());
-        let bytes = super::small(raw.key.len() + raw.content.len());
-        let Some((read, named, was_empty)) = read else {
+        let bytes = saturating_u32(raw.key.len() + raw.content.len());
+        let Some((decoded, named, was_empty)) = decoded else {
             if ended {
                 return if had { Applied::Changed } else { Applied::Nothing };
             }
             let room = self.quarantine_bytes + raw.content.len() <= QUARANTINE_BYTES;
             let body = Body::Opaque(room.then(|| raw.content.clone()));
-            self.place(key, writer, Row { version, key_hash, bytes, body, more: None });
+            self.insert_row(key, writer, Row { version, key_hash, bytes, body, extras: None });
             return Applied::Quarantined;
         };
-        let Read { add, carried, kills } = read;
+        let Decoded { add, carried, kills } = decoded;
         let has = add.is_some() || !carried.is_empty();
         if has || was_empty || !kills.is_empty() {
             let body = add.map_or(Body::Dead, Body::Live);
-            let more = more(kills.clone(), carried);
-            self.place(key.clone(), writer, Row { version, key_hash, bytes, body, more });
+            let extras = extras(kills.clone(), carried);
+            self.insert_row(key.clone(), writer, Row { version, key_hash, bytes, body, extras });
         }
         let mut changed = had || has;
         changed |= self.supersede(&key, (writer, version), |dot| named.contains(&dot));
@@ -217,8 +220,8 @@ impl<S: Store> Table<S> {
         if changed { Applied::Changed } else { Applied::Nothing }
     }
 
-    /// The content, if it can be read and believed.
-    fn read(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Read<S::Value>> {
+    /// The content of a row; `None` if it can't be decoded, is not valid, or has a stamp too far in the future.
+    fn decode(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Decoded<S::Value>> {
         let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
         let Content { add, carried, kills } = content;
         for value in add.iter().chain(carried.iter().map(|(_, _, value)| value)) {
@@ -234,28 +237,30 @@ impl<S: Store> Table<S> {
             numbered.push(Carried { dot: (writer, version), key_hash, value });
         }
         let kills = kills.into_iter().map(|(id, up_to)| Some((cx.writers.intern(&id)?, up_to)));
-        Some(Read { add, carried: numbered, kills: kills.collect::<Option<Kills>>()? })
+        Some(Decoded { add, carried: numbered, kills: kills.collect::<Option<Kills>>()? })
     }
 
-    /// Reads again what is in quarantine: a stamp may have become believable.
-    pub(super) fn read_again(&mut self, cx: &mut Context<'_>) -> usize {
+    /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
+    /// left quarantine.
+    pub(super) fn retry_quarantine(&mut self, cx: &mut Context<'_>) -> usize {
         let mut released = 0;
         for (key, writer) in self.quarantine.clone() {
             let Some(raw) = self.raw(cx.writers, writer, &key) else { continue };
-            if Self::read(cx, &key, &raw).is_some() {
-                self.insert(cx, writer, key, &raw, Source::Authority);
+            if Self::decode(cx, &key, &raw).is_some() {
+                self.apply_at(cx, writer, key, &raw, Source::Authority);
                 released += 1;
             }
         }
         released
     }
 
-    /// Says that rows of `writer` up to `to` are applied now, from a log that was at `upto`; says whether that is news.
+    /// Records that the rows of `writer` up to `to` are applied, and that its log goes up to `upto`; returns whether the log
+    /// has moved on.
     pub(crate) fn advance(&mut self, writer: Writer, to: u64, upto: u64) -> bool {
         self.move_on(writer, |log| log.advance(to, upto))
     }
 
-    /// Says that a snapshot has shown everything of `writer` up to `version`; says whether that is news.
+    /// Records that a snapshot has brought all rows of `writer` up to `version`; returns whether the log has moved on.
     pub(crate) fn claim(&mut self, writer: Writer, version: u64) -> bool {
         self.move_on(writer, |log| log.claim(version))
     }
@@ -268,12 +273,12 @@ impl<S: Store> Table<S> {
             return false;
         }
         let covered = log.covered();
-        // Beyond what was refused nothing will ever be covered.
-        let is_all = log.hole.is_some_and(|hole| covered + 1 >= hole);
-        self.settle_joined(writer, if is_all { u64::MAX } else { covered });
-        if let Some(waiting) = self.pending.get_mut(&writer) {
-            waiting.retain(|_, up_to| *up_to > covered);
-            if waiting.is_empty() {
+        // Nothing after a row that was refused will ever be covered.
+        let is_complete = log.hole.is_some_and(|hole| covered + 1 >= hole);
+        self.settle_joined(writer, if is_complete { u64::MAX } else { covered });
+        if let Some(kills) = self.pending.get_mut(&writer) {
+            kills.retain(|_, up_to| *up_to > covered);
+            if kills.is_empty() {
                 self.pending.remove(&writer);
             }
         }

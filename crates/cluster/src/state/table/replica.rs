@@ -1,4 +1,4 @@
-//! A table as replication sees it: its logs, its snapshots by key ranges, its fingerprints, whatever its rows are.
+//! A table as replication uses it, whatever its store: logs, snapshots by ranges of keys, and fingerprints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -10,12 +10,12 @@ use crate::crdt::stamp::millis;
 use crate::state::row::{self, Blob, RawRow};
 use crate::state::store::{Ownership, Store};
 use crate::state::table::{
-    Applied, BUCKETS, Body, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills, Row, Section, Table,
-    bucket_of, encode_content, key_hash, more,
+    Applied, BUCKETS, Body, BrokenInvariant, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills,
+    LogPosition, Row, Section, Table, bucket_of, encode_content, extras, key_hash,
 };
 use crate::state::writers::{Writer, Writers};
 
-/// How far a log is: applied up to `version`; up to `floor` rows may be gone that others would need.
+/// A position in a log: everything up to `version` is covered, and tombstones up to `floor` may have been dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) writer: Writer,
@@ -23,90 +23,107 @@ pub(crate) struct Mark {
     pub(crate) floor: u64,
 }
 
-/// A part of a log.
+/// Consecutive rows of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cut {
     pub(crate) rows: Vec<RawRow>,
-    /// The version that the rows lead to.
+    /// The log is applied up to here once the rows are.
     pub(crate) to: u64,
-    /// How far the log is known to go: rows that have moved to between the two are not among these.
+    /// The log is known to go up to here. Rows that have moved to a version between `to` and `upto` are not in `rows`.
     pub(crate) upto: u64,
 }
 
-/// What replication asks of every table, whatever its rows are.
+/// What replication needs of the table of every store.
 pub(crate) trait Replica: Debug {
+    /// Applies a row of `writer`.
     fn apply_row(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied;
-    /// Rows of `writer` up to `to` are applied, from a log that was at `upto`.
+    /// Records that the rows of `writer` up to `to` are applied, and that its log goes up to `upto`; returns whether the log
+    /// has moved on.
     fn advance_to(&mut self, writer: Writer, to: u64, upto: u64) -> bool;
-    /// A snapshot has shown everything of `writer` up to `version`.
+    /// Records that a snapshot has brought all rows of `writer` up to `version`; returns whether the log has moved on.
     fn claim(&mut self, writer: Writer, version: u64) -> bool;
-    /// The last version of which the rows are applied.
+    /// The version up to which the log of `writer` is applied.
     fn applied(&self, writer: Writer) -> u64;
+    /// The version of `writer` up to which rows may have been dropped that a node behind it would need.
     fn floor(&self, writer: Writer) -> u64;
+    /// The positions of all logs.
     fn marks(&self) -> Vec<Mark>;
-    /// Rows after version `from` within the budget.
+    /// Rows of `writer` after version `from`, as many as fit into the budget, at least one.
     fn rows_after(&self, writers: &Writers, writer: Writer, from: u64, budget_bytes: usize) -> Cut;
+    /// The range of a snapshot that begins after the key `after`, `None`: at the first key. Returns `None` if `after` is not
+    /// a key.
     fn section(
         &self,
         writers: &Writers,
         after: Option<Blob>,
         budget_bytes: usize,
     ) -> Option<Section>;
-    /// Joins a range of keys; `None` if its bounds are no keys. Says how many rows changed.
+    /// Merges a range of a snapshot; returns how many rows have changed, `None` if its bounds are not keys.
     fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize>;
-    /// Drops tombstones of `writer` up to `version`, as far as nothing is missing before it; says how many.
+    /// Drops tombstones of `writer` up to `version`, but none that this node does not cover; returns how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
-    /// Rows up to `floor`, which must be applied, may be gone where the log came from, so none may miss them here.
+    /// Raises the floor of `writer` to that of the node that sends the log, and drops tombstones up to it; returns how many.
+    /// The log must be applied up to `floor`.
     fn raise_floor(&mut self, writer: Writer, floor: u64) -> usize;
+    /// Whether the log of `writer` has tombstones.
     fn has_tombstones(&self, writer: Writer) -> bool;
+    /// The fingerprints of the rows of `writer`, one per bucket of keys.
     fn prints(&self, writer: Writer) -> [u64; BUCKETS];
-    /// All that counts of `writer` in the buckets of `mask`.
+    /// The rows of `writer` with dots in the buckets of `mask`, which has one bit per bucket.
     fn bucket_rows(&self, writers: &Writers, writer: Writer, mask: u64) -> Vec<RawRow>;
-    /// Makes those buckets equal to `rows`; says how many rows had to change.
+    /// Makes the rows of `writer` in those buckets equal to `rows`; returns how many have changed.
     fn repair(&mut self, cx: &mut Context<'_>, writer: Writer, mask: u64, rows: &[RawRow])
     -> usize;
+    /// Drops rows that have expired; returns how many.
     fn expire(&mut self, now: Now) -> usize;
-    /// Reads again what is in quarantine: a stamp may have become believable.
+    /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
+    /// left quarantine.
     fn release(&mut self, cx: &mut Context<'_>) -> usize;
-    /// Drops every row of `writer`, whose measurements mean nothing any more. This node no longer vouches for them: it may
-    /// be the only one that takes the writer for dead.
+    /// Drops all rows of `writer`, which has ended, from a store whose rows end with their writer; returns how many. This
+    /// node relays the log no longer, because other nodes may not know yet that the writer has ended.
     fn end(&mut self, writer: Writer) -> usize;
-    /// Takes up to `budget` rows of `of`, a writer that is over, over into rows of this node; says how many.
+    /// Takes up to `budget` rows of `of`, a writer that has ended, over into rows of this node; returns how many.
     fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize;
-    /// Whether nothing of `writer` is left but what rows of others hold too.
+    /// Whether rows of other writers hold all that `writer` has written.
     fn is_spent(&self, writers: &Writers, writer: Writer) -> bool;
-    /// Drops all rows of `writer`. What it covers stays covered; who is behind that needs a snapshot.
+    /// Drops all rows of `writer`, which is retired. They stay covered, and a node that has not applied them all needs a
+    /// snapshot.
     fn retire(&mut self, writer: Writer);
-    /// Whether dots of `writer` live in rows of others, which can't be handed on without its name.
+    /// Whether rows of other writers carry dots of `writer`, which can't be encoded without its id.
     fn is_carried(&self, writer: Writer) -> bool;
-    /// Drops the log of `writer`.
+    /// Drops all rows and the log of `writer`.
     fn forget(&mut self, writer: Writer);
-    /// Living rows, bytes of all rows as encoded, tombstones, rows in quarantine.
+    /// How much the table holds.
     fn sizes(&self) -> Sizes;
-    /// How many keys have a value.
+    /// The number of keys with a value; in stores with a row per node, the number of live rows.
     fn entries(&self) -> usize;
-    /// Whether it holds rows that expire, or tombstones that will be collected.
+    /// Whether the table holds rows that expire, or tombstones that can be dropped later.
     fn changes_with_time(&self) -> bool;
-    fn print(&self) -> u64;
-    /// A number that is equal on nodes which read the same.
+    /// A hash that is equal on nodes which hold the same dots.
+    fn fingerprint(&self) -> u64;
+    /// A hash that is equal on nodes which read the same.
     fn reading(&self, writers: &Writers) -> u64;
-    /// Living rows of `writer` up to `version`: key and version.
-    fn living(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)>;
+    /// The encoded keys and versions of the rows of `writer` with dots, up to `version`.
+    fn live_rows(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)>;
+    /// The writers that have a log here.
     fn writers(&self) -> Vec<Writer>;
+    fn log_positions(&self) -> Vec<(Writer, LogPosition)>;
+    /// Checks the invariants of all logs; `me` writes one of them.
+    fn check_logs(&self, me: Writer) -> Result<(), (Writer, BrokenInvariant)>;
 }
 
 /// How much a store holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes {
-    /// Rows with a value, those in quarantine included.
+    /// Live writes, including rows in quarantine. A write that several rows carry counts once.
     pub entries: usize,
-    /// All rows as encoded. Memory is about this plus 250 bytes per row.
+    /// Encoded bytes of all rows. Memory is about 250 bytes per row more.
     pub bytes: usize,
-    /// Rows that only say what is gone, or also do.
+    /// Rows without live writes, and rows with kills.
     pub tombstones: usize,
-    /// Rows that can't be read or believed here.
+    /// Rows in quarantine.
     pub quarantined: usize,
-    /// Kills that wait for their adds.
+    /// Kills that wait for their dots.
     pub pending: usize,
 }
 
@@ -126,23 +143,23 @@ impl<S: Store> Table<S> {
         let Some(log) = self.logs.get(&writer) else { return 0 };
         let keys: Vec<S::Key> = log.by_version.values().cloned().collect();
         for key in &keys {
-            self.take(key, writer);
+            self.remove_row(key, writer);
         }
         keys.len()
     }
 
-    /// Keeps tombstones within their bound by collecting the oldest of the longest log, once that has come as a whole.
+    /// Keeps tombstones within their bound by dropping the oldest quarter of the log that has most.
     pub(super) fn bound_tombstones(&mut self) {
-        if self.tombstones <= FREE_TOMBSTONES.max(2 * self.living) {
+        if self.tombstones <= FREE_TOMBSTONES.max(2 * self.dots) {
             return;
         }
         let longest = self.logs.iter().max_by_key(|(_, log)| log.tombstones.len());
-        // One of which a part is still to come waits for that, and the others need not pay for it.
+        // Tombstones that are not covered must stay. Other logs do not lose theirs because of them.
         let longest =
             longest.filter(|(_, log)| log.tombstones.range(..=log.covered).next().is_some());
         let cut = longest.and_then(|(writer, log)| {
-            let middle = log.tombstones.iter().nth(log.tombstones.len() / 4)?;
-            Some((*writer, *middle))
+            let last = log.tombstones.iter().nth(log.tombstones.len() / 4)?;
+            Some((*writer, *last))
         });
         if let Some((writer, version)) = cut {
             self.collect(writer, version);
@@ -151,6 +168,7 @@ impl<S: Store> Table<S> {
 }
 
 impl<S: Store> Replica for Table<S> {
+    /// Applies a row of `writer`.
     fn apply_row(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
         self.apply(cx, writer, raw)
     }
@@ -194,7 +212,7 @@ impl<S: Store> Replica for Table<S> {
                 cut.to = cut.rows.last().map_or(from, |row| row.version);
                 return cut;
             }
-            debug_assert_eq!(raw.version, *version, "the log and the row agree");
+            debug_assert_eq!(raw.version, *version, "the log has the version of the row");
             cut.rows.push(raw);
         }
         cut.to = to;
@@ -216,18 +234,19 @@ impl<S: Store> Replica for Table<S> {
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
         let Some(log) = self.logs.get_mut(&writer) else { return 0 };
-        // Beyond, only the tombstone says that what is not here is dead. What was refused here never comes: it is not waited for.
+        // Of what is not covered, only tombstones say what is dead. A row that was refused never arrives, so its hole does not
+        // matter here.
         let version = version.min(log.covered);
         let old: Vec<u64> = log.tombstones.range(..=version).copied().collect();
         let Some(last) = old.last() else { return 0 };
         log.floor = log.floor.max(*last);
         for version in &old {
             let key = self.logs[&writer].by_version[version].clone();
-            let mut row = self.take(&key, writer).expect("the log names rows that are there");
-            if row.lives() {
-                let carried = row.more.take().map_or_else(Vec::new, |more| more.carried);
-                row.more = more(Kills::new(), carried);
-                self.place(key, writer, row);
+            let mut row = self.remove_row(&key, writer).expect("each version in a log has a row");
+            if row.has_dots() {
+                let carried = row.extras.take().map_or_else(Vec::new, |extras| extras.carried);
+                row.extras = extras(Kills::new(), carried);
+                self.insert_row(key, writer, row);
             }
         }
         old.len()
@@ -240,6 +259,7 @@ impl<S: Store> Replica for Table<S> {
         collected
     }
 
+    /// Whether the log of `writer` has tombstones.
     fn has_tombstones(&self, writer: Writer) -> bool {
         self.logs.get(&writer).is_some_and(|log| !log.tombstones.is_empty())
     }
@@ -254,7 +274,7 @@ impl<S: Store> Replica for Table<S> {
         log.by_version
             .range(..=log.applied)
             .filter(|(_, key)| {
-                self.row(key, writer).is_some_and(|r| r.lives() && mask >> r.bucket() & 1 == 1)
+                self.row(key, writer).is_some_and(|r| r.has_dots() && mask >> r.bucket() & 1 == 1)
             })
             .filter_map(|(_, key)| self.raw(writers, writer, key))
             .collect()
@@ -268,22 +288,22 @@ impl<S: Store> Replica for Table<S> {
         rows: &[RawRow],
     ) -> usize {
         let Some(log) = self.logs.get(&writer) else { return 0 };
-        let right: BTreeSet<u64> = rows.iter().map(|row| row.version).collect();
-        let wrong: Vec<S::Key> = log
+        let expected: BTreeSet<u64> = rows.iter().map(|row| row.version).collect();
+        let surplus: Vec<S::Key> = log
             .by_version
             .iter()
             .filter(|(version, key)| {
-                !right.contains(version)
+                !expected.contains(version)
                     && self
                         .row(key, writer)
-                        .is_some_and(|r| r.lives() && mask >> r.bucket() & 1 == 1)
+                        .is_some_and(|r| r.has_dots() && mask >> r.bucket() & 1 == 1)
             })
             .map(|(_, key)| key.clone())
             .collect();
-        let mut changed = wrong.len();
-        for key in wrong {
-            if let Some(row) = self.take(&key, writer) {
-                // Others may carry its dots, so that its absence must not be taken for their end.
+        let mut changed = surplus.len();
+        for key in surplus {
+            if let Some(row) = self.remove_row(&key, writer) {
+                // Other rows may carry the dots of this one, so that a peer must not conclude that they are dead.
                 let log = self.log(writer);
                 log.floor = log.floor.max(row.version);
             }
@@ -304,10 +324,12 @@ impl<S: Store> Replica for Table<S> {
         while let Some((ends, writer, key)) = self.expiries.first().cloned()
             && ends.saturating_add(EXPIRY_GRACE_MS) <= wall
         {
-            let is_over = |value: &S::Value| S::expires_ms(&key, value).is_some_and(|e| e <= ends);
+            let has_expired =
+                |value: &S::Value| S::expires_ms(&key, value).is_some_and(|e| e <= ends);
             let row = self.row(&key, writer).into_iter().flat_map(|row| row.writes(writer));
-            let over: Vec<_> = row.filter(|(_, v)| is_over(v)).map(|(dot, _)| dot).collect();
-            self.drop_dots(&key, None, |dot| over.contains(&dot));
+            let expired_dots: Vec<_> =
+                row.filter(|(_, v)| has_expired(v)).map(|(dot, _)| dot).collect();
+            self.drop_dots(&key, None, |dot| expired_dots.contains(&dot));
             self.expiries.remove(&(ends, writer, key));
             expired += 1;
         }
@@ -315,7 +337,7 @@ impl<S: Store> Replica for Table<S> {
     }
 
     fn release(&mut self, cx: &mut Context<'_>) -> usize {
-        self.read_again(cx)
+        self.retry_quarantine(cx)
     }
 
     fn changes_with_time(&self) -> bool {
@@ -359,7 +381,7 @@ impl<S: Store> Replica for Table<S> {
 
     fn sizes(&self) -> Sizes {
         Sizes {
-            entries: self.living,
+            entries: self.dots,
             bytes: self.bytes,
             tombstones: self.tombstones,
             quarantined: self.quarantine.len(),
@@ -370,28 +392,37 @@ impl<S: Store> Replica for Table<S> {
     fn entries(&self) -> usize {
         match S::OWNERSHIP {
             Ownership::Shared => self.keys().count(),
-            Ownership::PerNode => self.living,
+            Ownership::PerNode => self.dots,
         }
     }
 
-    fn print(&self) -> u64 {
-        self.fingerprint()
+    fn fingerprint(&self) -> u64 {
+        Self::fingerprint(self)
     }
 
     fn reading(&self, writers: &Writers) -> u64 {
         S::reading(self, writers)
     }
 
-    fn living(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)> {
+    fn live_rows(&self, writer: Writer, version: u64) -> Vec<(Vec<u8>, u64)> {
         let Some(log) = self.logs.get(&writer) else { return Vec::new() };
         log.by_version
             .range(..=version)
-            .filter(|(_, key)| self.row(key, writer).is_some_and(Row::lives))
+            .filter(|(_, key)| self.row(key, writer).is_some_and(Row::has_dots))
             .map(|(version, key)| (row::encode_key(key), *version))
             .collect()
     }
 
     fn writers(&self) -> Vec<Writer> {
         self.logs.keys().copied().collect()
+    }
+
+    fn log_positions(&self) -> Vec<(Writer, LogPosition)> {
+        self.logs.iter().map(|(writer, log)| (*writer, log.position())).collect()
+    }
+
+    fn check_logs(&self, me: Writer) -> Result<(), (Writer, BrokenInvariant)> {
+        let mut logs = self.logs.iter();
+        logs.try_for_each(|(w, log)| log.check(*w == me).map_err(|broken| (*w, broken)))
     }
 }

@@ -1,9 +1,10 @@
-//! Snapshots of a table by ranges of keys, and how they are joined.
+//! Snapshots of a table by ranges of keys, and how a node merges them.
 //!
-//! A range with the donor's versions is a delta by itself: what the donor covers and does not hold is dead here, what is
-//! covered here and not held is dead there. Until the last range has come the donor's versions can't be claimed, and then
-//! only the least of all donors', yet what they say is true already for the keys that were gone through; that is
-//! remembered until the logs say it too, and handed on, or a delta of somebody who knows less would bring back what the
+//! A range contains all rows under its keys, and the versions that its donor covers. It can be merged by itself: a dot that
+//! the donor covers and does not hold is dead, and so is a dot that this node covers and does not hold. The logs of this node
+//! can't move on before the last range is merged, and then only to the lowest version of all donors. But the versions of
+//! each donor hold for the keys of its ranges at once. This node keeps them with the range until the logs cover them too,
+//! and sends them with snapshots of its own. Otherwise a delta of a node that knows less would bring back dots that the
 //! range has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,52 +15,57 @@ use crate::state::store::{Ownership, Store};
 use crate::state::table::{Applied, Context, Dot, Mark, Replica, Table};
 use crate::state::writers::{Writer, Writers};
 
-/// A range of keys with all that the donor knows about them.
+/// All that a donor knows about a range of keys.
 #[derive(Debug, Clone)]
 pub(crate) struct Section {
-    /// Keys after this one; none: from the first.
+    /// The range begins after this key; `None`: at the first key.
     pub(crate) after: Option<Blob>,
-    /// Keys up to and with this one; none: to the last.
+    /// The range ends with this key; `None`: with the last key.
     pub(crate) end: Option<Blob>,
+    /// What the donor covers of each writer, and its floors.
     pub(crate) marks: Vec<Mark>,
+    /// The rows, each with its writer.
     pub(crate) rows: Vec<(Writer, RawRow)>,
-    /// Kills that wait: whose dots, under which key, up to which.
+    /// Kills that wait at the donor (R8): the writer of the dots, the key, and the last version that is dead.
     pub(crate) pending: Vec<(Writer, Blob, u64)>,
 }
 
-/// Ranges remembered at once, each with a version per writer: of more, the oldest are made one.
+/// Most ranges kept, each with a version per writer. When there are more, the oldest is merged with the next.
 const MAX_JOINED: usize = 256;
 
-/// A range that was joined, and what is covered under its keys beyond the logs.
+/// A range of a snapshot that was merged, and the versions that are covered under its keys although the logs do not cover
+/// them.
 #[derive(Debug)]
 pub(super) struct Joined<K> {
-    /// Keys after this one; none: from the first.
+    /// The range begins after this key; `None`: at the first key.
     after: Option<K>,
-    /// Keys up to and with this one; none: to the last.
+    /// The range ends with this key; `None`: with the last key.
     end: Option<K>,
-    /// What its donor covered.
+    /// The versions that the donor covered and the logs here do not.
     versions: BTreeMap<Writer, u64>,
 }
 
 impl<K: Ord> Joined<K> {
+    /// Whether the range covers a dot under `key`.
     pub(super) fn covers(&self, key: &K, of: Writer, version: u64) -> bool {
         self.after.as_ref().is_none_or(|after| key > after)
             && self.end.as_ref().is_none_or(|end| key <= end)
             && self.versions.get(&of).is_some_and(|covered| *covered >= version)
     }
 
-    /// Forgets what the log of `writer` says now.
+    /// Drops the version of `writer` if its log covers that now.
     fn settle(&mut self, writer: Writer, covered: u64) {
         if self.versions.get(&writer).is_some_and(|version| *version <= covered) {
             self.versions.remove(&writer);
         }
     }
 
+    /// Whether the logs cover all that the range does.
     fn is_settled(&self) -> bool {
         self.versions.is_empty()
     }
 
-    /// Becomes one with the range before it, and says what is true of both.
+    /// Extends the range by the one before it. The versions become those that both cover.
     fn prepend(&mut self, before: Self) {
         self.after = before.after;
         self.versions.retain(|writer, version| match before.versions.get(writer) {
@@ -71,12 +77,13 @@ impl<K: Ord> Joined<K> {
         });
     }
 
-    /// Whether the key that comes next after `from` is inside.
-    fn goes_on_after(&self, from: Option<&K>) -> bool {
+    /// Whether the next key after `from` is in the range.
+    fn continues_after(&self, from: Option<&K>) -> bool {
         self.after.as_ref().is_none_or(|after| from.is_some_and(|from| from >= after))
             && self.end.as_ref().is_none_or(|end| from.is_none_or(|from| from < end))
     }
 
+    /// Whether all keys of the range are in `other`.
     fn is_inside(&self, other: &Self) -> bool {
         other.after.as_ref().is_none_or(|o| self.after.as_ref().is_some_and(|after| after >= o))
             && other.end.as_ref().is_none_or(|o| self.end.as_ref().is_some_and(|end| end <= o))
@@ -84,7 +91,7 @@ impl<K: Ord> Joined<K> {
 }
 
 impl<S: Store> Table<S> {
-    /// The keys after `after`, as many as fit; `None` if `after` is no key.
+    /// The range after the key `after`, with as many keys as fit into the budget; `None` if `after` is not a key.
     pub(super) fn cut(
         &self,
         writers: &Writers,
@@ -101,7 +108,7 @@ impl<S: Store> Table<S> {
         let (mut rows, mut bytes, mut end) = (Vec::new(), 0, None);
         for (key, cell) in self.cells.range((from, upto)) {
             if bytes > budget_bytes {
-                // `end` is the last key taken in; this one comes with the next section.
+                // `end` is the last key that was included; this key is the first of the next range.
                 break;
             }
             for (writer, _) in cell {
@@ -126,20 +133,21 @@ impl<S: Store> Table<S> {
         Some(Section { after, end, marks, rows, pending })
     }
 
-    /// What is covered under the keys after `from`, and the last of them of which just this is true; none: to the last.
+    /// The versions covered under the keys after `from`, and the last key under which exactly these are covered; `None`: the
+    /// last of all.
     fn marks_after(&self, from: Option<&S::Key>) -> (Option<&S::Key>, Vec<Mark>) {
         let mut marks = self.marks();
         let mut limit: Option<&S::Key> = None;
         for joined in &self.joined {
-            let goes_on = joined.goes_on_after(from);
-            let edge = if goes_on { &joined.end } else { &joined.after };
+            let continues = joined.continues_after(from);
+            let edge = if continues { &joined.end } else { &joined.after };
             if let Some(edge) = edge
                 && from.is_none_or(|from| edge > from)
                 && limit.is_none_or(|limit| edge < limit)
             {
                 limit = Some(edge);
             }
-            for (writer, version) in joined.versions.iter().filter(|_| goes_on) {
+            for (writer, version) in joined.versions.iter().filter(|_| continues) {
                 let version = self.before_hole(*writer, *version);
                 match marks.iter_mut().find(|mark| mark.writer == *writer) {
                     Some(mark) => mark.version = mark.version.max(version),
@@ -150,7 +158,7 @@ impl<S: Store> Table<S> {
         (limit, marks)
     }
 
-    /// Joins a range; `None` if its bounds or keys are none. Says how many rows changed.
+    /// Merges a range; returns how many keys and rows have changed, `None` if its bounds are not keys or in the wrong order.
     pub(super) fn join(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize> {
         let bound = |key: &Option<Blob>| match key {
             None => Some(None),
@@ -170,18 +178,18 @@ impl<S: Store> Table<S> {
                 theirs.entry(key).or_default().push((*writer, raw));
             }
         }
-        let (mut changed, gone) = self.end_what_is_dead(cx, section, (&after, &end), &theirs);
-        // What is there and not covered here is news; what is covered here and missing died here.
+        let (mut changed, dropped) = self.drop_dead_dots(cx, section, (&after, &end), &theirs);
+        // A row of the donor that is covered here is known: if it is not held, it is dead.
         for (writer, raw) in theirs.into_values().flatten() {
-            let known = writer == cx.me || self.covered(writer) >= raw.version;
-            if !known && self.apply(cx, writer, raw) == Applied::Changed {
+            let is_known = writer == cx.me || self.covered(writer) >= raw.version;
+            if !is_known && self.apply(cx, writer, raw) == Applied::Changed {
                 changed += 1;
             }
         }
-        // Of rows that the donor no longer has only kills are left, which it has collected, or dots that its other rows hold.
-        for (key, writer) in gone {
-            if self.is_elsewhere(&key, writer, |_| true) {
-                self.take(&key, writer);
+        // A row that the donor has dropped is not needed here either if other rows hold its dots.
+        for (key, writer) in dropped {
+            if self.is_held_by_others(&key, writer, |_| true) {
+                self.remove_row(&key, writer);
             }
         }
         for (writer, key, up_to) in &section.pending {
@@ -196,13 +204,13 @@ impl<S: Store> Table<S> {
             let log = self.log(mark.writer);
             log.floor = log.floor.max(mark.floor);
         }
-        self.note_joined(section, after, end);
+        self.keep_range(section, after, end);
         Some(changed)
     }
 
-    /// Ends what is here, covered by the donor, and not there (R7). Says how much, and of which rows here the donor has
-    /// nothing any more.
-    fn end_what_is_dead(
+    /// Drops dots that the donor covers and does not hold (R7). Returns under how many keys, and the rows here that the donor
+    /// covers and does not have.
+    fn drop_dead_dots(
         &mut self,
         cx: &mut Context<'_>,
         section: &Section,
@@ -216,7 +224,7 @@ impl<S: Store> Table<S> {
             after.as_ref().map_or(Bound::Unbounded, Bound::Excluded),
             end.as_ref().map_or(Bound::Unbounded, Bound::Included),
         );
-        let (mut dead, mut gone) = (Vec::new(), Vec::new());
+        let (mut dead, mut dropped) = (Vec::new(), Vec::new());
         for (key, cell) in self.cells.range(range) {
             let rows = theirs.get(key).map_or(&[][..], |rows| rows);
             let Some(held) = Self::dots_in(cx, rows) else { continue };
@@ -230,7 +238,7 @@ impl<S: Store> Table<S> {
                 ended
                     .extend(dots.filter(|dot| (covers_row || covers(*dot)) && !held.contains(dot)));
                 if covers_row && !rows.iter().any(|(w, _)| w == writer) {
-                    gone.push((key.clone(), *writer));
+                    dropped.push((key.clone(), *writer));
                 }
             }
             if !ended.is_empty() {
@@ -241,10 +249,10 @@ impl<S: Store> Table<S> {
         for (key, dots) in dead {
             self.drop_dots(&key, None, |dot| dots.contains(&dot));
         }
-        (changed, gone)
+        (changed, dropped)
     }
 
-    /// All dots in rows of one key; `None` if one of them can't be read.
+    /// All dots in rows under one key; `None` if a row can't be decoded.
     fn dots_in(cx: &mut Context<'_>, rows: &[(Writer, &RawRow)]) -> Option<BTreeSet<Dot>> {
         let mut held = BTreeSet::new();
         for (writer, raw) in rows {
@@ -259,19 +267,19 @@ impl<S: Store> Table<S> {
         Some(held)
     }
 
-    /// Remembers what the range covers until the logs cover it too. The donors of a snapshot differ, and each moves on
-    /// meanwhile: what can be claimed of the whole is less than what was true of a range, and a kill that its donor had
-    /// no need of any more is said by the rest alone.
-    fn note_joined(&mut self, section: &Section, after: Option<S::Key>, end: Option<S::Key>) {
+    /// Keeps the versions that the donor of a range covers until the logs cover them too. The ranges of a snapshot may come
+    /// from several donors, and each donor changes in the meantime, so the logs can claim less than the donor of one range
+    /// covers. A donor may also have dropped a kill that other nodes need; only its versions show that the dot is dead.
+    fn keep_range(&mut self, section: &Section, after: Option<S::Key>, end: Option<S::Key>) {
         let marks = section.marks.iter().map(|mark| (mark.writer, mark.version));
-        let says_more = |(w, v): &(Writer, u64)| self.before_hole(*w, *v) > self.covered(*w);
-        let versions = marks.filter(says_more).collect();
+        let exceeds_log = |(w, v): &(Writer, u64)| self.before_hole(*w, *v) > self.covered(*w);
+        let versions = marks.filter(exceeds_log).collect();
         let new = Joined { after, end, versions };
         self.joined.retain(|old| {
-            let says_more = |(writer, version): (&Writer, &u64)| {
+            let exceeds_new = |(writer, version): (&Writer, &u64)| {
                 new.versions.get(writer).is_none_or(|newer| newer < version)
             };
-            !old.is_inside(&new) || old.versions.iter().any(says_more)
+            !old.is_inside(&new) || old.versions.iter().any(exceeds_new)
         });
         if !new.is_settled() {
             self.joined.push(new);
@@ -286,7 +294,7 @@ impl<S: Store> Table<S> {
         }
     }
 
-    /// The log of `writer` says all up to `covered` now.
+    /// Drops from the ranges what the log of `writer` covers now, which is everything up to `covered`.
     pub(super) fn settle_joined(&mut self, writer: Writer, covered: u64) {
         if !self.joined.is_empty() {
             self.joined.iter_mut().for_each(|joined| joined.settle(writer, covered));

@@ -1,10 +1,9 @@
 //! The laws of every store's table.
 //!
-//! Shared stores: replicas that exchange deltas cut anywhere, doubled, late and relayed, and snapshots by ranges with
-//! anything in between, that take writers for dead which are not, carry on what those wrote and retire them, hold what an
-//! add-wins set of the same history holds (`crdts::Orswot` for the keys, and value by value all puts but those that another
-//! put or a removal had seen), and nothing that was seen to go comes back. Own stores: each writer's rows are everywhere as
-//! it wrote them last; what counters make of them is what those of `crdts` read.
+//! Shared stores: replicas exchange deltas that are cut anywhere, duplicated, late or relayed, and ranges of snapshots with
+//! other events in between. They end writers that still write, adopt their rows and retire them. In the end every replica
+//! holds what an add-wins set of the same history holds: the keys of `crdts::Orswot`, and all values but those that a later
+//! write or removal had seen. No value that a replica has lost comes back to it. For stores with a row per node, see `own`.
 
 pub(crate) mod own;
 
@@ -36,17 +35,18 @@ pub(crate) trait SharedSample: Store<Value: Merge> {
 enum Event {
     Put(usize, u8),
     Remove(usize, u8),
-    /// From, to, whose stream, how much of it.
+    /// Sender, receiver, writer, and most bytes of the writer's log.
     Delta(usize, usize, usize, usize),
-    /// From, to, at most so many bytes: the next range of a snapshot, whoever gave the one before.
+    /// Donor, receiver, and most bytes of the next range of the receiver's snapshot, whose earlier ranges may be from other
+    /// donors.
     Range(usize, usize, usize),
-    /// Collects what is applied, as early as can be: safety must not depend on waiting.
+    /// Replica and writer: drops all tombstones that are covered. Safety must not depend on waiting.
     Collect(usize, usize),
-    /// The first takes the second for dead.
+    /// Replica and writer: the writer has ended, as far as the replica knows.
     End(usize, usize),
-    /// Carries on what those that it takes for dead have written.
+    /// The replica adopts the rows of writers that have ended.
     Adopt(usize),
-    /// Drops the rows of those of whom nothing else is left.
+    /// The replica retires writers whose writes other rows hold.
     Retire(usize),
 }
 
@@ -71,7 +71,7 @@ struct Replica<S: Store> {
     table: Table<S>,
     writers: Writers,
     clock: HybridClock,
-    /// A snapshot on its way in: after which key it goes on, and what may be claimed at its end.
+    /// A snapshot that is being loaded: the key after which it continues, and what may be claimed at its end.
     join: Option<(Option<Blob>, Vec<Mark>)>,
 }
 
@@ -100,7 +100,16 @@ impl<S: Store> Replica<S> {
         f(&mut self.table, &mut cx)
     }
 
-    /// Joins the next range of a snapshot; at the last one claims what all its donors had.
+    /// Checks the invariants of all logs, and that none has moved back from where it was in `before`.
+    fn check_logs(&self, before: &mut BTreeMap<Writer, LogPosition>) {
+        assert_eq!(self.table.check_logs(self.number(self.at)), Ok(()), "at {}", self.at);
+        for (writer, log) in self.table.log_positions() {
+            let former = before.insert(writer, log).unwrap_or_default();
+            assert_eq!(log.check_after(&former), Ok(()), "at {}", self.at);
+        }
+    }
+
+    /// Merges the next range of a snapshot; after the last one, claims what all its donors cover.
     fn range(&mut self, from: &Self, bytes: usize) {
         let (after, claim) = self.join.take().unwrap_or_default();
         let section = from.table.section(&from.writers, after.clone(), bytes).unwrap();
@@ -144,7 +153,7 @@ impl<S: Store> Replica<S> {
         let floor = from.table.floor(of);
         self.with(|table, cx| {
             table.raise_floor(of, floor);
-            // Each row twice: a doubled delta changes nothing.
+            // Each row twice, because a duplicated delta must change nothing.
             for row in rows.iter().chain(&rows) {
                 table.apply(cx, of, row);
             }
@@ -193,7 +202,7 @@ impl<S: SharedSample> Replica<S> {
     }
 }
 
-/// What must come out of a history, found without rows, logs and versions.
+/// The expected result of a history, computed without rows, logs and versions.
 #[derive(Default)]
 struct Expected {
     all: BTreeSet<(u8, u64)>,
@@ -203,7 +212,7 @@ struct Expected {
 }
 
 impl Expected {
-    /// Everything that was seen under the key is replaced.
+    /// Replaces everything that was seen under the key.
     fn replace(&mut self, n: u8, seen: &BTreeSet<(u8, u64)>) {
         let seen: Vec<_> = seen.iter().filter(|(key, _)| *key == n).copied().collect();
         let clock: VClock<usize> =
@@ -228,10 +237,11 @@ fn two<T>(replicas: &mut [T], a: usize, b: usize) -> (&T, &mut T) {
     (a, b)
 }
 
-/// Plays a history and checks it; says whether anything was carried on, and whether a writer was retired.
+/// Plays a history and checks it; returns whether a row was adopted, and whether a writer was retired.
 fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut gone: Vec<BTreeSet<(u8, u64)>> = vec![BTreeSet::new(); REPLICAS];
+    let mut logs: Vec<BTreeMap<Writer, LogPosition>> = vec![BTreeMap::new(); REPLICAS];
     let mut expected = Expected::default();
     let (mut adopted, mut retired) = (false, false);
     for (number, event) in (1u64..).zip(events) {
@@ -276,9 +286,10 @@ fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError
             let back: Vec<_> = holds.intersection(&gone[at]).collect();
             prop_assert!(back.is_empty(), "{:?} came back at {} by {:?}", back, at, event);
             gone[at].extend(before[at].difference(&holds));
+            replica.check_logs(&mut logs[at]);
         }
     }
-    // Everybody hears everything, by relays and in any order.
+    // Every replica receives all logs from every other.
     for _ in 0..3 {
         for from in 0..REPLICAS {
             for to in (0..REPLICAS).filter(|to| *to != from) {
@@ -294,15 +305,15 @@ fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError
         prop_assert_eq!(replica.holds(), expected.living());
         let held: BTreeSet<u8> = replica.holds().into_iter().map(|(n, _)| n).collect();
         prop_assert_eq!(&held, &keys, "as crdts says");
-        prop_assert_eq!(replica.table.print, replicas[0].table.print);
-        prop_assert_eq!(replica.table.living, expected.living().len());
+        prop_assert_eq!(replica.table.fingerprint, replicas[0].table.fingerprint);
+        prop_assert_eq!(replica.table.dots, expected.living().len());
         prop_assert!(replica.table.pending.is_empty());
         check_sums(&replica.table);
     }
     Ok((adopted, retired))
 }
 
-/// What a table counts along the way is what it holds.
+/// Checks that the sums and indexes of a table agree with its rows.
 fn check_sums<S: Store>(table: &Table<S>) {
     let rows = || table.cells.values().flatten();
     assert_eq!(table.bytes, rows().map(|(_, row)| row.bytes as usize).sum::<usize>());
@@ -317,12 +328,13 @@ fn check_sums<S: Store>(table: &Table<S>) {
         .flat_map(|(key, cell)| cell.iter().map(move |(w, row)| (key, w, row)))
         .flat_map(|(key, w, row)| row.dots(*w).map(move |(dot, hash)| ((key, dot), hash)))
         .collect();
-    assert_eq!(table.living, dots.len());
-    let print = dots.iter().fold(0, |print, ((_, dot), hash)| print ^ print_of(dot.1, *hash));
-    assert_eq!(table.print, print);
+    assert_eq!(table.dots, dots.len());
+    let fingerprint =
+        dots.iter().fold(0, |all, ((_, dot), hash)| all ^ fingerprint_of(dot.1, *hash));
+    assert_eq!(table.fingerprint, fingerprint);
 }
 
-/// Proves the laws of a shared store: plays `cases` random histories, or as many as `SMG_HISTORIES` says, and sees to it that the rare things were among them.
+/// Proves the laws of a shared store: plays `cases` random histories, or as many as `SMG_HISTORIES` says, and checks that rare events were among them.
 pub(crate) fn check_histories<S: SharedSample>(cases: u32) {
     let more = std::env::var("SMG_HISTORIES").ok();
     let cases = more.map_or(cases, |more| more.parse().expect("SMG_HISTORIES is a number"));
@@ -342,27 +354,27 @@ pub(crate) fn check_histories<S: SharedSample>(cases: u32) {
 }
 
 #[test]
-fn a_row_that_an_audit_drops_is_not_dead() {
+fn a_row_dropped_by_an_audit_is_not_taken_for_dead() {
     let whole = 1 << 20;
     let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(1, 7);
     b.delta(&a, 0, whole);
     c.delta(&a, 0, whole);
-    // b carries on what a wrote and needs a's row no longer; it tells c so.
+    // b adopts a's row; c receives b's row, and an audit drops a's.
     let of = b.number(0);
     b.writers.end(of);
     b.adopt();
     c.delta(&b, 1, whole);
     c.with(|table, cx| table.repair(cx, of, u64::MAX, &[]));
     assert_eq!(c.holds(), BTreeSet::from([(1, 7)]));
-    // c says of a's log that nothing is in it, before it says what b carries.
+    // d receives a's log, which is empty at c, before the row in which b carries a's write.
     d.delta(&c, 0, whole);
     d.delta(&c, 1, whole);
     assert_eq!(d.holds(), BTreeSet::from([(1, 7)]));
 }
 
 #[test]
-fn a_row_that_came_without_its_kills_is_told_them_later() {
+fn a_kill_that_was_collected_before_its_row_arrived_still_applies() {
     let whole = 1 << 20;
     let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(0, 1);
@@ -378,14 +390,14 @@ fn a_row_that_came_without_its_kills_is_told_them_later() {
     a.delta(&d, 1, whole);
     a.delta(&b, 1, whole);
     assert_eq!(a.holds(), BTreeSet::from([(0, 3), (1, 2)]));
-    // d's snapshot does not go on, and it hears everybody instead.
+    // d does not load the rest of the snapshot, and receives the logs instead.
     d.delta(&b, 1, whole);
     d.delta(&a, 0, whole);
     assert_eq!(d.holds(), BTreeSet::from([(0, 3), (1, 2)]));
 }
 
 #[test]
-fn a_snapshot_by_two_donors_brings_nothing_back() {
+fn a_snapshot_from_two_donors_brings_no_dead_write_back() {
     let whole = 1 << 20;
     let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(1, 1);
@@ -394,7 +406,7 @@ fn a_snapshot_by_two_donors_brings_nothing_back() {
     c.delta(&b, 1, whole);
     let of = b.number(1);
     b.table.collect(of, u64::MAX);
-    // b knows that what a wrote is dead and needs no kill for it any more; c, which gives the second range, does not.
+    // b has dropped the kill of a's write and covers that write. c, the donor of the second range, does not cover it.
     d.range(&b, 1);
     d.range(&c, 1);
     assert!(d.join.is_none());
@@ -403,7 +415,7 @@ fn a_snapshot_by_two_donors_brings_nothing_back() {
 }
 
 #[test]
-fn a_removal_in_a_part_of_a_log_is_remembered_until_the_whole_has_come() {
+fn a_removal_in_a_part_of_a_log_is_kept_until_all_of_the_log_has_arrived() {
     let whole = 1 << 20;
     let [mut a, mut b, mut c, _] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(1, 1);
@@ -413,26 +425,26 @@ fn a_removal_in_a_part_of_a_log_is_remembered_until_the_whole_has_come() {
     b.delta(&a, 0, 1);
     let of = b.number(0);
     b.table.collect(of, u64::MAX);
-    // c has not heard of the removal.
+    // c has not received the removal.
     b.snapshot(&c, whole);
     b.delta(&a, 0, whole);
     assert_eq!(b.holds(), BTreeSet::from([(0, 2)]));
 }
 
 #[test]
-fn a_writer_is_not_retired_while_more_of_its_log_is_to_come() {
+fn a_writer_is_not_retired_while_a_part_of_its_log_is_missing() {
     let whole = 1 << 20;
     let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(2, 1);
     d.delta(&a, 0, whole);
     b.delta(&a, 0, whole);
     a.put(0, 2);
-    // Of two ranges d gets the first, and takes a for dead.
+    // d merges the first of two ranges; then a has ended, as far as d knows.
     d.range(&a, 1);
     let of = d.number(0);
     d.writers.end(of);
     d.adopt();
-    assert!(!d.retire(), "it knows of a second row, and not of what is between");
+    assert!(!d.retire(), "it knows that the log goes on, and lacks the rest");
     a.range(&d, 1);
     b.delta(&a, 0, whole);
     b.delta(&d, 3, whole);
@@ -440,7 +452,7 @@ fn a_writer_is_not_retired_while_more_of_its_log_is_to_come() {
 }
 
 #[test]
-fn a_writer_is_not_retired_by_who_is_behind_its_floor() {
+fn a_replica_behind_the_floor_of_a_writer_does_not_retire_it() {
     let whole = 1 << 20;
     let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     a.put(2, 1);
@@ -452,7 +464,7 @@ fn a_writer_is_not_retired_by_who_is_behind_its_floor() {
     c.writers.end(of);
     c.adopt();
     assert!(c.retire());
-    // The first range says how far c is, and is not all of it.
+    // The first range has c's versions, but not all of its rows.
     d.range(&c, 1);
     let of = d.number(0);
     d.writers.end(of);
@@ -465,20 +477,20 @@ fn a_writer_is_not_retired_by_who_is_behind_its_floor() {
 }
 
 #[test]
-fn who_was_taken_for_dead_ends_nothing_of_its_own_by_carrying_on_what_others_wrote() {
+fn a_writer_that_others_ended_does_not_kill_its_own_write_when_it_adopts_another() {
     let whole = 1 << 20;
     let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
     d.put(0, 1);
     a.put(0, 2);
     b.delta(&a, 0, whole);
     a.snapshot(&d, whole);
-    // b takes a for dead, carries on what it wrote and forgets its row; a hears of that.
+    // a has ended, as far as b knows. b adopts its write and drops its row, and a learns of that by a snapshot.
     let of = b.number(0);
     b.writers.end(of);
     b.adopt();
     assert!(b.retire());
     a.snapshot(&b, whole);
-    // a takes d for dead and carries on what that wrote, under the same key.
+    // d has ended, as far as a knows. a adopts d's write under the same key.
     let of = a.number(3);
     a.writers.end(of);
     a.adopt();

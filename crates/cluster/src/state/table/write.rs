@@ -1,48 +1,49 @@
-//! Writing at home: rows of this node, and what it carries on for writers that are over.
+//! Writes rows of this node: its own writes, and those that it adopts from writers that have ended.
 
 use crate::crdt::Merge;
 use crate::state::StoreId;
 use crate::state::row::{self, MAX_KEY_BYTES, MAX_KILLS};
 use crate::state::store::Store;
 use crate::state::table::{
-    Body, Carried, Context, Kills, Replica, Row, Table, encode_content, has_value, join_kills,
-    key_hash, more, small,
+    Body, Carried, Context, Kills, Replica, Row, Table, encode_content, extras, has_value,
+    join_kills, key_hash, saturating_u32,
 };
 use crate::state::writers::{Writer, Writers};
 
-/// A row was refused to its author.
+/// A write of this node was refused; nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedRow {
-    /// It would not fit into a frame.
+    /// The encoded key or content is too long.
     #[error("row of {store} is {bytes} bytes long, the limit is {limit}")]
     TooLarge {
-        /// Where to.
+        /// The store.
         store: StoreId,
-        /// How long.
+        /// The length, in bytes.
         bytes: usize,
-        /// How long it may be.
+        /// The longest allowed, in bytes.
         limit: usize,
     },
-    /// This writer has as many rows there as it may have.
-    #[error("{store} holds {limit} rows of this node, which is its limit")]
+    /// This node has as many rows in the store as it may have.
+    #[error("{store} has {limit} rows of this node, which is the limit")]
     Full {
-        /// Where to.
+        /// The store.
         store: StoreId,
-        /// How many it may have.
+        /// The most rows of one writer.
         limit: usize,
     },
-    /// Outside its bounds.
+    /// A key or value is outside its bounds.
     #[error("row of {store} is not valid: {reason}")]
     Invalid {
-        /// Where to.
+        /// The store.
         store: StoreId,
-        /// What is wrong with it.
+        /// Which one, and its value.
         reason: String,
     },
 }
 
 impl<S: Store> Table<S> {
-    /// Writes this node's own row; its new version, or the present one if nothing would change.
+    /// Writes a row of this node in a store with a row per node; returns the version, which is the old one if the value is
+    /// the same.
     pub(crate) fn put(
         &mut self,
         cx: &Context<'_>,
@@ -55,14 +56,14 @@ impl<S: Store> Table<S> {
         self.write(cx, key, Some(value), Vec::new(), Kills::new())
     }
 
-    /// Removes this node's own row; `None` if there is none.
+    /// Removes a row of this node in a store with a row per node; returns the version, `None` if there is no value.
     pub(crate) fn remove(&mut self, cx: &Context<'_>, key: &S::Key) -> Option<u64> {
         self.row(key, cx.me)?.own()?;
         let written = self.write(cx, key.clone(), None, Vec::new(), Kills::new());
-        Some(written.expect("it only shrinks"))
+        Some(written.expect("a row without a value is within all bounds"))
     }
 
-    /// Writes this node's own row, or removes it when there is no value; `None` if there was nothing to remove.
+    /// Writes or removes a row of this node in a store with a row per node; `None` if there was nothing to remove.
     pub(crate) fn put_or_remove(
         &mut self,
         cx: &Context<'_>,
@@ -75,6 +76,7 @@ impl<S: Store> Table<S> {
         }
     }
 
+    /// Replaces this node's row under `key`; returns the new version.
     fn write(
         &mut self,
         cx: &Context<'_>,
@@ -103,23 +105,24 @@ impl<S: Store> Table<S> {
             let bytes = key_bytes.len();
             return Err(RefusedRow::TooLarge { store, bytes, limit: MAX_KEY_BYTES });
         }
-        self.take(&key, cx.me);
+        self.remove_row(&key, cx.me);
         let log = self.log(cx.me);
         let version = log.applied + 1;
         log.advance(version, version);
         let row = Row {
             version,
             key_hash: key_hash(cx.writers, cx.me, &key_bytes),
-            bytes: small(bytes + key_bytes.len()),
+            bytes: saturating_u32(bytes + key_bytes.len()),
             body: add.map_or(Body::Dead, Body::Live),
-            more: more(kills, carried),
+            extras: extras(kills, carried),
         };
-        self.place(key, cx.me, row);
+        self.insert_row(key, cx.me, row);
         self.bound_tombstones();
         Ok(version)
     }
 
-    /// What is to be killed by who takes the place of all that `cell` holds: its own kills, with all dots of others.
+    /// The kills of a row of this node that replaces all rows in `cell`: those of the node's old row (R3), and all dots of
+    /// other writers.
     fn kills_of_seen(cell: &[(Writer, Row<S::Value>)], me: Writer) -> Kills {
         let mut kills = Kills::new();
         for (writer, row) in cell {
@@ -132,7 +135,7 @@ impl<S: Store> Table<S> {
         kills
     }
 
-    /// Writes a row that ends everything that was seen under `key`.
+    /// Writes a row that replaces everything that this node has seen under `key`. `is_alone`: all rows are this node's.
     fn replace(
         &mut self,
         cx: &Context<'_>,
@@ -151,7 +154,7 @@ impl<S: Store> Table<S> {
         Ok(version)
     }
 
-    /// Takes everything under `key` out of the table as far as it has been seen here; `None` if there is nothing.
+    /// Removes all values under `key` that this node has seen; returns the version, `None` if there is no value.
     pub(crate) fn remove_shared(
         &mut self,
         cx: &Context<'_>,
@@ -166,26 +169,29 @@ impl<S: Store> Table<S> {
         }
     }
 
-    /// Carries on up to `budget` rows of `of`, a writer that is over: its writes that no row of a writer which still writes
-    /// holds. Says how many; who is told of a write that it knows to be dead ignores it, so this may be done at any time
-    /// and by several.
+    /// Carries up to `budget` writes of `of`, a writer that has ended, in rows of this node: those that no row of a writer
+    /// that still writes holds. Returns how many. Several nodes may do this, at any time: a node ignores a carried write that
+    /// it knows to be dead.
     pub(crate) fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
         let Some(log) = self.logs.get(&of) else { return 0 };
-        let left: Vec<S::Key> = log
+        let keys: Vec<S::Key> = log
             .by_version
             .values()
             .filter(|key| !self.row(key, of).is_some_and(Row::is_opaque))
-            .filter(|key| !self.is_elsewhere(key, of, |writer| cx.writers.still_writes(writer)))
+            .filter(|key| {
+                !self.is_held_by_others(key, of, |writer| cx.writers.still_writes(writer))
+            })
             .take(budget)
             .cloned()
             .collect();
         let mut adopted = 0;
-        for key in left {
+        for key in keys {
             let mut carried: Vec<Carried<S::Value>> = Vec::new();
             let key_bytes = row::encode_key(&key);
             let cell = self.cells.get(&key).into_iter().flatten();
             for (writer, row) in cell {
-                // A row names all of its writer's writes that live; one that others carry may be in their rows alone.
+                // All live writes of a writer are in its own row. Writes of this node may be in rows of others alone, because
+                // those have adopted them.
                 let is_whole = [cx.me, of].contains(writer);
                 for (dot, value) in
                     row.writes(*writer).filter(|(dot, _)| is_whole || dot.0 == cx.me)
@@ -199,9 +205,9 @@ impl<S: Store> Table<S> {
             let own = self.row(&key, cx.me);
             let mut kills = own.map_or_else(Kills::new, |row| row.kills().into());
             if let Some(own) = own
-                && !own.lives()
+                && !own.has_dots()
             {
-                // The tombstone's place is taken by a row that may vanish: what it said is said in so many words.
+                // The row that replaces the tombstone may be dropped (R6), so the kill must be explicit.
                 join_kills(&mut kills, [(cx.me, own.version)]);
             }
             adopted += usize::from(self.write(cx, key, None, carried, kills).is_ok());
@@ -209,14 +215,14 @@ impl<S: Store> Table<S> {
         adopted
     }
 
-    /// Whether nothing of `of` is left that is not in others' rows too, and nothing more of it is known to come.
+    /// Whether rows of writers that still write hold all that `of` has written, and no rows of `of` are missing here.
     pub(crate) fn is_spent(&self, writers: &Writers, of: Writer) -> bool {
         let still_writes = |writer| writers.still_writes(writer);
         self.logs.get(&of).is_none_or(|log| {
             log.covered() == log.applied
                 && log.target.max(log.floor) <= log.applied
                 && log.tombstones.is_empty()
-                && log.by_version.values().all(|key| self.is_elsewhere(key, of, still_writes))
+                && log.by_version.values().all(|key| self.is_held_by_others(key, of, still_writes))
         })
     }
 }
@@ -225,14 +231,14 @@ impl<S: Store> Table<S>
 where
     S::Value: Merge,
 {
-    /// Writes `change` merged with all that is seen under `key`, whose place it takes.
+    /// Writes `change` merged with all values that this node has seen under `key`; the row replaces those.
     pub(crate) fn put_shared(
         &mut self,
         cx: &Context<'_>,
         key: &S::Key,
         change: S::Value,
     ) -> Result<u64, RefusedRow> {
-        // Found once: this is what a busy router does most.
+        // One look-up of the key, because a busy router does this most often.
         let (mut value, mut kills, mut is_alone) = (change, Kills::new(), true);
         if let Some(cell) = self.cells.get(key) {
             for (_, seen) in cell.iter().flat_map(|(writer, row)| row.writes(*writer)) {

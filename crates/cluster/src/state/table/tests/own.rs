@@ -1,5 +1,5 @@
-//! Stores in which each router has rows of its own. Everybody holds each writer's rows as it wrote them last, however they
-//! came; read together they are the counters of `crdts`.
+//! The laws of stores in which each router has rows of its own: however rows arrive, every replica ends with the last row
+//! of each writer under each key.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::state::table::Replica as _;
 
 /// A store in which each node has rows of its own, whose values can be made from a number.
 pub(crate) trait OwnSample: Store {
-    /// Whether a row is ever taken back.
+    /// Whether nodes remove rows.
     const REMOVES: bool = false;
     fn key(at: usize, n: u8) -> Self::Key;
     fn value(number: u64) -> Self::Value;
@@ -21,7 +21,7 @@ pub(crate) trait OwnSample: Store {
 pub(crate) enum Event {
     Put(usize, u8),
     Remove(usize, u8),
-    /// From, to, whose stream, how much of it.
+    /// Sender, receiver, writer, and most bytes of the writer's log.
     Delta(usize, usize, usize, usize),
     Range(usize, usize, usize),
     Collect(usize, usize),
@@ -57,6 +57,7 @@ fn rows<S: OwnSample>(replica: &Replica<S>) -> Rows<S> {
 pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseError> {
     let mut replicas: Vec<Replica<S>> = (0..REPLICAS).map(Replica::new).collect();
     let mut written: Rows<S> = BTreeMap::new();
+    let mut logs = vec![BTreeMap::new(); REPLICAS];
     for (number, event) in (1u64..).zip(events) {
         match *event {
             Event::Put(at, n) => {
@@ -82,6 +83,9 @@ pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseEr
                 replicas[at].table.collect(of, u64::MAX);
             }
         }
+        for (replica, logs) in replicas.iter().zip(&mut logs) {
+            replica.check_logs(logs);
+        }
     }
     for _ in 0..3 {
         for from in 0..REPLICAS {
@@ -95,7 +99,7 @@ pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseEr
     }
     for replica in &replicas {
         prop_assert!(rows(replica) == written, "{} lacks or has too much", replica.at);
-        prop_assert_eq!(replica.table.print, replicas[0].table.print);
+        prop_assert_eq!(replica.table.fingerprint, replicas[0].table.fingerprint);
         check_sums(&replica.table);
     }
     Ok(written)

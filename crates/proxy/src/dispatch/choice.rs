@@ -1,0 +1,112 @@
+//! One pick: which worker gets the next attempt.
+
+use std::sync::Arc;
+
+use rand::Rng;
+use smg_routing::fleet::{Fleet, InFlight, ServedBy, Worker};
+use smg_routing::policies::{Entry, Policies};
+use smg_routing::policy::Decision;
+use smg_routing::prefix;
+use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
+
+use super::candidates;
+use super::request::{DispatchError, Request};
+
+/// The choice for one attempt.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) worker: Arc<Worker>,
+    /// What the worker calls the model, if it is another name than the client's.
+    pub(super) renamed: Option<ModelId>,
+    pub(super) in_flight: InFlight,
+    pub(super) entry: Arc<Entry>,
+    pub(super) decision: Decision,
+    /// Whether another worker could be tried after this one.
+    pub(super) others: bool,
+}
+
+/// Block hashes of the prompt, computed when a policy first asks for them.
+#[derive(Debug, Default)]
+pub(super) struct Blocks(Option<Vec<u64>>);
+
+impl Blocks {
+    /// The hashes; none while no policy has asked for them.
+    pub(super) fn hashes(&self) -> &[u64] {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    fn compute(&mut self, root: u64, prompt: &[&[u8]]) {
+        if self.0.is_none() {
+            let mut hashes = Vec::new();
+            prefix::chain(root, prompt, &mut hashes);
+            self.0 = Some(hashes);
+        }
+    }
+}
+
+/// Picks a worker from the present snapshot of the fleet and takes a place on it. `tried`: the workers that were tried
+/// before, the last one at the end.
+///
+/// # Errors
+/// If no worker serves the model, or none can take the request now.
+pub(super) fn choose(
+    fleet: &Fleet,
+    policies: &Policies,
+    request: &Request<'_>,
+    tried: &[WorkerId],
+    blocks: &mut Blocks,
+    now: Now,
+    rng: &mut dyn Rng,
+) -> Result<Chosen, DispatchError> {
+    let snapshot = fleet.load();
+    let members = match snapshot.served_by(request.model) {
+        ServedBy::Members(members) => members,
+        ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
+        ServedBy::UnknownModel if request.model.is_none() => {
+            return Err(DispatchError::NoneAvailable);
+        }
+        ServedBy::UnknownModel => return Err(DispatchError::NoSuchModel),
+    };
+    let table = policies.table(&snapshot);
+    let entry = table.entry(request.model);
+    if entry.policy.wants_blocks() {
+        blocks.compute(entry.root(request.model), request.prompt);
+    }
+    let hint = request.hint(blocks.hashes(), entry);
+    let weights = &entry.weights;
+    let mut found = candidates::of(members, tried, now, fleet.config(), weights);
+    let mut untried = true;
+    if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
+        // All were tried: then any worker but the last one, and the last one only if it is the only one. A worker that
+        // is merely full is worth waiting for, if that is allowed.
+        untried = false;
+        let last = std::slice::from_ref(last);
+        found = candidates::of(members, last, now, fleet.config(), weights);
+        if found.list.is_empty() && !found.full {
+            found = candidates::of(members, &[], now, fleet.config(), weights);
+        }
+    }
+    loop {
+        let Some(pick) = entry.policy.pick(&found.list, &hint, now, rng) else {
+            return Err(DispatchError::NoneAvailable);
+        };
+        let member = &members[found.members[pick.index] as usize];
+        // Since the candidates were listed, the worker may have filled up, or its half-open breaker may have let its one
+        // request through.
+        let Some(in_flight) = member.worker.begin(now, &fleet.config().breaker, found.anyway)
+        else {
+            found.remove(pick.index);
+            continue;
+        };
+        entry.count_decision(pick.decision);
+        return Ok(Chosen {
+            worker: Arc::clone(&member.worker),
+            renamed: member.renamed.clone(),
+            in_flight,
+            entry: Arc::clone(entry),
+            decision: pick.decision,
+            others: untried && found.list.len() > 1,
+        });
+    }
+}

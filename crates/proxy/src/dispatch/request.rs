@@ -1,0 +1,124 @@
+//! A request as dispatch takes it, and what comes of it: a response with its trace, or an error.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Response};
+use smg_routing::limit::{Priority, Rejected};
+use smg_routing::policies::Entry;
+use smg_routing::policy::{Decision, Hint};
+use smg_types::ids::{ModelId, WorkerId};
+
+use super::body::{ResponseBody, StreamEnd};
+use crate::upstream::SendError;
+
+/// A request, read as far as routing needs it.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query as the client sent them.
+    pub path_and_query: PathAndQuery,
+    /// Its name in the log.
+    pub request_id: &'a HeaderValue,
+    /// What the worker gets, apart from `host`, `content-length` and its own `authorization`.
+    pub headers: HeaderMap,
+    /// The body as the client sent it.
+    pub body: Bytes,
+    /// The model that it names.
+    pub model: Option<&'a str>,
+    /// Where the model's name lies in the body.
+    pub model_at: Option<ModelPlace>,
+    /// Whether the client asked for a stream.
+    pub stream: bool,
+    /// What a stream that breaks ends with.
+    pub stream_end: StreamEnd,
+    /// Session or routing key.
+    pub session: Option<&'a [u8]>,
+    /// The pieces of the prompt, in the order in which an engine sees them.
+    pub prompt: &'a [&'a [u8]],
+    /// Its class in the queue.
+    pub priority: Priority,
+}
+
+/// Where a body names its model: a worker may call the model by another name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelPlace {
+    /// A JSON string, quotes included.
+    Json(Range<usize>),
+    /// Plain text, as in a part of a form.
+    Text(Range<usize>),
+}
+
+/// A response and how it came to be.
+#[derive(Debug)]
+pub struct Dispatched {
+    /// The worker's response.
+    pub response: Response<ResponseBody>,
+    /// How it came to be.
+    pub trace: Trace,
+}
+
+/// How a response came to be, for `--debug-headers` and the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Trace {
+    /// The worker that answered.
+    pub worker: WorkerId,
+    /// The policy that picked it.
+    pub policy: &'static str,
+    /// Why the policy picked it.
+    pub decision: Decision,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Time spent in the router itself before the last attempt was sent, waits included.
+    pub overhead: Duration,
+}
+
+/// Why a request got no response from a worker.
+#[derive(Debug, thiserror::Error)]
+pub enum DispatchError {
+    /// No worker serves such a model.
+    #[error("the model does not exist or no worker serves it")]
+    NoSuchModel,
+    /// Workers are known, but none can take it now.
+    #[error("no worker is available")]
+    NoneAvailable,
+    /// As many requests as allowed are at the workers, and the queue is full.
+    #[error("too many requests are being served")]
+    Rejected(#[source] Rejected),
+    /// It waited in the queue for too long.
+    #[error("waited {0:?} for a place")]
+    QueueTimeout(Duration),
+    /// The last attempt failed.
+    #[error("the last of {attempts} attempts failed")]
+    Failed {
+        /// Attempts made.
+        attempts: u32,
+        /// What went wrong with the last.
+        #[source]
+        source: SendError,
+    },
+}
+
+impl Request<'_> {
+    /// The body for a worker that calls the model `model`. This is the only change that is made to a body.
+    pub(super) fn body_for(&self, model: &ModelId) -> Bytes {
+        let (at, name) = match &self.model_at {
+            None => return self.body.clone(),
+            Some(ModelPlace::Json(at)) => {
+                (at, serde_json::to_vec(model).expect("a string is JSON"))
+            }
+            Some(ModelPlace::Text(at)) => (at, model.as_str().as_bytes().to_vec()),
+        };
+        [&self.body[..at.start], &name, &self.body[at.end..]].concat().into()
+    }
+
+    /// What the policy of `entry` is told of the request. `blocks`: the hashes of the prompt's blocks, if they are known.
+    pub(super) fn hint<'h>(&'h self, blocks: &'h [u64], entry: &Entry) -> Hint<'h> {
+        let prompt_bytes = self.prompt.iter().map(|piece| piece.len()).sum();
+        let model = entry.session_root(self.session, self.model);
+        Hint { session: self.session, blocks, prompt_bytes, model }
+    }
+}

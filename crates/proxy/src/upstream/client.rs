@@ -1,0 +1,297 @@
+//! The client of one data-path thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use smg_runtime::clock::Clock;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::{Kind, Shortage};
+use smg_runtime::tls::{self, Live};
+use smg_types::spec::{Secret, WorkerUrl};
+
+use super::body::{self, BodyError, ResponseBody};
+use super::config::Config;
+use super::connection::{self, Connection, NoAnswer, Request};
+use super::error::{Delivery, SendError};
+use super::head::Answer;
+use super::pool::Pool;
+use super::request::{self, Outgoing, Question, bearer};
+
+/// Sends requests to workers, from one thread.
+#[derive(Debug)]
+pub struct Client {
+    config: Config,
+    clock: Clock,
+    tls: Option<Arc<Live<tls::ClientConfig>>>,
+    dialer: Arc<Dialer>,
+    pool: Arc<Pool>,
+    connections: Arc<connection::Shared>,
+}
+
+/// How long the check may take whether anybody listens at a worker that has closed a connection.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a connection must stay open for its worker to be taken for alive: the system completes handshakes for a
+/// process that is ending, and resets them a moment later.
+const SETTLE: Duration = Duration::from_millis(50);
+
+impl Client {
+    /// A client without connections. `tls` is for workers behind `https`; each new connection takes it as it is then.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        tls: Option<Arc<Live<tls::ClientConfig>>>,
+        dialer: Arc<Dialer>,
+        clock: Clock,
+    ) -> Self {
+        let descriptors = Arc::clone(dialer.descriptors());
+        let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive, descriptors));
+        let connections = Arc::new(connection::Shared::new(dialer.shortages().clone()));
+        Self { config, clock, tls, dialer, pool, connections }
+    }
+
+    /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
+    /// closes the connection.
+    ///
+    /// A worker may close a connection that was kept open at the very moment at which a request is sent on it. The
+    /// request is sent again, to the same worker over a new connection, if it provably was not read whole or its method
+    /// is idempotent (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+    ///
+    /// # Errors
+    /// If there is no response head; the error says how much of the request the worker may have read.
+    pub async fn send(
+        &self,
+        worker: &WorkerUrl,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<Response<ResponseBody>, SendError> {
+        self.send_within(worker, outgoing, Duration::MAX).await
+    }
+
+    /// The same with each phase within `timeout`.
+    async fn send_within(
+        &self,
+        worker: &WorkerUrl,
+        outgoing: &Outgoing<'_>,
+        timeout: Duration,
+    ) -> Result<Response<ResponseBody>, SendError> {
+        let started = self.clock.mono();
+        let request = Request::new(request::write_head(worker, outgoing), outgoing.body.clone());
+        let mut delivered = Delivery::Nothing;
+        while let Some(mut connection) = self.pool.take(worker.id(), started) {
+            match self.exchange(&mut connection, request.clone(), outgoing, timeout).await? {
+                Ok(answer) => {
+                    return Ok(self.respond(worker, connection, answer, started, outgoing.stream));
+                }
+                // The next one may be open.
+                Err(Delivery::Nothing) => {}
+                Err(delivery) => {
+                    drop(connection);
+                    if delivery == Delivery::PerhapsAll && !outgoing.method.is_idempotent() {
+                        return Err(self.lost(worker, delivery).await);
+                    }
+                    delivered = delivery;
+                    break;
+                }
+            }
+        }
+        let mut connection = match self.connect(worker, timeout).await {
+            Ok(connection) => connection,
+            // What was lost before counts, although nothing was sent this time.
+            Err(error) if error.is_gone() && delivered != Delivery::Nothing => {
+                return Err(SendError::Lost { delivery: delivered, gone: true });
+            }
+            Err(error) => return Err(error),
+        };
+        match self.exchange(&mut connection, request, outgoing, timeout).await? {
+            Ok(answer) => Ok(self.respond(worker, connection, answer, started, outgoing.stream)),
+            Err(delivery) => {
+                drop(connection);
+                Err(self.lost(worker, delivery.max(delivered)).await)
+            }
+        }
+    }
+
+    /// Asks a worker for a small document, within `timeout`.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub async fn fetch(
+        &self,
+        worker: &WorkerUrl,
+        method: Method,
+        path: &str,
+        key: Option<&Secret>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let question = Question { method, path, key, body: Bytes::new() };
+        self.ask(worker, question, timeout, most).await
+    }
+
+    /// Asks `question` and reads the whole answer, within `timeout` and at most `most` bytes.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; an answer that is too long or breaks off is [`SendError::Lost`], one that takes too long
+    /// [`SendError::HeadTimeout`].
+    pub async fn ask(
+        &self,
+        worker: &WorkerUrl,
+        question: Question<'_>,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), SendError> {
+        let Question { method, path, key, body } = question;
+        let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let mut headers = HeaderMap::new();
+        if !body.is_empty() {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let outgoing = Outgoing {
+            method: &method,
+            path_and_query: &path_and_query,
+            headers: &headers,
+            authorization: key.and_then(bearer),
+            body,
+            stream: false,
+        };
+        let whole = async {
+            let response = self.send_within(worker, &outgoing, timeout).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            let mut text = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame.map_err(unread)?.into_data() {
+                    if text.len() + data.len() > most {
+                        return Err(SendError::Lost {
+                            delivery: Delivery::PerhapsAll,
+                            gone: false,
+                        });
+                    }
+                    text.extend_from_slice(&data);
+                }
+            }
+            Ok((status, text.freeze()))
+        };
+        // A little longer than its phases, so that the phase that took too long names itself.
+        let timeout_in_all = timeout + Duration::from_millis(50);
+        tokio::time::timeout(timeout_in_all, whole)
+            .await
+            .unwrap_or(Err(SendError::HeadTimeout(timeout)))
+    }
+
+    /// Closes connections that have been idle for too long. Called now and then by the thread that owns this client.
+    pub fn evict(&self) {
+        self.pool.evict(self.clock.mono());
+    }
+
+    /// How long an exchange may take as a whole.
+    fn total(&self, stream: bool) -> Option<Duration> {
+        if stream { self.config.stream_timeout } else { self.config.total_timeout }
+    }
+
+    async fn connect(
+        &self,
+        worker: &WorkerUrl,
+        timeout: Duration,
+    ) -> Result<Connection, SendError> {
+        let timeout = timeout.min(self.config.connect_timeout);
+        let open = || {
+            let tls = self.tls.as_deref();
+            Connection::open(worker, &self.dialer, timeout, tls, &self.connections, self.clock)
+        };
+        match open().await {
+            Err(SendError::Shortage { shortage, .. })
+                if shortage.kind == Kind::Descriptors && self.pool.give_up_one() =>
+            {
+                open().await
+            }
+            opened => opened,
+        }
+    }
+
+    /// A request was lost on a connection that is closed now.
+    async fn lost(&self, worker: &WorkerUrl, delivery: Delivery) -> SendError {
+        SendError::Lost { delivery, gone: self.is_gone(worker).await }
+    }
+
+    /// Whether nobody listens at a worker any more: then nothing can be generating there.
+    async fn is_gone(&self, worker: &WorkerUrl) -> bool {
+        for _ in 0..3 {
+            match self.connect(worker, CHECK).await {
+                Err(error) => return error.is_gone(),
+                Ok(mut connection) => {
+                    if connection.stays_open(SETTLE).await {
+                        self.pool.put(worker.id(), connection, self.clock.mono());
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// One request over one connection, up to the body of its answer; or how much of it was delivered before the
+    /// connection was lost.
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        request: Request,
+        outgoing: &Outgoing<'_>,
+        timeout: Duration,
+    ) -> Result<Result<Answer, Delivery>, SendError> {
+        // An answer that is no stream takes most of its time before its head: the total holds here as well.
+        let timeout = self
+            .total(outgoing.stream)
+            .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout))
+            .min(timeout);
+        match tokio::time::timeout(timeout, connection.exchange(request, outgoing.method)).await {
+            Err(_elapsed) => Err(SendError::HeadTimeout(timeout)),
+            Ok(Ok(answer)) => Ok(Ok(answer)),
+            Ok(Err(NoAnswer::Lost(delivery))) => Ok(Err(delivery)),
+            Ok(Err(NoAnswer::Protocol(error))) => Err(SendError::Protocol(error)),
+            Ok(Err(NoAnswer::Shortage(shortage, delivery))) => {
+                Err(SendError::Shortage { shortage, delivery })
+            }
+        }
+    }
+
+    fn respond(
+        &self,
+        worker: &WorkerUrl,
+        connection: Connection,
+        answer: Answer,
+        started: Duration,
+        stream: bool,
+    ) -> Response<ResponseBody> {
+        let Answer { status, headers, incoming, keeps } = answer;
+        let home = keeps.then(|| (Arc::clone(&self.pool), worker.id()));
+        let limits = body::Limits {
+            idle: self.config.idle_timeout,
+            deadline: self.total(stream).map(|total| started + total),
+            stream,
+        };
+        let body = ResponseBody::new(incoming, connection, home, self.clock, limits);
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// The body of a document broke.
+fn unread(error: BodyError) -> SendError {
+    let lost = SendError::Lost { delivery: Delivery::PerhapsAll, gone: false };
+    match error {
+        BodyError::Broken(error) => Shortage::try_from_error(error).map_or(lost, |shortage| {
+            SendError::Shortage { shortage, delivery: Delivery::PerhapsAll }
+        }),
+        BodyError::Framing(_) | BodyError::Idle(_) | BodyError::Total => lost,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! The metrics of models and policies. Handles are looked up once per model and policy.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+};
+use smg_types::ids::ModelId;
+
+use crate::policy::Decision;
+
+/// The metric families of models and policies.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    first_byte: HistogramVec,
+    decisions: IntCounterVec,
+    predicted: IntCounter,
+    actual: IntCounter,
+}
+
+/// The end of a dispatched request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The response was complete.
+    Complete,
+    /// The worker's final answer was a 5xx.
+    WorkerError,
+    /// The response broke off.
+    Broken,
+    /// The client left.
+    ClientLeft,
+    /// The last attempt got no answer. A request that was refused before its first attempt is counted by
+    /// `smg_http_requests_total` only.
+    Failed,
+}
+
+impl Ending {
+    const ALL: [Self; 5] =
+        [Self::Complete, Self::WorkerError, Self::Broken, Self::ClientLeft, Self::Failed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::WorkerError => "worker_error",
+            Self::Broken => "broken",
+            Self::ClientLeft => "client_left",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Requests since the start, by how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endings {
+    /// Requests with a complete response.
+    pub complete: u64,
+    /// Requests that a worker or this router failed.
+    pub failed: u64,
+    /// Requests whose client left.
+    pub client_left: u64,
+}
+
+/// The handles of one model.
+#[derive(Debug, Clone)]
+pub struct ModelMetrics {
+    endings: [IntCounter; Ending::ALL.len()],
+    /// Time from dispatch to the last byte of the response, in seconds.
+    pub duration: Histogram,
+    /// Time from dispatch to the first byte of the response's body, in seconds.
+    pub first_byte: Histogram,
+}
+
+impl ModelMetrics {
+    /// Counts a request that ended.
+    pub fn count(&self, ending: Ending) {
+        self.endings[ending as usize].inc();
+    }
+
+    /// The requests that were counted.
+    pub(super) fn endings(&self) -> Endings {
+        let count = |ending: Ending| self.endings[ending as usize].get();
+        Endings {
+            complete: count(Ending::Complete),
+            failed: count(Ending::WorkerError) + count(Ending::Broken) + count(Ending::Failed),
+            client_left: count(Ending::ClientLeft),
+        }
+    }
+}
+
+/// The handles of one policy.
+#[derive(Debug, Clone)]
+pub(super) struct PolicyMetrics {
+    decisions: [IntCounter; DECISIONS.len()],
+    predicted: IntCounter,
+    actual: IntCounter,
+}
+
+/// One decision of each kind, in the order of the handles.
+const DECISIONS: [Decision; 7] = [
+    Decision::Plain,
+    Decision::Hit(0.0),
+    Decision::Balance,
+    Decision::Miss,
+    Decision::Sticky,
+    Decision::Spill,
+    Decision::NoKey,
+];
+
+impl PolicyMetrics {
+    /// Counts a pick.
+    pub(super) fn count(&self, decision: Decision) {
+        let at = match decision {
+            Decision::Plain => 0,
+            Decision::Hit(_) => 1,
+            Decision::Balance => 2,
+            Decision::Miss => 3,
+            Decision::Sticky => 4,
+            Decision::Spill => 5,
+            Decision::NoKey => 6,
+        };
+        self.decisions[at].inc();
+    }
+
+    /// Counts the tokens of a prompt that were expected in a worker's cache, and those that were in it.
+    pub(super) fn count_cached(&self, predicted: u64, actual: u64) {
+        self.predicted.inc_by(predicted);
+        self.actual.inc_by(actual);
+    }
+}
+
+/// Buckets from a fast embedding to a long generation, in seconds.
+const SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+
+impl Metrics {
+    /// Registers the families.
+    ///
+    /// # Errors
+    /// If a family of the same name is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let histogram = |name: &str, help: &str| {
+            HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), &["model"])
+        };
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
+        let metrics = Self {
+            requests: counter(
+                "smg_router_requests_total",
+                "Requests that were dispatched, by model and how they ended.",
+                &["outcome", "model"],
+            )?,
+            duration: histogram(
+                "smg_router_request_duration_seconds",
+                "Time from dispatch to the response's last byte.",
+            )?,
+            first_byte: histogram(
+                "smg_router_first_byte_seconds",
+                "Time from dispatch to the first byte of the response's body: for streams, the time to the first token.",
+            )?,
+            decisions: counter(
+                "smg_policy_decisions_total",
+                "Picks by policy and why the worker was picked.",
+                &["policy", "decision"],
+            )?,
+            predicted: IntCounter::new(
+                "smg_affinity_predicted_cached_tokens_total",
+                "Tokens of prompts that cache_aware expected to be cached, where the answer says how many were.",
+            )?,
+            actual: IntCounter::new(
+                "smg_affinity_actual_cached_tokens_total",
+                "Tokens that were cached of the prompts of which cache_aware expected it, as the answers say.",
+            )?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.first_byte.clone()))?;
+        registry.register(Box::new(metrics.decisions.clone()))?;
+        registry.register(Box::new(metrics.predicted.clone()))?;
+        registry.register(Box::new(metrics.actual.clone()))?;
+        Ok(metrics)
+    }
+
+    /// The handles of a model.
+    pub(super) fn model(&self, model: &str) -> ModelMetrics {
+        ModelMetrics {
+            endings: Ending::ALL
+                .map(|ending| self.requests.with_label_values(&[ending.name(), model])),
+            duration: self.duration.with_label_values(&[model]),
+            first_byte: self.first_byte.with_label_values(&[model]),
+        }
+    }
+
+    /// Removes the series of a model that no worker serves any more.
+    pub(super) fn forget(&self, model: &ModelId) {
+        let model = model.as_str();
+        // An error means that there was no such series.
+        for ending in Ending::ALL {
+            let _absent = self.requests.remove_label_values(&[ending.name(), model]);
+        }
+        let _absent = self.duration.remove_label_values(&[model]);
+        let _absent = self.first_byte.remove_label_values(&[model]);
+    }
+
+    /// The handles of a policy.
+    pub(super) fn policy(&self, policy: &str) -> PolicyMetrics {
+        PolicyMetrics {
+            decisions: DECISIONS
+                .map(|decision| self.decisions.with_label_values(&[policy, decision.name()])),
+            predicted: self.predicted.clone(),
+            actual: self.actual.clone(),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The policy of each model, kept in step with the fleet.
+//!
+//! [`Policies`] holds a table of one [`Entry`] per model, made for one version of the fleet's snapshot. Each pick
+//! compares the two versions, which are one number each, and brings the table up to date when they differ. When a worker
+//! has left the fleet or has lost its cache, all policies forget what they have learnt about it.
+
+mod metrics;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use smg_types::ids::{ModelId, WorkerId};
+use tracing::warn;
+
+pub use metrics::{Ending, Endings, Metrics, ModelMetrics};
+
+use crate::fleet::Snapshot;
+use crate::policy::{self, Decision, Kind, Memory, Policy};
+use crate::prefix;
+
+/// All policies in use.
+#[derive(Debug)]
+pub struct Policies {
+    config: policy::Config,
+    memory: Arc<Memory>,
+    metrics: Metrics,
+    table: ArcSwap<Table>,
+    /// Held while the table is rebuilt.
+    settings: Mutex<Settings>,
+}
+
+/// The settings of the admin API, by model.
+pub type Settings = BTreeMap<ModelId, Setting>;
+
+/// The setting of the admin API for one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// The policy.
+    pub kind: Kind,
+    /// The parameters of the policy.
+    pub config: policy::Config,
+    /// Weights that replace those in the workers' specs.
+    pub weights: BTreeMap<WorkerId, u32>,
+}
+
+/// The policies at one version of the fleet.
+#[derive(Debug)]
+pub struct Table {
+    version: u64,
+    by_model: HashMap<ModelId, Arc<Entry>>,
+    /// For requests without a model, and for models that no worker lists.
+    other: Arc<Entry>,
+    cache_epochs: HashMap<WorkerId, u32>,
+}
+
+/// A model's policy with its metric handles.
+#[derive(Debug)]
+pub struct Entry {
+    /// The policy.
+    pub policy: Arc<dyn Policy>,
+    /// The metric handles of the model.
+    pub metrics: ModelMetrics,
+    /// Weights that replace those in the workers' specs.
+    pub weights: BTreeMap<WorkerId, u32>,
+    kind: Kind,
+    config: policy::Config,
+    /// The hash that the block chains of this model's prompts start from; `None`: the entry serves several models.
+    root: Option<u64>,
+    policy_metrics: metrics::PolicyMetrics,
+}
+
+impl Policies {
+    /// Uses the default policy for every model, until a worker's label or the admin API names another.
+    #[must_use]
+    pub fn new(config: policy::Config, index: Arc<prefix::Index>, metrics: Metrics) -> Self {
+        let memory = Arc::new(Memory::new(&config, index));
+        let other = Arc::new(Entry::new(None, default_setting(&config), &memory, &metrics));
+        let table =
+            Table { version: 0, by_model: HashMap::new(), other, cache_epochs: HashMap::new() };
+        Self {
+            config,
+            memory,
+            metrics,
+            table: ArcSwap::from_pointee(table),
+            settings: Mutex::default(),
+        }
+    }
+
+    /// The memory that all policies share.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The configuration that settings begin from.
+    #[must_use]
+    pub fn config(&self) -> &policy::Config {
+        &self.config
+    }
+
+    /// All settings of the admin API.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.settings.lock().clone()
+    }
+
+    /// The requests of each model since the start, by how they ended. Models that no worker serves any more are left out.
+    #[must_use]
+    pub fn endings(&self) -> Vec<(ModelId, Endings)> {
+        let table = self.table.load();
+        table.by_model.iter().map(|(id, entry)| (id.clone(), entry.metrics.endings())).collect()
+    }
+
+    /// Sets the policy of a model. With `None` the workers' labels and the default decide again.
+    pub fn set(&self, model: &ModelId, setting: Option<Setting>, snapshot: &Snapshot) {
+        let mut settings = self.settings.lock();
+        let changed = match setting {
+            Some(setting) => settings.insert(model.clone(), setting.clone()) != Some(setting),
+            None => settings.remove(model).is_some(),
+        };
+        if changed {
+            self.rebuild(&settings, snapshot);
+        }
+    }
+
+    /// The table for `snapshot`, or a newer one. Don't hold the guard across an await.
+    pub fn table(&self, snapshot: &Snapshot) -> Guard<Arc<Table>> {
+        let table = self.table.load();
+        if table.version >= snapshot.version {
+            return table;
+        }
+        drop(table);
+        let settings = self.settings.lock();
+        // Another thread may have rebuilt it while this one waited for the lock.
+        if self.table.load().version < snapshot.version {
+            self.rebuild(&settings, snapshot);
+        }
+        drop(settings);
+        self.table.load()
+    }
+
+    /// The policy of requests without an entry of their own, and the policy of each model in `snapshot`.
+    #[must_use]
+    pub fn in_use(&self, snapshot: &Snapshot) -> (Kind, BTreeMap<ModelId, Kind>) {
+        let table = self.table(snapshot);
+        let models = table.by_model.iter().map(|(id, entry)| (id.clone(), entry.kind));
+        (table.other.kind, models.collect())
+    }
+
+    /// Builds the table for `snapshot`. The caller holds the lock on `settings`.
+    fn rebuild(&self, settings: &Settings, snapshot: &Snapshot) {
+        let old = self.table.load_full();
+        let mut by_model = HashMap::new();
+        for (id, model) in snapshot.models() {
+            let wanted = match settings.get(id) {
+                Some(setting) => setting.clone(),
+                None => {
+                    let kind = self.kind_of(id, model.policy.as_deref());
+                    Setting { kind, ..default_setting(&self.config) }
+                }
+            };
+            let entry = match old.by_model.get(id) {
+                Some(present) if present.follows(&wanted) => Arc::clone(present),
+                Some(_) | None => {
+                    Arc::new(Entry::new(Some(id), wanted, &self.memory, &self.metrics))
+                }
+            };
+            by_model.insert(id.clone(), entry);
+        }
+        let cache_epochs: HashMap<_, _> =
+            snapshot.workers().iter().map(|worker| (worker.id, worker.cache_epoch)).collect();
+        for (worker, epoch) in &old.cache_epochs {
+            if cache_epochs.get(worker) != Some(epoch) {
+                for entry in by_model.values().chain([&old.other]) {
+                    entry.policy.forget(*worker);
+                }
+            }
+        }
+        for id in old.by_model.keys().filter(|id| !by_model.contains_key(*id)) {
+            self.metrics.forget(id);
+        }
+        let other = Arc::clone(&old.other);
+        self.table.store(Arc::new(Table {
+            version: snapshot.version.max(old.version),
+            by_model,
+            other,
+            cache_epochs,
+        }));
+    }
+
+    fn kind_of(&self, model: &ModelId, label: Option<&str>) -> Kind {
+        let Some(name) = label else { return self.config.kind };
+        name.parse().unwrap_or_else(|error| {
+            warn!(%model, %error, "the workers' label policy names no policy, the default is used");
+            self.config.kind
+        })
+    }
+}
+
+/// The setting of a model without a label and without a setting of the admin API.
+fn default_setting(config: &policy::Config) -> Setting {
+    Setting { kind: config.kind, config: config.clone(), weights: BTreeMap::new() }
+}
+
+impl Table {
+    /// The entry for requests that name `model`.
+    #[must_use]
+    pub fn entry(&self, model: Option<&str>) -> &Arc<Entry> {
+        model.and_then(|model| self.by_model.get(model)).unwrap_or(&self.other)
+    }
+}
+
+impl Entry {
+    /// `model`: `None` for the entry that serves all models without one of their own.
+    fn new(
+        model: Option<&ModelId>,
+        setting: Setting,
+        memory: &Arc<Memory>,
+        metrics: &Metrics,
+    ) -> Self {
+        let Setting { kind, config, weights } = setting;
+        let policy = policy::build(kind, &config, Arc::clone(memory));
+        Self {
+            metrics: metrics.model(model.map_or("other", ModelId::as_str)),
+            policy_metrics: metrics.policy(policy.name()),
+            policy,
+            weights,
+            kind,
+            config,
+            root: model.map(prefix::root),
+        }
+    }
+
+    /// Whether the entry was made for this setting.
+    fn follows(&self, setting: &Setting) -> bool {
+        self.kind == setting.kind
+            && self.config == setting.config
+            && self.weights == setting.weights
+    }
+
+    /// The hash that the block chain of a prompt for `model` starts from.
+    #[must_use]
+    pub fn root(&self, model: Option<&str>) -> u64 {
+        self.root.unwrap_or_else(|| prefix::root(&ModelId::from(model.unwrap_or_default())))
+    }
+
+    /// The hash that keeps the sessions of `model` apart from those of other models. Without a session nothing is hashed.
+    #[must_use]
+    pub fn session_root(&self, session: Option<&[u8]>, model: Option<&str>) -> u64 {
+        match self.root {
+            Some(root) => root,
+            None if session.is_some() => self.root(model),
+            None => 0,
+        }
+    }
+
+    /// Counts a pick.
+    pub fn count_decision(&self, decision: Decision) {
+        self.policy_metrics.count(decision);
+    }
+
+    /// Counts the tokens of a prompt that were expected in a worker's cache, and those that were in it.
+    pub fn count_cached(&self, predicted: u64, actual: u64) {
+        self.policy_metrics.count_cached(predicted, actual);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! The log's way to standard error: a bounded queue in memory and one thread that owns the file.
+//!
+//! A caller appends its line to the queue and goes on, whatever standard error does. If the reader of the pipe has gone,
+//! the disk is full, or nobody empties the pipe, lines are lost and counted by reason. No request and no thread waits, and
+//! nothing panics. As soon as a line gets through again, the next one says how many were lost.
+//!
+//! Not guaranteed: a line that was queued when the process is killed is lost and not counted.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Bytes of lines that wait for the writing thread; about 5,000 lines.
+pub(super) const MOST_BYTES: usize = 1 << 20;
+
+/// What an emptied buffer may keep, in bytes, so that one burst does not hold memory for ever.
+const KEPT_BYTES: usize = 64 << 10;
+
+/// Pause before the next attempt on a non-blocking file that takes nothing.
+const NOT_READY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Takes lines and never waits for whoever reads them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Sink {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// The queue is not empty any more.
+    filled: Condvar,
+    /// Everything that was queued has been written or lost.
+    settled: Condvar,
+    lost: Lost,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Whole lines.
+    lines: Vec<u8>,
+    /// The thread writes lines that it has taken.
+    writing: bool,
+}
+
+impl Queue {
+    fn is_settled(&self) -> bool {
+        self.lines.is_empty() && !self.writing
+    }
+}
+
+/// Why lines are lost; the label `reason` of `smg_log_dropped_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// [`MOST_BYTES`] wait already: whoever reads is slower than what is logged, or has stopped.
+    QueueFull,
+    /// The reader of the pipe has gone.
+    Closed,
+    /// The disk, or a quota on it, is full.
+    NoSpace,
+    /// Another error of the file.
+    Error,
+}
+
+impl Reason {
+    const ALL: [Self; 4] = [Self::QueueFull, Self::Closed, Self::NoSpace, Self::Error];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Closed => "closed",
+            Self::NoSpace => "no_space",
+            Self::Error => "error",
+        }
+    }
+
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Error,
+        }
+    }
+}
+
+/// Counts lost lines.
+#[derive(Debug)]
+struct Lost {
+    family: IntCounterVec,
+    by_reason: [IntCounter; Reason::ALL.len()],
+}
+
+impl Lost {
+    fn new() -> Self {
+        let about = Opts::new(
+            "smg_log_dropped_total",
+            "Lines of the log that did not reach standard error, by reason: queue_full (whoever reads is too slow), \
+             closed (the reader has gone), no_space, error.",
+        );
+        let family = IntCounterVec::new(about, &["reason"]).expect("the name and label are valid");
+        let by_reason = Reason::ALL.map(|reason| family.with_label_values(&[reason.name()]));
+        Self { family, by_reason }
+    }
+
+    fn count(&self, reason: Reason, lines: u64) {
+        self.by_reason[reason as usize].inc_by(lines);
+    }
+
+    fn total(&self) -> u64 {
+        self.by_reason.iter().map(IntCounter::get).sum()
+    }
+}
+
+thread_local! {
+    /// Set on the writing thread while it logs something itself: that line goes here, past the queue.
+    static PAST_THE_QUEUE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+impl Sink {
+    /// Starts the thread that writes to `output`. Whenever a line gets through after `n` were lost, `announce(n)` is called
+    /// on that thread; what it logs is written next.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub(super) fn start<W>(output: W, announce: fn(u64)) -> io::Result<Self>
+    where
+        W: Write + Send + 'static,
+    {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            settled: Condvar::new(),
+            lost: Lost::new(),
+        });
+        let sink = Self { shared: Arc::clone(&shared) };
+        let writer = Writer { shared, output, announce, announced: 0, torn: false };
+        // Never joined: it may hang in a write for ever, and ends with the process.
+        std::thread::Builder::new().name("smg-log".to_owned()).spawn(move || writer.run())?;
+        Ok(sink)
+    }
+
+    /// Registers `smg_log_dropped_total`.
+    pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.shared.lost.family.clone()))
+    }
+
+    /// Waits until everything that is queued has been written or lost, but no longer than `most`.
+    pub(super) fn flush(&self, most: Duration) {
+        let mut queue = self.shared.queue.lock();
+        let _in_time =
+            self.shared.settled.wait_while_for(&mut queue, |queue| !queue.is_settled(), most);
+    }
+
+    /// Queues a line, or counts it as lost.
+    fn push(&self, line: &[u8]) {
+        let mut queue = self.shared.queue.lock();
+        if queue.lines.len() + line.len() > MOST_BYTES {
+            drop(queue);
+            self.shared.lost.count(Reason::QueueFull, 1);
+            return;
+        }
+        let was_empty = queue.lines.is_empty();
+        queue.lines.extend_from_slice(line);
+        drop(queue);
+        if was_empty {
+            self.shared.filled.notify_one();
+        }
+    }
+}
+
+/// Takes one line, as the subscriber writes it: in one piece.
+impl Write for Sink {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let taken = PAST_THE_QUEUE.with_borrow_mut(|aside| match aside {
+            Some(aside) => {
+                aside.extend_from_slice(line);
+                true
+            }
+            None => false,
+        });
+        if !taken {
+            self.push(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Sink {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// The thread's side.
+struct Writer<W> {
+    shared: Arc<Shared>,
+    output: W,
+    announce: fn(u64),
+    /// How many lost lines have been announced.
+    announced: u64,
+    /// The output ends in the middle of a line.
+    torn: bool,
+}
+
+impl<W: Write> Writer<W> {
+    fn run(mut self) {
+        let mut batch = Vec::new();
+        loop {
+            self.take(&mut batch);
+            if self.write(&batch) {
+                self.announce_lost();
+            }
+            batch.clear();
+            batch.shrink_to(KEPT_BYTES);
+        }
+    }
+
+    /// Waits for lines and takes all that are there.
+    fn take(&self, batch: &mut Vec<u8>) {
+        let mut queue = self.shared.queue.lock();
+        queue.writing = false;
+        if queue.is_settled() {
+            self.shared.settled.notify_all();
+        }
+        self.shared.filled.wait_while(&mut queue, |queue| queue.lines.is_empty());
+        std::mem::swap(batch, &mut queue.lines);
+        queue.writing = true;
+    }
+
+    /// Writes whole lines. If it fails, the rest is counted as lost; false then.
+    fn write(&mut self, lines: &[u8]) -> bool {
+        if self.torn && self.write_all(b"\n").is_ok() {
+            self.torn = false;
+        }
+        match self.write_all(lines) {
+            Ok(()) => true,
+            Err((written, error)) => {
+                let (before, rest) = lines.split_at(written);
+                self.torn |= before.last().is_some_and(|last| *last != b'\n');
+                let lost = rest.iter().filter(|byte| **byte == b'\n').count() as u64;
+                self.shared.lost.count(Reason::of(&error), lost);
+                false
+            }
+        }
+    }
+
+    /// Writes all, or says how many bytes were written and what failed then.
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.output.write(&bytes[written..]) {
+                Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Another process has made the file non-blocking.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::park_timeout(NOT_READY_PAUSE);
+                }
+                Err(error) => return Err((written, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says how many lines were lost since this was said last.
+    fn announce_lost(&mut self) {
+        let total = self.shared.lost.total();
+        if total == self.announced {
+            return;
+        }
+        PAST_THE_QUEUE.set(Some(Vec::new()));
+        (self.announce)(total - self.announced);
+        let line = PAST_THE_QUEUE.take().unwrap_or_default();
+        if self.write(&line) {
+            self.announced = total;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! What the bridge connects, and how it is configured.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smg_routing::fleet::Fleet;
+use smg_routing::policies::Policies;
+use smg_runtime::clock::Clock;
+use smg_types::spec::WorkerSpec;
+use tokio::sync::Notify;
+
+use super::gate::Gate;
+
+/// How a router starts in a cluster, and how routers share the probing of workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// How many routers probe each worker, at least 1.
+    pub health_probers: usize,
+    /// The longest time for which a router with join addresses is not ready while it lacks the state of the others.
+    pub join_timeout: Duration,
+    /// Whether join addresses are configured: there may be others to learn from.
+    pub has_others: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { health_probers: 2, join_timeout: Duration::from_secs(10), has_others: false }
+    }
+}
+
+/// What both directions need.
+#[derive(Debug, Clone)]
+pub struct Bridge {
+    pub(super) config: Config,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) policies: Arc<Policies>,
+    pub(super) clock: Clock,
+    /// The workers that this router's configuration names.
+    pub(super) configured: Arc<[WorkerSpec]>,
+    pub(super) gate: Arc<Gate>,
+    /// Wakes the prober before its next probe is due.
+    pub(super) wake: Arc<Notify>,
+}
+
+impl Bridge {
+    /// Connects the parts of a router.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        fleet: Arc<Fleet>,
+        policies: Arc<Policies>,
+        configured: &[WorkerSpec],
+        clock: Clock,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let gate = Arc::new(Gate::new(!config.has_others));
+        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
+    }
+
+    /// How far the start of this router is, for `/readiness`.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+}

@@ -1,0 +1,169 @@
+//! Accepts clients' connections and hands each to one thread of the data path.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use smg_runtime::descriptors;
+use smg_runtime::dial::Dialer;
+use smg_runtime::shortage::Kind;
+use smg_runtime::tasks::turned_on;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use super::metrics::Metrics;
+
+/// Connections that wait for their thread to take them.
+const HANDOVER: usize = 1024;
+
+/// How often the acceptor checks whether there are descriptors again.
+const SCARCE_CHECK: Duration = Duration::from_millis(10);
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection on its way to its thread.
+pub(super) struct Handover {
+    pub(super) stream: std::net::TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) counted: Counted,
+}
+
+/// Counts a connection as long as it lives.
+pub(super) struct Counted {
+    load: Arc<AtomicUsize>,
+    open: Arc<watch::Sender<usize>>,
+    gauge: prometheus::IntGauge,
+    _descriptor: descriptors::Counted,
+}
+
+impl Counted {
+    fn new(
+        load: &Arc<AtomicUsize>,
+        open: &Arc<watch::Sender<usize>>,
+        gauge: &prometheus::IntGauge,
+        descriptor: descriptors::Counted,
+    ) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        open.send_modify(|open| *open += 1);
+        gauge.inc();
+        Self {
+            load: Arc::clone(load),
+            open: Arc::clone(open),
+            gauge: gauge.clone(),
+            _descriptor: descriptor,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.open.send_modify(|open| *open -= 1);
+        self.gauge.dec();
+    }
+}
+
+/// The way to one thread.
+pub(super) struct Lane {
+    sender: mpsc::Sender<Handover>,
+    load: Arc<AtomicUsize>,
+}
+
+impl Lane {
+    /// A lane, and its end at the thread.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Handover>) {
+        let (sender, receiver) = mpsc::channel(HANDOVER);
+        (Self { sender, load: Arc::default() }, receiver)
+    }
+}
+
+/// Accepts connections and hands each to the data-path thread that has the fewest.
+pub(super) struct Acceptor {
+    pub(super) listener: tokio::net::TcpListener,
+    pub(super) lanes: Vec<Lane>,
+    /// Clients' connections that are open.
+    pub(super) open: Arc<watch::Sender<usize>>,
+    /// Connections at once.
+    pub(super) max_connections: usize,
+    pub(super) metrics: Metrics,
+    pub(super) dialer: Arc<Dialer>,
+}
+
+impl Acceptor {
+    /// Runs until `stopped`, then waits for `stopping`: the task ends with the process, as others must.
+    pub(super) async fn run(
+        self,
+        mut stopped: watch::Receiver<bool>,
+        mut stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept() => accepted,
+                () = turned_on(&mut stopped) => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.hand_over(stream, peer),
+                Err(error) => pause_after(&error, "accepting a client", &self.dialer).await,
+            }
+        }
+        // Those that the kernel has taken already would be reset.
+        while let Ok(Ok((stream, peer))) =
+            tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
+        {
+            self.hand_over(stream, peer);
+        }
+        // From here on the kernel refuses new connections.
+        drop(self.listener);
+        turned_on(&mut stopping).await;
+        Ok(())
+    }
+
+    /// The next connection, once there are descriptors for it and for its connection to a worker. Until then it waits in
+    /// the kernel.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let descriptors = self.dialer.descriptors();
+        if descriptors.is_scarce() {
+            let error = "what is left is kept for connections to workers: new clients wait";
+            let shortages = self.dialer.shortages();
+            shortages.report(Kind::Descriptors, "accepting a client", &error);
+            while descriptors.is_scarce() {
+                tokio::time::sleep(SCARCE_CHECK).await;
+            }
+        }
+        self.listener.accept().await
+    }
+
+    fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+        if *self.open.borrow() >= self.max_connections {
+            self.metrics.connections_refused.inc();
+            return;
+        }
+        // A thread that is lost takes nothing: its idle lane must not attract everything.
+        let open = self.lanes.iter().filter(|lane| !lane.sender.is_closed());
+        let Some(lane) = open.min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else {
+            self.metrics.connections_refused.inc();
+            return;
+        };
+        let Ok(stream) = stream.into_std() else { return };
+        let descriptor = self.dialer.descriptors().count();
+        let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
+        if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
+            // The thread is a thousand connections behind: closing is the kindest answer.
+            self.metrics.connections_refused.inc();
+        }
+    }
+}
+
+/// Reports that a connection could not be accepted, and waits. If descriptors are short, connections wait in the kernel
+/// until some are free.
+pub(super) async fn pause_after(error: &io::Error, doing: &str, dialer: &Dialer) {
+    match Kind::of(error) {
+        Some(kind) => dialer.shortages().report(kind, doing, error),
+        None => warn!(%error, doing, "a connection could not be accepted"),
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}

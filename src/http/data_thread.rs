@@ -1,0 +1,134 @@
+//! One thread of the data path: takes the connections that are handed to it, and serves them on a runtime of its own.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "connections are tasks that end with their connection, counted at the handover"
+)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use smg_runtime::tasks::turned_on;
+use smg_runtime::tls::{self, Live};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use super::accept::Handover;
+use super::connection::{self, Protocol, Timeouts};
+use super::exchange::State;
+use super::shard::Shard;
+
+/// How often a thread closes connections to workers that have been idle for too long.
+const EVICT: Duration = Duration::from_secs(5);
+
+/// What one thread of the data path runs: it takes connections and serves them.
+pub(super) struct DataThread {
+    pub(super) shard: Arc<Shard>,
+    /// TLS of new connections; `None`: plain.
+    pub(super) listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
+    /// Turns true when connections are to end after the exchanges under way.
+    pub(super) closing: watch::Receiver<bool>,
+    /// Turns true when connections are cut.
+    pub(super) cut: watch::Receiver<bool>,
+}
+
+impl DataThread {
+    /// Runs until connections are cut.
+    pub(super) fn run(self, runtime: tokio::runtime::Runtime, receiver: mpsc::Receiver<Handover>) {
+        runtime.block_on(self.serve(receiver));
+        // What is left is cut here.
+        runtime.shutdown_background();
+    }
+
+    async fn serve(self, mut receiver: mpsc::Receiver<Handover>) {
+        let mut cut = self.cut.clone();
+        let mut evict = tokio::time::interval(EVICT);
+        loop {
+            tokio::select! {
+                handover = receiver.recv() => match handover {
+                    Some(handover) => self.take(handover),
+                    None => break,
+                },
+                _tick = evict.tick() => self.shard.dispatcher().upstream().evict(),
+                () = turned_on(&mut cut) => return,
+            }
+        }
+        turned_on(&mut cut).await;
+    }
+
+    fn take(&self, handover: Handover) {
+        let Handover { stream, peer, counted } = handover;
+        let shard = Arc::clone(&self.shard);
+        let acceptor = self.listener_tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
+        let closing = self.closing.clone();
+        tokio::spawn(async move {
+            let _counted = counted;
+            let stream = match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    debug!(%error, "a connection could not be taken over");
+                    return;
+                }
+            };
+            // Small chunks of a stream must not wait for acknowledgements: a delayed one costs 40 ms.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "a connection was gone before it was served");
+                return;
+            }
+            match acceptor {
+                None => serve(shard, stream, peer, Protocol::Http1, closing).await,
+                Some(acceptor) => Box::pin(serve_tls(shard, acceptor, stream, peer, closing)).await,
+            }
+        });
+    }
+}
+
+/// Serves the requests of one connection.
+async fn serve<T>(
+    shard: Arc<Shard>,
+    stream: T,
+    peer: SocketAddr,
+    protocol: Protocol,
+    closing: watch::Receiver<bool>,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let timeouts = Timeouts::of(&shard.surface().config);
+    let state = State::new(shard.surface().clock);
+    let service_state = Arc::clone(&state);
+    let service = service_fn(move |request| {
+        let shard = Arc::clone(&shard);
+        let state = Arc::clone(&service_state);
+        async move { shard.handle(request, peer, &state).await }
+    });
+    connection::serve(protocol, stream, service, state, timeouts, closing).await;
+}
+
+async fn serve_tls(
+    shard: Arc<Shard>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    closing: watch::Receiver<bool>,
+) {
+    let timeout = shard.surface().config.header_timeout;
+    let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            debug!(%peer, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_elapsed) => {
+            debug!(%peer, "TLS handshake took too long");
+            return;
+        }
+    };
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+    serve(shard, stream, peer, protocol, closing).await;
+}

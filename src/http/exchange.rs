@@ -1,0 +1,203 @@
+//! What the parts of one client connection share: whether a request is under way, and what its timer looks at.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use smg_runtime::clock::Clock;
+
+use super::metrics::RouteMetrics;
+
+/// What the parts of one connection know of each other.
+#[derive(Debug)]
+pub(super) struct State {
+    clock: Clock,
+    /// Requests under way: 0 or 1, more with HTTP/2.
+    busy: AtomicU32,
+    /// `Clock::mono` in nanoseconds when it was last not busy.
+    idle_since: AtomicU64,
+    /// `Clock::mono` in nanoseconds since when the client takes nothing of what is there for it; 0: it takes.
+    stalled_since: AtomicU64,
+    /// Bytes of a next request have come.
+    head_begun: AtomicBool,
+    /// The head did not come in time.
+    expired: AtomicBool,
+    /// Must end after the exchange under way.
+    close: AtomicBool,
+    /// Has said its last and waits for the client to stop sending.
+    lingers: AtomicBool,
+}
+
+impl State {
+    pub(super) fn new(clock: Clock) -> Arc<Self> {
+        let state = Self {
+            clock,
+            busy: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
+            stalled_since: AtomicU64::new(0),
+            head_begun: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
+            close: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
+        };
+        state.mark_idle();
+        Arc::new(state)
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether the head did not come in time.
+    pub(super) fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// Bytes have come: of a next head, unless a request is under way.
+    pub(super) fn begin_head(&self) {
+        if !self.is_busy() && !self.head_begun.swap(true, Ordering::Relaxed) {
+            // From here on the head's own time counts.
+            self.mark_idle();
+        }
+    }
+
+    /// Nobody waits for the head any more. Whether some of it had come.
+    pub(super) fn end_head(&self) -> bool {
+        self.head_begun.swap(false, Ordering::Relaxed)
+    }
+
+    /// Our side has closed. Whether to wait for the client: something it sent was not read.
+    pub(super) fn linger(&self) -> bool {
+        let lingers = self.close.load(Ordering::Relaxed);
+        self.lingers.store(lingers, Ordering::Relaxed);
+        lingers
+    }
+
+    fn mark_idle(&self) {
+        let now = u64::try_from(self.clock.mono().as_nanos()).unwrap_or(u64::MAX);
+        self.idle_since.store(now, Ordering::Relaxed);
+    }
+
+    /// A request's head has come: the connection is busy until the exchange is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Exchange {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        self.head_begun.store(false, Ordering::Relaxed);
+        Exchange {
+            state: Arc::clone(self),
+            started: self.clock.mono(),
+            route: None,
+            answered: false,
+        }
+    }
+
+    /// Notes whether the client takes what is written.
+    pub(super) fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
+        if written.is_ready() {
+            if self.stalled_since.load(Ordering::Relaxed) != 0 {
+                self.stalled_since.store(0, Ordering::Relaxed);
+            }
+        } else if self.stalled_since.load(Ordering::Relaxed) == 0 {
+            let now = u64::try_from(self.clock.mono().as_nanos()).unwrap_or(u64::MAX);
+            self.stalled_since.store(now.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// What the connection's timer is to look at.
+    pub(super) fn observed(&self) -> Observed {
+        Observed {
+            stalled: self.stalled_for(),
+            head_begun: self.head_begun.load(Ordering::Relaxed),
+            idle: self.idle_for(),
+        }
+    }
+
+    /// From now on the head counts as late: [`Watched`](super::watched::Watched) answers and ends the connection.
+    pub(super) fn expire(&self) {
+        self.expired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an exchange wants the connection closed after it.
+    pub(super) fn must_close(&self) -> bool {
+        self.close.load(Ordering::Relaxed)
+    }
+
+    /// Whether our side has closed and waits for the client to stop sending.
+    pub(super) fn is_lingering(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed)
+    }
+
+    /// How long the client has taken nothing although something is there for it.
+    fn stalled_for(&self) -> Duration {
+        match self.stalled_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.clock.mono().saturating_sub(Duration::from_nanos(since)),
+        }
+    }
+
+    /// How long it has not been busy; `None` while it is.
+    fn idle_for(&self) -> Option<Duration> {
+        let since = Duration::from_nanos(self.idle_since.load(Ordering::Relaxed));
+        (self.busy.load(Ordering::Relaxed) == 0).then(|| self.clock.mono().saturating_sub(since))
+    }
+}
+
+/// What the connection's timer looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Observed {
+    /// How long the client has taken nothing although something is there for it.
+    pub(super) stalled: Duration,
+    /// Whether a part of a request's head has arrived.
+    pub(super) head_begun: bool,
+    /// How long no request has been under way; `None`: one is.
+    pub(super) idle: Option<Duration>,
+}
+
+/// A request and its response, from the head's arrival to the last byte's departure.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    state: Arc<State>,
+    started: Duration,
+    route: Option<Arc<RouteMetrics>>,
+    answered: bool,
+}
+
+/// What a request is counted as whose client left before it was answered.
+const CLIENT_LEFT: u16 = 499;
+
+impl Exchange {
+    /// The route under which it is counted.
+    pub(super) fn count_as(&mut self, route: Arc<RouteMetrics>) {
+        self.route = Some(route);
+    }
+
+    /// The head of the response is on its way.
+    pub(super) fn answered(&mut self, status: u16) {
+        self.answered = true;
+        if let Some(route) = &self.route {
+            route.count(status);
+        }
+    }
+
+    /// The connection must not be used again.
+    pub(super) fn close_after(&self) {
+        self.state.close.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(route) = &self.route {
+            if !self.answered {
+                route.count(CLIENT_LEFT);
+            }
+            route
+                .duration
+                .observe(self.state.clock.mono().saturating_sub(self.started).as_secs_f64());
+        }
+        self.state.mark_idle();
+        self.state.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,71 @@
+//! The signals of the router: which end it, which make it read its files again, which it ignores.
+//!
+//! `docs/signals.md` is the table for users. Signals are listened to before anything else is set up, so that one that
+//! arrives during the start is handled after it.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::reload::Reload;
+
+/// Signals that are being listened to.
+#[derive(Debug)]
+pub struct Signals {
+    ending: Vec<Signal>,
+    hangup: Signal,
+    ignored: Vec<(&'static str, Signal)>,
+}
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// If the system refuses a handler.
+    pub fn listen() -> io::Result<Self> {
+        let ending = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
+        let ignored =
+            [("SIGUSR1", SignalKind::user_defined1()), ("SIGUSR2", SignalKind::user_defined2())];
+        Ok(Self {
+            ending: ending.into_iter().map(signal).collect::<Result<_, _>>()?,
+            hangup: signal(SignalKind::hangup())?,
+            ignored: ignored
+                .into_iter()
+                .map(|(name, kind)| Ok((name, signal(kind)?)))
+                .collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Handles signals as long as the process lives: counts those that ask for the end, and reloads on SIGHUP.
+    #[expect(clippy::disallowed_methods, reason = "these tasks live as long as the process")]
+    pub fn handle(self, reload: Reload) -> watch::Receiver<u32> {
+        let (count, counted) = watch::channel(0);
+        for mut signal in self.ending {
+            let count = count.clone();
+            tokio::spawn(async move {
+                while signal.recv().await.is_some() {
+                    count.send_modify(|count| *count += 1);
+                }
+            });
+        }
+        let mut hangup = self.hangup;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                reload.run().await;
+            }
+        });
+        for (name, mut signal) in self.ignored {
+            tokio::spawn(async move {
+                while signal.recv().await.is_some() {
+                    info!(
+                        signal = name,
+                        "ignored: SIGHUP reads the files again; SIGTERM, SIGINT and SIGQUIT drain and end"
+                    );
+                }
+            });
+        }
+        counted
+    }
+}
