@@ -1,12 +1,13 @@
-# The router as a container: `docker build -t smg .`, then flags are arguments: `docker run smg --worker-urls http://…`.
-# smg is process 1: it handles SIGTERM itself and starts no children, so no init is needed.
+# The image of the router: `docker build -t smg .`. Arguments are flags: `docker run smg --worker-urls http://…`.
+# smg is process 1. It handles SIGTERM itself and starts no child processes, so it needs no init.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-# What smg_build_info says: --build-arg REVISION="$(git rev-parse HEAD)"
+# The revision in smg_build_info: --build-arg REVISION="$(git rev-parse HEAD)"
 ARG REVISION=
-# The caches are not part of the image, so the binary is moved out of them; without line tables it is a quarter as large.
+# The cache mounts are not part of the image, so the binary is copied out of them. Stripping the line tables makes it a quarter
+# as large.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     SMG_REVISION="$REVISION" cargo build --release --locked --bin smg \
@@ -19,10 +20,10 @@ LABEL org.opencontainers.image.title="smg" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="$REVISION"
-# For workers behind https://.
+# Certificate authorities, for workers with https:// URLs.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/smg /usr/local/bin/smg
 USER 65532:65532
-# Clients, metrics, mesh.
+# Ports for clients, metrics and the mesh.
 EXPOSE 8000 29000 39527
 ENTRYPOINT ["smg"]

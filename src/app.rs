@@ -361,7 +361,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
         let others = usize::from(count) - 1;
         let is_up = |router: &Running| {
             let peers = router.surface.mesh.view().present().count();
-            router.fleet().ready().0 >= workers.len() && peers >= others
+            router.fleet().ready_and_total().0 >= workers.len() && peers >= others
         };
         let ready = async {
             while !routers.iter().all(is_up) {

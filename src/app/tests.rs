@@ -73,7 +73,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 async fn has_ready(router: &Running, workers: usize) {
-    until("workers are ready", async || router.fleet().ready().0 == workers).await;
+    until("workers are ready", async || router.fleet().ready_and_total().0 == workers).await;
 }
 
 /// Ends the thread of the router's cluster node as a defect would.
@@ -145,9 +145,9 @@ async fn a_router_whose_node_has_failed_asks_its_workers_itself() {
     for router in [&one, &other] {
         has_ready(router, 1).await;
     }
-    let is_asked_here = |router: &Running| router.fleet().load().workers()[0].is_asked_here();
-    until("one of them asks", async || is_asked_here(&one) != is_asked_here(&other)).await;
-    let spared = if is_asked_here(&one) { &other } else { &one };
+    let is_probed_here = |router: &Running| router.fleet().load().workers()[0].is_probed_here();
+    until("one of them asks", async || is_probed_here(&one) != is_probed_here(&other)).await;
+    let spared = if is_probed_here(&one) { &other } else { &one };
     fail_node(spared).await;
-    until("it asks itself", async || is_asked_here(spared)).await;
+    until("it asks itself", async || is_probed_here(spared)).await;
 }

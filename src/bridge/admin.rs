@@ -202,7 +202,7 @@ impl Admin {
         let (me, now) = (&self.mesh.view().me.node.name, self.bridge.clock.now());
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in self.bridge.fleet.snapshot().workers() {
-            let seen = worker.seen(now, breaker);
+            let seen = worker.local_view(now, breaker);
             let seen = WorkerSeen::new(&publish::observation(&seen, now), seen.in_flight);
             observed.entry(worker.id).or_default().insert(me.clone(), seen);
         }

@@ -10,7 +10,7 @@ use smg_cluster::state::State;
 use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
 use smg_mesh::Follower;
-use smg_routing::fleet::{Override, Told};
+use smg_routing::fleet::{DesiredWorker, Override};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -62,7 +62,7 @@ impl RoutingFollower {
                 }
             }
         }
-        let new = self.bridge.fleet.tell(desired, now);
+        let new = self.bridge.fleet.reconcile(desired, now);
         if !new.is_empty() {
             info!(workers = new.len(), "workers registered");
             self.bridge.wake.notify_one();
@@ -85,7 +85,7 @@ impl RoutingFollower {
         let me = node.replication().me().clone();
         let probers = self.bridge.config.health_probers;
         let elsewhere = health::is_asked_elsewhere(&me.name, &self.present, probers, id);
-        self.bridge.fleet.hear(id, health::heard(node.state(), &me, id, elsewhere));
+        self.bridge.fleet.set_remote_view(id, health::heard(node.state(), &me, id, elsewhere));
         let known = self.restarts.entry(id).or_default();
         let mut is_cold = false;
         for (router, seen) in node.state().observations(id).filter(|(r, _)| r.name != me.name) {
@@ -107,7 +107,7 @@ impl RoutingFollower {
         let last = self.cold_at.insert(id, now.mono);
         if last.is_none_or(|at| now.mono.saturating_sub(at) > SAME_RESTART_WINDOW) {
             info!(worker = %id, "another router found its cache cold");
-            self.bridge.fleet.hear_cold(id);
+            self.bridge.fleet.apply_remote_cold(id);
             node.forget_prefixes(id);
         }
     }
@@ -140,11 +140,11 @@ impl Follower for RoutingFollower {
         let memory = Arc::clone(self.bridge.policies.memory());
         for key in &changed.sessions {
             if let Some(session) = node.state().session(*key, now) {
-                memory.hear_session(key.0, session.worker(), now);
+                memory.apply_remote_session(key.0, session.worker(), now);
             }
         }
         for run in &changed.hints {
-            memory.index.learn(run.parent, &run.blocks, run.worker.into(), now);
+            memory.index.insert_remote(run.parent, &run.blocks, run.worker.into(), now);
         }
         if members {
             // A change of the members changes whose reports count and which routers probe, for every worker.
@@ -172,14 +172,14 @@ fn present(node: &Node) -> Vec<NodeName> {
 }
 
 /// The worker as the fleet should have it; `None`: it was dismissed, or this version can't read its record.
-fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<Told> {
+fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
     let cordoned = match entry.stance() {
         Stance::Serving => false,
         Stance::Cordoned => true,
         Stance::Dismissed => return None,
     };
     let spec = WorkerSpec::try_from(entry.record()?).ok()?;
-    let verdict = entry.verdict().and_then(|verdict| {
+    let health_override = entry.verdict().and_then(|verdict| {
         let wall_ms = u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX);
         let until = match verdict.until_ms {
             Some(until) if until <= wall_ms => return None,
@@ -192,5 +192,5 @@ fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<Told> {
         };
         Some(Override { healthy, reason: verdict.reason.clone(), until })
     });
-    Some(Told { spec, verdict, cordoned })
+    Some(DesiredWorker { spec, health_override, cordoned })
 }

@@ -6,21 +6,26 @@
 
 use smg_cluster::state::State;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
-use smg_routing::fleet::{Heard, Mode};
+use smg_routing::fleet::{BreakerMode, RemoteView};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 
 /// What the routers but `me` say of a worker, put together.
-pub(super) fn heard(state: &State, me: &NodeId, id: WorkerId, asked_elsewhere: bool) -> Heard {
+pub(super) fn heard(
+    state: &State,
+    me: &NodeId,
+    id: WorkerId,
+    probed_elsewhere: bool,
+) -> RemoteView {
     let others = |node: &NodeId| node.name != me.name;
     let loads = state.loads(id).filter(|(node, _)| others(node));
     let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
     let seen = state.observations(id).filter(|(node, _)| others(node));
     let (health, breaker) = judge(seen.map(|(_, seen)| seen));
-    Heard { in_flight, health, breaker, asked_elsewhere }
+    RemoteView { in_flight, health, breaker, probed_elsewhere }
 }
 
 /// What several routers' observations of one worker mean: its health, and the most closed of their breakers.
-fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Option<Mode>) {
+fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Option<BreakerMode>) {
     let (mut good, mut bad, mut serving) = (0u32, 0u32, 0u32);
     let (mut open, mut half_open) = (0u32, 0u32);
     for seen in seen {
@@ -37,9 +42,9 @@ fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Opti
         }
     }
     let breaker = if open > serving {
-        Some(Mode::Open)
+        Some(BreakerMode::Open)
     } else {
-        (open + half_open > 0).then_some(Mode::HalfOpen)
+        (open + half_open > 0).then_some(BreakerMode::HalfOpen)
     };
     ((good + bad > 0).then_some(bad <= good), breaker)
 }
@@ -63,7 +68,7 @@ mod tests {
     use super::*;
 
     /// Each word is a router: `+`, `-` or `?` for its probes, `c`, `s`, `h` or `o` for its breaker.
-    fn judged(routers: &str) -> (Option<bool>, Option<Mode>) {
+    fn judged(routers: &str) -> (Option<bool>, Option<BreakerMode>) {
         let seen = routers.split_whitespace().map(|router| Observation {
             health: match router.as_bytes()[0] {
                 b'+' => SeenHealth::Healthy,
@@ -91,10 +96,10 @@ mod tests {
         assert_eq!(judged("-c ?c"), (Some(false), None));
         assert_eq!(judged("+c -c"), (Some(true), None));
         assert_eq!(judged("-c +c -c"), (Some(false), None));
-        assert_eq!(judged("?o ?c ?c"), (None, Some(Mode::Open)));
-        assert_eq!(judged("?o ?s"), (None, Some(Mode::HalfOpen)));
-        assert_eq!(judged("?o ?s ?o"), (None, Some(Mode::Open)));
-        assert_eq!(judged("?h ?s"), (None, Some(Mode::HalfOpen)));
+        assert_eq!(judged("?o ?c ?c"), (None, Some(BreakerMode::Open)));
+        assert_eq!(judged("?o ?s"), (None, Some(BreakerMode::HalfOpen)));
+        assert_eq!(judged("?o ?s ?o"), (None, Some(BreakerMode::Open)));
+        assert_eq!(judged("?h ?s"), (None, Some(BreakerMode::HalfOpen)));
     }
 
     #[test]

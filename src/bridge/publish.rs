@@ -11,9 +11,9 @@ use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
-use smg_routing::fleet::{Mode, Seen, Snapshot};
+use smg_routing::fleet::{BreakerMode, LocalView, Snapshot};
 use smg_routing::policies::Endings;
-use smg_routing::policy::journal::Pages;
+use smg_routing::policy::journal::JournalBatch;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
@@ -69,7 +69,7 @@ impl Publisher {
         self.follow_generation();
         let snapshot = self.bridge.fleet.snapshot();
         let mut writes = self.observations(&snapshot, now);
-        let pages = self.bridge.policies.memory().journal.read();
+        let pages = self.bridge.policies.memory().journal.take();
         let counting = now.mono.saturating_sub(self.totals_at) >= COUNT_INTERVAL;
         let mut models = Vec::new();
         if counting {
@@ -124,7 +124,7 @@ impl Publisher {
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in snapshot.workers() {
             let published = self.workers.entry(worker.id).or_default();
-            let seen = worker.seen(now, breaker);
+            let seen = worker.local_view(now, breaker);
             if load_changed(published, seen.in_flight, now.mono) {
                 published.load = seen.in_flight;
                 published.load_at = now.mono;
@@ -176,7 +176,7 @@ impl Publisher {
     }
 }
 
-fn write_all(node: &mut Node, now: Now, writes: Vec<Write>, pages: &Pages, ttl: Duration) {
+fn write_all(node: &mut Node, now: Now, writes: Vec<Write>, pages: &JournalBatch, ttl: Duration) {
     for (prompt, blocks) in pages.prompts() {
         node.served(now, prompt.worker, prompt.parent, blocks);
     }
@@ -207,7 +207,7 @@ fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     (model, counts)
 }
 
-pub(super) fn observation(seen: &Seen, now: Now) -> Observation {
+pub(super) fn observation(seen: &LocalView, now: Now) -> Observation {
     Observation {
         health: match seen.health {
             None => SeenHealth::Unknown,
@@ -215,15 +215,15 @@ pub(super) fn observation(seen: &Seen, now: Now) -> Observation {
             Some(false) => SeenHealth::Unhealthy,
         },
         breaker: match seen.breaker {
-            Mode::Closed if seen.serving => SeenBreaker::Serving,
-            Mode::Closed => SeenBreaker::Closed,
-            Mode::HalfOpen => SeenBreaker::HalfOpen,
-            Mode::Open => SeenBreaker::Open,
+            BreakerMode::Closed if seen.serving => SeenBreaker::Serving,
+            BreakerMode::Closed => SeenBreaker::Closed,
+            BreakerMode::HalfOpen => SeenBreaker::HalfOpen,
+            BreakerMode::Open => SeenBreaker::Open,
         },
         latency_us: seen
             .latency
             .map_or(0, |latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX)),
-        restarts: seen.colds,
+        restarts: seen.cold_count,
         seen_ms: u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX),
     }
 }

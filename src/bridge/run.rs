@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use smg_mesh as mesh;
-use smg_routing::fleet::Heard;
+use smg_routing::fleet::RemoteView;
 
 use super::metrics::Metrics;
 use super::parts::Bridge;
@@ -58,7 +58,7 @@ impl Bridge {
             if publisher.publish_changes().await {
                 busy_until = now + BUSY;
             }
-            for (worker, change) in self.fleet.weigh(self.clock.now()) {
+            for (worker, change) in self.fleet.apply_remote_health(self.clock.now()) {
                 tracing::info!(%worker, ?change, "reports of other routers changed the health of a worker");
             }
             // This is the pace of the comparison: nothing notifies this task of changes.
@@ -72,7 +72,7 @@ impl Bridge {
     fn go_on_without_node(&self) {
         self.gate.open();
         for worker in self.fleet.snapshot().workers() {
-            self.fleet.hear(worker.id, Heard::default());
+            self.fleet.set_remote_view(worker.id, RemoteView::default());
         }
         self.wake.notify_one();
     }

@@ -164,8 +164,8 @@ pub struct AccessArgs {
     pub api_key: Vec<Secret>,
     /// Keys of tenants, as id:key.
     ///
-    /// A list; a tenant may have several keys. The id is for logs, metrics and limits: 1 to 64 letters, digits, dashes,
-    /// underscores or dots. Default: none.
+    /// A list; a tenant may have several keys. Log lines of level debug name the tenant of a request; the id has no
+    /// other effect. It has 1 to 64 letters, digits, dashes, underscores or dots. Default: none.
     #[arg(
         long,
         value_name = "ID:KEY",

@@ -75,15 +75,15 @@ const fn summary(kind: Kind) -> &'static str {
         Kind::CacheAware => {
             "The worker that has served the longest prefix of the prompt, within a bound on load"
         }
-        Kind::RoundRobin => "One after the other, by weight",
-        Kind::Random => "By chance, by weight",
-        Kind::PowerOfTwo => "The less loaded of two that chance names",
-        Kind::LeastLoad => "The least loaded",
-        Kind::ConsistentHashing => "A ring keyed by session, with bounded load",
-        Kind::PrefixHash => "A ring keyed by the head of the prompt, with bounded load",
+        Kind::RoundRobin => "In turn, by weight",
+        Kind::Random => "At random, by weight",
+        Kind::PowerOfTwo => "The less loaded of two workers drawn at random",
+        Kind::LeastLoad => "The least loaded worker",
+        Kind::ConsistentHashing => "Rendezvous hashing of the session, with bounded load",
+        Kind::PrefixHash => "Rendezvous hashing of the prompt's head, with bounded load",
         Kind::Manual => "Sticky sessions with a time to live",
-        Kind::Bucket => "By length of the prompt",
-        Kind::Passthrough => "Whatever worker there is: for a single one",
+        Kind::Bucket => "A range of prompt lengths for each worker",
+        Kind::Passthrough => "The first worker: for a fleet of one",
     }
 }
 

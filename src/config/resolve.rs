@@ -139,7 +139,7 @@ fn policy_config(args: &Args) -> policy::Config {
         balance_rel_threshold: routing.balance_rel_threshold,
         session_ttl: routing.session_ttl_secs,
         max_sessions: routing.max_sessions,
-        agree: args.mesh.enable_mesh,
+        agree_across_routers: args.mesh.enable_mesh,
     }
 }
 

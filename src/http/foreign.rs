@@ -5,7 +5,7 @@
 //! and forgotten.
 
 use serde_json::{Map, Value, json};
-use smg_routing::fleet::{Models, State, Worker};
+use smg_routing::fleet::{Models, Worker, WorkerState};
 
 use super::documents::invalid;
 use super::error::ApiError;
@@ -200,7 +200,7 @@ pub(super) fn fields_of(worker: &Worker) -> Map<String, Value> {
         "priority": worker.spec.priority,
         "cost": 1.0,
         "labels": worker.spec.labels,
-        "is_healthy": state == State::Ready,
+        "is_healthy": state == WorkerState::Ready,
         "status": state.name(),
         "disable_health_check": worker.spec.health.disabled,
     });

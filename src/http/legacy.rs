@@ -44,7 +44,7 @@ impl WorkerQuery {
 /// `GET /list_workers`
 pub(super) async fn list(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
-    let stays = snapshot.workers().iter().filter(|worker| worker.leaves_by.is_none());
+    let stays = snapshot.workers().iter().filter(|worker| worker.drain_deadline.is_none());
     let urls: Vec<&str> = stays.map(|worker| worker.spec.url.as_str()).collect();
     Json(json!({ "urls": urls }))
 }
@@ -77,7 +77,7 @@ pub(super) async fn add(
 
 fn is_ready(surface: &Surface, id: WorkerId) -> bool {
     let snapshot = surface.fleet.load();
-    snapshot.worker(id).is_some_and(|worker| worker.state() == fleet::State::Ready)
+    snapshot.worker(id).is_some_and(|worker| worker.state() == fleet::WorkerState::Ready)
 }
 
 /// `POST /remove_worker?url=…`: 200 also when it is not there, for callers that clean up twice.
@@ -87,7 +87,7 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let url = query.url()?;
     let worker = surface.fleet.load().worker(url.id()).cloned();
-    let Some(worker) = worker.filter(|worker| worker.leaves_by.is_none()) else {
+    let Some(worker) = worker.filter(|worker| worker.drain_deadline.is_none()) else {
         return Ok(format!("Worker {url} is not registered.").into_response());
     };
     let _written = surface.admin.remove(worker.id).await?;

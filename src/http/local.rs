@@ -87,7 +87,7 @@ pub(super) async fn nothing(uri: http::Uri) -> ApiError {
 
 /// Whether load balancers should send requests here. Does not depend on any other router.
 async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
-    let (ready, total) = surface.fleet.ready();
+    let (ready, total) = surface.fleet.ready_and_total();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
     } else if !surface.gate.is_open() {

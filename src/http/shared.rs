@@ -37,7 +37,7 @@ fn worker_document(
         "routed": worker.is_routed(now, &surface.fleet.config().breaker),
         "breaker": breaker.name(),
         "load": worker.load(),
-        "override": worker.verdict_at(now).map(|verdict| verdict.healthy),
+        "override": worker.active_override(now).map(|verdict| verdict.healthy),
         "observations": observed.get(&worker.id).cloned().unwrap_or_default(),
     })
 }

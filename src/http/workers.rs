@@ -29,7 +29,7 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         Models::Any => json!(["*"]),
         Models::Known(models) => json!(models),
     };
-    let verdict = worker.verdict_at(now).map(|verdict| {
+    let verdict = worker.active_override(now).map(|verdict| {
         let seconds_left = verdict.until.map(|until| until.saturating_sub(now.mono).as_secs_f64());
         json!({ "healthy": verdict.healthy, "reason": verdict.reason, "seconds_left": seconds_left })
     });

@@ -181,7 +181,7 @@ fn telling(criterion: &mut Criterion) {
             let candidates: Vec<Candidate> = (0..8)
                 .map(|_| Candidate { id: WorkerId::from_u64(rng.random()), load: 1, weight: 1 })
                 .collect();
-            let config = policy::Config { agree: told, ..policy::Config::default() };
+            let config = policy::Config { agree_across_routers: told, ..policy::Config::default() };
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 18 }));
             let memory = Arc::new(policy::Memory::new(&config, index));
             let policy = policy::build(kind, &config, Arc::clone(&memory));
@@ -198,7 +198,7 @@ fn telling(criterion: &mut Criterion) {
                     at = (at + 1) % talks.len();
                     if at == 0 {
                         // As often as at 40,000 requests each second.
-                        black_box(memory.journal.read());
+                        black_box(memory.journal.take());
                     }
                     let talk = &mut talks[at];
                     if talk.len() >= 64 {
@@ -224,11 +224,11 @@ fn admitting(criterion: &mut Criterion) {
     let config = limit::Config { max_concurrent: NonZeroU32::new(100), queue_size: 100 };
     let admission = Admission::new(&config);
     group.bench_function("try_enter_and_give_back", |bencher| {
-        bencher.iter(|| admission.try_enter().unwrap());
+        bencher.iter(|| admission.try_acquire().unwrap());
     });
-    let taken: Vec<_> = (0..100).map(|_| admission.try_enter().unwrap()).collect();
+    let taken: Vec<_> = (0..100).map(|_| admission.try_acquire().unwrap()).collect();
     group.bench_function("wait_and_leave", |bencher| {
-        bencher.iter(|| admission.enter(limit::Priority::Default).unwrap());
+        bencher.iter(|| admission.acquire(limit::Priority::Default).unwrap());
     });
     drop(taken);
     group.finish();

@@ -15,7 +15,9 @@ use http::{Method, StatusCode};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use smg_routing::fleet::{Cause, Change, Discovered, Failure, Fleet, Models, Probe, Worker};
+use smg_routing::fleet::{
+    Cause, Discovered, Failure, Fleet, HealthChange, Models, ProbeResult, Worker,
+};
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, WorkerId};
 use tokio::sync::Notify;
@@ -53,7 +55,7 @@ struct Answer {
     worker: WorkerId,
     /// The probe failed because the router lacks a resource of its own, so it does not judge the worker.
     unjudged: bool,
-    probe: Option<Probe>,
+    probe: Option<ProbeResult>,
     look: Look,
     /// Why the probe or the look failed.
     failure: Option<Failure>,
@@ -118,12 +120,12 @@ pub async fn run(
             }
             let now = clock.mono();
             let schedule = schedules.entry(worker.id).or_default();
-            let wish = worker.take_probe_wish();
+            let wish = worker.take_probe_request();
             if schedule.asking {
                 continue;
             }
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
-            let probe = probed && (wish || (worker.is_asked_here() && schedule.probe_at <= now));
+            let probe = probed && (wish || (worker.is_probed_here() && schedule.probe_at <= now));
             let unknown =
                 worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
             let look = schedule.look_at <= now || unknown;
@@ -164,12 +166,12 @@ fn settle(
             schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
         }
         Look::Failed => {
-            fleet.could_not_read(worker);
+            fleet.report_failed_discovery(worker);
             schedule.look_at = now + ASK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
         }
         Look::Found(found) => {
             schedule.look_at = now + LOOK_AGAIN.mul_f64(rng.random_range(0.8..1.2));
-            if fleet.discovered(worker, found.clone()) {
+            if fleet.report_discovered(worker, found.clone()) {
                 info!(%worker, models = ?found.models, "worker's models are known");
             }
         }
@@ -183,17 +185,19 @@ fn settle(
         let interval = own.unwrap_or_else(|| fleet.config().health.interval);
         schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
         match fleet.report_probe(worker, probe) {
-            Some(Change::Up { cold }) => {
+            Some(HealthChange::Up { cold }) => {
                 info!(%worker, cold, "worker is up");
                 // It may serve other models than before.
                 schedule.look_at = now;
             }
-            Some(Change::Down) => log_failure(fleet, answer, "worker is down"),
-            Some(Change::Failed) => log_failure(fleet, answer, "worker has failed: it stays down"),
+            Some(HealthChange::Down) => log_failure(fleet, answer, "worker is down"),
+            Some(HealthChange::Failed) => {
+                log_failure(fleet, answer, "worker has failed: it stays down")
+            }
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
-        if probe != Probe::Good || state != Some(smg_routing::fleet::State::Ready) {
+        if probe != ProbeResult::Good || state != Some(smg_routing::fleet::WorkerState::Ready) {
             // A worker that is not ready is probed more often, but at most once a second.
             let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
             schedule.probe_at = now + soon;
@@ -258,10 +262,10 @@ async fn ask(
         let key = worker.spec.api_key.as_ref();
         let asked = client.fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES);
         match asked.await {
-            Ok((status, _)) if status.is_success() => answer.probe = Some(Probe::Good),
+            Ok((status, _)) if status.is_success() => answer.probe = Some(ProbeResult::Good),
             Ok((status, _)) => {
                 debug!(worker = %worker.id, %status, "probe was answered badly");
-                answer.probe = Some(Probe::Bad);
+                answer.probe = Some(ProbeResult::Bad);
                 let status = status.as_u16();
                 let cause = Cause::of_status(status).unwrap_or(Cause::Status);
                 answer.failure = failed(endpoint, cause, Some(status), String::new());
@@ -275,7 +279,7 @@ async fn ask(
             }
         }
     }
-    if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == Probe::Good) {
+    if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == ProbeResult::Good) {
         answer.look = match look_at(&client, &worker, timeout).await {
             Ok(found) => Look::Found(found),
             Err(LookError::Answer { status, cause }) => {
@@ -295,15 +299,15 @@ async fn ask(
 }
 
 /// The verdict of a failed probe; `None`: the probe does not judge the worker.
-fn judge(error: &SendError) -> Option<Probe> {
+fn judge(error: &SendError) -> Option<ProbeResult> {
     if !error.is_about_the_worker() {
         None
     } else if error.is_gone() {
-        Some(Probe::Gone)
+        Some(ProbeResult::Gone)
     } else if error.is_unreachable() {
-        Some(Probe::Unreachable)
+        Some(ProbeResult::Unreachable)
     } else {
-        Some(Probe::Bad)
+        Some(ProbeResult::Bad)
     }
 }
 
@@ -456,10 +460,10 @@ mod tests {
             }
         }
         let refused = SendError::Connect(io::ErrorKind::ConnectionRefused.into());
-        assert_eq!(judge(&refused), Some(Probe::Gone));
+        assert_eq!(judge(&refused), Some(ProbeResult::Gone));
         let silent = SendError::ConnectTimeout(Duration::from_secs(1));
-        assert_eq!(judge(&silent), Some(Probe::Unreachable));
-        assert_eq!(judge(&SendError::HeadTimeout(Duration::from_secs(1))), Some(Probe::Bad));
+        assert_eq!(judge(&silent), Some(ProbeResult::Unreachable));
+        assert_eq!(judge(&SendError::HeadTimeout(Duration::from_secs(1))), Some(ProbeResult::Bad));
     }
 
     #[test]

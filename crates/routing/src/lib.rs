@@ -1,4 +1,5 @@
-//! How `smg` chooses a worker. Plain computation: time and chance are arguments, and nothing here opens a socket.
+//! Chooses the worker of a request. The crate is plain computation: it takes time and random numbers as arguments and opens no
+//! socket.
 //!
 //! [`policy`] holds the rules that pick one candidate, [`policies`] says which of them picks for which model, [`prefix`] is
 //! the index of prompt prefixes that workers have served, [`fleet`] the immutable snapshot of all workers with their health

@@ -1,4 +1,4 @@
-//! Names of things: one type per kind of name, so that a worker's id is never taken for a model's.
+//! Identifiers of workers, models and nodes. Each kind has its own type, so the compiler refuses one in place of another.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -7,26 +7,26 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Names a worker: the hash of its normalised URL, so that every router that is given the same URL means the same
-/// worker without asking anyone. Printed as `w-` and 16 hexadecimal digits.
+/// The id of a worker: the hash of its normalised URL. Routers that are given the same URL compute the same id without exchanging
+/// messages. Printed as `w-` and 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(u64);
 
 impl WorkerId {
-    /// The id of the worker behind a normalised URL (see `spec::WorkerUrl`). XXH3-64 without a seed: its value is
-    /// fixed by the algorithm's specification, so it is equal on all routers and in all versions.
+    /// The id of the worker with this normalised URL (see [`WorkerUrl`](crate::spec::WorkerUrl)). The hash is XXH3-64 without a
+    /// seed. The algorithm's specification fixes its value, so it is equal on all routers and in all versions.
     #[must_use]
     pub fn of_url(normalised_url: &str) -> Self {
         Self(xxhash_rust::xxh3::xxh3_64(normalised_url.as_bytes()))
     }
 
-    /// The id as a number: what hashing policies mix.
+    /// The id as a number.
     #[must_use]
     pub const fn as_u64(self) -> u64 {
         self.0
     }
 
-    /// The id with this number: for tests and for decoding.
+    /// The id with this number, for tests and for decoding.
     #[must_use]
     pub const fn from_u64(id: u64) -> Self {
         Self(id)
@@ -45,7 +45,7 @@ impl fmt::Debug for WorkerId {
     }
 }
 
-/// A text that does not name a worker.
+/// The text is not a worker id; it holds the first 64 characters of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("worker id {0:?} is not `w-` and 16 hexadecimal digits")]
 pub struct ParseWorkerIdError(String);
@@ -76,7 +76,7 @@ impl<'de> Deserialize<'de> for WorkerId {
     }
 }
 
-/// Names a model as clients and workers write it. Cheap to clone.
+/// The name of a model, as clients and workers write it. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModelId(Arc<str>);
@@ -119,16 +119,16 @@ impl fmt::Debug for ModelId {
     }
 }
 
-/// Names a router among the others, across its restarts (`--mesh-server-name`). Cheap to clone; compared as text.
+/// The name of a node in its cluster (`--mesh-server-name`). It stays the same across restarts. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct NodeName(Arc<str>);
 
 impl NodeName {
-    /// Longest name, in bytes: what a DNS name may have.
+    /// Longest name in bytes: the limit of a DNS name.
     pub const MAX_BYTES: usize = 253;
 
-    /// The name that sorts before all others: where a range of names begins.
+    /// The name that sorts before all others, for the start of a range.
     #[must_use]
     pub fn least() -> Self {
         Self("!".into())
@@ -141,16 +141,16 @@ impl NodeName {
     }
 }
 
-/// A text that does not name a node.
+/// The reason why a text is not a node name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseNodeNameError {
-    /// Nothing at all.
+    /// The text is empty.
     #[error("node name is empty")]
     Empty,
-    /// Longer than [`NodeName::MAX_BYTES`].
+    /// The text is longer than [`NodeName::MAX_BYTES`].
     #[error("node name is {0} bytes long, the limit is 253")]
     TooLong(usize),
-    /// A blank, a control character, or one that is not ASCII.
+    /// The text contains a blank, a control character, or a character that is not ASCII.
     #[error("node name {0:?} has a character that is not a visible ASCII one")]
     BadCharacter(String),
 }
@@ -197,8 +197,8 @@ impl fmt::Debug for NodeName {
     }
 }
 
-/// Grows at each start of a router's process, so that a restarted node is a new writer and its counters never run
-/// backward. It says nothing about time.
+/// A number that increases with each start of a node's process. So a restarted node is a new writer, and its counters never run
+/// backward. The number says nothing about time.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -211,12 +211,13 @@ impl fmt::Display for Generation {
     }
 }
 
-/// One life of a router: who writes rows, who is talked to. Ordered by name, then generation; printed `name@generation`.
+/// A node between two restarts of its process: the writer of rows and the recipient of messages. Ordered by name, then by
+/// generation; printed as `name@generation`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId {
-    /// Which router.
+    /// The node's name, which stays the same across restarts.
     pub name: NodeName,
-    /// Which of its lives.
+    /// The generation of the node's process.
     pub generation: Generation,
 }
 
@@ -243,7 +244,7 @@ mod tests {
         for wrong in
             ["", "w-", "w-12", "x-0123456789abcdef", "w-0123456789ABCDEF", "w-+123456789abcde"]
         {
-            assert!(wrong.parse::<WorkerId>().is_err(), "{wrong:?} was taken for an id");
+            assert!(wrong.parse::<WorkerId>().is_err(), "{wrong:?} was parsed as an id");
         }
     }
 
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_name_is_visible_ascii_of_a_bounded_length() {
+    fn a_node_name_is_visible_ascii_of_bounded_length() {
         let name: NodeName = "smg-0".parse().unwrap();
         let id = NodeId { name, generation: Generation(7) };
         assert_eq!(id.to_string(), "smg-0@7");

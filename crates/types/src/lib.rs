@@ -1,7 +1,7 @@
-//! The vocabulary of `smg`: identifiers, time as an argument, and the specification of a worker.
+//! Types that all crates of `smg` share: identifiers, time as an argument, and the specification of a worker.
 //!
-//! Every other crate may use this one; it uses none of them. Bounds of a field are stated here once, so that the HTTP API,
-//! the configuration and the replicated form of a value refuse the same inputs.
+//! Every other crate may depend on this one, and it depends on none of them. A bound that is stated here holds for the HTTP API,
+//! the configuration and the replicated form of a value alike.
 
 pub mod bounds;
 pub mod ids;

@@ -94,7 +94,7 @@ impl Account {
         self.entry.count_cached(predicted, usage.cached);
         if expected >= 0.5
             && usage.prompt >= LONG_PROMPT
-            && self.fleet.hear_cached(self.worker, usage.is_about(expected))
+            && self.fleet.report_cached_prompt(self.worker, usage.is_about(expected))
         {
             warn!(worker = %self.worker, "little of several prompts was in its cache: taken for cold");
         }
@@ -157,8 +157,8 @@ impl Body for ResponseBody {
             .map(|frame| frame.map(|frame| frame.map_err(BodyError::Worker)));
         if let Some(in_flight) =
             this.account.as_mut().and_then(|account| account.in_flight.as_mut())
-            && (polled.is_pending() || in_flight.is_cut())
-            && in_flight.poll_cut(cx).is_ready()
+            && (polled.is_pending() || in_flight.is_aborted())
+            && in_flight.poll_abort(cx).is_ready()
         {
             this.inner.close();
             polled = Poll::Ready(Some(Err(BodyError::TakenAway)));

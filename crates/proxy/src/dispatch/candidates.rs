@@ -95,7 +95,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use smg_routing::fleet::{Fleet, Metrics, Outcome, Probe, ServedBy};
+    use smg_routing::fleet::{Fleet, Metrics, Outcome, ProbeResult, ServedBy};
     use smg_types::ids::ModelId;
     use smg_types::spec::WorkerSpec;
 
@@ -112,7 +112,7 @@ mod tests {
             let id = fleet
                 .register(WorkerSpec { models: vec![ModelId::from("m")], ..WorkerSpec::new(url) })
                 .unwrap();
-            fleet.report_probe(id, Probe::Good);
+            fleet.report_probe(id, ProbeResult::Good);
             if at < open {
                 let worker = std::sync::Arc::clone(fleet.load().worker(id).unwrap());
                 for _ in 0..10 {
@@ -154,7 +154,7 @@ mod tests {
         let [_, second, third] = workers.workers() else { panic!("three workers") };
         let fit: Vec<_> = [second, third]
             .into_iter()
-            .filter(|w| w.breaker_mode(NOW, &fleet.config().breaker) == fleet::Mode::Closed)
+            .filter(|w| w.breaker_mode(NOW, &fleet.config().breaker) == fleet::BreakerMode::Closed)
             .collect();
         fit[0].push_back(NOW, Duration::from_secs(1));
         assert_eq!(candidates(&fleet, &[], fleet.config()).0, 3 - 1 - 1);

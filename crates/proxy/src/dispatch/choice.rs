@@ -62,9 +62,9 @@ pub(super) fn choose(
     let snapshot = fleet.load();
     let members = match snapshot.served_by(request.model) {
         ServedBy::Members(members) => members,
-        ServedBy::NobodyYet => return Err(DispatchError::NoneAvailable),
-        ServedBy::Nobody if request.model.is_none() => return Err(DispatchError::NoneAvailable),
-        ServedBy::Nobody => return Err(DispatchError::NoSuchModel),
+        ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
+        ServedBy::UnknownModel if request.model.is_none() => return Err(DispatchError::NoneAvailable),
+        ServedBy::UnknownModel => return Err(DispatchError::NoSuchModel),
     };
     let table = policies.table(&snapshot);
     let entry = table.entry(request.model);

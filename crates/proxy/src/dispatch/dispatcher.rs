@@ -214,7 +214,7 @@ impl Dispatcher {
     ) -> Step {
         let now = self.clock.now();
         let Chosen { worker, in_flight, entry, decision, others, renamed: _ } = chosen;
-        in_flight.head_after(now.since(sent_at));
+        in_flight.record_head_latency(now.since(sent_at));
         let status = response.status();
         let answered =
             Answered { response, worker: worker.id, entry, decision, sent_at: sent_at.mono };
@@ -329,10 +329,10 @@ impl Dispatcher {
     /// Takes a place among the requests that may be at the workers, waiting for it if the queue has room.
     async fn admit(&self, priority: Priority) -> Result<Permit, DispatchError> {
         let admission = &self.shared.admission;
-        if let Some(permit) = admission.try_enter() {
+        if let Some(permit) = admission.try_acquire() {
             return Ok(permit);
         }
-        let mut waiting = admission.enter(priority).map_err(DispatchError::Rejected)?;
+        let mut waiting = admission.acquire(priority).map_err(DispatchError::Rejected)?;
         let timeout = self.shared.config.queue_timeout;
         match tokio::time::timeout(timeout, &mut waiting).await {
             Ok(permit) => Ok(permit),
@@ -402,7 +402,7 @@ async fn unless_cut<T>(
     let mut sending = std::pin::pin!(sending);
     std::future::poll_fn(|cx| match sending.as_mut().poll(cx) {
         Poll::Ready(answer) => Poll::Ready(answer),
-        Poll::Pending => in_flight.poll_cut(cx).map(|()| Err(SendError::Removed)),
+        Poll::Pending => in_flight.poll_abort(cx).map(|()| Err(SendError::Removed)),
     })
     .await
 }

@@ -1,28 +1,29 @@
-//! The circuit breaker of one worker: what traffic says of it.
+//! The circuit breaker of one worker. It judges the worker by the outcomes of requests.
 //!
-//! Closed → open when enough failures fall into a window; open → half-open after a time; in half-open one request at a
-//! time is let through, enough successes close it and one failure opens it again. The outcome of a request that began
-//! before the last change says nothing about the worker now and is ignored, which is what [`Ticket`] is for.
+//! A closed breaker opens when `failure_threshold` failures fall into one window. An open breaker becomes half-open after its
+//! timeout. A half-open breaker lets one request at a time through: `success_threshold` successes close it, one failure opens
+//! it again. A [`Ticket`] remembers the breaker's epoch, so that the outcome of a request that began before the last change of
+//! mode is ignored.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::config::BreakerConfig;
 
-/// What the breaker does with requests.
+/// The three modes of a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Mode {
-    /// Lets everything through.
+pub enum BreakerMode {
+    /// All requests pass.
     Closed = 0,
-    /// Lets nothing through until its time is over.
+    /// No request passes until the timeout is over.
     Open = 1,
-    /// Lets one request at a time through.
+    /// One request at a time passes.
     HalfOpen = 2,
 }
 
-impl Mode {
-    /// A name from a closed set, for metrics and the API.
+impl BreakerMode {
+    /// The name in the API and in logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -33,44 +34,48 @@ impl Mode {
     }
 }
 
-/// How a request that was let through ended.
+/// The outcome of a request, as far as it concerns the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The worker did its work.
+    /// The worker answered.
     Success,
     /// The worker failed.
     Failure,
-    /// Nothing can be said: the client left, the worker refused for good reason (4xx) or because it has too much to do,
-    /// or the router lacked something of its own.
+    /// The outcome does not judge the worker: the client left, the worker rejected the request (4xx) or was overloaded, or the
+    /// router itself ran short of a resource.
     Neutral,
 }
 
-/// The right to send one request; given back with its outcome.
+/// The right to send one request. The caller returns it with [`Breaker::report`] or [`Breaker::release`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) struct Ticket {
-    /// Changes of the breaker until this ticket was given.
+    /// The breaker's epoch when it issued the ticket.
     epoch: u32,
+    /// The ticket is for the one request that a half-open breaker lets through.
     probe: bool,
 }
 
-/// The breaker's memory. Times are `Now::mono`.
+/// The state of a breaker. Times are `Now::mono`.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    mode: Mode,
-    /// Grows with every change of mode.
+    mode: BreakerMode,
+    /// Increases by 1 with each change of mode.
     epoch: u32,
-    /// Times of the last failures while closed, at most `failure_threshold`.
+    /// Times of the last failures while closed, at most `failure_threshold` of them.
     failures: VecDeque<Duration>,
+    /// Time of the last change to open.
     opened_at: Duration,
+    /// Successes since the breaker became half-open.
     successes: u32,
+    /// The one request that a half-open breaker lets through is in flight.
     probing: bool,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
         Self {
-            mode: Mode::Closed,
+            mode: BreakerMode::Closed,
             epoch: 0,
             failures: VecDeque::new(),
             opened_at: Duration::ZERO,
@@ -81,46 +86,48 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// What it does with requests right now.
+    /// The mode at `now`. An open breaker whose timeout is over counts as half-open.
     #[must_use]
-    pub(super) fn mode(&self, now: Duration, config: &BreakerConfig) -> Mode {
+    pub(super) fn mode(&self, now: Duration, config: &BreakerConfig) -> BreakerMode {
         match self.mode {
-            Mode::Open if now.saturating_sub(self.opened_at) >= config.timeout => Mode::HalfOpen,
+            BreakerMode::Open if now.saturating_sub(self.opened_at) >= config.timeout => {
+                BreakerMode::HalfOpen
+            }
             mode => mode,
         }
     }
 
-    /// Whether [`Breaker::begin`] would give a ticket.
+    /// Whether [`Breaker::begin`] would issue a ticket.
     #[must_use]
     pub(super) fn admits(&self, now: Duration, config: &BreakerConfig) -> bool {
         match self.mode(now, config) {
-            Mode::Closed => true,
-            Mode::Open => false,
-            Mode::HalfOpen => !self.probing,
+            BreakerMode::Closed => true,
+            BreakerMode::Open => false,
+            BreakerMode::HalfOpen => !self.probing,
         }
     }
 
-    /// Asks to send a request; `None`: not now.
+    /// Issues a ticket for a request; `None` if the breaker lets no request through now.
     pub(super) fn begin(&mut self, now: Duration, config: &BreakerConfig) -> Option<Ticket> {
         if !self.admits(now, config) {
             return None;
         }
-        if self.mode == Mode::Open {
-            self.change(Mode::HalfOpen);
+        if self.mode == BreakerMode::Open {
+            self.change(BreakerMode::HalfOpen);
         }
-        let probe = self.mode == Mode::HalfOpen;
+        let probe = self.mode == BreakerMode::HalfOpen;
         self.probing |= probe;
         Some(Ticket { epoch: self.epoch, probe })
     }
 
-    /// A ticket in spite of the breaker: when everyone else is out and the least bad is better than nothing. Its
-    /// outcome counts only if it is good.
+    /// Issues a ticket whatever the mode is, for a request that has no better worker. In an open breaker only a success of such
+    /// a request counts.
     pub(super) fn begin_anyway(&mut self) -> Ticket {
         Ticket { epoch: self.epoch, probe: false }
     }
 
-    /// Takes a ticket back. Returns the new mode if it changed. `suspected`: others have seen the worker fail, so one
-    /// failure is enough.
+    /// Counts the outcome of the ticket's request. Returns the new mode if it changed. `suspected`: another router's breaker
+    /// for the worker is not closed, so one failure opens this one.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one report")]
     pub(super) fn report(
         &mut self,
@@ -129,7 +136,7 @@ impl Breaker {
         now: Duration,
         config: &BreakerConfig,
         suspected: bool,
-    ) -> Option<Mode> {
+    ) -> Option<BreakerMode> {
         if ticket.epoch != self.epoch {
             return None;
         }
@@ -138,9 +145,9 @@ impl Breaker {
         }
         match (self.mode, outcome) {
             (_, Outcome::Neutral)
-            | (Mode::Closed, Outcome::Success)
-            | (Mode::Open, Outcome::Failure) => None,
-            (Mode::Closed, Outcome::Failure) => {
+            | (BreakerMode::Closed, Outcome::Success)
+            | (BreakerMode::Open, Outcome::Failure) => None,
+            (BreakerMode::Closed, Outcome::Failure) => {
                 let threshold = config.failure_threshold.get() as usize;
                 self.failures.push_back(now);
                 while self.failures.len() > threshold {
@@ -152,18 +159,18 @@ impl Breaker {
                         && now.saturating_sub(oldest) <= config.window);
                 (tripped && !config.disabled).then(|| self.open(now))
             }
-            // Sent in spite of the breaker, and it worked: worth a regular probe without waiting any longer.
-            (Mode::Open, Outcome::Success) => Some(self.change(Mode::HalfOpen)),
-            (Mode::HalfOpen, Outcome::Success) => {
+            // A request that passed the open breaker succeeded: go half-open before the timeout is over.
+            (BreakerMode::Open, Outcome::Success) => Some(self.change(BreakerMode::HalfOpen)),
+            (BreakerMode::HalfOpen, Outcome::Success) => {
                 self.successes += 1;
                 (self.successes >= config.success_threshold.get())
-                    .then(|| self.change(Mode::Closed))
+                    .then(|| self.change(BreakerMode::Closed))
             }
-            (Mode::HalfOpen, Outcome::Failure) => Some(self.open(now)),
+            (BreakerMode::HalfOpen, Outcome::Failure) => Some(self.open(now)),
         }
     }
 
-    /// Gives a ticket back without a word about the worker.
+    /// Returns a ticket whose request has no outcome.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is good for one report")]
     pub(super) fn release(&mut self, ticket: Ticket) {
         if ticket.probe && ticket.epoch == self.epoch {
@@ -171,18 +178,18 @@ impl Breaker {
         }
     }
 
-    /// When it opened last; meaningful while it is not closed. The least bad of several is the one that opened first.
+    /// Time of the last change to open; meaningless in a closed breaker.
     #[must_use]
     pub(super) fn opened_at(&self) -> Duration {
         self.opened_at
     }
 
-    fn open(&mut self, now: Duration) -> Mode {
+    fn open(&mut self, now: Duration) -> BreakerMode {
         self.opened_at = now;
-        self.change(Mode::Open)
+        self.change(BreakerMode::Open)
     }
 
-    fn change(&mut self, mode: Mode) -> Mode {
+    fn change(&mut self, mode: BreakerMode) -> BreakerMode {
         self.mode = mode;
         self.epoch = self.epoch.wrapping_add(1);
         self.failures.clear();
@@ -208,9 +215,9 @@ mod tests {
         }
     }
 
-    /// Plays `<second><event>` words: `f` fails, `s` succeeds, `n` is neutral, `-` expects to be refused, `b`/`e` begin
-    /// and end a request that stays open meanwhile. Returns the mode after the last.
-    fn play(script: &str, config: &BreakerConfig) -> Mode {
+    /// Runs a script of `<second><event>` words and returns the mode at its end. Events: `f` fails, `s` succeeds, `n` is
+    /// neutral, `-` expects a refusal, `b` begins a request, and `e` fails the request begun last.
+    fn play(script: &str, config: &BreakerConfig) -> BreakerMode {
         let mut breaker = Breaker::default();
         let mut open = Vec::new();
         let mut now = Duration::ZERO;
@@ -249,36 +256,36 @@ mod tests {
 
     #[test]
     fn failures_within_the_window_open_it() {
-        assert_eq!(play("0f 1f", &config()), Mode::Closed);
-        assert_eq!(play("0f 1f 2f", &config()), Mode::Open);
-        assert_eq!(play("0f 1s 2f 3s 4f", &config()), Mode::Open);
-        assert_eq!(play("0f 1f 12f", &config()), Mode::Closed);
-        assert_eq!(play("0f 1n 2n 3n 4n", &config()), Mode::Closed);
+        assert_eq!(play("0f 1f", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 1f 2f", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 1s 2f 3s 4f", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 1f 12f", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 1n 2n 3n 4n", &config()), BreakerMode::Closed);
     }
 
     #[test]
     fn half_open_lets_one_through_at_a_time() {
-        assert_eq!(play("0f 0f 0f 59-", &config()), Mode::Open);
-        assert_eq!(play("0f 0f 0f 60b 60- 61-", &config()), Mode::HalfOpen);
-        assert_eq!(play("0f 0f 0f 60b 60- 61e 61-", &config()), Mode::Open);
-        assert_eq!(play("0f 0f 0f 60s", &config()), Mode::HalfOpen);
-        assert_eq!(play("0f 0f 0f 60s 60s", &config()), Mode::Closed);
-        assert_eq!(play("0f 0f 0f 60s 60f 61-", &config()), Mode::Open);
+        assert_eq!(play("0f 0f 0f 59-", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 0f 0f 60b 60- 61-", &config()), BreakerMode::HalfOpen);
+        assert_eq!(play("0f 0f 0f 60b 60- 61e 61-", &config()), BreakerMode::Open);
+        assert_eq!(play("0f 0f 0f 60s", &config()), BreakerMode::HalfOpen);
+        assert_eq!(play("0f 0f 0f 60s 60s", &config()), BreakerMode::Closed);
+        assert_eq!(play("0f 0f 0f 60s 60f 61-", &config()), BreakerMode::Open);
     }
 
     #[test]
-    fn a_neutral_probe_makes_room_for_the_next() {
-        assert_eq!(play("0f 0f 0f 60n 60n 60s 60s", &config()), Mode::Closed);
+    fn a_neutral_outcome_lets_the_next_request_through() {
+        assert_eq!(play("0f 0f 0f 60n 60n 60s 60s", &config()), BreakerMode::Closed);
     }
 
     #[test]
-    fn what_began_before_the_change_is_ignored() {
+    fn the_outcome_of_a_request_that_began_before_a_change_is_ignored() {
         // Three requests begin, the breaker opens and closes again, then the three fail.
-        assert_eq!(play("0b 0b 0b 0f 0f 0f 60s 60s 61e 61e 61e", &config()), Mode::Closed);
+        assert_eq!(play("0b 0b 0b 0f 0f 0f 60s 60s 61e 61e 61e", &config()), BreakerMode::Closed);
     }
 
     #[test]
-    fn a_dropped_probe_is_released() {
+    fn a_released_ticket_lets_the_next_request_through() {
         let config = config();
         let mut breaker = Breaker::default();
         for _ in 0..3 {
@@ -293,13 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn disabled_never_opens() {
+    fn a_disabled_breaker_never_opens() {
         let config = BreakerConfig { disabled: true, ..config() };
-        assert_eq!(play("0f 0f 0f 0f 0f", &config), Mode::Closed);
+        assert_eq!(play("0f 0f 0f 0f 0f", &config), BreakerMode::Closed);
     }
 
     #[test]
-    fn the_least_bad_earns_a_probe_by_working() {
+    fn a_success_in_spite_of_an_open_breaker_makes_it_half_open() {
         let config = config();
         let mut breaker = Breaker::default();
         for _ in 0..3 {
@@ -309,7 +316,7 @@ mod tests {
         let ticket = breaker.begin_anyway();
         assert_eq!(
             breaker.report(ticket, Outcome::Success, Duration::ZERO, &config, false),
-            Some(Mode::HalfOpen)
+            Some(BreakerMode::HalfOpen)
         );
     }
 }

@@ -1,43 +1,43 @@
-//! Why a worker does not serve: the cause of the last failed probe or read of its models, in words that say what to do.
+//! The cause of a worker's last failed probe or discovery, and advice that tells an operator what to do about it.
 
 use std::fmt;
 use std::time::Duration;
 
 use smg_types::spec::WorkerUrl;
 
-/// What went wrong, from a closed set.
+/// The cause of a failed probe or discovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// The host of the URL has no address.
     Resolve,
-    /// Nobody listens at the port.
+    /// The connection was refused: no process listens on the port.
     Refused,
-    /// There is no way to the host.
+    /// There is no route to the host.
     Unreachable,
-    /// No connection came about in time.
+    /// The connection was not established in time.
     ConnectTimeout,
     /// The TLS handshake failed.
     Tls,
-    /// The connection was closed before an answer.
+    /// The worker closed the connection before it answered.
     Closed,
-    /// The connection stood and no answer came in time.
+    /// The connection was established, but no answer came in time.
     Timeout,
     /// The answer is not HTTP.
     NotHttp,
-    /// 401 or 403: the worker wants a key that it was not shown.
+    /// 401 or 403: the worker requires a key that the router did not send.
     Unauthorized,
     /// 404 or 405: the worker has no such path.
     NotFound,
-    /// 3xx: the worker wants to be asked elsewhere.
+    /// 3xx: the worker redirects to another URL.
     Redirect,
-    /// 5xx or another status: the worker says that it can't serve.
+    /// 5xx or another status: the worker can't serve.
     Status,
-    /// The list of models is not one.
+    /// The answer is not a list of models.
     NotAList,
 }
 
 impl Cause {
-    /// All causes.
+    /// All causes, for metrics.
     pub const ALL: [Self; 13] = [
         Self::Resolve,
         Self::Refused,
@@ -54,7 +54,7 @@ impl Cause {
         Self::NotAList,
     ];
 
-    /// The cause that a status stands for; `None`: the answer is good.
+    /// The cause that a status stands for; `None` for 2xx.
     #[must_use]
     pub const fn of_status(status: u16) -> Option<Self> {
         match status {
@@ -93,23 +93,23 @@ impl fmt::Display for Cause {
     }
 }
 
-/// A failed question to a worker.
+/// A failed probe or discovery of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// When it was seen last, since the Unix epoch.
+    /// Time of the failure since the Unix epoch.
     pub at: Duration,
-    /// The path that was asked for.
+    /// The path that the router requested.
     pub path: String,
-    /// What went wrong.
+    /// The cause, from a closed set.
     pub cause: Cause,
     /// The status of the answer, if there was one.
     pub status: Option<u16>,
-    /// The error in full, for people; empty if the status says everything.
+    /// The error in full, for people; empty if the status says it all.
     pub detail: String,
 }
 
 impl Failure {
-    /// What an operator can do about it, for the worker at `url`.
+    /// Tells an operator what to do about the failure of the worker at `url`.
     #[must_use]
     pub fn advice(&self, url: &WorkerUrl) -> String {
         let path = &self.path;

@@ -1,30 +1,30 @@
-//! The health of one worker: what probes say of it.
+//! The health of one worker, judged by probes and by the reports of other routers.
 
 use std::num::NonZeroU32;
 
-/// Where a worker stands in its life.
+/// The state of a worker. The API shows it, and metrics count it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum State {
-    /// Registered, not yet found healthy, or its models are not known yet.
+pub enum WorkerState {
+    /// No probe has succeeded yet, or the worker's models are unknown.
     Pending = 0,
-    /// Serves.
+    /// The worker gets requests.
     Ready = 1,
-    /// Was ready and fails its probes now.
+    /// The worker was ready and fails its probes.
     NotReady = 2,
-    /// Fails its probes and never was ready, or has not been for ten times as many failures as take a worker out: not a
-    /// hiccup any more. It is asked on, and comes back as from `NotReady`.
+    /// The worker fails its probes and never was ready, or it has failed ten times as many in a row as take a worker down.
+    /// Probing goes on, and the worker returns to `Ready` as from `NotReady`.
     Failed = 3,
-    /// Takes no new requests; those in flight finish.
+    /// The worker gets no new requests; those in flight finish.
     Draining = 4,
 }
 
-impl State {
-    /// All states, for metrics.
+impl WorkerState {
+    /// All states, in the order of their numbers.
     pub const ALL: [Self; 5] =
         [Self::Pending, Self::Ready, Self::NotReady, Self::Failed, Self::Draining];
 
-    /// A name from a closed set, for metrics and the API.
+    /// The name in metrics and in the API.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,63 +37,67 @@ impl State {
     }
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probe {
+pub enum ProbeResult {
     /// The worker can serve.
     Good,
-    /// It answered that it can't, or too late, or with nonsense.
+    /// The worker answered with an error or with something that is not HTTP, or it did not answer in time.
     Bad,
-    /// No connection came about in time, or its name was not found: the network may have a bad moment. Only if that
-    /// lasts until the worker is taken out is its cache taken for cold when it comes back.
+    /// The connection timed out, or the name did not resolve. The network may have failed for a moment: the worker's cache
+    /// counts as lost only if the worker goes down before the next good probe.
     Unreachable,
-    /// Nobody listens: whatever it had in its cache is gone when it comes back.
+    /// The connection was refused: no process listens, so the worker's cache is lost.
     Gone,
 }
 
-/// So many times the failures that take a ready worker out make it a failed one.
+/// A worker that was ready has failed after this many times `failure_threshold` failures in a row.
 const FAILED_AFTER: u32 = 10;
 
-/// Counts probes in a row.
+/// Counts the probes of one worker and derives its state.
 #[derive(Debug, Default)]
 pub(super) struct Health {
+    /// Good probes in a row.
     good: u32,
+    /// Failed probes in a row.
     bad: u32,
+    /// Some probe or report has made the worker healthy before.
     was_ready: bool,
     healthy: bool,
-    /// It fails its probes.
+    /// The worker went down and has not come up since.
     down: bool,
-    /// It has for long.
+    /// The worker is in state `Failed`.
     failed: bool,
-    /// Could not be reached since its last good probe.
+    /// A probe or request could not connect since the last good probe.
     unreached: bool,
+    /// The worker has lost its cache, and that has not been reported yet.
     cold: bool,
 }
 
-/// What a probe changed.
+/// A change of a worker's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It serves now. `cold`: it was unreachable meanwhile, so its cache is taken for empty.
+pub enum HealthChange {
+    /// The worker is healthy again, or for the first time.
     Up {
-        /// Its cache is taken for empty.
+        /// The worker has lost its cache since it was healthy.
         cold: bool,
     },
-    /// It serves no longer.
+    /// The worker is down.
     Down,
-    /// It was down and still is after so many more failures: somebody should look.
+    /// The worker is still down after ten times `failure_threshold` failures: an operator should look at it.
     Failed,
 }
 
 impl Health {
-    /// Counts a probe. One good probe is enough for a worker that has never been ready; from then on the thresholds
-    /// decide.
-    pub(super) fn count(
+    /// Counts a probe. A worker that has never been ready needs one good probe; later `successes` in a row make it healthy and
+    /// `failures` in a row take it down.
+    pub(super) fn count_probe(
         &mut self,
-        probe: Probe,
+        probe: ProbeResult,
         failures: NonZeroU32,
         successes: NonZeroU32,
-    ) -> Option<Change> {
-        if probe == Probe::Good {
+    ) -> Option<HealthChange> {
+        if probe == ProbeResult::Good {
             self.bad = 0;
             self.unreached = false;
             self.failed = false;
@@ -104,33 +108,34 @@ impl Health {
             self.healthy = true;
             self.was_ready = true;
             self.down = false;
-            return Some(Change::Up { cold: std::mem::take(&mut self.cold) });
+            return Some(HealthChange::Up { cold: std::mem::take(&mut self.cold) });
         }
         self.good = 0;
         self.bad = self.bad.saturating_add(1);
-        self.unreached |= probe == Probe::Unreachable;
-        self.cold |= probe == Probe::Gone && self.was_ready;
+        self.unreached |= probe == ProbeResult::Unreachable;
+        self.cold |= probe == ProbeResult::Gone && self.was_ready;
         if !self.down && self.bad >= failures.get() {
             self.down = true;
             self.healthy = false;
             self.failed = !self.was_ready;
             self.cold |= self.unreached && self.was_ready;
-            return Some(Change::Down);
+            return Some(HealthChange::Down);
         }
         if self.down && !self.failed && self.bad >= failures.get().saturating_mul(FAILED_AFTER) {
             self.failed = true;
-            return Some(Change::Failed);
+            return Some(HealthChange::Failed);
         }
         None
     }
 
-    /// Takes it for healthy without asking: probes are disabled.
+    /// Makes the worker healthy without a probe, because probes are disabled.
     pub(super) fn assume_good(&mut self) {
         *self = Self { healthy: true, was_ready: true, ..Self::default() };
     }
 
-    /// Takes the word of routers that ask the worker. A failed probe of one's own is newer and nearer than others' praise.
-    pub(super) fn hear(&mut self, good: bool) -> Option<Change> {
+    /// Applies the health that the routers which probe the worker report. A good report is ignored after a failed probe of
+    /// this router.
+    pub(super) fn apply_remote(&mut self, good: bool) -> Option<HealthChange> {
         if good == self.healthy || (good && self.bad > 0) {
             return None;
         }
@@ -138,32 +143,32 @@ impl Health {
         self.down = !good;
         self.failed = false;
         self.was_ready |= good;
-        Some(if good { Change::Up { cold: false } } else { Change::Down })
+        Some(if good { HealthChange::Up { cold: false } } else { HealthChange::Down })
     }
 
-    /// Notes that a request found nobody listening (`gone`), or could not reach it.
+    /// Notes that a request could not connect. `gone`: the connection was refused.
     pub(super) fn mark_unreachable(&mut self, gone: bool) {
         self.cold |= gone && self.was_ready;
         self.unreached = true;
     }
 
-    /// Takes note of a good probe while it is healthy: returns whether nobody listened since the last one, so that its
-    /// cache is cold although no probe failed.
+    /// Whether a healthy worker has lost its cache although no probe failed, because a request found no process listening.
+    /// Clears the note.
     pub(super) fn take_cold(&mut self) -> bool {
         self.healthy && std::mem::take(&mut self.cold)
     }
 
-    /// Its state, as far as probes decide it.
+    /// The state that probes and reports give the worker.
     #[must_use]
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> WorkerState {
         if self.healthy {
-            State::Ready
+            WorkerState::Ready
         } else if self.failed {
-            State::Failed
+            WorkerState::Failed
         } else if self.was_ready {
-            State::NotReady
+            WorkerState::NotReady
         } else {
-            State::Pending
+            WorkerState::Pending
         }
     }
 }
@@ -172,73 +177,77 @@ impl Health {
 mod tests {
     use super::*;
 
-    /// Plays probes (`g`ood, `b`ad, `u`nreachable, `x` gone) with thresholds 3 and 2; returns the state and the last change.
-    fn play(script: &str) -> (State, Option<Change>) {
+    /// Counts a script of probes (`g`ood, `b`ad, `u`nreachable, `x` gone) with the thresholds 3 and 2. Returns the state and the
+    /// last change.
+    fn play(script: &str) -> (WorkerState, Option<HealthChange>) {
         let mut health = Health::default();
         let mut last = None;
         for probe in script.chars() {
             let probe = match probe {
-                'g' => Probe::Good,
-                'b' => Probe::Bad,
-                'u' => Probe::Unreachable,
-                _ => Probe::Gone,
+                'g' => ProbeResult::Good,
+                'b' => ProbeResult::Bad,
+                'u' => ProbeResult::Unreachable,
+                _ => ProbeResult::Gone,
             };
             let change =
-                health.count(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
+                health.count_probe(probe, NonZeroU32::new(3).unwrap(), NonZeroU32::new(2).unwrap());
             last = change.or(last);
         }
         (health.state(), last)
     }
 
     #[test]
-    fn assumed_good_starts_afresh() {
+    fn assuming_good_health_resets_the_counts() {
         let threshold = NonZeroU32::new(3).unwrap();
         let mut health = Health::default();
         for _ in 0..3 {
-            health.count(Probe::Bad, threshold, threshold);
+            health.count_probe(ProbeResult::Bad, threshold, threshold);
         }
         health.assume_good();
-        assert_eq!(health.state(), State::Ready);
+        assert_eq!(health.state(), WorkerState::Ready);
         let changes: Vec<_> =
-            (0..3).map(|_| health.count(Probe::Bad, threshold, threshold)).collect();
-        assert_eq!(changes, [None, None, Some(Change::Down)]);
+            (0..3).map(|_| health.count_probe(ProbeResult::Bad, threshold, threshold)).collect();
+        assert_eq!(changes, [None, None, Some(HealthChange::Down)]);
     }
 
     #[test]
-    fn a_life() {
-        assert_eq!(play(""), (State::Pending, None));
-        assert_eq!(play("bb"), (State::Pending, None));
-        assert_eq!(play("bbb"), (State::Failed, Some(Change::Down)));
-        assert_eq!(play("bbbbg"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbb"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbgbb"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbbb"), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play("gbbbg"), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play("gbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
-        assert_eq!(play("gbxbgg"), (State::Ready, Some(Change::Up { cold: true })));
+    fn probes_move_a_worker_between_its_states() {
+        assert_eq!(play(""), (WorkerState::Pending, None));
+        assert_eq!(play("bb"), (WorkerState::Pending, None));
+        assert_eq!(play("bbb"), (WorkerState::Failed, Some(HealthChange::Down)));
+        assert_eq!(play("bbbbg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbb"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbgbb"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbbb"), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play("gbbbg"), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play("gbbbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
+        assert_eq!(play("gbxbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: true })));
     }
 
     #[test]
-    fn a_hiccup_of_the_network_leaves_the_cache_warm_but_an_outage_does_not() {
-        assert_eq!(play("gbubgg"), (State::Ready, Some(Change::Up { cold: true })));
-        assert_eq!(play("gug").1, Some(Change::Up { cold: false }));
-        assert_eq!(play("gugbbbgg"), (State::Ready, Some(Change::Up { cold: false })));
+    fn one_unreachable_probe_keeps_the_cache_warm_but_an_outage_does_not() {
+        assert_eq!(play("gbubgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: true })));
+        assert_eq!(play("gug").1, Some(HealthChange::Up { cold: false }));
+        assert_eq!(play("gugbbbgg"), (WorkerState::Ready, Some(HealthChange::Up { cold: false })));
         let threshold = NonZeroU32::new(3).unwrap();
         for (gone, cold) in [(false, false), (true, true)] {
             let mut health = Health::default();
-            health.count(Probe::Good, threshold, threshold);
+            health.count_probe(ProbeResult::Good, threshold, threshold);
             health.mark_unreachable(gone);
-            health.count(Probe::Good, threshold, threshold);
+            health.count_probe(ProbeResult::Good, threshold, threshold);
             assert_eq!(health.take_cold(), cold);
         }
     }
 
     #[test]
-    fn who_was_ready_has_failed_after_ten_times_the_failures() {
+    fn a_worker_that_was_ready_has_failed_after_ten_times_the_failures() {
         let bad = |n: usize| format!("g{}", "b".repeat(n));
-        assert_eq!(play(&bad(29)), (State::NotReady, Some(Change::Down)));
-        assert_eq!(play(&bad(30)), (State::Failed, Some(Change::Failed)));
-        assert_eq!(play(&format!("{}g", bad(40))), (State::NotReady, Some(Change::Failed)));
-        assert_eq!(play(&format!("{}gg", bad(40))).0, State::Ready);
+        assert_eq!(play(&bad(29)), (WorkerState::NotReady, Some(HealthChange::Down)));
+        assert_eq!(play(&bad(30)), (WorkerState::Failed, Some(HealthChange::Failed)));
+        assert_eq!(
+            play(&format!("{}g", bad(40))),
+            (WorkerState::NotReady, Some(HealthChange::Failed))
+        );
+        assert_eq!(play(&format!("{}gg", bad(40))).0, WorkerState::Ready);
     }
 }

@@ -1,13 +1,13 @@
-//! What the fleet shows to Prometheus. Handles are resolved once per worker.
+//! The metrics of the fleet. The handles of a worker are looked up once, when it is registered.
 
 use std::time::Duration;
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use smg_types::ids::WorkerId;
 
-use super::breaker::{Mode, Outcome};
+use super::breaker::{BreakerMode, Outcome};
 use super::failure::Cause;
-use super::health::State;
+use super::health::WorkerState;
 
 /// The metric families of the fleet.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Metrics {
     failed_probes: IntCounterVec,
 }
 
-/// The handles of one worker.
+/// The series of one worker.
 #[derive(Debug)]
 pub(super) struct WorkerMetrics {
     pub(super) in_flight: IntGauge,
@@ -34,7 +34,7 @@ pub(super) struct WorkerMetrics {
 }
 
 impl Metrics {
-    /// Registers the families.
+    /// Registers the families `smg_worker_*` and `smg_workers`.
     ///
     /// # Errors
     /// If a family of the same name is registered already.
@@ -107,11 +107,14 @@ impl Metrics {
 
     /// Brings the gauges that are computed, not counted, up to date before a scrape: of each worker its state and the time
     /// to the head of its responses.
-    pub(super) fn show(&self, workers: impl Iterator<Item = (WorkerId, State, Option<Duration>)>) {
-        let mut by_state = [0i64; State::ALL.len()];
+    pub(super) fn show(
+        &self,
+        workers: impl Iterator<Item = (WorkerId, WorkerState, Option<Duration>)>,
+    ) {
+        let mut by_state = [0i64; WorkerState::ALL.len()];
         for (id, now, latency) in workers {
             let id = id.to_string();
-            for (at, state) in State::ALL.into_iter().enumerate() {
+            for (at, state) in WorkerState::ALL.into_iter().enumerate() {
                 by_state[at] += i64::from(state == now);
                 self.state
                     .with_label_values(&[id.as_str(), state.name()])
@@ -120,15 +123,16 @@ impl Metrics {
             let latency = latency.map_or(0.0, |latency| latency.as_secs_f64());
             self.latency.with_label_values(&[&id]).set(latency);
         }
-        for (state, count) in State::ALL.into_iter().zip(by_state) {
+        for (state, count) in WorkerState::ALL.into_iter().zip(by_state) {
             self.workers.with_label_values(&[state.name()]).set(count);
         }
     }
 
-    /// Takes the series of a worker that is gone away.
+    /// Removes the series of a worker that was deleted.
     pub(super) fn forget(&self, id: WorkerId) {
         let worker = id.to_string();
-        // Errors mean that there was no such series.
+        // An error means that there was no such series.
+
         let _absent = self.in_flight.remove_label_values(&[&worker]);
         let _absent = self.breaker.remove_label_values(&[&worker]);
         let _absent = self.latency.remove_label_values(&[&worker]);
@@ -138,7 +142,7 @@ impl Metrics {
         for cause in Cause::ALL {
             let _absent = self.failed_probes.remove_label_values(&[worker.as_str(), cause.name()]);
         }
-        for state in State::ALL {
+        for state in WorkerState::ALL {
             let _absent = self.state.remove_label_values(&[worker.as_str(), state.name()]);
         }
     }
@@ -153,12 +157,12 @@ impl WorkerMetrics {
         }
     }
 
-    /// Counts a failed probe. Rare enough for its series to be looked up each time.
+    /// Counts a failed probe. Failures are rare enough to look their series up each time.
     pub(super) fn count_failed_probe(&self, cause: Cause) {
         self.failed_probes.with_label_values(&[&self.id.to_string(), cause.name()]).inc();
     }
 
-    pub(super) fn show_breaker(&self, mode: Mode) {
+    pub(super) fn show_breaker(&self, mode: BreakerMode) {
         self.breaker.set(mode as i64);
     }
 }

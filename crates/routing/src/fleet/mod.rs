@@ -1,18 +1,18 @@
-//! The fleet: all workers that this node knows, as one snapshot.
+//! The fleet: all workers that this router knows, as one immutable snapshot.
 //!
 //! Readers on the request path load one immutable [`Snapshot`] and see a consistent whole. Writers (the bridge to the
 //! cluster and the prober) take one lock, build the next snapshot and swap it in. What changes with every request lives in
 //! the workers' shared counters and needs no new snapshot. Nothing here reads a clock or opens a socket.
 
+mod abort;
 mod breaker;
 mod config;
-mod cut;
+mod desired;
 mod failure;
 mod health;
-mod heard;
 mod metrics;
+mod remote;
 mod snapshot;
-mod told;
 mod worker;
 
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
-pub use breaker::{Mode, Outcome};
+pub use breaker::{BreakerMode, Outcome};
 pub use config::{BreakerConfig, Config, HealthConfig};
+pub use desired::DesiredWorker;
 pub use failure::{Cause, Failure};
-pub use health::{Change, Probe, State};
-pub use heard::{Heard, Seen};
+pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
+pub use remote::{LocalView, RemoteView};
 pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
-pub use told::Told;
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
 
 /// Workers at most: far above any real fleet, so that a runaway script can't fill the memory.
@@ -43,37 +43,37 @@ pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
-    /// Workers that serve; counted again whenever one may have begun or ceased to. Written under `writing`.
+    /// Number of workers in state `ready`, updated whenever a state may have changed. Written under `write_lock`.
     ready: AtomicUsize,
-    /// Taken by writers, so that two changes can't lose one another.
-    writing: Mutex<()>,
+    /// Serialises writers, so that no change overwrites another.
+    write_lock: Mutex<()>,
 }
 
-/// Why a worker could not be registered.
+/// The reason why a worker was not registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// A worker with that URL is there already.
+    /// A worker with this URL is registered already.
     #[error("worker {0} is registered already")]
     Exists(WorkerId),
-    /// Two URLs have the same id: about once in 2^32 fleets of 65,536 workers.
+    /// The URL hashes to the id of another worker. In a fleet of 16,384 workers the chance of that is about 2^-37.
     #[error("worker {id} is registered with another url, {url}: the two hash to the same id")]
     SameId {
-        /// The id of both.
+        /// The id of both workers.
         id: WorkerId,
-        /// The one that was there first.
+        /// The URL of the worker that is registered.
         url: String,
     },
-    /// The fleet has its 16,384 workers.
-    #[error("the fleet has its {MAX_WORKERS} workers")]
+    /// The fleet has 16,384 workers.
+    #[error("the fleet is full: it has {MAX_WORKERS} workers")]
     Full,
 }
 
-/// What one learns by asking a worker what it serves.
+/// The answers of a worker to the questions what it serves and how it is configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Discovered {
-    /// Its models.
+    /// The models that the worker lists.
     pub models: Models,
-    /// Its own words about itself.
+    /// The worker's description of itself as JSON; `None`: the worker has no endpoint for it.
     pub info: Option<serde_json::Value>,
 }
 
@@ -86,38 +86,38 @@ impl Fleet {
             metrics,
             snapshot: ArcSwap::default(),
             ready: AtomicUsize::new(0),
-            writing: Mutex::new(()),
+            write_lock: Mutex::new(()),
         }
     }
 
-    /// What workers are judged by.
+    /// The configuration that was passed to [`Fleet::new`].
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// All workers at this moment: cheap, without a lock. Not to be held across an await; clone the `Arc` for that.
+    /// The current snapshot, without a lock. Don't hold the guard across an await: use [`Fleet::snapshot`] there.
     pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.snapshot.load()
     }
 
-    /// All workers at this moment, to keep.
+    /// The current snapshot, to keep for as long as the caller likes.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Workers that serve, and all of them, without looking at each.
+    /// The number of workers in state `ready` and the number of all workers. Costs no pass over the workers.
     #[must_use]
-    pub fn ready(&self) -> (usize, usize) {
+    pub fn ready_and_total(&self) -> (usize, usize) {
         let all = self.load().workers().len();
         (self.ready.load(Ordering::Relaxed).min(all), all)
     }
 
-    /// Whether a worker with this spec may be in the fleet, as one that is there already or as another one.
+    /// Checks whether the fleet has, or has room for, a worker with this spec.
     ///
     /// # Errors
-    /// If another URL has the same id, or the worker is not there and the fleet is full.
+    /// If a worker with another URL has the same id, or the worker is not registered and the fleet is full.
     pub fn check_room(&self, spec: &WorkerSpec) -> Result<(), RegisterError> {
         let snapshot = self.load();
         match snapshot.worker(spec.id()) {
@@ -133,7 +133,7 @@ impl Fleet {
     /// Adds a worker.
     ///
     /// # Errors
-    /// If it is there already (also while it drains), or the fleet is full.
+    /// If a worker with this URL or id is registered (a draining one counts), or the fleet is full.
     pub fn register(&self, spec: WorkerSpec) -> Result<WorkerId, RegisterError> {
         let id = spec.id();
         self.change(|workers| {
@@ -153,42 +153,43 @@ impl Fleet {
         })
     }
 
-    /// Replaces what a worker is told to be; its counters, health and breaker stay. The URL can't change, for it is the
-    /// worker's identity. Returns whether it is there.
+    /// Replaces the spec of the worker with the same URL; counters, health and breaker stay. Returns whether the fleet has
+    /// that worker.
     pub fn respecify(&self, spec: WorkerSpec) -> bool {
         let id = spec.id();
         self.update(id, |worker| worker.respecify(spec))
     }
 
-    /// Stops (or, with `false`, resumes) sending new requests to a worker. Returns whether it is there.
+    /// Stops sending new requests to a worker, or, if `draining` is false, sends them again. A worker that is being removed
+    /// keeps draining. Returns whether the fleet has the worker.
     pub fn drain(&self, id: WorkerId, draining: bool) -> bool {
-        self.update(id, |worker| worker.draining = draining || worker.leaves_by.is_some())
+        self.update(id, |worker| worker.draining = draining || worker.drain_deadline.is_some())
     }
 
-    /// Sets or lifts an operator's verdict. Returns whether the worker is there.
-    pub fn override_worker(&self, id: WorkerId, verdict: Option<Override>) -> bool {
-        self.update(id, |worker| worker.verdict = verdict)
+    /// Sets the operator's override of a worker's health, or lifts it with `None`. Returns whether the fleet has the worker.
+    pub fn override_worker(&self, id: WorkerId, health_override: Option<Override>) -> bool {
+        self.update(id, |worker| worker.health_override = health_override)
     }
 
-    /// Lets a worker go: no new requests, those in flight finish, bounded by the drain timeout. Returns whether it is
-    /// there. [`Fleet::sweep`] takes it away.
+    /// Removes a worker once it has no requests in flight, at the latest after the drain timeout. Until then it drains: it gets
+    /// no new requests. Returns whether the fleet has the worker.
     pub fn remove(&self, id: WorkerId, now: Now) -> bool {
-        let leaves_by = now.mono + self.config.drain_timeout;
+        let drain_deadline = now.mono + self.config.drain_timeout;
         let there = self.update(id, |worker| {
             worker.draining = true;
-            worker.leaves_by.get_or_insert(leaves_by);
+            worker.drain_deadline.get_or_insert(drain_deadline);
         });
         self.sweep(now);
         there
     }
 
-    /// Takes workers away that were let go and have nothing in flight any more, or whose time is over: what is still in
-    /// flight there ends then.
+    /// Deletes the workers that were removed and have no requests in flight, or whose drain timeout is over. Aborts the
+    /// requests that are still in flight on them.
     pub fn sweep(&self, now: Now) {
         let gone = |worker: &Worker| {
             worker
-                .leaves_by
-                .is_some_and(|leaves_by| worker.in_flight() == 0 || leaves_by <= now.mono)
+                .drain_deadline
+                .is_some_and(|drain_deadline| worker.in_flight() == 0 || drain_deadline <= now.mono)
         };
         if !self.load().workers().iter().any(|worker| gone(worker)) {
             return;
@@ -197,7 +198,7 @@ impl Fleet {
             workers.retain(|worker| {
                 let gone = gone(worker);
                 if gone {
-                    worker.live().cut().end();
+                    worker.live().abort().abort_all();
                     self.metrics.forget(worker.id);
                 }
                 !gone
@@ -207,50 +208,49 @@ impl Fleet {
         .unwrap_or_else(|never| match never {});
     }
 
-    /// A probe of a worker came back. Returns what it changed, for the log.
-    pub fn report_probe(&self, id: WorkerId, probe: Probe) -> Option<Change> {
+    /// Counts the result of a probe. Returns the change of the worker's health, if there was one.
+    pub fn report_probe(&self, id: WorkerId, probe: ProbeResult) -> Option<HealthChange> {
         let snapshot = self.snapshot();
         let worker = snapshot.worker(id)?;
         let spec = &worker.spec.health;
         let failures = spec.failure_threshold.unwrap_or(self.config.health.failure_threshold);
         let successes = spec.success_threshold.unwrap_or(self.config.health.success_threshold);
-        if probe == Probe::Good {
+        if probe == ProbeResult::Good {
             worker.live().mark_reachable();
         }
-        worker.live().own_bad.store(probe != Probe::Good, Ordering::Relaxed);
+        worker.live().own_probe_failed.store(probe != ProbeResult::Good, Ordering::Relaxed);
         let (change, cold) = worker.live().with_health(|health| {
-            let change = health.count(probe, failures, successes);
-            (change, probe == Probe::Good && health.take_cold())
+            let change = health.count_probe(probe, failures, successes);
+            (change, probe == ProbeResult::Good && health.take_cold())
         });
-        if cold || change == Some(Change::Up { cold: true }) {
+        if cold || change == Some(HealthChange::Up { cold: true }) {
             self.mark_cold(id);
         } else if change.is_some() {
-            self.count_ready();
+            self.update_ready();
         }
         change
     }
 
-    /// Some worker began or ceased to serve.
-    fn count_ready(&self) {
-        let _one_at_a_time = self.writing.lock();
-        self.ready.store(self.load().ready(), Ordering::Relaxed);
+    /// Counts the ready workers again, after a change that built no snapshot.
+    fn update_ready(&self) {
+        let _guard = self.write_lock.lock();
+        self.ready.store(self.load().count_ready(), Ordering::Relaxed);
     }
 
-    /// Something was learnt about what a worker serves. Models that its spec names stay as they are told. Returns
-    /// whether that changed anything.
-    pub fn discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
+    /// Stores what a worker says it serves. If its spec names models, they take precedence. Returns whether anything changed.
+    pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
         let info = info.map(Arc::new);
-        let brings_news = |worker: &Worker| {
+        let differs = |worker: &Worker| {
             (worker.spec.models.is_empty() && worker.models != models)
                 || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
         };
-        // Looked at first without the lock: most looks find what is known already.
-        if !self.load().worker(id).is_some_and(|worker| brings_news(worker)) {
+        // Compared first without the lock, because most answers equal the last one.
+        if !self.load().worker(id).is_some_and(|worker| differs(worker)) {
             return false;
         }
         self.update(id, |worker| {
-            // What its spec names is not overruled, and that is decided under the lock: it may have changed.
+            // The spec is read again under the lock, because it may have changed since the comparison above.
             if worker.spec.models.is_empty() {
                 worker.models.clone_from(&models);
             }
@@ -258,36 +258,36 @@ impl Fleet {
         })
     }
 
-    /// Remembers why a worker could not be asked. Returns whether the cause is another one than the last.
+    /// Stores and counts the cause of a failed probe or discovery. Returns whether the cause differs from the last one.
     pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return false };
         worker.live().note_failure(failure)
     }
 
-    /// Forgets why a worker could not be asked: it answers well.
+    /// Clears the cause of the last failed probe or discovery, because both succeed again.
     pub fn clear_failure(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
             worker.live().clear_failure();
         }
     }
 
-    /// What a worker serves could not be read.
-    pub fn could_not_read(&self, id: WorkerId) {
+    /// Counts a failed attempt to ask a worker what it serves.
+    pub fn report_failed_discovery(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
-            worker.live().count_failed_look();
+            worker.live().count_failed_discovery();
         }
     }
 
-    /// A worker's cache was emptied: what was learnt of it is void.
+    /// Notes that a worker has lost its cache: policies forget what they have learnt about the worker.
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| {
-            worker.live().own_colds.fetch_add(1, Ordering::Relaxed);
+            worker.live().own_cold_count.fetch_add(1, Ordering::Relaxed);
             worker.cache_epoch += 1;
         });
     }
 
-    /// Brings the gauges that are computed, not counted, up to date; called before a scrape.
+    /// Sets the gauges of state and latency. Called before each scrape.
     pub fn show_metrics(&self) {
         let snapshot = self.load();
         let shown = |worker: &Arc<Worker>| (worker.id, worker.state(), worker.latency());
@@ -305,18 +305,18 @@ impl Fleet {
         .unwrap_or_else(|never| match never {})
     }
 
-    /// Runs `change` on a copy of the list and, unless it fails, swaps the snapshot that follows from it in.
+    /// Runs `change` on a copy of the list of workers and publishes the snapshot that results, unless `change` fails.
     fn change<T, E>(
         &self,
         change: impl FnOnce(&mut Vec<Arc<Worker>>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _one_at_a_time = self.writing.lock();
+        let _guard = self.write_lock.lock();
         let old = self.snapshot.load_full();
         let mut workers = old.workers().to_vec();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
         let snapshot = Snapshot::new(old.version + 1, workers, &self.config.aliases);
-        self.ready.store(snapshot.ready(), Ordering::Relaxed);
+        self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smg_types::ids::{ModelId, WorkerId};
 
-use super::health::State;
+use super::health::WorkerState;
 use super::worker::{Models, Worker};
 
 /// All workers at one moment.
@@ -61,9 +61,9 @@ pub enum ServedBy<'a> {
     /// These workers.
     Members(&'a [Member]),
     /// No worker yet; the models of some worker are still being read.
-    NobodyYet,
+    NotYetKnown,
     /// No worker: the model does not exist here.
-    Nobody,
+    UnknownModel,
 }
 
 impl PartialEq for Member {
@@ -166,16 +166,18 @@ impl Snapshot {
         // the client, unless the models of some worker are still being read.
         let too_early = self.everyone.is_empty() && !self.workers.is_empty();
         match members.as_slice() {
-            [] if too_early => ServedBy::NobodyYet,
-            [] if self.unread.iter().any(|worker| worker.may_tell()) => ServedBy::NobodyYet,
-            [] => ServedBy::Nobody,
+            [] if too_early => ServedBy::NotYetKnown,
+            [] if self.unread.iter().any(|worker| worker.may_report_models()) => {
+                ServedBy::NotYetKnown
+            }
+            [] => ServedBy::UnknownModel,
             members => ServedBy::Members(members),
         }
     }
 
     /// Counts the workers that serve right now.
-    pub(super) fn ready(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.state() == State::Ready).count()
+    pub(super) fn count_ready(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.state() == WorkerState::Ready).count()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The fleet through its public face: registering, discovering, judging, leaving.
+//! The fleet through its public interface: registering, discovering, judging and removing workers.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -22,17 +22,17 @@ fn spec(url: &str, models: &[&str]) -> WorkerSpec {
     }
 }
 
-/// A ready worker that serves `models`.
+/// Registers a worker that serves `models` and makes it ready.
 fn ready(fleet: &Fleet, url: &str, models: &[&str]) -> WorkerId {
     let id = fleet.register(spec(url, models)).unwrap();
-    fleet.report_probe(id, Probe::Good);
+    fleet.report_probe(id, ProbeResult::Good);
     id
 }
 
-fn who_serves(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
+fn serving(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
     match fleet.load().served_by(model) {
         ServedBy::Members(members) => members.iter().map(|member| member.worker.id).collect(),
-        ServedBy::NobodyYet | ServedBy::Nobody => Vec::new(),
+        ServedBy::NotYetKnown | ServedBy::UnknownModel => Vec::new(),
     }
 }
 
@@ -47,34 +47,34 @@ fn one_url_is_one_worker() {
 }
 
 #[test]
-fn a_full_fleet_has_room_for_those_that_are_there() {
+fn a_full_fleet_has_room_only_for_registered_workers() {
     let fleet = fleet();
-    let told = (0..=MAX_WORKERS).map(|number| {
+    let desired = (0..=MAX_WORKERS).map(|number| {
         let spec = spec(&format!("http://w{number}"), &["m"]);
-        (spec.id(), Some(Told { spec, verdict: None, cordoned: false }))
+        (spec.id(), Some(DesiredWorker { spec, health_override: None, cordoned: false }))
     });
-    fleet.tell(told.collect(), NOW);
+    fleet.reconcile(desired.collect(), NOW);
     assert_eq!(fleet.load().workers().len(), MAX_WORKERS);
-    let there = fleet.load().workers()[0].spec.url.to_string();
-    assert_eq!(fleet.check_room(&spec(&there, &["m"])), Ok(()));
+    let registered = fleet.load().workers()[0].spec.url.to_string();
+    assert_eq!(fleet.check_room(&spec(&registered, &["m"])), Ok(()));
     assert_eq!(fleet.check_room(&spec("http://another", &["m"])), Err(RegisterError::Full));
 }
 
 #[test]
-fn a_model_is_served_by_those_that_have_it() {
+fn a_model_is_served_by_the_workers_that_list_it() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m", "n"]);
     let b = ready(&fleet, "http://b", &["m"]);
     let mut both = vec![a, b];
     both.sort();
-    assert_eq!(who_serves(&fleet, Some("m")), both);
-    assert_eq!(who_serves(&fleet, Some("n")), [a]);
-    assert_eq!(who_serves(&fleet, None), both);
-    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::Nobody);
+    assert_eq!(serving(&fleet, Some("m")), both);
+    assert_eq!(serving(&fleet, Some("n")), [a]);
+    assert_eq!(serving(&fleet, None), both);
+    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
-fn an_alias_is_served_by_those_that_serve_the_model() {
+fn an_alias_is_served_by_the_workers_that_serve_the_model() {
     let named = |alias: &str, model: &str| (ModelId::from(alias), ModelId::from(model));
     let aliases = [named("a", "m"), named("x", "absent"), named("n", "m")].into();
     let fleet = fleet_with(Config { aliases, ..Config::default() });
@@ -83,103 +83,103 @@ fn an_alias_is_served_by_those_that_serve_the_model() {
         ServedBy::Members(members) => {
             members.iter().map(|member| (member.worker.id, member.renamed.clone())).collect()
         }
-        ServedBy::NobodyYet | ServedBy::Nobody => Vec::new(),
+        ServedBy::NotYetKnown | ServedBy::UnknownModel => Vec::new(),
     };
     assert_eq!(renamed("a"), [(first, Some("m".into()))]);
     assert_eq!(renamed("x"), []);
-    // A model that a worker itself calls so is not hidden.
+    // An alias does not hide a model of the same name that a worker lists.
     let second = ready(&fleet, "http://b", &["n"]);
     assert_eq!(renamed("n"), [(second, None)]);
-    // Who takes whatever is sent gets the model's own name, too.
+    // A worker that serves every model gets the model's own name, too.
     let any = fleet.register(spec("http://c", &[])).unwrap();
-    fleet.discovered(any, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(any, Discovered { models: Models::Any, info: None });
     assert!(renamed("a").contains(&(any, Some("m".into()))));
     assert_eq!(renamed("x"), [(any, Some("absent".into()))]);
 }
 
 #[test]
-fn an_unknown_model_may_still_turn_up() {
+fn a_model_is_not_yet_known_while_a_worker_may_still_list_it() {
     let fleet = fleet();
-    assert_eq!(fleet.load().served_by(None), ServedBy::Nobody);
+    assert_eq!(fleet.load().served_by(None), ServedBy::UnknownModel);
     let a = ready(&fleet, "http://a", &[]);
-    assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NobodyYet);
-    assert_eq!(fleet.load().worker(a).unwrap().state(), State::Pending);
+    assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NotYetKnown);
+    assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Pending);
     let found = Discovered { models: Models::Known(vec!["m".into()]), info: None };
-    assert!(fleet.discovered(a, found.clone()));
-    assert!(!fleet.discovered(a, found));
-    assert_eq!(who_serves(&fleet, Some("m")), [a]);
-    assert_eq!(fleet.load().worker(a).unwrap().state(), State::Ready);
-    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::Nobody);
+    assert!(fleet.report_discovered(a, found.clone()));
+    assert!(!fleet.report_discovered(a, found));
+    assert_eq!(serving(&fleet, Some("m")), [a]);
+    assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Ready);
+    assert_eq!(fleet.load().served_by(Some("x")), ServedBy::UnknownModel);
 }
 
 #[test]
-fn a_worker_that_tells_nothing_does_not_keep_a_name_from_being_a_mistake() {
+fn a_worker_that_never_lists_its_models_does_not_keep_a_model_from_being_unknown() {
     let fleet = fleet();
     ready(&fleet, "http://a", &["m"]);
-    let asked = || fleet.load().served_by(Some("x")) == ServedBy::NobodyYet;
-    // It has just come: it may have it.
+    let not_yet_known = || fleet.load().served_by(Some("x")) == ServedBy::NotYetKnown;
+    // The worker has just been registered: it may serve the model.
     let young = fleet.register(spec("http://b", &[])).unwrap();
-    assert!(asked());
-    // It never answers.
+    assert!(not_yet_known());
+    // The worker never answers.
     for _ in 0..3 {
-        fleet.report_probe(young, Probe::Gone);
+        fleet.report_probe(young, ProbeResult::Gone);
     }
-    assert!(!asked());
-    // It answers, but not that question.
-    fleet.report_probe(young, Probe::Good);
-    assert!(asked());
+    assert!(!not_yet_known());
+    // The worker answers its probes but does not list its models.
+    fleet.report_probe(young, ProbeResult::Good);
+    assert!(not_yet_known());
     for _ in 0..5 {
-        assert!(asked());
-        fleet.could_not_read(young);
+        assert!(not_yet_known());
+        fleet.report_failed_discovery(young);
     }
-    assert!(!asked());
+    assert!(!not_yet_known());
     assert_eq!(fleet.load().served_by(Some("m")), fleet.load().served_by(None));
 }
 
 #[test]
-fn those_that_serve_are_counted() {
+fn ready_workers_are_counted() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = fleet.register(spec("http://b", &[])).unwrap();
-    assert_eq!(fleet.ready(), (1, 2));
-    fleet.report_probe(b, Probe::Good);
-    assert_eq!(fleet.ready(), (1, 2), "its models are not known");
-    fleet.discovered(b, Discovered { models: Models::Any, info: None });
-    assert_eq!(fleet.ready(), (2, 2));
+    assert_eq!(fleet.ready_and_total(), (1, 2));
+    fleet.report_probe(b, ProbeResult::Good);
+    assert_eq!(fleet.ready_and_total(), (1, 2), "the models of one are not known");
+    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
+    assert_eq!(fleet.ready_and_total(), (2, 2));
     fleet.drain(a, true);
-    assert_eq!(fleet.ready(), (1, 2));
+    assert_eq!(fleet.ready_and_total(), (1, 2));
     for _ in 0..3 {
-        fleet.report_probe(b, Probe::Bad);
+        fleet.report_probe(b, ProbeResult::Bad);
     }
-    assert_eq!(fleet.ready(), (0, 2));
-    fleet.report_probe(b, Probe::Good);
+    assert_eq!(fleet.ready_and_total(), (0, 2));
+    fleet.report_probe(b, ProbeResult::Good);
     fleet.remove(a, NOW);
-    assert_eq!(fleet.ready(), (1, 1));
+    assert_eq!(fleet.ready_and_total(), (1, 1));
 }
 
 #[test]
-fn what_is_in_flight_on_a_worker_that_is_taken_away_ends() {
+fn requests_on_a_deleted_worker_are_aborted() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let mut guard = worker.begin(NOW, &fleet.config().breaker, false).unwrap();
     let cx = std::task::Context::from_waker(std::task::Waker::noop());
     fleet.remove(id, NOW);
-    assert!(guard.poll_cut(&cx).is_pending() && !guard.is_cut());
+    assert!(guard.poll_abort(&cx).is_pending() && !guard.is_aborted());
     fleet.sweep(NOW + fleet.config().drain_timeout);
-    assert!(guard.poll_cut(&cx).is_ready() && guard.is_cut());
+    assert!(guard.poll_abort(&cx).is_ready() && guard.is_aborted());
     assert!(fleet.load().workers().is_empty());
 }
 
 #[test]
-fn a_worker_without_a_list_takes_whatever_is_sent() {
+fn a_worker_without_a_list_serves_every_model() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = ready(&fleet, "http://b", &[]);
-    fleet.discovered(b, Discovered { models: Models::Any, info: None });
-    assert_eq!(who_serves(&fleet, Some("x")), [b]);
-    assert_eq!(who_serves(&fleet, Some("m")).len(), 2);
-    assert!(who_serves(&fleet, Some("m")).contains(&a));
+    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
+    assert_eq!(serving(&fleet, Some("x")), [b]);
+    assert_eq!(serving(&fleet, Some("m")).len(), 2);
+    assert!(serving(&fleet, Some("m")).contains(&a));
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn an_alias_is_rewritten() {
 }
 
 #[test]
-fn in_flight_returns_to_zero_however_it_ends() {
+fn in_flight_returns_to_zero_however_a_request_ends() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -219,11 +219,11 @@ fn in_flight_returns_to_zero_however_it_ends() {
 }
 
 #[test]
-fn a_worker_is_never_over_its_own_limit() {
+fn a_worker_never_exceeds_its_own_limit() {
     let fleet = fleet();
     let limited = WorkerSpec { max_concurrent: NonZeroU32::new(2), ..spec("http://a", &["m"]) };
     let id = fleet.register(limited).unwrap();
-    fleet.report_probe(id, Probe::Good);
+    fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
     let first = worker.begin(NOW, breaker, false);
@@ -236,7 +236,7 @@ fn a_worker_is_never_over_its_own_limit() {
 }
 
 #[test]
-fn a_worker_that_pushes_back_comes_after_others_until_it_works_again() {
+fn an_overloaded_worker_comes_after_others_until_a_request_succeeds() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -251,7 +251,7 @@ fn a_worker_that_pushes_back_comes_after_others_until_it_works_again() {
 }
 
 #[test]
-fn failures_eject_and_half_open_lets_one_in() {
+fn failures_eject_and_a_half_open_breaker_lets_one_request_through() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -269,34 +269,37 @@ fn failures_eject_and_half_open_lets_one_in() {
     assert_eq!(worker.fitness(later, breaker), Fitness::Fit);
     let probe = worker.begin(later, breaker, false);
     assert!(probe.is_some());
-    assert!(worker.begin(later, breaker, false).is_none(), "half-open let a second one through");
+    assert!(
+        worker.begin(later, breaker, false).is_none(),
+        "a half-open breaker let a second request through"
+    );
     drop(probe);
     assert_eq!(worker.in_flight(), 0);
     for _ in 0..3 {
         let guard = worker.begin(later, breaker, false).unwrap();
         let _mode = guard.end(Outcome::Success, later, breaker);
     }
-    assert_eq!(worker.breaker_mode(later, breaker), Mode::Closed);
+    assert_eq!(worker.breaker_mode(later, breaker), BreakerMode::Closed);
 }
 
 #[test]
-fn nobody_listening_ejects_at_once_and_a_good_probe_brings_it_back_cold() {
+fn a_refused_connection_ejects_at_once_and_a_good_probe_brings_the_worker_back_cold() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let breaker = &fleet.config().breaker;
-    assert!(!worker.take_probe_wish());
+    assert!(!worker.take_probe_request());
     worker.mark_unreachable(NOW, true);
     assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
-    assert!(worker.take_probe_wish() && !worker.take_probe_wish());
-    fleet.report_probe(id, Probe::Good);
+    assert!(worker.take_probe_request() && !worker.take_probe_request());
+    fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
-    assert_eq!(worker.cache_epoch, 1, "what it had cached is gone");
+    assert_eq!(worker.cache_epoch, 1, "its cache is lost");
 }
 
 #[test]
-fn an_operator_has_the_last_word_until_it_lapses() {
+fn an_override_outweighs_probes_until_it_ends() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let fitness = |now| fleet.load().worker(id).unwrap().fitness(now, &fleet.config().breaker);
@@ -310,7 +313,7 @@ fn an_operator_has_the_last_word_until_it_lapses() {
     assert_eq!(fitness(NOW), Fitness::Out);
     assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Fit);
     for _ in 0..3 {
-        fleet.report_probe(id, Probe::Bad);
+        fleet.report_probe(id, ProbeResult::Bad);
     }
     assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Out);
     assert!(fleet.override_worker(
@@ -321,13 +324,13 @@ fn an_operator_has_the_last_word_until_it_lapses() {
 }
 
 #[test]
-fn a_deleted_worker_finishes_what_is_in_flight() {
+fn a_removed_worker_finishes_its_requests() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let guard = worker.begin(NOW, &fleet.config().breaker, false);
     assert!(fleet.remove(id, NOW));
-    assert_eq!(fleet.load().worker(id).unwrap().state(), State::Draining);
+    assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Draining);
     assert_eq!(
         fleet.load().worker(id).unwrap().fitness(NOW, &fleet.config().breaker),
         Fitness::Out
@@ -339,7 +342,7 @@ fn a_deleted_worker_finishes_what_is_in_flight() {
 }
 
 #[test]
-fn a_deleted_worker_goes_when_its_time_is_over() {
+fn a_removed_worker_is_deleted_at_its_drain_deadline() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -352,10 +355,10 @@ fn a_deleted_worker_goes_when_its_time_is_over() {
 }
 
 #[test]
-fn a_new_spec_keeps_what_is_going_on() {
+fn a_new_spec_keeps_counters_and_health() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &[]);
-    fleet.discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
+    fleet.report_discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let _guard = worker.begin(NOW, &fleet.config().breaker, false);
     let heavier = WorkerSpec {
@@ -366,14 +369,14 @@ fn a_new_spec_keeps_what_is_going_on() {
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(
         (worker.in_flight(), worker.spec.weight.get(), worker.state()),
-        (1, 7, State::Ready)
+        (1, 7, WorkerState::Ready)
     );
     assert!(fleet.respecify(spec("http://a", &["other"])));
-    assert_eq!(who_serves(&fleet, Some("other")), [id]);
+    assert_eq!(serving(&fleet, Some("other")), [id]);
 }
 
 #[test]
-fn series_of_a_worker_that_left_are_gone() {
+fn a_deleted_worker_leaves_no_series() {
     let registry = prometheus::Registry::new();
     let fleet = Fleet::new(Config::default(), Metrics::register(&registry).unwrap());
     let id = ready(&fleet, "http://a", &["m"]);

@@ -1,7 +1,8 @@
-//! One worker: what it is told to be, what it turned out to be, and what is going on with it.
+//! One worker: its spec, its models, and the state that changes with each request.
 //!
-//! A [`Worker`] is immutable and part of a snapshot; what changes with every request is in [`Live`], which all versions
-//! of the same worker share. In-flight counts are given back by a guard, so that they return to zero on every path.
+//! A [`Worker`] is immutable and belongs to a snapshot. All snapshots of one worker share one [`LiveState`], which holds
+//! counters, breaker and health. [`InFlight`] is a guard that counts one request: its drop decrements the count, so the count
+//! returns to zero on every path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -13,103 +14,103 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
-use super::breaker::{Breaker, Mode, Outcome, Ticket};
+use super::abort::{AbortSignal, Registration};
+use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
 use super::config::{BreakerConfig, Config};
-use super::cut::{Cut, Place};
 use super::failure::Failure;
-use super::health::{Health, State};
+use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 
-/// The models that a worker serves, as far as known.
+/// The models that a worker serves, as far as the router knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Models {
-    /// Not told and not yet read from the worker.
+    /// The spec names none, and the worker has not answered yet.
     Unknown,
-    /// The worker has no list: it takes whatever is sent.
+    /// The worker lists no models: it gets requests for every model.
     Any,
-    /// Exactly these.
+    /// The worker serves exactly these models.
     Known(Vec<ModelId>),
 }
 
-/// What an operator says of a worker, above all evidence.
+/// An operator's decision on a worker's health. It takes precedence over probes and breakers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Override {
-    /// Serve from it or not, whatever probes and breaker say.
+    /// Whether the worker gets requests.
     pub healthy: bool,
-    /// Why, for people.
+    /// The operator's reason, shown by the API.
     pub reason: String,
-    /// Until when (`Now::mono`); `None`: until it is lifted.
+    /// The override ends at this time of `Now::mono`; `None`: it holds until it is lifted.
     pub until: Option<Duration>,
 }
 
 /// A worker within one snapshot of the fleet.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// Its id, derived from its URL.
+    /// The id, derived from the URL.
     pub id: WorkerId,
-    /// What it is told to be.
+    /// The settings from the configuration, the API or the cluster.
     pub spec: Arc<WorkerSpec>,
-    /// What it serves.
+    /// The models that the spec names or the worker lists.
     pub models: Models,
-    /// An operator's verdict.
-    pub verdict: Option<Override>,
-    /// Takes no new requests.
+    /// The operator's override of the worker's health, which may have ended: see [`Worker::active_override`].
+    pub health_override: Option<Override>,
+    /// The worker gets no new requests.
     pub draining: bool,
-    /// Leaves as soon as nothing is in flight, at the latest then (`Now::mono`).
-    pub leaves_by: Option<Duration>,
-    /// Grows whenever its cache is taken for cold.
+    /// The worker is being removed: once it has no requests in flight, at the latest at this time of `Now::mono`.
+    pub drain_deadline: Option<Duration>,
+    /// Increases by 1 whenever the worker has lost its cache.
     pub cache_epoch: u32,
-    /// Worker's own words about its maximum number of tokens and the like, as read; shown by the API.
+    /// The worker's description of itself (its maximum number of tokens and the like) as JSON, shown by the API.
     pub info: Option<Arc<serde_json::Value>>,
-    live: Arc<Live>,
+    live: Arc<LiveState>,
 }
 
-/// The part of a worker that changes with every request.
+/// The state of a worker that changes with each request or probe. Times are `Now::mono_nanos`.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveState {
     in_flight: AtomicU32,
     state: AtomicU8,
-    /// A request found nobody listening: out until this time (`Now::mono_nanos`), or until a good probe.
+    /// A request could not connect: the worker is ejected until this time or until a good probe; 0: it is not.
     unreachable_until: AtomicU64,
-    /// It has said that it has too much to do: others come first until this time (`Now::mono_nanos`).
+    /// The worker refused a request because it is overloaded: other workers are preferred until this time.
     pushes_back_until: AtomicU64,
-    pub(super) probe_wanted: AtomicBool,
+    pub(super) probe_requested: AtomicBool,
     breaker_mode: AtomicU8,
-    /// Time to the head of a response, exponentially weighted, in nanoseconds; 0: nothing known.
+    /// Moving average of the time to the head of a response, in nanoseconds; 0: no response yet.
     latency_nanos: AtomicU64,
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
-    cut: Cut,
-    /// Looks at what it serves that failed, in a row.
-    failed_looks: AtomicU32,
-    /// Why the last probe or read of its models failed; `None`: it went well.
+    abort: AbortSignal,
+    /// Attempts to ask the worker what it serves that have failed.
+    failed_discoveries: AtomicU32,
+    /// The cause of the last failed probe or discovery; `None`: the last one succeeded.
     failure: Mutex<Option<Failure>>,
-    /// When a request was last served well (`Now::mono_nanos`); 0: none has, or one has failed since.
+    /// Time of the last success of a request; 0: none has succeeded since the last failure.
     pub(super) last_success: AtomicU64,
-    /// When a connection last did not come about (`Now::mono_nanos`); 0: the last failure was another.
+    /// Time of the last failed connection; 0: the last failure had another cause.
     pub(super) last_unreachable: AtomicU64,
-    /// This router's own last probe was not good.
-    pub(super) own_bad: AtomicBool,
-    /// Times that this router found its cache cold.
-    pub(super) own_colds: AtomicU32,
-    /// Prompts in a row of which far less was cached than should have been.
-    pub(super) uncached: AtomicU8,
-    /// Requests that other routers have in flight on it.
-    pub(super) elsewhere: AtomicU32,
-    /// Other routers ask it how it is, and this one need not.
-    pub(super) asked_elsewhere: AtomicBool,
-    /// What they say: 0 nothing, 1 bad, 2 good.
-    pub(super) heard_health: AtomicU8,
-    /// A `Mode` of some other router's breaker; 0: all are closed.
-    pub(super) heard_breaker: AtomicU8,
+    /// The last probe by this router was not good.
+    pub(super) own_probe_failed: AtomicBool,
+    /// Number of times that this router found the worker's cache empty.
+    pub(super) own_cold_count: AtomicU32,
+    /// Prompts in a row of which the worker had far less in its cache than expected.
+    pub(super) uncached_prompts: AtomicU8,
+    /// Requests that other routers have in flight on the worker.
+    pub(super) remote_in_flight: AtomicU32,
+    /// Other routers probe the worker, so this one need not.
+    pub(super) probed_elsewhere: AtomicBool,
+    /// Health by the probes of other routers: 0 no report, 1 bad, 2 good.
+    pub(super) remote_health: AtomicU8,
+    /// `RemoteView::breaker` as a number; 0: closed.
+    pub(super) remote_breaker: AtomicU8,
     metrics: WorkerMetrics,
 }
 
-/// How long a connect error keeps a worker out when no probe says otherwise.
+/// Time for which a connect error ejects a worker, unless a probe succeeds earlier.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
 
-/// A worker that could not be read so many times does not make others wait for what it may have.
-const MOST_LOOKS: u32 = 5;
+/// After this many failed attempts to ask a worker what it serves, requests for unknown models no longer wait for it.
+const MAX_FAILED_DISCOVERIES: u32 = 5;
 
 impl Worker {
     pub(super) fn new(spec: Arc<WorkerSpec>, config: &Config, metrics: WorkerMetrics) -> Self {
@@ -119,125 +120,127 @@ impl Worker {
         }
         let models = match spec.models.as_slice() {
             [] => Models::Unknown,
-            told => Models::Known(told.to_vec()),
+            models => Models::Known(models.to_vec()),
         };
-        let live = Live {
+        let live = LiveState {
             in_flight: AtomicU32::new(0),
             state: AtomicU8::new(health.state() as u8),
             unreachable_until: AtomicU64::new(0),
             pushes_back_until: AtomicU64::new(0),
-            probe_wanted: AtomicBool::new(false),
-            breaker_mode: AtomicU8::new(Mode::Closed as u8),
+            probe_requested: AtomicBool::new(false),
+            breaker_mode: AtomicU8::new(BreakerMode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
             health: Mutex::new(health),
-            cut: Cut::default(),
-            failed_looks: AtomicU32::new(0),
+            abort: AbortSignal::default(),
+            failed_discoveries: AtomicU32::new(0),
             failure: Mutex::default(),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
-            own_bad: AtomicBool::new(false),
-            own_colds: AtomicU32::new(0),
-            uncached: AtomicU8::new(0),
-            elsewhere: AtomicU32::new(0),
-            asked_elsewhere: AtomicBool::new(false),
-            heard_health: AtomicU8::new(0),
-            heard_breaker: AtomicU8::new(0),
+            own_probe_failed: AtomicBool::new(false),
+            own_cold_count: AtomicU32::new(0),
+            uncached_prompts: AtomicU8::new(0),
+            remote_in_flight: AtomicU32::new(0),
+            probed_elsewhere: AtomicBool::new(false),
+            remote_health: AtomicU8::new(0),
+            remote_breaker: AtomicU8::new(0),
             metrics,
         };
         Self {
             id: spec.id(),
             spec,
             models,
-            verdict: None,
+            health_override: None,
             draining: false,
-            leaves_by: None,
+            drain_deadline: None,
             cache_epoch: 0,
             info: None,
             live: Arc::new(live),
         }
     }
 
-    pub(super) fn live(&self) -> &Live {
+    pub(super) fn live(&self) -> &LiveState {
         &self.live
     }
 
-    /// Requests in flight on it, sent by this router.
+    /// Requests that this router has in flight on the worker.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.live.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Where it stands in its life.
+    /// The state that probes, discovery and draining give the worker.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> WorkerState {
         if self.draining {
-            return State::Draining;
+            return WorkerState::Draining;
         }
         match self.live.probed_state() {
-            State::Ready if self.models == Models::Unknown => State::Pending,
+            WorkerState::Ready if self.models == Models::Unknown => WorkerState::Pending,
             state => state,
         }
     }
 
-    /// Whether what it serves, which is not known, may be known any moment: it is not out for any reason, and has not
-    /// refused to tell again and again.
-    pub(super) fn may_tell(&self) -> bool {
+    /// Whether a worker with unknown models may report them soon: it is not draining or down, and fewer than
+    /// `MAX_FAILED_DISCOVERIES` attempts to ask it have failed.
+    pub(super) fn may_report_models(&self) -> bool {
         !self.draining
-            && matches!(self.live.probed_state(), State::Pending | State::Ready)
-            && self.live.failed_looks.load(Ordering::Relaxed) < MOST_LOOKS
+            && matches!(self.live.probed_state(), WorkerState::Pending | WorkerState::Ready)
+            && self.live.failed_discoveries.load(Ordering::Relaxed) < MAX_FAILED_DISCOVERIES
     }
 
-    /// What its breaker does with requests.
+    /// The mode of this router's breaker for the worker.
     #[must_use]
-    pub fn breaker_mode(&self, now: Now, config: &BreakerConfig) -> Mode {
-        if self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8 {
-            return Mode::Closed;
+    pub fn breaker_mode(&self, now: Now, config: &BreakerConfig) -> BreakerMode {
+        if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 {
+            return BreakerMode::Closed;
         }
         self.live.breaker.lock().mode(now.mono, config)
     }
 
-    /// Time to the head of its responses, exponentially weighted.
+    /// Moving average of the time to the head of a response (weight of a sample: 1/8); `None`: no response yet.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {
         let nanos = self.live.latency_nanos.load(Ordering::Relaxed);
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// Why this router's last probe of it, or the last read of its models, failed; `None`: it went well, or another
-    /// router asks it.
+    /// The cause of this router's last failed probe or discovery; `None`: the last one succeeded, or another router probes the
+    /// worker.
     #[must_use]
     pub fn last_failure(&self) -> Option<Failure> {
         self.live.failure.lock().clone()
     }
 
-    /// An operator's verdict, while it holds.
+    /// The operator's override of the worker's health, if it has not ended.
     #[must_use]
-    pub fn verdict_at(&self, now: Now) -> Option<&Override> {
-        self.verdict.as_ref().filter(|verdict| verdict.until.is_none_or(|until| now.mono < until))
+    pub fn active_override(&self, now: Now) -> Option<&Override> {
+        self.health_override
+            .as_ref()
+            .filter(|given| given.until.is_none_or(|until| now.mono < until))
     }
 
-    /// Whether it may be picked, and if not, whether that is only what traffic says of it.
+    /// Whether the worker is a candidate, and if not, why.
     #[must_use]
     pub fn fitness(&self, now: Now, config: &BreakerConfig) -> Fitness {
         if self.draining || self.models == Models::Unknown {
             return Fitness::Out;
         }
-        match self.verdict_at(now) {
-            Some(verdict) if verdict.healthy => return self.room(now),
+        match self.active_override(now) {
+            Some(given) if given.healthy => return self.fit_or_full(now),
             Some(_) => return Fitness::Out,
             None => {}
         }
-        if self.live.probed_state() != State::Ready {
+        if self.live.probed_state() != WorkerState::Ready {
             return Fitness::Out;
         }
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
-        if !unreachable && mode == Mode::Closed as u8 {
-            if !self.live.is_said_to_fail(now) {
-                return self.room(now);
+        if !unreachable && mode == BreakerMode::Closed as u8 {
+            if !self.live.fails_remotely(now) {
+                return self.fit_or_full(now);
             }
-            return match self.room(now) {
+            return match self.fit_or_full(now) {
                 Fitness::Fit | Fitness::PushesBack => {
                     Fitness::Ejected { since: now.mono, unreachable: false }
                 }
@@ -246,7 +249,7 @@ impl Worker {
         }
         let breaker = self.live.breaker.lock();
         if !unreachable && breaker.admits(now.mono, config) {
-            return self.room(now);
+            return self.fit_or_full(now);
         }
         let since = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
@@ -254,13 +257,13 @@ impl Worker {
         } else {
             breaker.opened_at()
         };
-        match self.room(now) {
+        match self.fit_or_full(now) {
             Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, unreachable },
             fitness => fitness,
         }
     }
 
-    fn room(&self, now: Now) -> Fitness {
+    fn fit_or_full(&self, now: Now) -> Fitness {
         match self.spec.max_concurrent {
             Some(most) if self.load() >= most.get() => Fitness::Full,
             _ if self.live.pushes_back_until.load(Ordering::Relaxed) > now.mono_nanos() => {
@@ -270,12 +273,12 @@ impl Worker {
         }
     }
 
-    /// Takes a place on the worker; `None`: it filled up, or its breaker's one probe is under way, since it was picked.
-    /// `anyway`: in spite of its breaker.
+    /// Counts a request as in flight. `None`: since the pick the worker reached its `max_concurrent`, or its half-open breaker
+    /// let another request through. With `anyway` the breaker is ignored.
     #[must_use]
     pub fn begin(&self, now: Now, config: &BreakerConfig, anyway: bool) -> Option<InFlight> {
         let most = self.spec.max_concurrent.map_or(u32::MAX, |most| {
-            most.get().saturating_sub(self.live.elsewhere.load(Ordering::Relaxed))
+            most.get().saturating_sub(self.live.remote_in_flight.load(Ordering::Relaxed))
         });
         let taken = self
             .live
@@ -285,16 +288,19 @@ impl Worker {
             return None;
         }
         self.live.metrics.in_flight.inc();
-        // From here on the guard gives the place back.
-        let mut guard =
-            InFlight { live: Arc::clone(&self.live), ticket: None, place: Place::default() };
-        let closed = self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8;
-        let overridden = self.verdict_at(now).is_some_and(|verdict| verdict.healthy);
+        // From here on the drop of the guard decrements the count.
+        let mut guard = InFlight {
+            live: Arc::clone(&self.live),
+            ticket: None,
+            registration: Registration::default(),
+        };
+        let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
+        let forced_healthy = self.active_override(now).is_some_and(|given| given.healthy);
         if !closed {
             let mut breaker = self.live.breaker.lock();
             let ticket = match breaker.begin(now.mono, config) {
                 Some(ticket) => ticket,
-                None if anyway || overridden => breaker.begin_anyway(),
+                None if anyway || forced_healthy => breaker.begin_anyway(),
                 None => return None,
             };
             guard.ticket = Some(ticket);
@@ -304,65 +310,62 @@ impl Worker {
         Some(guard)
     }
 
-    /// Notes that nobody listened (`gone`), or that no connection came about: it is out at once, and a probe is wanted.
+    /// Notes that a request could not connect: ejects the worker at once and requests a probe. `gone`: the connection was
+    /// refused, so no process listens.
     pub fn mark_unreachable(&self, now: Now, gone: bool) {
         let until = (now + UNREACHABLE_FOR).mono_nanos();
         self.live.unreachable_until.store(until, Ordering::Relaxed);
         self.live.health.lock().mark_unreachable(gone);
         self.live.last_unreachable.store(now.mono_nanos(), Ordering::Relaxed);
-        self.live.probe_wanted.store(true, Ordering::Relaxed);
+        self.live.probe_requested.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the worker has refused a request because it has too much to do: for `time`, others come first.
+    /// Notes that the worker refused a request because it is overloaded: other workers are preferred for `time`, or until a
+    /// request succeeds.
     pub fn push_back(&self, now: Now, time: Duration) {
         self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether somebody wants a probe before its time; asking clears the wish.
+    /// Whether a probe was requested before its time. Clears the request.
     #[must_use]
-    pub fn take_probe_wish(&self) -> bool {
-        self.live.probe_wanted.load(Ordering::Relaxed)
-            && self.live.probe_wanted.swap(false, Ordering::Relaxed)
-    }
-
-    /// Counts a request by how it ended, for metrics.
-    pub fn count(&self, outcome: Outcome) {
-        self.live.metrics.count(outcome);
+    pub fn take_probe_request(&self) -> bool {
+        self.live.probe_requested.load(Ordering::Relaxed)
+            && self.live.probe_requested.swap(false, Ordering::Relaxed)
     }
 }
 
-/// Whether a worker may be picked.
+/// Whether a worker is a candidate for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
-    /// It may.
+    /// The worker is a candidate.
     Fit,
-    /// It may, but it has too much to do: others come first.
+    /// The worker is overloaded: it is a candidate only if no other worker is fit.
     PushesBack,
-    /// It is at its own limit.
+    /// The worker has reached its `max_concurrent`.
     Full,
-    /// Only traffic speaks against it: its breaker, or a connect error.
+    /// A breaker or a connect error ejected the worker. It may get requests all the same when all others are ejected too.
     Ejected {
-        /// Since when (`Now::mono`).
+        /// The time of the ejection (`Now::mono`).
         since: Duration,
-        /// Nobody listened at the last attempt.
+        /// The last attempt could not connect.
         unreachable: bool,
     },
-    /// Probes, an operator or its own end speak against it.
+    /// The worker gets no requests: it is draining, down, forced_healthy by an operator, or its models are unknown.
     Out,
 }
 
-impl Live {
-    pub(super) fn probed_state(&self) -> State {
+impl LiveState {
+    pub(super) fn probed_state(&self) -> WorkerState {
         match self.state.load(Ordering::Relaxed) {
-            0 => State::Pending,
-            1 => State::Ready,
-            2 => State::NotReady,
-            3 => State::Failed,
-            _ => State::Draining,
+            0 => WorkerState::Pending,
+            1 => WorkerState::Ready,
+            2 => WorkerState::NotReady,
+            3 => WorkerState::Failed,
+            _ => WorkerState::Draining,
         }
     }
 
-    /// Runs `count` on its health and shows the state that follows.
+    /// Runs `count` on the health under its lock and publishes the resulting state.
     pub(super) fn with_health<T>(&self, count: impl FnOnce(&mut Health) -> T) -> T {
         let mut health = self.health.lock();
         let counted = count(&mut health);
@@ -370,7 +373,7 @@ impl Live {
         counted
     }
 
-    /// Remembers a failure; whether its cause is another one than that of the last.
+    /// Stores and counts a failure. Returns whether its cause differs from that of the last one.
     pub(super) fn note_failure(&self, failure: Failure) -> bool {
         self.metrics.count_failed_probe(failure.cause);
         let mut last = self.failure.lock();
@@ -380,56 +383,57 @@ impl Live {
         is_new
     }
 
+    /// Clears the last failure.
     pub(super) fn clear_failure(&self) {
         *self.failure.lock() = None;
     }
 
-    /// What it serves could not be read.
-    pub(super) fn count_failed_look(&self) {
-        self.failed_looks.fetch_add(1, Ordering::Relaxed);
+    /// Counts a failed attempt to ask the worker what it serves.
+    pub(super) fn count_failed_discovery(&self) {
+        self.failed_discoveries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A probe found it listening.
+    /// Ends the ejection by a connect error.
     pub(super) fn mark_reachable(&self) {
         self.unreachable_until.store(0, Ordering::Relaxed);
     }
 
-    /// Ends what is in flight.
-    pub(super) fn cut(&self) -> &Cut {
-        &self.cut
+    /// The signal that aborts the requests in flight.
+    pub(super) fn abort(&self) -> &AbortSignal {
+        &self.abort
     }
 
-    fn show_breaker(&self, mode: Mode) {
+    fn show_breaker(&self, mode: BreakerMode) {
         self.breaker_mode.store(mode as u8, Ordering::Relaxed);
         self.metrics.show_breaker(mode);
     }
 }
 
-/// A place on a worker: counts one request from before it is sent until its response has ended. Dropping it gives the
-/// place back and says nothing of the worker; [`InFlight::end`] says how it went.
+/// A guard that counts one request on a worker from before it is sent until its response has ended. Dropping it ends the
+/// count without an outcome; [`InFlight::end`] reports the outcome first.
 #[derive(Debug)]
 #[must_use]
 pub struct InFlight {
-    live: Arc<Live>,
-    /// `None`: begun while the breaker was closed, which is what most are.
+    live: Arc<LiveState>,
+    /// `None`: the request began while the breaker was closed, as most do.
     ticket: Option<Ticket>,
-    place: Place,
+    registration: Registration,
 }
 
 impl InFlight {
-    /// Ready once the worker was taken away with the request still in flight on it: then it must end.
-    pub fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<()> {
-        self.live.cut.poll(&mut self.place, cx)
+    /// Ready once the worker was deleted at its drain deadline: the request must end.
+    pub fn poll_abort(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.live.abort.poll(&mut self.registration, cx)
     }
 
-    /// Whether the worker was taken away.
+    /// Whether the worker was deleted at its drain deadline.
     #[must_use]
-    pub fn is_cut(&self) -> bool {
-        self.live.cut.is_over()
+    pub fn is_aborted(&self) -> bool {
+        self.live.abort.is_aborted()
     }
 
-    /// The head of the response arrived after `elapsed`.
-    pub fn head_after(&self, elapsed: Duration) {
+    /// Adds the time from sending the request to the head of the response to the moving average.
+    pub fn record_head_latency(&self, elapsed: Duration) {
         let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
         let old = self.live.latency_nanos.load(Ordering::Relaxed);
         // A weight of 1/8: a lost update between two threads costs one sample.
@@ -437,8 +441,13 @@ impl InFlight {
         self.live.latency_nanos.store(new.max(1), Ordering::Relaxed);
     }
 
-    /// The request ended. Returns the breaker's new mode if that changed it.
-    pub fn end(mut self, outcome: Outcome, now: Now, config: &BreakerConfig) -> Option<Mode> {
+    /// Reports the outcome of the request to the breaker and ends the count. Returns the breaker's new mode if it changed.
+    pub fn end(
+        mut self,
+        outcome: Outcome,
+        now: Now,
+        config: &BreakerConfig,
+    ) -> Option<BreakerMode> {
         self.live.metrics.count(outcome);
         match outcome {
             Outcome::Success => {
@@ -449,7 +458,7 @@ impl InFlight {
             }
             Outcome::Failure => {
                 self.live.last_success.store(0, Ordering::Relaxed);
-                // Whoever found it unreachable has just said so, at this very time.
+                // A connect error has set the time to `now` just before: keep it. Another failure clears it.
                 if self.live.last_unreachable.load(Ordering::Relaxed) != now.mono_nanos() {
                     self.live.last_unreachable.store(0, Ordering::Relaxed);
                 }
@@ -459,19 +468,19 @@ impl InFlight {
         let ticket = match (self.ticket.take(), outcome) {
             (Some(ticket), _) => Some(ticket),
             (None, Outcome::Failure) => None,
-            // The usual case costs no lock.
+            // The usual case takes no lock.
             (None, Outcome::Success | Outcome::Neutral) => return None,
         };
         let mut breaker = self.live.breaker.lock();
         let ticket = match ticket {
             Some(ticket) => ticket,
-            None if self.live.breaker_mode.load(Ordering::Relaxed) == Mode::Closed as u8 => {
+            None if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 => {
                 breaker.begin_anyway()
             }
-            // It opened meanwhile: a failure of before says nothing new.
+            // The breaker has opened since the request began: an older failure adds nothing.
             None => return None,
         };
-        let suspected = self.live.is_suspected();
+        let suspected = self.live.has_remote_failures();
         let changed = breaker.report(ticket, outcome, now.mono, config, suspected);
         if let Some(mode) = changed {
             self.live.show_breaker(mode);
@@ -482,12 +491,12 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.live.cut.leave(&mut self.place);
+        self.live.abort.deregister(&mut self.registration);
         if let Some(ticket) = self.ticket.take() {
             self.live.breaker.lock().release(ticket);
         }
         self.live.metrics.in_flight.dec();
         let before = self.live.in_flight.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a place was given back twice");
+        debug_assert!(before > 0, "a request was counted down twice");
     }
 }

@@ -1,10 +1,11 @@
-//! A true semaphore with a bounded queue.
+//! A semaphore with a bounded priority queue.
 //!
-//! One atomic word holds both numbers, permits in use and requests waiting, so that a request that finds a free place,
-//! and a permit that comes back while nobody waits, cost one atomic operation. Everything else happens under the lock
-//! of the queue, which is held for one look-up in it. While somebody waits no place is free: a permit that comes back is
-//! handed to the next in line and never lies open to whoever comes along, so nobody jumps the queue and no wake-up is
-//! lost. A waiter that gave up leaves at once; one that was granted a permit and never took it passes it on.
+//! One atomic word holds both counts, permits in use and requests waiting. So acquiring a free permit, and releasing one
+//! while the queue is empty, cost one atomic operation each. Every other operation takes the lock of the queue for one look-up.
+//!
+//! While a request waits, no permit is free: a released permit goes to the first request of the queue, so a new request can't
+//! take it and no wake-up is lost. A waiter that gives up leaves the queue at once. If it was granted a permit that it has not
+//! taken, the permit goes to the next waiter.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,10 +19,10 @@ use parking_lot::Mutex;
 use super::counters::Counters;
 use super::{Config, Priority};
 
-/// Lets at most so many requests in at once; more wait in order, up to a bound.
+/// Admits at most `max_concurrent` requests at once and queues at most `queue_size` more.
 #[derive(Debug)]
 pub struct Admission {
-    /// [`Word`] as a number.
+    /// Both [`Counts`], packed.
     word: AtomicU64,
     max_concurrent: u32,
     queue_size: u32,
@@ -29,24 +30,24 @@ pub struct Admission {
     counters: Counters,
 }
 
-/// Who waits. The first key goes first.
+/// The requests that wait, in the order in which they get a permit.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: BTreeMap<Ticket, Option<Waker>>,
+    waiting: BTreeMap<QueueKey, Option<Waker>>,
     arrivals: u64,
 }
 
-/// A place in line: when it came, less its head start; then when it came.
-type Ticket = (u64, u64);
+/// The order of the queue: the arrival number less the head start, then the arrival number.
+type QueueKey = (u64, u64);
 
-/// Both numbers of [`Admission::word`].
+/// The two counts that [`Admission::word`] packs into 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Word {
+struct Counts {
     in_use: u32,
     waiting: u32,
 }
 
-impl Word {
+impl Counts {
     const fn unpack(word: u64) -> Self {
         Self { in_use: word as u32, waiting: (word >> 32) as u32 }
     }
@@ -56,21 +57,21 @@ impl Word {
     }
 }
 
-/// Why a request may not even wait.
+/// Why a request was rejected without waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
-    /// As many requests as are allowed wait already.
-    #[error("all {max_concurrent} places are taken and {queue_size} requests wait already")]
+    /// The queue is full.
+    #[error("all {max_concurrent} permits are in use and {queue_size} requests wait already")]
     QueueFull {
         /// Requests that may be at the workers at once.
         max_concurrent: u32,
-        /// Requests that may wait.
+        /// Requests that may wait for a permit.
         queue_size: u32,
     },
 }
 
 impl Admission {
-    /// Everything free, nobody waiting.
+    /// A semaphore with all permits free and an empty queue.
     #[must_use]
     pub fn new(config: &Config) -> Arc<Self> {
         Arc::new(Self {
@@ -82,41 +83,41 @@ impl Admission {
         })
     }
 
-    /// Takes a free place, if there is one and nobody waits for it.
-    pub fn try_enter(self: &Arc<Self>) -> Option<Permit> {
+    /// Takes a permit if one is free and no request waits.
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         self.step(|word| self.taken(word)).is_ok().then(|| Permit { admission: Arc::clone(self) })
     }
 
-    /// Takes a place in line, or a free place if there is one.
+    /// Takes a free permit, or joins the queue.
     ///
     /// # Errors
-    /// When the queue is full.
-    pub fn enter(self: &Arc<Self>, priority: Priority) -> Result<Enter, Rejected> {
-        if let Some(permit) = self.try_enter() {
-            return Ok(Enter { admission: Arc::clone(self), state: EnterState::Free(permit) });
+    /// If no permit is free and the queue is full.
+    pub fn acquire(self: &Arc<Self>, priority: Priority) -> Result<Acquire, Rejected> {
+        if let Some(permit) = self.try_acquire() {
+            return Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Free(permit) });
         }
         let mut queue = self.queue.lock();
         let joined = self.step(|word| {
-            let waits = |word: Word| Word { waiting: word.waiting + 1, ..word };
+            let waits = |word: Counts| Counts { waiting: word.waiting + 1, ..word };
             let may_wait = (word.waiting < self.queue_size).then(|| waits(word));
-            // A place may have become free before the lock was ours.
+            // A permit may have been released before this thread got the lock.
             self.taken(word).or(may_wait)
         });
         match joined {
             Ok((before, after)) if after.in_use > before.in_use => {
                 drop(queue);
                 let permit = Permit { admission: Arc::clone(self) };
-                Ok(Enter { admission: Arc::clone(self), state: EnterState::Free(permit) })
+                Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Free(permit) })
             }
             Ok(_) => {
                 queue.arrivals += 1;
                 let arrival = queue.arrivals;
-                let ticket =
+                let key =
                     (arrival + Priority::System.head_start() - priority.head_start(), arrival);
-                queue.waiting.insert(ticket, None);
+                queue.waiting.insert(key, None);
                 drop(queue);
                 self.counters.queued(priority).inc();
-                Ok(Enter { admission: Arc::clone(self), state: EnterState::Waiting(ticket) })
+                Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Waiting(key) })
             }
             Err(_) => {
                 drop(queue);
@@ -129,13 +130,13 @@ impl Admission {
         }
     }
 
-    /// Permits that are out.
+    /// Permits in use.
     #[must_use]
     pub fn in_use(&self) -> u32 {
         self.word().in_use
     }
 
-    /// Requests in line.
+    /// Requests in the queue.
     #[must_use]
     pub fn waiting(&self) -> u32 {
         self.word().waiting
@@ -145,30 +146,30 @@ impl Admission {
         &self.counters
     }
 
-    /// With one more place taken, if one is free and nobody waits.
-    fn taken(&self, word: Word) -> Option<Word> {
+    /// The counts with one more permit in use, if a permit is free and no request waits.
+    fn taken(&self, word: Counts) -> Option<Counts> {
         (word.waiting == 0 && word.in_use < self.max_concurrent)
-            .then_some(Word { in_use: word.in_use + 1, ..word })
+            .then_some(Counts { in_use: word.in_use + 1, ..word })
     }
 
-    /// A permit came back.
+    /// Gives a permit to the first request of the queue, or frees it.
     fn release(&self) {
-        let freed =
-            self.step(|word| (word.waiting == 0).then(|| Word { in_use: word.in_use - 1, ..word }));
+        let freed = self
+            .step(|word| (word.waiting == 0).then(|| Counts { in_use: word.in_use - 1, ..word }));
         if freed.is_ok() {
             return;
         }
         let waker = {
             let mut queue = self.queue.lock();
-            // All may have left meanwhile, and nobody joins while the lock is ours.
+            // All waiters may have left since the step above. None joins while this thread holds the lock.
             match queue.waiting.pop_first() {
                 Some((_, waker)) => {
                     self.leave();
                     waker
                 }
                 None => {
-                    self.step(|word| Some(Word { in_use: word.in_use - 1, ..word }))
-                        .expect("the step always goes on");
+                    self.step(|word| Some(Counts { in_use: word.in_use - 1, ..word }))
+                        .expect("this step is never refused");
                     None
                 }
             }
@@ -178,21 +179,22 @@ impl Admission {
         }
     }
 
-    /// One fewer waits. The lock of the queue is held.
+    /// Counts one request less as waiting. The caller holds the lock of the queue.
     fn leave(&self) {
-        self.step(|word| Some(Word { waiting: word.waiting - 1, ..word }))
-            .expect("the step always goes on");
+        self.step(|word| Some(Counts { waiting: word.waiting - 1, ..word }))
+            .expect("this step is never refused");
     }
 
-    fn word(&self) -> Word {
-        Word::unpack(self.word.load(Ordering::Acquire))
+    fn word(&self) -> Counts {
+        Counts::unpack(self.word.load(Ordering::Acquire))
     }
 
-    /// One atomic step from a word to the next; the word that could not be stepped from when `next` is `None`.
-    fn step(&self, next: impl Fn(Word) -> Option<Word>) -> Result<(Word, Word), Word> {
+    /// Replaces the counts by `next` of them in one atomic step. Returns the counts before and after, or, if `next` refused
+    /// with `None`, the counts that it refused.
+    fn step(&self, next: impl Fn(Counts) -> Option<Counts>) -> Result<(Counts, Counts), Counts> {
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
-            let before = Word::unpack(seen);
+            let before = Counts::unpack(seen);
             let after = next(before).ok_or(before)?;
             match self.word.compare_exchange_weak(
                 seen,
@@ -207,9 +209,9 @@ impl Admission {
     }
 }
 
-/// A place at the workers. Dropping it gives it to the next in line.
+/// The right to have one request at the workers. Dropping it passes it to the first request of the queue, or frees it.
 #[derive(Debug)]
-#[must_use = "dropping the permit gives the place back"]
+#[must_use = "dropping the permit releases it"]
 pub struct Permit {
     admission: Arc<Admission>,
 }
@@ -220,84 +222,85 @@ impl Drop for Permit {
     }
 }
 
-/// A place in line: resolves to the permit. Dropping it leaves the line.
+/// A future that resolves to a permit. Dropping it leaves the queue.
 #[derive(Debug)]
-#[must_use = "a place in line is given up when it is dropped"]
-pub struct Enter {
+#[must_use = "dropping the future leaves the queue"]
+pub struct Acquire {
     admission: Arc<Admission>,
-    state: EnterState,
+    state: AcquireState,
 }
 
 #[derive(Debug)]
-enum EnterState {
-    /// There was a free place.
+enum AcquireState {
+    /// A permit was free at the call.
     Free(Permit),
-    /// In line, or granted a permit: then the ticket is no longer in the queue.
-    Waiting(Ticket),
-    /// The permit was handed out.
+    /// The request waits. Once it is granted a permit, its key is no longer in the queue.
+    Waiting(QueueKey),
+    /// The future has resolved, or has given up.
     Done,
 }
 
-impl Enter {
-    /// Gives up because it took too long: as dropping it, but counted as a time-out.
+impl Acquire {
+    /// Leaves the queue as dropping does, and counts the request as timed out rather than abandoned.
     pub fn time_out(mut self) {
         if self.give_up() {
             self.admission.counters.timed_out.inc();
         }
     }
 
-    /// Leaves the line, or hands the permit on that was granted and not taken; whether it was still in line.
+    /// Leaves the queue, or releases a permit that was granted and not taken. Returns whether it was still in the queue.
     fn give_up(&mut self) -> bool {
-        match std::mem::replace(&mut self.state, EnterState::Done) {
-            EnterState::Free(permit) => {
+        match std::mem::replace(&mut self.state, AcquireState::Done) {
+            AcquireState::Free(permit) => {
                 drop(permit);
                 false
             }
-            EnterState::Waiting(ticket) => {
+            AcquireState::Waiting(key) => {
                 let left = {
                     let mut queue = self.admission.queue.lock();
-                    let left = queue.waiting.remove(&ticket);
+                    let left = queue.waiting.remove(&key);
                     if left.is_some() {
                         self.admission.leave();
                     }
                     left
                 };
-                // The waker is dropped without the lock: it may be the last to hold a task that holds a permit.
+                // The waker is dropped without the lock: it may own the last reference to a task that holds a permit.
                 if left.is_none() {
                     self.admission.release();
                 }
                 left.is_some()
             }
-            EnterState::Done => false,
+            AcquireState::Done => false,
         }
     }
 }
 
-impl Future for Enter {
+impl Future for Acquire {
     type Output = Permit;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Permit> {
         let admission = Arc::clone(&self.admission);
-        if let EnterState::Waiting(ticket) = self.state {
+        if let AcquireState::Waiting(key) = self.state {
             let mut queue = admission.queue.lock();
-            if let Some(waker) = queue.waiting.get_mut(&ticket) {
+            if let Some(waker) = queue.waiting.get_mut(&key) {
                 let known = waker.as_ref().is_some_and(|known| known.will_wake(context.waker()));
                 let before = (!known).then(|| waker.replace(context.waker().clone()));
-                // Foreign code runs when a waker is dropped: not under the lock.
+                // Dropping a waker runs code of the executor, which must not happen under the lock.
+
                 drop(queue);
                 drop(before);
                 return Poll::Pending;
             }
         }
-        match std::mem::replace(&mut self.state, EnterState::Done) {
-            EnterState::Free(permit) => Poll::Ready(permit),
-            EnterState::Waiting(_) => Poll::Ready(Permit { admission }),
-            EnterState::Done => panic!("an `Enter` was polled after it had resolved"),
+        match std::mem::replace(&mut self.state, AcquireState::Done) {
+            AcquireState::Free(permit) => Poll::Ready(permit),
+            AcquireState::Waiting(_) => Poll::Ready(Permit { admission }),
+            AcquireState::Done => panic!("an `Acquire` was polled after it had resolved"),
         }
     }
 }
 
-impl Drop for Enter {
+impl Drop for Acquire {
     fn drop(&mut self) {
         if self.give_up() {
             self.admission.counters.abandoned.inc();

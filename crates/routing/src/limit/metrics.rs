@@ -21,7 +21,7 @@ impl Metrics {
     /// `timeout`) and `_abandoned_total` to `registry`.
     ///
     /// # Errors
-    /// When one of the names is taken.
+    /// If a metric of one of these names is registered already.
     pub fn register(registry: &Registry, admission: &Arc<Admission>) -> prometheus::Result<()> {
         registry.register(Box::new(Self {
             admission: Arc::clone(admission),

@@ -1,7 +1,7 @@
-//! Limits: who may go on now, who waits, who is sent away.
+//! Limits: a request is admitted, waits in a bounded queue, or is rejected.
 //!
-//! [`Admission`] is a semaphore with a bounded queue. It knows no clock and no runtime: the caller bounds the wait by
-//! dropping the future, and any executor can poll it.
+//! [`Admission`] is a semaphore with a bounded queue. It uses no clock and no runtime: the caller bounds the wait by dropping
+//! the future, and any executor can poll it.
 
 mod admission;
 mod counters;
@@ -13,15 +13,15 @@ mod tests;
 
 use std::num::NonZeroU32;
 
-pub use admission::{Admission, Enter, Permit, Rejected};
+pub use admission::{Acquire, Admission, Permit, Rejected};
 pub use metrics::Metrics;
 pub use priority::{ParsePriorityError, Priority};
 
-/// How many requests are let in.
+/// How many requests are admitted at once, and how many may wait.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
-    /// Requests that may be at the workers at once; `None`: no limit.
+    /// Requests that this router may have at the workers at once; `None`: no limit.
     pub max_concurrent: Option<NonZeroU32>,
-    /// Requests that may wait for a place; 0: none.
+    /// Requests that may wait for a permit; 0: a request without a permit is rejected at once.
     pub queue_size: u32,
 }

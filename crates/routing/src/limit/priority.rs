@@ -1,24 +1,23 @@
-//! Classes of requests that wait (`x-smg-priority`).
+//! Priority classes of requests that wait (`x-smg-priority`).
 //!
-//! A class is a head start, not a queue of its own: a request waits as if it had come so many requests earlier. So
-//! urgent requests pass others, requests of one class keep their order, and nobody waits for ever, since those who come
-//! later have ever worse places: a bulk request is passed by fewer than 4096 later system, 1024 interactive or 256
-//! default requests. The queue needs no clock for that.
+//! All classes share one queue. A class is a head start: the queue orders a request as if it had arrived so many requests
+//! earlier. Urgent requests therefore pass others, and requests of one class keep their order. No request starves: fewer than
+//! 4,096 later system requests, 1,024 interactive or 256 default ones can pass a bulk request. The order needs no clock.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How urgent a request is, most urgent first.
+/// How urgent a request is; the most urgent class compares lowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Priority {
-    /// Probes and other traffic that keeps the system alive.
+    /// Probes and other traffic that keeps the system running.
     System,
-    /// Somebody is waiting.
+    /// A person waits for the answer.
     Interactive,
-    /// Nothing was said.
+    /// The request names no priority.
     #[default]
     Default,
-    /// Nobody is waiting.
+    /// Batch work: no person waits for the answer.
     Bulk,
 }
 
@@ -37,7 +36,7 @@ impl Priority {
         }
     }
 
-    /// It passes those that came fewer than so many requests earlier and have no head start themselves.
+    /// Head start in requests: a request passes a waiting bulk request that arrived fewer than so many requests earlier.
     #[must_use]
     pub const fn head_start(self) -> u64 {
         match self {
@@ -55,7 +54,7 @@ impl fmt::Display for Priority {
     }
 }
 
-/// A text that names no priority.
+/// The text is not the name of a priority; it holds the first 64 characters of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("priority {0:?} is not one of system, interactive, default, bulk")]
 pub struct ParsePriorityError(String);
@@ -87,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_urgent_has_the_longer_head_start() {
+    fn a_more_urgent_class_has_a_longer_head_start() {
         assert!(Priority::ALL.is_sorted_by(|a, b| a < b && a.head_start() > b.head_start()));
     }
 }

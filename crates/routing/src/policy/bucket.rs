@@ -1,10 +1,10 @@
-//! By length of the prompt: long prompts do not hold up short ones on the same worker.
+//! Picks by the length of the prompt, so that long prompts do not delay short ones on the same worker.
 //!
-//! Workers, in the order of their ids, own neighbouring ranges of lengths. The boundaries are not kept but follow from
-//! a histogram of the bytes of recent prompts: a worker's range holds its share of them, by weight. So boundaries move
-//! with the traffic, and a worker that comes or goes shifts them at once. Prompts of one length may make more than one
-//! worker's share; a range therefore begins somewhere within a column of the histogram, and a prompt of that column
-//! goes to one or the other side by chance. If the worker is much busier than the least loaded, that one is taken.
+//! Each worker owns a range of prompt lengths; the ranges lie side by side in the order of the workers' ids. They are derived
+//! at each pick from a histogram of the bytes of recent prompts: a worker's range holds its share of the bytes, by weight. So
+//! the ranges follow the traffic, and they move at once when a worker joins or leaves. A range may begin within a column of the
+//! histogram; a prompt of that column goes to either side at random. If the owner is much busier than the least loaded worker,
+//! the least loaded one is picked.
 
 use parking_lot::Mutex;
 use rand::Rng;
@@ -13,14 +13,14 @@ use smg_types::now::Now;
 
 use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose};
 
-/// Columns per doubling of the length.
+/// Columns of the histogram per doubling of the length.
 const STEPS: u32 = 8;
-/// Columns: lengths up to 2^40, the last column takes what is longer.
+/// Columns of the histogram: they cover lengths up to 2^40 bytes, and the last one also takes longer prompts.
 const COLUMNS: usize = (40 * STEPS) as usize;
-/// After so many prompts all columns are halved, so that old ones fade.
+/// All columns are halved whenever this many prompts have been counted, so that old prompts lose weight.
 const RECENT: u32 = 2048;
 
-/// Picks by length.
+/// The policy `bucket`.
 #[derive(Debug)]
 pub(super) struct Bucket {
     config: Config,
@@ -29,7 +29,7 @@ pub(super) struct Bucket {
 
 #[derive(Debug)]
 struct State {
-    /// Bytes of recent prompts by length.
+    /// Bytes of recent prompts, by the column of their length.
     columns: [u64; COLUMNS],
     prompts: u32,
     ranges: Ranges,
@@ -78,7 +78,7 @@ impl Policy for Bucket {
 
     fn sent(&self, _worker: WorkerId, hint: &Hint<'_>, _now: Now) {
         let mut state = self.state.lock();
-        // An empty prompt is work too.
+        // One byte is added, because an empty prompt is work too.
         state.columns[column(hint.prompt_bytes)] += hint.prompt_bytes.min(1 << 40) as u64 + 1;
         state.prompts += 1;
         if state.prompts >= RECENT {
@@ -88,11 +88,11 @@ impl Policy for Bucket {
     }
 }
 
-/// Whose range a place in the histogram lies in. Sorted only when the candidates are others than last time.
+/// The workers' ranges of the histogram. They are sorted again only when the candidates differ from those of the last pick.
 #[derive(Debug, Default)]
 struct Ranges {
     candidates: Vec<(WorkerId, u64)>,
-    /// Index of a candidate and the sum of all weights up to and with its own, by id.
+    /// Per candidate, in the order of ids: its index and the sum of the weights up to and including its own.
     ends: Vec<(usize, u64)>,
 }
 
@@ -114,7 +114,7 @@ impl Ranges {
         }
     }
 
-    /// The index of the candidate in whose range `place` of `total` lies.
+    /// The index of the candidate whose range contains byte `place` of `total`.
     fn owner(&self, place: u64, total: u64) -> usize {
         let weights = self.ends.last().map_or(0, |(_, end)| *end);
         let at = (u128::from(place) * u128::from(weights) / u128::from(total)) as u64;
@@ -123,7 +123,8 @@ impl Ranges {
     }
 }
 
-/// The column of a length: eight for each doubling, one for each length below that.
+/// The column of a length: lengths below 8 have a column each, and each doubling above has eight.
+
 fn column(bytes: usize) -> usize {
     let bytes = bytes as u64;
     let column = match bytes.checked_ilog2() {

@@ -1,12 +1,15 @@
-//! The longest known prefix, within a bound on load.
+//! Picks the worker that has served the longest prefix of the prompt, within a bound on load.
 //!
-//! A worker that has served the head of a prompt has its keys and values in memory, and prefill is most of the work of
-//! a long prompt. So a prompt of which enough is known goes to the least loaded of the workers that know most of it, as
-//! long as that one is not much busier than the least loaded of all; then to the longest match among those that are
-//! not. Only when there is none that matches enough is affinity given up. What matches nothing goes to the least loaded
-//! of all, one of them by chance, and makes its worker the one that knows it. Routers of a cluster don't leave that to
-//! chance: among those that have about the least to do, the first block that nobody knows decides, so that routers which
-//! have not heard of each other choose alike.
+//! A worker that has served the head of a prompt has the keys and values of that head in its cache, and prefill is most of the
+//! work of a long prompt. The policy therefore picks in this order:
+//!
+//! 1. the least loaded of the workers with the longest match, unless that one is much busier than the least loaded candidate;
+//! 2. the least loaded of the workers with the longest match among those that are not much busier;
+//! 3. the least loaded candidate.
+//!
+//! A match counts only if it covers `cache_threshold` of the prompt. If no worker has a match that counts, the least loaded
+//! candidate is picked, one of several at random. With `agree_across_routers` the first unknown block decides instead, among
+//! the candidates with about the lowest load: so routers that have not yet exchanged their hints pick the same worker.
 
 use std::sync::Arc;
 
@@ -18,7 +21,7 @@ use super::memory::Memory;
 use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
 use crate::prefix::Match;
 
-/// Picks by what workers have served.
+/// The policy `cache_aware`.
 #[derive(Debug)]
 pub(super) struct CacheAware {
     config: Config,
@@ -30,8 +33,8 @@ impl CacheAware {
         Self { config: config.clone(), memory }
     }
 
-    /// Where a prompt goes of which the first `known` blocks are known somewhere, which is not enough.
-    fn unknown(
+    /// Picks for a prompt without a match that counts. Some worker has served its first `known` blocks.
+    fn pick_unknown(
         &self,
         candidates: &[Candidate],
         least: usize,
@@ -39,14 +42,14 @@ impl CacheAware {
         known: usize,
     ) -> usize {
         let key = blocks.get(known).or_else(|| blocks.last());
-        let agreed = key.filter(|_| self.config.agree).and_then(|key| {
+        let agreed = key.filter(|_| self.config.agree_across_routers).and_then(|key| {
             rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
         });
         agreed.unwrap_or(least)
     }
 
-    /// The matched fraction of the prompt, if it is enough to follow.
-    fn enough(&self, found: &Match, hint: &Hint<'_>) -> Option<f32> {
+    /// The matched fraction of the prompt, if it reaches `cache_threshold`.
+    fn fraction_if_enough(&self, found: &Match, hint: &Hint<'_>) -> Option<f32> {
         let fraction = found.depth as f32 / hint.blocks.len() as f32;
         (fraction >= self.config.cache_threshold).then_some(fraction)
     }
@@ -71,23 +74,24 @@ impl Policy for CacheAware {
         let is_candidate = |worker| position(candidates, worker).is_some();
         let longest = self.memory.index.longest(hint.blocks, now, is_candidate);
         let known = longest.as_ref().map_or(0, |found| found.depth);
-        let Some((longest, fraction)) =
-            longest.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)))
-        else {
-            let index = self.unknown(candidates, least, hint.blocks, known);
+        let Some((longest, fraction)) = longest.and_then(|found| {
+            self.fraction_if_enough(&found, hint).map(|fraction| (found, fraction))
+        }) else {
+            let index = self.pick_unknown(candidates, least, hint.blocks, known);
             return Some(Pick::new(index, Decision::Miss));
         };
         let is_within =
             |at: usize| choose::within_balance(&candidates[at], &candidates[least], &self.config);
-        // If the least loaded of the longest is too busy, so are the others.
+        // If the least loaded worker with the longest match is too busy, so are the others with that match.
         let best = least_of(candidates, &longest, rng)?;
         if is_within(best) {
             return Some(Pick::new(best, Decision::Hit(fraction)));
         }
         let is_candidate_within = |worker| position(candidates, worker).is_some_and(is_within);
         let shorter = self.memory.index.shorter(hint.blocks, longest.depth, is_candidate_within);
-        let shorter =
-            shorter.and_then(|found| self.enough(&found, hint).map(|fraction| (found, fraction)));
+        let shorter = shorter.and_then(|found| {
+            self.fraction_if_enough(&found, hint).map(|fraction| (found, fraction))
+        });
         Some(match shorter {
             Some((found, fraction)) => {
                 Pick::new(least_of(candidates, &found, rng)?, Decision::Hit(fraction))
@@ -98,8 +102,8 @@ impl Policy for CacheAware {
 
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
         let known = self.memory.index.insert(hint.blocks, worker, now);
-        let (head, news) = hint.blocks.split_at(known.min(hint.blocks.len()));
-        self.memory.journal.note_prompt(worker, head.last().copied().unwrap_or(0), news);
+        let (head, new) = hint.blocks.split_at(known.min(hint.blocks.len()));
+        self.memory.journal.record_prompt(worker, head.last().copied().unwrap_or(0), new);
     }
 
     fn forget(&self, worker: WorkerId) {
@@ -115,7 +119,7 @@ fn position(candidates: &[Candidate], worker: WorkerId) -> Option<usize> {
     candidates.iter().position(|candidate| candidate.id == worker)
 }
 
-/// The least loaded of those that `found` names.
+/// The least loaded of the workers in `found` that are candidates.
 fn least_of(candidates: &[Candidate], found: &Match, rng: &mut dyn Rng) -> Option<usize> {
     let named = found.workers.iter().filter_map(|worker| position(candidates, *worker));
     choose::least_loaded(named.map(|at| (at, &candidates[at])), rng)

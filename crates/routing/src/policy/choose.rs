@@ -1,6 +1,6 @@
-//! Choices that policies share: by load, by weight, by chance.
+//! Choices that several policies use: by load, by weight, at random.
 //!
-//! All arithmetic is in whole numbers that can't overflow: a load plus one and a weight have at most 33 and 32 bits.
+//! Comparisons use integers that can't overflow: a load plus one has at most 33 bits, and a weight at most 32.
 
 use std::cmp::Ordering;
 
@@ -8,25 +8,25 @@ use rand::Rng;
 
 use super::{Candidate, Config, Pick};
 
-/// A number below `n`, each as likely (to within 2^-64); 0 if `n` is 0.
+/// A random number below `n`, uniform to within 2^-64; 0 if `n` is 0.
 pub(super) fn below(rng: &mut dyn Rng, n: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
 }
 
-/// The weight, 1 at least.
+/// The weight of a candidate, at least 1.
 pub(super) fn weight(candidate: &Candidate) -> u64 {
     u64::from(candidate.weight.max(1))
 }
 
-/// Compares (load + 1) / weight.
+/// Compares two candidates by (load + 1) / weight.
 pub(super) fn compare_load(a: &Candidate, b: &Candidate) -> Ordering {
-    // At most 2^32 * (2^32 - 1).
+    // Each product is at most 2^32 * (2^32 - 1).
     let left = (u64::from(a.load) + 1) * weight(b);
     let right = (u64::from(b.load) + 1) * weight(a);
     left.cmp(&right)
 }
 
-/// The one with the lowest (load + 1) / weight, one of them by chance if there are several.
+/// The index of the candidate with the lowest (load + 1) / weight; one of several at random.
 pub(super) fn least_loaded<'a>(
     candidates: impl Iterator<Item = (usize, &'a Candidate)> + Clone,
     rng: &mut dyn Rng,
@@ -71,20 +71,21 @@ pub(super) fn total_weight(candidates: &[Candidate]) -> u64 {
     candidates.iter().map(weight).sum()
 }
 
-/// Whether the load of `candidate` keeps within the bounds that affinity is held in: it is given up when the load
-/// exceeds that of the `least` loaded one by more than `balance_abs_threshold` and more than `balance_rel_threshold`
-/// times. A `least` of another weight counts as if it had the weight of `candidate`.
+/// Whether the load of `candidate` is low enough to prefer it to the `least` loaded one. It is not if it exceeds the load of
+/// `least` by more than `balance_abs_threshold` and by more than `balance_rel_threshold` times. The load of `least` is scaled to
+/// the weight of `candidate` first.
 pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &Config) -> bool {
     let load = f64::from(candidate.load) + 1.0;
     let scale = weight(candidate) as f64 / weight(least) as f64;
     let fair = (f64::from(least.load) + 1.0) * scale;
-    // Below 1, or no number at all, the ratio would say "exceeded" of equals.
+    // With a ratio below 1, or NaN, equal loads would count as exceeded.
     let ratio = f64::from(config.balance_rel_threshold).max(1.0);
     load - fair <= f64::from(config.balance_abs_threshold) || load <= fair * ratio
 }
 
-/// Whether the load of `candidate` is about that of the `least` loaded one: a quarter and `more` requests above at most. So
-/// a choice by key, on which routers agree, keeps a burst about as even as a choice by load.
+/// Whether the load of `candidate` exceeds that of the `least` loaded one by at most a quarter plus `more` requests. Within this
+/// bound a choice by key spreads a burst about as evenly as a choice by load.
+
 pub(super) fn is_near(candidate: &Candidate, least: &Candidate, more: u32) -> bool {
     let fair = (u64::from(least.load) + 1) * weight(candidate);
     let most = fair + fair / 4 + u64::from(more) * weight(candidate);

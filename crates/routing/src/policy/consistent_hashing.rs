@@ -1,6 +1,7 @@
-//! Sessions to workers, by hash: a session stays with its worker on all routers, with nothing to remember.
+//! Maps sessions to workers by rendezvous hashing. A session has the same worker on all routers, and no router stores anything.
 //!
-//! Which worker that is, and where it spills to, see `rendezvous`. A request without a key goes to the least loaded.
+//! `rendezvous` defines the owner of a key and the worker that a busy owner spills to. A request without a session goes to the
+//! least loaded candidate.
 
 use rand::Rng;
 use smg_types::now::Now;
@@ -8,7 +9,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Candidate, Hint, Kind, Pick, Policy, rendezvous};
 
-/// Picks the owner of the session's key.
+/// The policy `consistent_hashing`.
+
 #[derive(Debug)]
 pub(super) struct ConsistentHashing;
 

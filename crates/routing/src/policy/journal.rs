@@ -1,112 +1,113 @@
-//! What policies have learnt on this router that the other routers of a cluster should know.
+//! The journal: what the policies of this router have learnt and the other routers do not know yet.
 //!
-//! The request path writes, a few words under a short lock; somebody reads all of it a few times a second. When nobody
-//! does, nothing is written; when the reader is too slow, the newest is dropped and counted, for all of it is hints.
+//! The request path appends a few words under a short lock. A reader, the bridge to the cluster, takes all entries several
+//! times a second. Before a reader has opened the journal, nothing is written. If the reader is too slow, new entries are
+//! dropped and counted: all entries are hints, so a lost one costs a cache hit at most.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use smg_types::ids::WorkerId;
 
-/// Blocks that wait to be read at most: a second of ten thousand prompts with a few new blocks each.
+/// Most blocks in the journal: enough for a second of ten thousand prompts with a few new blocks each.
 const MAX_BLOCKS: usize = 1 << 16;
-/// Sessions that wait to be read at most.
+/// Most sessions in the journal.
 const MAX_SESSIONS: usize = 1 << 14;
 
-/// One journal, shared by all policies of a router.
+/// The journal that all policies of a router share.
 #[derive(Debug, Default)]
 pub struct Journal {
-    is_read: AtomicBool,
-    pages: Mutex<Pages>,
+    is_open: AtomicBool,
+    batch: Mutex<JournalBatch>,
     dropped: AtomicU64,
 }
 
-/// All that was written since it was last read.
+/// All entries since the journal was last taken.
 #[derive(Debug, Default)]
-pub struct Pages {
-    /// Prompts that were sent.
-    pub prompts: Vec<Prompt>,
-    /// The blocks of all of them, one after the other.
+pub struct JournalBatch {
+    /// The new parts of prompts that were sent.
+    pub prompts: Vec<SentPrompt>,
+    /// The blocks of all [`JournalBatch::prompts`], one prompt after the other.
     pub blocks: Vec<u64>,
     /// Sessions that were bound or used.
-    pub sessions: Vec<Bound>,
+    pub sessions: Vec<SessionBinding>,
 }
 
-/// A part of a prompt that its worker had not been sent before.
+/// The part of a prompt that its worker had not been sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prompt {
-    /// Where it went.
+pub struct SentPrompt {
+    /// The worker that was sent the prompt.
     pub worker: WorkerId,
-    /// The block before the part; 0 if it is the head.
+    /// The block before the part; 0 if the part begins with the prompt's first block.
     pub parent: u64,
-    /// How many of [`Pages::blocks`] are its own.
+    /// Number of [`JournalBatch::blocks`] that belong to the part.
     pub blocks: usize,
 }
 
-/// A session that goes to a worker.
+/// A session and its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
+pub struct SessionBinding {
     /// A hash of the model and the session's key.
     pub key: u64,
-    /// Where it goes.
+    /// The worker that serves the session.
     pub worker: WorkerId,
-    /// It went to another worker before, which could not take it any more.
+    /// The session had another worker before, which could not take the request.
     pub moved: bool,
 }
 
 impl Journal {
-    /// From now on somebody reads.
+    /// Starts recording. Called once by the reader.
     pub fn open(&self) {
-        self.is_read.store(true, Ordering::Relaxed);
+        self.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody reads.
+    /// Whether a reader has opened the journal.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.is_read.load(Ordering::Relaxed)
+        self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Everything that was written since the last time.
+    /// Takes all entries since the last call.
     #[must_use]
-    pub fn read(&self) -> Pages {
-        std::mem::take(&mut *self.pages.lock())
+    pub fn take(&self) -> JournalBatch {
+        std::mem::take(&mut *self.batch.lock())
     }
 
-    /// Blocks and sessions that were dropped because nobody read in time.
+    /// Number of blocks and sessions that were dropped because the journal was full.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
+    pub(super) fn record_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
         if blocks.is_empty() || !self.is_open() {
             return;
         }
-        let mut pages = self.pages.lock();
-        if pages.blocks.len() + blocks.len() > MAX_BLOCKS {
+        let mut batch = self.batch.lock();
+        if batch.blocks.len() + blocks.len() > MAX_BLOCKS {
             self.dropped.fetch_add(blocks.len() as u64, Ordering::Relaxed);
             return;
         }
-        pages.blocks.extend_from_slice(blocks);
-        pages.prompts.push(Prompt { worker, parent, blocks: blocks.len() });
+        batch.blocks.extend_from_slice(blocks);
+        batch.prompts.push(SentPrompt { worker, parent, blocks: blocks.len() });
     }
 
-    pub(super) fn note_session(&self, bound: Bound) {
+    pub(super) fn record_session(&self, bound: SessionBinding) {
         if !self.is_open() {
             return;
         }
-        let mut pages = self.pages.lock();
-        if pages.sessions.len() >= MAX_SESSIONS {
+        let mut batch = self.batch.lock();
+        if batch.sessions.len() >= MAX_SESSIONS {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        pages.sessions.push(bound);
+        batch.sessions.push(bound);
     }
 }
 
-impl Pages {
-    /// The prompts, each with its blocks.
-    pub fn prompts(&self) -> impl Iterator<Item = (Prompt, &[u64])> {
+impl JournalBatch {
+    /// Iterates over the prompts, each with its blocks.
+    pub fn prompts(&self) -> impl Iterator<Item = (SentPrompt, &[u64])> {
         let mut rest = self.blocks.as_slice();
         self.prompts.iter().map(move |prompt| {
             let (own, others) = rest.split_at(prompt.blocks.min(rest.len()));
@@ -115,7 +116,7 @@ impl Pages {
         })
     }
 
-    /// Whether nothing was written.
+    /// Whether the batch has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty() && self.sessions.is_empty()
@@ -129,34 +130,35 @@ mod tests {
     const A: WorkerId = WorkerId::from_u64(1);
 
     #[test]
-    fn nothing_is_written_for_nobody() {
+    fn a_journal_without_a_reader_stays_empty() {
         let journal = Journal::default();
-        journal.note_prompt(A, 0, &[1]);
-        assert!(journal.read().is_empty());
+        journal.record_prompt(A, 0, &[1]);
+        assert!(journal.take().is_empty());
     }
 
     #[test]
     fn each_prompt_comes_with_its_blocks() {
         let journal = Journal::default();
         journal.open();
-        journal.note_prompt(A, 0, &[1, 2]);
-        journal.note_prompt(A, 2, &[3]);
-        let pages = journal.read();
-        let told: Vec<_> = pages.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
-        assert_eq!(told, [(0, vec![1, 2]), (2, vec![3])]);
-        assert!(journal.read().is_empty());
+        journal.record_prompt(A, 0, &[1, 2]);
+        journal.record_prompt(A, 2, &[3]);
+        let batch = journal.take();
+        let taken: Vec<_> =
+            batch.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
+        assert_eq!(taken, [(0, vec![1, 2]), (2, vec![3])]);
+        assert!(journal.take().is_empty());
     }
 
     #[test]
-    fn what_nobody_reads_is_bounded_and_counted() {
+    fn a_full_journal_drops_and_counts() {
         let journal = Journal::default();
         journal.open();
         for n in 0..(MAX_BLOCKS as u64 + 10) {
-            journal.note_prompt(A, 0, &[n]);
-            journal.note_session(Bound { key: n, worker: A, moved: false });
+            journal.record_prompt(A, 0, &[n]);
+            journal.record_session(SessionBinding { key: n, worker: A, moved: false });
         }
-        let pages = journal.read();
-        assert_eq!((pages.blocks.len(), pages.sessions.len()), (MAX_BLOCKS, MAX_SESSIONS));
+        let batch = journal.take();
+        assert_eq!((batch.blocks.len(), batch.sessions.len()), (MAX_BLOCKS, MAX_SESSIONS));
         assert_eq!(journal.dropped(), 10 + (MAX_BLOCKS + 10 - MAX_SESSIONS) as u64);
     }
 }

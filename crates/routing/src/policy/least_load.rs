@@ -1,12 +1,15 @@
-//! The least loaded of all. Right for one router; several that do not share loads quickly run in herds, for which
-//! power_of_two is the remedy.
+//! Picks the least loaded candidate.
+//!
+//! This suits a single router. Several routers that exchange their loads slowly all pick the same idle worker at once;
+//! `power_of_two` avoids that.
 
 use rand::Rng;
 use smg_types::now::Now;
 
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
-/// Picks the lowest (load + 1) / weight.
+/// The policy `least_load`.
+
 #[derive(Debug)]
 pub(super) struct LeastLoad;
 

@@ -1,9 +1,11 @@
-//! Sticky sessions with a time to live: whoever served a session's last request serves its next one.
+//! Sticky sessions with a time to live: the worker that served the last request of a session serves the next one.
 //!
-//! Unlike with consistent_hashing a session never moves because a worker came, and a new session goes where there is
-//! least to do. The price is memory, so the sessions are bounded in number and in time. A session whose worker can't
-//! take this request goes to the least loaded and stays there. Routers of a cluster tell each other; until that is heard,
-//! they choose a new session's worker by its key, so that two of them that meet it at once choose the same.
+//! Unlike with `consistent_hashing`, a session does not move when a worker is added, and a new session goes to the least loaded
+//! candidate. The price is memory, so the number of sessions and their time to live are bounded. If the worker of a session is
+//! not a candidate, the session moves to the least loaded one and stays there.
+//!
+//! The routers of a cluster publish their sessions to each other. With `agree_across_routers` a hash of the key chooses the
+//! worker of a new session, so that two routers that receive its first requests at the same time choose the same worker.
 
 use std::sync::Arc;
 
@@ -15,19 +17,21 @@ use super::memory::Memory;
 use super::sessions::Sessions;
 use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
 
-/// Requests by which a new session's own worker may exceed the least loaded one: a session lasts longer than a burst.
+/// Requests by which the worker that a new session's key chooses may exceed the least loaded one. The bound is loose because a
+/// session lasts longer than a burst.
 const SLACK: u32 = 8;
 
-/// Picks the session's worker.
+/// The policy `manual`.
+
 #[derive(Debug)]
 pub(super) struct Manual {
     memory: Arc<Memory>,
-    agree: bool,
+    agree_across_routers: bool,
 }
 
 impl Manual {
     pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
-        Self { memory, agree: config.agree }
+        Self { memory, agree_across_routers: config.agree_across_routers }
     }
 }
 
@@ -61,7 +65,7 @@ impl Policy for Manual {
             }
         };
         let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
-        let agreed = key.filter(|_| self.agree).and_then(|key| {
+        let agreed = key.filter(|_| self.agree_across_routers).and_then(|key| {
             rendezvous::highest(candidates, key, |c| choose::is_near(c, &candidates[least], SLACK))
         });
         Some(Pick::new(agreed.unwrap_or(least), decision))

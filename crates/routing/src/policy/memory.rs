@@ -1,7 +1,7 @@
-//! What all policies of a router remember together: which worker has served what, and which worker a session goes to.
+//! The memory that all policies of a router share: the prefixes that workers have served, and the workers of sessions.
 //!
-//! One for all models, so that its bounds are the router's, and so that what other routers tell can be put in without
-//! asking which policy wants it.
+//! One memory serves all models, so its bounds are those of the router. The reports of other routers go into it whatever
+//! policy will use them.
 
 use std::sync::Arc;
 
@@ -9,50 +9,51 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
 use super::Config;
-use super::journal::{Bound, Journal};
+use super::journal::{Journal, SessionBinding};
 use super::sessions::Sessions;
 use crate::prefix::Index;
 
-/// The memory of a router's policies.
+/// The shared memory of a router's policies.
 #[derive(Debug)]
 pub struct Memory {
-    /// Which workers have served which prefix.
+    /// The workers that have served a prefix.
     pub index: Arc<Index>,
-    /// What the other routers should know.
+    /// What the other routers do not know yet.
     pub journal: Journal,
     pub(super) sessions: Sessions,
 }
 
 impl Memory {
-    /// Nothing is remembered yet.
+    /// A memory without sessions over an index of prefixes.
     #[must_use]
     pub fn new(config: &Config, index: Arc<Index>) -> Self {
         let sessions = Sessions::new(config.max_sessions, config.session_ttl);
         Self { index, journal: Journal::default(), sessions }
     }
 
-    /// Another router has bound this session, or a later binding has won.
-    pub fn hear_session(&self, key: u64, worker: WorkerId, now: Now) {
+    /// Binds a session to the worker that another router reports.
+    pub fn apply_remote_session(&self, key: u64, worker: WorkerId, now: Now) {
         self.sessions.bind(key, worker, now);
     }
 
-    /// How long a session is remembered without use.
+    /// Time after its last use at which a session is forgotten.
     #[must_use]
     pub fn session_ttl(&self) -> std::time::Duration {
         self.sessions.ttl()
     }
 
-    /// Binds a session here, and tells the others what they may not know.
+    /// Binds a session to the worker that was sent its request. Records it in the journal if the binding is new, has changed,
+    /// or was last recorded a quarter of the time to live ago.
     pub(super) fn bind(&self, key: u64, worker: WorkerId, now: Now) {
-        let before = self.sessions.bound(key);
+        let before = self.sessions.binding(key);
         self.sessions.bind(key, worker, now);
-        let is_told = before.is_some_and(|(known, age_of_word)| {
-            known == worker && now.mono.saturating_sub(age_of_word) < self.sessions.ttl() / 4
+        let is_published = before.is_some_and(|(known, published_at)| {
+            known == worker && now.mono.saturating_sub(published_at) < self.sessions.ttl() / 4
         });
-        if self.journal.is_open() && !is_told {
-            self.sessions.mark_told(key, now);
+        if self.journal.is_open() && !is_published {
+            self.sessions.mark_published(key, now);
             let moved = before.is_some_and(|(known, _)| known != worker);
-            self.journal.note_session(Bound { key, worker, moved });
+            self.journal.record_session(SessionBinding { key, worker, moved });
         }
     }
 }

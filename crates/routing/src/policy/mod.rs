@@ -1,12 +1,11 @@
 //! Policies: rules that pick one candidate.
 //!
-//! A policy sees a slice of small [`Candidate`]s that are already fit to serve (ready, admitted by their breaker, below
-//! their own limit, not tried yet) and a [`Hint`] of what is known about the request. It never sees a worker, a socket
-//! or a clock. Ties are broken by chance, never by position. Loads are compared as (load + 1) / weight everywhere, so
-//! that a worker of twice the weight is as busy with twice the requests.
+//! A policy gets a slice of small [`Candidate`]s, the workers that the dispatcher considers for this attempt, and a [`Hint`]
+//! with the parts of the request that matter for routing. It never sees a worker, a socket or a clock.
 //!
-//! A policy learns in [`Policy::sent`], when the request goes out, and not in [`Policy::pick`]: after a retry the worker
-//! that got the request is another than the one that was picked first.
+//! All policies but `passthrough` break ties at random, never by position. All compare loads as (load + 1) / weight, so a
+//! worker of twice the weight is as busy with twice the requests. A policy learns in [`Policy::sent`], when an attempt goes
+//! out, and not in [`Policy::pick`], because the picked worker may have filled up since.
 
 mod bucket;
 mod build;
@@ -39,28 +38,28 @@ use smg_types::now::Now;
 pub use build::build;
 pub use memory::Memory;
 
-/// The policies by name (`--policy`).
+/// The policies (`--policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The longest known prefix, within a bound on load.
+    /// Picks the worker that has served the longest prefix of the prompt, within a bound on load.
     CacheAware,
     /// Smooth weighted round robin.
     RoundRobin,
-    /// Weighted chance.
+    /// Picks at random, by weight.
     Random,
-    /// Two by chance, the less loaded of them.
+    /// Draws two candidates at random and picks the less loaded one.
     PowerOfTwo,
-    /// The least loaded.
+    /// Picks the least loaded candidate.
     LeastLoad,
-    /// A ring with bounded load, keyed by session.
+    /// Rendezvous hashing with bounded load, keyed by session.
     ConsistentHashing,
-    /// The same ring, keyed by the head of the prompt.
+    /// Rendezvous hashing with bounded load, keyed by the head of the prompt.
     PrefixHash,
     /// Sticky sessions with a time to live.
     Manual,
-    /// By length of the prompt.
+    /// Gives each worker a range of prompt lengths.
     Bucket,
-    /// Whatever comes first, counted all the same: for a single worker.
+    /// Picks the first candidate: for a single worker.
     Passthrough,
 }
 
@@ -103,7 +102,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A text that names no policy.
+/// The text is not the name of a policy; it holds the first 64 characters of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("policy {0:?} is not one of {names}", names = Kind::ALL.map(Kind::name).join(", "))]
 pub struct ParseKindError(String);
@@ -120,22 +119,22 @@ impl FromStr for Kind {
 /// What the policies can be told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The policy of models that do not name one.
+    /// The policy of models that have none of their own.
     pub kind: Kind,
-    /// Matched fraction of a prompt, 0..=1, from which on cache_aware follows the prefix.
+    /// `cache_aware` follows a prefix if at least this fraction of the prompt matches, 0..=1.
     pub cache_threshold: f32,
-    /// Requests in flight by which the affine worker may exceed the least loaded one before affinity is given up;
-    /// both bounds must be exceeded.
+    /// `cache_aware` and `bucket` leave the preferred worker if its load exceeds that of the least loaded one by more than this
+    /// number of requests, and by more than `balance_rel_threshold` times.
     pub balance_abs_threshold: u32,
-    /// Ratio by which it may, at least 1.
+    /// The ratio of loads that goes with `balance_abs_threshold`, at least 1.
     pub balance_rel_threshold: f32,
-    /// How long the manual policy remembers a session that is not used.
+    /// `manual` forgets a session that is not used for this time.
     pub session_ttl: Duration,
-    /// Sessions that the manual policy remembers at most, least recently used out first.
+    /// Most sessions that `manual` remembers. It evicts the least recently used one first.
     pub max_sessions: usize,
-    /// What nobody knows yet goes where its key says, among those with about the least to do: so that routers which have
-    /// not heard of each other choose alike.
-    pub agree: bool,
+    /// `cache_aware` and `manual` choose the worker of an unknown prompt or session by a hash of its key, among the workers
+    /// with about the lowest load. So routers that have not yet exchanged their hints choose the same worker.
+    pub agree_across_routers: bool,
 }
 
 impl Default for Config {
@@ -147,7 +146,7 @@ impl Default for Config {
             balance_rel_threshold: 1.5,
             session_ttl: Duration::from_secs(3600),
             max_sessions: 1 << 20,
-            agree: false,
+            agree_across_routers: false,
         }
     }
 }
@@ -155,48 +154,48 @@ impl Default for Config {
 /// A worker as a policy sees it, for one pick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which worker.
+    /// The worker's id.
     pub id: WorkerId,
-    /// Requests in flight on it.
+    /// Requests in flight on the worker.
     pub load: u32,
-    /// Its share of traffic relative to the others, at least 1.
+    /// The worker's share of traffic relative to the other candidates; 0 counts as 1.
     pub weight: u32,
 }
 
-/// What is known about a request when a worker is picked.
+/// The parts of a request that policies use.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Hint<'a> {
-    /// The session or routing key that the client sent, if any.
+    /// The session or routing key that the client sent.
     pub session: Option<&'a [u8]>,
-    /// Chained hashes of the prompt's blocks, head first; empty when there is no prompt or no policy asked for them.
+    /// Chained hashes of the prompt's blocks, head first. Empty if there is no prompt, or if [`Policy::wants_blocks`] is false.
     pub blocks: &'a [u64],
     /// Length of the prompt in bytes.
     pub prompt_bytes: usize,
-    /// What the chains of the model's prompts begin with: so that two models' sessions of one name are two.
+    /// The root of the model's prompt chains ([`crate::prefix::root`]). Equal session keys of two models are two sessions.
     pub model: u64,
 }
 
-/// Why the candidate was picked, for metrics and for `x-smg-decision`.
+/// The reason for a pick, for metrics and for `x-smg-decision`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision {
-    /// The policy looks at nothing but the candidates.
+    /// The policy looks only at load and weight.
     Plain,
-    /// The longest known prefix: the matched fraction of the prompt, 0..=1.
+    /// The worker has served a prefix of the prompt. Holds the matched fraction of the prompt, 0..=1.
     Hit(f32),
-    /// The worker that the prompt belongs to was too busy: affinity was given up for the least loaded.
+    /// The preferred worker was too busy; the pick is the least loaded one.
     Balance,
-    /// No known prefix was long enough; or the session is new.
+    /// No known prefix is long enough, or the session is new.
     Miss,
-    /// The key's own worker.
+    /// The pick is the key's own worker.
     Sticky,
-    /// The key's own worker was too busy or gone: the next one.
+    /// The key's own worker is too busy or not a candidate; the pick is another one.
     Spill,
-    /// The policy wanted a key and the request has none.
+    /// The policy uses a key, and the request has none.
     NoKey,
 }
 
 impl Decision {
-    /// A name from a closed set: the metric label.
+    /// The value of the metric label `decision`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -220,22 +219,22 @@ impl fmt::Display for Decision {
     }
 }
 
-/// One pick: which candidate and why.
+/// A policy's choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pick {
     /// Index into the slice of candidates.
     pub index: usize,
-    /// Why that one.
+    /// The reason for the choice.
     pub decision: Decision,
 }
 
-/// A rule that picks one candidate. Called on the request path from several threads at once: an implementation holds a
-/// lock for a few look-ups at most and never blocks on anything else.
+/// A rule that picks one candidate. Several threads of the request path call it at once: an implementation may hold a lock
+/// for a few look-ups and must not block on anything else.
 pub trait Policy: Send + Sync + fmt::Debug {
-    /// The name under which it is chosen (`--policy`).
+    /// The name for `--policy`, the worker label `policy` and metrics.
     fn name(&self) -> &'static str;
 
-    /// Picks one of `candidates`; `None` only when there are none.
+    /// Picks one of `candidates`; `None` only if there are none.
     fn pick(
         &self,
         candidates: &[Candidate],
@@ -244,18 +243,19 @@ pub trait Policy: Send + Sync + fmt::Debug {
         rng: &mut dyn Rng,
     ) -> Option<Pick>;
 
-    /// Told after `pick`, once the request really goes to `worker` (it may be another than the picked one after a
-    /// retry): the place to learn from. Does nothing by default.
+    /// Called for each attempt, when it goes to `worker`. A policy learns here. The default does nothing.
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
         let _ = (worker, hint, now);
     }
 
-    /// Told when `worker` left, or came back with a cold cache: what was learnt of it is void.
+    /// Called when `worker` has left the fleet or has lost its cache. The policy must forget what it has learnt about the
+    /// worker. The default does nothing.
     fn forget(&self, worker: WorkerId) {
         let _ = worker;
     }
 
-    /// Whether [`Hint::blocks`] are worth computing for this policy.
+    /// Whether the caller must compute [`Hint::blocks`] for this policy.
+
     fn wants_blocks(&self) -> bool {
         false
     }

@@ -1,11 +1,11 @@
-//! Whatever comes first: for a fleet of one, where choosing is a waste of time.
+//! Picks the first candidate, for a fleet of one worker.
 
 use rand::Rng;
 use smg_types::now::Now;
 
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy};
 
-/// Picks the first candidate.
+/// The policy `passthrough`.
 #[derive(Debug)]
 pub(super) struct Passthrough;
 

@@ -1,15 +1,15 @@
-//! Two by chance, the less loaded of them.
+//! Draws two candidates at random and picks the less loaded one.
 //!
-//! Routers that don't know of each other's last requests do not all run to the one worker that looks idle (M.
-//! Mitzenmacher, "The power of two choices in randomized load balancing", 2001). The two are drawn by weight, for drawn
-//! evenly a heavy worker among many light ones would be looked at too rarely to get its share.
+//! Routers that don't know each other's latest requests do not all pick the one worker that looks idle (M. Mitzenmacher, "The
+//! power of two choices in randomized load balancing", 2001). The two are drawn by weight: drawn evenly, a heavy worker among
+//! many light ones would be drawn too rarely to get its share.
 
 use rand::Rng;
 use smg_types::now::Now;
 
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
-/// Picks the one with the lower (load + 1) / weight of two different candidates.
+/// The policy `power_of_two`.
 #[derive(Debug)]
 pub(super) struct PowerOfTwo;
 

@@ -1,16 +1,16 @@
-//! Prompts to workers, by the hash of their head: prompts that begin alike meet in one cache, on all routers, with
-//! nothing to remember.
+//! Maps prompts to workers by rendezvous hashing of their head. Prompts with the same head have the same worker on all routers,
+//! and no router stores anything.
 //!
-//! The head is the first four blocks (1 KiB): deep enough that a short preamble that all requests share does not send
-//! all of them to one worker. A prompt of two or three blocks goes by its first two, a shorter one by its first, so a
-//! growing conversation changes its head twice at most, while there is little to lose.
+//! The head is the first four blocks (1 KiB), so that a short preamble that all requests share does not send all of them to one
+//! worker. The head of a prompt of two or three blocks is its first two, and that of a shorter one its first block. So a growing
+//! conversation changes its head at most twice, while little of it is cached.
 
 use rand::Rng;
 use smg_types::now::Now;
 
 use super::{Candidate, Hint, Kind, Pick, Policy, rendezvous};
 
-/// Picks the owner of the prompt's head.
+/// The policy `prefix_hash`.
 #[derive(Debug)]
 pub(super) struct PrefixHash;
 
@@ -34,7 +34,7 @@ impl Policy for PrefixHash {
     }
 }
 
-/// The number of the prompt's head.
+/// The chained hash of the prompt's head; `None` for an empty prompt.
 fn head(blocks: &[u64]) -> Option<u64> {
     match *blocks {
         [] => None,

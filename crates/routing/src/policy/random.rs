@@ -1,11 +1,12 @@
-//! Weighted chance: needs no memory, so it is right from the first request on and with any number of routers.
+//! Picks at random, by weight. It keeps no state, so its shares are right from the first request on and with any number of
+//! routers.
 
 use rand::Rng;
 use smg_types::now::Now;
 
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
-/// Picks each candidate as often as its weight says, looking at nothing else.
+/// The policy `random`.
 #[derive(Debug)]
 pub(super) struct Random;
 

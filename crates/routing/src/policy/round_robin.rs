@@ -1,13 +1,12 @@
 //! Smooth weighted round robin.
 //!
-//! Each worker has a pass, the virtual time of its next turn; the earliest goes, and its next turn is a stride of
-//! 1 / weight later (stride scheduling: C. Waldspurger, W. Weihl, 1995). Turns of one worker so lie evenly spread, and
-//! with equal weights it is the plain cycle. A worker begins somewhere within its first stride by chance, so that
-//! several routers that start together do not march in step.
+//! Each worker has a pass: the virtual time of its next turn. The worker with the earliest pass is picked, and its pass
+//! increases by a stride of 1 / weight (stride scheduling: C. Waldspurger, W. Weihl, 1995). So the turns of a worker are evenly
+//! spread, and with equal weights the workers take turns in a fixed cycle. The first pass of a worker is random within its first
+//! stride, so that routers that start together do not pick the same workers in step.
 //!
-//! The state goes by worker id and is told nothing of what a worker is: it holds for any subset of candidates, as after
-//! a retry or for several models. A worker that was away and whose pass lies far behind begins anew instead of catching
-//! up on all that it missed.
+//! The state is a map from worker id to pass, so one policy works for any subset of candidates: after a retry, or for several
+//! models. A worker that was not a candidate for a while gets a new pass, so that it does not catch up on the turns it missed.
 
 use std::collections::HashMap;
 
@@ -18,12 +17,12 @@ use smg_types::now::Now;
 
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
-/// A stride of weight 1. With it a pass lasts for 2^44 turns of one worker.
+/// The stride of weight 1. A pass of 64 bits lasts for 2^44 turns of such a worker.
 const STRIDE: u64 = 1 << 20;
-/// Workers that are remembered; beyond that all begin anew, which costs the evenness of one round.
+/// Most workers in the map. When it is full all passes are dropped, which makes one round uneven.
 const MAX_WORKERS: usize = 1 << 16;
 
-/// Picks by turns.
+/// The policy `round_robin`.
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
     turns: Mutex<Turns>,
@@ -33,8 +32,8 @@ pub(super) struct RoundRobin {
 struct Turns {
     slots: Vec<Slot>,
     places: HashMap<WorkerId, usize>,
-    /// The slot of each candidate of this pick: kept for its memory.
-    line: Vec<usize>,
+    /// The slot of each candidate of this pick. The field keeps the allocation between picks.
+    candidate_slots: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -43,7 +42,7 @@ struct Slot {
     pass: u64,
 }
 
-/// In [`Turns::line`]: not known yet.
+/// In [`Turns::candidate_slots`]: the candidate has no slot yet.
 const NEW: usize = usize::MAX;
 
 impl Policy for RoundRobin {
@@ -75,20 +74,22 @@ impl Turns {
         }
         let lightest = candidates.iter().map(choose::weight).min()?;
         let known = self.find(candidates);
-        // Whoever takes part has its pass within one stride of the others, for the picked one was the earliest.
+        // Only the earliest pass moves, by one stride. So the passes of workers that take part lie within one stride of each
+        // other, and a pass further behind is stale.
         let stale = known.latest.saturating_sub(stride(lightest));
         let (pass, index) = match known.earliest {
             Some((pass, index)) if known.all && pass >= stale => (pass, index),
-            Some(_) | None => self.begin_anew(candidates, stale, rng)?,
+            Some(_) | None => self.renew_stale(candidates, stale, rng)?,
         };
-        self.slots[self.line[index]].pass = pass + stride(choose::weight(&candidates[index]));
+        self.slots[self.candidate_slots[index]].pass =
+            pass + stride(choose::weight(&candidates[index]));
         Some(index)
     }
 
-    /// Fills `line`. Candidates come in much the same order each time, so the slot behind the last one is tried before
-    /// the map.
+    /// Looks up the slots of the candidates. Candidates mostly come in the same order, so the slot after the last one found is
+    /// tried before the map.
     fn find(&mut self, candidates: &[Candidate]) -> Known {
-        self.line.clear();
+        self.candidate_slots.clear();
         let mut known = Known { all: true, latest: 0, earliest: None };
         let mut guess = 0;
         for (index, candidate) in candidates.iter().enumerate() {
@@ -99,7 +100,7 @@ impl Turns {
                 self.places.get(&candidate.id).copied().unwrap_or(NEW)
             };
             guess = at.wrapping_add(1);
-            self.line.push(at);
+            self.candidate_slots.push(at);
             match self.slots.get(at) {
                 Some(Slot { pass, .. }) => {
                     known.latest = known.latest.max(*pass);
@@ -113,20 +114,21 @@ impl Turns {
         known
     }
 
-    /// Gives those that are new, or whose pass is `stale`, a place within their stride from the earliest of the others,
-    /// and says which candidate is the earliest then.
-    fn begin_anew(
+    /// Gives each candidate that is new or whose pass is `stale` a random pass within one stride of the earliest other one.
+    /// Returns the earliest pass and the index of its candidate.
+    fn renew_stale(
         &mut self,
         candidates: &[Candidate],
         stale: u64,
         rng: &mut dyn Rng,
     ) -> Option<(u64, usize)> {
-        let passes = self.line.iter().filter_map(|at| self.slots.get(*at)).map(|slot| slot.pass);
+        let passes =
+            self.candidate_slots.iter().filter_map(|at| self.slots.get(*at)).map(|slot| slot.pass);
         let base = passes.filter(|pass| *pass >= stale).min().unwrap_or(0);
         let mut earliest: Option<(u64, usize)> = None;
         for (index, candidate) in candidates.iter().enumerate() {
             let begin = base + choose::below(rng, stride(choose::weight(candidate)));
-            let at = self.line[index];
+            let at = self.candidate_slots[index];
             let pass = match self.slots.get_mut(at) {
                 Some(slot) if slot.pass >= stale => slot.pass,
                 Some(slot) => {
@@ -134,7 +136,7 @@ impl Turns {
                     begin
                 }
                 None => {
-                    self.line[index] = self.slots.len();
+                    self.candidate_slots[index] = self.slots.len();
                     self.places.insert(candidate.id, self.slots.len());
                     self.slots.push(Slot { worker: candidate.id, pass: begin });
                     begin
@@ -156,18 +158,18 @@ impl Turns {
     }
 }
 
-/// What is known of the candidates of this pick.
+/// The passes of this pick's candidates.
 #[derive(Debug)]
 struct Known {
-    /// Whether all have a slot.
+    /// Whether all candidates have a slot.
     all: bool,
-    /// The highest pass.
+    /// The latest pass.
     latest: u64,
-    /// The lowest pass, and the index of its candidate.
+    /// The earliest pass, and the index of its candidate.
     earliest: Option<(u64, usize)>,
 }
 
-/// Virtual time between two turns of a worker of this weight.
+/// Virtual time between two turns of a worker of weight `weight`.
 fn stride(weight: u64) -> u64 {
     (STRIDE / weight).max(1)
 }

@@ -1,8 +1,8 @@
-//! Which worker serves a session: bounded, least recently used out first, with a time to live.
+//! The map from sessions to workers: a bounded LRU cache whose entries also have a time to live.
 //!
-//! Sessions are known by the 64-bit hash of their key, so that a client can't fill memory with long keys; two with one
-//! hash share a worker. They lie in shards, each a list in order of use threaded through a vector. Workers are handles,
-//! so forgetting one needs no search (see `prefix::workers`).
+//! A session is stored by the 64-bit hash of its key, so that a client can't fill the memory with long keys. Two sessions with
+//! the same hash share a worker. The map is split into shards; each is a list in order of use, linked through a vector. Workers
+//! are stored as handles, so forgetting one needs no search (see `prefix::workers`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,25 +12,25 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::prefix::workers::{Handle, Workers};
+use crate::prefix::workers::{Handle, WorkerHandles};
 
-/// Shards at most.
+/// Most shards of the map.
 const MAX_SHARDS: usize = 16;
-/// Sessions that are worth a shard of their own.
+/// Fewest sessions that a shard is made for: the number of shards is the largest power of two that allows it.
 const SHARD_SESSIONS: usize = 1024;
-/// No place in the vector: the end of the list.
+/// The index that marks the end of the list.
 const NIL: u32 = u32::MAX;
 
-/// The sessions of one router.
+/// The sessions of one router and their workers.
 #[derive(Debug)]
 pub(super) struct Sessions {
     shards: Box<[Mutex<Shard>]>,
-    workers: RwLock<Workers>,
+    workers: RwLock<WorkerHandles>,
     ttl: Duration,
 }
 
 impl Sessions {
-    /// None yet, `max` at most, each for `ttl` after its last use.
+    /// An empty map for at most `max` sessions, each of which expires `ttl` after its last use.
     pub(super) fn new(max: usize, ttl: Duration) -> Self {
         let max = max.min(NIL as usize);
         let count = 1 << (max / SHARD_SESSIONS).clamp(1, MAX_SHARDS).ilog2();
@@ -40,49 +40,51 @@ impl Sessions {
         Self { shards, workers: RwLock::default(), ttl }
     }
 
-    /// The name of a model's session: the same on all routers and in all versions.
+    /// The hash of a model and a session's key; equal on all routers and in all versions.
     pub(super) fn key(model: u64, session: &[u8]) -> u64 {
         xxh3_64_with_seed(session, model)
     }
 
-    /// How long a session is remembered without use.
+    /// Time after its last use at which a session expires.
     pub(super) fn ttl(&self) -> Duration {
         self.ttl
     }
 
-    /// The worker that the session `key` is bound to.
+    /// The worker of the session `key`, if it has not expired.
     pub(super) fn worker(&self, key: u64, now: Now) -> Option<WorkerId> {
-        let bound = self.shard(key).lock().get(key)?;
-        if now.mono.saturating_sub(bound.used) > self.ttl {
+        let binding = self.shard(key).lock().get(key)?;
+        if now.mono.saturating_sub(binding.used) > self.ttl {
             return None;
         }
-        self.workers.read().who(bound.worker)
+        self.workers.read().id_of(binding.worker)
     }
 
-    /// The worker that the session `key` is bound to, however long ago it was used, and when others were last told.
-    pub(super) fn bound(&self, key: u64) -> Option<(WorkerId, Duration)> {
-        let bound = self.shard(key).lock().get(key)?;
-        Some((self.workers.read().who(bound.worker)?, bound.told))
+    /// The worker of the session `key`, expired or not, and the time of the last publication (`Now::mono`).
+    pub(super) fn binding(&self, key: u64) -> Option<(WorkerId, Duration)> {
+        let binding = self.shard(key).lock().get(key)?;
+        Some((self.workers.read().id_of(binding.worker)?, binding.published_at))
     }
 
-    /// Binds the session `key` to `worker`, from now on for its time to live.
+    /// Binds the session `key` to `worker`. The time to live starts again.
     pub(super) fn bind(&self, key: u64, worker: WorkerId, now: Now) {
         let known = self.workers.read().handle(worker);
-        let Some(worker) = known.or_else(|| self.workers.write().enter(worker)) else { return };
+        let Some(worker) = known.or_else(|| self.workers.write().get_or_assign(worker)) else {
+            return;
+        };
         let mut shard = self.shard(key).lock();
-        let told = shard.get(key).map_or(now.mono, |bound| bound.told);
-        shard.put(key, Bound { worker, used: now.mono, told });
+        let published_at = shard.get(key).map_or(now.mono, |binding| binding.published_at);
+        shard.put(key, Binding { worker, used: now.mono, published_at });
     }
 
-    /// Others are told of the session `key` now.
-    pub(super) fn mark_told(&self, key: u64, now: Now) {
+    /// Notes that the session `key` is published now.
+    pub(super) fn mark_published(&self, key: u64, now: Now) {
         let mut shard = self.shard(key).lock();
-        if let Some(bound) = shard.get(key) {
-            shard.put(key, Bound { told: now.mono, ..bound });
+        if let Some(binding) = shard.get(key) {
+            shard.put(key, Binding { published_at: now.mono, ..binding });
         }
     }
 
-    /// Frees all sessions of `worker`.
+    /// Forgets all sessions of `worker`.
     pub(super) fn forget(&self, worker: WorkerId) {
         self.workers.write().forget(worker);
     }
@@ -98,14 +100,14 @@ impl Sessions {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Bound {
+struct Binding {
     worker: Handle,
     used: Duration,
-    /// When others were last told of it.
-    told: Duration,
+    /// Time of the last publication to the other routers (`Now::mono`).
+    published_at: Duration,
 }
 
-/// A list in order of use, newest first. Nodes are never freed one by one: a full shard uses its oldest again.
+/// One shard: a list in order of use, newest first. No node is freed: a full shard reuses its oldest one.
 #[derive(Debug)]
 struct Shard {
     places: HashMap<u64, u32>,
@@ -118,7 +120,7 @@ struct Shard {
 #[derive(Debug)]
 struct Node {
     key: u64,
-    bound: Bound,
+    bound: Binding,
     newer: u32,
     older: u32,
 }
@@ -128,11 +130,11 @@ impl Shard {
         Self { places: HashMap::new(), nodes: Vec::new(), newest: NIL, oldest: NIL, max }
     }
 
-    fn get(&self, key: u64) -> Option<Bound> {
+    fn get(&self, key: u64) -> Option<Binding> {
         Some(self.nodes[*self.places.get(&key)? as usize].bound)
     }
 
-    fn put(&mut self, key: u64, bound: Bound) {
+    fn put(&mut self, key: u64, bound: Binding) {
         if self.max == 0 {
             return;
         }
@@ -162,7 +164,7 @@ impl Shard {
         self.newest = at;
     }
 
-    /// Takes a node out of the list.
+    /// Unlinks a node from the list.
     fn unlink(&mut self, at: u32) {
         let Node { newer, older, .. } = self.nodes[at as usize];
         match newer {
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_session_goes_first() {
+    fn the_least_recently_used_session_is_evicted_first() {
         let sessions = sessions(3);
         for (at, name) in [b"x", b"y", b"z", b"x"].into_iter().enumerate() {
             sessions.bind(key(name), A, second(at as u64));
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_when_it_was_not_used_for_its_time_to_live() {
+    fn a_session_expires_after_its_time_to_live_without_use() {
         let sessions = sessions(10);
         sessions.bind(key(b"s"), A, second(0));
         assert_eq!(sessions.worker(key(b"s"), second(60)), Some(A));
@@ -231,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_worker_has_no_sessions_also_when_it_comes_back() {
+    fn a_forgotten_worker_has_no_sessions_even_when_it_returns() {
         let sessions = sessions(10);
         sessions.bind(key(b"s"), A, second(0));
         sessions.bind(key(b"t"), B, second(0));
         sessions.forget(A);
         sessions.bind(key(b"u"), A, second(0));
-        let bound = |name: &[u8]| sessions.worker(key(name), second(1));
-        assert_eq!((bound(b"s"), bound(b"t"), bound(b"u")), (None, Some(B), Some(A)));
+        let binding = |name: &[u8]| sessions.worker(key(name), second(1));
+        assert_eq!((binding(b"s"), binding(b"t"), binding(b"u")), (None, Some(B), Some(A)));
     }
 }

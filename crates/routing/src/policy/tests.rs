@@ -1,6 +1,6 @@
-//! What each policy promises, on candidates that are three literals.
+//! Tests of the policies on candidates that are written as literals.
 //!
-//! All chance comes from a fixed seed that the failure names; proptest prints its own.
+//! All random numbers come from fixed seeds, and a failure prints its seed; proptest prints its own.
 
 mod all;
 mod by_hash;
@@ -43,12 +43,12 @@ fn id(name: &str) -> WorkerId {
     WorkerId::of_url(name)
 }
 
-/// Candidates of weight 1, by name and load.
+/// Candidates of weight 1 with these names and loads.
 fn loads(named: &[(&str, u32)]) -> Vec<Candidate> {
     named.iter().map(|(name, load)| Candidate { id: id(name), load: *load, weight: 1 }).collect()
 }
 
-/// Idle candidates, numbered, by weight.
+/// Idle candidates `w0`, `w1`, … with these weights.
 fn weights(weights: &[u32]) -> Vec<Candidate> {
     let numbered = weights.iter().enumerate();
     numbered
@@ -70,7 +70,7 @@ fn decides(name: &str, decision: Decision) -> impl Fn(&[Candidate], Option<Pick>
     move |candidates, pick| chosen(candidates, pick) && pick.map(|p| p.decision) == Some(decision)
 }
 
-/// Thirty picks, since a tie that is broken by chance might be right once.
+/// Checks thirty picks with different seeds, because a tie that is broken at random may be right once by accident.
 fn check(
     policy: &Arc<dyn Policy>,
     named: &[(&str, u32)],
@@ -92,7 +92,7 @@ fn check_at(
         let name = pick.map(|pick| candidates[pick.index].id);
         assert!(
             expected(candidates, pick),
-            "{} said {pick:?} = {name:?}, seed {seed}",
+            "{} picked {pick:?} = {name:?}, seed {seed}",
             policy.name()
         );
     }
@@ -106,7 +106,7 @@ fn prompt(blocks: &[u64]) -> Hint<'_> {
     Hint { blocks, prompt_bytes: blocks.len() * prefix::BLOCK_BYTES, ..Hint::default() }
 }
 
-/// How often each candidate is picked in `count` picks that change nothing.
+/// Number of times that each candidate is picked in `count` picks, without loads changing.
 fn shares(policy: &Arc<dyn Policy>, candidates: &[Candidate], count: usize) -> Vec<usize> {
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut shares = vec![0; candidates.len()];
@@ -117,7 +117,7 @@ fn shares(policy: &Arc<dyn Policy>, candidates: &[Candidate], count: usize) -> V
     shares
 }
 
-/// Sum of (observed - expected)^2 / expected over an even expectation.
+/// Chi-square of `observed` against an even distribution: the sum of (observed - expected)^2 / expected.
 fn chi_square(observed: &[usize]) -> f64 {
     let expected = observed.iter().sum::<usize>() as f64 / observed.len() as f64;
     observed.iter().map(|n| (*n as f64 - expected).powi(2) / expected).sum()
@@ -126,7 +126,7 @@ fn chi_square(observed: &[usize]) -> f64 {
 #[track_caller]
 fn assert_even(observed: &[usize]) {
     assert_eq!(observed.len(), 8);
-    // Seven degrees of freedom: chance exceeds this once in a thousand seeds.
+    // With seven degrees of freedom an even distribution exceeds this for one seed in a thousand.
     assert!(chi_square(observed) < 24.3, "{observed:?} is not even, seed {SEED}");
 }
 

@@ -1,37 +1,35 @@
-//! Hashing a prompt where it lies.
+//! Hashes a prompt in blocks without copying it.
 //!
-//! The prompt is the concatenation of its segments (tools, system, messages), read as one run of bytes without being
-//! copied into one; only a block that lies across two segments is put together on the stack. Each block has exactly
-//! [`BLOCK_BYTES`] bytes, so that the fraction of matched blocks is the fraction of matched bytes, and the tail of an
-//! earlier segment counts as part of the block that it begins. Where one segment ends and the next begins is not
-//! hashed: segments are JSON values, which end by themselves, and a mistake would cost a cache hit at most.
+//! The prompt is the concatenation of its segments (tools, system, messages) and is read as one run of bytes. Only a block that
+//! spans two segments is copied, to the stack. Each block has exactly [`BLOCK_BYTES`] bytes, so the fraction of matched blocks is
+//! the fraction of matched bytes. The boundary between two segments is not hashed: segments are JSON values, which delimit
+//! themselves, and a confusion would cost a cache hit at most.
 //!
-//! `link(parent, block) = xxh3_64(le64(parent) ++ le64(xxh3_64(block)))`: both hashes unseeded, because a seed makes
-//! xxh3 derive a new secret for each input above 240 bytes. The long hash does not wait for the parent, so blocks
-//! overlap in the processor. A cluster key fits in without a change of shape: a secret derived once from it goes into
-//! both hashes (`xxh3_64_with_secret`).
+//! `link(parent, block) = xxh3_64(le64(parent) ++ le64(xxh3_64(block)))`. Neither hash has a seed, because with a seed xxh3
+//! derives a new secret for each input above 240 bytes. The hash of the block does not depend on the parent, so the processor
+//! works on several blocks at once.
 
 use smg_types::ids::ModelId;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Bytes in a block.
+/// Size of a block in bytes.
 pub const BLOCK_BYTES: usize = 256;
 
-/// Blocks of a prompt that are looked at: its first 128 KiB. What lies behind them is not read at all, so no prompt
-/// costs more than that, and a conversation that has grown past it is still recognised by its head.
+/// Most blocks of a prompt that are hashed: its first 128 KiB. The bytes behind them are not read, so the cost of a prompt is
+/// bounded, and a longer conversation is recognised by its head.
 pub const MAX_BLOCKS: usize = 512;
 
-/// Where the chains of a model begin: equal on all routers, different for each model.
+/// The hash that the chains of a model begin with: equal on all routers, different for each model.
 #[must_use]
 pub fn root(model: &ModelId) -> u64 {
     xxh3_64(model.as_str().as_bytes())
 }
 
-/// Replaces the content of `blocks` by the chained hashes of the prompt that `segments` make, head first.
+/// Replaces the content of `blocks` by the chained hashes of the prompt made of `segments`, head first.
 ///
-/// The incomplete block at the very end is dropped, for the next turn of the conversation will not have it (it goes on
-/// where this prompt has its closing bracket). A prompt without one full block is hashed whole, as one block: equal
-/// short prompts get equal numbers, others don't. No bytes, no blocks; at most [`MAX_BLOCKS`]; never 0 among them.
+/// The incomplete block at the end is dropped, because the next turn of the conversation does not contain it: that turn
+/// continues where this prompt has its closing bracket. A prompt shorter than one block is hashed whole, as one block. A prompt
+/// without bytes has no blocks. There are at most [`MAX_BLOCKS`] hashes, and none of them is 0.
 pub fn chain(root: u64, segments: &[&[u8]], blocks: &mut Vec<u64>) {
     blocks.clear();
     let mut parent = root;
@@ -66,12 +64,12 @@ pub fn chain(root: u64, segments: &[&[u8]], blocks: &mut Vec<u64>) {
     }
 }
 
-/// The number of the prefix that ends with `block` and whose part before it has the number `parent`.
+/// The hash of the prefix that ends with `block` and continues the prefix with the hash `parent`.
 fn link(parent: u64, block: &[u8]) -> u64 {
     let mut pair = [0; 16];
     pair[..8].copy_from_slice(&parent.to_le_bytes());
     pair[8..].copy_from_slice(&xxh3_64(block).to_le_bytes());
-    // The table marks a free place by 0.
+    // The table marks a free slot by the key 0.
     xxh3_64(&pair).max(1)
 }
 
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_of_an_earlier_segment_counts() {
+    fn the_tail_of_an_earlier_segment_is_hashed() {
         let messages = text(1000);
         assert_ne!(blocks_of(&[b"tools A", &messages]), blocks_of(&[b"tools B", &messages]));
     }
@@ -149,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_the_cap_is_not_read() {
+    fn bytes_behind_the_last_block_are_not_read() {
         let long = text(BLOCK_BYTES * MAX_BLOCKS + 5000);
         assert_eq!(blocks_of(&[&long]).len(), MAX_BLOCKS);
         assert_eq!(blocks_of(&[&long]), blocks_of(&[&long[..BLOCK_BYTES * MAX_BLOCKS]]));
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_are_the_same_in_every_version() {
+    fn the_hashes_are_the_same_in_every_version() {
         let prompt = text(600);
         let blocks = blocks_of(&[&prompt]);
         assert_eq!(format!("{blocks:016x?}"), "[9791dd1b81c319ae, 7f9cdd6f7fe42f14]");

@@ -1,11 +1,11 @@
-//! The index: block number → who has served that prefix, shared by all threads of the data path.
+//! The index: it maps the hash of a prefix to the workers that have served it. All threads of the data path share it.
 //!
-//! Keys are spread over shards, each a bounded [`Table`] behind its own lock. A look-up takes read locks only, one at a
-//! time, and finds the longest match by bisecting the depth: if a prefix is known, so is each shorter one, since a
-//! served prompt enters all its blocks. That is not a law here but the normal case. It may fail where eviction took a
-//! shorter prefix first (a path is touched from its head to its end, deeper blocks count as a little older, and the
-//! deeper of two equally old ones goes first), and where a short prefix is shared by more workers than an entry
-//! remembers. Then the match that is found may be shorter than the longest; serving the prompt mends the path.
+//! Keys are distributed over shards, each a bounded [`Table`] behind its own lock. A look-up takes read locks only, one at a
+//! time, and finds the longest match by bisecting the depth. Bisecting assumes that each shorter prefix of a known prefix is
+//! known too. A sent prompt inserts all its blocks, so this mostly holds, and eviction takes deep blocks first: they count as a
+//! little older, and of two equally old entries the deeper one goes. It fails where a shorter prefix was evicted all the same, and
+//! where more workers share a short prefix than an entry remembers. Then the look-up may find a shorter match than the longest;
+//! the next insertion of the prompt restores the path.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -16,47 +16,47 @@ use smallvec::SmallVec;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::table::{Entry, Room, Table, WORKERS};
-use super::workers::{Handle, Workers};
+use super::table::{Entry, InsertOutcome, Table, WORKERS};
+use super::workers::{Handle, WorkerHandles};
 use super::{Config, MAX_BLOCKS};
 
-/// Shards at most: enough that threads rarely meet, few enough that their headers stay in the cache.
+/// Most shards: enough that threads rarely contend, few enough that the headers of all shards stay in the processor's cache.
 const MAX_SHARDS: usize = 64;
-/// Entries that are worth a shard of their own.
+/// Fewest entries that a shard is made for: the number of shards is the largest power of two that allows it.
 const SHARD_ENTRIES: usize = 4096;
-/// Sets that each insertion sweeps while forgotten workers may have entries.
+/// Sets that each insertion sweeps while entries may refer to forgotten workers.
 const SWEEP_SETS: usize = 8;
-/// Of so many prompts one is told whole.
-const TELL_AGAIN: u32 = 64;
-/// Depth from which on blocks count as no older than their parent.
+/// One insertion in this many reports the whole prompt as unknown, so that the other routers get blocks in use again.
+const REPUBLISH_EVERY: u32 = 64;
+/// Blocks deeper than this count as no older than their parent.
 const BIAS_DEPTH: u32 = 64;
 
 /// The longest known prefix of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match {
-    /// Blocks of the prompt that it has, at least 1.
+    /// Length of the prefix in blocks, at least 1.
     pub depth: usize,
-    /// Fit workers that have served it, newest first; at least one.
+    /// The fit workers that have served the prefix, newest first; at least one.
     pub workers: SmallVec<[WorkerId; WORKERS]>,
 }
 
-/// Which workers have served which prompt prefix: bounded, lossy, for all models.
+/// The workers that have served each prompt prefix, for all models. The index is bounded and lossy.
 pub struct Index {
     shards: Box<[RwLock<Table>]>,
-    workers: RwLock<Workers>,
+    workers: RwLock<WorkerHandles>,
     entries: AtomicUsize,
     bytes: AtomicUsize,
-    /// Ticks after which entries are evicted, as observed lately; 0 until the first eviction.
+    /// Moving average of the age of evicted entries, in ticks; 0 until the first eviction.
     horizon: AtomicU32,
-    /// Shards to be swept from their beginning until no entry knows a forgotten worker.
+    /// Number of shards that remain to be swept before no entry refers to a forgotten worker.
     unswept: AtomicUsize,
     sweeper: Mutex<Sweeper>,
-    /// Prompts that were sent.
-    told: AtomicU32,
+    /// Number of prompts inserted by this router.
+    inserts: AtomicU32,
     counters: Counters,
 }
 
-/// Where sweeping goes on.
+/// The next set to sweep.
 #[derive(Debug, Default)]
 struct Sweeper {
     shard: usize,
@@ -68,7 +68,7 @@ impl Index {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let wanted = (config.max_entries / SHARD_ENTRIES).clamp(1, MAX_SHARDS);
-        // A power of two, so that a shift chooses the shard. The bounds of all shards add up to the bound.
+        // The count is a power of two, so that a rotation and a mask choose the shard. The shards' bounds add up to the index's.
         let count = 1 << wanted.ilog2();
         let shards: Box<[_]> = (0..count)
             .map(|at| {
@@ -85,13 +85,12 @@ impl Index {
             horizon: AtomicU32::new(0),
             unswept: AtomicUsize::new(0),
             sweeper: Mutex::default(),
-            told: AtomicU32::new(0),
+            inserts: AtomicU32::new(0),
             counters: Counters::new(),
         }
     }
 
-    /// The longest prefix of the prompt `blocks` that a worker of which `fit` is true has served. Counted as a hit or a
-    /// miss.
+    /// The longest prefix of the prompt `blocks` that a fit worker has served. Counts a hit or a miss.
     pub fn longest(
         &self,
         blocks: &[u64],
@@ -106,8 +105,8 @@ impl Index {
         found
     }
 
-    /// The longest prefix shorter than `depth` blocks that a fit worker has served: for a caller to whom the workers of
-    /// [`Index::longest`] won't do. Not counted.
+    /// The longest prefix shorter than `depth` blocks that a fit worker has served, for a caller that can't use the workers of
+    /// [`Index::longest`]. Counts neither a hit nor a miss.
     pub fn shorter(
         &self,
         blocks: &[u64],
@@ -120,17 +119,18 @@ impl Index {
             .map(|(depth, workers)| Match { depth, workers })
     }
 
-    /// Learns that `worker` has been sent the prompt `blocks`. Returns how many of them, from the head on, it was known to
-    /// have been sent before; now and then 0, so that whoever is told of the rest hears of what is in use, too.
+    /// Records that `worker` was sent the prompt `blocks`. Returns how many of them, from the head on, the index knew it to have
+    /// been sent before. One call in `REPUBLISH_EVERY` returns 0, so that the caller publishes the whole prompt again.
     pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
         let known = self.insert_below(0, 0, blocks, worker, now);
-        let again = self.told.fetch_add(1, Ordering::Relaxed).is_multiple_of(TELL_AGAIN);
+        let again = self.inserts.fetch_add(1, Ordering::Relaxed).is_multiple_of(REPUBLISH_EVERY);
         if again { 0 } else { known }
     }
 
-    /// Learns that `worker` has been sent prompts with these blocks, of which the first hangs below `parent`; 0: it is a
-    /// head. What is unknown above it is no error: it may have been forgotten, or be heard later.
-    pub fn learn(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
+    /// Records the report of another router that `worker` was sent a prompt with these blocks. `parent` is the block before the
+    /// first one; 0: the first one is the head of the prompt. The parent need not be known: it may have been evicted, or its
+    /// report may follow.
+    pub fn insert_remote(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
         let above = match parent {
             0 => 0,
             parent => self.shard(parent).read().find(parent).map_or(1, |entry| entry.depth.into()),
@@ -150,17 +150,19 @@ impl Index {
             return 0;
         }
         let known = self.workers.read().handle(worker);
-        let Some(handle) = known.or_else(|| self.workers.write().enter(worker)) else { return 0 };
+        let Some(handle) = known.or_else(|| self.workers.write().get_or_assign(worker)) else {
+            return 0;
+        };
         let workers = self.workers.read();
         let tick = tick(now);
         let mut parent = above;
         let mut maybe_known = true;
-        // Blocks that the worker was known to have been sent.
+        // Number of blocks, from the head on, that the worker was known to have been sent.
         let mut sent = 0;
         for (at, &key) in (depth..MAX_BLOCKS).zip(blocks) {
             let stamp = self.stamp(tick, at + 1);
             if maybe_known {
-                // The head of most prompts is known with this very worker: then a read lock will do.
+                // The head of most prompts is known with this worker as its newest: then a read lock is enough.
                 let shard = self.shard(key).read();
                 let entry = shard.find(key).filter(|entry| entry.parent == parent);
                 if let Some(entry) = entry.filter(|entry| entry.workers[0] == handle) {
@@ -175,23 +177,24 @@ impl Index {
             match shard.find_mut(key) {
                 Some(entry) => {
                     if entry.parent != parent {
-                        // Two prefixes with one number: the newer one has it.
-                        (entry.parent, entry.workers) = (parent, [Handle::NOBODY; WORKERS]);
+                        // Two prefixes have the same hash: the newer one replaces the older one.
+                        (entry.parent, entry.workers) = (parent, [Handle::NONE; WORKERS]);
                     }
                     sent += usize::from(sent == at - depth && entry.workers.contains(&handle));
-                    put_first(&mut entry.workers, handle, |other| workers.who(other).is_some());
+                    put_first(&mut entry.workers, handle, |other| workers.id_of(other).is_some());
                     entry.touched.store(stamp, Ordering::Relaxed);
                 }
                 None => {
                     let entry = Entry {
                         parent,
-                        workers: [handle, Handle::NOBODY, Handle::NOBODY, Handle::NOBODY],
+                        workers: [handle, Handle::NONE, Handle::NONE, Handle::NONE],
                         touched: AtomicU32::new(stamp),
                         depth: (at + 1) as u16,
                     };
                     let before = (shard.len(), shard.bytes());
-                    let room = shard.insert(key, entry, tick, |other| workers.who(other).is_some());
-                    self.account(room, before, (shard.len(), shard.bytes()));
+                    let outcome =
+                        shard.insert(key, entry, tick, |other| workers.id_of(other).is_some());
+                    self.account(outcome, before, (shard.len(), shard.bytes()));
                 }
             }
             parent = key;
@@ -203,16 +206,16 @@ impl Index {
         sent
     }
 
-    /// Forgets what `worker` has served: at once for each look-up, in memory bit by bit.
+    /// Forgets the prefixes of `worker`. Look-ups ignore it at once; its entries are freed step by step.
     pub fn forget(&self, worker: WorkerId) {
         if self.workers.write().forget(worker) {
-            // One more than there are: the shard being swept has been swept in part before this.
+            // One more than the number of shards, because the current shard was swept in part before this call.
             self.unswept.store(self.shards.len() + 1, Ordering::Relaxed);
         }
     }
 
-    /// Removes entries of forgotten workers from the next `sets` sets of 16 entries, if there may be any; how many were
-    /// removed. Insertions do it in passing, so nobody needs to call this.
+    /// Removes the entries of forgotten workers from the next `sets` sets of 16 entries, if there may be any. Returns the number
+    /// of removed entries. Insertions sweep too, so no caller has to.
     pub fn sweep(&self, sets: usize) -> usize {
         let Some(mut at) = self.sweeper.try_lock() else { return 0 };
         let workers = self.workers.read();
@@ -222,7 +225,7 @@ impl Index {
             let mut shard = self.shards[at.shard].write();
             let end = shard.sets().min(at.set.saturating_add(left));
             for set in at.set..end {
-                removed += shard.sweep(set, |handle| workers.who(handle).is_some());
+                removed += shard.sweep(set, |handle| workers.id_of(handle).is_some());
             }
             left -= end.saturating_sub(at.set).clamp(1, left);
             at.set = end;
@@ -235,31 +238,31 @@ impl Index {
         removed
     }
 
-    /// Prefixes that are remembered; those of forgotten workers count until they are swept.
+    /// Number of remembered prefixes. Those of forgotten workers count until they are swept.
     #[must_use]
     pub fn entries(&self) -> usize {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// Memory that the tables hold, used or not.
+    /// Memory that the tables have allocated, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Look-ups that found a match of at least one block.
+    /// Number of look-ups that found a match of at least one block.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.counters.hits.get()
     }
 
-    /// Look-ups that found none.
+    /// Number of look-ups that found no match.
     #[must_use]
     pub fn misses(&self) -> u64 {
         self.counters.misses.get()
     }
 
-    /// Entries that had to go for newer ones.
+    /// Number of entries that were evicted for newer ones.
     #[must_use]
     pub fn evictions(&self) -> u64 {
         self.counters.evictions.get()
@@ -281,9 +284,9 @@ impl Index {
 
     fn search(&self, blocks: &[u64], now: Now, fit: impl Fn(WorkerId) -> bool) -> Option<Match> {
         let workers = self.workers.read();
-        // Most prompts that match nothing do not even match with their first block.
+        // Most prompts without a match do not even match in their first block.
         let first = self.handles(blocks, 1)?;
-        // By presence alone, which costs no look at any worker.
+        // The first bisection tests only whether a prefix is known, without looking at its workers.
         let (deep, handles) =
             deepest(1, blocks.len(), |depth| self.handles(blocks, depth)).unwrap_or((1, first));
         let at_deep = fitting(&workers, handles, &fit).map(|workers| (deep, workers));
@@ -296,40 +299,40 @@ impl Index {
         Some(Match { depth, workers })
     }
 
-    /// The handles at `depth` of the prompt, if that prefix is known.
+    /// The handles of the prompt's prefix of `depth` blocks, if that prefix is known.
     fn handles(&self, blocks: &[u64], depth: usize) -> Option<[Handle; WORKERS]> {
         let key = *blocks.get(depth - 1)?;
         let parent = if depth == 1 { 0 } else { blocks[depth - 2] };
         let shard = self.shard(key).read();
-        // The parent makes a match one of 128 bits.
+        // Comparing the parent too makes a match one of 128 bits.
         shard.find(key).filter(|entry| entry.parent == parent).map(|entry| entry.workers)
     }
 
     fn shard(&self, key: u64) -> &RwLock<Table> {
-        // The topmost bits; the table uses the lowest.
+        // The topmost bits choose the shard; the table uses the lowest.
         let bits = self.shards.len().ilog2();
         &self.shards[(key.rotate_left(bits) as usize) & (self.shards.len() - 1)]
     }
 
-    /// The tick that a block at `depth` is touched with: up to a quarter of the horizon in the past for the deep ones,
-    /// so that a path that nobody uses is evicted from its end.
+    /// The tick that marks a block at `depth` as used now. Deep blocks are marked up to a quarter of the horizon in the past, so
+    /// that an unused path is evicted from its end.
     fn stamp(&self, tick: u32, depth: usize) -> u32 {
         let depth = u32::try_from(depth).unwrap_or(BIAS_DEPTH).min(BIAS_DEPTH);
         let bias = u64::from(self.horizon.load(Ordering::Relaxed)) * u64::from(depth);
         tick.wrapping_sub((bias / u64::from(4 * BIAS_DEPTH)) as u32)
     }
 
-    /// Counts what an insertion did to (entries, bytes) of a shard, whose lock is still held: so nothing is subtracted
-    /// before it was added.
-    fn account(&self, room: Room, before: (usize, usize), after: (usize, usize)) {
+    /// Updates the counts after an insertion that changed (entries, bytes) of a shard. The caller holds the shard's lock, so
+    /// that no entry is subtracted before it was added.
+    fn account(&self, outcome: InsertOutcome, before: (usize, usize), after: (usize, usize)) {
         self.entries.fetch_add(after.0.saturating_sub(before.0), Ordering::Relaxed);
         self.entries.fetch_sub(before.0.saturating_sub(after.0), Ordering::Relaxed);
         self.bytes.fetch_add(after.1.saturating_sub(before.1), Ordering::Relaxed);
-        match room {
-            Room::Free | Room::Swept | Room::None => {}
-            Room::Evicted(age) => {
+        match outcome {
+            InsertOutcome::Free | InsertOutcome::Swept | InsertOutcome::None => {}
+            InsertOutcome::Evicted(age) => {
                 self.counters.evictions.inc();
-                // A moving average; that a racing update gets lost does not matter.
+                // A moving average: a concurrent update may get lost, which does no harm.
                 let horizon = i64::from(self.horizon.load(Ordering::Relaxed));
                 let moved = horizon + (i64::from(age.max(0)) - horizon) / 16;
                 self.horizon.store(u32::try_from(moved).unwrap_or(0), Ordering::Relaxed);
@@ -347,7 +350,7 @@ impl fmt::Debug for Index {
     }
 }
 
-/// Totals since the start.
+/// Counters since the start of the process.
 #[derive(Debug)]
 pub(super) struct Counters {
     hits: IntCounter,
@@ -379,13 +382,13 @@ impl Counters {
     }
 }
 
-/// The monotonic clock in steps of 17 ms. It wraps after 834 days; ages up to half of that are told right.
+/// The monotonic clock in steps of 17 ms. It wraps after 834 days, so ages up to half of that are right.
 fn tick(now: Now) -> u32 {
     (now.mono_nanos() >> 24) as u32
 }
 
-/// The largest number in `known + 1..=most` for which `probe` has an answer, with it, given that it has one for each
-/// smaller number too; `known` itself is taken for answered.
+/// Bisects for the largest number in `known + 1..=most` for which `probe` returns a value, and returns both. It assumes that
+/// `probe` returns a value for each smaller number too.
 fn deepest<T>(
     known: usize,
     most: usize,
@@ -406,18 +409,18 @@ fn deepest<T>(
     best
 }
 
-/// Those of `handles` that live and are fit, if there is one.
+/// The workers of `handles` that are known and fit; `None` if there are none.
 fn fitting(
-    workers: &Workers,
+    workers: &WorkerHandles,
     handles: [Handle; WORKERS],
     fit: &impl Fn(WorkerId) -> bool,
 ) -> Option<SmallVec<[WorkerId; WORKERS]>> {
     let found: SmallVec<_> =
-        handles.iter().filter_map(|h| workers.who(*h)).filter(|w| fit(*w)).collect();
+        handles.iter().filter_map(|h| workers.id_of(*h)).filter(|w| fit(*w)).collect();
     (!found.is_empty()).then_some(found)
 }
 
-/// Moves `handle` to the front. If it was not among them, a dead one goes, else the oldest.
+/// Moves `handle` to the front. If it is new, it replaces a dead handle, else the oldest one.
 fn put_first(workers: &mut [Handle; WORKERS], handle: Handle, alive: impl Fn(Handle) -> bool) {
     let place = workers
         .iter()

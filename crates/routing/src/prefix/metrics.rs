@@ -1,4 +1,4 @@
-//! What the index tells Prometheus, read at the scrape: the request path pays for nothing but its own counters.
+//! The metrics of the index. The gauges are read at each scrape, so the request path pays only for its own counters.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl Metrics {
     /// Adds `smg_prefix_entries`, `_bytes`, `_hits_total`, `_misses_total` and `_evictions_total` to `registry`.
     ///
     /// # Errors
-    /// When one of the names is taken.
+    /// If a metric of one of these names is registered already.
     pub fn register(registry: &Registry, index: &Arc<Index>) -> prometheus::Result<()> {
         registry.register(Box::new(Self {
             index: Arc::clone(index),

@@ -1,11 +1,11 @@
-//! The radix routing tree: which workers have served which prompt prefix.
+//! The radix routing tree: it maps prompt prefixes to the workers that have served them.
 //!
-//! A prompt is cut into fixed blocks of bytes; each block's 64-bit hash is chained with its parent's, so that one number
-//! names a whole prefix and the tree is a flat map from number to workers ([`Index`]). Nothing here knows text, tokens
-//! or models: a model is the number that a chain begins with ([`root`]).
+//! A prompt is cut into blocks of a fixed number of bytes. The hash of each block is chained with the hash of the block before
+//! it, so one 64-bit hash identifies a whole prefix, and the tree is a flat map from hash to workers ([`Index`]). The module
+//! knows no text, tokens or models: the chain of a model begins with a hash of its name ([`root`]).
 //!
-//! What the index says is a hint. It may have forgotten what a worker still has, it may remember what a worker has
-//! dropped, and two prompts may share a number; each of these costs a cache hit and nothing else.
+//! The index gives hints. It may have forgotten a prefix that a worker still has, it may remember one that a worker has evicted,
+//! and two prefixes may share a hash. Each of these costs a cache hit and nothing else.
 
 mod blocks;
 mod index;
@@ -20,10 +20,11 @@ pub use blocks::{BLOCK_BYTES, MAX_BLOCKS, chain, root};
 pub use index::{Index, Match};
 pub use metrics::Metrics;
 
-/// Bounds of the tree.
+/// The bound of the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Blocks that are remembered at most, over all models; least recently used out first. One costs up to 52 bytes.
+    /// Most blocks that the tree remembers, over all models. It evicts about the least recently used one first. A block costs
+    /// up to 52 bytes of memory.
     pub max_entries: usize,
 }
 

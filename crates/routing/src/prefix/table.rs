@@ -1,44 +1,45 @@
 //! One shard of the index: a set-associative table.
 //!
-//! A key belongs into one of two neighbouring sets of 16 places, the emptier one when it comes. The keys of a set lie
-//! together in two cache lines, so that a look-up that finds nothing reads four lines in a row and one that finds its
-//! key reads one line more. Two full sets give up the oldest of their 32 entries, which is LRU by sample without a list
-//! to keep; a client who crafts colliding prompts wears out two sets and nothing else, since no chain can grow. The
-//! choice of two keeps sets from overflowing early: with four places in five taken, about one entry in a thousand goes
-//! before the table is at its bound. The table begins small and doubles up to that.
+//! A key may lie in two neighbouring sets of 16 slots; a new key goes to the emptier one. The keys of a set fill two cache
+//! lines, so a look-up reads four lines in a row, and one more if it finds its key. If both sets are full, the oldest of their 32
+//! entries is evicted: an approximation of LRU that needs no list. A client that crafts colliding prompts can only fill two sets,
+//! because no chain can grow.
+//!
+//! The choice of two sets keeps a set from overflowing early: with four slots in five taken, about one entry in a thousand is
+//! evicted before the table has reached its bound. The table begins small and doubles up to its bound.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::workers::Handle;
 
-/// Places in a set.
+/// Slots in a set.
 pub(super) const WAYS: usize = 16;
 /// Workers that an entry remembers.
 pub(super) const WORKERS: usize = 4;
-/// Sets that a table begins with, if it is allowed as many.
+/// Sets of a new table, unless its bound is lower.
 const FIRST_SETS: usize = 8;
 
-/// What is known of one prefix.
+/// The workers that have served one prefix.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// The number of the prefix one block shorter, 0 for the first block.
+    /// The hash of the prefix that is one block shorter; 0 for a first block.
     pub(super) parent: u64,
-    /// Who has served it, newest first; free places are [`Handle::NOBODY`].
+    /// The workers that have served the prefix, newest first; unused elements are [`Handle::NONE`].
     pub(super) workers: [Handle; WORKERS],
-    /// Tick of the last use: an atomic, so that a look-up needs no more than a read lock.
+    /// Tick of the last use. It is atomic, so that a look-up needs only a read lock.
     pub(super) touched: AtomicU32,
-    /// How many blocks the prefix has.
+    /// Number of blocks of the prefix.
     pub(super) depth: u16,
 }
 
 impl Entry {
-    /// Ticks since the last use. Signed, for another thread may have touched it with a younger clock.
+    /// Ticks since the last use. Negative if another thread with a later clock has used the entry.
     fn age(&self, tick: u32) -> i32 {
         tick.wrapping_sub(self.touched.load(Ordering::Relaxed)).cast_signed()
     }
 }
 
-/// A bounded map from key to [`Entry`]. Key 0 is not allowed: it marks a free place.
+/// A bounded map from key to [`Entry`]. Key 0 is not allowed: it marks a free slot.
 #[derive(Debug)]
 pub(super) struct Table {
     keys: Vec<[u64; WAYS]>,
@@ -48,21 +49,21 @@ pub(super) struct Table {
     max_sets: usize,
 }
 
-/// What became of the entry that had to go for a new one.
+/// How an insertion found its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
-    /// Nothing had to go.
+pub(super) enum InsertOutcome {
+    /// A slot was free.
     Free,
-    /// An entry whose workers are all forgotten.
+    /// An entry without living workers was replaced.
     Swept,
-    /// The least recently used one, so many ticks old.
+    /// The least recently used entry was evicted. Holds its age in ticks.
     Evicted(i32),
-    /// The bound is 0: nothing is kept.
+    /// The bound is 0, so the entry was not stored.
     None,
 }
 
 impl Table {
-    /// An empty table for `max_entries`. A quarter more places than that keep sets from filling up long before.
+    /// An empty table for `max_entries`. It has a quarter more slots, so that few sets fill up before the bound is reached.
     pub(super) fn new(max_entries: usize) -> Self {
         let max_sets = (max_entries + max_entries / 4).div_ceil(WAYS).max(1);
         let mut table =
@@ -73,17 +74,17 @@ impl Table {
         table
     }
 
-    /// Entries in it.
+    /// Number of entries.
     pub(super) fn len(&self) -> usize {
         self.live
     }
 
-    /// Sets that it has now.
+    /// Number of sets at present.
     pub(super) fn sets(&self) -> usize {
         self.keys.len()
     }
 
-    /// Bytes that it holds, used or not.
+    /// Memory that the table has allocated, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.keys.capacity() * size_of::<[u64; WAYS]>()
             + self.entries.capacity() * size_of::<[Entry; WAYS]>()
@@ -91,53 +92,53 @@ impl Table {
 
     /// The entry of `key`.
     pub(super) fn find(&self, key: u64) -> Option<&Entry> {
-        let (set, way) = self.place_of(key)?;
+        let (set, way) = self.slot_of(key)?;
         Some(&self.entries[set][way])
     }
 
-    /// The entry of `key`, to be changed.
+    /// The entry of `key`, mutable.
     pub(super) fn find_mut(&mut self, key: u64) -> Option<&mut Entry> {
-        let (set, way) = self.place_of(key)?;
+        let (set, way) = self.slot_of(key)?;
         Some(&mut self.entries[set][way])
     }
 
-    /// Adds an entry that is not there yet.
+    /// Adds an entry whose key is not in the table. `alive` tells whether a handle's worker is still known.
     pub(super) fn insert(
         &mut self,
         key: u64,
         entry: Entry,
         tick: u32,
         alive: impl Fn(Handle) -> bool,
-    ) -> Room {
-        debug_assert!(self.place_of(key).is_none(), "a key is inserted once");
+    ) -> InsertOutcome {
+        debug_assert!(self.slot_of(key).is_none(), "a key is inserted once");
         if self.max_entries == 0 {
-            return Room::None;
+            return InsertOutcome::None;
         }
         if self.sets() < self.max_sets && (self.live + 1) * 4 > self.sets() * WAYS * 3 {
             self.grow();
         }
-        let free = self.free_place(key).filter(|_| self.live < self.max_entries);
-        let ((set, way), room) = match free {
-            Some(place) => (place, Room::Free),
+        let free = self.free_slot(key).filter(|_| self.live < self.max_entries);
+        let ((set, way), outcome) = match free {
+            Some(place) => (place, InsertOutcome::Free),
             None => {
                 let first = self.sets_of(key)[0];
-                // At the bound these two may be empty; then whoever comes next pays.
+                // If the table is at its bound, both sets may be empty: then the next pair with an entry evicts one.
                 let victim = (first..first + self.sets())
                     .step_by(2)
                     .find_map(|at| self.oldest(at, tick, &alive))
                     .expect("a table that is full or at its bound has an entry");
-                let room = self.remove(victim, tick, &alive);
-                (self.free_place(key).unwrap_or(victim), room)
+                let outcome = self.remove(victim, tick, &alive);
+                (self.free_slot(key).unwrap_or(victim), outcome)
             }
         };
         self.keys[set][way] = key;
         self.entries[set][way] = entry;
         self.live += 1;
-        room
+        outcome
     }
 
-    /// Removes what is dead from one set: dead handles from entries, and entries without a living one. How many entries
-    /// that was.
+    /// Removes dead handles from the entries of one set, and entries without a living handle. Returns the number of removed
+    /// entries.
     pub(super) fn sweep(&mut self, set: usize, alive: impl Fn(Handle) -> bool) -> usize {
         let mut removed = 0;
         for way in 0..WAYS {
@@ -145,13 +146,13 @@ impl Table {
                 continue;
             }
             let entry = &mut self.entries[set][way];
-            let mut kept = [Handle::NOBODY; WORKERS];
+            let mut kept = [Handle::NONE; WORKERS];
             let living = entry.workers.iter().copied().filter(|handle| alive(*handle));
             for (place, handle) in kept.iter_mut().zip(living) {
                 *place = handle;
             }
             entry.workers = kept;
-            if kept[0] == Handle::NOBODY {
+            if kept[0] == Handle::NONE {
                 self.keys[set][way] = 0;
                 self.live -= 1;
                 removed += 1;
@@ -160,14 +161,14 @@ impl Table {
         removed
     }
 
-    /// The two sets that `key` may lie in, the same one twice if there is no other. Keys are hashes: their lower half,
-    /// scaled, is as good as a division. (The upper bits have chosen the shard.)
+    /// The two sets that `key` may lie in; a table of one set gives the same twice. Keys are hashes, so scaling their lower half
+    /// replaces a division. The upper bits have chosen the shard.
     fn sets_of(&self, key: u64) -> [usize; 2] {
         let first = (((key & 0xffff_ffff) * self.sets() as u64) >> 32) as usize;
         [first, (first + 1) % self.sets()]
     }
 
-    fn place_of(&self, key: u64) -> Option<(usize, usize)> {
+    fn slot_of(&self, key: u64) -> Option<(usize, usize)> {
         if self.keys.is_empty() {
             return None;
         }
@@ -177,16 +178,16 @@ impl Table {
         })
     }
 
-    /// A free place for `key` in the emptier of its sets.
-    fn free_place(&self, key: u64) -> Option<(usize, usize)> {
+    /// A free slot for `key` in the emptier of its sets.
+    fn free_slot(&self, key: u64) -> Option<(usize, usize)> {
         let taken = |set: &usize| self.keys[*set].iter().filter(|k| **k != 0).count();
         let set = self.sets_of(key).into_iter().min_by_key(taken)?;
         let way = self.keys[set].iter().position(|k| *k == 0)?;
         Some((set, way))
     }
 
-    /// Place of the first dead or else the oldest entry in the sets `first` and the next. Among equals the deepest: an
-    /// ancestor outlives its descendants.
+    /// Finds the entry to replace in the sets `first` and the next one: the first entry without living workers, else the oldest
+    /// one. Of equally old entries the deepest is taken, so that an ancestor outlives its descendants.
     fn oldest(
         &self,
         first: usize,
@@ -214,16 +215,16 @@ impl Table {
         (set, way): (usize, usize),
         tick: u32,
         alive: &impl Fn(Handle) -> bool,
-    ) -> Room {
+    ) -> InsertOutcome {
         let entry = &self.entries[set][way];
-        let room = if entry.workers.iter().any(|handle| alive(*handle)) {
-            Room::Evicted(entry.age(tick))
+        let outcome = if entry.workers.iter().any(|handle| alive(*handle)) {
+            InsertOutcome::Evicted(entry.age(tick))
         } else {
-            Room::Swept
+            InsertOutcome::Swept
         };
         self.keys[set][way] = 0;
         self.live -= 1;
-        room
+        outcome
     }
 
     fn make_sets(&mut self, sets: usize) {
@@ -231,7 +232,7 @@ impl Table {
         self.entries = std::iter::repeat_with(Default::default).take(sets).collect();
     }
 
-    /// Twice the sets, or as many as are allowed. What does not fit, hardly ever anything, is forgotten.
+    /// Doubles the number of sets, up to the bound. An entry that does not fit, which is rare, is dropped.
     fn grow(&mut self) {
         let old_keys = std::mem::take(&mut self.keys);
         let old_entries = std::mem::take(&mut self.entries);
@@ -239,7 +240,7 @@ impl Table {
         self.live = 0;
         for (keys, entries) in old_keys.into_iter().zip(old_entries) {
             for (key, entry) in keys.into_iter().zip(entries).filter(|(key, _)| *key != 0) {
-                if let Some((set, way)) = self.free_place(key) {
+                if let Some((set, way)) = self.free_slot(key) {
                     self.keys[set][way] = key;
                     self.entries[set][way] = entry;
                     self.live += 1;

@@ -1,4 +1,4 @@
-//! The index against a naive oracle, its bounds, forgetting, and what it tells Prometheus.
+//! The index compared with a naive search, its bounds, forgetting of workers, and its metrics.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn second(n: u64) -> Now {
     Now::at(Duration::from_secs(n))
 }
 
-/// The blocks of a prompt that is spelled block by block.
+/// The blocks of a prompt in which each letter fills one block.
 fn prompt(letters: &str) -> Vec<u64> {
     let bytes: Vec<u8> = letters.bytes().flat_map(|letter| [letter; super::BLOCK_BYTES]).collect();
     let mut blocks = Vec::new();
@@ -32,7 +32,7 @@ fn prompt(letters: &str) -> Vec<u64> {
     blocks
 }
 
-/// A prompt of `len` blocks that nobody else has.
+/// A prompt of `len` random blocks.
 fn unique(rng: &mut StdRng, len: usize) -> Vec<u64> {
     (0..len).map(|_| rng.random_range(1..=u64::MAX)).collect()
 }
@@ -49,7 +49,7 @@ fn learn(index: &Index, letters: &str, n: u64) {
 }
 
 #[test]
-fn the_longest_prefix_wins_and_the_newest_worker_stands_first() {
+fn the_longest_prefix_is_found_and_its_newest_worker_comes_first() {
     let index = index(1000);
     check(&index, "abc", None);
     learn(&index, "abcd", 1);
@@ -64,7 +64,7 @@ fn the_longest_prefix_wins_and_the_newest_worker_stands_first() {
 }
 
 #[test]
-fn four_workers_are_remembered_the_newest() {
+fn the_four_newest_workers_are_remembered() {
     let index = index(1000);
     for n in 1..=5 {
         learn(&index, "a", n);
@@ -75,7 +75,7 @@ fn four_workers_are_remembered_the_newest() {
 }
 
 #[test]
-fn unfit_workers_leave_the_shorter_match_of_others() {
+fn without_fit_workers_a_shorter_match_of_others_is_found() {
     let index = index(1000);
     learn(&index, "abcdefgh", 1);
     learn(&index, "abc", 2);
@@ -90,7 +90,7 @@ fn unfit_workers_leave_the_shorter_match_of_others() {
 }
 
 #[test]
-fn a_forgotten_worker_is_never_named_again() {
+fn a_forgotten_worker_is_not_found_again() {
     let index = index(1000);
     learn(&index, "abcd", 1);
     learn(&index, "ab", 2);
@@ -98,14 +98,14 @@ fn a_forgotten_worker_is_never_named_again() {
     check(&index, "abcd", Some((2, &[2])));
     index.forget(worker(2));
     check(&index, "abcd", None);
-    // It comes back with a cold cache.
+    // The worker returns with an empty cache.
     learn(&index, "x", 1);
     check(&index, "abcd", None);
     check(&index, "xy", Some((1, &[1])));
 }
 
 #[test]
-fn entries_of_forgotten_workers_are_swept_in_passing() {
+fn insertions_sweep_the_entries_of_forgotten_workers() {
     let mut rng = StdRng::seed_from_u64(1);
     let index = index(100_000);
     for _ in 0..1000 {
@@ -119,11 +119,11 @@ fn entries_of_forgotten_workers_are_swept_in_passing() {
         index.insert(&unique(&mut rng, 1), worker(2), second(1));
         insertions += 1;
     }
-    assert_eq!(index.sweep(usize::MAX), 0, "swept all, so there is nothing left to sweep");
+    assert_eq!(index.sweep(usize::MAX), 0, "entries were left to sweep");
 }
 
 #[test]
-fn an_index_without_room_learns_nothing() {
+fn an_index_with_bound_zero_stores_nothing() {
     let index = index(0);
     learn(&index, "abc", 1);
     check(&index, "abc", None);
@@ -131,7 +131,7 @@ fn an_index_without_room_learns_nothing() {
 }
 
 #[test]
-fn the_bound_holds_and_memory_is_what_it_says() {
+fn the_number_of_entries_and_the_memory_are_bounded() {
     let mut rng = StdRng::seed_from_u64(2);
     for max in [1, 7, 16, 100, 5000, 70_000] {
         let index = index(max);
@@ -147,7 +147,7 @@ fn the_bound_holds_and_memory_is_what_it_says() {
 }
 
 #[test]
-fn nothing_is_evicted_long_before_the_bound() {
+fn few_entries_are_evicted_before_the_bound() {
     let mut rng = StdRng::seed_from_u64(3);
     let index = index(100_000);
     for _ in 0..9000 {
@@ -158,7 +158,7 @@ fn nothing_is_evicted_long_before_the_bound() {
 }
 
 #[test]
-fn the_least_recently_used_go_and_heads_outlive_their_tails() {
+fn the_least_recently_used_are_evicted_and_heads_outlive_their_tails() {
     let mut rng = StdRng::seed_from_u64(4);
     let index = index(20_000);
     let kept: Vec<_> = (0..50).map(|_| unique(&mut rng, 20)).collect();
@@ -177,18 +177,18 @@ fn the_least_recently_used_go_and_heads_outlive_their_tails() {
     }
     assert!(others[..2500].iter().all(|blocks| depth(blocks) == 0), "an old prompt survived");
     assert!(others[3600..].iter().all(|blocks| depth(blocks) == 20), "a young prompt is gone");
-    // Between the two some paths are partly gone. A part that can't be reached is of no use.
+    // Some paths between the two are evicted in part. An entry whose head is gone can't be found.
     let has = |key: u64| index.shards_hold(key);
     let (mut reached, mut held) = (0, 0);
     for blocks in &others {
         reached += depth(blocks);
         held += blocks.iter().filter(|key| has(**key)).count();
     }
-    assert!(reached * 100 >= held * 90, "{reached} of {held} remembered blocks can be reached");
+    assert!(reached * 100 >= held * 90, "{reached} of {held} remembered blocks can be found");
 }
 
 #[test]
-fn the_scrape_shows_the_index() {
+fn a_scrape_shows_the_index() {
     let registry = prometheus::Registry::new();
     let index = Arc::new(index(1000));
     Metrics::register(&registry, &index).unwrap();
@@ -216,7 +216,7 @@ fn the_scrape_shows_the_index() {
 }
 
 #[test]
-fn threads_share_it() {
+fn threads_share_the_index() {
     let index = index(5000);
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -241,7 +241,7 @@ fn threads_share_it() {
     assert_eq!(index.entries(), index.count_by_hand());
 }
 
-/// What the index should know, kept the slow way: for each prefix the workers that served it.
+/// The expected content of the index: for each prefix the workers that have served it.
 #[derive(Default)]
 struct Oracle(HashMap<Vec<u8>, BTreeSet<u64>>);
 
@@ -263,7 +263,7 @@ enum Op {
     Longest(Vec<u8>, u64),
 }
 
-/// Few letters, so that prompts share prefixes; four workers, as many as an entry remembers.
+/// Operations on prompts of two letters, which share many prefixes, and on four workers, as many as an entry remembers.
 fn op() -> impl Strategy<Value = Op> {
     let letters = || prop::collection::vec(b'a'..=b'b', 1..24);
     prop_oneof![
@@ -307,26 +307,26 @@ proptest! {
 }
 
 #[test]
-fn what_others_tell_in_parts_is_found_as_a_whole() {
+fn reports_of_parts_are_found_as_a_whole() {
     let index = Index::new(&Config { max_entries: 1 << 12 });
     let (a, now) = (WorkerId::from_u64(1), Now::default());
-    index.learn(12, &[13, 14], a, now);
+    index.insert_remote(12, &[13, 14], a, now);
     assert_eq!(index.longest(&[11, 12, 13, 14], now, |_| true), None, "its head is unknown");
-    index.learn(0, &[11, 12], a, now);
+    index.insert_remote(0, &[11, 12], a, now);
     let found = index.longest(&[11, 12, 13, 14, 15], now, |_| true).unwrap();
     assert_eq!((found.depth, found.workers.as_slice()), (4, &[a][..]));
 }
 
 #[test]
-fn an_insertion_says_what_was_known_with_this_worker() {
+fn an_insertion_returns_the_number_of_known_blocks() {
     let index = Index::new(&Config { max_entries: 1 << 12 });
     let (a, b, now) = (WorkerId::from_u64(1), WorkerId::from_u64(2), Now::default());
-    // One of 64 is told whole: the first.
+    // One insertion in 64, beginning with the first, returns 0.
     assert_eq!(index.insert(&[1, 2], a, now), 0);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 2);
     assert_eq!(index.insert(&[1, 2, 3], a, now), 3);
     assert_eq!(index.insert(&[1, 2, 3], b, now), 0);
     assert_eq!(index.insert(&[1, 2, 3, 4], a, now), 3);
-    let told_whole = (0..640).filter(|_| index.insert(&[1, 2, 3, 4], a, now) == 0).count();
-    assert_eq!(told_whole, 10);
+    let republished = (0..640).filter(|_| index.insert(&[1, 2, 3, 4], a, now) == 0).count();
+    assert_eq!(republished, 10);
 }

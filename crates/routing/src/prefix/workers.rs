@@ -1,20 +1,20 @@
-//! Workers as small numbers that can be forgotten at once.
+//! Small handles for workers. All handles of a worker can be invalidated at once.
 //!
-//! A table of a million entries can't be searched when a worker leaves. So entries hold a [`Handle`], a slot and the
-//! slot's generation; forgetting a worker raises the generation of its slot, and each handle to it is dead from then
-//! on, wherever it lies. Slots are used again, so their number is bounded by the workers that are known at once.
+//! Searching a table of a million entries when a worker leaves would take too long. So entries hold a [`Handle`]: the index of a
+//! slot, and the generation that the slot had. Forgetting a worker increases the generation of its slot, which makes all handles
+//! to it dead. Slots are reused, so their number is bounded by the number of workers that are known at once.
 
 use std::collections::HashMap;
 
 use smg_types::ids::WorkerId;
 
-/// A worker as a table holds it: 4 bytes. [`Handle::NOBODY`] is dead in every book.
+/// A reference to a worker in 4 bytes. [`Handle::NONE`] is always dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Handle(u32);
 
 impl Handle {
-    /// No worker.
-    pub(crate) const NOBODY: Self = Self(0);
+    /// Refers to no worker.
+    pub(crate) const NONE: Self = Self(0);
 
     const fn new(slot: u16, generation: u16) -> Self {
         Self((generation as u32) << 16 | slot as u32)
@@ -29,9 +29,9 @@ impl Handle {
     }
 }
 
-/// The book of handles.
+/// The handles of all known workers.
 #[derive(Debug, Default)]
-pub(crate) struct Workers {
+pub(crate) struct WorkerHandles {
     slots: Vec<Slot>,
     by_id: HashMap<WorkerId, u16>,
     free: Vec<u16>,
@@ -40,24 +40,25 @@ pub(crate) struct Workers {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     worker: WorkerId,
-    /// Never 0, so that no handle equals [`Handle::NOBODY`]. It comes round after 65,535 times of forgetting the
-    /// workers of one slot; a handle that old has been swept or evicted long before.
+    /// Never 0, so that no handle equals [`Handle::NONE`]. It wraps after 65,535 workers of one slot were forgotten; a handle
+    /// that old has been swept or evicted long before.
     generation: u16,
+    /// The slot belongs to a known worker.
     taken: bool,
 }
 
-impl Workers {
-    /// Workers that can be known at once; further ones are not learnt.
+impl WorkerHandles {
+    /// Most workers that can be known at once. Further workers get no handle.
     const MAX: usize = 1 << 16;
 
-    /// The living handle of `worker`, if it has one.
+    /// The handle of `worker`, if it has one.
     pub(crate) fn handle(&self, worker: WorkerId) -> Option<Handle> {
         let slot = *self.by_id.get(&worker)?;
         Some(Handle::new(slot, self.slots[usize::from(slot)].generation))
     }
 
-    /// The handle of `worker`, a new one if it had none; `None` when there are too many workers.
-    pub(crate) fn enter(&mut self, worker: WorkerId) -> Option<Handle> {
+    /// The handle of `worker`, a new one if it had none; `None` if there are too many workers.
+    pub(crate) fn get_or_assign(&mut self, worker: WorkerId) -> Option<Handle> {
         if let Some(known) = self.handle(worker) {
             return Some(known);
         }
@@ -78,7 +79,7 @@ impl Workers {
         self.handle(worker)
     }
 
-    /// Kills all handles of `worker`; whether it had any.
+    /// Invalidates all handles of `worker`. Returns whether it had one.
     pub(crate) fn forget(&mut self, worker: WorkerId) -> bool {
         let Some(slot) = self.by_id.remove(&worker) else { return false };
         let left = &mut self.slots[usize::from(slot)];
@@ -88,8 +89,8 @@ impl Workers {
         true
     }
 
-    /// The worker behind `handle`; `None` when it is dead.
-    pub(crate) fn who(&self, handle: Handle) -> Option<WorkerId> {
+    /// The worker that `handle` refers to; `None` if the handle is dead.
+    pub(crate) fn id_of(&self, handle: Handle) -> Option<WorkerId> {
         let slot = self.slots.get(handle.slot())?;
         (slot.taken && slot.generation == handle.generation()).then_some(slot.worker)
     }
@@ -104,39 +105,39 @@ mod tests {
 
     #[test]
     fn a_forgotten_worker_has_no_living_handle() {
-        let mut workers = Workers::default();
-        let old = workers.enter(A).unwrap();
-        assert_eq!(workers.enter(A), Some(old));
-        assert_eq!(workers.who(old), Some(A));
+        let mut workers = WorkerHandles::default();
+        let old = workers.get_or_assign(A).unwrap();
+        assert_eq!(workers.get_or_assign(A), Some(old));
+        assert_eq!(workers.id_of(old), Some(A));
         assert!(workers.forget(A) && !workers.forget(A));
-        assert_eq!((workers.who(old), workers.handle(A)), (None, None));
-        let taken_over = workers.enter(B).unwrap();
-        let back = workers.enter(A).unwrap();
-        assert_eq!((workers.who(taken_over), workers.who(back)), (Some(B), Some(A)));
-        assert_eq!(workers.who(old), None);
-        assert_eq!(workers.slots.len(), 2, "the slot was not used again");
+        assert_eq!((workers.id_of(old), workers.handle(A)), (None, None));
+        let taken_over = workers.get_or_assign(B).unwrap();
+        let back = workers.get_or_assign(A).unwrap();
+        assert_eq!((workers.id_of(taken_over), workers.id_of(back)), (Some(B), Some(A)));
+        assert_eq!(workers.id_of(old), None);
+        assert_eq!(workers.slots.len(), 2, "the slot was not reused");
     }
 
     #[test]
-    fn nobody_is_dead_and_generations_come_round_without_it() {
-        let mut workers = Workers::default();
+    fn the_handle_of_no_worker_is_dead_and_generations_wrap_without_it() {
+        let mut workers = WorkerHandles::default();
         for _ in 0..70_000 {
-            let handle = workers.enter(A).unwrap();
-            assert_ne!(handle, Handle::NOBODY);
+            let handle = workers.get_or_assign(A).unwrap();
+            assert_ne!(handle, Handle::NONE);
             workers.forget(A);
-            assert_eq!(workers.who(handle), None);
-            assert_eq!(workers.who(Handle::NOBODY), None);
+            assert_eq!(workers.id_of(handle), None);
+            assert_eq!(workers.id_of(Handle::NONE), None);
         }
     }
 
     #[test]
-    fn too_many_workers_are_not_learnt() {
-        let mut workers = Workers::default();
-        for id in 0..Workers::MAX as u64 {
-            assert!(workers.enter(WorkerId::from_u64(id)).is_some());
+    fn workers_above_the_bound_get_no_handle() {
+        let mut workers = WorkerHandles::default();
+        for id in 0..WorkerHandles::MAX as u64 {
+            assert!(workers.get_or_assign(WorkerId::from_u64(id)).is_some());
         }
-        assert_eq!(workers.enter(WorkerId::from_u64(u64::MAX)), None);
+        assert_eq!(workers.get_or_assign(WorkerId::from_u64(u64::MAX)), None);
         workers.forget(WorkerId::from_u64(5));
-        assert!(workers.enter(WorkerId::from_u64(u64::MAX)).is_some());
+        assert!(workers.get_or_assign(WorkerId::from_u64(u64::MAX)).is_some());
     }
 }

@@ -9,39 +9,39 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::bounds;
 use crate::ids::WorkerId;
 
-/// A worker's URL in one spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
-/// query. A path is kept: it goes before the path of each request.
+/// A worker's URL in its normalised spelling: lower-case scheme and host, explicit port, no trailing slash, no credentials, no
+/// query. A path is kept and precedes the path of each request.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WorkerUrl {
     text: Arc<str>,
     secure: bool,
-    /// Length of `scheme://`.
+    /// Length of `scheme://` in bytes.
     scheme_len: u8,
-    /// Where the path begins (= length when there is none).
+    /// Offset of the path in bytes; the length of the text if there is none.
     path_at: u16,
     port: u16,
 }
 
 impl WorkerUrl {
-    /// The id of the worker that listens here.
+    /// The id of the worker with this URL.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId::of_url(&self.text)
     }
 
-    /// Whether requests go over TLS.
+    /// Whether the scheme is `https`.
     #[must_use]
     pub fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// Host and port as they stand in a `host` header.
+    /// Host and port, as a `host` header has them.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.text[self.scheme_len as usize..self.path_at as usize]
     }
 
-    /// The host alone, an IPv6 address without its brackets.
+    /// The host without the port; an IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         let authority = self.authority();
@@ -55,7 +55,7 @@ impl WorkerUrl {
         self.port
     }
 
-    /// What goes before the path of each request: empty, or `/something` without a slash at its end.
+    /// The path that precedes the path of each request: empty, or with a leading slash and without a trailing one.
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.text[self.path_at as usize..]
@@ -80,31 +80,33 @@ impl fmt::Debug for WorkerUrl {
     }
 }
 
-/// Why a text is no worker URL.
+/// The reason why a text is not a worker URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerUrlError {
-    /// Neither `http://` nor `https://`.
+    /// The text begins neither with `http://` nor with `https://`.
     #[error("worker url {0:?} does not begin with http:// or https://")]
     Scheme(String),
-    /// No host between the scheme and the port or path.
+    /// There is no host between the scheme and the port or path.
     #[error("worker url {0:?} has no host")]
     NoHost(String),
-    /// The host has a character that no host has.
+    /// The host contains a character that no host name or address has.
     #[error("worker url {0:?} has a host that is neither a name nor an address")]
     BadHost(String),
-    /// Not a number from 1 to 65535.
+    /// The port is not a number from 1 to 65535.
     #[error("worker url {0:?} has a port that is not a number from 1 to 65535")]
     BadPort(String),
-    /// `user:password@`.
+    /// The URL contains `user:password@`. The error does not repeat it.
     #[error("worker url has credentials in it: give them as the worker's api key")]
     Credentials,
-    /// A query or a fragment.
+    /// The URL has a query or a fragment.
     #[error("worker url {0:?} has a query or a fragment")]
     Query(String),
-    /// A path with characters that do not belong into one.
-    #[error("worker url {0:?} has a path with a blank or a character that is not ASCII")]
+    /// The path contains a blank, a quote, a backslash, or a character that is not ASCII.
+    #[error(
+        "worker url {0:?} has a path with a blank, a quote, a backslash or a character that is not ASCII"
+    )]
     BadPath(String),
-    /// It ends in `/v1`.
+    /// The URL ends in `/v1`.
     #[error("worker url {url} ends in /v1, which the router adds itself: use {right}")]
     EndsInV1 {
         /// The URL that was given.
@@ -193,7 +195,7 @@ impl FromStr for WorkerUrl {
     }
 }
 
-/// Host (with brackets, if it has them) and the digits after its port's colon.
+/// Splits an authority into the host, with its brackets if it has them, and the text after the port's colon.
 fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     if authority.starts_with('[') {
         let end = authority.find(']')? + 1;
@@ -209,7 +211,7 @@ fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
-/// One spelling for a host: names in lower case, IPv6 addresses compressed and in brackets.
+/// Normalises a host: names in lower case, IPv6 addresses compressed and in brackets.
 fn normalise_host(host: &str) -> Option<String> {
     if let Some(inner) = host.strip_prefix('[') {
         let address: std::net::Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
@@ -237,7 +239,7 @@ impl<'de> Deserialize<'de> for WorkerUrl {
 mod tests {
     use super::*;
 
-    fn normal(text: &str) -> String {
+    fn normalised(text: &str) -> String {
         match text.parse::<WorkerUrl>() {
             Ok(url) => url.to_string(),
             Err(error) => format!("error: {error}"),
@@ -245,12 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn one_worker_has_one_spelling() {
+    fn equivalent_urls_are_normalised_to_one_spelling() {
         for spelling in ["http://a:80", "http://A", "HTTP://a/", " http://a:80// "] {
-            assert_eq!(normal(spelling), "http://a:80", "{spelling:?}");
+            assert_eq!(normalised(spelling), "http://a:80", "{spelling:?}");
         }
-        assert_eq!(normal("https://h/v/"), "https://h:443/v");
-        assert_eq!(normal("http://[0:0::1]:9"), "http://[::1]:9");
+        assert_eq!(normalised("https://h/v/"), "https://h:443/v");
+        assert_eq!(normalised("http://[0:0::1]:9"), "http://[::1]:9");
     }
 
     #[test]
@@ -263,8 +265,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_says_why() {
-        for (wrong, says) in [
+    fn an_invalid_url_is_refused_with_the_reason() {
+        for (wrong, reason) in [
             ("ftp://a", "does not begin with"),
             ("a:8000", "does not begin with"),
             ("http://", "has no host"),
@@ -280,8 +282,8 @@ mod tests {
             ("http://a/?x=1", "query"),
             ("http://a/\u{e9}", "path"),
         ] {
-            let said = normal(wrong);
-            assert!(said.starts_with("error: ") && said.contains(says), "{wrong:?} said {said:?}");
+            let error = normalised(wrong);
+            assert!(error.starts_with("error: ") && error.contains(reason), "{wrong:?}: {error:?}");
         }
     }
 }

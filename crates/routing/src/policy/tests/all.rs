@@ -1,4 +1,4 @@
-//! What every policy promises.
+//! Properties that all policies share.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn a_kind_prints_and_parses() {
 }
 
 #[test]
-fn no_candidates_no_pick() {
+fn without_candidates_there_is_no_pick() {
     for kind in Kind::ALL {
         check(&policy(kind), &[], &session("s"), |_, pick| pick.is_none());
         check(&policy(kind), &[], &prompt(&[1]), |_, pick| pick.is_none());
@@ -24,21 +24,21 @@ fn no_candidates_no_pick() {
 }
 
 #[test]
-fn blocks_are_computed_where_they_are_read() {
+fn only_policies_by_prefix_want_blocks() {
     let wanting: Vec<&str> =
         Kind::ALL.into_iter().filter(|k| policy(*k).wants_blocks()).map(Kind::name).collect();
     assert_eq!(wanting, ["cache_aware", "prefix_hash"]);
 }
 
 #[test]
-fn nobody_is_favoured_at_idle() {
+fn idle_workers_get_even_shares() {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Passthrough) {
         let policy = policy(kind);
         let fleet = idle(8);
         let mut rng = StdRng::seed_from_u64(SEED);
         let mut shares = vec![0; 8];
         for n in 0..8000_u64 {
-            // A request of its own each time: another session, another prompt.
+            // Each request has its own session and prompt.
             let (key, blocks) = (n.to_le_bytes(), [rng.random(), rng.random()]);
             let hint = Hint { session: Some(&key), blocks: &blocks, prompt_bytes: 600, model: 0 };
             let pick = policy.pick(&fleet, &hint, Now::default(), &mut rng).unwrap();
@@ -50,7 +50,7 @@ fn nobody_is_favoured_at_idle() {
 }
 
 #[test]
-fn a_burst_spreads() {
+fn a_burst_spreads_over_all_workers() {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Passthrough) {
         let policy = policy(kind);
         let mut fleet = idle(8);
@@ -64,9 +64,9 @@ fn a_burst_spreads() {
         }
         let most = fleet.iter().map(|candidate| candidate.load).max().unwrap();
         let most_allowed = match kind {
-            // Chance alone.
+            // Loads play no part.
             Kind::Random => 130,
-            // Up to 64 above the least loaded.
+            // The bound is 64 requests above the least loaded worker.
             Kind::Bucket => 150,
             Kind::ConsistentHashing | Kind::PrefixHash => 125,
             Kind::PowerOfTwo => 104,
@@ -82,7 +82,7 @@ fn a_burst_spreads() {
 
 proptest! {
     #[test]
-    fn any_numbers_will_do(
+    fn every_policy_picks_a_candidate_whatever_the_numbers(
         kind in prop::sample::select(Kind::ALL.to_vec()),
         numbers in prop::collection::vec(
             (any::<u64>(), prop_oneof![0..9u32, any::<u32>()], prop_oneof![0..9u32, any::<u32>()]),

@@ -1,4 +1,4 @@
-//! The ring with bounded load, keyed by session or prompt.
+//! Rendezvous hashing with bounded load, keyed by session or by the head of the prompt.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn owner(fleet: &[Candidate], key: &str) -> WorkerId {
 }
 
 #[test]
-fn a_key_stays_and_a_request_without_one_goes_to_the_least_loaded() {
+fn a_key_keeps_its_worker_and_a_request_without_a_key_goes_to_the_least_loaded() {
     let policy = policy(Kind::ConsistentHashing);
     let home = owner(&idle(9), "alice");
     check_at(&policy, &idle(9), &session("alice"), Now::default(), |fleet, pick| {
@@ -20,7 +20,7 @@ fn a_key_stays_and_a_request_without_one_goes_to_the_least_loaded() {
 }
 
 #[test]
-fn keys_spread_by_weight() {
+fn keys_are_distributed_by_weight() {
     for given in [vec![1, 1, 1, 1, 1], vec![1, 2, 4, 8]] {
         let fleet = weights(&given);
         let mut counts = HashMap::<WorkerId, usize>::new();
@@ -33,7 +33,7 @@ fn keys_spread_by_weight() {
 }
 
 #[test]
-fn an_overloaded_owner_spills_to_whoever_owns_without_it() {
+fn an_overloaded_owner_spills_to_the_owner_among_the_others() {
     let mut fleet = idle(8);
     for n in 0..200 {
         let key = format!("key-{n}");
@@ -52,7 +52,7 @@ fn an_overloaded_owner_spills_to_whoever_owns_without_it() {
 }
 
 #[test]
-fn a_growing_conversation_keeps_its_head() {
+fn a_growing_conversation_keeps_its_worker() {
     let policy = policy(Kind::PrefixHash);
     let fleet = idle(8);
     let mut rng = StdRng::seed_from_u64(SEED);
@@ -67,7 +67,7 @@ fn a_growing_conversation_keeps_its_head() {
 
 proptest! {
     #[test]
-    fn a_new_worker_takes_its_share_and_nothing_else_moves(
+    fn a_new_worker_takes_its_share_and_no_other_key_moves(
         mut given in prop::collection::vec(1..6u32, 1..30),
         added in 1..6u32,
     ) {
@@ -82,13 +82,13 @@ proptest! {
             prop_assert!(new == old || new == newcomer, "{} moved between old workers", key);
             moved += u32::from(new != old);
         }
-        // Removing it is the same read backwards.
+        // Removing the worker is the same comparison in reverse.
         let share = f64::from(added) / f64::from(given.iter().sum::<u32>());
         prop_assert!(f64::from(moved) <= 1000.0 * share + 70.0, "{} of 1000 moved", moved);
     }
 
     #[test]
-    fn all_routers_agree_in_whatever_order_they_see_the_workers(
+    fn the_owner_does_not_depend_on_the_order_of_the_candidates(
         given in prop::collection::vec((1..4u32, 0..5u32), 1..20),
         seed in any::<u64>(),
     ) {
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn nobody_takes_more_than_a_quarter_above_its_share(
+    fn no_worker_takes_more_than_a_quarter_above_its_share(
         given in prop::collection::vec(1..6u32, 1..12),
         steps in prop::collection::vec((0..6u8, any::<prop::sample::Index>()), 1..300),
     ) {
@@ -115,7 +115,7 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(SEED);
         let mut running = Vec::new();
         for (key, end) in steps {
-            // Few keys, so that some workers would be far too busy; every third request ends one.
+            // With few keys some workers would be far too busy without the bound. Every third step ends a request.
             if key < 2 && !running.is_empty() {
                 let at: usize = running.swap_remove(end.index(running.len()));
                 fleet[at].load -= 1;

@@ -1,4 +1,4 @@
-//! Buckets by length of the prompt.
+//! The policy `bucket`.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn length(prompt_bytes: usize) -> Hint<'static> {
     Hint { prompt_bytes, ..Hint::default() }
 }
 
-/// Bytes that each of `fleet` gets of prompts whose lengths `draw` makes, after the boundaries have settled.
+/// Bytes that each worker gets of prompts with lengths from `draw`, after the first 4,000 prompts have settled the ranges.
 fn bytes_of(fleet: &[Candidate], draw: impl Fn(&mut StdRng) -> usize) -> Vec<usize> {
     let policy = policy(Kind::Bucket);
     let mut rng = StdRng::seed_from_u64(SEED);
@@ -23,7 +23,7 @@ fn bytes_of(fleet: &[Candidate], draw: impl Fn(&mut StdRng) -> usize) -> Vec<usi
 }
 
 #[test]
-fn workers_get_bytes_by_weight_whatever_the_lengths() {
+fn bytes_are_distributed_by_weight_whatever_the_lengths() {
     let given = [1, 2, 3];
     let fleet = weights(&given);
     assert_proportional(&bytes_of(&fleet, |_| 1000), &given, 0.05);
@@ -33,7 +33,7 @@ fn workers_get_bytes_by_weight_whatever_the_lengths() {
 }
 
 #[test]
-fn long_prompts_do_not_meet_short_ones() {
+fn long_and_short_prompts_go_to_different_workers() {
     let policy = policy(Kind::Bucket);
     let fleet = idle(4);
     let mut rng = StdRng::seed_from_u64(SEED);
@@ -47,14 +47,14 @@ fn long_prompts_do_not_meet_short_ones() {
         }
     }
     let workers = |len| by_length[&len].iter().enumerate().filter(|(_, n)| **n > 0).map(|w| w.0);
-    // Half of all bytes are in the longest prompts: they fill two workers, the short ones are all on another.
+    // The longest prompts hold half of all bytes, so they fill two workers; the short ones share another.
     assert_eq!(workers(100).count(), 1, "{by_length:?}");
     assert!(workers(51_200).count() <= 3, "{by_length:?}");
     assert!(workers(51_200).all(|long| workers(100).all(|short| short != long)), "{by_length:?}");
 }
 
 #[test]
-fn a_busy_worker_gives_its_range_up() {
+fn a_prompt_leaves_a_range_whose_worker_is_too_busy() {
     let policy = policy(Kind::Bucket);
     for _ in 0..100 {
         policy.sent(id("a"), &length(1000), Now::default());

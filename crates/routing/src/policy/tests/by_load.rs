@@ -1,4 +1,4 @@
-//! Policies that look at the load.
+//! Policies by load: `least_load`, `power_of_two`, `passthrough`.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn the_least_loaded_is_picked() {
 }
 
 #[test]
-fn weight_makes_load_lighter() {
+fn a_load_is_compared_relative_to_the_weight() {
     let heavy = Candidate { id: id("heavy"), load: 7, weight: 4 };
     let light = Candidate { id: id("light"), load: 2, weight: 1 };
     for kind in [Kind::LeastLoad, Kind::PowerOfTwo] {
@@ -21,14 +21,14 @@ fn weight_makes_load_lighter() {
 }
 
 #[test]
-fn two_of_two_is_the_less_loaded() {
+fn of_two_candidates_the_less_loaded_is_picked() {
     let any = Hint::default();
     check(&policy(Kind::PowerOfTwo), &[("a", 3), ("b", 1)], &any, picks("b"));
     check(&policy(Kind::PowerOfTwo), &[("a", 3)], &any, picks("a"));
 }
 
 #[test]
-fn two_choices_never_take_the_most_loaded_of_many() {
+fn two_choices_never_pick_the_most_loaded_of_many() {
     let mut fleet = idle(8);
     fleet[5].load = 9;
     assert_eq!(shares(&policy(Kind::PowerOfTwo), &fleet, 2000)[5], 0);
@@ -51,6 +51,6 @@ fn loads_grow_in_proportion_to_weights() {
 }
 
 #[test]
-fn the_first_is_passed_through_to() {
+fn passthrough_picks_the_first_candidate() {
     check(&policy(Kind::Passthrough), &[("a", 9), ("b", 0)], &Hint::default(), picks("a"));
 }

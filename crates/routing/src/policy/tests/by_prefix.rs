@@ -1,8 +1,8 @@
-//! Where the prefix is cached, within the bound on load.
+//! The policy `cache_aware`, and agreement between routers.
 
 use super::*;
 
-/// A policy that has sent prompts of these blocks to these workers.
+/// A policy that has sent prompts with these blocks to these workers.
 fn served(prompts: &[(&str, &[u64])]) -> Arc<dyn Policy> {
     let policy = policy(Kind::CacheAware);
     for (worker, blocks) in prompts {
@@ -12,7 +12,7 @@ fn served(prompts: &[(&str, &[u64])]) -> Arc<dyn Policy> {
 }
 
 #[test]
-fn a_prompt_goes_where_most_of_it_was_served() {
+fn a_prompt_goes_to_the_worker_with_the_longest_match() {
     let policy = served(&[("a", &[1, 2, 3, 4]), ("b", &[1, 2]), ("c", &[9])]);
     let fleet = [("a", 5), ("b", 0), ("c", 0)];
     check(&policy, &fleet, &prompt(&[1, 2, 3, 4, 5]), decides("a", Decision::Hit(0.8)));
@@ -20,14 +20,14 @@ fn a_prompt_goes_where_most_of_it_was_served() {
 }
 
 #[test]
-fn of_those_that_match_longest_the_least_loaded_is_taken() {
+fn of_several_longest_matches_the_least_loaded_is_picked() {
     let policy = served(&[("a", &[1, 2]), ("b", &[1, 2]), ("c", &[1])]);
     let fleet = [("a", 5), ("b", 3), ("c", 0)];
     check(&policy, &fleet, &prompt(&[1, 2]), decides("b", Decision::Hit(1.0)));
 }
 
 #[test]
-fn too_short_a_match_is_none() {
+fn a_match_below_the_threshold_is_a_miss() {
     let policy = served(&[("a", &[1, 2, 3])]);
     let fleet = [("a", 5), ("b", 0)];
     check(&policy, &fleet, &prompt(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]), picks("a"));
@@ -41,7 +41,7 @@ fn too_short_a_match_is_none() {
 }
 
 #[test]
-fn affinity_ends_where_both_bounds_are_passed() {
+fn affinity_ends_when_the_load_exceeds_both_bounds() {
     let policy = served(&[("a", &[1])]);
     let hit = || decides("a", Decision::Hit(1.0));
     let balance = || decides("b", Decision::Balance);
@@ -53,7 +53,7 @@ fn affinity_ends_where_both_bounds_are_passed() {
 }
 
 #[test]
-fn a_shorter_match_inside_the_bound_comes_before_giving_up() {
+fn a_shorter_match_within_the_bounds_comes_before_the_least_loaded() {
     let policy = served(&[("a", &[1, 2, 3, 4]), ("b", &[1, 2]), ("c", &[1])]);
     let asked = prompt(&[1, 2, 3, 4]);
     check(
@@ -62,7 +62,7 @@ fn a_shorter_match_inside_the_bound_comes_before_giving_up() {
         &asked,
         decides("b", Decision::Hit(0.5)),
     );
-    // One block of four is not enough to follow.
+    // A match of one block in four is below the threshold.
     check(
         &policy,
         &[("a", 70), ("b", 70), ("c", 3), ("d", 0)],
@@ -73,7 +73,7 @@ fn a_shorter_match_inside_the_bound_comes_before_giving_up() {
 }
 
 #[test]
-fn a_heavier_worker_may_have_more() {
+fn the_bounds_scale_with_the_weight() {
     let policy = served(&[("a", &[1])]);
     let fleet = |load| {
         [Candidate { id: id("a"), load, weight: 10 }, Candidate { id: id("b"), load: 9, weight: 1 }]
@@ -88,64 +88,64 @@ fn a_heavier_worker_may_have_more() {
 }
 
 #[test]
-fn it_learns_where_the_request_went_and_forgets_with_the_worker() {
+fn the_policy_learns_from_sent_requests_and_forgets_a_worker() {
     let policy = policy(Kind::CacheAware);
     let fleet = [("a", 0), ("b", 9)];
     check(&policy, &fleet, &prompt(&[1, 2]), decides("a", Decision::Miss));
     check(&policy, &fleet, &prompt(&[1, 2]), decides("a", Decision::Miss));
     policy.sent(id("b"), &prompt(&[1, 2]), Now::default());
     check(&policy, &fleet, &prompt(&[1, 2]), decides("b", Decision::Hit(1.0)));
-    // Tried already, or out: others that know the prompt come next, here nobody.
+    // If the worker with the match is not a candidate, no other worker here has one.
     check(&policy, &[("a", 0)], &prompt(&[1, 2]), decides("a", Decision::Miss));
     policy.forget(id("b"));
     check(&policy, &fleet, &prompt(&[1, 2]), decides("a", Decision::Miss));
 }
 
-/// Conversations that go on, many at once, over workers that are more or less busy.
-struct Talk {
+/// One of many conversations that run at the same time.
+struct Conversation {
     text: Vec<u8>,
     last: Option<WorkerId>,
 }
 
 #[test]
-fn conversations_stay_and_spread() {
+fn conversations_keep_their_workers_and_spread_evenly() {
     for (kind, seed) in [(Kind::CacheAware, 1), (Kind::CacheAware, 2), (Kind::PrefixHash, 3)] {
         let policy = policy(kind);
         let mut fleet = idle(8);
         let mut rng = StdRng::seed_from_u64(seed);
         let root = prefix::root(&ModelId::from("m"));
         let opening = |n: usize, rng: &mut StdRng| {
-            // A preamble that all share, then a question of one's own.
+            // All conversations share a preamble; each continues with its own text.
             let mut text = vec![b's'; 300];
             text.extend(format!("talk {n}").bytes());
             text.extend((0..900).map(|_| rng.random::<u8>()));
             text
         };
-        let mut talks: Vec<_> =
-            (0..400).map(|n| Talk { text: opening(n, &mut rng), last: None }).collect();
+        let mut conversations: Vec<_> =
+            (0..400).map(|n| Conversation { text: opening(n, &mut rng), last: None }).collect();
         let (mut followups, mut kept) = (0, 0);
         let mut homes = HashMap::<WorkerId, usize>::new();
         let mut running = std::collections::VecDeque::new();
         for _ in 0..8 {
-            talks.shuffle(&mut rng);
-            for talk in &mut talks {
+            conversations.shuffle(&mut rng);
+            for conversation in &mut conversations {
                 let mut blocks = Vec::new();
-                prefix::chain(root, &[b"tools", &talk.text], &mut blocks);
+                prefix::chain(root, &[b"tools", &conversation.text], &mut blocks);
                 let hint = prompt(&blocks);
                 let pick = policy.pick(&fleet, &hint, Now::default(), &mut rng).unwrap();
                 let worker = fleet[pick.index].id;
                 policy.sent(worker, &hint, Now::default());
-                match talk.last {
+                match conversation.last {
                     Some(last) => {
                         followups += 1;
                         kept += u32::from(last == worker);
                     }
                     None => *homes.entry(worker).or_default() += 1,
                 }
-                talk.last = Some(worker);
-                talk.text.extend((0..500).map(|_| rng.random::<u8>()));
-                // Up to 40 at once, 5 on each worker if all is well. prefix_hash has the tighter bound, so there
-                // requests end at once.
+                conversation.last = Some(worker);
+                conversation.text.extend((0..500).map(|_| rng.random::<u8>()));
+                // With cache_aware 40 requests are in flight at once, about 5 on each worker. prefix_hash has the tighter
+                // bound on load, so its requests end at once.
                 fleet[pick.index].load += 1;
                 running.push_back(pick.index);
                 if running.len() > if kind == Kind::CacheAware { 40 } else { 0 } {
@@ -159,15 +159,15 @@ fn conversations_stay_and_spread() {
     }
 }
 
-/// A policy of a router that has others beside it.
-fn one_of_several(kind: Kind) -> Arc<dyn Policy> {
-    policy_with(kind, &Config { agree: true, ..Config::default() })
+/// A policy of a router in a cluster.
+fn in_cluster(kind: Kind) -> Arc<dyn Policy> {
+    policy_with(kind, &Config { agree_across_routers: true, ..Config::default() })
 }
 
 #[test]
-fn routers_that_know_nothing_of_each_other_agree_on_what_nobody_knows() {
+fn routers_agree_on_unknown_prompts_and_sessions_without_messages() {
     for kind in [Kind::CacheAware, Kind::Manual] {
-        let (one, other) = (one_of_several(kind), one_of_several(kind));
+        let (one, other) = (in_cluster(kind), in_cluster(kind));
         let mut chosen = std::collections::BTreeSet::new();
         for number in 0..100_u64 {
             let (blocks, key) = ([number * 7919 + 1, 2], number.to_le_bytes());
@@ -189,8 +189,8 @@ fn routers_that_know_nothing_of_each_other_agree_on_what_nobody_knows() {
 }
 
 #[test]
-fn agreement_ends_where_a_worker_has_more_than_about_the_least_to_do() {
-    let policy = one_of_several(Kind::CacheAware);
+fn the_choice_by_key_ends_where_a_worker_has_more_than_about_the_lowest_load() {
+    let policy = in_cluster(Kind::CacheAware);
     for number in 1..100_u64 {
         check(&policy, &[("a", 2), ("b", 0)], &prompt(&[number]), picks("b"));
     }

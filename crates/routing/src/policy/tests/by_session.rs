@@ -1,4 +1,4 @@
-//! Sticky sessions.
+//! The policy `manual`.
 
 use super::*;
 
@@ -7,11 +7,11 @@ fn second(n: u64) -> Now {
 }
 
 #[test]
-fn a_session_stays_where_it_was_sent() {
+fn a_session_keeps_the_worker_that_was_sent_its_request() {
     let policy = policy(Kind::Manual);
     let alice = session("alice");
     check(&policy, &[("a", 1), ("b", 0)], &alice, decides("b", Decision::Miss));
-    // Picked was b; a retry went to a.
+    // The policy picked b, but a retry went to a.
     policy.sent(id("a"), &alice, Now::default());
     check(&policy, &[("a", 90), ("b", 0)], &alice, decides("a", Decision::Sticky));
     check(&policy, &[("a", 1), ("b", 0)], &session("bob"), decides("b", Decision::Miss));
@@ -19,7 +19,7 @@ fn a_session_stays_where_it_was_sent() {
 }
 
 #[test]
-fn a_session_whose_worker_is_out_moves_for_good() {
+fn a_session_whose_worker_is_not_a_candidate_moves_and_stays() {
     let policy = policy(Kind::Manual);
     let alice = session("alice");
     policy.sent(id("a"), &alice, Now::default());
@@ -29,7 +29,7 @@ fn a_session_whose_worker_is_out_moves_for_good() {
 }
 
 #[test]
-fn a_session_ends_with_its_time_to_live_or_its_worker() {
+fn a_session_ends_with_its_time_to_live_or_when_its_worker_is_forgotten() {
     let config = Config { session_ttl: Duration::from_secs(60), ..Config::default() };
     let policy = policy_with(Kind::Manual, &config);
     let alice = session("alice");

@@ -1,9 +1,9 @@
-//! Policies that follow weights, in turn or by chance.
+//! Policies by weight: `round_robin` and `random`.
 
 use super::*;
 
 #[test]
-fn chance_follows_weights() {
+fn random_picks_follow_weights() {
     let given = [1, 2, 3, 10];
     let shares = shares(&policy(Kind::Random), &weights(&given), 32_000);
     assert_proportional(&shares, &given, 0.1);
@@ -26,14 +26,14 @@ fn equal_weights_take_turns() {
 }
 
 #[test]
-fn turns_of_a_heavy_worker_are_spread() {
+fn the_turns_of_a_heavy_worker_are_spread() {
     let policy = policy(Kind::RoundRobin);
     let fleet = weights(&[5, 1, 1]);
     let mut rng = StdRng::seed_from_u64(SEED);
     let turns: Vec<usize> = (0..700)
         .map(|_| policy.pick(&fleet, &Hint::default(), Now::default(), &mut rng).unwrap().index)
         .collect();
-    // Five in seven: the light ones may come in a row, so at most two in four turns are not the heavy one's.
+    // The heavy worker has five turns in seven. The light ones may follow each other, so a window may hold one turn more or less.
     for window in turns.windows(7) {
         let heavy = window.iter().filter(|index| **index == 0).count();
         assert!((4..=6).contains(&heavy), "{window:?}");
@@ -69,7 +69,7 @@ fn threads_share_the_turns() {
 }
 
 #[test]
-fn who_was_away_does_not_catch_up() {
+fn a_worker_that_returns_does_not_catch_up_on_missed_turns() {
     let policy = policy(Kind::RoundRobin);
     let fleet = idle(4);
     shares(&policy, &fleet, 40);
@@ -84,7 +84,7 @@ fn who_was_away_does_not_catch_up() {
 }
 
 #[test]
-fn models_that_share_the_policy_do_not_disturb_each_other() {
+fn models_that_share_a_policy_do_not_affect_each_other() {
     let policy = policy(Kind::RoundRobin);
     let fleet = idle(6);
     let mut counts = vec![0; 6];
