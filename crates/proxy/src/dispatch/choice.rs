@@ -63,7 +63,9 @@ pub(super) fn choose(
     let members = match snapshot.served_by(request.model) {
         ServedBy::Members(members) => members,
         ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
-        ServedBy::UnknownModel if request.model.is_none() => return Err(DispatchError::NoneAvailable),
+        ServedBy::UnknownModel if request.model.is_none() => {
+            return Err(DispatchError::NoneAvailable);
+        }
         ServedBy::UnknownModel => return Err(DispatchError::NoSuchModel),
     };
     let table = policies.table(&snapshot);
