@@ -1,5 +1,6 @@
-// A wrong wall clock for one process. The library is preloaded and adds the milliseconds in the file CHAOS_CLOCK to
-// CLOCK_REALTIME. The file may change while the process runs. The monotonic clock is not affected, as when the date is set.
+// A calendar that is wrong, for one process: loaded before its libraries, it adds to CLOCK_REALTIME what the file named by
+// CHAOS_CLOCK says, in milliseconds. The file may change while the process runs. The monotonic clock stays as it is, as it
+// does when somebody sets the date.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

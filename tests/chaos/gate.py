@@ -1,7 +1,7 @@
-"""Runs all scenarios for the gate. A scenario that fails is run once more, alone, and fails the gate only if it fails again.
+"""Runs all scenarios as the gate does: what fails is tried once more, alone, and only then counts as failed.
 
-Real processes on two shared cores are sometimes late through no fault of theirs, but rarely twice in a row. The end of the
-output lists the scenarios that needed a second run.
+Real processes on two cores that others share are sometimes late through no fault of theirs; a scenario that fails twice
+in a row is not unlucky. What needed its second chance is said at the end, so that nobody gets used to it.
 """
 
 import pathlib
@@ -10,12 +10,12 @@ import sys
 import unittest
 
 HERE = pathlib.Path(__file__).parent
-# If more scenarios fail than this, none is run again: that many are no coincidence.
+# More than this many failures are no coincidence.
 MOST = 6
 
 
 def name_of(test):
-    """The name for loading a failed test, or a class whose setup failed, again."""
+    """The name under which a test that failed, or a class that could not be set up, is loaded again."""
     whole = re.fullmatch(r"setUpClass \((.+)\)|tearDownClass \((.+)\)", test.id())
     return (whole.group(1) or whole.group(2)) if whole else test.id()
 

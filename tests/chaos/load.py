@@ -1,4 +1,4 @@
-"""Clients that send requests at a steady rate and count failures, and readers that detect truncated streams."""
+"""Clients: a steady few that count every failure, and readers of streams that notice when one is cut short."""
 
 import contextlib
 import http.client
@@ -13,7 +13,7 @@ QUESTION = {"model": "mock-model", "messages": [{"role": "user", "content": "Tel
 
 
 class Clients:
-    """Sends requests at a steady rate to the routers in turn. Retries a failed request once on another router, as SDKs do."""
+    """Asks at a steady rate, one router after the other, and goes once to another when one fails, as SDKs do."""
 
     THREADS = 8
 
@@ -61,7 +61,7 @@ class Clients:
             self.failures.append(errors)
 
     def _next(self, failed):
-        """The next router that is ready; not the one that has just failed, if there is another."""
+        """The next one that is ready, and not the one that has just failed if there is another."""
         first = next(self._turns)
         turn = [self._routers[(first + step) % len(self._routers)] for step in range(len(self._routers))]
         ready = [router for router in turn if self._ready(router)]
@@ -74,7 +74,7 @@ class Clients:
 
 
 class Balancer:
-    """Acts as a load balancer: checks /readiness twice a second and sends nothing to a router that is not ready."""
+    """What a load balancer does: looks at /readiness twice a second and sends nothing to who is not ready."""
 
     def __init__(self, machine, routers):
         self._machine = machine
@@ -101,7 +101,7 @@ class Balancer:
 
 
 class StreamReader:
-    """Reads one streamed response to its end, in a thread."""
+    """Reads one streamed answer to its end, in a thread."""
 
     def __init__(self, machine, router, tokens, port=API):
         self.outcome = None
@@ -115,8 +115,8 @@ class StreamReader:
         self._thread.start()
 
     def _read(self):
-        """`whole`: the stream ended correctly; `cut`: the connection ended with an error; `silently cut`: the connection ended
-        correctly and the stream is incomplete."""
+        """`whole`: ended as it should; `cut`: the connection says that something is missing; `silently cut`: it claims to
+        be whole and is not."""
         try:
             answer = http.client.HTTPResponse(self._tcp)
             answer.begin()

@@ -1,11 +1,11 @@
-"""Support for the chaos tests: real routers, each on a machine of its own.
+"""What the chaos tests stand on: real routers, each on a machine of its own.
 
-A machine is a network namespace with one address, a hosts file and a host name. A switch (a bridge in a further namespace)
-connects the machines of a test. Each test has its own namespaces, so parallel runs do not affect each other. They are removed
-after each test; the next run removes those that a killed run left behind.
+A machine is a network namespace with one address, a hosts file and a host name; a switch (a bridge in a further
+namespace) connects those of a test. Nothing exists outside these namespaces, and every test has its own, so that parallel
+runs don't meet. All of it is torn down after each test; what a killed run left behind, the next run sweeps away.
 
-SMG_BIN names the binary; without it the tests use the debug build, else the release build. SMG_CHAOS_LONG=1 gives soak tests the
-durations that the requirements ask for, instead of short ones for everyday runs.
+SMG_BIN names the binary; without it the debug build, else the release build, is taken. SMG_CHAOS_LONG=1 gives soaks the
+lengths that the requirements ask for, instead of those for every day.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ PREFIX = "smgchaos"
 NET = "10.77.0"
 CLONE_NEWNET = 0x4000_0000
 
-# Number of lines of each log that a failure prints.
+# Lines of each log that a failure shows.
 LOG_LINES = 120
 
 
 def binary():
-    """The path of the smg binary."""
+    """The smg binary."""
     named = os.environ.get("SMG_BIN")
     built = [ROOT / "target" / profile / "smg" for profile in ("debug", "release")]
     for path in [pathlib.Path(named).resolve()] if named else built:
@@ -53,7 +53,7 @@ def binary():
 
 
 def environment(**more):
-    """The environment without variables that would configure the binary under test, and without proxies."""
+    """The environment without variables that would configure what is under test, and without proxies."""
     ours = re.compile(r"SMG_.*|RUST_LOG|POD_IP|.*_proxy|.*_PROXY")
     kept = {name: value for name, value in os.environ.items() if not ours.fullmatch(name)}
     return kept | more
@@ -69,7 +69,7 @@ def sh(*words, check=True):
 
 @functools.cache
 def impossible():
-    """The reason why namespaces can't be created here; None if they can."""
+    """Why namespaces can't be made here; None if they can."""
     if os.geteuid():
         return "needs root, for network namespaces"
     for tool in ("ip", "iptables", "unshare", "setpriv"):
@@ -88,7 +88,7 @@ def impossible():
 
 
 def sweep():
-    """Removes namespaces of runs that ended without removing them."""
+    """Removes namespaces of runs that ended without tearing down."""
     for line in sh("ip", "netns", "list", check=False).splitlines():
         name = line.split()[0] if line.split() else ""
         owner = re.fullmatch(PREFIX + r"-(\d+)-.*", name)
@@ -104,11 +104,11 @@ def remove_namespace(name):
     shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
 
 
-# --- waiting and reporting -------------------------------------------------------------------------------------------
+# --- waiting and telling ---------------------------------------------------------------------------------------------
 
 
 def look(read):
-    """The result of `read`, or the error that it raised: a router may be unreachable."""
+    """What `read` returns, or the error that it raised: routers are allowed to be silent."""
     try:
         return read()
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
@@ -116,7 +116,7 @@ def look(read):
 
 
 def eventually(what, read, holds, within):
-    """Waits until `holds(read())`; returns the time that took, in seconds."""
+    """Waits until `holds(read())`; returns how long that took, in seconds."""
     began = time.monotonic()
     while True:
         seen = look(read)
@@ -129,7 +129,7 @@ def eventually(what, read, holds, within):
 
 
 def always(what, read, holds, seconds, every=0.1):
-    """Fails if `holds(read())` becomes false within some seconds."""
+    """Fails as soon as `holds(read())` is not so, for some seconds."""
     began = time.monotonic()
     while (took := time.monotonic() - began) < seconds:
         seen = look(read)
@@ -144,13 +144,13 @@ def shown(seen):
 
 
 def quantile(values, share):
-    """The smallest value that at least `share` of all values do not exceed."""
+    """The smallest value that at least `share` of all are not above."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * share // 1).__int__() - 1)]
 
 
 def report(what, values, unit="s"):
-    """Prints a measurement together with the load of the machine."""
+    """Prints what was measured, with the load of the machine, for a number means nothing without it."""
     values = list(values)
     print(
         f"\n    measured: {what}: p50 {statistics.median(values):.3f} {unit}, max {max(values):.3f} {unit}"
@@ -167,7 +167,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def inside(namespace):
-    """Moves this thread into another network namespace. Sockets that it creates there stay there."""
+    """This thread in another network namespace: sockets that it makes belong there for ever."""
     with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
         if _libc.setns(there.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"setns {namespace}")
@@ -175,12 +175,12 @@ def inside(namespace):
             yield
         finally:
             if _libc.setns(home.fileno(), CLONE_NEWNET):
-                # Continuing in the wrong namespace would break other tests.
+                # Going on here would do harm to whoever comes next.
                 os.abort()
 
 
 class Network:
-    """The machines of one test and the switch that connects them."""
+    """The machines of one test and the switch between them."""
 
     _numbers = itertools.count(1)
 
@@ -195,16 +195,16 @@ class Network:
         sh("ip", "-n", self._switch, "link", "set", "switch", "up")
 
     def machine(self, name, names=None):
-        """Adds a machine. `names`: the content of its hosts file by name; by default all machines, including later ones."""
+        """A further machine. `names`: what its hosts file holds, by name; otherwise all machines, as they come."""
         machine = Machine(self, name, f"{NET}.{len(self.machines) + 1}", names)
         self.machines[name] = machine
-        self.write_hosts_files()
+        self.tell_names()
         return machine
 
-    def write_hosts_files(self):
-        all_names = {name: machine.address for name, machine in self.machines.items()}
+    def tell_names(self):
+        everybody = {name: machine.address for name, machine in self.machines.items()}
         for machine in self.machines.values():
-            machine.write_hosts(all_names if machine.names is None else machine.names)
+            machine.write_hosts(everybody if machine.names is None else machine.names)
 
     def close(self):
         for process in self.processes:
@@ -223,7 +223,7 @@ class Network:
 
 
 class Machine:
-    """A network namespace with an address."""
+    """A namespace with an address."""
 
     def __init__(self, network, name, address, names):
         self.network = network
@@ -235,7 +235,7 @@ class Machine:
         sh("ip", "netns", "add", self.namespace)
         etc = pathlib.Path("/etc/netns") / self.namespace
         etc.mkdir(parents=True, exist_ok=True)
-        # `ip netns exec` mounts these files over those in /etc. Without a name server, only the names in hosts resolve.
+        # `ip netns exec` mounts these over those in /etc; without a name server, what is not in hosts does not exist.
         (etc / "hosts").touch()
         (etc / "resolv.conf").write_text("# none\n")
         self._hosts = etc / "hosts"
@@ -250,7 +250,7 @@ class Machine:
         return self.name
 
     def write_hosts(self, names):
-        # Written in place, because running processes have this file mounted.
+        # In place: it is this very file that running processes have mounted.
         with open(self._hosts, "r+") as file:
             file.truncate()
             file.write("127.0.0.1 localhost\n")
@@ -264,7 +264,7 @@ class Machine:
             return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
     def connect(self, address, port, timeout=5.0):
-        """Opens a connection from this machine."""
+        """A connection from this machine."""
         tcp = self.socket()
         tcp.settimeout(timeout)
         try:
@@ -275,43 +275,43 @@ class Machine:
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return tcp
 
-    # --- network faults
+    # --- faults of the network
 
     def _rule(self, *words):
         self.run("iptables", "-w", "5", *words)
 
     def deafen(self, *words):
-        """Drops incoming packets that match, for example `-s`, address."""
+        """Drops what comes in and fits, for example `-s`, address."""
         self._rule("-A", "INPUT", *words, "-j", "DROP")
 
     def mute(self, *words):
-        """Drops outgoing packets that match."""
+        """Drops what goes out and fits."""
         self._rule("-A", "OUTPUT", *words, "-j", "DROP")
 
     def heal(self):
-        """Removes all faults."""
+        """Takes all faults away."""
         self._rule("-F", "INPUT")
         self._rule("-F", "OUTPUT")
 
     def cut_from(self, *others):
-        """Drops all packets between this machine and the others, in both directions."""
+        """No packet between this machine and the others, in either direction."""
         for other in others:
             self.deafen("-s", other.address)
             self.mute("-d", other.address)
 
     def block_mesh(self):
-        """Drops all packets of the mesh port, in both directions."""
+        """No packet of the mesh port, in either direction."""
         for end in ("--dport", "--sport"):
             self.deafen("-p", "tcp", end, str(MESH))
             self.mute("-p", "tcp", end, str(MESH))
 
     def lose(self, share):
-        """Drops a random share of incoming packets."""
+        """Loses a share of what comes in, by chance."""
         self.deafen("-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", str(share))
 
     def block_stream(self, peer, call, ports):
-        """Drops packets that this machine sends to `peer` on streams of one kind: existing streams by their local ports, new
-        ones by the path of their first request."""
+        """Drops what this machine sends `peer` on streams of one kind: those that exist, by their ports here, and new
+        ones, by the path of their first request."""
         for port in ports:
             self.mute("-p", "tcp", "-d", peer.address, "--sport", str(port))
         path = "|" + huffman(f"/smg.mesh.v1.Mesh/{call}").hex() + "|"
@@ -320,7 +320,7 @@ class Machine:
 
 
 def huffman(text):
-    """A text in HPACK's Huffman code (RFC 7541, appendix B), without the last byte, which is padded. It knows only the letters of
+    """A text as HPACK writes it (RFC 7541, appendix B), without the last byte, which is padded. Only for the letters of
     the mesh's paths."""
     codes = {
         "/": "011000", ".": "010111", "1": "00001", "M": "1101000", "S": "1101110", "c": "00100", "e": "00101",
@@ -335,14 +335,14 @@ def huffman(text):
 
 
 class Process:
-    """A process on a machine, with its log in a file. It is ended after the test in any case."""
+    """A process on a machine, with its log in a file. Ended at the end, whatever happens."""
 
     def __init__(self, machine, *words, **variables):
         self.machine = machine
         self.words = words
         network = machine.network
         self._path = pathlib.Path(network.directory) / f"{len(network.processes)}-{machine.name}.log"
-        # Each command executes the next one in place, so that the child process is the program itself. It dies with the tests.
+        # Each word replaces the process before it, so that the child is the program itself. It dies with the tests.
         as_host = ["unshare", "--uts", "sh", "-c", 'hostname "$1"; shift; exec "$@"', "sh", machine.name]
         with open(self._path, "wb") as log:
             self._child = subprocess.Popen(
@@ -378,14 +378,14 @@ class Process:
         self.signal(signal.SIGCONT)
 
     def kill(self):
-        """Kills the process with SIGKILL; returns the wall time."""
+        """Dies without a word; returns when, on the calendar."""
         self.signal(signal.SIGKILL)
         died = time.time()
         self._child.wait(timeout=10)
         return died
 
     def wait(self, within):
-        """The exit status."""
+        """Its exit status."""
         return self._child.wait(timeout=within)
 
     def end(self):
@@ -394,13 +394,13 @@ class Process:
             self._child.wait(timeout=10)
 
     def memory(self):
-        """Resident memory in bytes."""
+        """Resident bytes."""
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
 
 class Answer:
-    """A complete HTTP response."""
+    """An HTTP answer, read whole."""
 
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
@@ -410,7 +410,7 @@ class Answer:
 
 
 def request(machine, address, method, path, document=None, port=API, timeout=5.0):
-    """Sends an HTTP request from a machine."""
+    """Asks from a machine."""
     connection = http.client.HTTPConnection(address, port, timeout=timeout)
     connection.sock = machine.connect(address, port, timeout)
     try:
@@ -423,10 +423,10 @@ def request(machine, address, method, path, document=None, port=API, timeout=5.0
 
 
 class Router(Process):
-    """A router. Requests to it use the loopback of its machine, which network faults do not affect."""
+    """A router. It is asked over its machine's loopback, which no fault of the network touches."""
 
     def __init__(self, machine, *flags, **variables):
-        # A shell script may start it too: then the flags are those of the document.
+        # A shell's words can start it too: then flags are what stands in the document.
         super().__init__(machine, *flags, **variables)
         self.started = time.time()
 
@@ -446,11 +446,11 @@ class Router(Process):
         return self.get("/ha/health")
 
     def states(self):
-        """The states of all listed routers, by name."""
+        """State by name, of all that are listed."""
         return {node["name"]: node["status"] for node in self.status()["nodes"]}
 
     def node(self, name):
-        """The entry of a name; None if there is none."""
+        """What is listed under a name; None if nothing is."""
         found = [node for node in self.status()["nodes"] if node["name"] == name]
         if len(found) > 1:
             raise AssertionError(f"{name} is listed {len(found)} times: {found}")
@@ -460,13 +460,13 @@ class Router(Process):
         return {name: store["digest"] for name, store in self.status()["stores"].items()}
 
     def metrics(self):
-        """Values by metric and labels, as exported."""
+        """Value by metric and labels, exactly as written."""
         answer = self.ask("GET", "/metrics")
         lines = (line for line in answer.body.decode().splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def total(self, name, **labels):
-        """The sum over all series of a metric with these labels."""
+        """Sum over all series of a metric that have these labels."""
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         return sum(
             value
@@ -475,14 +475,14 @@ class Router(Process):
         )
 
     def records(self):
-        """The JSON lines of its log."""
+        """What it has logged, as documents; lines of another kind are left out."""
         for line in self.log().splitlines():
             if line.startswith("{"):
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)
 
     def transitions(self, peer=None):
-        """The state changes of other routers that it has logged: wall time, name, from, to."""
+        """Changes of other routers' states as it saw them: time on the calendar, name, from, to."""
         found = []
         for record in self.records():
             fields = record.get("fields", record)
@@ -494,12 +494,12 @@ class Router(Process):
 
 
 def moment(record):
-    """The wall time of a record."""
+    """A record's time on the calendar."""
     return datetime.fromisoformat(record["timestamp"].replace("Z", "+00:00")).timestamp()
 
 
 class Events:
-    """Reads a router's /ha/events in a thread."""
+    """A reader of a router's /ha/events, from a thread of its own."""
 
     def __init__(self, router):
         self.seen = []
@@ -528,7 +528,7 @@ class Events:
 
 
 class ChaosTest(unittest.TestCase):
-    """A test with its own network."""
+    """A test with a network of its own."""
 
     def run(self, result=None):
         if result is None:
@@ -556,14 +556,14 @@ class ChaosTest(unittest.TestCase):
         return [self.network.machine(f"node{number}") for number in range(1, count + 1)]
 
     def router(self, machine, *flags, peers=None, name=None, **variables):
-        """Starts a router on a machine. `peers`: join addresses; by default those of all nodes, including its own."""
+        """A router on a machine. `peers`: join addresses, otherwise those of all nodes, itself included."""
         if peers is None:
             peers = [f"{name}:{MESH}" for name in self.network.machines if name.startswith("node")]
         own = ["--enable-mesh", "--mesh-server-name", name or machine.name]
         own += ["--mesh-peer-urls", ",".join(peers)] if peers else []
         own += ["--log-json"]
         if not any("api-key" in word for word in flags) and not any("API_KEY" in name for name in variables):
-            # Tests send admin writes from other machines, as an operator without keys on a closed network does.
+            # Tests write from other machines, as an operator without keys on a closed network does.
             own += ["--admin-open"]
         if "--drain-settle-secs" not in flags:
             own += ["--drain-settle-secs", "0"]
@@ -572,7 +572,7 @@ class ChaosTest(unittest.TestCase):
         return Router(machine, binary(), *own, *flags, **variables)
 
     def cluster(self, count, *flags, **variables):
-        """Starts routers node1, node2, … as one cluster."""
+        """Routers node1, node2, … that know each other."""
         routers = [self.router(machine, *flags, **variables) for machine in self.machines(count)]
         self.await_all_alive(routers, 10)
         for router in routers:
@@ -580,17 +580,17 @@ class ChaosTest(unittest.TestCase):
         return routers
 
     def workers(self, count=2, *flags):
-        """Starts mock workers on a machine; returns their URLs."""
+        """A machine of mock workers; their URLs."""
         machine = self.network.machine("workers")
         words = [binary(), "mock-worker", "--host", "0.0.0.0", "--port", "9001", "--count", str(count), *flags]
         process = Process(machine, *words)
         eventually("the workers serve", process.log, lambda log: log.count(" on http://") >= count, 20)
         return [f"http://{machine.address}:{9001 + number}" for number in range(count)]
 
-    # --- assertions that several tests use
+    # --- what is asserted again and again
 
     def await_all_alive(self, routers, within, names=None):
-        """Waits until each router lists exactly these routers as ALIVE; returns the time that took."""
+        """Until each of the routers lists all of them, and nobody else, as ALIVE; how long that took."""
         expected = {name: "ALIVE" for name in names or [router.machine.name for router in routers]}
         began = time.monotonic()
         for router in routers:
@@ -599,7 +599,7 @@ class ChaosTest(unittest.TestCase):
         return time.monotonic() - began
 
     def await_state(self, routers, name, states, within):
-        """Waits until each router has that name in one of the states; returns the time that took."""
+        """Until each of the routers has that name in one of the states; how long that took."""
         began = time.monotonic()
         for router in routers:
             left = within - (time.monotonic() - began)
@@ -607,25 +607,25 @@ class ChaosTest(unittest.TestCase):
         return time.monotonic() - began
 
     def await_equal_digests(self, routers, within):
-        """Waits until all routers hold the same content in each store."""
+        """Until all routers hold the same, store by store."""
         read = lambda: {router.machine.name: router.digests() for router in routers}  # noqa: E731
         equal = lambda seen: len({json.dumps(stores, sort_keys=True) for stores in seen.values()}) == 1  # noqa: E731
         return eventually("all digests are equal", read, equal, within)
 
     def await_transition(self, router, name, to, since, within):
-        """Waits until the router has logged that change; returns its time in seconds after `since`."""
+        """Until the router has seen that change; when it was, in seconds after `since`."""
         found = lambda seen: any(at >= since and state == to for at, _, _, state in seen)  # noqa: E731
         eventually(f"{router.machine} sees {name} {to}", lambda: router.transitions(name), found, within)
         return next(at - since for at, _, _, state in router.transitions(name) if at >= since and state == to)
 
     def assert_never(self, routers, to, since=0.0, but=()):
-        """Asserts that no router has seen another one in that state."""
+        """No router has seen any other in that state."""
         for router in routers:
             seen = [step for step in router.transitions() if step[0] >= since and step[3] == to and step[1] not in but]
             self.assertEqual(seen, [], f"{router.machine} saw {to}")
 
     def assert_calm(self, routers):
-        """Asserts that there was no panic and no loop of errors."""
+        """No panic, and no loop of errors."""
         for router in routers:
             log = router.log()
             self.assertNotIn("panicked", log, f"{router.machine}")

@@ -1,4 +1,4 @@
-"""Routers that crash and return: D-01, D-02, D-03, D-07 and the goals of the mesh."""
+"""Routers that die without a word, and come back: D-01, D-02, D-03, D-07 and the promises of the mesh."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ import unittest
 from load import Clients, StreamReader
 from support import LONG, ChaosTest, Events, eventually, moment, quantile, report
 
-# Number of crashes. The figures below are over all of them.
+# How often each router dies: all of the numbers below are over all deaths.
 DEATHS = 20 if LONG else 6
 
 
@@ -15,10 +15,10 @@ class Crash(ChaosTest):
     def test_d01_kill_9_under_load(self):
         urls = self.workers()
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        clients = Clients(client_machine, routers)
+        clients = Clients(somebody, routers)
         time.sleep(1)
         died = routers[1].kill()
         survivors = [routers[0], routers[2]]
@@ -31,7 +31,7 @@ class Crash(ChaosTest):
             eventually("the metrics say so", router.metrics, settled, 2)
             self.assertEqual(router.health()["status"], "degraded")
             self.assertIn("node2 is DOWN", router.health()["reasons"])
-        # It stays listed, so that an alert can fire.
+        # It stays listed, so that an alert can fire: here for as long as one's patience lasts.
         time.sleep(600 if LONG else 3)
         clients.stop()
         for router in survivors:
@@ -41,7 +41,7 @@ class Crash(ChaosTest):
         self.assertGreater(clients.answered, 100)
         self.assert_calm(survivors)
 
-    def test_repeated_crash_and_return(self):
+    def test_crash_and_return_again_and_again(self):
         routers = self.cluster(3)
         suspected, down, order, back = [], [], [], []
         for death in range(DEATHS):
@@ -60,7 +60,7 @@ class Crash(ChaosTest):
             suspected.append(max(one for one, _ in each))
             down.append(max(one for _, one in each))
             order += [one < other for one, other in each]
-            # The router returns with the same name at the same address.
+            # The same name at the same address.
             routers[victim] = self.router(routers[victim].machine)
             eventually("it listens", routers[victim].states, lambda seen: name in seen, 5)
             listens = next(one for one in routers[victim].records() if one["message"] == "mesh")
@@ -80,7 +80,7 @@ class Crash(ChaosTest):
         self.assertLess(max(back), 0.5)
         self.assert_calm(routers)
 
-    def test_restart_before_detection(self):
+    def test_restart_before_anybody_noticed(self):
         routers = self.cluster(3)
         back = []
         for _ in range(5):
@@ -94,7 +94,7 @@ class Crash(ChaosTest):
         report("quick restart to ALIVE", back)
         self.assertLess(max(back), 0.5)
         time.sleep(6)
-        # A suspicion of its former generation must not make this one DOWN.
+        # A suspicion about its former life must not kill this one.
         self.await_all_alive(routers, 1)
         self.assert_never(routers, "DOWN")
         self.assert_calm(routers)
@@ -102,10 +102,10 @@ class Crash(ChaosTest):
     def test_d02_kill_amid_streams(self):
         urls = self.workers(2, "--decode-tokens-per-second", "20")
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        readers = {router: [StreamReader(client_machine, router, 120) for _ in range(20 if router is routers[1] else 5)] for router in routers}
+        readers = {router: [StreamReader(somebody, router, 120) for _ in range(20 if router is routers[1] else 5)] for router in routers}
         begun = lambda: [bool(reader.text) for all in readers.values() for reader in all]  # noqa: E731, A001
         eventually("all streams have begun", begun, all, 5)
         routers[1].kill()
@@ -120,7 +120,7 @@ class Crash(ChaosTest):
         others = [routers[0], routers[2]]
         for router in others:
             self.await_transition(router, "node2", "DOWN", died, 10)
-        # The same name on another machine, as with a rescheduled pod of a StatefulSet.
+        # The same name on another machine: what Kubernetes does to a pod of a StatefulSet.
         elsewhere = self.network.machine("elsewhere")
         back = self.router(elsewhere, name="node2")
         began = time.monotonic()
@@ -136,8 +136,8 @@ class Crash(ChaosTest):
             self.assertGreater(router.node("node2")["generation"], generation)
         self.assert_calm(everybody)
 
-    def test_move_before_detection(self):
-        # As above, but the others still list the old one as ALIVE: they probe it, and it does not answer.
+    def test_moved_before_anybody_noticed(self):
+        # As above, but the old one is still ALIVE in everybody's list: its holder is asked, and does not answer.
         routers = self.cluster(3)
         routers[1].kill()
         elsewhere = self.network.machine("elsewhere")
@@ -157,7 +157,7 @@ class Crash(ChaosTest):
         routers[2] = self.router(routers[2].machine)
         self.await_all_alive(routers, 10)
         self.await_equal_digests(routers, 10)
-        # Frames that could not be sent meanwhile were not kept.
+        # What could not be sent meanwhile was not kept for ever.
         for router in routers:
             self.assertLess(router.memory(), 400 << 20)
         self.assert_calm(routers)
@@ -174,7 +174,7 @@ class Crash(ChaosTest):
             for node in router.status()["nodes"]:
                 self.assertGreater(node["generation"], generations[node["name"]])
 
-    def test_events_arrive_as_they_happen(self):
+    def test_events_tell_it_as_it_happens(self):
         routers = self.cluster(3)
         events = Events(routers[0])
         self.addCleanup(events.close)
@@ -186,9 +186,9 @@ class Crash(ChaosTest):
         steps = lambda: [one[2]["to"] for one in events.seen if one[1] == "member" and one[2]["name"] == "node3"]  # noqa: E731
         eventually("SUSPECTED, then DOWN", steps, lambda seen: seen == ["SUSPECTED", "DOWN"], 10)
         logged = [at for at, _, _, to in routers[0].transitions("node3") if to == "DOWN"]
-        reported = [at for at, kind, data in events.seen if kind == "member" and data["to"] == "DOWN"]
-        self.assertLess(abs(reported[0] - logged[0]), 0.5)
-        self.assertGreater(reported[0], died)
+        told = [at for at, kind, data in events.seen if kind == "member" and data["to"] == "DOWN"]
+        self.assertLess(abs(told[0] - logged[0]), 0.5)
+        self.assertGreater(told[0], died)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of the high-availability document, word for word, on machines with the names of its examples."""
+"""The document's commands, word for word, on machines whose names its examples use."""
 
 import itertools
 import json
@@ -81,7 +81,7 @@ STATUS = """
 
 class Document(ChaosTest):
     def type(self, machine, script):
-        """Runs a script in a shell of a machine, with `smg` in the path."""
+        """Types a script into a machine's shell, where `smg` is in the path."""
         path = pathlib.Path(self.network.directory) / "bin"
         path.mkdir(exist_ok=True)
         if not (path / "smg").exists():
@@ -107,7 +107,7 @@ class Document(ChaosTest):
         for router in routers:
             status = router.status()
             self.assertEqual(status["node_count"], 3)
-            # --mesh-host was given once and omitted twice: the advertised addresses are reachable in both cases.
+            # --mesh-host was given once and omitted twice: what is told to the others can be dialled all the same.
             addresses = [node["address"] for node in status["nodes"]]
             self.assertEqual(addresses, [f"{machine.address}:39527" for machine in machines])
 
@@ -116,7 +116,7 @@ class Document(ChaosTest):
         routers = [self.type(machine, script) for machine, script in zip(machines, (NODE_1, NODE_2, NODE_3))]
         self.await_all_alive(routers, 5)
         documented = json.loads(STATUS)
-        # The first audit with another router follows a second later.
+        # The first comparison of the stores with another router comes a second later.
         synced = lambda seen: all(seen["stores"][store]["last_sync"] for store in documented["stores"])  # noqa: E731
         eventually("stores were compared", routers[0].status, synced, 10)
         status = routers[0].status()
@@ -124,7 +124,7 @@ class Document(ChaosTest):
         self.assertEqual([node["name"] for node in status["nodes"]], ["node1", "node2", "node3"])
 
     def assert_has_shape(self, seen, wanted, where):
-        """Asserts that all wanted keys are there with values of the same type; more keys are allowed."""
+        """All keys of what is wanted are there, with values of the same kind; more keys are allowed."""
         self.assertIs(type(seen), type(wanted), where)
         if isinstance(wanted, dict):
             for key, value in wanted.items():
@@ -137,13 +137,13 @@ class Document(ChaosTest):
     def test_variables(self):
         machines = self.machines(2)
         node1 = self.type(machines[0], VARIABLES)
-        # The list names node1 itself and a router that does not run yet, which node1 keeps dialling.
+        # The list names node1 itself and one that does not run yet: it is not alone, so it looks for the other.
         eventually("node1 answers", node1.states, lambda seen: list(seen) == ["node1"], 5)
         node2 = self.type(machines[1], VARIABLES.replace("SERVER_NAME=node1", "SERVER_NAME=node2"))
         self.await_all_alive([node1, node2], 5)
 
     def orders(self, script, orders):
-        """Starts a cluster in each order, with the same list on all nodes."""
+        """Starts a cluster again and again, in each of the orders, with the same list on all nodes."""
         self.mock_workers()
         count = len(orders[0])
         machines = self.machines(count)
@@ -155,7 +155,7 @@ class Document(ChaosTest):
                     time.sleep(0.2)
                 self.await_all_alive(list(routers.values()), 5)
                 for router in routers.values():
-                    # A router that connected to itself would be its own peer.
+                    # A router that talked to itself would be its own peer.
                     names = [peer["name"] for peer in router.health()["peers"]]
                     self.assertEqual(len(names), count - 1)
                     self.assertNotIn(router.machine.name, names)
@@ -178,16 +178,16 @@ class Document(ChaosTest):
                 print(f"\n!!! SKIPPED: {tool} is not installed", file=sys.stderr)
                 self.skipTest(f"{tool} is not installed")
         machines = self.machines(3)
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         routers = [self.type(machine, script) for machine, script in zip(machines, (NODE_1, NODE_2, NODE_3))]
         self.await_all_alive(routers, 5)
-        status = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/status | jq"))
+        status = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/status | jq"))
         self.assertEqual(status["node_count"], 3)
-        health = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/health | jq"))
+        health = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/health | jq"))
         self.assertEqual(health["status"], "ok")
-        workers = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/workers | jq"))
+        workers = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/workers | jq"))
         self.assertEqual(workers["total"], 0)
-        policies = json.loads(client_machine.run("sh", "-c", "curl http://node1:8000/ha/policies | jq"))
+        policies = json.loads(somebody.run("sh", "-c", "curl http://node1:8000/ha/policies | jq"))
         self.assertEqual(policies["default"], "cache_aware")
 
     def test_debug_logging(self):

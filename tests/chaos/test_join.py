@@ -1,4 +1,4 @@
-"""Joining: cold starts, names that resolve late, wrong lists, duplicate names, foreign clusters. D-13, D-14, D-16."""
+"""Coming in: cold starts, names that come late, wrong lists, taken names, foreign clusters. D-13, D-14, D-16."""
 
 import time
 import unittest
@@ -10,14 +10,14 @@ class Join(ChaosTest):
     LIST = [f"node{number}:{MESH}" for number in (1, 2, 3)]
 
     def nameless(self, count):
-        """Creates machines that resolve no names yet."""
+        """Machines that know no names yet."""
         return [self.network.machine(f"node{number}", names={}) for number in range(1, count + 1)]
 
-    def publish_names(self, machines):
-        """Makes all names resolvable on all machines."""
+    def tell(self, machines):
+        """Now they know all names."""
         for machine in machines:
             machine.names = {other.name: other.address for other in machines}
-        self.network.write_hosts_files()
+        self.network.tell_names()
 
     def test_d13_cold_start_before_names_exist(self):
         machines = self.nameless(3)
@@ -27,7 +27,7 @@ class Join(ChaosTest):
         time.sleep(5)
         for router in routers:
             self.assertEqual(list(router.states().values()), ["INIT"])
-        self.publish_names(machines)
+        self.tell(machines)
         took = self.await_all_alive(routers, 5)
         report("names appear to all ALIVE", [took])
         for router in routers:
@@ -47,7 +47,7 @@ class Join(ChaosTest):
             routers.append(router)
             if len(routers) < 3:
                 time.sleep(10)
-            # The first router is alone and its list names routers that do not run: it dials them and serves requests.
+            # The first of them is alone, with a list in which others are missing: it looks for them, and serves.
             if len(routers) > 1:
                 self.await_all_alive(routers, 5)
         for router in routers:
@@ -55,7 +55,7 @@ class Join(ChaosTest):
             self.assertEqual(len(router.health()["peers"]), 2)
 
     def test_d14_stuck_in_init(self):
-        # An address without a machine, a machine without a listener, and an unknown name.
+        # Nobody, somebody who does not listen, and no such name.
         machine, deaf = self.network.machine("node1"), self.network.machine("node2")
         deaf.deafen("-p", "tcp", "--dport", str(MESH))
         peers = [f"node2:{MESH}", f"{NET}.2:4711", f"nowhere:{MESH}", f"{NET}.77:{MESH}"]
@@ -77,7 +77,7 @@ class Join(ChaosTest):
             self.assertTrue(any(address in reason for reason in health["reasons"]), health["reasons"])
         question = {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}]}
         self.assertEqual(router.ask("POST", "/v1/chat/completions", question).status, 200)
-        # The router does not give up: it finds a router that starts later.
+        # It does not give up: whoever comes is found.
         seed = self.router(deaf, peers=[])
         time.sleep(3)
         self.assertEqual(router.health()["node"]["status"], "INIT")
@@ -85,7 +85,7 @@ class Join(ChaosTest):
         took = self.await_all_alive([router, seed], 5)
         report("unblocked to ALIVE", [took])
 
-    def test_join_address_that_starts_late(self):
+    def test_seed_later_than_its_joiner(self):
         machines = self.machines(2)
         joiner = self.router(machines[1], peers=[f"node1:{MESH}"])
         eventually("it waits", joiner.states, lambda seen: seen == {"node2": "INIT"}, 5)
@@ -96,7 +96,7 @@ class Join(ChaosTest):
         report("seed up to joined", [took])
 
     def test_two_clusters_become_one(self):
-        # Each is a cluster of its own; then the join name of one resolves to the other as well.
+        # Each began on its own; then one is told of the other by its name's further address.
         machines = self.machines(4)
         machines[2].names = {"node1": machines[0].address, "node3": machines[2].address, "node4": machines[3].address}
         first = [self.router(machine, peers=[f"node1:{MESH}", f"node2:{MESH}"]) for machine in machines[:2]]
@@ -108,10 +108,10 @@ class Join(ChaosTest):
         self.await_all_alive(first + second, 10)
 
     def test_names_are_resolved_to_all_their_addresses(self):
-        # As with a headless service: one name with an address per pod, some of them unreachable.
+        # A headless service: one name, as many addresses as there are pods, some of them gone.
         machines = self.machines(2)
         machines[1].names = {}
-        self.network.write_hosts_files()
+        self.network.tell_names()
         with open(machines[1]._hosts, "a") as hosts:
             hosts.write(f"{NET}.99 smg-mesh\n{NET}.98 smg-mesh\n{machines[0].address} smg-mesh\n")
         seed = self.router(machines[0], peers=[])
@@ -133,9 +133,9 @@ class Join(ChaosTest):
         reason = impostor.health()["reasons"][0]
         self.assertIn("--mesh-server-name", reason)
         self.assertIn("node2", reason)
-        errors = [record for record in impostor.records() if record["level"] == "ERROR"]
-        self.assertTrue(any("--mesh-server-name" in str(record) for record in errors), errors)
-        self.assertLess(len(errors), 5, "the error is logged again and again")
+        told = [record for record in impostor.records() if record["level"] == "ERROR"]
+        self.assertTrue(any("--mesh-server-name" in str(record) for record in told), told)
+        self.assertLess(len(told), 5, "once is enough")
         time.sleep(10)
         for router in routers:
             node = router.node("node2")
@@ -145,7 +145,7 @@ class Join(ChaosTest):
         self.assert_never(routers, "DOWN")
         self.assertEqual(impostor.metrics()["smg_mesh_name_conflict"], 1)
         self.assertIn("another live router claims this one's name", routers[1].log())
-        # Once the holder has died, the router that waits for the name gets it.
+        # When the holder has died, the name is free: the one who waits for it gets it.
         routers[1].kill()
         others = [routers[0], routers[2], impostor]
         self.await_all_alive(others, 20, ["node1", "node2", "node3"])

@@ -1,4 +1,4 @@
-"""The shared key: what the network shows with and without it, and its rotation under load. D-19."""
+"""The shared key: what the wire shows with it and without it, and its rotation while everything goes on. D-19."""
 
 import itertools
 import socket
@@ -10,14 +10,14 @@ import unittest
 from load import Clients
 from support import MESH, ChaosTest, eventually, inside, report
 
-# Keys of 32 bytes, in base64.
+# 32 bytes each, in base64.
 KEYS = ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="]
 
 ETH_P_ALL = 3
 
 
 class Capture:
-    """Captures all traffic of the mesh ports of a machine."""
+    """All that goes over the mesh ports of a machine, as somebody on the wire reads it."""
 
     def __init__(self, machine):
         with inside(machine.namespace):
@@ -39,7 +39,7 @@ class Capture:
                 self.packets.append(payload)
 
     def stop(self):
-        """Ends the capture; returns the captured bytes."""
+        """Ends it; all that was seen."""
         self._stop.set()
         self._thread.join(timeout=5)
         self._socket.close()
@@ -47,7 +47,7 @@ class Capture:
 
 
 def mesh_payload(packet):
-    """The payload of a TCP packet from or to the mesh port; empty for other packets."""
+    """What a TCP packet from or to the mesh port carries; nothing for any other packet."""
     if len(packet) < 34 or packet[12:14] != b"\x08\x00" or packet[23] != socket.IPPROTO_TCP:
         return b""
     tcp = 14 + (packet[14] & 15) * 4
@@ -58,13 +58,13 @@ def mesh_payload(packet):
 
 class Keys(ChaosTest):
     def worker(self, routers, url):
-        """Adds a worker that all routers know; returns its path."""
+        """A worker that all routers know; its path."""
         added = routers[0].ask("POST", "/workers?wait=all", {"url": url})
         self.assertEqual(added.status, 202, added.body)
         return "/workers/" + added.json()["id"]
 
-    def test_d19_without_a_key_traffic_is_plain_text(self):
-        # Proves that the next test would find plain text.
+    def test_d19_without_a_key_the_wire_shows_everything(self):
+        # What the next test does not find can be found.
         url = self.workers(1)[0]
         routers = self.cluster(3)
         capture = Capture(routers[1].machine)
@@ -80,11 +80,11 @@ class Keys(ChaosTest):
             serving = lambda seen: seen.status == 200 and seen.json()["healthy_workers"] == len(urls)  # noqa: E731
             eventually("ready", lambda r=router: r.ask("GET", "/readiness"), serving, 10)
         failed = sum(router.metrics()["smg_mesh_failed_probes_total"] for router in routers)
-        clients = Clients(self.network.machine("client"), routers, retries=0)
+        clients = Clients(self.network.machine("somebody"), routers, retries=0)
         written, confirmed = itertools.count(1), []
 
         def write(seconds):
-            """Makes changes one after the other; all three routers must acknowledge each."""
+            """Changes that all three confirm, one after the other: none may be lost."""
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 number = next(written)
@@ -101,7 +101,7 @@ class Keys(ChaosTest):
         write(1)
         self.changed(routers[0].ask("DELETE", f"/ha/keys/{old}"))
         write(2)
-        # New connections use the new key too.
+        # Connections that are made anew use the new one too.
         self.assert_never(routers, "SUSPECTED")
         failed = sum(router.metrics()["smg_mesh_failed_probes_total"] for router in routers) - failed
         routers[0].machine.cut_from(*(router.machine for router in routers[1:]))
@@ -124,7 +124,7 @@ class Keys(ChaosTest):
         self.await_equal_digests(routers, 10)
 
     def changed(self, answer):
-        """Changes the keys; all three routers must accept it."""
+        """A change of keys that all three took."""
         self.assertEqual(answer.status, 200, answer.body)
         self.assertEqual(len(answer.json()["nodes"]), 3, answer.body)
         return answer.json()

@@ -1,4 +1,4 @@
-"""Routers that leave on purpose, and are not declared DOWN: D-10."""
+"""Routers that go on purpose: D-10, and the promise that nobody takes them for dead."""
 
 import http.client
 import signal
@@ -18,7 +18,7 @@ class Leave(ChaosTest):
         self.assertEqual(router.ask("POST", "/ha/shutdown").status, 202)
 
     def leave_idle(self, leave):
-        """An idle router leaves: the others know at once and do not declare it DOWN."""
+        """A router without work goes: everybody knows at once, and nobody calls it dead."""
         routers = self.cluster(3)
         asked = time.time()
         leave(routers[1])
@@ -29,7 +29,7 @@ class Leave(ChaosTest):
             gone = lambda seen: sorted(seen) == ["node1", "node3"]  # noqa: E731
             eventually(f"{router.machine} does not list it any more", router.states, gone, 5)
             steps = [(at - asked, to) for at, _, _, to in router.transitions("node2") if at >= asked]
-            # Measured by the routers' logs, so that the time of the test's own requests does not count.
+            # From the inside, so that what the test needs to look is not in the number.
             self.assertEqual([to for _, to in steps], ["LEAVING", "GONE"], steps)
             known.append(steps[0][0])
         report("graceful leave known to the others", known)
@@ -38,11 +38,11 @@ class Leave(ChaosTest):
             self.assertFalse([name for name in router.metrics() if name.startswith("smg_mesh_peer_status") and "node2" in name])
             self.assertEqual(router.metrics()["smg_mesh_peers_total"], 1)
             self.assertEqual(router.health()["reasons"], [])
-        # Longer than the failure detection takes.
+        # Longer than it takes to call somebody dead.
         time.sleep(8)
         self.assert_never(others, "DOWN")
         self.assert_never(others, "SUSPECTED")
-        # Its name is free: it may join again.
+        # Its name is free, and it is welcome.
         routers[1] = self.router(routers[1].machine)
         self.await_all_alive(routers, 2)
         self.assert_calm(routers)
@@ -55,14 +55,14 @@ class Leave(ChaosTest):
 
     def leave_under_load(self, leave):
         urls = self.workers(2, "--decode-tokens-per-second", "20")
-        # Five seconds, the default, in which a load balancer can notice.
+        # Five seconds in which a balancer can notice, as by default.
         routers = self.cluster(3, "--worker-urls", ",".join(urls), "--drain-settle-secs", "5")
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
-        balancer = Balancer(client_machine, routers)
-        clients = Clients(client_machine, routers, rate=50, retries=0, ready=balancer.is_ready)
-        streams = [StreamReader(client_machine, routers[1], 200) for _ in range(10)]
+        balancer = Balancer(somebody, routers)
+        clients = Clients(somebody, routers, rate=50, retries=0, ready=balancer.is_ready)
+        streams = [StreamReader(somebody, routers[1], 200) for _ in range(10)]
         eventually("all streams have begun", lambda: [bool(stream.text) for stream in streams], all, 5)
         asked = time.time()
         leave(routers[1])
@@ -70,12 +70,12 @@ class Leave(ChaosTest):
         report("leave to readiness 503", [unready])
         self.assertLess(unready, 0.25)
         self.assertEqual(routers[1].ask("GET", "/liveness").status, 200)
-        # It publishes LEAVING first, and stays listed while it drains.
+        # It says so before it does anything, and stays listed while it works.
         for router in (routers[0], routers[2]):
             self.assertLess(self.await_transition(router, "node2", "LEAVING", asked, 5), 0.5)
             self.assertEqual(router.states()["node2"], "LEAVING")
         while time.time() < asked + 4:
-            self.assertEqual(request(client_machine, routers[1].machine.address, "GET", "/liveness").status, 200)
+            self.assertEqual(request(somebody, routers[1].machine.address, "GET", "/liveness").status, 200)
             time.sleep(0.2)
         self.assertEqual({stream.end(30) for stream in streams}, {"whole"})
         self.assertEqual(routers[1].wait(20), 0)
@@ -111,7 +111,7 @@ class Leave(ChaosTest):
         self.assertEqual(stream.end(5), "cut")
 
     def test_shutdown_is_for_loopback(self):
-        # A client's key can't end a router: without an admin key only its own machine can.
+        # A client's key does not end a router: without an admin key that is for its own machine.
         routers = self.cluster(2, "--api-key", "secret")
         answer = request(routers[0].machine, routers[1].machine.address, "POST", "/ha/shutdown")
         self.assertIn(answer.status, (401, 403))
@@ -121,11 +121,11 @@ class Leave(ChaosTest):
     def test_rolling_restart(self):
         urls = self.workers()
         routers = self.cluster(3, "--worker-urls", ",".join(urls), "--drain-settle-secs", "2")
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
         current = {router.machine.name: router for router in routers}
-        balancer = Rolling(client_machine, current)
+        balancer = Rolling(somebody, current)
         time.sleep(1)
         for name in list(current):
             self.leave_by_signal(current[name])
@@ -143,7 +143,7 @@ class Leave(ChaosTest):
 
 
 class Rolling:
-    """A client behind a load balancer during a rolling restart: uses routers that were ready half a second ago."""
+    """A client behind a balancer, while routers are exchanged: goes to whoever was ready half a second ago."""
 
     def __init__(self, machine, current):
         self.answered = 0
@@ -170,7 +170,7 @@ class Rolling:
             turn += 1
             ready = [name for name, is_ready in self._ready.items() if is_ready]
             if not ready:
-                self.failures.append("no router is ready")
+                self.failures.append("nobody is ready")
                 continue
             address = self._current[ready[turn % len(ready)]].machine.address
             try:

@@ -1,4 +1,4 @@
-"""Stopped processes, wrong clocks, overloaded machines. D-09, D-18, D-41."""
+"""Processes that stand still, clocks that are wrong, machines that are overloaded. D-09, D-18, D-41."""
 
 import contextlib
 import pathlib
@@ -13,7 +13,7 @@ from support import API, LONG, ChaosTest, always, eventually, quantile, report
 
 
 class Pause(ChaosTest):
-    def test_one_of_five_is_stopped(self):
+    def test_one_of_five_stands_still(self):
         routers = self.cluster(5)
         frozen, others = routers[4], routers[:4]
         generation = frozen.node("node5")["generation"]
@@ -31,7 +31,7 @@ class Pause(ChaosTest):
         took = self.await_all_alive(routers, 10)
         report("standstill of 20 s ended to all ALIVE", [took])
         time.sleep(8)
-        # The stopped router must not suspect the others when it continues.
+        # What it took for the silence of the others was its own.
         self.await_all_alive(routers, 1)
         self.assert_never(others, "SUSPECTED", but=["node5"])
         self.assert_never(routers, "DOWN", since=woken)
@@ -42,8 +42,8 @@ class Pause(ChaosTest):
         self.await_equal_digests(routers, 10)
         self.assert_calm(routers)
 
-    def test_a_short_stop_is_refuted(self):
-        # Shorter than the suspicion timeout: the router may be suspected, and refutes.
+    def test_short_standstill_is_forgiven(self):
+        # Shorter than the suspicion lasts: it may be suspected, and refutes.
         routers = self.cluster(3)
         for _ in range(5):
             routers[1].freeze()
@@ -69,7 +69,7 @@ class Pause(ChaosTest):
             print(f"\n    measured: {flaps} flaps, {router.machine} saw {len(steps)} transitions", file=sys.stderr)
             self.assertLessEqual(len(steps), 2 * flaps)
             self.assertEqual(router.node("node2")["generation"], generation)
-        # The flapping router suspects no other.
+        # The one who flaps accuses nobody.
         for name in ("node1", "node3"):
             self.assertEqual([step for step in flapping.transitions(name) if step[3] == "DOWN"], [])
         for router in others:
@@ -97,11 +97,11 @@ class WrongClock(ChaosTest):
         logged = next(wrong.records())["timestamp"]
         self.assertGreater(logged, next(routers[0].records())["timestamp"], "the clock is wrong indeed")
         self.assert_skew(routers, 300)
-        # Steps of the running clock: correct, behind, far behind.
+        # Steps while it runs: right, behind, far behind.
         for milliseconds in (0, -300_000, -86_400_000):
             ahead.write_text(f"{milliseconds}\n")
             self.assert_skew(routers, milliseconds / 1000)
-        # Restarted with a clock that is behind its former one: its generation is higher all the same.
+        # Restarted with a clock that is behind its former life's: it is a later life all the same.
         generation = routers[0].node("node2")["generation"]
         ahead.write_text("-300000\n")
         wrong.kill()
@@ -112,7 +112,7 @@ class WrongClock(ChaosTest):
             eventually("it is back as a later life", lambda r=router: r.node("node2"), is_new, 5)
         self.await_all_alive(routers, 5)
         time.sleep(5)
-        # Wall clocks do not affect membership.
+        # Dates have nothing to do with who is there.
         for router in (routers[0], routers[2]):
             self.assertEqual([step for step in router.transitions() if step[3] == "DOWN"], [])
         self.await_equal_digests(routers, 10)
@@ -131,11 +131,11 @@ class Overload(ChaosTest):
     def test_d41_overload(self):
         urls = self.workers(2)
         routers = self.cluster(3, "--worker-urls", ",".join(urls))
-        client_machine = self.network.machine("client")
+        somebody = self.network.machine("somebody")
         for router in routers:
             eventually("ready", lambda r=router: r.ask("GET", "/readiness").status, lambda status: status == 200, 10)
         seconds = 300 if LONG else 30
-        with self.flood(client_machine, routers[0], seconds) as flood:
+        with self.flood(somebody, routers[0], seconds) as flood:
             rtts, probes = [], []
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:
@@ -154,7 +154,7 @@ class Overload(ChaosTest):
 
     @contextlib.contextmanager
     def flood(self, machine, router, seconds):
-        """Sends as many requests as this machine can to one router; yields a function that returns their rate afterwards."""
+        """All the requests that this machine can make, at one router; yields how to ask afterwards for their rate."""
         url = f"http://{router.machine.address}:{API}/v1/chat/completions"
         if not shutil.which("wrk"):
             print(f"\n!!! SKIPPED: {self.id()}: needs wrk", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""State that routers share: workers, policies, sessions, prefixes, load, health."""
+"""What one router learns, all of them know: workers, policies, sessions, prefixes, load, health."""
 
 import concurrent.futures
 import http.client
@@ -23,7 +23,7 @@ class Client:
     def __init__(self, machine, routers, port=API):
         self.machine, self.routers, self._port = machine, list(routers), port
         self._connections = {}
-        # The decision of the last pick, and the router's own milliseconds, with --debug-headers.
+        # Why the worker of the last answer was picked, and the router's own milliseconds, with --debug-headers.
         self.decision, self.overhead = [], 0.0
 
     def ask(self, router, method, path, document=None, headers=None):
@@ -47,7 +47,7 @@ class Client:
         raise AssertionError("never here")
 
     def chat(self, router, document, headers=None):
-        """Sends a request; returns the worker that answered and the answer."""
+        """The worker that answered, and the answer."""
         answer, body = self.ask(router, "POST", "/v1/chat/completions", document, headers)
         if answer.status != 200:
             raise OSError(f"{router.machine}: {answer.status} {body[:200]!r}")
@@ -57,7 +57,7 @@ class Client:
 
 
 class Conversation:
-    """A chat that repeats its history; each turn adds a question of some hundred bytes."""
+    """A chat that repeats its history: each turn a question of some hundred bytes more."""
 
     def __init__(self, number, seed=0):
         self._chance = random.Random(f"{seed}-{number}")
@@ -84,7 +84,7 @@ class Conversation:
 
 
 class SharedTest(ChaosTest):
-    """Routers with mock workers, and a client on its own machine."""
+    """Routers that share mock workers, and a client on a machine of its own."""
 
     def start(self, count, workers, *flags, named=True, slow=(), **variables):
         self.urls = self.workers(workers, *slow)
@@ -105,7 +105,7 @@ class SharedTest(ChaosTest):
         return Client(self.outside, routers)
 
     def stats(self, url):
-        """The counters of a mock worker."""
+        """What a mock worker has counted."""
         host, port = url.removeprefix("http://").split(":")
         return request(self.outside, host, "GET", "/_mock/stats", port=int(port)).json()
 
@@ -116,14 +116,14 @@ class SharedTest(ChaosTest):
         self.assertEqual(answer.status, 200, answer.body)
 
     def ids(self, router):
-        """The ids of a router's workers, by URL."""
+        """Worker ids by URL, as a router has them."""
         return {worker["spec"]["url"]: worker["id"] for worker in router.get("/workers")["workers"]}
 
 
 class Workers(SharedTest):
-    """Workers that are added, changed, drained and removed on any router."""
+    """Added, changed, drained, removed on any router."""
 
-    def test_a_write_reaches_all_routers_at_once(self):
+    def test_a_write_is_seen_everywhere_at_once(self):
         routers = self.start(3, 8, named=False)
         client = self.client(routers)
         took = {"added": [], "ready": [], "drained": [], "removed": []}
@@ -157,7 +157,7 @@ class Workers(SharedTest):
             self.assertLess(statistics.median(values), 0.010 if what != "ready" else 0.050, what)
             self.assertLess(quantile(values, 0.99), 0.100 if what != "ready" else 0.500, what)
 
-    def test_one_stopped_router_of_five_delays_no_other(self):
+    def test_one_of_five_that_stands_still_delays_nobody(self):
         routers = self.start(5, 1, named=False)
         client = self.client(routers)
         answering, frozen = routers[:4], routers[4]
@@ -169,7 +169,7 @@ class Workers(SharedTest):
         written = itertools.count(1)
 
         def visibility(seconds):
-            """Times until a change on one of four routers was known to all four."""
+            """How long a change made on one of four took until all of them had it, again and again."""
             took, until = [], time.monotonic() + seconds
             while time.monotonic() < until:
                 number = next(written)
@@ -183,7 +183,7 @@ class Workers(SharedTest):
             return took
 
         awake = visibility(5)
-        # The router is stopped for 20 s: it is SUSPECTED and then DOWN meanwhile.
+        # It stands still for 20 s: suspected, then DOWN, in the middle of it.
         frozen.freeze()
         self.addCleanup(frozen.thaw)
         asleep = visibility(20)
@@ -194,11 +194,11 @@ class Workers(SharedTest):
             report(f"a change on one of four seen by the others, {what}", [value * 1000 for value in values], "ms")
             print(f"    p90 {quantile(values, 0.9) * 1000:.3f} ms, p99 {quantile(values, 0.99) * 1000:.3f} ms", file=sys.stderr)
         eventually("it catches up", lambda: priority(frozen), lambda seen: seen == priority(routers[0]), 5)
-        # A busy machine changes a 99th percentile by more than the tenth that is the goal. A wait for the stopped router would take seconds.
+        # A busy machine moves a 99th percentile by more than the tenth that is promised: a wait for the frozen one would be seconds.
         self.assertLess(statistics.median(asleep), statistics.median(awake) * 1.25 + 0.001)
         self.assertLess(quantile(asleep, 0.99), quantile(awake, 0.99) * 1.5 + 0.010)
 
-    def test_after_a_receipt_no_read_is_stale(self):
+    def test_after_a_receipt_nobody_reads_what_was_before(self):
         routers = self.start(3, 2)
         client = self.client(routers)
         worker = next(iter(self.ids(routers[0]).values()))
@@ -218,7 +218,7 @@ class Workers(SharedTest):
         report("a write with wait=all", times, "ms")
         self.assertEqual(stale, 0)
 
-    def test_an_unacknowledged_write_is_reported_and_kept(self):
+    def test_a_write_that_cannot_be_confirmed_says_so_and_stands(self):
         routers = self.start(3, 2)
         worker = next(iter(self.ids(routers[0]).values()))
         routers[2].freeze()
@@ -242,14 +242,14 @@ class Workers(SharedTest):
         path = f"/workers/{worker}?wait=quorum&timeout=500ms"
         answer = routers[0].ask("PATCH", path, {"priority": 3})
         self.assertEqual((answer.status, answer.json()["receipt"]["complete"]), (202, False))
-        # All routers that are up have it.
+        # All that are there have it.
         answer = routers[0].ask("PATCH", f"/workers/{worker}?wait=all", {"priority": 4})
         self.assertEqual((answer.status, answer.json()["receipt"]["applied"]), (200, ["node1", "node2"]))
 
-    def test_a_change_does_not_bring_a_removed_worker_back(self):
+    def test_what_was_removed_and_still_works_is_not_brought_back_by_a_change(self):
         routers = self.start(3, 2)
         worker = self.ids(routers[0])[self.urls[0]]
-        # Only the first worker is left, so it gets the request.
+        # Only the first is there, so that it gets the request.
         other = self.ids(routers[0])[self.urls[1]]
         self.assertEqual(routers[0].ask("POST", f"/workers/{other}/drain?wait=all").status, 200)
         slow = {"x-mock": json.dumps({"delay_ms": 3000})}
@@ -288,13 +288,13 @@ class Workers(SharedTest):
                 self.assertNotIn(secret.encode(), router.ask("GET", path).body, path)
             self.assertNotIn(secret, router.log())
 
-    def test_the_same_list_on_all_routers_makes_one_row_per_worker(self):
+    def test_one_list_given_to_all_makes_one_entry_each(self):
         routers = self.start(8, 4)
         entries = lambda: [router.status()["stores"]["workers"]["entry_count"] for router in routers]  # noqa: E731
         eventually("four entries", entries, lambda seen: seen == [4] * 8, 10)
         self.await_equal_digests(routers, 10)
 
-    def test_a_removed_worker_stays_removed_and_a_crash_removes_none(self):
+    def test_what_was_removed_stays_removed_and_a_registrars_death_takes_nothing(self):
         routers = self.start(3, 3)
         ids = self.ids(routers[0])
         gone, changed, third = self.urls
@@ -303,7 +303,7 @@ class Workers(SharedTest):
         known = [{changed, third}] * 3
         listed = lambda: [set(self.ids(router)) for router in routers]  # noqa: E731
         eventually("it is gone", listed, lambda seen: seen == known, 5)
-        # Each router crashes and returns with the whole list on its command line.
+        # Every one of them dies and comes back with the whole list on its command line.
         for at, machine in enumerate(router.machine for router in list(routers)):
             routers[at].kill()
             rest = [router for router in routers if router.is_running()]
@@ -315,7 +315,7 @@ class Workers(SharedTest):
         self.assertEqual(listed(), known)
         for router in routers:
             self.assertEqual(router.get(f"/workers/{ids[changed]}")["spec"]["priority"], 5)
-        # Registering it again brings it back.
+        # Who asks for it again gets it.
         self.assertEqual(routers[2].ask("POST", "/workers?wait=all", {"url": gone}).status, 202)
         eventually("it is back", listed, lambda seen: seen == [set(self.urls)] * 3, 5)
 
@@ -326,7 +326,7 @@ class Workers(SharedTest):
         self.await_state(routers[:2], "node3", ["DOWN"], 20)
         self.assertEqual(routers[0].ask("DELETE", f"/workers/{ids[self.urls[0]]}").status, 202)
         self.assertEqual(routers[2].ask("DELETE", f"/workers/{ids[self.urls[1]]}").status, 202)
-        # Changed on one side of the partition and removed on the other: the change was made without knowing of the removal.
+        # Changed on one side, removed on the other: who changes it has not seen the removal.
         self.assertEqual(routers[2].ask("POST", f"/workers/{ids[self.urls[2]]}/drain").status, 200)
         time.sleep(1)
         routers[2].machine.heal()
@@ -339,10 +339,10 @@ class Workers(SharedTest):
 
 
 class Affinity(SharedTest):
-    """Conversations over several routers find their cached prefixes."""
+    """Conversations over several routers find their cache."""
 
     def play(self, routers, conversations, turns, seed=0, before_turn=lambda turn: None):
-        """Runs all conversations turn by turn, over the routers in turn; returns the hit rate of each turn but the first."""
+        """All conversations, turn by turn, the routers in turn; the hit rate of each turn but the first."""
         talks = [Conversation(number, seed) for number in range(conversations)]
         turn_of = itertools.count()
         rates = []
@@ -356,7 +356,7 @@ class Affinity(SharedTest):
                 return talk.ask(local.client, alive[next(turn_of) % len(alive)])
 
             for turn in range(turns):
-                # No client answers at once, and hints are published within a tenth of a second.
+                # Nobody, not even a program, answers at once; hints are told within a tenth of a second.
                 time.sleep(0.2)
                 before_turn(turn)
                 counted = list(pool.map(ask, talks))
@@ -366,7 +366,7 @@ class Affinity(SharedTest):
         same = sum(worker == talk.workers[0] for talk in talks for worker in talk.workers[1:])
         return rates[1:], same / sum(len(talk.workers) - 1 for talk in talks)
 
-    def test_three_routers_have_the_hit_rate_of_one(self):
+    def test_three_routers_hit_as_one_does(self):
         turns, conversations = 8, 60
         routers = self.start(3, 4, "--policy", "cache_aware", "--debug-headers")
         shares = {}
@@ -380,11 +380,11 @@ class Affinity(SharedTest):
         report("same worker, three routers", [same * 100 for _, same in shares["three"]], "%")
         self.assertGreaterEqual(statistics.mean(three), 0.98 * statistics.mean(one))
         self.assertGreaterEqual(min(same for _, same in shares["three"]), 0.95)
-        # Not by the choice by key: the next router has received the hint.
+        # Not by agreement on what nobody knows: the router that is asked next has been told.
         report("later turns of which the prefix was known", [self.hits * 100], "%")
         self.assertGreaterEqual(self.hits, 0.95)
 
-    def test_a_crashed_router_loses_no_affinity(self):
+    def test_a_router_that_dies_takes_no_affinity_along(self):
         routers = self.start(3, 4)
 
         def kill(turn):
@@ -396,7 +396,7 @@ class Affinity(SharedTest):
         report("hit rate before and after a death", [before * 100, after * 100], "%")
         self.assertGreater(after, before - 0.02)
 
-    def test_a_router_that_joins_knows_all_prefixes(self):
+    def test_a_router_that_joins_knows_where_everything_is(self):
         routers = self.start(3, 4)
         talks = [Conversation(number) for number in range(100)]
         client = self.client(routers)
@@ -412,7 +412,7 @@ class Affinity(SharedTest):
         report("hit rate before, and of the joiner's first 100 requests", [before * 100, after * 100], "%")
         self.assertGreater(after, before - 0.02)
 
-    def test_without_a_mesh_routers_still_agree(self):
+    def test_with_the_mesh_cut_routers_still_agree(self):
         routers = self.start(3, 4, "--debug-headers")
         for router in routers:
             router.machine.block_mesh()
@@ -421,7 +421,7 @@ class Affinity(SharedTest):
         report("hit rate of three routers that can't talk", [rate * 100 for rate in rates], "%")
         report("same worker", [same * 100], "%")
         report("later turns of which the prefix was known", [self.hits * 100], "%")
-        # A random choice would find the worker in one turn of four.
+        # By chance one turn in four would find its worker.
         self.assertGreater(same, 0.6)
 
 
@@ -430,7 +430,7 @@ class Affinity(SharedTest):
         for router in routers:
             half = ["-m", "statistic", "--mode", "random", "--probability", "0.5"]
             router.machine.deafen("-p", "tcp", "--dport", str(MESH), *half)
-        # Any status but 200 fails the test.
+        # Any answer but 200 fails this.
         rates, same = self.play(routers, 60, 6)
         report("hit rate while half of all packets between routers are lost", [rate * 100 for rate in rates], "%")
         report("same worker", [same * 100], "%")
@@ -439,7 +439,7 @@ class Affinity(SharedTest):
 
 
 class Cold(SharedTest):
-    """A worker that is restarted has an empty cache."""
+    """A worker that is started anew has nothing in its cache."""
 
     def test_a_restart_that_no_probe_sees_is_known_on_all_after_three_answers(self):
         routers = self.start(3, 2, "--health-check-interval-secs", "3600")
@@ -448,7 +448,7 @@ class Cold(SharedTest):
         for turn in range(2):
             for at, talk in enumerate(talks):
                 talk.ask(client, routers[(turn + at) % 3])
-        # So that the next router has received all hints.
+        # So that the router that is asked next has heard of all of them.
         time.sleep(0.5)
         victim = max({talk.workers[0] for talk in talks}, key=lambda name: sum(t.workers[0] == name for t in talks))
         theirs = [talk for talk in talks if talk.workers[0] == victim]
@@ -457,14 +457,14 @@ class Cold(SharedTest):
         request(self.outside, host, "POST", "/flush_cache", port=int(port))
         known = lambda: sum("taken for cold" in router.log() or "found its cache cold" in router.log() for router in routers)  # noqa: E731
         self.assertEqual(known(), 0)
-        # One answer proves nothing; three in a row to one router do.
+        # One answer proves nothing yet; three in a row to one router do.
         for talk in theirs[:3]:
             talk.ask(client, routers[0])
         eventually("all know", known, lambda seen: seen == 3, 2)
 
 
 class Load(SharedTest):
-    """Routers count the requests in flight of the others."""
+    """What one router has sent, the others count."""
 
     def test_a_burst_from_three_routers_is_spread_evenly(self):
         routers = self.start(3, 4)
@@ -515,9 +515,9 @@ class Load(SharedTest):
 
 
 class Health(SharedTest):
-    """Combining the health reports of several routers."""
+    """Whose word counts."""
 
-    def test_a_worker_that_fails_for_all_is_ejected_everywhere_within_a_second(self):
+    def test_who_fails_for_all_is_out_on_all_within_a_second(self):
         routers = self.start(3, 3)
         bad = self.urls[0]
         worker = self.ids(routers[0])[bad]
@@ -548,11 +548,11 @@ class Health(SharedTest):
         stop.set()
         self.assertLess(took, 1.0)
 
-    def test_a_worker_unreachable_from_one_router_stays_in_use_on_the_others(self):
+    def test_a_router_that_alone_cannot_reach_a_worker_does_not_take_it_from_the_others(self):
         routers = self.start(3, 2)
         host, port = self.urls[0].removeprefix("http://").split(":")
         worker = self.ids(routers[0])[self.urls[0]]
-        # The worker is unreachable from node1.
+        # Nobody answers there any more, as seen from node1.
         routers[0].machine.mute("-p", "tcp", "-d", host, "--dport", port)
         client = self.client(routers)
         began = time.monotonic()
@@ -590,7 +590,7 @@ class Health(SharedTest):
         self.assertLess(counts[5], counts[2] * 1.2)
         self.assertLess(counts[5], 2.2 / 0.5)
 
-    def test_a_dead_worker_is_out_even_on_routers_that_do_not_probe_it(self):
+    def test_a_dead_worker_is_out_on_all_also_on_those_that_do_not_ask_it(self):
         self.outside = self.network.machine("client")
         self.urls = self.workers(2)
         more = self.network.machine("more")
@@ -632,9 +632,9 @@ class Health(SharedTest):
 
 
 class Sessions(SharedTest):
-    """A session keeps its worker, whichever router receives its requests."""
+    """A session stays where it is, whichever router is asked."""
 
-    def test_sessions_keep_their_workers(self):
+    def test_sessions_stay(self):
         routers = self.start(3, 4, "--policy", "manual")
         sessions, requests = 100, 50
         bound = {}
@@ -661,7 +661,7 @@ class Sessions(SharedTest):
             routers[0].kill()
             list(pool.map(lambda session: ask(session, requests), range(sessions)))
             self.assertEqual(moved, [], "a router's death moves no session")
-            # A worker that is removed moves only its own sessions.
+            # A worker that goes moves only its own.
             gone = self.urls[0]
             worker = self.ids(routers[1])[gone]
             name = f"mock-{gone.rsplit(':', 1)[1]}"
@@ -673,7 +673,7 @@ class Sessions(SharedTest):
 
 
 class Policies(SharedTest):
-    """Policies that are set on one router and used by all."""
+    """Set on one, used by all."""
 
     def test_a_policy_is_used_by_all_within_a_second(self):
         routers = self.start(3, 2)
@@ -686,7 +686,7 @@ class Policies(SharedTest):
         self.assertEqual(routers[1].ask("DELETE", "/ha/policies/mock-model").status, 200)
         eventually("the default again", in_use, lambda seen: seen == ["cache_aware"] * 3, 1)
 
-    def test_concurrent_changes_converge(self):
+    def test_concurrent_changes_settle_to_the_same_everywhere(self):
         routers = self.start(3, 2)
         routers[2].machine.cut_from(*[router.machine for router in routers[:2]])
         self.await_state(routers[:2], "node3", ["DOWN"], 20)
@@ -699,8 +699,8 @@ class Policies(SharedTest):
 
 
 class Proxy:
-    """HAProxy in front of routers. It checks /readiness twice a second and changes to another router only before a request
-    was sent."""
+    """HAProxy on a machine, in front of routers: asks /readiness twice a second, and goes to another router only before a
+    request was sent."""
 
     PORT = 8080
 
@@ -720,11 +720,11 @@ class Proxy:
 
 
 class Rolling(SharedTest):
-    """A rolling restart of all routers under load, behind a load balancer that checks /readiness."""
+    """All routers restarted, one after the other, under load, behind a load balancer that knows /readiness."""
 
     RATE = 300
 
-    def test_a_rolling_restart_fails_no_request(self):
+    def test_a_rolling_restart_costs_nothing(self):
         if not shutil.which("haproxy"):
             print(f"\n!!! SKIPPED: {self.id()}: needs haproxy", file=sys.stderr)
             self.skipTest("needs haproxy")

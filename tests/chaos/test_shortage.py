@@ -1,4 +1,4 @@
-"""A router that lacks resources of its own: no router ejects a worker for that."""
+"""A router that lacks resources of its own: no worker is judged by that, on no router."""
 
 import concurrent.futures
 import re
@@ -12,7 +12,7 @@ MODEL = "mock-model"
 
 class Shortage(ChaosTest):
     def start(self, *flags):
-        """Starts two routers with three slow workers."""
+        """Two routers that share three slow workers."""
         self.urls = self.workers(3, "--decode-tokens-per-second", "4")
         probes = ["--health-check-interval-secs", "0.3", "--health-failure-threshold", "1", "--health-probers", "2"]
         routers = self.cluster(2, "--worker-urls", ",".join(self.urls), *probes, *flags)
@@ -27,11 +27,11 @@ class Shortage(ChaosTest):
         return request(self.outside, router.machine.address, "POST", "/v1/chat/completions", document, timeout=20)
 
     def ask(self, router, path):
-        # Requests come from another machine, because requests from this one would use its ports too.
+        # From outside: what is asked from within takes ports as well.
         return request(self.outside, router.machine.address, "GET", path)
 
     def all_well(self, routers):
-        """Asserts that each router routes to each worker and has no bad report of it."""
+        """Every router routes to every worker, and has heard nothing bad of it."""
 
         def verdicts():
             seen = []

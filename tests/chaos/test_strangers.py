@@ -1,4 +1,4 @@
-"""Hostile traffic on the mesh port: garbage, other protocols, too much data, silence, false reports. D-15."""
+"""What strangers say on the mesh port: garbage, other protocols, far too much, nothing at all, and lies. D-15."""
 
 import os
 import random
@@ -29,7 +29,7 @@ class Strangers(ChaosTest):
         eventually(f"{reason} is counted", lambda: self.rejected(reason), lambda count: count > before, within)
 
     def assert_unharmed(self, memory=64 << 20):
-        """Asserts that one counter has moved and no other."""
+        """A counter moved, and nothing else."""
         for router in self.routers:
             self.assertTrue(router.is_running())
             self.assertEqual(router.states(), {name: "ALIVE" for name in ("node1", "node2", "node3")})
@@ -39,7 +39,7 @@ class Strangers(ChaosTest):
         self.assert_calm(self.routers)
 
     def introduced(self, call="Swim", name="stranger", cluster=None, **version):
-        """Opens a stream with a valid opening, apart from the given changes."""
+        """A stream whose opening is as it should be, apart from what is asked for."""
         cluster = self.cluster_id() if cluster is None else cluster
         stream = wire.Stream(self.dial(), call)
         self.addCleanup(stream.close)
@@ -91,7 +91,7 @@ class Strangers(ChaosTest):
             print(f"\n    measured: {call}: {sent} of 64 MiB were taken before the stream ended", file=sys.stderr)
             self.assertLess(sent, 8 << 20)
             self.assert_counted("message", before)
-        # As the opening of a stream without an introduction.
+        # As the opening itself, of somebody who never introduces himself.
         stream = wire.Stream(self.dial(), "Swim")
         stream.send(bytes(64 << 20))
         self.assertTrue(stream.await_end())
@@ -99,7 +99,7 @@ class Strangers(ChaosTest):
         self.assert_unharmed()
 
     def test_d15_a_length_that_never_comes(self):
-        # Announces a megabyte and sends one byte, a thousand times. Memory grows only with the bytes sent.
+        # Says that a megabyte comes, and sends a byte: a thousand times. Memory is for what was sent.
         streams = []
         for _ in range(200):
             stream = self.introduced("Sync")
@@ -115,18 +115,18 @@ class Strangers(ChaosTest):
             self.addCleanup(held[-1].close)
         time.sleep(2)
         self.assert_unharmed()
-        # Another router can still join.
+        # Another router still gets in.
         newcomer = self.router(self.network.machine("node4"), peers=[f"node1:{MESH}"])
         self.routers.append(newcomer)
         took = self.await_all_alive(self.routers, 5)
         report("join beside 1,000 silent connections", [took])
-        # They are closed after a timeout, or a stranger could keep routers out.
+        # They are not kept for ever, or a stranger could keep others out.
         descriptors = lambda: len(os.listdir(f"/proc/{self.target.pid}/fd"))  # noqa: E731
         eventually("they are closed", descriptors, lambda count: count < 200, 10)
         self.assert_counted("silent", 900)
 
     def test_d15_connections_that_only_say_hello(self):
-        # A valid HTTP/2 preface, and then silence: not even answers to pings.
+        # HTTP/2 as it should be, and then nothing, not even answers to pings.
         for _ in range(200):
             tcp = self.dial()
             self.addCleanup(tcp.close)
@@ -152,7 +152,7 @@ class Strangers(ChaosTest):
         self.assert_counted("version")
         line = [record for record in self.target.records() if "version 99" in str(record)]
         self.assertEqual(len(line), 1)
-        # A later minor version is accepted.
+        # A later minor version is welcome.
         stream = self.introduced(minor=7)
         self.assertIsNotNone(stream.message())
         self.assertFalse(stream.await_end(1))
@@ -209,7 +209,7 @@ class Strangers(ChaosTest):
 
 
 class Rumours(ChaosTest):
-    """False reports about node3, sent to node1 in the name of node2."""
+    """Lies about node3, told to node1 in node2's name."""
 
     def setUp(self):
         super().setUp()
@@ -222,7 +222,7 @@ class Rumours(ChaosTest):
         return wire.Identity(name, int(node["generation"]), host, int(port))
 
     def lie(self, state, incarnation=0):
-        """Sends the report; returns the wall time."""
+        """Tells it; when, on the calendar."""
         node1 = self.routers[0].machine.address
         cluster = wire.cluster_of(self.liar.connect(node1, MESH))
         node2, about = self.identity("node2"), self.identity("node3")
@@ -231,14 +231,14 @@ class Rumours(ChaosTest):
         stream.send(wire.of_opening(wire.opening(cluster, node2.name, node2.generation, f"{node2.address}:{node2.port}")))
         self.assertIsNotNone(stream.message())
         packet = wire.rumour(node2, self.identity("node1"), about, state, incarnation)
-        reported_at = time.time()
+        told = time.time()
         stream.send(wire.of_frame(wire.frame(wire.SWIM, cluster, packet)))
-        return reported_at
+        return told
 
-    def refuted(self, reported_at, name):
-        """Asserts that node1 applies the report and soon refutes it; returns the time in seconds."""
-        self.await_transition(self.routers[0], "node3", name, reported_at, 2)
-        took = self.await_transition(self.routers[0], "node3", "ALIVE", reported_at, 5)
+    def refuted(self, told, name):
+        """node1 believes it, and not for long; in seconds."""
+        self.await_transition(self.routers[0], "node3", name, told, 2)
+        took = self.await_transition(self.routers[0], "node3", "ALIVE", told, 5)
         self.await_all_alive(self.routers, 2)
         return took
 
@@ -250,9 +250,9 @@ class Rumours(ChaosTest):
 
     def test_false_suspicion_is_refuted(self):
         generation = self.routers[0].node("node3")["generation"]
-        # node3 increases its incarnation each time, so the next report must claim a higher one.
+        # node3 raises its number each time, so the next lie must claim more to be believed.
         took = [self.refuted(self.lie(wire.SUSPECT, 10 * number), "SUSPECTED") for number in range(5)]
-        report("false SUSPECTED, report to refutation", took)
+        report("false SUSPECTED told to refuted", took)
         self.assertLess(max(took), 2)
         self.assert_never(self.routers, "DOWN")
         self.assert_all_is_as_before(generation)
@@ -260,7 +260,7 @@ class Rumours(ChaosTest):
     def test_false_death_is_refuted(self):
         generation = self.routers[0].node("node3")["generation"]
         took = self.refuted(self.lie(wire.DOWN), "DOWN")
-        report("false DOWN, report to refutation", [took])
+        report("false DOWN told to refuted", [took])
         self.assertLess(took, 2)
         refuted = lambda: self.routers[2].metrics()["smg_mesh_refutations_total"]  # noqa: E731
         eventually("it is counted", refuted, lambda count: count >= 1, 3)

@@ -1,8 +1,8 @@
-"""A client for the mesh port: enough of HTTP/2, gRPC, protobuf, bincode and XXH3 to send what no router sends.
+"""A stranger at the mesh port: just enough of HTTP/2, gRPC, protobuf, bincode and XXH3 to say things that no router says.
 
-It sends invalid traffic on purpose: false reports, other versions, other clusters, too much data. It implements
-`proto/mesh.proto` and `crates/cluster/src/codec.rs` independently of the router: a mistake in it shows as a frame that is
-counted as corrupted.
+It exists to send what is wrong on purpose: rumours, other versions, other clusters, far too much. What it writes follows
+`proto/mesh.proto` and `src/cluster/codec.rs`, from which it was made independently: a mistake shows at once as a frame that
+is counted as corrupted.
 """
 
 import select
@@ -12,22 +12,22 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 
-# Kinds of frames, as in `cluster::codec`.
+# Kinds of frames, of `cluster::codec`.
 SWIM = 1
-# The messages and states of foca that are used here.
+# foca's messages and states that are used here.
 GOSSIP = 8
 SUSPECT, DOWN = 1, 2
 
 
 class Stream:
-    """One gRPC call on its own connection."""
+    """One gRPC call on a connection of its own."""
 
     def __init__(self, tcp, call):
         self.tcp = tcp
         self.ended = False
         self._received = b""
         self._data = b""
-        # Flow-control windows of the connection and of the stream.
+        # What the other side lets us send: on the connection, on the stream.
         self._windows = [65_535, 65_535]
         self._stream_window = 65_535
         path = f"/smg.mesh.v1.Mesh/{call}"
@@ -39,7 +39,7 @@ class Stream:
         tcp.sendall(PREFACE + _http2(SETTINGS, 0, 0, b"") + _http2(HEADERS, END_HEADERS, 1, block))
 
     def send(self, message, within=10.0):
-        """Sends a message as far as the peer accepts it; returns the number of bytes sent."""
+        """Sends a message, as far as the other side takes it; how many bytes of it went out."""
         return self.send_raw(struct.pack(">BI", 0, len(message)) + message, within)
 
     def send_raw(self, data, within=10.0):
@@ -62,11 +62,11 @@ class Stream:
         return sent
 
     def finish(self):
-        """Half-closes the stream."""
+        """Says that nothing more will come."""
         self.tcp.sendall(_http2(DATA, END_STREAM, 1, b""))
 
     def message(self, within=5.0):
-        """The next message of the peer; None if the stream has ended or no message arrives in time."""
+        """The next message of the other side; None when the stream has ended or nothing came in time."""
         while True:
             if len(self._data) >= 5:
                 (length,) = struct.unpack_from(">I", self._data, 1)
@@ -77,7 +77,7 @@ class Stream:
                 return None
 
     def await_end(self, within=5.0):
-        """Whether the peer ends the stream or the connection in time."""
+        """Whether the other side ends the stream or the connection in time."""
         while not self.ended and self._read(within):
             self._data = b""
         return self.ended
@@ -86,7 +86,7 @@ class Stream:
         self.tcp.close()
 
     def _read(self, within):
-        """Handles one frame; returns whether there was one."""
+        """Handles one frame; whether there was one."""
         self.tcp.settimeout(max(within, 0.001))
         try:
             while len(self._received) < 9 or len(self._received) < 9 + int.from_bytes(self._received[:3], "big"):
@@ -182,7 +182,7 @@ def of_frame(frame):
 
 
 def fields(message):
-    """Decodes a protobuf message: values by field number, the last one of each."""
+    """A protobuf message as it stands: value by number, the last one of each."""
     found, at = {}, 0
 
     def varint():
@@ -214,7 +214,7 @@ def fields(message):
 
 
 def cluster_of(tcp):
-    """The id of the cluster that a router reports."""
+    """The id of the cluster that listens there, as it says itself."""
     stream = Stream(tcp, "Hello")
     stream.send(opening(0, "stranger", 1, "192.0.2.1:1"))
     stream.finish()
@@ -235,7 +235,7 @@ def frame(kind, cluster, payload, version=(1, 0), flags=0):
 
 
 class Identity:
-    """A member of foca, as `cluster::membership::identity` encodes it."""
+    """A member of foca's, as `cluster::membership::identity` writes it."""
 
     def __init__(self, name, generation, address, port, renewal=0):
         self.name, self.generation, self.address, self.port = name, generation, address, port
@@ -249,7 +249,7 @@ class Identity:
 
 
 def rumour(source, target, about, state, incarnation=0):
-    """A packet from `source` to `target` that reports a state (SUSPECT or DOWN) of `about`."""
+    """A packet in which `source` tells `target` that `about` is in a state (SUSPECT or DOWN)."""
     header = source.encode() + _number(0) + target.encode() + _number(GOSSIP)
     member = about.encode() + _number(incarnation) + _number(state)
     return _item(header) + struct.pack(">H", 1) + _item(member)
@@ -260,7 +260,7 @@ def _item(encoded):
 
 
 def _number(value):
-    """An integer as bincode 2 encodes it."""
+    """An integer as bincode 2 writes it."""
     if value < 251:
         return bytes([value])
     for mark, size in ((251, 2), (252, 4), (253, 8)):

@@ -1,5 +1,5 @@
-"""A real Prometheus that scrapes three real routers: every panel must show data, and every alert must find its metrics. The
-tests send the queries of the dashboard to Prometheus, with Grafana's variables filled in.
+"""A real Prometheus that scrapes three real routers: does every panel show something, and does every alert find what it
+asks for? Both are asked in Prometheus' own words, with Grafana's variables filled in.
 
 Needs prometheus; SMG_PROMETHEUS names it if it is not on the path.
 """
@@ -28,19 +28,19 @@ NAMES = ["node1", "node2", "node3"]
 
 
 class Node(Router):
-    """A router of the cluster, on ports that the system chooses."""
+    """A router of the cluster on ports that the system chose."""
 
     def __init__(self, name, workers, peers):
         mesh = ["--enable-mesh", "--mesh-server-name", name, "--mesh-host", "127.0.0.1", "--mesh-port", "0"]
         if peers:
             mesh += ["--mesh-peer-urls", ",".join(peers)]
-        # Workers fail on purpose: an open breaker would stop the traffic that is measured.
+        # Workers fail on purpose here: a breaker that opens would take what is measured away.
         super().__init__(workers, *mesh, "--cb-failure-threshold", "1000000")
         self.name = name
 
     @property
     def mesh(self):
-        """The address at which the other routers reach it."""
+        """Where the others find it."""
         events = (json.loads(line) for line in self.lines if line.startswith("{"))
         return next(event["address"] for event in events if event.get("message") == "mesh")
 
@@ -50,7 +50,7 @@ class Node(Router):
 
 
 class Prometheus(Process):
-    """Prometheus with our rules and short intervals."""
+    """Prometheus with our rules, at a pace for tests."""
 
     def __init__(self, directory, targets):
         config = directory / "prometheus.yml"
@@ -81,17 +81,17 @@ class Prometheus(Process):
             return json.load(answer)["data"]
 
     def values(self, query):
-        """The numbers that a query returns."""
+        """What a query shows; numbers only."""
         result = self.ask("/api/v1/query", query=query)["result"]
         return [float(series["value"][1]) for series in result if series["value"][1] != "NaN"]
 
     def alerts(self):
-        """Alerts that are pending or firing, with the peer that they name."""
+        """Alerts that fire, or will when their time is over, with the peer that they name."""
         return {(a["labels"]["alertname"], a["labels"].get("peer")) for a in self.ask("/api/v1/alerts")["alerts"]}
 
 
 class Traffic(threading.Thread):
-    """Holds conversations with all routers until it is stopped."""
+    """Conversations with all routers until it is stopped."""
 
     def __init__(self, routers):
         super().__init__(daemon=True)
@@ -111,7 +111,7 @@ class Traffic(threading.Thread):
             try:
                 urllib.request.urlopen(request, timeout=10).read()
             except OSError:
-                # The router was killed, or the worker closed the connection.
+                # A router that was killed, or a worker that hung up.
                 pass
 
     def stop(self):
@@ -120,14 +120,14 @@ class Traffic(threading.Thread):
 
 
 def misbehave(worker, **script):
-    """Makes a mock worker fail in this way for one request in ten."""
+    """Makes a mock worker do this to one request in ten."""
     faults = json.dumps({"script": script, "fraction": 0.1}).encode()
     request = urllib.request.Request(f"{worker}/_mock/faults", faults, method="PUT")
     urllib.request.urlopen(request, timeout=10).close()
 
 
 def queries():
-    """All queries of the dashboard by panel, with their variables filled in."""
+    """Each query of the dashboard, by panel, with its variables filled in."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", []):
             query = target["expr"].replace("$__rate_interval", "1m")
@@ -157,8 +157,8 @@ class Cluster(unittest.TestCase):
         self.addCleanup(node.stop)
         return node
 
-    def test_every_panel_shows_data(self):
-        # Panels also show failures: one that is retried and one that is not.
+    def test_every_panel_shows_something(self):
+        # Failures have panels, too: one that is tried again, and one that is not.
         misbehave(self.workers[0], status=503)
         misbehave(self.workers[1], cut_before_head=True)
         wanted = list(queries())
@@ -184,7 +184,7 @@ class Cluster(unittest.TestCase):
             path, parameters = f"/api/v1/label/{found[2]}/values", {"match[]": found[1]}
             eventually(lambda: self.prometheus.ask(path, **parameters), f"{found[1]} has the label {found[2]}")
 
-    def test_a_lost_router_fires_an_alert_and_a_complete_cluster_fires_none(self):
+    def test_a_lost_router_is_paged_for_and_a_whole_cluster_is_quiet(self):
         def rules():
             groups = self.prometheus.ask("/api/v1/rules")["groups"]
             return [rule for group in groups for rule in group["rules"]]

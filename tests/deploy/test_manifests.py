@@ -1,7 +1,7 @@
-"""Checks the overlays as kubectl renders them: valid for several Kubernetes versions, and consistent.
+"""The overlays as kubectl renders them: valid for several Kubernetes versions, and of one piece.
 
-The API server accepts manifests that do not work: a selector that matches nothing, a port by a name that no container has,
-a reference to a ConfigMap that no object defines. tests/it/deploy.rs tests the arguments of the router.
+The API server accepts much that does not work: a selector that matches nothing, a port by a name that no container has,
+a reference to a ConfigMap that nobody makes. What the router makes of its arguments is tested in tests/it/deploy.rs.
 """
 
 import functools
@@ -16,7 +16,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OVERLAYS = sorted(path.parent.name for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))
-# The oldest supported version, one in between, and the newest that the validator knows.
+# The oldest for which they are meant, one in between, the newest that the validator knows.
 VERSIONS = ("1.30", "1.33", "1.37")
 RULES = ROOT / "deploy" / "prometheus" / "smg-rules.yml"
 
@@ -31,7 +31,7 @@ def strict(properties, required=()):
 
 
 def crd(spec):
-    """The schema that wraps the spec of a custom resource."""
+    """What every object of a custom resource has, around its spec."""
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     metadata = strict({"name": {"type": "string"}, "namespace": {"type": "string"}, "labels": strings}, ["name"])
     return strict({"apiVersion": {}, "kind": {}, "metadata": metadata, "spec": spec}, ["metadata", "spec"])
@@ -49,7 +49,7 @@ RULE = strict(
     },
     ["alert", "expr"],
 )
-# The used part of the Prometheus Operator's schemas, because the validator has none for custom resources.
+# The part of the Prometheus Operator's schemas that is used here: the validator has none for custom resources.
 CRDS = {
     "PodMonitor": crd(
         strict(
@@ -106,7 +106,7 @@ def template(workload):
 
 
 def router(overlay):
-    """The routers' StatefulSet and its only container."""
+    """The routers' StatefulSet and its one container."""
     (found,) = (workload for workload in of_kind(overlay, "StatefulSet") if workload["metadata"]["name"] == "smg")
     (container,) = template(found)["spec"]["containers"]
     return found, container
@@ -117,7 +117,7 @@ def selects(selector, labels):
 
 
 def each_overlay(test):
-    """Runs a test for each overlay and names the one that failed."""
+    """Runs a test for every overlay, and says which one failed."""
 
     @functools.wraps(test)
     def run(self):
@@ -140,7 +140,7 @@ class Manifests(unittest.TestCase):
                 jsonschema.validate(document, CRDS[kind])
                 continue
             for version in VERSIONS:
-                # An object without a schema raises too, so none is skipped.
+                # Without a schema it raises, too: nothing goes by unseen.
                 kubernetes_validate.validate(document, version, strict=True)
 
     def test_the_documents_own_manifests_are_valid(self):
@@ -189,7 +189,7 @@ class Manifests(unittest.TestCase):
             for port in service["spec"]["ports"]:
                 self.assertIn(port["targetPort"], ports, service["metadata"]["name"])
             if service["spec"].get("clusterIP") == "None":
-                # A headless Service resolves to pods, so clients connect to the container's own port.
+                # Whoever is resolved by a headless Service is reached on the container's own port.
                 self.assertEqual(
                     [ports[p["targetPort"]] for p in service["spec"]["ports"]],
                     [p["port"] for p in service["spec"]["ports"]],

@@ -18,7 +18,7 @@ CONTEXT = 16384
 
 
 def vocabulary():
-    """The texts and types of all tokens: three special tokens, one per byte, and the printable characters."""
+    """Texts and types of all tokens: three special ones, each byte, and the printable characters."""
     special = [b"<unk>", b"<s>", b"</s>"]
     bytes_ = [f"<0x{byte:02X}>".encode() for byte in range(256)]
     # SentencePiece writes a space as U+2581.

@@ -1,4 +1,4 @@
-"""Support for the SDK tests: the real binary as router and as mock workers, on ports that the system chooses.
+"""What the SDK tests stand on: the real binary as router and as mock workers, on ports that the system chose.
 
 SMG_BIN names the binary; without it the release build, else the debug build, is taken.
 """
@@ -20,7 +20,7 @@ PATIENCE = 30.0
 
 
 def binary():
-    """The path of the smg binary."""
+    """The smg binary."""
     named = os.environ.get("SMG_BIN")
     built = [ROOT / "target" / profile / "smg" for profile in ("release", "debug")]
     for path in [pathlib.Path(named)] if named else built:
@@ -30,13 +30,13 @@ def binary():
 
 
 def environment():
-    """The environment without variables that would configure the binary under test, and without proxies."""
+    """The environment without our own variables, which would configure what is under test, and without proxies."""
     ours = re.compile(r"SMG_.*|RUST_LOG|.*_proxy|.*_PROXY")
     return {name: value for name, value in os.environ.items() if not ours.fullmatch(name)}
 
 
 class Process:
-    """A child process whose output lines can be awaited. It is stopped after the test in any case."""
+    """A child process whose lines can be waited for. Stopped at the end, whatever happens."""
 
     def __init__(self, arguments):
         self.lines = []
@@ -73,12 +73,12 @@ class Process:
                 return match
 
     def kill(self):
-        """Kills the process with SIGKILL."""
+        """`kill -9`."""
         self._child.kill()
         self._child.wait()
 
     def stop(self):
-        """Terminates the process and returns its exit status; kills it if it does not end."""
+        """Asks it to end and returns its exit status; kills it when it does not."""
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
         try:
@@ -97,7 +97,7 @@ def mock_workers(count, *flags):
 
 
 class Router(Process):
-    """Starts a router with these workers and waits until all are ready."""
+    """A router in front of workers, once all of them are ready."""
 
     def __init__(self, workers, *flags):
         own = ["--host", "127.0.0.1", "--port", "0", "--prometheus-port", "0", "--drain-settle-secs", "0"]
@@ -107,7 +107,7 @@ class Router(Process):
         eventually(lambda: self.get("/readiness")["healthy_workers"] == len(workers), "all workers are ready")
 
     def ask(self, method, path, document=None, key=None):
-        """Requests an admin route and returns its JSON."""
+        """An answer's document, of an admin route."""
         body = None if document is None else json.dumps(document).encode()
         headers = {"content-type": "application/json"}
         if key is not None:

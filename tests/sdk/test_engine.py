@@ -41,7 +41,7 @@ def is_up(url):
 @unittest.skipUnless("SMG_ENGINE" in os.environ, "SMG_ENGINE names no llama-server")
 class Engine(unittest.TestCase):
     def setUp(self):
-        # New engines for each test, because a warm cache would prove nothing.
+        # Fresh engines for each test: a warm cache proves nothing.
         self.urls = []
         for _ in range(2):
             port = free_port()
@@ -58,7 +58,7 @@ class Engine(unittest.TestCase):
         return client
 
     def converse(self, client):
-        """Runs interleaved conversations; returns for each turn the worker, the tokens of the prompt and those from the cache."""
+        """Interleaved conversations; of each turn who served it, its prompt's tokens and those from the cache."""
         histories = [
             [{"role": "system", "content": f"{user} is the number of this conversation. " * 12}]
             for user in range(CONVERSATIONS)
@@ -74,25 +74,25 @@ class Engine(unittest.TestCase):
                 usage = answer.usage
                 cached = usage.prompt_tokens_details.cached_tokens
                 turns[user].append((raw.headers["x-smg-worker"], usage.prompt_tokens, cached))
-                # Plain letters, because the output of random weights may not tokenize to the same tokens again.
+                # Plain letters: what random weights say need not come back as the same tokens.
                 history.append({"role": "assistant", "content": f"answer {turn}"})
         return turns
 
-    def test_conversations_stay_on_the_worker_with_their_cache(self):
+    def test_conversations_stay_where_their_cache_is(self):
         turns = self.converse(self.router())
         for user, conversation in enumerate(turns):
             workers = {worker for worker, _, _ in conversation}
             self.assertEqual(len(workers), 1, f"conversation {user} moved: {conversation}")
             for (_, before, _), (_, prompt, cached) in zip(conversation, conversation[1:]):
-                # The prompt contains the previous one, except for the template's end of the last message.
+                # All of the previous prompt is there, but for the template's end of the last message.
                 self.assertGreaterEqual(cached, 0.9 * before, f"{cached} of {prompt} after {before}: {conversation}")
         served = {conversation[0][0] for conversation in turns}
         self.assertEqual(len(served), 2, "both engines have work")
 
-    def test_round_robin_finds_less_in_the_caches(self):
-        """With round_robin the engine reports fewer cached tokens, so the test above can fail."""
+    def test_the_judge_can_say_no(self):
+        """With turns dealt out in turn, the engine itself reports less from its cache: the test above can fail."""
         share = lambda turns: sum(c for t in turns for _, _, c in t[1:]) / sum(p for t in turns for _, p, _ in t[1:])
-        # An even number of conversations would keep their workers by accident.
+        # Four conversations in turn over two workers would stay by accident; an odd number does not.
         dealt = share(self.converse(self.router("--policy", "random")))
         self.assertLess(dealt, 0.9)
 

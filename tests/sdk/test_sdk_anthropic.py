@@ -1,4 +1,4 @@
-"""The anthropic SDK, used as clients do, with the router and two mock workers."""
+"""The anthropic SDK, as its users use it, against the router and two mock workers."""
 
 import json
 import unittest
@@ -12,12 +12,12 @@ KEY = "client-key"
 
 
 def client(router, key=KEY):
-    # The SDK sends its key as x-api-key.
+    # It shows its key as x-api-key.
     return anthropic.Anthropic(base_url=router.url, api_key=key, max_retries=0, timeout=30)
 
 
 def script(**faults):
-    """Sets the faults of a mock worker."""
+    """What the mock worker is to do wrong."""
     return {"x-mock": json.dumps(faults)}
 
 

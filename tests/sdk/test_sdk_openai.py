@@ -1,4 +1,4 @@
-"""The openai SDK, used as clients do, with the router and two mock workers."""
+"""The openai SDK, as its users use it, against the router and two mock workers."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ def client(router, key=KEY):
 
 
 def script(**faults):
-    """Sets the faults of a mock worker."""
+    """What the mock worker is to do wrong."""
     return {"x-mock": json.dumps(faults)}
 
 
@@ -131,7 +131,7 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(len(seen), 3, "what came before the break was delivered")
         self.assertEqual(caught.exception.code, "upstream_stream_broken")
 
-    def test_no_ready_worker_is_a_503(self):
+    def test_nobody_ready_is_a_503(self):
         workers = self.router.ask("GET", "/workers", key=ADMIN)["workers"]
         verdict = {"healthy": False, "reason": "the SDK tests want to see a 503"}
         for worker in workers:
@@ -160,7 +160,7 @@ class Full(unittest.TestCase):
             self.assertEqual(caught.exception.code, "too_many_requests")
             self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)
             stalled.close()
-            # The client that left has released its permit.
+            # The one that left has given its place back.
             eventually(lambda: router.get("/workers")["workers"][0]["in_flight"] == 0, "the place is free")
             answer = second.chat.completions.create(model=MODEL, messages=HELLO)
             self.assertTrue(answer.choices[0].message.content)
@@ -184,7 +184,7 @@ class Crowd(unittest.TestCase):
                         text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
                         assert text, "an empty answer"
                         history.append({"role": "assistant", "content": text})
-            except Exception as error:  # The test reports failures of threads.
+            except Exception as error:  # What fails in a thread is told by the test.
                 failures.append(repr(error))
 
         threads = [threading.Thread(target=talk, args=(user,)) for user in range(16)]

@@ -192,7 +192,7 @@ fn settle(
             }
             Some(HealthChange::Down) => log_failure(fleet, answer, "worker is down"),
             Some(HealthChange::Failed) => {
-                log_failure(fleet, answer, "worker has failed: it stays down")
+                log_failure(fleet, answer, "worker has failed: it stays down");
             }
             None => {}
         }

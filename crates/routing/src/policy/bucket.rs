@@ -124,7 +124,6 @@ impl Ranges {
 }
 
 /// The column of a length: lengths below 8 have a column each, and each doubling above has eight.
-
 fn column(bytes: usize) -> usize {
     let bytes = bytes as u64;
     let column = match bytes.checked_ilog2() {

@@ -85,7 +85,6 @@ pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &
 
 /// Whether the load of `candidate` exceeds that of the `least` loaded one by at most a quarter plus `more` requests. Within this
 /// bound a choice by key spreads a burst about as evenly as a choice by load.
-
 pub(super) fn is_near(candidate: &Candidate, least: &Candidate, more: u32) -> bool {
     let fair = (u64::from(least.load) + 1) * weight(candidate);
     let most = fair + fair / 4 + u64::from(more) * weight(candidate);

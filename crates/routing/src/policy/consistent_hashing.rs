@@ -10,7 +10,6 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Candidate, Hint, Kind, Pick, Policy, rendezvous};
 
 /// The policy `consistent_hashing`.
-
 #[derive(Debug)]
 pub(super) struct ConsistentHashing;
 

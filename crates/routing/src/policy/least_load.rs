@@ -9,7 +9,6 @@ use smg_types::now::Now;
 use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
 
 /// The policy `least_load`.
-
 #[derive(Debug)]
 pub(super) struct LeastLoad;
 

@@ -22,7 +22,6 @@ use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rende
 const SLACK: u32 = 8;
 
 /// The policy `manual`.
-
 #[derive(Debug)]
 pub(super) struct Manual {
     memory: Arc<Memory>,

@@ -255,7 +255,6 @@ pub trait Policy: Send + Sync + fmt::Debug {
     }
 
     /// Whether the caller must compute [`Hint::blocks`] for this policy.
-
     fn wants_blocks(&self) -> bool {
         false
     }
