@@ -17,12 +17,12 @@ async fn clients_show_a_key_and_workers_never_see_it() {
         for header in [("authorization", bearer.as_str()), ("x-api-key", key)] {
             let answer = router.send("POST", "/generate", &[header], BODY).await;
             assert_eq!(answer.status, 200, "{header:?}: {}", answer.text());
-            let seen = worker.local_view().pop().unwrap();
+            let seen = worker.seen().pop().unwrap();
             assert_eq!(seen.all("authorization"), ["Bearer its-own"]);
             assert_eq!(seen.all("x-api-key"), Vec::<&str>::new());
         }
     }
-    let before = worker.local_view().len();
+    let before = worker.seen().len();
     let wrong: [&[(&str, &str)]; 4] = [
         &[],
         &[("authorization", "Bearer on")],
@@ -43,7 +43,7 @@ async fn clients_show_a_key_and_workers_never_see_it() {
             assert!(answer.header("x-request-id").is_some());
         }
     }
-    assert_eq!(worker.local_view().len(), before);
+    assert_eq!(worker.seen().len(), before);
     for path in ["/liveness", "/readiness", "/health", "/metrics", "/openapi.yaml"] {
         assert_eq!(router.get(path).await.status, 200, "{path} is public");
     }
@@ -55,7 +55,7 @@ async fn without_keys_the_clients_own_credentials_pass() {
     let router = Router::before(&[worker.url()], &[]).await;
     let headers = [("authorization", "Bearer theirs"), ("x-api-key", "theirs")];
     assert_eq!(router.send("POST", "/generate", &headers, BODY).await.status, 200);
-    let seen = worker.local_view().pop().unwrap();
+    let seen = worker.seen().pop().unwrap();
     assert_eq!(
         (seen.all("authorization"), seen.all("x-api-key")),
         (vec!["Bearer theirs"], vec!["theirs"])
@@ -112,7 +112,7 @@ async fn a_right_key_beside_a_foreign_one_is_enough_and_only_ours_is_taken() {
     for headers in cases {
         let answer = router.send("POST", "/generate", headers, BODY).await;
         assert_eq!(answer.status, 200, "{headers:?}");
-        let seen = worker.local_view().pop().unwrap();
+        let seen = worker.seen().pop().unwrap();
         let shown = [seen.all("authorization"), seen.all("x-api-key")].concat();
         assert!(!shown.iter().any(|value| value.contains("ours")), "{headers:?}: {shown:?}");
         let sent_foreign = headers.iter().any(|(_, value)| value.contains("foreign"));

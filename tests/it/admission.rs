@@ -36,7 +36,7 @@ async fn gated(gate: &Arc<Semaphore>) -> Worker {
 }
 
 fn names(worker: &Worker) -> Vec<String> {
-    worker.local_view().iter().map(|seen| seen.all("x-name").concat()).collect()
+    worker.seen().iter().map(|seen| seen.all("x-name").concat()).collect()
 }
 
 /// Sends a request that is called `name`, without waiting for its answer.
@@ -60,7 +60,7 @@ async fn waiting(router: &Router, n: usize) {
 /// Waits until the worker has seen `n` requests.
 async fn arrived(worker: &Worker, n: usize) {
     eventually(&format!("{n} requests at the worker"), || async {
-        let seen = worker.local_view().len();
+        let seen = worker.seen().len();
         if seen == n { Ok(()) } else { Err(seen) }
     })
     .await;
@@ -103,7 +103,7 @@ async fn the_queue_holds_its_size_and_sends_the_rest_away() {
         if done == 25 { Ok(()) } else { Err(done) }
     })
     .await;
-    assert_eq!(worker.local_view().len(), 2);
+    assert_eq!(worker.seen().len(), 2);
     gate.add_permits(5);
     let (mut good, mut rejected) = (0, 0);
     for asked in asked {
@@ -119,7 +119,7 @@ async fn the_queue_holds_its_size_and_sends_the_rest_away() {
         assert_eq!(answer.header("x-ratelimit-limit-requests"), Some("2"));
         assert_eq!(answer.header("x-ratelimit-remaining-requests"), Some("0"));
     }
-    assert_eq!((good, rejected, worker.local_view().len()), (5, 25, 5));
+    assert_eq!((good, rejected, worker.seen().len()), (5, 25, 5));
     waiting(&router, 0).await;
 }
 

@@ -103,7 +103,7 @@ async fn bodies_are_bounded_together_as_well() {
             async move { client::send(address, "POST", "/generate", &[], &body).await.status },
         );
     eventually("the first is at the worker", || async {
-        if worker.local_view().len() == 1 { Ok(()) } else { Err(()) }
+        if worker.seen().len() == 1 { Ok(()) } else { Err(()) }
     })
     .await;
     assert!(router.metric("smg_http_buffered_bytes").await >= 15_000.0);
@@ -152,7 +152,7 @@ async fn a_body_that_is_no_request_is_a_400_with_a_reason() {
             assert!(!answer.json()["error"]["message"].as_str().unwrap().is_empty());
         }
     }
-    assert!(worker.local_view().is_empty(), "nothing of it came to the worker");
+    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
     still_serves(&router).await;
 }
 
@@ -245,7 +245,7 @@ async fn what_is_not_http_is_refused() {
             is_in_shape(&answer);
         }
     }
-    assert!(worker.local_view().is_empty(), "nothing of it came to the worker");
+    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
     still_serves(&router).await;
 }
 
@@ -288,7 +288,7 @@ async fn a_half_closed_client_has_hung_up() {
     let body = r#"{"model":"m"}"#;
     half.write_all(chat("content-length: 13\r\n", body).as_bytes()).await.unwrap();
     eventually("the worker has it", || async {
-        if worker.local_view().len() == 1 { Ok(()) } else { Err(worker.local_view().len()) }
+        if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
     half.shutdown().await.unwrap();

@@ -235,7 +235,7 @@ async fn retry_after_is_honoured_up_to_the_longest_back_off() {
     // Nobody waits for 100 s: the worker's answer is the answer.
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("100")));
-    assert_eq!(worker.local_view().len(), 3);
+    assert_eq!(worker.seen().len(), 3);
     // Another worker need not be waited for.
     let other = Worker::plain().await;
     add(&router, json!({ "url": other.url() })).await;
@@ -340,7 +340,7 @@ async fn retries_have_a_budget() {
         assert_eq!(chat(&router).await.status, 500);
     }
     // Ten that it starts with, and a fifth of a hundred.
-    let seen = worker.local_view().len();
+    let seen = worker.seen().len();
     assert!((125..=130).contains(&seen), "100 requests became {seen}");
 }
 
@@ -436,7 +436,7 @@ async fn a_body_that_breaks_is_cut() {
     router.knows_ready(2).await;
     let sent = client::try_send(router.address(), "POST", "/generate", &[], body.as_bytes()).await;
     assert!(sent.is_err(), "the client takes it for whole");
-    assert_eq!((worker.local_view().len(), other.seen().len()), (2, 0), "it was tried again");
+    assert_eq!((worker.seen().len(), other.seen().len()), (2, 0), "it was tried again");
 }
 
 #[tokio::test]
@@ -456,7 +456,7 @@ async fn what_may_have_started_is_not_tried_again() {
     let router = Router::before(&urls, &["--response-head-timeout-secs", "0.3"]).await;
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
-    assert_eq!(workers.iter().map(|worker| worker.local_view().len()).sum::<usize>(), 1);
+    assert_eq!(workers.iter().map(|worker| worker.seen().len()).sum::<usize>(), 1);
 }
 
 #[tokio::test]
@@ -471,7 +471,7 @@ async fn an_answer_that_is_no_http_is_a_protocol_error() {
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_protocol_error"));
     assert_eq!(answer.header("x-smg-error-code"), Some("upstream_protocol_error"));
-    assert_eq!(worker.local_view().len(), 1, "it may have started");
+    assert_eq!(worker.seen().len(), 1, "it may have started");
 }
 
 #[tokio::test]
@@ -696,7 +696,7 @@ async fn an_alias_is_rewritten_and_nothing_else() {
         (with("\"m\""), with("\"m\"")),
     ] {
         assert_eq!(router.post("/v1/chat/completions", &sent).await.status, 200);
-        let seen = worker.local_view().pop().unwrap();
+        let seen = worker.seen().pop().unwrap();
         assert_eq!(String::from_utf8(seen.body.clone()).unwrap(), got);
         assert_eq!(seen.all("content-length"), [got.len().to_string()]);
     }
@@ -712,7 +712,7 @@ async fn a_workers_key_replaces_the_clients() {
     let sees = async || {
         let answer = router.send("POST", "/generate", &headers, br#"{"model":"m"}"#).await;
         assert_eq!(answer.status, 200);
-        let seen = worker.local_view().pop().unwrap();
+        let seen = worker.seen().pop().unwrap();
         seen.all("authorization").into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(sees().await, ["Bearer key-1"]);

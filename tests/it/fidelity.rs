@@ -54,7 +54,7 @@ async fn what_the_worker_gets_is_what_the_client_sent() {
                 answer.text().chars().take(200).collect::<String>()
             );
             assert!(answer.body == body.as_bytes(), "{path}: the answer's bytes differ");
-            let seen = worker.local_view().pop().unwrap();
+            let seen = worker.seen().pop().unwrap();
             assert!(seen.body == body.as_bytes(), "{path}: the body at the worker differs");
             assert_eq!(seen.path, format!("{path}?a=%20b&a"));
             assert_eq!(seen.all("content-length"), [body.len().to_string()]);
@@ -74,7 +74,7 @@ async fn a_form_passes_as_it_is() {
     let headers = [("content-type", "multipart/form-data; boundary=X")];
     let answer = router.send("POST", "/v1/audio/transcriptions", &headers, &form).await;
     assert_eq!((answer.status, answer.body == form), (200, true));
-    assert!(worker.local_view()[0].body == form);
+    assert!(worker.seen()[0].body == form);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn headers_pass_both_ways_repeated_ones_repeated() {
     assert_eq!(twice, ["a", "b"]);
     assert_eq!(answer.header("x-request-id"), Some("my-id"));
     assert_eq!(answer.header("x-smg-worker"), None, "nothing internal is told unasked");
-    let seen = worker.local_view().pop().unwrap();
+    let seen = worker.seen().pop().unwrap();
     assert_eq!(seen.all("accept"), ["a", "b"]);
     assert_eq!(seen.all("authorization"), ["Bearer theirs"]);
     assert_eq!(seen.all("x-own"), ["\u{e4}"]);
@@ -212,7 +212,7 @@ async fn a_client_that_leaves_before_the_first_byte_stops_its_worker() {
         client::begin(address, "POST", "/v1/chat/completions", &[], CHAT).await.map(drop)
     });
     crate::support::eventually("the worker has the request", || async {
-        if worker.local_view().len() == 1 { Ok(()) } else { Err(worker.local_view().len()) }
+        if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
     let left = Instant::now();

@@ -33,7 +33,7 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
     assert_eq!(stream.next().await.unwrap().unwrap(), "data: 1\n\n");
     let silent = tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
     eventually("both are at the worker", || async {
-        if worker.local_view().len() == 2 { Ok(()) } else { Err(worker.local_view().len()) }
+        if worker.seen().len() == 2 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
     let all = router.get("/workers").await.json();
@@ -71,7 +71,7 @@ async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
     let asked =
         tokio::spawn(client::send(router.address(), "POST", "/generate", &[], br#"{"model":"m"}"#));
     eventually("the worker has the request", || async {
-        if worker.local_view().len() == 1 { Ok(()) } else { Err(()) }
+        if worker.seen().len() == 1 { Ok(()) } else { Err(()) }
     })
     .await;
     let all = router.get("/workers").await.json();
@@ -81,7 +81,7 @@ async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
     let answer = asked.await.unwrap();
     assert_eq!((answer.status, answer.header("x-own")), (500, Some("1")), "{}", answer.text());
     assert_eq!(answer.body, "mine");
-    assert_eq!(worker.local_view().len(), 1);
+    assert_eq!(worker.seen().len(), 1);
     eventually("its slot is given back", || async {
         let all = router.get("/workers").await.json();
         if all["workers"][0]["in_flight"] == json!(0) { Ok(()) } else { Err(all) }

@@ -28,7 +28,7 @@ async fn the_total_holds_before_the_head_as_well() {
     assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
     let waited = asked.elapsed();
     assert!(waited > Duration::from_millis(450) && waited < Duration::from_secs(5), "{waited:?}");
-    assert_eq!(worker.local_view().len(), 1, "it may be generating: nobody else is asked");
+    assert_eq!(worker.seen().len(), 1, "it may be generating: nobody else is asked");
 }
 
 #[tokio::test]

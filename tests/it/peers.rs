@@ -47,7 +47,7 @@ async fn a_launch_command_of_another_router_starts_this_one() {
         .send("POST", "/generate", &[("x-own", "mine"), ("x-request-id", "no")], BODY.as_bytes())
         .await;
     assert_eq!((answer.status, answer.header("x-request-id")), (200, Some("mine")));
-    assert_eq!(worker.local_view().pop().unwrap().all("x-request-id"), ["mine"]);
+    assert_eq!(worker.seen().pop().unwrap().all("x-request-id"), ["mine"]);
     let log = router.log();
     for flag in [
         "--enable-igw",
@@ -92,7 +92,7 @@ async fn workers_are_added_and_removed_by_their_urls() {
     assert_eq!((added.status, added.text()), (200, format!("Successfully added worker: {url}")));
     // It is ready: a request right after the answer is served.
     assert_eq!(router.post("/generate", BODY).await.status, 200);
-    assert_eq!(worker.local_view().pop().unwrap().all("authorization"), ["Bearer its-own"]);
+    assert_eq!(worker.seen().pop().unwrap().all("authorization"), ["Bearer its-own"]);
     assert_eq!(router.get("/list_workers").await.json(), json!({ "urls": [url] }));
     let again = router.post(&format!("/add_worker?url={}", encoded(&url)), "").await;
     assert_eq!((again.status, again.code().as_str()), (409, "worker_already_exists"));
@@ -235,7 +235,7 @@ async fn an_alias_reaches_whichever_worker_serves_the_model() {
     router.post("/workers", json!({ "url": worker.url() }).to_string()).await;
     router.knows_ready(1).await;
     assert_eq!(router.post("/generate", r#"{"model":"gpt-4","text":"x"}"#).await.status, 200);
-    let body = worker.local_view().pop().unwrap().body;
+    let body = worker.seen().pop().unwrap().body;
     assert_eq!(String::from_utf8(body).unwrap(), r#"{"model":"m","text":"x"}"#);
     assert_eq!(router.post("/generate", r#"{"model":"other"}"#).await.status, 404);
     let models = router.get("/v1/models").await.json();

@@ -100,7 +100,7 @@ async fn a_post_that_was_read_on_a_reused_connection_does_not_run_twice() {
     };
     let workers = [Worker::start(script.clone()).await, Worker::start(script).await];
     let urls: Vec<_> = workers.iter().map(Worker::url).collect();
-    let seen = || workers.iter().map(|worker| worker.local_view().len()).sum::<usize>();
+    let seen = || workers.iter().map(|worker| worker.seen().len()).sum::<usize>();
     let router = Router::before(&urls, &["--policy", "round_robin", "--threads", "1"]).await;
     for _ in 0..8 {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
@@ -140,7 +140,7 @@ async fn push_back_opens_no_breaker() {
             let answer = router.post("/v1/chat/completions", CHAT).await;
             assert_eq!((answer.status, answer.text().as_str()), (status, "{\"mine\":1}"));
         }
-        assert_eq!(worker.local_view().len(), 10, "it is asked all the same when it is alone");
+        assert_eq!(worker.seen().len(), 10, "it is asked all the same when it is alone");
         assert_eq!(breaker(&router, &worker.url()).await, "closed", "{status}");
     }
 }
@@ -165,13 +165,13 @@ async fn who_pushes_back_is_spared_for_a_while_and_then_asked_again() {
     for _ in 0..40 {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
     }
-    assert_eq!(worker.local_view().len(), 1);
+    assert_eq!(worker.seen().len(), 1);
     assert_eq!(breaker(&router, &worker.url()).await, "closed");
     busy.store(false, Ordering::Relaxed);
     eventually("it is asked again", || async {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let seen = worker.local_view().len();
+        let seen = worker.seen().len();
         if seen > 1 { Ok(()) } else { Err(seen) }
     })
     .await;

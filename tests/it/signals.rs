@@ -185,7 +185,7 @@ async fn a_worker_gets_the_key_that_its_file_holds_now() {
     router.knows_ready(1).await;
     let shown = async || {
         assert_eq!(router.post("/generate", BODY).await.status, 200);
-        worker.local_view().last().unwrap().all("authorization").join(" ")
+        worker.seen().last().unwrap().all("authorization").join(" ")
     };
     assert_eq!(shown().await, "Bearer one");
     files.write("key", "two\n");

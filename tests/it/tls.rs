@@ -152,7 +152,7 @@ async fn client_certificates_can_be_required() {
             assert!(ask(&router, &connector(&server, wrong, alpn)).await.is_err());
         }
     }
-    assert_eq!(worker.local_view().len(), 2, "nobody else came through");
+    assert_eq!(worker.seen().len(), 2, "nobody else came through");
 }
 
 /// A worker behind TLS that demands a certificate of `clients`; its URL. It lives as long as the test.
