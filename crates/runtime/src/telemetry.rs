@@ -196,9 +196,40 @@ where
     Ok((Box::new(tracing_subscriber::registry().with(filter).with(layer)), handle))
 }
 
+/// The crates that hold modules which a filter may name as modules of `smg`, as SMG's own document does.
+const CRATES: [(&str, &[&str]); 7] = [
+    ("smg_types", &["ids", "now", "spec"]),
+    ("smg_cluster", &["cluster", "crdt"]),
+    ("smg_routing", &["policy", "prefix", "fleet", "limit"]),
+    ("smg_runtime", &["clock", "tasks", "tls", "telemetry"]),
+    ("smg_mesh", &["mesh"]),
+    ("smg_proxy", &["upstream", "dispatch", "prober"]),
+    ("smg_mock", &["mock"]),
+];
+
+/// The filter with each `smg::MODULE` replaced by the target under which that module logs.
+fn by_crate(filter: &str) -> String {
+    let directives = filter.split(',').map(|directive| {
+        let Some(rest) = directive.trim_start().strip_prefix("smg::") else {
+            return directive.to_owned();
+        };
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (module, after) = rest.split_at(end);
+        match CRATES.iter().find(|(_, modules)| modules.contains(&module)) {
+            // These are crates as a whole.
+            Some((name, _)) if ["cluster", "mesh", "mock"].contains(&module) => {
+                format!("{name}{after}")
+            }
+            Some((name, _)) => format!("{name}::{module}{after}"),
+            None => directive.to_owned(),
+        }
+    });
+    directives.collect::<Vec<_>>().join(",")
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::builder()
-        .parse(filter)
+        .parse(by_crate(filter))
         .map_err(|e| TelemetryError::Filter { filter: filter.to_owned(), why: e.to_string() })
 }
 
@@ -321,6 +352,17 @@ mod tests {
         let config = |filter: &str| Config { filter: filter.to_owned(), ..Config::default() };
         assert_eq!(logged(&config("smg=error")), "");
         assert_eq!(logged(&config("error,smg_runtime::telemetry=debug")).lines().count(), 3);
+        assert_eq!(logged(&config("error,smg::telemetry=debug")).lines().count(), 3);
+        for (typed, meant) in [
+            ("smg::mesh=debug", "smg_mesh=debug"),
+            (
+                "info, smg::mesh::link=trace,smg::dispatch",
+                "info,smg_mesh::link=trace,smg_proxy::dispatch",
+            ),
+            ("smg::http=debug,smg=info", "smg::http=debug,smg=info"),
+        ] {
+            assert_eq!(by_crate(typed), meant);
+        }
         let error = check_filter("info,=[").unwrap_err().to_string();
         assert!(error.contains("info,=["), "{error}");
     }
