@@ -1,7 +1,7 @@
-//! The clock that drivers own: the only place that asks the machine what time it is.
+//! The clock that drivers own: the only place that reads the machine's clocks.
 //!
-//! The monotonic half is tokio's, which is std's except where tests have paused it: there, time is what the simulation
-//! says, and timers and readings agree.
+//! The monotonic half is tokio's clock, which equals std's unless a test has paused it. Under a paused clock, the
+//! simulation decides the time, and timers and readings agree.
 
 #![expect(clippy::disallowed_methods, reason = "this is where time enters")]
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
-    /// What the calendar showed at the start, if the calendar is simulated.
+    /// The wall clock's reading at the start, if the wall clock is simulated.
     simulated: Option<Duration>,
 }
 
@@ -25,13 +25,13 @@ impl Clock {
         Self { start: Instant::now(), simulated: None }
     }
 
-    /// A clock for tests under simulated time: its calendar shows `wall` now and advances exactly as `mono` does.
+    /// A clock for tests under simulated time: its wall clock reads `wall` now and advances exactly as `mono` does.
     #[must_use]
     pub fn simulated(wall: Duration) -> Self {
         Self { start: Instant::now(), simulated: Some(wall) }
     }
 
-    /// What time it is.
+    /// Reads both clocks.
     #[must_use]
     pub fn now(self) -> Now {
         let mono = self.mono();
@@ -41,13 +41,13 @@ impl Clock {
         Now { mono, wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO) }
     }
 
-    /// Time since the start, without asking for the calendar.
+    /// The time since the start. Does not read the wall clock.
     #[must_use]
     pub fn mono(self) -> Duration {
         self.start.elapsed()
     }
 
-    /// The instant at which `mono` was or will be shown: what tokio's timers want.
+    /// The instant at which `mono` was or will be read, as tokio's timers need it.
     #[must_use]
     pub fn instant_at(self, mono: Duration) -> Instant {
         self.start + mono
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_simulated_clock_goes_as_its_timers_do() {
+    async fn a_simulated_clock_advances_with_its_timers() {
         let clock = Clock::simulated(Duration::from_secs(1000));
         tokio::time::sleep_until(clock.instant_at(Duration::from_secs(3600))).await;
         assert_eq!(clock.mono().as_secs(), 3600);

@@ -1,8 +1,8 @@
-//! Connects to a host by name: resolves it, and races its addresses as RFC 8305 (Happy Eyeballs) says.
+//! Connects to a host by name: resolves it, and races its addresses as RFC 8305 (Happy Eyeballs) prescribes.
 //!
-//! The families of the addresses alternate, the next attempt starts 250 ms after the last one or as soon as that has
-//! failed, the first connection wins and the others are dropped. The winner is remembered and comes first the next time.
-//! When the resolver fails or is slow, the addresses that it gave last are used.
+//! The addresses alternate between IPv6 and IPv4. The next attempt starts 250 ms after the previous one, or as soon as
+//! that has failed. The first connection wins, and the other attempts are dropped. The dialer remembers the winner and
+//! tries it first the next time. If the resolver fails or is slow, the dialer uses the addresses of its last answer.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,41 +21,41 @@ use crate::descriptors::{Counted, Descriptors};
 use crate::resolve::{ResolveError, Resolver};
 use crate::shortage::{Kind, Shortage, Shortages};
 
-/// Between the starts of two attempts (RFC 8305, 5: "Connection Attempt Delay").
+/// The time between the starts of two attempts (RFC 8305, section 5: "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Addresses of one name that are tried.
+/// The most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// How long the resolver may take before addresses that it gave earlier are used.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a look-up may take before the addresses of the last answer are used.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Names that are remembered.
+/// The most names whose addresses are remembered.
 const MAX_REMEMBERED: usize = 16 << 10;
 
-/// Why there is no connection.
+/// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The resolver says that the name does not exist.
+    /// The resolver reports that the name does not exist.
     #[error(transparent)]
     NoSuchName(ResolveError),
-    /// The router lacks something of its own. It has been counted and logged.
+    /// The router lacks a resource of its own. The shortage has been counted and logged.
     #[error(transparent)]
     Shortage(#[from] Shortage),
-    /// No address could be connected to; the error is the one that says most.
+    /// All addresses failed; the error is the most informative one.
     #[error(transparent)]
     Connect(io::Error),
-    /// No address answered in time.
+    /// No address answered within the timeout.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
 }
 
-/// What is remembered of a name.
+/// What the dialer remembers of a name.
 #[derive(Debug, Clone, Default)]
 struct Remembered {
     /// The address of the last connection.
     winner: Option<SocketAddr>,
-    /// What the resolver said last.
+    /// The resolver's last answer.
     addresses: Vec<SocketAddr>,
 }
 
@@ -65,12 +65,12 @@ pub struct Dialer {
     resolver: Resolver,
     shortages: Shortages,
     descriptors: Arc<Descriptors>,
-    // Held to copy or replace one entry, when a connection is made.
+    // Locked only to copy or replace one entry, when a connection is made.
     remembered: Mutex<HashMap<(String, u16), Remembered>>,
 }
 
 impl Dialer {
-    /// A dialer that remembers nothing.
+    /// A dialer with an empty memory.
     #[must_use]
     pub fn new(resolver: Resolver, shortages: Shortages, descriptors: Arc<Descriptors>) -> Self {
         Self { resolver, shortages, descriptors, remembered: Mutex::default() }
@@ -83,13 +83,13 @@ impl Dialer {
         Arc::new(Self::new(Resolver::system(clock), shortages, Descriptors::new(None)))
     }
 
-    /// What resolves names.
+    /// The resolver that the dialer uses.
     #[must_use]
     pub fn resolver(&self) -> &Resolver {
         &self.resolver
     }
 
-    /// Where shortages are reported.
+    /// The place to report shortages to.
     #[must_use]
     pub fn shortages(&self) -> &Shortages {
         &self.shortages
@@ -101,12 +101,13 @@ impl Dialer {
         &self.descriptors
     }
 
-    /// Connects to a host by name or address, within `timeout`, name resolution included. The connection counts as a
-    /// descriptor as long as the guard lives.
+    /// Connects to a host by name or address within `timeout`, name resolution included. The connection counts as an
+    /// open descriptor until the returned guard is dropped.
     ///
     /// # Errors
     ///
-    /// If there is no connection; the error says whether that is the other side's fault.
+    /// If no connection could be made; [`DialError`] distinguishes faults of the other side from shortages of the
+    /// router.
     pub async fn dial(
         &self,
         host: &str,
@@ -168,8 +169,8 @@ impl Dialer {
         let found = if old.addresses.is_empty() {
             resolving.await
         } else {
-            tokio::time::timeout(PATIENCE, resolving).await.unwrap_or_else(|_elapsed| {
-                let why = format!("no answer within {PATIENCE:?}");
+            tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await.unwrap_or_else(|_elapsed| {
+                let why = format!("no answer within {RESOLVE_TIMEOUT:?}");
                 Err(ResolveError::Unknown { kind: Kind::Resolver, host: host.to_owned(), why })
             })
         };
@@ -187,7 +188,11 @@ impl Dialer {
                 Err(Shortage { kind, source: io::Error::other(error) }.into())
             }
             Err(error @ ResolveError::Unknown { kind, .. }) => {
-                self.shortages.report(kind, "resolving: going on with the last addresses", &error);
+                self.shortages.report(
+                    kind,
+                    "resolving a name: the last addresses stay in use",
+                    &error,
+                );
                 Ok(in_turn(&old.addresses, old.winner))
             }
         }
@@ -197,15 +202,15 @@ impl Dialer {
         let mut remembered = self.remembered.lock();
         let place = (host.to_owned(), port);
         if remembered.len() >= MAX_REMEMBERED && !remembered.contains_key(&place) {
-            // Far more names than workers: most are of workers that have left.
+            // There are far more names than workers, so most belong to workers that were removed.
             remembered.clear();
         }
         change(remembered.entry(place).or_default());
     }
 }
 
-/// The order in which addresses are tried: the last winner, then the families by turns, the one that the resolver put
-/// first beginning (RFC 8305, 4).
+/// The order in which to try the addresses: the last winner, then IPv6 and IPv4 alternately, beginning with the family
+/// of the resolver's first address (RFC 8305, section 4).
 fn in_turn(addresses: &[SocketAddr], winner: Option<SocketAddr>) -> Vec<SocketAddr> {
     let mut order: Vec<SocketAddr> =
         winner.into_iter().filter(|winner| addresses.contains(winner)).collect();
@@ -233,7 +238,7 @@ fn in_turn(addresses: &[SocketAddr], winner: Option<SocketAddr>) -> Vec<SocketAd
 
 type Failures = Vec<(SocketAddr, io::Error)>;
 
-/// Connects to the first of `addresses` that answers. `Err`: why each of them did not.
+/// Connects to the address that answers first. `Err` holds the failure of each address that was tried.
 async fn race<T, F: Future<Output = io::Result<T>>>(
     addresses: &[SocketAddr],
     mut connect: impl FnMut(SocketAddr) -> F,
@@ -242,7 +247,7 @@ async fn race<T, F: Future<Output = io::Result<T>>>(
     let mut running: Vec<Attempt<F>> = Vec::new();
     let mut failures = Failures::new();
     loop {
-        // What lacks a descriptor for one address lacks it for the next.
+        // A shortage of descriptors, memory or threads concerns every address, so no further attempt is made.
         let is_short = failures.iter().any(|(_, error)| is_for_all(error));
         if !is_short && let Some(address) = left.next() {
             running.push((address, Box::pin(connect(address))));
@@ -265,7 +270,7 @@ async fn race<T, F: Future<Output = io::Result<T>>>(
 
 type Attempt<F> = (SocketAddr, Pin<Box<F>>);
 
-/// Removes the first of `running` that ends, and returns what it gave.
+/// Waits for the first of `running` that ends, removes it, and returns its address and result.
 async fn first_to_end<F: Future>(running: &mut Vec<Attempt<F>>) -> (SocketAddr, F::Output) {
     std::future::poll_fn(|cx| {
         for at in 0..running.len() {
@@ -278,7 +283,7 @@ async fn first_to_end<F: Future>(running: &mut Vec<Attempt<F>>) -> (SocketAddr, 
     .await
 }
 
-/// Whether an error is a shortage that every address meets.
+/// Whether an error is a shortage that concerns every address.
 fn is_for_all(error: &io::Error) -> bool {
     match Kind::of(error) {
         Some(
@@ -288,16 +293,16 @@ fn is_for_all(error: &io::Error) -> bool {
             | Kind::Threads
             | Kind::Resolver,
         ) => true,
-        // Ports run out per destination.
+        // Local ports run out per destination.
         Some(Kind::Ports) | None => false,
     }
 }
 
-/// What the failures of all addresses mean together. `has_source`: whether this machine has an address from which it
-/// could reach one.
+/// The error that sums up the failures of all addresses. `has_source` says whether this machine has a source address
+/// for a destination.
 fn verdict(mut failures: Failures, has_source: impl Fn(SocketAddr) -> bool) -> DialError {
     if let Some(at) = failures.iter().position(|(_, error)| is_for_all(error)) {
-        // The other addresses might have answered.
+        // Without the shortage, the other addresses might have answered.
         let (_, source) = failures.swap_remove(at);
         return match Shortage::try_from_error(source) {
             Ok(shortage) => shortage.into(),
@@ -305,14 +310,14 @@ fn verdict(mut failures: Failures, has_source: impl Fn(SocketAddr) -> bool) -> D
         };
     }
     let lacks_ports = |(address, error): &(SocketAddr, io::Error)| {
-        // The system says the same of a family that this machine has no address of.
+        // EADDRNOTAVAIL also means that this machine has no address of that family.
         Kind::of(error) == Some(Kind::Ports) && has_source(*address)
     };
     if let Some(at) = failures.iter().position(lacks_ports) {
         let (_, source) = failures.swap_remove(at);
         return Shortage { kind: Kind::Ports, source }.into();
     }
-    // Nobody listens there only if nobody listens at any address that this machine can reach.
+    // The dialer reports "connection refused" only if every address that this machine can reach refuses.
     let weight = |(_, error): &(SocketAddr, io::Error)| match error.kind() {
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable => 0,
         _ if error.raw_os_error() == Some(EAFNOSUPPORT) => 0,
@@ -320,12 +325,12 @@ fn verdict(mut failures: Failures, has_source: impl Fn(SocketAddr) -> bool) -> D
         _ => 2,
     };
     let no_address = || io::Error::new(io::ErrorKind::NotFound, "no address");
-    let told = failures.into_iter().rev().max_by_key(weight);
-    DialError::Connect(told.map_or_else(no_address, |(_, error)| error))
+    let chosen = failures.into_iter().rev().max_by_key(weight);
+    DialError::Connect(chosen.map_or_else(no_address, |(_, error)| error))
 }
 
-/// Whether this machine has an address from which it could reach `address`. Sends nothing: a datagram socket only looks
-/// the route up.
+/// Whether this machine has a source address for `address`. Sends nothing: connecting a datagram socket only looks up
+/// the route.
 fn has_source_address(address: SocketAddr) -> bool {
     let any = if address.is_ipv4() {
         SocketAddr::from(([0; 4], 0))
@@ -334,12 +339,12 @@ fn has_source_address(address: SocketAddr) -> bool {
     };
     match UdpSocket::bind(any) {
         Ok(socket) => socket.connect(address).is_ok(),
-        // Without a descriptor it cannot be told.
+        // Without a descriptor we cannot find out, and assume that there is one.
         Err(error) => is_for_all(&error),
     }
 }
 
-/// The system does not know the family of an address at all.
+/// EAFNOSUPPORT: the system does not support the family of an address.
 const EAFNOSUPPORT: i32 = if cfg!(target_os = "linux") { 97 } else { 47 };
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Resolves names without blocking, on threads of its own.
+//! Resolves names without blocking a task, on threads of its own.
 //!
-//! The system's resolver blocks for many seconds when a name server is silent. Each name is looked up by one thread at a
-//! time, however many tasks wait for it, and a task that gives up leaves the thread to finish; so a silent name server
-//! costs as many threads as there are names. An answer that comes late is kept for the next task that asks. The
-//! runtime's own pool is not used: it panics when it cannot start a thread.
+//! The system's resolver blocks for many seconds when a name server does not answer. So one thread looks up each name
+//! at a time, however many tasks wait for it, and a task that stops waiting leaves the thread running: a silent name
+//! server costs at most one thread per name. An answer that comes after all tasks have stopped waiting is kept for the
+//! next task that asks. The runtime's own thread pool is not used, because it panics when it cannot start a thread.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,27 +18,27 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::shortage::Kind;
 
-/// Threads at once: more names than this are not looked up at the same time.
+/// The most threads, and so the most names that are looked up at the same time.
 const MAX_LOOKUPS: usize = 256;
 
-/// Enough for the system's resolver, which keeps its buffers on the stack.
+/// The stack of a look-up thread. The system's resolver keeps its buffers on the stack.
 const STACK_BYTES: usize = 512 << 10;
 
 /// Why a name has no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    /// The resolver says that there is no such name, or that it has no address.
+    /// The resolver reports that the name does not exist, or that it has no address.
     #[error("the name {host} does not resolve: {why}")]
     NoSuchName {
         /// The name.
         host: String,
-        /// The resolver's words.
+        /// The resolver's error text.
         why: String,
     },
-    /// It could not be found out, for a reason that is the router's own.
+    /// The look-up failed for lack of a resource of the router; the name may exist.
     #[error("the name {host} cannot be resolved now: {why}")]
     Unknown {
-        /// What is short: the resolver, or what asking it takes.
+        /// The resource that is short: the resolver itself, or what a look-up needs.
         kind: Kind,
         /// The name.
         host: String,
@@ -47,23 +47,26 @@ pub enum ResolveError {
     },
 }
 
+/// The addresses of a name, or why there are none.
 type Answer = Result<Vec<SocketAddr>, ResolveError>;
+/// A function that resolves a host and a port; it may block.
 type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+/// The host and the port of a look-up.
 type Place = (String, u16);
 
-/// A look-up that is under way, or that has ended after all who waited for it had given up.
+/// A look-up that is running, or that has ended after all its waiting tasks had gone.
 #[derive(Debug)]
 struct Flight {
-    /// Holds the answer once it is there.
+    /// Holds the answer as soon as the look-up has ended.
     answer: watch::Receiver<Option<Answer>>,
-    /// `Clock::mono` when it ended.
+    /// `Clock::mono` at the end of a look-up that no task waited for; `None` while it runs.
     ended: Option<Duration>,
 }
 
-/// How long an answer that came too late for all who had waited for it is kept for the next who asks.
+/// How long an answer that no task waited for is kept for the next task that asks.
 const KEPT: Duration = Duration::from_secs(10);
 
-/// Looks names up. Cheap to clone; clones share what is under way.
+/// Looks names up. Cheap to clone; clones share the running look-ups.
 #[derive(Clone)]
 pub struct Resolver {
     lookup: Arc<Lookup>,
@@ -71,7 +74,7 @@ pub struct Resolver {
     flights: Flights,
 }
 
-// Held to look one name up, insert or remove it.
+// Locked only to find, insert or remove one look-up.
 type Flights = Arc<Mutex<HashMap<Place, Flight>>>;
 
 impl fmt::Debug for Resolver {
@@ -87,7 +90,7 @@ impl Resolver {
         Self::with(clock, |host, port| (host, port).to_socket_addrs().map(Iterator::collect))
     }
 
-    /// A resolver that asks `lookup`, which may block.
+    /// A resolver that calls `lookup`, which may block, on a thread of its own.
     #[must_use]
     pub fn with(
         clock: Clock,
@@ -96,11 +99,11 @@ impl Resolver {
         Self { lookup: Arc::new(lookup), clock, flights: Arc::default() }
     }
 
-    /// The addresses of `host`, in the order in which the resolver gives them; at least one. An address is its own.
+    /// The addresses of `host`, at least one, in the resolver's order. An IP address resolves to itself.
     ///
     /// # Errors
     ///
-    /// If there are none, or it cannot be found out now.
+    /// If the name has no address, or the look-up cannot be made now.
     pub async fn resolve(&self, host: &str, port: u16) -> Answer {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
@@ -112,12 +115,12 @@ impl Resolver {
             Err(ResolveError::Unknown {
                 kind: Kind::Resolver,
                 host: host.to_owned(),
-                why: "the look-up was given up".to_owned(),
+                why: "the look-up ended without an answer".to_owned(),
             })
         })
     }
 
-    /// Joins the look-up that is under way, takes the answer of one that has just ended, or begins one.
+    /// Joins the running look-up of this name, takes the kept answer of one that has ended, or starts one.
     fn begin(
         &self,
         host: &str,
@@ -145,7 +148,7 @@ impl Resolver {
         }
         let (answered, answer) = watch::channel(None);
         flights.insert(place.clone(), Flight { answer: answer.clone(), ended: None });
-        // `Ending` takes the lock: in the thread, or here if there is no thread.
+        // The drop of `Ending` takes this lock, here if no thread could be started.
         drop(flights);
         let ending = Ending { place, flights: Arc::clone(&self.flights), answered: None };
         let (lookup, clock) = (Arc::clone(&self.lookup), self.clock);
@@ -153,11 +156,11 @@ impl Resolver {
             let mut ending = ending;
             let (host, port) = &ending.place;
             let found = classify(host, lookup(host, *port));
-            // The flight itself waits as well.
+            // The entry in `flights` holds one receiver itself.
             if answered.receiver_count() < 2 {
                 ending.answered = Some(clock.mono());
             }
-            // Before the answer is out, so that who has it and asks again begins anew.
+            // Before the answer is sent, so that a task that has received it and asks again starts a new look-up.
             drop(ending);
             answered.send_replace(Some(found));
         };
@@ -172,17 +175,17 @@ impl Resolver {
 }
 
 impl Flight {
-    /// Whether it is under way, or its answer may be used.
+    /// Whether the look-up is running, or its answer may still be used.
     fn is_fresh(&self, now: Duration) -> bool {
         self.ended.is_none_or(|ended| now.saturating_sub(ended) < KEPT)
     }
 }
 
-/// Removes a flight when its look-up ends, also when that panics; keeps it if its answer has not been taken.
+/// Removes a look-up from `flights` when it ends, also when it panics. Keeps its answer if no task waited for it.
 struct Ending {
     place: Place,
     flights: Flights,
-    /// `Clock::mono` when it was answered with nobody waiting.
+    /// `Clock::mono` at the answer, if no task waited for it.
     answered: Option<Duration>,
 }
 
@@ -200,8 +203,8 @@ impl Drop for Ending {
     }
 }
 
-/// What the system's resolver says when there is no such name, in the words of glibc, musl and the BSDs. Its codes do
-/// not come through the standard library.
+/// The error texts of glibc, musl and the BSDs for a name that does not exist. The standard library does not pass on
+/// the error codes.
 const NO_SUCH_NAME: [&str; 5] = [
     "Name or service not known",
     "No address associated with hostname",
@@ -210,7 +213,7 @@ const NO_SUCH_NAME: [&str; 5] = [
     "nodename nor servname provided",
 ];
 
-/// Tells a name that does not exist from a resolver that does not know.
+/// Distinguishes a name that does not exist from a look-up that failed.
 fn classify(host: &str, found: io::Result<Vec<SocketAddr>>) -> Answer {
     let no_such_name = |why: String| ResolveError::NoSuchName { host: host.to_owned(), why };
     match found {
@@ -221,7 +224,7 @@ fn classify(host: &str, found: io::Result<Vec<SocketAddr>>) -> Answer {
             if NO_SUCH_NAME.iter().any(|words| why.contains(words)) {
                 return Err(no_such_name(why));
             }
-            // A name that is no name at all will never resolve.
+            // Text that is not a valid host name will never resolve.
             if error.kind() == io::ErrorKind::InvalidInput {
                 return Err(no_such_name(why));
             }
@@ -255,7 +258,7 @@ mod tests {
         assert_eq!(resolver.resolve("::1", 80).await, Ok(vec![address("[::1]:80")]));
     }
 
-    /// A resolver that answers `10.0.0.N`, N counting its look-ups, once for each `()` that is sent.
+    /// A resolver that answers `10.0.0.N` for its Nth look-up. Each look-up waits for one `()` on the channel.
     fn gated() -> (Resolver, mpsc::Sender<()>) {
         let (go, gate) = mpsc::channel::<()>();
         let (asked, gate) = (AtomicUsize::new(0), Mutex::new(gate));
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_look_up_serves_all_who_wait() {
+    async fn one_look_up_serves_all_waiting_tasks() {
         let (resolver, go) = gated();
         let other = resolver.clone();
         let (first, second, ()) =
@@ -278,13 +281,13 @@ mod tests {
         for found in [first, second] {
             assert_eq!(found, Ok(vec![address("10.0.0.1:1")]));
         }
-        // The next question is a new one.
+        // The next question starts a new look-up.
         go.send(()).unwrap();
         assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.2:1")]));
     }
 
     #[tokio::test]
-    async fn an_answer_that_comes_late_is_for_the_next_who_asks() {
+    async fn an_answer_that_comes_too_late_is_kept_for_the_next_task() {
         let (resolver, go) = gated();
         let give_up = Duration::from_millis(20);
         assert!(tokio::time::timeout(give_up, resolver.resolve("w", 1)).await.is_err());
@@ -294,14 +297,14 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.1:1")]));
-        // Once.
+        // The kept answer is used only once.
         go.send(()).unwrap();
         assert_eq!(resolver.resolve("w", 1).await, Ok(vec![address("10.0.0.2:1")]));
         assert!(resolver.flights.lock().is_empty());
     }
 
     #[test]
-    fn an_old_answer_is_no_answer() {
+    fn an_old_answer_is_not_used() {
         let answer = watch::channel(None).1;
         let flight = Flight { answer, ended: Some(Duration::from_secs(100)) };
         assert!(flight.is_fresh(Duration::from_secs(109)));
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_up_that_panics_is_over() {
+    async fn a_look_up_that_panics_is_removed() {
         let resolver = resolver(|_, _| panic!("on purpose"));
         let error = resolver.resolve("w", 1).await.unwrap_err();
         assert!(matches!(error, ResolveError::Unknown { kind: Kind::Resolver, .. }), "{error}");
@@ -328,12 +331,12 @@ mod tests {
             (0..MAX_LOOKUPS).map(|nth| resolver.begin(&format!("w{nth}"), 1).unwrap()).collect();
         let error = resolver.begin("one-more", 1).unwrap_err();
         assert!(matches!(error, ResolveError::Unknown { kind: Kind::Resolver, .. }), "{error}");
-        assert!(resolver.begin("w0", 1).is_ok(), "what is under way is joined");
+        assert!(resolver.begin("w0", 1).is_ok(), "a running look-up is joined");
         drop((go, waiting));
     }
 
     #[test]
-    fn a_name_that_does_not_exist_is_told_from_a_resolver_that_does_not_know() {
+    fn a_missing_name_is_distinguished_from_a_failed_look_up() {
         let lookup = |words: &str| {
             let text = format!("failed to lookup address information: {words}");
             classify("w", Err(io::Error::other(text))).unwrap_err()
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_systems_resolver_says_that_a_name_does_not_exist() {
+    async fn the_systems_resolver_resolves_localhost() {
         // `localhost` is in the hosts file of every machine.
         let found = Resolver::system(Clock::start()).resolve("localhost", 80).await.unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");

@@ -1,8 +1,8 @@
 //! Shortages of the router's own resources: descriptors, ports, memory, threads, the machine's resolver.
 //!
 //! Such a shortage says nothing about a worker or another router: it must not open a breaker, fail a probe or be
-//! published to other routers. [`Kind::of`] recognises it by the system's error. [`Shortages`] counts it and logs at most
-//! one line per kind every ten seconds, however often it is met.
+//! published to other routers. [`Kind::of`] recognises it by the system's error code. [`Shortages`] counts every
+//! shortage and logs at most one line per kind every ten seconds.
 
 use std::fmt;
 use std::io;
@@ -24,15 +24,15 @@ pub enum Kind {
     SystemDescriptors,
     /// Local ports for connections to one destination (EADDRNOTAVAIL).
     Ports,
-    /// Memory of the kernel for sockets and the like (ENOMEM, ENOBUFS).
+    /// Kernel memory, for example for sockets (ENOMEM, ENOBUFS).
     Memory,
-    /// Threads (EAGAIN from the creation of one).
+    /// Threads (EAGAIN when one is created).
     Threads,
-    /// The machine's resolver does not answer, or answers that it cannot tell now.
+    /// The machine's resolver does not answer, or reports a temporary failure.
     Resolver,
 }
 
-// As Linux and the BSDs number them; the last two differ.
+// The numbers of Linux and the BSDs. Only the last one differs.
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 const ENOMEM: i32 = 12;
@@ -49,8 +49,7 @@ impl Kind {
         Self::Resolver,
     ];
 
-    /// The shortage behind an error of a socket; `None`: the error is about the other side, or about nothing that the
-    /// router is short of.
+    /// The shortage behind a socket error; `None` if the error concerns the other side, or no resource of the router.
     #[must_use]
     pub fn of(error: &io::Error) -> Option<Self> {
         match error.raw_os_error() {
@@ -78,7 +77,7 @@ impl Kind {
         }
     }
 
-    /// What is short, in words.
+    /// A sentence that names the resource that is short.
     const fn what(self) -> &'static str {
         match self {
             Self::Descriptors => "the router is short of file descriptors",
@@ -108,7 +107,7 @@ impl Kind {
         }
     }
 
-    /// The limit that was reached, as far as the system says.
+    /// The system's limit, as text, if the system shows it.
     fn limit(self) -> Option<String> {
         let read = |path: &str| {
             std::fs::read_to_string(path)
@@ -130,23 +129,23 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Something could not be done for want of one of the router's own resources.
+/// An operation failed because the router lacks one of its own resources.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct Shortage {
-    /// What is short.
+    /// The resource that is short.
     pub kind: Kind,
-    /// What the system said.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }
 
 impl Shortage {
-    /// The shortage behind an error.
+    /// Converts an error that a shortage has caused.
     ///
     /// # Errors
     ///
-    /// The error itself, if none is behind it.
+    /// The error itself, if no shortage caused it.
     pub fn try_from_error(error: io::Error) -> Result<Self, io::Error> {
         match Kind::of(&error) {
             Some(kind) => Ok(Self { kind, source: error }),
@@ -155,10 +154,10 @@ impl Shortage {
     }
 }
 
-/// Least time between two lines about one kind.
+/// The minimum time between two log lines about one kind.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Counts shortages, and logs them sparingly. Cheap to clone.
+/// Counts shortages, and logs at most one line per kind and [`LINE_EVERY`]. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shortages(Arc<Inner>);
 
@@ -166,7 +165,7 @@ pub struct Shortages(Arc<Inner>);
 struct Inner {
     clock: Clock,
     counters: [IntCounter; Kind::ALL.len()],
-    // Held to compare two times.
+    // Locked only to compare two times.
     lines: [Mutex<LineLimit>; Kind::ALL.len()],
 }
 
@@ -189,7 +188,7 @@ impl Shortages {
         Ok(Self(Arc::new(Inner { clock, counters, lines: Default::default() })))
     }
 
-    /// The same without a metric that is shown, for programs that show none.
+    /// Counts without a visible metric, for programs that serve none.
     ///
     /// # Panics
     ///
@@ -199,7 +198,8 @@ impl Shortages {
         Self::register(&Registry::new(), clock).expect("a new registry has no such family")
     }
 
-    /// Counts a shortage and logs it, unless one of its kind was logged a moment ago. `doing`: what could not be done.
+    /// Counts a shortage and logs it, unless one of its kind was logged within [`LINE_EVERY`]. `doing` says what
+    /// failed.
     pub fn report(&self, kind: Kind, doing: &str, error: &dyn fmt::Display) {
         let Inner { clock, counters, lines } = &*self.0;
         counters[kind as usize].inc();
@@ -211,7 +211,7 @@ impl Shortages {
             %error,
             action = kind.advice(),
             suppressed,
-            "{kind}: no worker is blamed for it"
+            "{kind}: this does not count against any worker"
         );
     }
 }
@@ -219,14 +219,14 @@ impl Shortages {
 /// Lets a line through every [`LINE_EVERY`].
 #[derive(Debug, Default)]
 struct LineLimit {
-    /// When the last line went through.
+    /// `Clock::mono` of the last line.
     last: Option<Duration>,
-    /// Lines held back since.
+    /// The number of lines suppressed since then.
     suppressed: u64,
 }
 
 impl LineLimit {
-    /// Whether a line may be logged at `now`; if so, how many were held back since the last.
+    /// Whether a line may be logged at `now`; if so, returns how many were suppressed since the last one.
     fn admit(&mut self, now: Duration) -> Option<u64> {
         if self.last.is_some_and(|last| now.saturating_sub(last) < LINE_EVERY) {
             self.suppressed += 1;
@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shortages_are_told_from_the_other_sides_errors() {
+    fn shortages_are_distinguished_from_errors_of_the_other_side() {
         let of = |code| Kind::of(&io::Error::from_raw_os_error(code));
         assert_eq!(of(EMFILE), Some(Kind::Descriptors));
         assert_eq!(of(ENFILE), Some(Kind::SystemDescriptors));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_in_ten_seconds_says_how_many_it_stands_for() {
+    fn one_line_in_ten_seconds_carries_the_number_of_suppressed_ones() {
         let mut limit = LineLimit::default();
         let at = |tenths: u64| Duration::from_millis(tenths * 100);
         assert_eq!(limit.admit(at(0)), Some(0));

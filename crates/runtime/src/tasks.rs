@@ -1,8 +1,8 @@
-//! Tasks with names and stated ends.
+//! Spawns tasks with a name and a stated meaning of their end.
 //!
-//! Everything that runs beside a request is spawned here. The caller says what the end of a task means: [`OnEnd::Stop`]
-//! for a task that the process needs (its end, for whatever reason, begins the shutdown), [`OnEnd::Log`] for one that the
-//! process can do without. All of them are awaited at the end.
+//! All tasks beside requests are spawned here. The caller states what the end of a task means: [`OnEnd::Stop`] for a
+//! task that the process needs (the process shuts down when it ends, for whatever reason), [`OnEnd::Log`] for a task
+//! that the process can do without. The shutdown awaits all of them.
 
 #![expect(clippy::disallowed_methods, reason = "this is where tasks are spawned")]
 
@@ -17,9 +17,9 @@ use tracing::{Instrument, debug, error};
 /// What the end of a task means to the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnEnd {
-    /// The process can't go on without it: shut down, exit status 1.
+    /// The process cannot run without the task: it shuts down, with exit status 1.
     Stop,
-    /// Worth a line in the log.
+    /// The end is only logged.
     Log,
 }
 
@@ -31,7 +31,7 @@ pub struct Tasks {
     stopping: watch::Receiver<bool>,
 }
 
-/// A task that was spawned and not yet awaited.
+/// A task that was spawned and has not been awaited.
 #[derive(Debug)]
 struct Running {
     name: &'static str,
@@ -47,7 +47,7 @@ pub struct TasksOwner {
 }
 
 impl TasksOwner {
-    /// No tasks yet.
+    /// An owner of no tasks yet.
     #[must_use]
     pub fn new() -> Self {
         let (failed_tx, failed) = mpsc::channel(16);
@@ -55,7 +55,7 @@ impl TasksOwner {
         Self { tasks: Tasks { running: Arc::default(), failed: failed_tx, stopping }, failed, stop }
     }
 
-    /// The handle that others spawn with.
+    /// The handle with which other modules spawn tasks.
     #[must_use]
     pub fn handle(&self) -> Tasks {
         self.tasks.clone()
@@ -63,18 +63,18 @@ impl TasksOwner {
 
     /// Resolves with the name of a task whose end stops the process.
     pub async fn failed(&mut self) -> &'static str {
-        // A sender lives in `self.tasks`, so the channel is never closed.
+        // `self.tasks` holds a sender, so the channel is never closed.
         self.failed.recv().await.unwrap_or("tasks")
     }
 
-    /// Asks all tasks to end and waits for each, or aborts what is left at `deadline`.
+    /// Asks all tasks to end and awaits each, or aborts the remaining ones at `deadline`.
     pub async fn stop(self, deadline: tokio::time::Instant) {
         self.stop.send_replace(true);
         loop {
             let next = self.tasks.running.lock().pop();
             let Some(Running { name, mut task }) = next else { break };
             if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
-                debug!(task = name, "did not end in time, aborted");
+                debug!(task = name, "the task did not end in time and is aborted");
                 task.abort();
             }
         }
@@ -95,7 +95,7 @@ impl Tasks {
     {
         let failed = self.failed.clone();
         let stopping = self.stopping.clone();
-        // At the level that no filter turns off: events inside need not repeat the name.
+        // At a level that no filter turns off, so that events inside need not repeat the name.
         let span = tracing::error_span!("task", task = name);
         let guard = EndGuard { name, on_end, failed, stopping };
         let body = async move {
@@ -111,24 +111,24 @@ impl Tasks {
         running.push(Running { name, task });
     }
 
-    /// Changes to `true` once, when the process ends.
+    /// Changes to `true` once, when the process shuts down.
     #[must_use]
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.clone()
     }
 
-    /// Resolves when the process ends.
+    /// Resolves when the process shuts down.
     pub async fn stopped(&self) {
         turned_on(&mut self.stopping.clone()).await;
     }
 }
 
-/// Resolves when `flag` is true, or when its sender is gone: both mean the end.
+/// Resolves when `flag` is true or its sender is dropped: both mean the shutdown.
 pub async fn turned_on(flag: &mut watch::Receiver<bool>) {
     let _owner_gone = flag.wait_for(|on| *on).await.is_err();
 }
 
-/// Tells the owner when a task that must not end has ended, also by a panic.
+/// Reports the end of a needed task to the owner, also after a panic.
 struct EndGuard {
     name: &'static str,
     on_end: OnEnd,
@@ -147,8 +147,11 @@ impl EndGuard {
 impl Drop for EndGuard {
     fn drop(&mut self) {
         if self.on_end == OnEnd::Stop && !*self.stopping.borrow() {
-            error!(needed = self.name, "a task that the router can't do without has ended");
-            // Full: a stop is on its way already.
+            error!(
+                needed = self.name,
+                "a task that the router needs has ended: the router shuts down"
+            );
+            // The channel is full, so a shutdown has been requested already.
             let _already_stopping = self.failed.try_send(self.name).is_err();
         }
     }
@@ -167,10 +170,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_are_told_and_awaited() {
+    async fn stop_asks_the_tasks_to_end_and_awaits_them() {
         let owner = TasksOwner::new();
         let tasks = owner.handle();
-        let (done, mut seen) = mpsc::channel(1);
+        let (done, mut ended) = mpsc::channel(1);
         let inner = tasks.clone();
         tasks.spawn("waits", OnEnd::Stop, async move {
             inner.stopped().await;
@@ -178,6 +181,6 @@ mod tests {
             Ok(())
         });
         owner.stop(tokio::time::Instant::now() + Duration::from_secs(5)).await;
-        assert_eq!(seen.try_recv(), Ok(()));
+        assert_eq!(ended.try_recv(), Ok(()));
     }
 }

@@ -1,8 +1,8 @@
-//! Logs and the metric that says what runs.
+//! The log of the process, and the metric that shows the build.
 //!
-//! Logs go to standard error, as text for people or as JSON; standard output is for data. Each module decides what it
-//! logs. This module decides what a line looks like (`lines`), that a line never holds anybody up (`sink`), and that a
-//! panic is a line, too. The filter can be changed while the process runs.
+//! Logs go to standard error, as text or as JSON; standard output is for data. Each module decides what it logs. This
+//! module decides the format of a line (`lines`), ensures that logging never blocks a caller (`sink`), and logs panics.
+//! The filter can be changed while the process runs.
 
 mod lines;
 mod sink;
@@ -28,17 +28,17 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use lines::{JsonLine, TextFields};
 use sink::Sink;
 
-/// How long the end of the process may wait for lines that are queued.
+/// How long the end of the process may wait until queued lines are written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How the process logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What is logged, in the language of `RUST_LOG`: a level, or levels for modules.
+    /// The events that are logged, in the syntax of `RUST_LOG`: a level, or levels for modules.
     pub filter: String,
-    /// One JSON object per line; otherwise lines for people.
+    /// Whether each line is a JSON object; otherwise lines are text.
     pub json: bool,
-    /// Colours on a terminal; never in a file, never in JSON.
+    /// Whether text on a terminal has colours. Files and JSON never have.
     pub colour: bool,
 }
 
@@ -48,30 +48,30 @@ impl Default for Config {
     }
 }
 
-/// Why logs could not be set up or changed.
+/// Why the log could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A filter that can't be parsed.
+    /// The filter cannot be parsed.
     #[error("log filter {filter:?} is not understood: {why}")]
     Filter {
         /// The filter.
         filter: String,
-        /// What is wrong with it.
+        /// The parser's error.
         why: String,
     },
-    /// Logs were set up before.
+    /// The log was set up before.
     #[error("logs are set up already")]
     Twice,
-    /// The system refuses the thread that writes.
-    #[error("the log's thread can't be started: {0}")]
+    /// The system refuses to start the writing thread.
+    #[error("the thread that writes the log can't be started: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// Says whether a filter can be used, before anything is logged.
+/// Checks whether a filter can be parsed, before anything is logged.
 ///
 /// # Errors
 ///
-/// [`TelemetryError::Filter`] with what is wrong.
+/// [`TelemetryError::Filter`] with the parser's error.
 pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
     parse(filter).map(drop)
 }
@@ -81,11 +81,12 @@ pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
 pub struct Log {
     sink: Sink,
     filter: reload::Handle<EnvFilter, tracing_subscriber::Registry>,
-    /// The filter's text.
+    /// The text of the filter that is in use.
     text: Arc<Mutex<String>>,
 }
 
-/// Writes what is queued when it is dropped, for at most a second: hold it until the end of `main`.
+/// Waits, when it is dropped, until queued lines are written, for at most [`LAST_LINES`]. Hold it until the end of
+/// `main`.
 #[derive(Debug)]
 #[must_use = "dropping it waits for the log"]
 pub struct LastLines(Sink);
@@ -96,14 +97,14 @@ impl Drop for LastLines {
     }
 }
 
-/// Sends all logs of this process to standard error, panics among them.
+/// Sends all logs of this process, panics included, to standard error.
 ///
 /// # Errors
 ///
-/// A filter that is not understood, a second call, or no thread to write.
+/// If the filter cannot be parsed, the log was set up before, or the writing thread cannot be started.
 pub fn init(config: &Config) -> Result<(Log, LastLines), TelemetryError> {
     let colour = config.colour && io::stderr().is_terminal();
-    // A file of our own: whoever else writes to standard error never waits for its lock.
+    // A file object of our own, so that no other writer to standard error waits for a lock that we hold.
     let output: Box<dyn Write + Send> = match io::stderr().as_fd().try_clone_to_owned() {
         Ok(own) => Box::new(File::from(own)),
         Err(_no_descriptors) => Box::new(io::stderr()),
@@ -127,11 +128,11 @@ impl Log {
         self.sink.register(registry)
     }
 
-    /// Logs by another filter from now on.
+    /// Replaces the filter.
     ///
     /// # Errors
     ///
-    /// [`TelemetryError::Filter`]; the former filter stays then.
+    /// [`TelemetryError::Filter`]; then the previous filter stays in use.
     pub fn set_filter(&self, filter: &str) -> Result<(), TelemetryError> {
         let parsed = parse(filter)?;
         let why = |error: reload::Error| TelemetryError::Filter {
@@ -143,14 +144,14 @@ impl Log {
         Ok(())
     }
 
-    /// What is logged now.
+    /// The text of the filter that is in use.
     #[must_use]
     pub fn filter(&self) -> String {
         self.text.lock().clone()
     }
 }
 
-/// Said by the log itself, so at the level that is least often filtered out.
+/// Logs how many lines were lost, at the level that filters let through most often.
 fn announce_lost(lines: u64) {
     error!(lines, "lines of the log were lost: standard error did not take them");
 }
@@ -158,7 +159,7 @@ fn announce_lost(lines: u64) {
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let place = panic.location().map(ToString::to_string);
-    // Captured only if RUST_BACKTRACE asks for it.
+    // Captured only if RUST_BACKTRACE is set.
     let backtrace = Backtrace::capture();
     let backtrace =
         (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
@@ -179,7 +180,7 @@ fn message(payload: &dyn Any) -> &str {
 type Assembled = Box<dyn Subscriber + Send + Sync>;
 type Filter = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
 
-/// What turns events into lines on `writer`, and the way to change its filter.
+/// A subscriber that writes events as lines to `writer`, and the handle that changes its filter.
 fn assemble<W>(config: &Config, writer: W) -> Result<(Assembled, Filter), TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -196,7 +197,7 @@ where
     Ok((Box::new(tracing_subscriber::registry().with(filter).with(layer)), handle))
 }
 
-/// The crates that hold modules which a filter may name as modules of `smg`, as SMG's own document does.
+/// The crates whose modules a filter may name as modules of `smg`, as SMG's own documentation does.
 const CRATES: [(&str, &[&str]); 7] = [
     ("smg_types", &["ids", "now", "spec"]),
     ("smg_cluster", &["cluster", "crdt"]),
@@ -216,7 +217,7 @@ fn by_crate(filter: &str) -> String {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
         let (module, after) = rest.split_at(end);
         match CRATES.iter().find(|(_, modules)| modules.contains(&module)) {
-            // These are crates as a whole.
+            // These modules have become whole crates.
             Some((name, _)) if ["cluster", "mesh", "mock"].contains(&module) => {
                 format!("{name}{after}")
             }
@@ -239,13 +240,13 @@ pub const fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-/// The revision that this build was made from, if whoever built it said so in `SMG_REVISION`.
+/// The revision that this build was made from, if the build set `SMG_REVISION`; otherwise `unknown`.
 #[must_use]
 pub fn revision() -> &'static str {
     option_env!("SMG_REVISION").filter(|revision| !revision.is_empty()).unwrap_or("unknown")
 }
 
-/// Registers `smg_build_info`, always 1, whose labels say what runs.
+/// Registers `smg_build_info`, which is always 1 and whose labels show the version and revision.
 ///
 /// # Errors
 ///
@@ -282,7 +283,7 @@ mod tests {
         }
     }
 
-    /// What is written when a warning and two debug lines are logged, the last one with a hostile field.
+    /// The lines written for a warning and two debug events, the last one with control characters in a field.
     fn logged(config: &Config) -> String {
         let memory = Memory::default();
         let writer = memory.clone();
@@ -298,16 +299,16 @@ mod tests {
     }
 
     #[test]
-    fn people_read_lines_with_fields() {
+    fn text_lines_show_the_fields() {
         let text = logged(&Config { colour: false, ..Config::default() });
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(" WARN ") && text.contains("probe failed worker=\"w-1\""), "{text}");
-        assert!(!text.contains('\u{1b}'), "no colours were asked for: {text}");
+        assert!(!text.contains('\u{1b}'), "colours are off: {text}");
         assert!(logged(&Config::default()).contains('\u{1b}'));
     }
 
     #[test]
-    fn machines_read_json() {
+    fn json_lines_carry_the_fields() {
         let config = Config { json: true, filter: "debug".to_owned(), colour: true };
         let text = logged(&config);
         assert_eq!(text.lines().count(), 3, "{text}");
@@ -316,11 +317,11 @@ mod tests {
         assert_eq!(line["message"], "probe failed");
         assert_eq!(line["worker"], "w-1");
         assert_eq!(line["span"], serde_json::json!({ "name": "task", "task": "prober" }));
-        assert!(line["spans"].is_null(), "the span is not repeated: {line}");
+        assert!(line["spans"].is_null(), "the list of spans is off: {line}");
     }
 
     #[test]
-    fn a_field_can_neither_end_its_line_nor_steer_the_terminal() {
+    fn a_field_can_neither_end_its_line_nor_control_the_terminal() {
         let text = logged(&Config { filter: "debug".to_owned(), json: false, colour: false });
         assert_eq!(text.lines().count(), 3, "{text:?}");
         let last = text.lines().last().unwrap();
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_names_modules() {
+    fn a_filter_may_name_modules_of_smg_and_of_its_crates() {
         let config = |filter: &str| Config { filter: filter.to_owned(), ..Config::default() };
         assert_eq!(logged(&config("smg=error")), "");
         assert_eq!(logged(&config("error,smg_runtime::telemetry=debug")).lines().count(), 3);
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_build_is_a_metric() {
+    fn build_info_shows_the_version_and_registers_once() {
         let registry = Registry::new();
         register_build_info(&registry).unwrap();
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();

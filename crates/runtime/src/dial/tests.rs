@@ -1,4 +1,4 @@
-//! Racing with injected connections, mostly under a paused clock, and dialling with an injected resolver.
+//! Races between injected connections, mostly under a paused clock, and dialling with an injected resolver.
 
 use std::sync::mpsc;
 
@@ -40,8 +40,8 @@ async fn behaves(how: &'static str) -> io::Result<()> {
     }
 }
 
-/// Races addresses that behave as `script` says, in order. Returns the place of the winner, or the failures, and the
-/// milliseconds that it took.
+/// Races addresses that behave as `script` says, in order. Returns the index of the winner, or the failures, and the
+/// elapsed milliseconds.
 async fn play(script: &'static [&'static str]) -> (Result<usize, Failures>, u128) {
     let addresses: Vec<_> =
         (0..script.len()).map(|nth| SocketAddr::from(([10, 0, 0, nth as u8], 1))).collect();
@@ -63,14 +63,14 @@ async fn the_first_that_answers_wins() {
     check(&["?", "?", "?", "~"], 3, 850).await;
     check(&["-", "+"], 1, 0).await;
     check(&["-", "?", "-", "~"], 3, 350).await;
-    // The head start is worth keeping: the first answers before the second begins.
+    // The first address answers before the second attempt starts.
     check(&["~", "+"], 0, 100).await;
-    // No way to that address from here, but to the next.
+    // This machine has no route to the first two addresses, but one to the third.
     check(&["99", "101", "+"], 2, 0).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_losers_are_dropped() {
+async fn losing_attempts_are_dropped() {
     let alive = Arc::new(());
     let addresses = all(V4);
     let raced = race(&addresses, |address| {
@@ -95,7 +95,7 @@ async fn without_a_descriptor_no_further_address_is_tried() {
 }
 
 #[test]
-fn families_take_turns_and_the_winner_comes_first() {
+fn families_alternate_and_the_last_winner_comes_first() {
     let order = |addresses: &str, winner: Option<&str>| {
         let order = in_turn(&all(addresses), winner.map(at));
         order.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
@@ -105,13 +105,17 @@ fn families_take_turns_and_the_winner_comes_first() {
     assert_eq!(order(&both, None), "[fd00::1]:1 10.0.0.1:1 [fd00::2]:1 10.0.0.2:1");
     assert_eq!(order(&both, Some("10.0.0.2:1")), "10.0.0.2:1 [fd00::1]:1 10.0.0.1:1 [fd00::2]:1");
     assert_eq!(order(&both, Some("[fd00::2]:1")), "[fd00::2]:1 10.0.0.1:1 [fd00::1]:1 10.0.0.2:1");
-    assert_eq!(order(V4, Some("10.0.0.9:1")), V4, "a winner that has left the name is forgotten");
+    assert_eq!(
+        order(V4, Some("10.0.0.9:1")),
+        V4,
+        "a winner that the name no longer has is ignored"
+    );
     assert_eq!(order("10.0.0.1:1 10.0.0.1:1", None), "10.0.0.1:1");
     assert_eq!(order("", None), "");
 }
 
 #[test]
-fn what_the_failures_mean_together() {
+fn several_failures_are_summed_up_in_one_error() {
     fn check(codes: &[i32], has_source: bool, meaning: &str) {
         let failures = codes
             .iter()
@@ -131,14 +135,14 @@ fn what_the_failures_mean_together() {
     const NET_UNREACHABLE: i32 = 101;
     check(&[REFUSED], true, "ConnectionRefused");
     check(&[REFUSED, REFUSED], true, "ConnectionRefused");
-    // Somebody may be there, at the other address.
+    // The address that timed out may have a listener.
     check(&[REFUSED, TIMED_OUT], true, "TimedOut");
     check(&[TIMED_OUT, REFUSED], true, "TimedOut");
     check(&[REFUSED, EMFILE], true, "descriptors");
     check(&[EMFILE, REFUSED], true, "descriptors");
     check(&[NOT_AVAILABLE], true, "ports");
     check(&[NOT_AVAILABLE, REFUSED], true, "ports");
-    // This machine has no IPv6: that is not a want of ports, and the other address decides.
+    // This machine has no IPv6. That is no shortage of ports, and the other address decides.
     check(&[NOT_AVAILABLE, REFUSED], false, "ConnectionRefused");
     check(&[REFUSED, NET_UNREACHABLE], false, "ConnectionRefused");
     check(&[NOT_AVAILABLE], false, "AddrNotAvailable");
@@ -155,18 +159,18 @@ async fn the_winner_is_tried_first_the_next_time() {
     let dialer = dialer(resolving_to(V4));
     let dead = at("10.0.0.1:1");
     for tried in [&all(V4)[..], &all("10.0.0.2:1"), &all("10.0.0.2:1")] {
-        let seen = Mutex::new(Vec::new());
+        let attempted = Mutex::new(Vec::new());
         let connect = |address| {
-            seen.lock().push(address);
+            attempted.lock().push(address);
             behaves(if address == dead { "?" } else { "+" })
         };
         dialer.dial_with("w", 1, Duration::from_secs(10), connect).await.unwrap();
-        assert_eq!(*seen.lock(), tried);
+        assert_eq!(*attempted.lock(), tried);
     }
 }
 
 #[tokio::test]
-async fn a_silent_resolver_is_the_routers_own_trouble() {
+async fn a_silent_resolver_is_a_shortage_of_the_router() {
     let (go, gate) = mpsc::channel::<()>();
     let gate = Mutex::new(gate);
     let dialer = dialer(Resolver::with(Clock::start(), move |_, _| {
@@ -181,7 +185,7 @@ async fn a_silent_resolver_is_the_routers_own_trouble() {
 }
 
 #[tokio::test]
-async fn a_resolver_that_fails_leaves_the_last_addresses_in_use() {
+async fn the_last_addresses_stay_in_use_while_the_resolver_fails() {
     let (answers, next) = mpsc::channel::<io::Result<Vec<SocketAddr>>>();
     let next = Mutex::new(next);
     let dialer = dialer(Resolver::with(Clock::start(), move |_, _| next.lock().recv().unwrap()));
@@ -194,14 +198,14 @@ async fn a_resolver_that_fails_leaves_the_last_addresses_in_use() {
     dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap();
     answers.send(Err(failed())).unwrap();
     dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap();
-    // A name that does not exist any more is another matter.
+    // A name that no longer exists is an error all the same.
     answers.send(Err(io::Error::other("Name or service not known"))).unwrap();
     let error = dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap_err();
     assert!(matches!(error, DialError::NoSuchName(_)), "{error}");
 }
 
 #[tokio::test]
-async fn a_connection_is_counted_as_long_as_its_guard_lives() {
+async fn a_connection_is_counted_as_long_as_its_guard_exists() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let descriptors = Descriptors::new(Some(4));

@@ -1,8 +1,8 @@
-//! What a line of the log looks like, and that nothing in a field can end the line or steer the terminal.
+//! The format of a log line. No text in a field can end the line or control the terminal.
 //!
-//! Fields hold what clients and workers have sent: a model's name, an error's text. In both formats every control
-//! character of a field is written as an escape: a line feed as `\n`, ESC as `\u001b`. So each event is one line, and no
-//! field can look like another event.
+//! Fields hold text from clients and workers, for example a model's name or an error's text. In both formats every
+//! control character of a field is written as an escape: a line feed as `\
+//! `, ESC as `\\u001b`. So each event is one line, and no field can look like another event.
 
 use std::fmt::{self, Write as _};
 
@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Writes to `inner`, control characters as escapes.
+/// Writes to `inner`, with control characters as escapes.
 struct Escaping<'a> {
     inner: &'a mut dyn fmt::Write,
 }
@@ -21,14 +21,14 @@ struct Escaping<'a> {
 impl fmt::Write for Escaping<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut clean = 0;
-        for (at, c) in text.char_indices().filter(|(_, c)| steers(*c)) {
+        for (at, c) in text.char_indices().filter(|(_, c)| is_control(*c)) {
             self.inner.write_str(&text[clean..at])?;
             clean = at + c.len_utf8();
             match c {
                 '\n' => self.inner.write_str("\\n")?,
                 '\r' => self.inner.write_str("\\r")?,
                 '\t' => self.inner.write_str("\\t")?,
-                // All of them have four digits: this is JSON's escape, too.
+                // Each of these characters has four hexadecimal digits, so this is JSON's escape, too.
                 other => write!(self.inner, "\\u{:04x}", u32::from(other))?,
             }
         }
@@ -37,7 +37,7 @@ impl fmt::Write for Escaping<'_> {
 }
 
 /// Whether a character moves the cursor, ends a line, or changes the order in which others are shown.
-fn steers(c: char) -> bool {
+fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
@@ -49,7 +49,7 @@ fn steers(c: char) -> bool {
         )
 }
 
-/// Fields for people: `message name=value name="text"`.
+/// Formats fields as text: `message name=value name="text"`.
 #[derive(Debug, Default)]
 pub(super) struct TextFields;
 
@@ -67,9 +67,9 @@ struct TextVisitor<'writer> {
 
 impl TextVisitor<'_> {
     fn write(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        // What came through `log` carries its origin in such fields, which the line says already.
+        // Events from the `log` crate carry their origin in such fields, and the line shows it already.
         if !field.name().starts_with("log.") {
-            // Only a value that can't print itself fails: the rest of the line is still worth reading.
+            // Only a value whose own formatting fails can cause this. The rest of the line is still useful.
             let _unprintable = self.try_write(field.name(), value).is_err();
         }
     }
@@ -80,7 +80,7 @@ impl TextVisitor<'_> {
         }
         let name = name.strip_prefix("r#").unwrap_or(name);
         if name != "message" && self.writer.has_ansi_escapes() {
-            // The name in italics, the sign dimmed.
+            // The name in italics, the equals sign dimmed.
             write!(self.writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?;
         } else if name != "message" {
             write!(self.writer, "{name}=")?;
@@ -103,7 +103,7 @@ impl Visit for TextVisitor<'_> {
     }
 }
 
-/// JSON as `inner` writes it, with the control characters escaped that JSON itself lets pass (DEL, C1, line separators).
+/// Formats JSON as `inner` does, and also escapes the control characters that JSON permits (DEL, C1, line separators).
 #[derive(Debug)]
 pub(super) struct JsonLine<F> {
     pub(super) inner: F,
@@ -123,7 +123,7 @@ where
     ) -> fmt::Result {
         let mut line = String::new();
         self.inner.format_event(context, Writer::new(&mut line), event)?;
-        // Outside of strings JSON has only the line feed at its end.
+        // Outside of strings, JSON has only the line feed at its end.
         Escaping { inner: &mut writer }.write_str(line.trim_end_matches('\n'))?;
         writer.write_char('\n')
     }
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_is_shown_instead() {
+    fn control_characters_are_written_as_escapes() {
         let mut text = String::new();
         Escaping { inner: &mut text }
             .write_str("a\nb\r\t\u{1b}[31m\u{7f}\u{9b}é\u{2028}\u{202e}\"\\")

@@ -1,10 +1,10 @@
-//! The log's way to standard error: a bounded queue in memory and one thread that owns the file.
+//! The log's path to standard error: a bounded queue in memory and one thread that owns the file.
 //!
-//! A caller appends its line to the queue and goes on, whatever standard error does. If the reader of the pipe has gone,
-//! the disk is full, or nobody empties the pipe, lines are lost and counted by reason. No request and no thread waits, and
-//! nothing panics. As soon as a line gets through again, the next one says how many were lost.
+//! A caller appends its line to the queue and returns at once, whatever the state of standard error. If the reader of
+//! the pipe is gone or does not read, or the disk is full, lines are lost and counted by reason. No request and no
+//! thread waits, and nothing panics. As soon as a line is written again, the next line reports how many were lost.
 //!
-//! Not guaranteed: a line that was queued when the process is killed is lost and not counted.
+//! Not guaranteed: a line that is queued when the process is killed is lost and not counted.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -15,16 +15,16 @@ use parking_lot::{Condvar, Mutex};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes of lines that wait for the writing thread; about 5,000 lines.
+/// The most bytes of lines that wait for the writing thread; about 5,000 lines.
 pub(super) const MOST_BYTES: usize = 1 << 20;
 
-/// What an emptied buffer may keep, in bytes, so that one burst does not hold memory for ever.
+/// The most capacity that an emptied buffer keeps, in bytes, so that one burst does not hold memory for ever.
 const KEPT_BYTES: usize = 64 << 10;
 
-/// Pause before the next attempt on a non-blocking file that takes nothing.
+/// The pause before the next attempt to write to a non-blocking file that is not ready.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Takes lines and never waits for whoever reads them. Cheap to clone.
+/// Queues lines and never waits for the reader of standard error. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Sink {
     shared: Arc<Shared>,
@@ -33,18 +33,18 @@ pub(super) struct Sink {
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// The queue is not empty any more.
+    /// Notified when the queue is no longer empty.
     filled: Condvar,
-    /// Everything that was queued has been written or lost.
+    /// Notified when every queued line has been written or lost.
     settled: Condvar,
     lost: Lost,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// Whole lines.
+    /// Whole lines, one after the other.
     lines: Vec<u8>,
-    /// The thread writes lines that it has taken.
+    /// Whether the thread is writing lines that it has taken.
     writing: bool,
 }
 
@@ -57,13 +57,13 @@ impl Queue {
 /// Why lines are lost; the label `reason` of `smg_log_dropped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
-    /// [`MOST_BYTES`] wait already: whoever reads is slower than what is logged, or has stopped.
+    /// [`MOST_BYTES`] wait already: the reader is slower than the log, or has stopped.
     QueueFull,
-    /// The reader of the pipe has gone.
+    /// The reader of the pipe is gone.
     Closed,
     /// The disk, or a quota on it, is full.
     NoSpace,
-    /// Another error of the file.
+    /// The file reported another error.
     Error,
 }
 
@@ -88,7 +88,7 @@ impl Reason {
     }
 }
 
-/// Counts lost lines.
+/// Counts lost lines by reason.
 #[derive(Debug)]
 struct Lost {
     family: IntCounterVec,
@@ -117,13 +117,13 @@ impl Lost {
 }
 
 thread_local! {
-    /// Set on the writing thread while it logs something itself: that line goes here, past the queue.
+    /// Set on the writing thread while it logs an event itself. That line is stored here instead of in the queue.
     static PAST_THE_QUEUE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
 impl Sink {
-    /// Starts the thread that writes to `output`. Whenever a line gets through after `n` were lost, `announce(n)` is called
-    /// on that thread; what it logs is written next.
+    /// Starts the thread that writes to `output`. Whenever lines are written after `n` were lost, the thread calls
+    /// `announce(n)` and writes what that logs next.
     ///
     /// # Errors
     /// If the system refuses a thread.
@@ -139,7 +139,7 @@ impl Sink {
         });
         let sink = Self { shared: Arc::clone(&shared) };
         let writer = Writer { shared, output, announce, announced: 0, torn: false };
-        // Never joined: it may hang in a write for ever, and ends with the process.
+        // The thread is never joined: it may block in a write for ever, and ends with the process.
         std::thread::Builder::new().name("smg-log".to_owned()).spawn(move || writer.run())?;
         Ok(sink)
     }
@@ -149,7 +149,7 @@ impl Sink {
         registry.register(Box::new(self.shared.lost.family.clone()))
     }
 
-    /// Waits until everything that is queued has been written or lost, but no longer than `most`.
+    /// Waits until every queued line has been written or lost, but no longer than `most`.
     pub(super) fn flush(&self, most: Duration) {
         let mut queue = self.shared.queue.lock();
         let _in_time =
@@ -173,7 +173,7 @@ impl Sink {
     }
 }
 
-/// Takes one line, as the subscriber writes it: in one piece.
+/// Takes one line per call, because the subscriber writes each line in one piece.
 impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let taken = PAST_THE_QUEUE.with_borrow_mut(|aside| match aside {
@@ -202,14 +202,14 @@ impl MakeWriter<'_> for Sink {
     }
 }
 
-/// The thread's side.
+/// The state of the writing thread.
 struct Writer<W> {
     shared: Arc<Shared>,
     output: W,
     announce: fn(u64),
-    /// How many lost lines have been announced.
+    /// How many of the lost lines have been announced.
     announced: u64,
-    /// The output ends in the middle of a line.
+    /// Whether the output ends in the middle of a line.
     torn: bool,
 }
 
@@ -226,7 +226,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Waits for lines and takes all that are there.
+    /// Waits for lines and takes all that are queued.
     fn take(&self, batch: &mut Vec<u8>) {
         let mut queue = self.shared.queue.lock();
         queue.writing = false;
@@ -238,7 +238,7 @@ impl<W: Write> Writer<W> {
         queue.writing = true;
     }
 
-    /// Writes whole lines. If it fails, the rest is counted as lost; false then.
+    /// Writes whole lines. If that fails, counts the rest as lost and returns false.
     fn write(&mut self, lines: &[u8]) -> bool {
         if self.torn && self.write_all(b"\n").is_ok() {
             self.torn = false;
@@ -255,7 +255,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Writes all, or says how many bytes were written and what failed then.
+    /// Writes all bytes. `Err` holds how many were written before the error.
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
         let mut written = 0;
         while written < bytes.len() {
@@ -263,7 +263,7 @@ impl<W: Write> Writer<W> {
                 Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
                 Ok(more) => written += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Another process has made the file non-blocking.
+                // Another process has set the file to non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::park_timeout(NOT_READY_PAUSE);
                 }
@@ -273,7 +273,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Says how many lines were lost since this was said last.
+    /// Logs how many lines were lost since the last announcement.
     fn announce_lost(&mut self) {
         let total = self.shared.lost.total();
         if total == self.announced {

@@ -1,34 +1,34 @@
-//! Files that take nothing, break, or are full: nobody waits, and what was lost is counted and announced.
+//! Tests with files that block, break, or are full: no caller waits, and lost lines are counted and announced.
 
 use std::sync::mpsc;
 
 use super::*;
 
-/// What the file under test does with the next bytes.
+/// The result of the next call of `write` on the file under test.
 #[derive(Debug)]
-enum Does {
-    /// Takes up to so many bytes.
-    Takes(usize),
-    /// Fails.
-    Fails(io::ErrorKind),
+enum Step {
+    /// Writes at most this many bytes.
+    Write(usize),
+    /// Fails with this error.
+    Fail(io::ErrorKind),
 }
 
-/// A file that asks the test what to do, and waits until it is told.
+/// A file whose every `write` waits for the next step of the test's script.
 struct Scripted {
-    script: mpsc::Receiver<Does>,
+    script: mpsc::Receiver<Step>,
     written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Write for Scripted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.script.recv() {
-            Ok(Does::Takes(most)) => {
+            Ok(Step::Write(most)) => {
                 let taken = bytes.len().min(most);
                 self.written.lock().extend_from_slice(&bytes[..taken]);
                 Ok(taken)
             }
-            Ok(Does::Fails(kind)) => Err(kind.into()),
-            // The test has ended: the thread stays here, as with a pipe that nobody reads.
+            Ok(Step::Fail(kind)) => Err(kind.into()),
+            // The test has ended. The thread stays here, as it does with a pipe that is not read.
             Err(_) => loop {
                 std::thread::park();
             },
@@ -45,21 +45,21 @@ const LONG: Duration = Duration::from_secs(10);
 
 struct Setup {
     sink: Sink,
-    tell: mpsc::Sender<Does>,
+    steps: mpsc::Sender<Step>,
     written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Setup {
     fn new() -> Self {
-        let (tell, script) = mpsc::channel();
+        let (steps, script) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let file = Scripted { script, written: Arc::clone(&written) };
-        Self { sink: Sink::start(file, |_lost| {}).unwrap(), tell, written }
+        Self { sink: Sink::start(file, |_lost| {}).unwrap(), steps, written }
     }
 
-    fn says(&self, does: impl IntoIterator<Item = Does>) {
-        for does in does {
-            self.tell.send(does).unwrap();
+    fn script(&self, steps: impl IntoIterator<Item = Step>) {
+        for step in steps {
+            self.steps.send(step).unwrap();
         }
     }
 
@@ -82,8 +82,8 @@ impl Setup {
 #[test]
 fn lines_arrive_whole_and_in_order_whatever_the_pieces() {
     let setup = Setup::new();
-    setup.says([Does::Takes(3), Does::Fails(io::ErrorKind::Interrupted), Does::Takes(1)]);
-    setup.says([Does::Fails(io::ErrorKind::WouldBlock), Does::Takes(ALL), Does::Takes(ALL)]);
+    setup.script([Step::Write(3), Step::Fail(io::ErrorKind::Interrupted), Step::Write(1)]);
+    setup.script([Step::Fail(io::ErrorKind::WouldBlock), Step::Write(ALL), Step::Write(ALL)]);
     setup.log("first\n");
     setup.log("second\n");
     assert_eq!(setup.written(), "first\nsecond\n");
@@ -99,26 +99,26 @@ fn each_error_has_its_reason_and_a_torn_line_is_ended() {
         (io::ErrorKind::Other, "error"),
     ] {
         let before = setup.lost().len();
-        setup.says([Does::Fails(kind)]);
+        setup.script([Step::Fail(kind)]);
         setup.log("lost\n");
         setup.sink.flush(LONG);
         assert_eq!(setup.lost().len(), before + 1);
         assert!(setup.lost().contains(&(reason, 1)), "{:?}", setup.lost());
     }
-    setup.says([Does::Takes(2), Does::Fails(io::ErrorKind::StorageFull)]);
+    setup.script([Step::Write(2), Step::Fail(io::ErrorKind::StorageFull)]);
     setup.log("torn\n");
     setup.sink.flush(LONG);
-    setup.says([Does::Takes(ALL), Does::Takes(ALL)]);
+    setup.script([Step::Write(ALL), Step::Write(ALL)]);
     setup.log("whole\n");
     assert_eq!(setup.written(), "to\nwhole\n");
     assert!(setup.lost().contains(&("no_space", 2)), "{:?}", setup.lost());
 }
 
 #[test]
-fn nobody_waits_for_a_file_that_takes_nothing_and_the_queue_is_bounded() {
+fn a_blocked_file_makes_no_caller_wait_and_the_queue_is_bounded() {
     let setup = Setup::new();
     let line = format!("{}\n", "x".repeat(1023));
-    // The thread may have taken one batch before it got stuck; more than two can't be on their way.
+    // The thread may have taken one batch before it blocked, so at most two batches are kept.
     for _ in 0..3 * MOST_BYTES / line.len() {
         setup.log(&line);
     }
@@ -126,10 +126,10 @@ fn nobody_waits_for_a_file_that_takes_nothing_and_the_queue_is_bounded() {
     let sent = (3 * MOST_BYTES / line.len()) as u64;
     assert!((sent / 3..=sent * 2 / 3).contains(&lost), "{lost} of {sent}");
     assert!(setup.sink.shared.queue.lock().lines.len() <= MOST_BYTES);
-    // The end of the process waits no longer than it is told.
+    // The end of the process waits no longer than its limit.
     let clock = crate::clock::Clock::start();
     setup.sink.flush(Duration::from_millis(50));
     assert!((50..5000).contains(&clock.mono().as_millis()), "{:?}", clock.mono());
-    setup.says([Does::Takes(ALL), Does::Takes(ALL)]);
+    setup.script([Step::Write(ALL), Step::Write(ALL)]);
     assert_eq!(setup.written().lines().count() as u64, sent - lost);
 }
