@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smg_types::spec::WorkerNetworks;
 use tokio::net::TcpStream;
 
 use crate::clock::Clock;
@@ -65,6 +66,8 @@ pub struct Dialer {
     resolver: Resolver,
     shortages: Shortages,
     descriptors: Arc<Descriptors>,
+    /// Where workers may be; `None`: anywhere.
+    networks: Option<WorkerNetworks>,
     // Locked only to copy or replace one entry, when a connection is made.
     remembered: Mutex<HashMap<(String, u16), Remembered>>,
 }
@@ -73,7 +76,13 @@ impl Dialer {
     /// A dialer with an empty memory.
     #[must_use]
     pub fn new(resolver: Resolver, shortages: Shortages, descriptors: Arc<Descriptors>) -> Self {
-        Self { resolver, shortages, descriptors, remembered: Mutex::default() }
+        Self { resolver, shortages, descriptors, networks: None, remembered: Mutex::default() }
+    }
+
+    /// The same dialer, which connects to no address where `networks` forbids a worker, whatever a name resolves to.
+    #[must_use]
+    pub fn within(self, networks: WorkerNetworks) -> Self {
+        Self { networks: Some(networks), ..self }
     }
 
     /// A dialer for a program that makes few connections and shows no metrics.
@@ -133,7 +142,7 @@ impl Dialer {
     ) -> Result<T, DialError> {
         let resolved = AtomicBool::new(false);
         let dialing = async {
-            let addresses = self.addresses_of(host, port).await?;
+            let addresses = self.permitted(self.addresses_of(host, port).await?)?;
             resolved.store(true, Ordering::Relaxed);
             match race(&addresses, connect).await {
                 Ok((address, connection)) => {
@@ -155,6 +164,26 @@ impl Dialer {
                 );
                 Err(Shortage { kind: Kind::Resolver, source }.into())
             }
+        }
+    }
+
+    /// Those of the addresses at which a worker may be.
+    fn permitted(&self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, DialError> {
+        let Some(networks) = &self.networks else { return Ok(addresses) };
+        let mut forbidden = None;
+        let mut permitted = addresses;
+        permitted.retain(|address| match networks.check_address(address.ip()) {
+            Ok(()) => true,
+            Err(error) => {
+                forbidden = Some(error);
+                false
+            }
+        });
+        match forbidden {
+            Some(error) if permitted.is_empty() => {
+                Err(DialError::Connect(io::Error::new(io::ErrorKind::PermissionDenied, error)))
+            }
+            Some(_) | None => Ok(permitted),
         }
     }
 

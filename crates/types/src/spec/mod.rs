@@ -3,6 +3,7 @@
 //! Code that makes a [`WorkerSpec`] from input must call [`WorkerSpec::check`]. What the router measures or asks of a worker
 //! (its health, its models) is kept apart, in `smg_routing::fleet`.
 
+mod networks;
 mod secret;
 mod url;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use networks::{ForbiddenPlace, WorkerNetworks};
 pub use secret::Secret;
 pub use url::{WorkerUrl, WorkerUrlError};
 
