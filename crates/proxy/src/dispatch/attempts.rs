@@ -204,7 +204,7 @@ mod tests {
     fn only_what_is_safe_is_tried_again() {
         assert_eq!(after(Attempt::NotStarted, true), Next::Again(Duration::ZERO));
         assert_eq!(after(Attempt::MayHaveStarted, true), Next::GiveUp);
-        for status in [408, 429, 500, 502, 503, 504] {
+        for status in [408, 429, 500, 502, 503, 504, 508] {
             assert!(matches!(after(answered(status, None), true), Next::Again(_)), "{status}");
         }
         for status in [200, 206, 301, 400, 401, 404, 409, 413, 422, 501, 505] {

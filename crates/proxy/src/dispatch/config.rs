@@ -53,7 +53,8 @@ impl Default for Config {
 impl Config {
     /// Whether a worker's answer may be replaced by another worker's.
     pub(super) fn is_retryable(&self, status: StatusCode) -> bool {
-        matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504) || self.pushes_back(status)
+        matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504 | 508)
+            || self.pushes_back(status)
     }
 
     /// Whether an answer with this status says that the worker has too much to do.

@@ -30,6 +30,8 @@ pub struct Client {
     dialer: Arc<Dialer>,
     pool: Arc<Pool>,
     connections: Arc<connection::Shared>,
+    /// What the router's own requests say in `via`.
+    via: Option<HeaderValue>,
 }
 
 /// How long the check may take whether anybody listens at a worker that has closed a connection.
@@ -51,7 +53,14 @@ impl Client {
         let descriptors = Arc::clone(dialer.descriptors());
         let pool = Arc::new(Pool::new(config.max_idle, config.keep_alive, descriptors));
         let connections = Arc::new(connection::Shared::new(dialer.shortages().clone()));
-        Self { config, clock, tls, dialer, pool, connections }
+        Self { config, clock, tls, dialer, pool, connections, via: None }
+    }
+
+    /// The same client, whose own requests ([`Client::ask`]) say in `via` which router they come from, so that a router
+    /// knows them if a worker's URL leads back to it.
+    #[must_use]
+    pub fn with_via(self, via: HeaderValue) -> Self {
+        Self { via: Some(via), ..self }
     }
 
     /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
@@ -149,6 +158,9 @@ impl Client {
         let mut headers = HeaderMap::new();
         if !body.is_empty() {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(via) = &self.via {
+            headers.insert(header::VIA, via.clone());
         }
         let outgoing = Outgoing {
             method: &method,

@@ -143,6 +143,9 @@ impl Failure {
             Cause::Unauthorized => "the engine wants a key: give it with --worker-api-key or as the \
                 worker's api_key"
                 .to_owned(),
+            Cause::Status if self.status == Some(508) => "the URL leads back to this router, or to \
+                another one of its cluster: give the engine's own address"
+                .to_owned(),
             Cause::NotFound if url.path_prefix().ends_with("/v1") => {
                 "the worker's URL must not end in /v1: the router adds the path itself".to_owned()
             }
