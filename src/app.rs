@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Version;
 use anyhow::Context as _;
 use prometheus::Registry;
 use rand::SeedableRng as _;
@@ -118,14 +119,20 @@ impl App {
             .transpose()?;
         let worker_tls = Arc::new(Live::read(config.upstream.tls.clone(), now)?);
         let server = Server::bind(&config.http)?;
+        let own_addresses = server.own_addresses()?;
+        for worker in &config.workers {
+            own_addresses.check(&worker.url)?;
+        }
 
         let registry = Registry::new();
         telemetry::register_build_info(&registry)?;
-        let dialer = Arc::new(Dialer::new(
+        let dialer = Dialer::new(
             Resolver::system(clock),
             Shortages::register(&registry, clock)?,
             Descriptors::new(descriptors::limit()),
-        ));
+        );
+        let dialer = Arc::new(dialer.within(config.http.worker_networks.clone()));
+
         let Routing { fleet, policies, dispatch } = routing(&config, &registry)?;
         let wake = Arc::new(Notify::new());
         let client_endpoint =
@@ -151,6 +158,7 @@ impl App {
         );
         mesh.follow(bridge.follower());
         let handle = mesh.handle().clone();
+        let hops = http::Hops::new(&handle.view().me.node);
         let surface = Arc::new(Surface {
             keys: LiveKeys::new(&config.http),
             config: config.http.clone(),
@@ -159,7 +167,10 @@ impl App {
                 Some(Arc::clone(&worker_tls)),
                 Arc::clone(&dialer),
                 clock,
-            ),
+            )
+            .with_via(hops.entry(Version::HTTP_11).clone()),
+            hops,
+            own_addresses,
             dialer,
             policies,
             dispatch,
@@ -211,12 +222,14 @@ impl App {
         if let Some(address) = self.server.health_address() {
             info!(%address, "probes");
         }
-        let client = Arc::new(Client::new(
+        let client = Client::new(
             self.config.upstream.clone(),
             Some(Arc::clone(&self.worker_tls)),
             Arc::clone(&self.surface.dialer),
             self.clock,
-        ));
+        );
+        let via = self.surface.hops.entry(Version::HTTP_11).clone();
+        let client = Arc::new(client.with_via(via));
         let probing = prober::run(
             Arc::clone(&self.surface.fleet),
             client,

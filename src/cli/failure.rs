@@ -43,6 +43,15 @@ pub struct TimeoutArgs {
     /// The same for streams, 0 to 604800 seconds; 0: no limit.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 604_800.0))]
     pub stream_timeout_secs: Duration,
+    /// How long a stream may be silent before the router sends comments on it, 0 to 3600 seconds; 0: it sends none.
+    ///
+    /// For load balancers that cut silent connections while a worker computes a long prompt. A request with "stream":
+    /// true to /v1/chat/completions, /v1/completions, /v1/responses or /v1/messages that has no answer after this time is
+    /// answered 200 text/event-stream with a comment line, which clients pass over; another one follows each time until
+    /// the worker's first byte. From then on a failure is an error event on the stream instead of a status, and the
+    /// worker's response headers are not passed on.
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 3600.0))]
+    pub stream_heartbeat_secs: Duration,
     /// How long an idle connection to a worker is kept, 0 to 3600 seconds.
     ///
     /// Shorter than what the workers' servers keep, or a request may meet a connection that is being closed.

@@ -66,7 +66,8 @@ pub struct ListenArgs {
     pub decompress_requests: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
-    /// Bounds clients that send a byte now and then.
+    /// Bounds clients that send a byte now and then, and those that send nothing: the time of a connection's first
+    /// request begins when the client has connected. Holds on every port.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds(0.001, 3600.0))]
     pub header_timeout_secs: Duration,
     /// How long a client's connection is kept between two requests, 0.001 to 86400 seconds.
@@ -78,12 +79,13 @@ pub struct ListenArgs {
     /// How long a client may pause within a body, 0.001 to 3600 seconds.
     ///
     /// While it sends a request's body (which as a whole may take ten times as long), and while it takes a response: who
-    /// takes nothing for so long is cut off, because its request holds a place at a worker.
+    /// takes nothing for so long is cut off (over HTTP/2: loses the stream), because its request holds a place at a worker.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0.001, 3600.0))]
     pub body_timeout_secs: Duration,
     /// Client connections at once, 1 to 1000000.
     ///
-    /// Further ones are closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
+    /// At the limit the oldest connection that has made no request is closed for a new one; without such a connection the
+    /// new one is closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
     /// many: the router warns at its start when it does not, and accepts only as many as leave a quarter of the limit for
     /// connections to workers.
     #[arg(

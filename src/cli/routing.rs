@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use smg_routing::limit::Priority;
 use smg_routing::policy::Kind;
 use smg_types::spec::{Secret, WorkerUrl};
 
@@ -38,6 +39,18 @@ pub struct WorkerArgs {
         value_parser = crate::cli::values::model_alias
     )]
     pub model_alias: Vec<ModelAlias>,
+    /// Networks in which workers may be although no worker is expected there, as 169.254.7.0/24.
+    ///
+    /// Without it the router connects neither to link-local addresses (169.254.0.0/16, fe80::/10) nor to those of cloud
+    /// metadata services, which hand out credentials: not when a worker is registered, and not when a worker's name
+    /// resolves to one. A list. Default: none.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        num_args = 1..,
+        value_parser = crate::cli::values::network
+    )]
+    pub allow_worker_cidr: Vec<ipnet::IpNet>,
     /// How long a deleted worker may finish what is in flight, 0 to 86400 seconds.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds(0.0, 86_400.0))]
     pub drain_timeout_secs: Duration,
@@ -51,6 +64,12 @@ fn policy() -> impl TypedValueParser<Value = Kind> {
         let other = Kind::ALL.into_iter().find(|kind| other_names(*kind).contains(&name.as_str()));
         other.unwrap_or_else(|| name.parse().expect("only names of policies are possible values"))
     })
+}
+
+/// Reads the name of a class in the queue.
+fn priority() -> impl TypedValueParser<Value = Priority> {
+    PossibleValuesParser::new(Priority::ALL.map(Priority::name))
+        .map(|name| name.parse().expect("only names of classes are possible values"))
 }
 
 /// What other routers call a policy.
@@ -203,6 +222,17 @@ pub struct AdmissionArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub queue_timeout_secs: Duration,
+    /// The most urgent class that a client may claim in x-smg-priority.
+    ///
+    /// A claim above it counts as this class. Lower it to default where clients are strangers, for a class is a head
+    /// start in the queue.
+    #[arg(
+        long,
+        value_name = "CLASS",
+        default_value = "interactive",
+        value_parser = priority()
+    )]
+    pub max_client_priority: Priority,
     /// How long a request waits when workers are known and none is available, 0 to 86400 seconds.
     ///
     /// 0 answers 503 at once. Some seconds carry requests over a restart of a single worker.

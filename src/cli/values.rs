@@ -117,6 +117,13 @@ pub(crate) fn span(
     }
 }
 
+/// A network as `address/length`; an address alone is the network of that address.
+pub(crate) fn network(text: &str) -> Result<ipnet::IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(ipnet::IpNet::from);
+    let net = text.parse::<ipnet::IpNet>().or_else(|_| address());
+    net.map_err(|_| "is not a network such as 169.254.7.0/24".to_owned())
+}
+
 /// The name of a router or of a cluster.
 pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
     text.parse().map_err(|_| {

@@ -15,7 +15,7 @@ use smg_routing::policy;
 use smg_routing::prefix;
 use smg_runtime::telemetry;
 use smg_runtime::tls;
-use smg_types::spec::WorkerSpec;
+use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
 use crate::cli::values::ModelAlias;
@@ -46,6 +46,7 @@ pub(super) fn resolve(
     check_push_back(args, &mut mistakes);
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
+    check_places(args, &described, &mut mistakes);
     let config = Config {
         http: http_config(settings, process, &mut mistakes),
         policy: policy_config(args),
@@ -70,7 +71,8 @@ fn http_config(
     process: &Process<'_>,
     mistakes: &mut Vec<Mistake>,
 ) -> http::Config {
-    let Args { listen, tls, access, probes, observe, routing, shutdown, .. } = &settings.args;
+    let Args { listen, tls, access, probes, observe, routing, shutdown, timeouts, .. } =
+        &settings.args;
     let health_listen = (probes.health_check_port != 0)
         .then(|| SocketAddr::new(listen.host, probes.health_check_port));
     let metrics_listen = (observe.prometheus_port != 0).then(|| http::MetricsListen {
@@ -116,6 +118,9 @@ fn http_config(
         header_timeout: listen.header_timeout_secs,
         idle_timeout: listen.idle_connection_timeout_secs,
         body_timeout: listen.body_timeout_secs,
+        stream_heartbeat: unless_zero(timeouts.stream_heartbeat_secs),
+        max_client_priority: settings.args.admission.max_client_priority,
+        worker_networks: worker_networks(&settings.args),
         max_connections: listen.max_connections,
         threads: if listen.threads == 0 { process.cpus } else { listen.threads },
         min_ready_workers: probes.min_ready_workers,
@@ -128,6 +133,10 @@ fn http_config(
         node_name: node_name(&settings.args.mesh, process)
             .map_or_else(|_| process.host_name.clone(), |name| name.to_string()),
     }
+}
+
+fn worker_networks(args: &Args) -> WorkerNetworks {
+    WorkerNetworks::permitting(args.workers.allow_worker_cidr.clone())
 }
 
 fn policy_config(args: &Args) -> policy::Config {
@@ -358,6 +367,17 @@ fn check_ports(settings: &Settings, mistakes: &mut Vec<Mistake>) {
                 let text = format!("{} and {} are both {}", flag(second), flag(first), a.port());
                 mistakes.push(Mistake::of_settings(&[second, first], text));
             }
+        }
+    }
+}
+
+/// Workers at addresses where none is expected.
+fn check_places(args: &Args, described: &[WorkerSpec], mistakes: &mut Vec<Mistake>) {
+    let networks = worker_networks(args);
+    let listed = args.workers.worker_urls.iter();
+    for url in described.iter().map(|worker| &worker.url).chain(listed) {
+        if let Err(error) = networks.check_url(url) {
+            mistakes.push(Mistake::of_settings(&["worker_urls"], format!("worker {url}: {error}")));
         }
     }
 }

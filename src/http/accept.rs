@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
+use super::idle::{IdleConnections, Place};
 use super::metrics::Metrics;
 
 /// Connections that wait for their thread to take them.
@@ -22,6 +23,12 @@ const HANDOVER: usize = 1024;
 /// How often the acceptor checks whether there are descriptors again.
 const SCARCE_CHECK: Duration = Duration::from_millis(10);
 
+/// The same while a connection closes to make room.
+const CLOSING_CHECK: Duration = Duration::from_millis(1);
+
+/// How long a new client is left alone although others wait for its place: a TLS handshake takes a few round trips.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -29,6 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Handover {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: SocketAddr,
+    pub(super) place: Arc<Place>,
     pub(super) counted: Counted,
 }
 
@@ -87,6 +95,8 @@ pub(super) struct Acceptor {
     pub(super) lanes: Vec<Lane>,
     /// Clients' connections that are open.
     pub(super) open: Arc<watch::Sender<usize>>,
+    /// Those of them that have made no request: they give way when places or descriptors run out.
+    pub(super) idle: Arc<IdleConnections>,
     /// Connections at once.
     pub(super) max_connections: usize,
     pub(super) metrics: Metrics,
@@ -131,14 +141,26 @@ impl Acceptor {
             let shortages = self.dialer.shortages();
             shortages.report(Kind::Descriptors, "accepting a client", &error);
             while descriptors.is_scarce() {
-                tokio::time::sleep(SCARCE_CHECK).await;
+                let is_closing = self.idle.closing() > 0 || self.make_room();
+                let wait = if is_closing { CLOSING_CHECK } else { SCARCE_CHECK };
+                tokio::time::sleep(wait).await;
             }
         }
         self.listener.accept().await
     }
 
+    /// Closes the connection that has waited longest for its first request. Whether there is one that had its time.
+    fn make_room(&self) -> bool {
+        let closes = self.idle.close_oldest();
+        if closes {
+            self.metrics.connections_closed_idle.inc();
+        }
+        closes
+    }
+
     fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
-        if *self.open.borrow() >= self.max_connections {
+        let staying = self.open.borrow().saturating_sub(self.idle.closing());
+        if staying >= self.max_connections && !self.make_room() {
             self.metrics.connections_refused.inc();
             return;
         }
@@ -151,7 +173,8 @@ impl Acceptor {
         let Ok(stream) = stream.into_std() else { return };
         let descriptor = self.dialer.descriptors().count();
         let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
-        if lane.sender.try_send(Handover { stream, peer, counted }).is_err() {
+        let handover = Handover { stream, peer, place: self.idle.add(), counted };
+        if lane.sender.try_send(handover).is_err() {
             // The thread is a thousand connections behind: closing is the kindest answer.
             self.metrics.connections_refused.inc();
         }

@@ -1,13 +1,14 @@
 //! The bodies of our responses: whole ones, those that stream from a worker, those that axum makes.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use smg_proxy::dispatch;
 
 use super::exchange::Exchange;
+use super::heartbeat::{Beat, Heartbeat};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +26,7 @@ enum Kind {
     Full(Bytes),
     Worker(Box<dispatch::ResponseBody>),
     Axum(axum::body::Body),
+    Heartbeat(Box<Heartbeat>),
 }
 
 impl Body {
@@ -44,10 +46,48 @@ impl Body {
         Kind::Axum(body).into()
     }
 
+    /// A stream with comments until the worker's first byte.
+    pub(super) fn heartbeat(heartbeat: Heartbeat) -> Self {
+        Kind::Heartbeat(Box::new(heartbeat)).into()
+    }
+
     /// The body with the exchange that ends with it.
     pub(super) fn ending(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);
         self
+    }
+
+    /// The next piece.
+    fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Kind::Worker(body) => {
+                let polled = Pin::new(&mut **body).poll_frame(cx);
+                if body.is_broken()
+                    && let Some(exchange) = &self.exchange
+                {
+                    exchange.close_after();
+                }
+                polled.map_err(Into::into)
+            }
+            Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::Heartbeat(heartbeat) => match ready!(heartbeat.poll_beat(cx)) {
+                Beat::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Beat::Worker(piece, body) => {
+                    self.kind = body.kind;
+                    Poll::Ready(piece)
+                }
+                Beat::End => {
+                    self.kind = Kind::Empty;
+                    Poll::Ready(None)
+                }
+            },
+        }
     }
 }
 
@@ -65,25 +105,15 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        match &mut this.kind {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                this.kind = Kind::Empty;
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+        let polled = self.poll_kind(cx);
+        if let Some(exchange) = &self.exchange {
+            match polled {
+                Poll::Ready(Some(_)) => exchange.offer(),
+                // Whoever asks for the next piece has sent the last one.
+                Poll::Ready(None) | Poll::Pending => exchange.take(),
             }
-            Kind::Worker(body) => {
-                let polled = Pin::new(&mut **body).poll_frame(cx);
-                if body.is_broken()
-                    && let Some(exchange) = &this.exchange
-                {
-                    exchange.close_after();
-                }
-                polled.map_err(Into::into)
-            }
-            Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -92,6 +122,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Worker(body) => body.is_end_stream(),
             Kind::Axum(body) => body.is_end_stream(),
+            Kind::Heartbeat(_) => false,
         }
     }
 
@@ -101,6 +132,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Worker(body) => body.size_hint(),
             Kind::Axum(body) => body.size_hint(),
+            Kind::Heartbeat(_) => SizeHint::default(),
         }
     }
 }

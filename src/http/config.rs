@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::HeaderName;
+use smg_routing::limit::Priority;
 use smg_runtime::tls;
-use smg_types::spec::Secret;
+use smg_types::spec::{Secret, WorkerNetworks};
 
 /// What the listeners offer and whom they let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,12 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
     pub body_timeout: Duration,
+    /// Time after which a stream without an answer gets its first comment, and between two of them; `None`: it gets none.
+    pub stream_heartbeat: Option<Duration>,
+    /// The most urgent class that a client may claim.
+    pub max_client_priority: Priority,
+    /// Where workers may be.
+    pub worker_networks: WorkerNetworks,
     /// Client connections at once.
     pub max_connections: usize,
     /// Threads of the data path.

@@ -1,7 +1,7 @@
 //! One client connection: hyper's HTTP/1.1 or, if TLS agreed on it, HTTP/2, with the timers that hyper leaves to us.
 //!
 //! One timer per connection serves all of them: a request's head must arrive in time, an idle connection is closed, and a
-//! client that takes nothing of its response is cut off. A shutdown ends the connection after the exchanges under way, and
+//! client that takes nothing of its response is cut off (over HTTP/2, `streams` does that). A shutdown ends the connection after the exchanges under way, and
 //! so does a broken stream over HTTP/1.1.
 
 use std::future::Future;
@@ -14,7 +14,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::HttpService;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use smg_runtime::tasks::turned_on;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::Config;
 use super::exchange::{Observed, State};
+use super::streams::Streams;
 use super::watched::Watched;
 
 /// What is read at once, and the longest head of a request, in bytes.
@@ -42,7 +43,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Timeouts of a client connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// For a request's head to arrive once it has begun.
+    /// For a request's head to arrive once it has begun, and for the first one since the connection was accepted.
     pub(super) head: Duration,
     /// Without a request.
     pub(super) idle: Duration,
@@ -53,6 +54,11 @@ pub(super) struct Timeouts {
 impl Timeouts {
     pub(super) fn of(config: &Config) -> Self {
         Self { head: config.header_timeout, idle: config.idle_timeout, write: config.body_timeout }
+    }
+
+    /// How long a connection without a request is kept: a client has as long for its first request as for a head.
+    fn until_request(self, found: Observed) -> Duration {
+        if found.head_begun || !found.served { self.head } else { self.idle }
     }
 
     /// Time after which the timer of a connection fires at the latest.
@@ -159,7 +165,7 @@ async fn serve_http2<T, S, B>(
     B::Error: Into<BoxError>,
 {
     let connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(Streams { clock: state.clock(), limit: timeouts.write })
             .timer(TokioTimer::new())
             // A client that answers no ping is gone, and its requests with it.
             .keep_alive_interval(Some(PING))
@@ -252,7 +258,7 @@ impl Protocol {
                 if found.stalled >= timeouts.write {
                     return Verdict::Cut("the client took nothing of its response for too long");
                 }
-                let most = if found.head_begun { timeouts.head } else { timeouts.idle };
+                let most = timeouts.until_request(found);
                 let left = found
                     .idle
                     .map_or_else(|| timeouts.longest_wait(), |idle| most.saturating_sub(idle));
@@ -260,7 +266,8 @@ impl Protocol {
                 if left.is_zero() { Verdict::Expire(wait) } else { Verdict::Wait(wait) }
             }
             Self::Http2 => {
-                let left = timeouts.idle.saturating_sub(found.idle.unwrap_or_default());
+                let most = timeouts.until_request(found);
+                let left = most.saturating_sub(found.idle.unwrap_or_default());
                 match (left.is_zero(), is_closing) {
                     (true, true) => Verdict::Cut("the client did not leave after the last request"),
                     (true, false) => Verdict::Close(timeouts.head),
@@ -294,7 +301,22 @@ mod tests {
     }
 
     fn idle(n: u64) -> Observed {
-        Observed { stalled: Duration::ZERO, head_begun: false, idle: Some(seconds(n)) }
+        Observed {
+            stalled: Duration::ZERO,
+            head_begun: false,
+            served: true,
+            idle: Some(seconds(n)),
+        }
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_has_as_long_as_a_head() {
+        let silent = |n| Observed { served: false, ..idle(n) };
+        let judge = |protocol: Protocol, n| protocol.judge(silent(n), TIMEOUTS, false);
+        assert_eq!(judge(Protocol::Http1, 9), Verdict::Wait(seconds(1)));
+        assert_eq!(judge(Protocol::Http1, 10), Verdict::Expire(SHORTEST_WAIT));
+        assert_eq!(judge(Protocol::Http2, 9), Verdict::Wait(seconds(1)));
+        assert_eq!(judge(Protocol::Http2, 10), Verdict::Close(seconds(10)));
     }
 
     #[test]
@@ -310,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_client_that_takes_nothing_is_cut_off_over_http_1_only() {
-        let busy = Observed { stalled: seconds(60), head_begun: false, idle: None };
+        let busy = Observed { stalled: seconds(60), idle: None, ..idle(0) };
         let cut = |protocol: Protocol, found| {
             matches!(protocol.judge(found, TIMEOUTS, false), Verdict::Cut(_))
         };
@@ -325,7 +347,7 @@ mod tests {
         assert_eq!(judge(idle(75), false), Verdict::Close(seconds(10)));
         assert_eq!(judge(idle(70), true), Verdict::Wait(seconds(10)));
         assert!(matches!(judge(idle(75), true), Verdict::Cut(_)));
-        let busy = Observed { stalled: seconds(0), head_begun: false, idle: None };
+        let busy = Observed { idle: None, ..idle(0) };
         assert_eq!(judge(busy, true), Verdict::Wait(seconds(10)));
     }
 }

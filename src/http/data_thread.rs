@@ -21,6 +21,7 @@ use tracing::debug;
 use super::accept::Handover;
 use super::connection::{self, Protocol, Timeouts};
 use super::exchange::State;
+use super::idle::Place;
 use super::shard::Shard;
 
 /// How often a thread closes connections to workers that have been idle for too long.
@@ -62,7 +63,7 @@ impl DataThread {
     }
 
     fn take(&self, handover: Handover) {
-        let Handover { stream, peer, counted } = handover;
+        let Handover { stream, peer, place, counted } = handover;
         let shard = Arc::clone(&self.shard);
         let acceptor = self.listener_tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
         let closing = self.closing.clone();
@@ -80,55 +81,64 @@ impl DataThread {
                 debug!(%error, "a connection was gone before it was served");
                 return;
             }
-            match acceptor {
-                None => serve(shard, stream, peer, Protocol::Http1, closing).await,
-                Some(acceptor) => Box::pin(serve_tls(shard, acceptor, stream, peer, closing)).await,
+            let client = Client { shard, peer, place: Arc::clone(&place), closing };
+            let serving = async {
+                match acceptor {
+                    None => client.serve(stream, Protocol::Http1).await,
+                    Some(acceptor) => Box::pin(client.serve_tls(acceptor, stream)).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = serving => {}
+                () = place.gives_way() => debug!(%peer, "closed to make room: it had no request"),
             }
         });
     }
 }
 
-/// Serves the requests of one connection.
-async fn serve<T>(
+/// A client that is connected, and what it takes to serve it.
+struct Client {
     shard: Arc<Shard>,
-    stream: T,
     peer: SocketAddr,
-    protocol: Protocol,
+    place: Arc<Place>,
     closing: watch::Receiver<bool>,
-) where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    let timeouts = Timeouts::of(&shard.surface().config);
-    let state = State::new(shard.surface().clock);
-    let service_state = Arc::clone(&state);
-    let service = service_fn(move |request| {
-        let shard = Arc::clone(&shard);
-        let state = Arc::clone(&service_state);
-        async move { shard.handle(request, peer, &state).await }
-    });
-    connection::serve(protocol, stream, service, state, timeouts, closing).await;
 }
 
-async fn serve_tls(
-    shard: Arc<Shard>,
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    peer: SocketAddr,
-    closing: watch::Receiver<bool>,
-) {
-    let timeout = shard.surface().config.header_timeout;
-    let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            debug!(%peer, %error, "TLS handshake failed");
-            return;
-        }
-        Err(_elapsed) => {
-            debug!(%peer, "TLS handshake took too long");
-            return;
-        }
-    };
-    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
-    serve(shard, stream, peer, protocol, closing).await;
+impl Client {
+    /// Serves the requests of the connection.
+    async fn serve<T>(self, stream: T, protocol: Protocol)
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { shard, peer, place, closing } = self;
+        let timeouts = Timeouts::of(&shard.surface().config);
+        let state = State::new(shard.surface().clock, place);
+        let service_state = Arc::clone(&state);
+        let service = service_fn(move |request| {
+            let shard = Arc::clone(&shard);
+            let state = Arc::clone(&service_state);
+            async move { shard.handle(request, peer, &state).await }
+        });
+        connection::serve(protocol, stream, service, state, timeouts, closing).await;
+    }
+
+    async fn serve_tls(self, acceptor: TlsAcceptor, stream: TcpStream) {
+        let peer = self.peer;
+        let timeout = self.shard.surface().config.header_timeout;
+        let stream = match tokio::time::timeout(timeout, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                debug!(%peer, %error, "TLS handshake failed");
+                return;
+            }
+            Err(_elapsed) => {
+                debug!(%peer, "TLS handshake took too long");
+                return;
+            }
+        };
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+        self.serve(stream, protocol).await;
+    }
 }

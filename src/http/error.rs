@@ -84,6 +84,23 @@ impl ApiError {
         Self { accepted: accepted.map(|allow| Box::new((header::ALLOW, allow))), ..error }
     }
 
+    /// The request names no host, or several (RFC 9112, 3.2).
+    pub(super) fn invalid_host() -> Self {
+        Self::bad_request(
+            "invalid_host",
+            "the request must have one `host` header, with a host and perhaps a port",
+        )
+    }
+
+    /// This router, or one of its cluster, has forwarded the request before.
+    pub(super) fn loop_detected() -> Self {
+        Self::new(
+            StatusCode::LOOP_DETECTED,
+            "loop_detected",
+            "a router of this cluster has forwarded the request before: a worker's URL leads back to it",
+        )
+    }
+
     /// No key, or a wrong one.
     pub(super) fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "no valid API key was given")
@@ -173,6 +190,15 @@ impl ApiError {
         )
     }
 
+    /// A worker's answer is no stream, and the client reads one already. `status`: the worker's.
+    pub(super) fn no_stream(status: StatusCode) -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "upstream_no_stream",
+            format!("the worker answered with status {} and no stream", status.as_u16()),
+        )
+    }
+
     /// The body came too slowly.
     pub(super) fn too_slow() -> Self {
         Self::new(
@@ -254,6 +280,13 @@ impl ApiError {
             json!({ "error": error })
         };
         serde_json::to_vec(&document).expect("a document of strings is JSON").into()
+    }
+
+    /// The error as the last event of a stream.
+    pub(super) fn to_event(&self, anthropic: bool) -> Bytes {
+        let json = self.to_json(anthropic);
+        let name: &[u8] = if anthropic { b"event: error\n" } else { b"" };
+        [name, b"data: ", &json, b"\n\n"].concat().into()
     }
 
     /// The error as a response.

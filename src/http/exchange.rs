@@ -8,12 +8,18 @@ use std::time::Duration;
 
 use smg_runtime::clock::Clock;
 
+use super::idle::Place;
 use super::metrics::RouteMetrics;
+use super::streams::Progress;
 
 /// What the parts of one connection know of each other.
 #[derive(Debug)]
 pub(super) struct State {
     clock: Clock,
+    /// The connection's place among those that may be closed to make room.
+    place: Arc<Place>,
+    /// A request has come.
+    served: AtomicBool,
     /// Requests under way: 0 or 1, more with HTTP/2.
     busy: AtomicU32,
     /// `Clock::mono` in nanoseconds when it was last not busy.
@@ -31,9 +37,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(clock: Clock) -> Arc<Self> {
+    pub(super) fn new(clock: Clock, place: Arc<Place>) -> Arc<Self> {
         let state = Self {
             clock,
+            place,
+            served: AtomicBool::new(false),
             busy: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
@@ -44,6 +52,11 @@ impl State {
         };
         state.mark_idle();
         Arc::new(state)
+    }
+
+    /// The clock by which its times are measured.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// Whether a request is under way.
@@ -84,9 +97,12 @@ impl State {
     /// A request's head has come: the connection is busy until the exchange is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Exchange {
         self.busy.fetch_add(1, Ordering::Relaxed);
+        self.served.store(true, Ordering::Relaxed);
+        self.place.begin_request();
         self.head_begun.store(false, Ordering::Relaxed);
         Exchange {
             state: Arc::clone(self),
+            progress: Progress::current(),
             started: self.clock.mono(),
             route: None,
             answered: false,
@@ -110,6 +126,7 @@ impl State {
         Observed {
             stalled: self.stalled_for(),
             head_begun: self.head_begun.load(Ordering::Relaxed),
+            served: self.served.load(Ordering::Relaxed),
             idle: self.idle_for(),
         }
     }
@@ -117,6 +134,11 @@ impl State {
     /// From now on the head counts as late: [`Watched`](super::watched::Watched) answers and ends the connection.
     pub(super) fn expire(&self) {
         self.expired.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection must end after the exchange under way.
+    pub(super) fn close_after(&self) {
+        self.close.store(true, Ordering::Relaxed);
     }
 
     /// Whether an exchange wants the connection closed after it.
@@ -151,6 +173,8 @@ pub(super) struct Observed {
     pub(super) stalled: Duration,
     /// Whether a part of a request's head has arrived.
     pub(super) head_begun: bool,
+    /// Whether a request has arrived before.
+    pub(super) served: bool,
     /// How long no request has been under way; `None`: one is.
     pub(super) idle: Option<Duration>,
 }
@@ -159,6 +183,8 @@ pub(super) struct Observed {
 #[derive(Debug)]
 pub(super) struct Exchange {
     state: Arc<State>,
+    /// Of the stream on which it runs, over HTTP/2.
+    progress: Option<Arc<Progress>>,
     started: Duration,
     route: Option<Arc<RouteMetrics>>,
     answered: bool,
@@ -179,11 +205,26 @@ impl Exchange {
         if let Some(route) = &self.route {
             route.count(status);
         }
+        self.offer();
+    }
+
+    /// A piece of the response is there for the client.
+    pub(super) fn offer(&self) {
+        if let Some(progress) = &self.progress {
+            progress.offer();
+        }
+    }
+
+    /// The client has taken all pieces that were there.
+    pub(super) fn take(&self) {
+        if let Some(progress) = &self.progress {
+            progress.take();
+        }
     }
 
     /// The connection must not be used again.
     pub(super) fn close_after(&self) {
-        self.state.close.store(true, Ordering::Relaxed);
+        self.state.close_after();
     }
 }
 
@@ -198,6 +239,8 @@ impl Drop for Exchange {
                 .observe(self.state.clock.mono().saturating_sub(self.started).as_secs_f64());
         }
         self.state.mark_idle();
-        self.state.busy.fetch_sub(1, Ordering::Relaxed);
+        if self.state.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.state.place.end_request();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Headers on their way through: what is for one hop only stays here, everything else passes, repeated or not.
 
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
@@ -46,14 +47,33 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// What a worker gets: everything the client sent but what is for one hop, `host` and the length, which follows from
 /// the body. The router's own keys are taken out before (`auth::Keys::take_own`).
-pub(super) fn to_worker(headers: &mut HeaderMap, request_id: &HeaderValue, rng: &mut SmallRng) {
+/// `via`: what the router says of itself as a hop; the entries of other proxies stay.
+pub(super) fn to_worker(
+    headers: &mut HeaderMap,
+    request_id: &HeaderValue,
+    via: &HeaderValue,
+    rng: &mut SmallRng,
+) {
     strip_hop_by_hop(headers);
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
     headers.insert(X_REQUEST_ID.clone(), request_id.clone());
+    headers.append(header::VIA, via.clone());
     if !headers.contains_key(&TRACEPARENT) {
         headers.insert(TRACEPARENT.clone(), traceparent(rng));
+    }
+}
+
+/// Whether a request names its host as it must: once in HTTP/1.1, at most once in other versions (RFC 9112, 3.2).
+pub(super) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            host.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@,\\".contains(byte))
+        }
+        (None, _) => version != Version::HTTP_11,
+        (Some(_), Some(_)) => false,
     }
 }
 
@@ -135,7 +155,8 @@ mod tests {
 
     fn passed(pairs: &[(&str, &str)]) -> Vec<String> {
         let mut map = headers(pairs);
-        to_worker(&mut map, &HeaderValue::from_static("id"), &mut SmallRng::seed_from_u64(1));
+        let [id, via] = ["id", "1.1 smg-1"].map(HeaderValue::from_static);
+        to_worker(&mut map, &id, &via, &mut SmallRng::seed_from_u64(1));
         map.remove(&TRACEPARENT);
         map.remove(&X_REQUEST_ID);
         let mut left: Vec<_> = map.iter().collect();
@@ -156,9 +177,30 @@ mod tests {
             ("content-length", "3"),
             ("accept", "a"),
             ("accept", "b"),
+            ("via", "1.0 cdn"),
             ("x-own", "kept"),
         ];
-        assert_eq!(passed(&sent), ["accept: a", "accept: b", "x-own: kept"]);
+        let kept = ["accept: a", "accept: b", "via: 1.0 cdn", "via: 1.1 smg-1", "x-own: kept"];
+        assert_eq!(passed(&sent), kept);
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let valid = |version, values: &[&'static str]| {
+            let mut map = HeaderMap::new();
+            for value in values {
+                map.append(header::HOST, HeaderValue::from_static(value));
+            }
+            has_valid_host(version, &map)
+        };
+        for host in ["a", "a:80", "[::1]:80", "A-1.test.", ""] {
+            assert!(valid(Version::HTTP_11, &[host]), "{host}");
+        }
+        for hosts in [&[][..], &["a", "a"], &["a,b"], &["a b"], &["u@a"], &["a/b"]] {
+            assert!(!valid(Version::HTTP_11, hosts), "{hosts:?}");
+        }
+        assert!(valid(Version::HTTP_10, &[]) && valid(Version::HTTP_2, &[]));
+        assert!(!valid(Version::HTTP_10, &["a", "b"]));
     }
 
     #[test]
@@ -180,10 +222,10 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let id = HeaderValue::from_static("id");
         let mut map = headers(&[("traceparent", "00-theirs")]);
-        to_worker(&mut map, &id, &mut rng);
+        to_worker(&mut map, &id, &id, &mut rng);
         assert_eq!(map[&TRACEPARENT], "00-theirs");
         let mut map = HeaderMap::new();
-        to_worker(&mut map, &id, &mut rng);
+        to_worker(&mut map, &id, &id, &mut rng);
         let made = map[&TRACEPARENT].to_str().unwrap();
         let lengths: Vec<usize> = made.split('-').map(str::len).collect();
         assert_eq!(lengths, [2, 32, 16, 2], "{made}");

@@ -14,6 +14,7 @@ use smg_proxy::dispatch::{self, Dispatched, Dispatcher, ModelPlace, StreamEnd};
 use smg_routing::fleet::{Listed, Worker};
 use smg_routing::limit::Priority;
 use smg_types::ids::ModelId;
+use tokio::sync::Notify;
 use tracing::warn;
 
 use super::Surface;
@@ -22,7 +23,7 @@ use super::body::Body;
 use super::buffered::Held;
 use super::encoding;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
-use super::exchange::Exchange;
+use super::exchange::State;
 use super::form;
 use super::from_worker;
 use super::headers;
@@ -49,6 +50,8 @@ pub(super) struct Inbound {
     pub(super) keys: Arc<Keys>,
     /// The client speaks Anthropic's API.
     pub(super) anthropic: bool,
+    /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
+    pub(super) stream_begins: Option<Arc<Notify>>,
     /// The route is about no model in particular: any worker may answer.
     pub(super) any_model: bool,
 }
@@ -75,7 +78,7 @@ impl Inference {
         &self,
         request: Request<Incoming>,
         inbound: &Inbound,
-        exchange: &Exchange,
+        state: &State,
     ) -> Result<Response<Body>, ApiError> {
         let config = &self.surface.config;
         let (mut parts, incoming) = request.into_parts();
@@ -83,12 +86,12 @@ impl Inference {
             parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut headers = std::mem::take(&mut parts.headers);
         let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
-        let body = self.read(incoming, &mut headers, &mut held, exchange).await?;
+        let body = self.read(incoming, &mut headers, &mut held, state).await?;
         let facts = facts(&parts, &headers, &body).await?;
         let sole = self.sole_model(&facts, inbound.any_model)?;
         let peek = facts.peek;
         let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
-        let priority = priority(&parts.method, &headers)?;
+        let priority = priority(&parts.method, &headers, config.max_client_priority)?;
         // What the client says for routing, else a session's header, else what the body says.
         let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
             .chain(&config.session_headers)
@@ -96,7 +99,13 @@ impl Inference {
             .cloned();
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
         inbound.keys.take_own(&mut headers);
-        headers::to_worker(&mut headers, &inbound.request_id, &mut self.rng());
+        let via = self.surface.hops.entry(parts.version);
+        headers::to_worker(&mut headers, &inbound.request_id, via, &mut self.rng());
+        if let Some(begins) = inbound.stream_begins.as_ref().filter(|_| peek.stream) {
+            // A compressed stream has no place for comments.
+            headers.remove(header::ACCEPT_ENCODING);
+            begins.notify_one();
+        }
         let broken = if inbound.anthropic { BROKEN_ANTHROPIC } else { BROKEN_OPENAI };
         let request = dispatch::Request {
             request_id: &inbound.request_id,
@@ -126,14 +135,14 @@ impl Inference {
         incoming: Incoming,
         headers: &mut HeaderMap,
         held: &mut Held,
-        exchange: &Exchange,
+        state: &State,
     ) -> Result<Bytes, ApiError> {
         let config = &self.surface.config;
         let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
         // What is left of a body that was not read would be taken for the next request.
         let body = upload::read(incoming, headers, limits, held)
             .await
-            .inspect_err(|_| exchange.close_after())?;
+            .inspect_err(|_| state.close_after())?;
         let (decode, most) = (config.decompress_requests, config.max_body_bytes);
         encoding::decoded(body, headers, decode, most, held).await
     }
@@ -208,16 +217,20 @@ impl Inference {
     }
 }
 
-/// The class in the queue of a request.
-fn priority(method: &Method, headers: &HeaderMap) -> Result<Priority, ApiError> {
+/// The class in the queue of a request. A client that claims more than `most` gets that.
+fn priority(method: &Method, headers: &HeaderMap, most: Priority) -> Result<Priority, ApiError> {
     match headers.get(&X_SMG_PRIORITY) {
         // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
         None if *method == Method::GET => Ok(Priority::System),
         None => Ok(Priority::Default),
-        Some(value) => value.to_str().unwrap_or_default().parse().map_err(|error| ApiError {
-            param: Some("x-smg-priority"),
-            ..ApiError::bad_request("invalid_priority", format!("{error}"))
-        }),
+        Some(value) => {
+            let claimed = value.to_str().unwrap_or_default().parse::<Priority>();
+            // The most urgent class compares lowest.
+            claimed.map(|claimed| claimed.max(most)).map_err(|error| ApiError {
+                param: Some("x-smg-priority"),
+                ..ApiError::bad_request("invalid_priority", format!("{error}"))
+            })
+        }
     }
 }
 

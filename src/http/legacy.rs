@@ -18,6 +18,7 @@ use super::Surface;
 use super::documents::invalid;
 use super::error::ApiError;
 use super::worker_spec::write_key;
+use super::workers::check_address;
 
 /// How long `/add_worker` waits for the worker to be ready: its callers send requests right after the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,6 +56,7 @@ pub(super) async fn add(
     Query(query): Query<WorkerQuery>,
 ) -> Result<Response, ApiError> {
     let url = query.url()?;
+    check_address(&surface, &url)?;
     let api_key = query.api_key.as_deref().map(write_key).transpose()?;
     let spec = WorkerSpec { api_key, ..WorkerSpec::new(url.clone()) };
     let id = spec.id();

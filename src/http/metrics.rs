@@ -13,6 +13,7 @@ pub struct Metrics {
     duration: HistogramVec,
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
+    pub(super) connections_closed_idle: IntCounter,
     pub(super) buffered: IntGauge,
     pub(super) buffered_refused: IntCounter,
 }
@@ -61,6 +62,10 @@ impl Metrics {
                 "smg_http_connections_refused_total",
                 "Connections closed at once because there were as many as allowed.",
             )?,
+            connections_closed_idle: IntCounter::new(
+                "smg_http_connections_closed_idle_total",
+                "Connections without a request that were closed to make room for others.",
+            )?,
             buffered: IntGauge::new(
                 "smg_http_buffered_bytes",
                 "Bytes of request bodies that are held until a worker has begun to answer.",
@@ -74,6 +79,7 @@ impl Metrics {
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.connections_closed_idle.clone()))?;
         registry.register(Box::new(metrics.buffered.clone()))?;
         registry.register(Box::new(metrics.buffered_refused.clone()))?;
         Ok(metrics)

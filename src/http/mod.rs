@@ -21,17 +21,22 @@ mod form;
 mod from_worker;
 mod ha;
 mod headers;
+mod heartbeat;
+mod hops;
+mod idle;
 mod inference;
 mod keys;
 mod legacy;
 mod local;
 mod metrics;
+mod own_address;
 mod peek;
 mod public;
 mod routes;
 mod server;
 mod shard;
 mod shared;
+mod streams;
 mod upload;
 mod wait;
 mod watched;
@@ -45,7 +50,9 @@ use tokio::sync::Notify;
 
 pub use auth::{KeysRefused, LiveKeys};
 pub use config::{AdminKey, AdminRole, Config, MetricsListen, Tenant};
+pub use hops::Hops;
 pub use metrics::Metrics;
+pub use own_address::{OwnAddress, OwnAddresses};
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 
@@ -85,6 +92,10 @@ pub struct Surface {
     pub mesh: mesh::Handle,
     /// Where administrators write.
     pub admin: Admin,
+    /// Where this router listens.
+    pub own_addresses: OwnAddresses,
+    /// What this router says of itself to the next hop, and how it knows its own requests.
+    pub hops: Hops,
     /// Whether this router knows what the others know.
     pub gate: Arc<Gate>,
     /// Time.

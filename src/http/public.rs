@@ -1,4 +1,5 @@
-//! The further ports for probes and metrics: `--prometheus-port` and `--health-check-port`.
+//! The further ports for probes and metrics: `--prometheus-port` and `--health-check-port`. Each has places of its own for
+//! connections, so that neither clients nor the users of the other port take them.
 
 #![expect(
     clippy::disallowed_methods,
@@ -6,6 +7,7 @@
 )]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -19,8 +21,19 @@ use tower::ServiceExt as _;
 use super::accept::pause_after;
 use super::body::Body;
 use super::connection::{Timeouts, serve_http1};
+use super::error::ApiError;
 use super::exchange::State;
+use super::idle::{GivesWay, IdleConnections};
 use super::{Surface, headers, local};
+
+/// Connections at once: nobody needs more than a few here.
+const MOST_CONNECTIONS: usize = 256;
+
+/// How long a connection without a request is left alone although others wait for its place.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// How long a new connection waits for the place of one that closes.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// Serves probes and metrics on a further port.
 pub(super) async fn serve(
@@ -30,7 +43,8 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let router = local::public(Arc::clone(&surface)).fallback(local::nothing);
     let timeouts = Timeouts::of(&surface.config);
-    let open = Arc::new(tokio::sync::Semaphore::new(256));
+    let places = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
+    let idle = IdleConnections::new(surface.clock, GivesWay::BetweenRequests, GRACE);
     loop {
         let (stream, _peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -42,10 +56,17 @@ pub(super) async fn serve(
             },
             () = turned_on(&mut stopping) => return Ok(()),
         };
-        // Nobody needs more than a few connections here.
-        let Ok(permit) = Arc::clone(&open).try_acquire_owned() else { continue };
+        if places.available_permits() == 0 && idle.close_oldest() {
+            surface.metrics.connections_closed_idle.inc();
+        }
+        let permit = Arc::clone(&places).acquire_owned();
+        let Ok(Ok(permit)) = tokio::time::timeout(CLOSING, permit).await else {
+            surface.metrics.connections_refused.inc();
+            continue;
+        };
         let router = router.clone();
-        let state = State::new(surface.clock);
+        let place = idle.add();
+        let state = State::new(surface.clock, Arc::clone(&place));
         let busy = Arc::clone(&state);
         // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
         let surface = Arc::clone(&surface);
@@ -54,9 +75,12 @@ pub(super) async fn serve(
             let mut chance = SmallRng::from_rng(&mut rand::rng());
             let names = &surface.config.request_id_headers;
             let request_id = headers::request_id(request.headers(), names, &mut chance);
+            let is_valid = headers::has_valid_host(request.version(), request.headers());
             let answering = router.clone().oneshot(request.map(axum::body::Body::new));
             async move {
-                let answered = answering.await;
+                let refused =
+                    || Ok(ApiError::invalid_host().into_response(false).map(axum::body::Body::new));
+                let answered = if is_valid { answering.await } else { refused() };
                 answered.map(|mut answer| {
                     answer.headers_mut().insert(headers::X_REQUEST_ID.clone(), request_id);
                     answer.map(|body| Body::axum(body).ending(exchange))
@@ -66,7 +90,11 @@ pub(super) async fn serve(
         let closing = stopping.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            serve_http1(stream, service, state, timeouts, closing).await;
+            tokio::select! {
+                biased;
+                () = serve_http1(stream, service, state, timeouts, closing) => {}
+                () = place.gives_way() => {}
+            }
         });
     }
 }

@@ -265,12 +265,10 @@ fn find_exact(method: &Method, path: &str) -> Found {
 
 /// The methods that a path takes, as an `allow` header lists them.
 pub(super) fn methods_of(path: &str) -> String {
-    let methods: Vec<_> = ROUTES
-        .iter()
-        .filter(|route| leads_to(path, route.path))
-        .map(|route| route.method)
-        .collect();
-    methods.join(", ")
+    let methods =
+        ROUTES.iter().filter(|route| leads_to(path, route.path)).map(|route| route.method);
+    let with_head = |method| if method == "GET" { "GET, HEAD" } else { method };
+    methods.map(with_head).collect::<Vec<_>>().join(", ")
 }
 
 fn leads_to(path: &str, pattern: &str) -> bool {
@@ -338,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_path_tells_its_methods() {
-        assert_eq!(methods_of("/workers"), "GET, POST");
+        assert_eq!(methods_of("/workers"), "GET, HEAD, POST");
         assert_eq!(methods_of("/workers/w-1/drain"), "POST, DELETE");
     }
 

@@ -21,10 +21,11 @@ use smg_runtime::tls::{self, Live};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::accept::{Acceptor, Lane};
+use super::accept::{self, Acceptor, Lane};
 use super::data_thread::DataThread;
+use super::idle::{GivesWay, IdleConnections};
 use super::shard::Shard;
-use super::{Config, Surface, public};
+use super::{Config, OwnAddresses, Surface, public};
 
 /// A port that could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,16 @@ impl Server {
     /// If the system does not tell.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.api.local_addr()
+    }
+
+    /// All addresses at which this router listens, without the mesh's.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn own_addresses(&self) -> io::Result<OwnAddresses> {
+        let others = [&self.metrics, &self.health].into_iter().flatten();
+        let all = std::iter::once(&self.api).chain(others);
+        Ok(OwnAddresses::new(all.map(TcpListener::local_addr).collect::<io::Result<_>>()?))
     }
 
     /// Where Prometheus may scrape, if anywhere but on the main port.
@@ -150,6 +161,7 @@ impl Server {
             listener: to_tokio(self.api)?,
             lanes,
             open: open_tx,
+            idle: IdleConnections::new(surface.clock, GivesWay::BeforeFirstRequest, accept::GRACE),
             max_connections: surface.config.max_connections,
             metrics: surface.metrics.clone(),
             dialer: Arc::clone(&surface.dialer),

@@ -3,11 +3,14 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::Dispatcher;
+use tokio::sync::Notify;
 use tower::ServiceExt as _;
 use tracing::debug;
 
@@ -15,9 +18,10 @@ use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
 use super::error::ApiError;
-use super::exchange::{Exchange, State};
+use super::exchange::State;
 use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
+use super::heartbeat::{self, Answering, Rhythm};
 use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
 use super::routes::{self, Access, Found, ROUTES, Serves};
@@ -30,7 +34,7 @@ const LARGEST_OWN_BODY: usize = 1 << 20;
 /// What one thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Shard {
-    inference: Inference,
+    inference: Arc<Inference>,
     local: axum::Router,
     /// By place in the table of routes; the last one is for what is not in it.
     metrics: Vec<Arc<RouteMetrics>>,
@@ -41,7 +45,8 @@ impl Shard {
         let metrics = ROUTES.iter().map(|route| route.path).chain(["other"]);
         let metrics = metrics.map(|path| surface.metrics.route(path)).collect();
         let local = local::router(Arc::clone(&surface));
-        Self { inference: Inference::new(surface, dispatcher, rng), local, metrics }
+        let inference = Arc::new(Inference::new(surface, dispatcher, rng));
+        Self { inference, local, metrics }
     }
 
     pub(super) fn surface(&self) -> &Arc<Surface> {
@@ -55,7 +60,7 @@ impl Shard {
     /// Answers one request.
     pub(super) async fn handle(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         peer: SocketAddr,
         state: &Arc<State>,
     ) -> Result<Response<Body>, Infallible> {
@@ -65,12 +70,26 @@ impl Shard {
             headers::request_id(request.headers(), names, &mut self.inference.rng())
         };
         let origin = self.allowed_origin(request.headers());
+        // HEAD is GET without the body (RFC 9110, 9.3.2), also where an engine knows only GET.
+        let is_head = request.method() == Method::HEAD;
+        if is_head {
+            *request.method_mut() = Method::GET;
+        }
+        let is_loop = self.surface().hops.is_loop(request.headers(), &self.surface().mesh);
         let found = routes::find(request.method(), request.uri().path());
         let at = if let Found::At(at) = found { at } else { ROUTES.len() };
         exchange.count_as(Arc::clone(&self.metrics[at]));
         let anthropic = request.uri().path().starts_with("/v1/messages");
         let answer = match found {
-            Found::At(at) => self.answer(at, request, peer, request_id.clone(), &exchange).await,
+            _ if !headers::has_valid_host(request.version(), request.headers()) => {
+                exchange.close_after();
+                Err(ApiError::invalid_host())
+            }
+            _ if is_loop => {
+                exchange.close_after();
+                Err(ApiError::loop_detected())
+            }
+            Found::At(at) => self.answer(at, request, peer, request_id.clone(), state).await,
             Found::OtherMethod | Found::Nothing
                 if origin.is_some() && request.method() == Method::OPTIONS =>
             {
@@ -86,6 +105,9 @@ impl Shard {
             debug!(request_id = name, status = %error.status, code = error.code, "refused");
             error.into_response(anthropic)
         });
+        if is_head {
+            response = without_body(response);
+        }
         exchange.answered(response.status().as_u16());
         let headers = response.headers_mut();
         headers.insert(X_REQUEST_ID.clone(), request_id);
@@ -103,7 +125,7 @@ impl Shard {
         request: Request<Incoming>,
         peer: SocketAddr,
         request_id: HeaderValue,
-        exchange: &Exchange,
+        state: &Arc<State>,
     ) -> Result<Response<Body>, ApiError> {
         let route = &ROUTES[at];
         let keys = self.surface().keys.load();
@@ -117,7 +139,7 @@ impl Shard {
             }
         };
         // A body that is not read would be taken for the next request.
-        let caller = caller.transpose().inspect_err(|_| exchange.close_after())?;
+        let caller = caller.transpose().inspect_err(|_| state.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
             Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
@@ -129,10 +151,15 @@ impl Shard {
                     "inference"
                 );
                 let any_model = route.serves == Serves::AnyWorker;
-                let inbound = Inbound { request_id, keys, anthropic, any_model };
+                let inbound =
+                    Inbound { request_id, keys, anthropic, any_model, stream_begins: None };
+                let period = self.surface().config.stream_heartbeat;
+                if let Some(period) = period.filter(|_| heartbeat::applies_to(route.path)) {
+                    return self.infer_with_heartbeat(request, inbound, state, period).await;
+                }
                 // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
                 // the response streams.
-                Box::pin(self.inference.serve(request, &inbound, exchange)).await
+                Box::pin(self.inference.serve(request, &inbound, state)).await
             }
             Serves::AllWorkers | Serves::Local => {
                 let name = headers::text(&request_id);
@@ -146,11 +173,38 @@ impl Shard {
                     timeout: config.body_timeout,
                 };
                 let reading = upload::read(incoming, &parts.headers, limits, &mut held);
-                let body = Box::pin(reading).await.inspect_err(|_| exchange.close_after())?;
+                let body = Box::pin(reading).await.inspect_err(|_| state.close_after())?;
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
                 Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))
             }
+        }
+    }
+
+    /// Serves an inference request whose stream gets comments while nothing comes from a worker.
+    async fn infer_with_heartbeat(
+        &self,
+        request: Request<Incoming>,
+        inbound: Inbound,
+        state: &Arc<State>,
+        period: Duration,
+    ) -> Result<Response<Body>, ApiError> {
+        let rhythm = Rhythm { period, anthropic: inbound.anthropic };
+        let begins = Arc::new(Notify::new());
+        let inbound = Inbound { stream_begins: Some(Arc::clone(&begins)), ..inbound };
+        let (inference, state) = (Arc::clone(&self.inference), Arc::clone(state));
+        let mut answering: Answering =
+            Box::pin(async move { inference.serve(request, &inbound, &state).await });
+        let due = async {
+            begins.notified().await;
+            tokio::time::sleep(period).await;
+        };
+        tokio::select! {
+            biased;
+            answer = &mut answering => {
+                answer.map(|response| heartbeat::until_first_byte(response, rhythm))
+            }
+            () = due => Ok(heartbeat::begin(answering, rhythm)),
         }
     }
 
@@ -166,6 +220,14 @@ impl Shard {
             .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
             .then(|| origin.clone())
     }
+}
+
+/// A response to HEAD: as the one to GET, whose length it tells if that is known.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    response.map(|_body| Body::empty())
 }
 
 /// What a browser asks before it sends a request to another origin (Fetch Standard, 3.2.2).

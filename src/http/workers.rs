@@ -104,6 +104,12 @@ pub(super) async fn list(
     Json(json!({ "workers": workers, "total": workers.len(), "stats": stats }))
 }
 
+/// Refuses a worker at an address where none may be.
+pub(super) fn check_address(surface: &Surface, url: &WorkerUrl) -> Result<(), ApiError> {
+    surface.own_addresses.check(url).map_err(|error| invalid("url", error))?;
+    surface.config.worker_networks.check_url(url).map_err(|error| invalid("url", error))
+}
+
 /// `POST /workers`: accepted at once, used as soon as it is found healthy and its models are known.
 pub(super) async fn add(
     State(surface): State<Arc<Surface>>,
@@ -113,6 +119,7 @@ pub(super) async fn add(
     let wait = wait.read()?;
     let spec = SpecDocument::read(&body)?.into_spec(may_refer(&surface))?;
     let (id, url) = (spec.id(), spec.url.clone());
+    check_address(&surface, &url)?;
     let written = surface.admin.add(spec).await?;
     tracing::info!(worker = %id, "worker added");
     let location = format!("/workers/{id}");

@@ -127,7 +127,8 @@ async fn the_queue_holds_its_size_and_sends_the_rest_away() {
 async fn the_queue_is_first_in_first_out_within_a_class_and_by_class_otherwise() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = gated(&gate).await;
-    let flags = ["--max-concurrent-requests", "1", "--queue-size", "100"];
+    let mut flags = vec!["--max-concurrent-requests", "1", "--queue-size", "100"];
+    flags.extend(["--max-client-priority", "system"]);
     let router = Router::before(&[worker.url()], &flags).await;
     let mut asked = vec![ask(&router, "first", "bulk")];
     arrived(&worker, 1).await;
@@ -148,6 +149,33 @@ async fn the_queue_is_first_in_first_out_within_a_class_and_by_class_otherwise()
     assert_eq!(names(&worker), expected);
     let wrong = ask(&router, "x", "urgent").await.unwrap();
     assert_eq!((wrong.status, wrong.code().as_str()), (400, "invalid_priority"));
+}
+
+#[tokio::test]
+async fn a_client_gets_no_higher_class_than_it_may_claim() {
+    for (flags, order) in [
+        (&[][..], ["first", "one", "two", "three"]),
+        (&["--max-client-priority", "default"], ["first", "one", "two", "three"]),
+        (&["--max-client-priority", "system"], ["first", "two", "one", "three"]),
+    ] {
+        let gate = Arc::new(Semaphore::new(0));
+        let worker = gated(&gate).await;
+        let mut all = vec!["--max-concurrent-requests", "1"];
+        all.extend(flags);
+        let router = Router::before(&[worker.url()], &all).await;
+        let mut asked = vec![ask(&router, "first", "bulk")];
+        arrived(&worker, 1).await;
+        let claims = [("one", "interactive"), ("two", "system"), ("three", "interactive")];
+        for (at, (name, class)) in claims.into_iter().enumerate() {
+            asked.push(ask(&router, name, class));
+            waiting(&router, at + 1).await;
+        }
+        gate.add_permits(4);
+        for asked in asked {
+            assert_eq!(asked.await.unwrap().status, 200);
+        }
+        assert_eq!(names(&worker), order, "{flags:?}");
+    }
 }
 
 #[tokio::test]

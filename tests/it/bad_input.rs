@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -406,4 +407,90 @@ async fn a_configuration_that_cannot_be_read_names_itself() {
         assert_eq!(status, 2, "{told}");
         assert!(told.contains("--config") && told.contains(path), "{told}");
     }
+}
+
+#[tokio::test]
+async fn a_request_names_its_host_once() {
+    let router = Router::start(&[]).await;
+    for (head, status) in [
+        ("GET /liveness HTTP/1.1\r\n", 400),
+        ("GET /liveness HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400),
+        ("GET /liveness HTTP/1.1\r\nhost: a\r\nHost: b\r\n", 400),
+        ("GET /liveness HTTP/1.1\r\nhost: a, b\r\n", 400),
+        ("GET /liveness HTTP/1.0\r\nhost: a\r\nhost: a\r\n", 400),
+        ("GET /liveness HTTP/1.1\r\nhost: a:80\r\n", 200),
+        ("GET /liveness HTTP/1.0\r\n", 200),
+    ] {
+        let answer = raw(router.address(), format!("{head}connection: close\r\n\r\n")).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} "))
+                || answer.starts_with(&format!("HTTP/1.0 {status} ")),
+            "{head}: {answer}"
+        );
+        if status == 400 {
+            assert!(answer.contains("invalid_host"), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_is_get_without_the_body() {
+    let worker = Worker::start(|mut talk| async move {
+        // As engines do, which know no HEAD.
+        match talk.seen.method.as_str() {
+            "GET" => talk.answer(200, "content-type: application/json\r\n", b"{\"a\":1}").await,
+            _ => talk.answer(405, "", b"").await,
+        }
+        talk
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    let paths = [
+        "/health",
+        "/v1/models",
+        "/v1/models/m",
+        "/v1/models/none",
+        "/nowhere",
+        "/version",
+        "/props",
+        "/tokenizer_info",
+        "/workers",
+        "/server_info",
+        "/openapi.yaml",
+        "/ha/health",
+    ];
+    for path in paths {
+        let get = router.get(path).await;
+        let head = router.send("HEAD", path, &[], b"").await;
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        // The age of a fact may have got another digit.
+        let length = |answer: &client::Answer| {
+            answer.header("content-length").unwrap_or("none").parse::<usize>().ok()
+        };
+        let (of_head, of_get) = (length(&head), length(&get));
+        let differs = of_head.zip(of_get).map(|(a, b)| a.abs_diff(b));
+        assert!(differs.is_some_and(|by| by <= 8), "{path}: {of_head:?} and {of_get:?}");
+    }
+}
+
+#[tokio::test]
+async fn links_and_metadata_services_are_no_workers() {
+    let router = Router::start(&["--allow-worker-cidr", "169.254.7.0/24"]).await;
+    for host in [
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "metadata.google.internal",
+        "[::ffff:a9fe:a9fe]",
+    ] {
+        let url = format!("http://{host}:80");
+        let answer = router.post("/workers", json!({ "url": url }).to_string()).await;
+        assert_eq!(answer.status, 400, "{host}: {}", answer.text());
+        assert!(answer.text().contains("metadata service"), "{}", answer.text());
+    }
+    let answer = router.post("/workers", r#"{"url":"http://169.254.7.1:80"}"#).await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let (status, told) = run(&["--worker-urls", "http://169.254.169.254"]).await;
+    assert!(status == 2 && told.contains("--allow-worker-cidr"), "{told}");
 }

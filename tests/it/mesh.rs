@@ -22,7 +22,7 @@ const KEYS: [&str; 2] = [
 ];
 
 /// A router of a cluster on loopback, on a mesh port that the system chose.
-async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> Router {
+pub(crate) async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> Router {
     let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
     let mut arguments = vec!["--enable-mesh", "--mesh-server-name", name, "--mesh-port", "0"];
     arguments.extend(["--mesh-host", "127.0.0.1"]);
@@ -35,7 +35,7 @@ async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> Router {
 }
 
 /// Where other routers reach it.
-fn mesh_address(router: &Router) -> SocketAddr {
+pub(crate) fn mesh_address(router: &Router) -> SocketAddr {
     let log = router.log();
     let event: Value = log
         .lines()
@@ -66,7 +66,7 @@ async fn nodes(router: &Router) -> Vec<(String, String)> {
 }
 
 /// Waits until a router lists exactly these.
-async fn sees(router: &Router, expected: &[(&str, &str)]) {
+pub(crate) async fn sees(router: &Router, expected: &[(&str, &str)]) {
     let expected: Vec<_> =
         expected.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect();
     eventually(&format!("it lists {expected:?}"), || async {

@@ -112,7 +112,7 @@ async fn errors_are_the_reviewed_ones_and_every_answer_has_a_name() {
     let router = Router::before(&[worker.url()], &flags).await;
     let key = ("x-api-key", "k");
     let large = "x".repeat(1025);
-    let asked: [(&str, &str, (&str, &str), &str); 12] = [
+    let asked: [(&str, &str, (&str, &str), &str); 13] = [
         ("POST", "/generate", key, "{"),
         ("POST", "/generate", key, r#"{"model":1}"#),
         ("POST", "/generate", key, r#"{"model":"other"}"#),
@@ -124,6 +124,7 @@ async fn errors_are_the_reviewed_ones_and_every_answer_has_a_name() {
         ("GET", "/nowhere", key, ""),
         ("GET", "/generate", key, ""),
         ("GET", "/workers", key, ""),
+        ("GET", "/liveness", ("host", "another"), ""),
         ("GET", "/workers/w-0000000000000000", ("x-api-key", "a"), ""),
     ];
     let mut list = String::new();

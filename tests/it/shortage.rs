@@ -79,7 +79,10 @@ async fn idle_clients_leave_descriptors_for_workers() {
     let address = router.address();
     let mut clients = Vec::new();
     for _ in 0..8 {
-        clients.push(Connection::open(address).await.unwrap());
+        // Those that never send a request would give way.
+        let mut client = Connection::open(address).await.unwrap();
+        assert_eq!(client.send("GET", "/liveness", &[], "").await.unwrap().status, 200);
+        clients.push(client);
     }
     let idle = connect(address, 150).await;
     eventually("the router is short of descriptors", || async {

@@ -17,12 +17,12 @@ use crate::support::router::Router;
 use crate::support::worker::Worker;
 
 /// An authority and a folder with what it signed: `ca.pem`, and `own.pem` with `own.key` for this machine.
-struct Authority {
+pub(crate) struct Authority {
     dir: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -46,7 +46,7 @@ impl Authority {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 }
@@ -56,7 +56,11 @@ fn now() -> smg_types::now::Now {
 }
 
 /// A client that trusts `server` and shows a certificate of `own`, offering the protocols `alpn`.
-fn connector(server: &Authority, own: Option<&Authority>, alpn: &[&[u8]]) -> TlsConnector {
+pub(crate) fn connector(
+    server: &Authority,
+    own: Option<&Authority>,
+    alpn: &[&[u8]],
+) -> TlsConnector {
     let config = smg_runtime::tls::ClientConfig {
         ca: Some(server.path("ca.pem")),
         identity: own.map(|own| (own.path("own.pem"), own.path("own.key"))),

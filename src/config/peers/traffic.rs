@@ -34,12 +34,12 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         "body-timeout-secs",
         "default 60; theirs 300; it bounds a client that does not read its response too",
     ),
-    only(
+    alias(
         "--sse-keepalive-secs",
         SMG,
         One,
-        &["0"],
-        "streams are passed on without frames of the router's own",
+        "stream-heartbeat-secs",
+        "default 0, off; theirs 15; comments end with the worker's first byte",
     ),
     same("--request-timeout-secs", ALL, "does not bound streams: --stream-timeout-secs does"),
     same("--shutdown-grace-period-secs", SMG_SGLANG, ""),
@@ -99,12 +99,12 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         Nothing,
         "requests that wait are ordered by their x-smg-priority header",
     ),
-    only(
+    alias(
         "--priority-scheduler-default-max-class",
         SMG,
         One,
-        &["system"],
-        "every client may name any class in x-smg-priority: set the header in a proxy to restrict it",
+        "max-client-priority",
+        "default interactive",
     ),
     refused(
         "--priority-scheduler-config",

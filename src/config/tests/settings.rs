@@ -120,6 +120,13 @@ fn workers_and_routing() -> Vec<Row> {
             format!("{:?}", keys.flatten().next().map(smg_types::spec::Secret::expose))
         }),
         row("model-alias", "a=m b=n", "a=n", "{\"a\": \"m\", \"b\": \"n\"}", see!(fleet.aliases)),
+        row(
+            "allow-worker-cidr",
+            "169.254.7.0/24 fe80::7",
+            "169.254.8.0/24",
+            "WorkerNetworks { permitted: [169.254.7.0/24, fe80::7/128] }",
+            see!(http.worker_networks),
+        ),
         row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
         row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
         row("cache-threshold", "0.75", "0.5", "0.75", see!(policy.cache_threshold)),
@@ -146,6 +153,7 @@ fn workers_and_routing() -> Vec<Row> {
             see!(dispatch.push_back_statuses),
         ),
         row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
+        row("max-client-priority", "bulk", "system", "Bulk", see!(http.max_client_priority)),
         row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),
     ]
 }
@@ -238,6 +246,7 @@ fn failure() -> Vec<Row> {
         row("idle-timeout-secs", "7", "8", "7s", see!(upstream.idle_timeout)),
         row("request-timeout-secs", "7", "8", "Some(7s)", see!(upstream.total_timeout)),
         row("stream-timeout-secs", "7", "8", "Some(7s)", see!(upstream.stream_timeout)),
+        row("stream-heartbeat-secs", "7", "8", "Some(7s)", see!(http.stream_heartbeat)),
         row("worker-keep-alive-secs", "7", "8", "7s", see!(upstream.keep_alive)),
         row("worker-max-idle-connections", "7", "8", "7", see!(upstream.max_idle)),
         row("retry-max-retries", "7", "8", "7", see!(dispatch.max_retries)),

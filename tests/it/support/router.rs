@@ -52,15 +52,10 @@ impl Router {
     /// The same started by another program, such as a shell that sets a limit and then becomes the router.
     pub(crate) async fn start_in(wrapper: &[&str], arguments: &[&str]) -> Self {
         let mut command = command_in(wrapper);
-        command.args([
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--prometheus-port",
-            "0",
-            "--log-json",
-        ]);
+        command.args(["--host", "127.0.0.1", "--port", "0", "--log-json"]);
+        if !arguments.contains(&"--prometheus-port") {
+            command.args(["--prometheus-port", "0"]);
+        }
         if !arguments.contains(&"--drain-settle-secs") {
             command.args(["--drain-settle-secs", "0"]);
         }
