@@ -242,6 +242,9 @@ impl Fleet {
     pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
         let info = info.map(Arc::new);
+        if let Some(worker) = self.load().worker(id) {
+            worker.live().failed_discoveries.store(0, Ordering::Relaxed);
+        }
         let differs = |worker: &Worker| {
             (worker.spec.models.is_empty() && worker.models != models)
                 || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
@@ -276,7 +279,7 @@ impl Fleet {
     /// Counts a failed attempt to ask a worker what it serves.
     pub fn report_failed_discovery(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
-            worker.live().count_failed_discovery();
+            worker.live().failed_discoveries.fetch_add(1, Ordering::Relaxed);
         }
     }
 

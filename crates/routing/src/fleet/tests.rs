@@ -137,6 +137,25 @@ fn a_worker_that_never_lists_its_models_does_not_keep_a_model_from_being_unknown
 }
 
 #[test]
+fn only_failed_attempts_in_a_row_to_list_models_make_a_model_unknown() {
+    let fleet = fleet();
+    ready(&fleet, "http://b", &["m"]);
+    let not_yet_known = || fleet.load().served_by(Some("x")) == ServedBy::NotYetKnown;
+    let worker = ready(&fleet, "http://a", &[]);
+    let fail = |times| (0..times).for_each(|_| fleet.report_failed_discovery(worker));
+    fail(4);
+    let models = Models::Known(vec!["m".into()]);
+    fleet.report_discovered(worker, Discovered { models, info: None });
+    // The worker gets a list of models, and loses it: its models are unknown again.
+    fleet.respecify(spec("http://a", &["m"]));
+    fleet.respecify(spec("http://a", &[]));
+    fail(4);
+    assert!(not_yet_known(), "the worker has answered since the first failures");
+    fail(1);
+    assert!(!not_yet_known());
+}
+
+#[test]
 fn ready_workers_are_counted() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);

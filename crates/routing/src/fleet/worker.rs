@@ -81,8 +81,8 @@ pub(super) struct LiveState {
     breaker: Mutex<Breaker>,
     health: Mutex<Health>,
     abort: AbortSignal,
-    /// Attempts to ask the worker what it serves that have failed.
-    failed_discoveries: AtomicU32,
+    /// Failed attempts in a row to ask the worker what it serves.
+    pub(super) failed_discoveries: AtomicU32,
     /// The cause of the last failed probe or discovery; `None`: the last one succeeded.
     failure: Mutex<Option<Failure>>,
     /// Time of the last success of a request; 0: none has succeeded since the last failure.
@@ -109,7 +109,7 @@ pub(super) struct LiveState {
 /// Time for which a connect error ejects a worker, unless a probe succeeds earlier.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
 
-/// After this many failed attempts to ask a worker what it serves, requests for unknown models no longer wait for it.
+/// After this many failed attempts in a row to ask a worker what it serves, requests for unknown models no longer wait for it.
 const MAX_FAILED_DISCOVERIES: u32 = 5;
 
 impl Worker {
@@ -383,11 +383,6 @@ impl LiveState {
     /// Clears the last failure.
     pub(super) fn clear_failure(&self) {
         *self.failure.lock() = None;
-    }
-
-    /// Counts a failed attempt to ask the worker what it serves.
-    pub(super) fn count_failed_discovery(&self) {
-        self.failed_discoveries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the ejection by a connect error.
