@@ -14,7 +14,7 @@ use smg_cluster::Node;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
 use smg_cluster::state::policy::PolicyWrite;
 use smg_cluster::state::table::RefusedRow;
-use smg_cluster::state::worker::{self, OverrideState, Stance, WorkerRecord, WorkerWrite};
+use smg_cluster::state::worker::{self, AdminState, OverrideState, WorkerRecord, WorkerWrite};
 use smg_cluster::state::{Version, Write};
 use smg_mesh::{self as mesh, VisitError};
 use smg_routing::fleet::{Override, RegisterError};
@@ -279,7 +279,7 @@ fn write(
 fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteError> {
     // A worker that was removed and still finishes its requests can't be changed: the change would bring it back.
     let entry = change.worker().and_then(|id| node.state().worker(id)).unwrap_or_default();
-    let is_dismissed = entry.stance() == Stance::Dismissed;
+    let is_dismissed = entry.admin_state() == AdminState::Dismissed;
     let takes_part = entry.record().is_some() && !is_dismissed;
     let known = entry.record().and_then(WorkerRecord::configuration);
     let writes = match change {
@@ -288,23 +288,24 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
             let record = WorkerRecord::from(&*spec).with_configuration(known);
             let mut writes = vec![WorkerWrite::Put(record).into()];
             writes.extend(
-                is_dismissed.then_some(WorkerWrite::Stance(spec.id(), Stance::Serving).into()),
+                is_dismissed
+                    .then_some(WorkerWrite::AdminState(spec.id(), AdminState::Serving).into()),
             );
             writes
         }
         // Without its record, a router whose configuration names the worker would register it again at its next start.
         Change::Remove(id) if known.is_some() => {
-            vec![WorkerWrite::Stance(id, Stance::Dismissed).into()]
+            vec![WorkerWrite::AdminState(id, AdminState::Dismissed).into()]
         }
         Change::Remove(id) => vec![WorkerWrite::Remove(id).into()],
         Change::Respecify(spec) if takes_part => {
             vec![WorkerWrite::Put(WorkerRecord::from(&*spec).with_configuration(known)).into()]
         }
         Change::Cordon(id, true) if takes_part => {
-            vec![WorkerWrite::Stance(id, Stance::Cordoned).into()]
+            vec![WorkerWrite::AdminState(id, AdminState::Cordoned).into()]
         }
         Change::Cordon(id, false) if takes_part => {
-            vec![WorkerWrite::Stance(id, Stance::Serving).into()]
+            vec![WorkerWrite::AdminState(id, AdminState::Serving).into()]
         }
         Change::Override(id, verdict) if takes_part => {
             let verdict = verdict.map(|verdict| override_record(verdict, now));

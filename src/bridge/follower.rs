@@ -8,7 +8,7 @@ use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
 use smg_cluster::state::State;
 use smg_cluster::state::stores::ChangedKeys;
-use smg_cluster::state::worker::{OverrideState, Stance, WorkerEntry};
+use smg_cluster::state::worker::{AdminState, OverrideState, WorkerEntry};
 use smg_mesh::Follower;
 use smg_routing::fleet::{DesiredWorker, Override};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
@@ -173,10 +173,10 @@ fn present(node: &Node) -> Vec<NodeName> {
 
 /// The worker as the fleet should have it; `None`: it was dismissed, or this version can't read its record.
 fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
-    let cordoned = match entry.stance() {
-        Stance::Serving => false,
-        Stance::Cordoned => true,
-        Stance::Dismissed => return None,
+    let cordoned = match entry.admin_state() {
+        AdminState::Serving => false,
+        AdminState::Cordoned => true,
+        AdminState::Dismissed => return None,
     };
     let spec = WorkerSpec::try_from(entry.record()?).ok()?;
     let health_override = entry.verdict().and_then(|verdict| {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_cluster::state::worker::{Stance, WorkerRecord, WorkerWrite};
+use smg_cluster::state::worker::{AdminState, WorkerRecord, WorkerWrite};
 use smg_mesh as mesh;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
@@ -102,16 +102,17 @@ fn announce(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
     for spec in configured {
         let mine = WorkerRecord::configured(spec);
         let known = node.state().worker(mine.id);
-        let write = match known.as_ref().and_then(|entry| Some((entry.record()?, entry.stance()))) {
-            None => mine,
-            Some((_, Stance::Dismissed)) => continue,
-            Some((known, _)) if known.configuration() == mine.configuration() => continue,
-            // An administrator registered it before a configuration named it: it stays as it was registered.
-            Some((known, _)) if known.configuration().is_none() => {
-                known.clone().with_configuration(mine.configuration())
-            }
-            Some(_) => mine,
-        };
+        let write =
+            match known.as_ref().and_then(|entry| Some((entry.record()?, entry.admin_state()))) {
+                None => mine,
+                Some((_, AdminState::Dismissed)) => continue,
+                Some((known, _)) if known.configuration() == mine.configuration() => continue,
+                // An administrator registered it before a configuration named it: it stays as it was registered.
+                Some((known, _)) if known.configuration().is_none() => {
+                    known.clone().with_configuration(mine.configuration())
+                }
+                Some(_) => mine,
+            };
         match node.update(now, WorkerWrite::Put(write)) {
             Ok(_) => announced += 1,
             Err(error) => {

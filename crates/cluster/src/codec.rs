@@ -165,7 +165,7 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     ///
-    /// What is wrong with the frame. Another cluster is no error here: a newcomer of another cluster gets an answer.
+    /// An error names the fault of the frame. Another cluster is no error here: a newcomer of another cluster gets an answer.
     pub fn read(bytes: &'a [u8]) -> Result<Self, FrameError> {
         if bytes.len() > MAX_FRAME_BYTES {
             return Err(FrameError::TooLong(bytes.len()));

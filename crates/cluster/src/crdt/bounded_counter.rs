@@ -123,7 +123,7 @@ impl<A: Ord + Clone> BoundedCounter<A> {
         is_raised
     }
 
-    /// What all actors have spent together, as far as this replica knows; saturates.
+    /// The amount that all actors have spent together, as far as this replica knows; saturates.
     #[must_use]
     pub fn spent(&self) -> u64 {
         self.spent.values().fold(0, |sum, n| sum.saturating_add(*n))

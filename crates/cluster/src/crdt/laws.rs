@@ -46,7 +46,7 @@ pub(crate) fn history<S: Subject>() -> impl Strategy<Value = Vec<Event<S::Op>>> 
     prop::collection::vec(event, 1..24)
 }
 
-/// What a history has produced.
+/// The values that a history has produced.
 pub(crate) struct Played<S: Subject> {
     pub(crate) replicas: Vec<S>,
     pub(crate) oracles: Vec<S::Oracle>,

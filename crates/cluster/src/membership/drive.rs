@@ -7,15 +7,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use foca::{Member, Notification, Runtime, State, Timer};
+use foca::{Member, State, Timer};
 use smg_types::ids::NodeName;
 use smg_types::now::Now;
 
 use crate::codec::Kind;
+use crate::membership::event::Event;
 use crate::membership::identity::Identity;
 use crate::membership::message::Suspicion;
 use crate::membership::state::MemberState;
-use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN, Swim};
+use crate::membership::swim::{Effects, Swim, rank};
+use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
 use crate::timers::next_beat;
 
 impl Membership {
@@ -249,67 +251,5 @@ impl Membership {
 
     pub(super) fn sweep_period(&self) -> Duration {
         (self.config.forget_after / 16).clamp(Duration::from_millis(100), NEWCOMER_LISTED)
-    }
-}
-
-/// The order in which foca wants timers that are due at the same moment.
-const fn rank(timer: &Timer<Identity>) -> u8 {
-    match timer {
-        Timer::SendIndirectProbe { .. } => 0,
-        Timer::ProbeRandomMember(_) => 1,
-        Timer::ChangeSuspectToDown { .. } => 2,
-        Timer::PeriodicAnnounce(_) => 3,
-        Timer::PeriodicGossip(_) => 4,
-        Timer::RemoveDown(_) => 5,
-        Timer::PeriodicAnnounceDown(_) => 6,
-    }
-}
-
-/// What foca wants done, collected while it acts.
-#[derive(Debug, Default)]
-pub(super) struct Effects {
-    packets: Vec<(Identity, Vec<u8>)>,
-    timers: Vec<(Duration, Timer<Identity>)>,
-    connected: bool,
-    defunct: bool,
-    failed_probes: u32,
-    /// The sender of the packet that foca handles.
-    sender: Option<Identity>,
-    pinged: Option<(NodeName, u8)>,
-    acked: Option<(NodeName, u8)>,
-}
-
-impl Runtime<Identity> for Effects {
-    fn notify(&mut self, notification: Notification<'_, Identity>) {
-        match notification {
-            Notification::Active => self.connected = true,
-            Notification::Defunct => self.defunct = true,
-            Notification::ProbeFailed(..) => self.failed_probes += 1,
-            Notification::DataReceived(header) => {
-                if let foca::Message::Ack(number) = header.message {
-                    self.acked = Some((header.src.name.clone(), number));
-                }
-                self.sender = Some(header.src.clone());
-            }
-            Notification::DataSent(header) => {
-                if let foca::Message::Ping(number) = header.message {
-                    self.pinged = Some((header.dst.name.clone(), number));
-                }
-            }
-            // The table compares the member lists instead, because foca does not notify of suspicions.
-            Notification::MemberUp(_)
-            | Notification::MemberDown(_)
-            | Notification::Rename(..)
-            | Notification::Idle
-            | Notification::Rejoin(_) => {}
-        }
-    }
-
-    fn send_to(&mut self, to: Identity, data: &[u8]) {
-        self.packets.push((to, data.to_vec()));
-    }
-
-    fn submit_after(&mut self, timer: Timer<Identity>, after: Duration) {
-        self.timers.push((after, timer));
     }
 }

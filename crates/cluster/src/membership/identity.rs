@@ -37,7 +37,7 @@ impl Identity {
         NodeId { name: self.name.clone(), generation: self.generation }
     }
 
-    /// What decides between two identities of one name: the higher claim wins.
+    /// The claim decides between two identities of one name: the higher one wins.
     #[must_use]
     pub const fn claim(&self) -> u64 {
         self.generation.0.saturating_add(self.renewal)

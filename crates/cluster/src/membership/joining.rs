@@ -11,41 +11,21 @@ use std::time::Duration;
 
 use foca::{Member, State};
 use rand::RngExt;
-use smg_types::ids::{Generation, NodeName};
+use smg_types::ids::Generation;
 use smg_types::now::Now;
 
 use crate::codec::{self, Frame, Kind, PayloadError};
+use crate::membership::event::Event;
 use crate::membership::identity::Identity;
+use crate::membership::join_state::MAX_ADDRESSES;
 use crate::membership::message::{
     Goodbye, Hello, Listed, ListedState, MAX_WELCOME_MEMBERS, Refusal, RefusalReason, Welcome,
 };
 use crate::membership::state::MemberState;
-use crate::membership::{Due, Event, Membership, NEWCOMER_LISTED, RANK_OWN};
-
-/// Join addresses that are remembered; more are ignored.
-pub(super) const MAX_ADDRESSES: usize = 1024;
+use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
 
 /// Newcomers that wait until the holder of their name has answered; more are ignored until they probe again.
 const MAX_CHALLENGED: usize = 64;
-
-/// What is needed to join and to stay in touch.
-#[derive(Debug, Default)]
-pub(super) struct Joining {
-    /// The join addresses.
-    addresses: BTreeSet<SocketAddr>,
-    /// Addresses that turned out to be this node's.
-    pub(super) own_addresses: BTreeSet<SocketAddr>,
-    /// Addresses that were probed since all of them had their turn.
-    probed: BTreeSet<SocketAddr>,
-    /// When the next round is due; an older timer is void.
-    next_round_at: Duration,
-    /// No round is scheduled: there is no join address but this node's own, and no other node is known.
-    is_paused: bool,
-    /// Newcomers whose name has a holder, until that has answered: the join probe, and the address it came from.
-    pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
-    /// Another process with this node's name, and how often it was challenged.
-    pub(super) namesake: Option<(Identity, u32)>,
-}
 
 impl Membership {
     /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is

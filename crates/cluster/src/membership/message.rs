@@ -33,7 +33,7 @@ pub(super) struct Welcome {
     pub(super) from: Identity,
     /// The address that the probe came from, as seen by the node that answers.
     pub(super) seen_as: SocketAddr,
-    /// What was known under the newcomer's name: it must claim more than this to be believed.
+    /// The identity that was known under the newcomer's name: the newcomer must claim more than it to be believed.
     pub(super) known: Option<Identity>,
     /// All members that are known, except the newcomer; the node that answers is among them.
     pub(super) members: Vec<Listed>,

@@ -9,40 +9,44 @@
 //! Not guaranteed: that two nodes list the same members at the same moment. Nothing here is a consensus.
 
 mod config;
+mod counters;
 mod drive;
+mod event;
 mod identity;
+mod join_state;
 mod joining;
 mod leaving;
 mod message;
 mod names;
 mod packet;
 mod state;
+mod swim;
 mod table;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use foca::{Foca, NoCustomBroadcast, Timer};
+use foca::{Foca, Timer};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 pub use crate::membership::config::{Config, ConfigError};
+pub use crate::membership::counters::Counters;
+pub use crate::membership::event::{Event, MemberView};
 pub use crate::membership::identity::{Identity, generation_at};
 pub use crate::membership::message::RefusalReason;
 pub use crate::membership::state::{MemberState, Transition};
 
 use crate::codec::{self, ClusterId, Frame, Kind, PayloadError};
-use crate::membership::drive::Effects;
-use crate::membership::joining::Joining;
+use crate::membership::join_state::JoinState;
 use crate::membership::message::Goodbye;
 use crate::membership::packet::PacketCodec;
+use crate::membership::swim::{Effects, Swim};
 use crate::membership::table::Table;
 use crate::timers::Timers;
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
-
-type Swim = Foca<Identity, PacketCodec, StdRng, NoCustomBroadcast>;
 
 /// Frames that wait for `poll_transmit`, which a driver drains after each call. Beyond, the oldest are dropped and
 /// counted; gossip may be lost.
@@ -60,81 +64,6 @@ pub struct Outgoing {
     pub peer: Option<NodeName>,
     /// The whole frame.
     pub bytes: Vec<u8>,
-}
-
-/// A change of this node's own state, or of what it believes of the others.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Another member has changed its state.
-    Member(Transition),
-    /// This node has changed its state.
-    OwnState {
-        /// The state before.
-        from: MemberState,
-        /// The state after.
-        to: MemberState,
-    },
-    /// This node was declared down while it was alive, and has refuted that with a renewed identity. Nothing was reset.
-    Renewed(Identity),
-    /// Others know a later generation of this node's name than its own, because its clock was set back or its disk is
-    /// gone; or they have retired its generation. It goes on as another writer. Whatever it counts since its start it
-    /// must count from zero again, because the counts so far belong to the earlier generation.
-    NewGeneration {
-        /// The generation until now.
-        was: NodeId,
-        /// The generation from now on.
-        is: NodeId,
-    },
-    /// This node is not let in.
-    Refused(RefusalReason),
-    /// Another process that runs claims this node's name.
-    NameContested(Identity),
-}
-
-/// A member, or this node itself, as others may see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberView {
-    /// Its name and generation.
-    pub node: NodeId,
-    /// The address at which it is reached.
-    pub address: SocketAddr,
-    /// Its state, as this node believes.
-    pub state: MemberState,
-    /// When it came into that state, by the monotonic clock of this node.
-    pub since: Duration,
-    /// How much it has raised its claim within its generation: it grows when the node is declared down while it is
-    /// alive.
-    pub renewal: u64,
-    /// The number that it raises to refute a suspicion.
-    pub incarnation: u16,
-    /// The round trip of the last probe that it answered to this node.
-    pub rtt: Option<Duration>,
-}
-
-/// Counts since the process started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Times that this node was declared down while alive, and renewed its identity.
-    pub renewals: u64,
-    /// Timers of suspicions that were refuted in time and therefore dropped: each would have declared a live member
-    /// down.
-    pub stale_suspicions: u64,
-    /// Probes that were not answered, neither directly nor through other members.
-    pub failed_probes: u64,
-    /// Calls of `handle_timeout` that were so late that the process must have been frozen.
-    pub stalls: u64,
-    /// Packets that foca refused.
-    pub refused_packets: u64,
-    /// Messages that answer another generation, come from this node itself, or name members that are not known.
-    pub stray_messages: u64,
-    /// Frames of another cluster.
-    pub foreign_cluster: u64,
-    /// Newcomers that were refused.
-    pub refusals: u64,
-    /// Holders of a name that did not answer when a newcomer claimed it.
-    pub unanswered_challenges: u64,
-    /// Frames that were dropped because nobody took them.
-    pub dropped_frames: u64,
 }
 
 #[derive(Debug)]
@@ -174,7 +103,7 @@ pub struct Membership {
     swim: Swim,
     me: Me,
     table: Table,
-    joining: Joining,
+    joining: JoinState,
     timers: Timers<Due>,
     rng: StdRng,
     effects: Effects,
@@ -227,7 +156,7 @@ impl Membership {
                 gave_up_name: false,
             },
             table: Table::default(),
-            joining: Joining::default(),
+            joining: JoinState::default(),
             timers: Timers::default(),
             rng: StdRng::from_rng(rng),
             effects: Effects::default(),

@@ -13,12 +13,13 @@ use smg_types::ids::{Generation, NodeName};
 use smg_types::now::Now;
 
 use crate::codec::Kind;
+use crate::membership::event::Event;
 use crate::membership::identity::Identity;
-use crate::membership::joining::MAX_ADDRESSES;
+use crate::membership::join_state::MAX_ADDRESSES;
 use crate::membership::message::{Challenge, Hello, Refusal, RefusalReason, StillHere};
 use crate::membership::packet::PacketCodec;
 use crate::membership::state::MemberState;
-use crate::membership::{Due, Event, Membership, RANK_OWN};
+use crate::membership::{Due, Membership, RANK_OWN};
 
 /// How often a namesake that is only known from other nodes is challenged.
 const MAX_CHALLENGES: u32 = 5;
@@ -224,12 +225,12 @@ impl Membership {
     pub(super) fn challenge_namesake(&mut self, now: Now) {
         let Some((namesake, asked)) = &mut self.joining.namesake else { return };
         *asked += 1;
-        let is_over = *asked >= MAX_CHALLENGES;
+        let was_last = *asked >= MAX_CHALLENGES;
         let namesake = namesake.clone();
         if self.me.state != MemberState::Leaving && self.me.refused.is_none() {
             self.challenge(namesake, self.swim.identity().clone(), self.is_joined());
         }
-        if !is_over {
+        if !was_last {
             let at = now.mono + self.config.probe_period;
             self.timers.schedule(at, RANK_OWN, Due::ChallengeNamesake);
         }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::replication::{CHUNK_BYTES, Stream};
+use crate::replication::stream::{CHUNK_BYTES, Stream};
 
 /// An acknowledgement waits this long for more to acknowledge.
 const ACK_DELAY: Duration = Duration::from_millis(100);

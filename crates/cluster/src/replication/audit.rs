@@ -11,10 +11,10 @@ use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
 use crate::crdt::stamp::Author;
-use crate::replication::CHUNK_BYTES;
 use crate::replication::changes::Changes;
 use crate::replication::message::{Audit, AuditPull, AuditRows};
 use crate::replication::snapshot_loads::SnapshotLoads;
+use crate::replication::stream::CHUNK_BYTES;
 use crate::state::table::BUCKETS;
 use crate::state::writers::Writer;
 use crate::state::{State, StoreId};
@@ -33,9 +33,9 @@ pub(super) fn fingerprints(
         for (writer, id) in state.writers.current().filter(|(writer, _)| is_authority(*writer)) {
             let version = replica.applied(writer);
             if version > 0 {
-                let prints = replica.prints(writer).to_vec();
+                let fingerprints = replica.fingerprints(writer).to_vec();
                 let writer = id.clone();
-                audits.push(Audit { store: store.into(), writer, version, vector, prints });
+                audits.push(Audit { store: store.into(), writer, version, vector, fingerprints });
             }
         }
     }
@@ -54,7 +54,8 @@ pub(super) fn differing_buckets(
     if !is_comparable(state, loads, store, writer, (audit.version, audit.vector)) {
         return None;
     }
-    let pairs = state.replica(store).prints(writer).into_iter().zip(&audit.prints).enumerate();
+    let pairs =
+        state.replica(store).fingerprints(writer).into_iter().zip(&audit.fingerprints).enumerate();
     let mask =
         pairs.fold(0, |mask, (bucket, (mine, theirs))| mask | u64::from(mine != *theirs) << bucket);
     let (writer, version) = (audit.writer.clone(), audit.version);
@@ -103,16 +104,16 @@ pub(super) fn repair(
     if !is_in_order || !is_comparable(state, loads, store, writer, (rows.version, rows.vector)) {
         return 0;
     }
-    let (table, mut cx) = state.replica_mut(store, now);
-    table.repair(&mut cx, writer, rows.mask, &rows.rows)
+    let (table, mut parts) = state.replica_mut(store, now);
+    table.repair(&mut parts, writer, rows.mask, &rows.rows)
 }
 
 /// Decodes again what is in quarantine: a stamp may have become believable.
 pub(super) fn release_quarantine(state: &mut State, now: Now) -> Changes {
     let mut changes = Changes::default();
     for store in StoreId::ALL {
-        let (table, mut cx) = state.replica_mut(store, now);
-        changes.touch(store, table.release(&mut cx));
+        let (table, mut parts) = state.replica_mut(store, now);
+        changes.touch(store, table.release(&mut parts));
     }
     changes
 }

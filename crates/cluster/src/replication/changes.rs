@@ -1,10 +1,10 @@
-//! What an input has changed in the state, as a value for the caller.
+//! The changes that an input has made to the state, as a value for the caller.
 
 use crate::state::{STORES, StoreId};
 
 const _: () = assert!(STORES <= u16::BITS as usize, "`Changes` has a bit per store");
 
-/// What a message or the passing of time has changed here.
+/// The changes that a message or the passing of time has made here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
     /// One bit per store, in the order of [`StoreId::ALL`].

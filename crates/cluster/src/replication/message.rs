@@ -93,7 +93,7 @@ impl Message {
     }
 }
 
-/// What a replica claims about one stream.
+/// The claim of a replica about one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// Place of the writer in [`Claims::writers`].
@@ -106,7 +106,7 @@ pub struct Claim {
     pub floor: u64,
 }
 
-/// What a replica claims about some streams.
+/// The claims of a replica about some streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claims {
     /// The writers that are named in `claims`, each once.
@@ -117,7 +117,7 @@ pub struct Claims {
     pub claims: Vec<Claim>,
 }
 
-/// What a replica claims about all streams.
+/// The claims of a replica about all streams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     /// The sender's wall clock, in milliseconds.
@@ -221,7 +221,7 @@ pub struct Audit {
     pub vector: u64,
     /// One fingerprint per bucket.
     #[serde(deserialize_with = "at_most::<_, _, BUCKETS>")]
-    pub prints: Vec<u64>,
+    pub fingerprints: Vec<u64>,
 }
 
 /// Asks for the rows of the buckets in `mask`.

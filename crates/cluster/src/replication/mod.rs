@@ -6,8 +6,8 @@
 //! tombstones loads a snapshot. Fingerprints audit what version vectors can't show. `docs/replication.md` has the whole
 //! protocol, with the reason and the test of each rule; comments here name its rules as R1, R2 and so on.
 //!
-//! [`Replication`] reads like the protocol: writes and what membership reports (here), messages in (`receive`),
-//! messages out (`send`), what time brings (`upkeep`). What must be remembered for that belongs to parts that own their
+//! [`Replication`] reads like the protocol: writes (here), reports of membership (`members`), messages in (`receive`),
+//! messages out (`send`), what time brings (`upkeep`), saving and restoring (`restore`). What must be remembered for that belongs to parts that own their
 //! fields: the members, with what each has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are
 //! missing here (`pulls`), snapshots on their way in (`snapshot_loads`), what was adopted (`retirement`), when
 //! something is due (`schedule`, `coalescing`, `settling`). What needs no memory is a function of the state:
@@ -20,13 +20,16 @@ mod audit;
 mod changes;
 mod coalescing;
 mod collection;
+mod config;
 mod confirmations;
 mod counters;
+mod members;
 pub mod message;
 mod peer;
 mod peers;
 mod pulls;
 mod receive;
+mod restore;
 mod retirement;
 mod schedule;
 mod send;
@@ -34,6 +37,7 @@ mod send_window;
 mod settling;
 mod snapshot;
 mod snapshot_loads;
+mod stream;
 mod upkeep;
 
 use std::time::Duration;
@@ -41,70 +45,26 @@ use std::time::Duration;
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 
-use crate::crdt::stamp::{HybridClock, millis};
+use crate::crdt::stamp::millis;
 pub use crate::replication::changes::Changes;
 use crate::replication::coalescing::Coalescing;
+pub use crate::replication::config::Config;
 use crate::replication::confirmations::Confirmations;
 pub use crate::replication::counters::Counters;
-use crate::replication::message::{ClaimsBuilder, Digest, Message, SnapshotChunk};
+use crate::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::replication::peer::Peer;
-use crate::replication::peers::{Connected, Peers};
+use crate::replication::peers::Peers;
 use crate::replication::pulls::Pulls;
 use crate::replication::retirement::Adoptions;
 use crate::replication::schedule::Schedule;
 use crate::replication::settling::Settling;
-use crate::replication::snapshot_loads::{LeastClaim, SnapshotLoads};
-use crate::state::row::Blob;
+use crate::replication::snapshot_loads::SnapshotLoads;
+pub use crate::replication::stream::CHUNK_BYTES;
+use crate::replication::stream::Stream;
 use crate::state::stores::ChangedKeys;
 use crate::state::table::RefusedRow;
 use crate::state::writers::Writer;
-use crate::state::{STORES, State, StoreId, Version, Write, prefixes};
-
-/// Bytes of rows that a delta or a part of a snapshot holds at most, unless the rows of a single key are more.
-pub const CHUNK_BYTES: usize = 256 * 1024;
-/// Rows of other writers are relayed, and missing rows are pulled, only after this time: the writer's own delta is
-/// usually faster.
-const SETTLE: Duration = Duration::from_millis(500);
-
-/// A stream: the rows of one writer in one store, in the order of their versions.
-pub(crate) type Stream = (StoreId, Writer);
-
-/// Settings of replication.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Time between two digests, each to a random peer.
-    pub digest_interval: Duration,
-    /// Least time between two audits of a random peer; each waits by chance for up to as long again.
-    pub audit_interval: Duration,
-    /// A delta that is not acknowledged, and a pull or a snapshot request that is not answered, is repeated after this
-    /// time.
-    pub retry: Duration,
-    /// Bytes of deltas that may be sent to a peer and not be acknowledged yet.
-    pub window_bytes: usize,
-    /// Bytes per second of relayed rows and snapshots that one peer is sent.
-    pub repair_bytes_per_second: usize,
-    /// A stamp that is further than this ahead of this node's wall clock is not believed.
-    pub max_ahead: Duration,
-    /// A retired writer is remembered at least this long.
-    pub fence: Duration,
-    /// Bounds of the hints about prefixes.
-    pub prefixes: prefixes::Config,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            digest_interval: Duration::from_secs(1),
-            audit_interval: Duration::from_secs(30),
-            retry: Duration::from_secs(1),
-            window_bytes: 1 << 20,
-            repair_bytes_per_second: 16 << 20,
-            max_ahead: HybridClock::MAX_AHEAD,
-            fence: Duration::from_secs(48 * 3600),
-            prefixes: prefixes::Config::default(),
-        }
-    }
-}
+use crate::state::{STORES, State, StoreId, Version, Write};
 
 /// One replica: this node's rows, its copies of the other writers' rows, and what it owes to its peers.
 #[derive(Debug)]
@@ -223,100 +183,6 @@ impl Replication {
     }
 }
 
-/// What membership reports.
-impl Replication {
-    /// A peer can be reached, perhaps as a new generation: both send each other a digest.
-    pub fn peer_up(&mut self, now: Now, id: &NodeId) {
-        self.skip_missed_rounds(now);
-        if id.name == self.me.name {
-            return;
-        }
-        let Some(writer) = self.state.writers.intern(id) else {
-            self.counters.refused_messages += 1;
-            return;
-        };
-        let connected = self.peers.connect(now, id, writer);
-        if connected == Connected::Outdated {
-            return;
-        }
-        self.state.writers.set_down(writer, false);
-        if connected == Connected::Already {
-            return;
-        }
-        // Only the first peer is asked for the rows of all writers: if each were, each would send everything (R21).
-        let is_first = connected == Connected::First;
-        let greeting = self.full_digest(now, is_first);
-        self.queue(&id.name, Message::Digest(greeting));
-        if is_first && self.state.prefixes.is_empty() {
-            self.queue(&id.name, Message::HotSetRequest);
-        }
-        if self.state.writers.is_over(writer) {
-            self.queue(&id.name, retirement::notice(&self.state, &[writer]));
-        }
-    }
-
-    /// A peer can't be reached. Its measurements are hidden; what it decided stays.
-    pub fn peer_down(&mut self, now: Now, id: &NodeId) {
-        self.skip_missed_rounds(now);
-        if id.name != self.me.name
-            && self.peers.get(&id.name).is_none()
-            && let Some(writer) = self.state.writers.intern(id)
-        {
-            self.peers.list_unreachable(id, writer);
-        }
-        self.peers.disconnect(id);
-        // What that peer has not confirmed yet is not measured: it may be away for an hour.
-        for store in StoreId::ALL {
-            let all = self.peers.lowest_known_of_reachable((store, self.state.me));
-            self.confirmations.settle(store, all.unwrap_or(u64::MAX));
-        }
-        if let Some(writer) = self.state.writers.number(id) {
-            self.state.writers.set_down(writer, true);
-        }
-        self.peers.reachable_mut().for_each(|peer| peer.audit_soon(now));
-    }
-
-    /// A peer is gone for good: nobody waits for its acknowledgements any more, and the node with the lowest reachable
-    /// name adopts what it decided.
-    pub fn peer_forgotten(&mut self, now: Now, id: &NodeId) {
-        self.peer_down(now, id);
-        self.peers.forget(id);
-        if let Some(writer) = self.state.writers.number(id) {
-            self.state.writers.end(writer);
-        }
-    }
-
-    /// Whether any peer has retired `writer`.
-    pub(crate) fn is_retired_by_a_peer(&self, writer: Writer) -> bool {
-        self.peers.iter().any(|peer| peer.has_retired(writer))
-    }
-
-    /// All members except this node that are not forgotten, each with whether it can be reached.
-    pub fn members(&self) -> impl Iterator<Item = (&NodeId, bool)> {
-        self.peers.iter().map(|peer| (peer.id(), peer.is_reachable()))
-    }
-
-    /// Goes on as the later generation `me`, after the peers have retired the present one or another process has
-    /// written as it. What the former generation decided is adopted. The new generation must be higher than any that
-    /// this name ever had.
-    pub fn begin_generation(&mut self, now: Now, me: NodeId) {
-        debug_assert!(
-            me.name == self.me.name && me.generation > self.me.generation,
-            "a later generation of the same name"
-        );
-        if let Some(writer) = self.state.begin_life(&me) {
-            self.me = me;
-            self.state.me = writer;
-            self.is_fenced = false;
-            self.adoptions.reset();
-            self.coalescing.reset_rows();
-            self.confirmations.reset();
-            self.peers.disconnect_all();
-            self.schedule.hurry(now.mono);
-        }
-    }
-}
-
 /// Steps that several inputs share.
 impl Replication {
     fn queue(&mut self, to: &NodeName, message: Message) {
@@ -411,7 +277,7 @@ impl Replication {
 
 /// Reading.
 impl Replication {
-    /// What this node holds.
+    /// The state that this node holds.
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
@@ -469,52 +335,6 @@ impl Replication {
     #[must_use]
     pub fn wall_ahead_ms(&self, peer: &NodeName) -> Option<i64> {
         self.peers.get(peer).map(Peer::wall_ahead_ms)
-    }
-}
-
-/// Saving and restoring.
-impl Replication {
-    /// The range of keys of `store` after the key `after`, with all that is known about them; `None` if `after` is no
-    /// key. A node may save all ranges to disk, see [`Replication::restore`].
-    #[must_use]
-    pub fn chunk(
-        &self,
-        store: StoreId,
-        session: u64,
-        after: Option<Blob>,
-    ) -> Option<SnapshotChunk> {
-        snapshot::chunk(&self.state, store, session, after)
-    }
-
-    /// Loads what an earlier generation of this node has saved: all ranges of a store, in order, as if a peer had sent
-    /// them.
-    pub fn restore(&mut self, now: Now, store: StoreId, chunks: Vec<SnapshotChunk>) -> Changes {
-        let (mut changes, mut claim, mut after) = (Changes::default(), LeastClaim::default(), None);
-        let count = chunks.len();
-        for (at, chunk) in chunks.into_iter().enumerate() {
-            let end = chunk.end.clone();
-            let fits = chunk.store.store() == Some(store)
-                && chunk.after == after
-                && (end.is_none() == (at + 1 == count));
-            let merged =
-                if fits { snapshot::merge(&mut self.state, now, store, chunk) } else { None };
-            let Some(merged) = merged else {
-                self.counters.refused_messages += 1;
-                return changes;
-            };
-            changes.touch(store, merged.rows);
-            claim.narrow(&merged.marks);
-            after = end;
-        }
-        self.claim(now, store, claim.into_claim());
-        changes
-    }
-
-    /// All ranges of a snapshot are merged: what its donors covered is covered here too.
-    fn claim(&mut self, now: Now, store: StoreId, claim: snapshot_loads::Claim) {
-        for (stream, stood) in snapshot::claim(&mut self.state, now, store, claim) {
-            self.note_move(stream, stood);
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One peer: what it is known to have applied, and what it is to be sent.
+//! One peer: the versions that it is known to have applied, and the messages that it is to be sent.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use smg_types::now::Now;
 use crate::replication::acks::PendingAcks;
 use crate::replication::message::{Message, SnapshotRequest};
 use crate::replication::send_window::SendWindow;
-use crate::replication::{CHUNK_BYTES, Stream};
+use crate::replication::stream::{CHUNK_BYTES, Stream};
 use crate::state::StoreId;
 use crate::state::writers::Writer;
 
@@ -113,7 +113,7 @@ impl Peer {
     }
 }
 
-/// What the peer has applied.
+/// The versions that the peer has applied.
 impl Peer {
     /// The version up to which it is known to have applied `stream`.
     pub(super) fn known(&self, stream: Stream) -> u64 {
@@ -156,7 +156,7 @@ impl Peer {
     }
 }
 
-/// What the peer is to be sent besides deltas.
+/// The messages besides deltas that the peer is to be sent.
 impl Peer {
     /// Queues a small message. Returns how many had to be dropped for it.
     pub(super) fn queue(&mut self, message: Message) -> u64 {

@@ -7,15 +7,15 @@ use rand::Rng;
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
-use crate::replication::Stream;
 use crate::replication::message::Message;
 use crate::replication::peer::Peer;
+use crate::replication::stream::Stream;
 use crate::state::writers::Writer;
 
 /// A node without any peer for this long takes itself to be alone, rather than not found yet.
 const ALONE_AFTER: Duration = Duration::from_secs(10);
 
-/// What changed when membership reported a peer as reachable.
+/// The change when membership reported a peer as reachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Connected {
     /// Nothing: a later generation of that name is known.

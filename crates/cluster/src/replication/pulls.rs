@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use smg_types::ids::NodeName;
 
-use crate::replication::{SETTLE, Stream};
+use crate::replication::stream::{SETTLE, Stream};
 use crate::state::writers::Writer;
 
 /// A peer has more of a stream than this node.

@@ -14,12 +14,13 @@ use crate::replication::message::{
 use crate::replication::peer::Peer;
 use crate::replication::retirement::reopen_if_behind;
 use crate::replication::snapshot_loads::AfterChunk;
-use crate::replication::{CHUNK_BYTES, Replication, Stream, audit, retirement, snapshot};
+use crate::replication::stream::{CHUNK_BYTES, Stream};
+use crate::replication::{Replication, audit, retirement, snapshot};
 use crate::state::StoreId;
 use crate::state::table::{Applied, BUCKETS};
 use crate::state::writers::Writer;
 
-/// What a peer claims about one stream: it has applied it up to `version`, and may lack tombstones up to `floor`.
+/// The claim of a peer about one stream: it has applied it up to `version`, and may lack tombstones up to `floor`.
 #[derive(Debug, Clone, Copy)]
 struct StreamClaim {
     stream: Stream,
@@ -96,8 +97,9 @@ impl Replication {
         // A node whose generation has ended here is notified after each of its digests, until it goes on as a later one (R34).
         let sender = self.peers.get(from).map(Peer::writer);
         retired.extend(
-            sender
-                .filter(|writer| self.state.writers.is_over(*writer) && !retired.contains(writer)),
+            sender.filter(|writer| {
+                self.state.writers.has_ended(*writer) && !retired.contains(writer)
+            }),
         );
         let wall_ahead_ms = i128::from(digest.wall_ms) - i128::from(millis(now.wall));
         let wall_ahead_ms = i64::try_from(wall_ahead_ms).unwrap_or(i64::MAX);
@@ -264,7 +266,7 @@ impl Replication {
     /// different now.
     fn apply(&mut self, now: Now, stream: Stream, applied: u64, delta: &Delta) -> usize {
         let (store, writer) = stream;
-        let (table, mut cx) = self.state.replica_mut(store, now);
+        let (table, mut parts) = self.state.replica_mut(store, now);
         self.counters.collected += table.raise_floor(writer, delta.floor) as u64;
         let mut changed = 0;
         for row in &delta.rows {
@@ -272,7 +274,7 @@ impl Replication {
                 self.counters.rows_known += 1;
                 continue;
             }
-            match table.apply_row(&mut cx, writer, row) {
+            match table.apply_row(&mut parts, writer, row) {
                 Applied::Nothing => {}
                 Applied::Changed => changed += 1,
                 Applied::Quarantined => {
@@ -342,7 +344,7 @@ impl Replication {
         let Some(writer) = self.state.writers.number(&audit.writer) else {
             return Changes::default();
         };
-        if audit.prints.len() != BUCKETS {
+        if audit.fingerprints.len() != BUCKETS {
             self.counters.refused_messages += 1;
             return Changes::default();
         }

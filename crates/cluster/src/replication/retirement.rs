@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 
 use smg_types::now::Now;
 
-use crate::replication::Stream;
 use crate::replication::changes::Changes;
 use crate::replication::message::{Message, RetiredWriter};
 use crate::replication::peers::Peers;
+use crate::replication::stream::Stream;
 use crate::state::writers::{StoreVersions, Writer};
 use crate::state::{State, StoreId};
 
@@ -49,8 +49,8 @@ impl Adoptions {
             return changes;
         }
         for store in StoreId::ALL.into_iter().filter(|store| !waits(*store)) {
-            let (table, cx) = state.replica_mut(store, now);
-            changes.touch(store, table.adopt(&cx, of, ADOPTED_PER_ROUND));
+            let (table, parts) = state.replica_mut(store, now);
+            changes.touch(store, table.adopt(&parts, of, ADOPTED_PER_ROUND));
         }
         if changes.is_empty() {
             self.finished.insert(of, versions);
@@ -72,7 +72,7 @@ impl Adoptions {
 /// The writers that have ended and are not retired, without this node itself.
 pub(super) fn ended_writers(state: &State) -> Vec<Writer> {
     let writers = state.writers.current().map(|(writer, _)| writer);
-    writers.filter(|writer| *writer != state.me && state.writers.is_over(*writer)).collect()
+    writers.filter(|writer| *writer != state.me && state.writers.has_ended(*writer)).collect()
 }
 
 /// Drops the measurements of `writer`, which has ended.

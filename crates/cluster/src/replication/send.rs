@@ -8,9 +8,10 @@ use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
 use crate::replication::message::{ClaimsBuilder, Delta, Message, Offer, Urgency};
-use crate::replication::{CHUNK_BYTES, Replication, Stream, snapshot};
+use crate::replication::stream::{CHUNK_BYTES, Stream};
+use crate::replication::{Replication, snapshot};
 use crate::state::StoreId;
-use crate::state::table::Cut;
+use crate::state::table::LogRange;
 
 impl Replication {
     /// The next message to send, if any. Whatever the link drops is sent again later.
@@ -87,7 +88,7 @@ impl Replication {
             }
             let budget = CHUNK_BYTES.min(peer.window.limit(self.config.window_bytes));
             let cut = replica.rows_after(&self.state.writers, writer, from, budget);
-            let Cut { rows, to, upto } = cut;
+            let LogRange { rows, to, upto } = cut;
             if to <= from {
                 peer.window.cancel(stream);
                 continue;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::replication::Stream;
+use crate::replication::stream::Stream;
 
 /// How often the retry time is doubled, and the window divided by eight, for a peer that acknowledges nothing: up to 4 s
 /// and 16 KiB at the defaults, because whatever was lost in a partition must arrive within seconds of its end.

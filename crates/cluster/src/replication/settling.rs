@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::replication::{SETTLE, Stream};
+use crate::replication::stream::{SETTLE, Stream};
 
 /// Where streams stood before they moved within the last one or two settling times.
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use smg_types::now::Now;
 use crate::replication::message::{ClaimsBuilder, SnapshotChunk};
 use crate::replication::retirement::reopen_if_behind;
 use crate::replication::snapshot_loads::Claim;
-use crate::replication::{CHUNK_BYTES, Stream};
+use crate::replication::stream::{CHUNK_BYTES, Stream};
 use crate::state::row::Blob;
-use crate::state::table::{Mark, Section};
+use crate::state::table::{Mark, SnapshotRange};
 use crate::state::writers::Writer;
 use crate::state::{State, StoreId};
 
-/// What a part of a snapshot has brought.
+/// The result of merging a part of a snapshot.
 #[derive(Debug)]
 pub(super) struct Merged {
     /// The versions that its donor covered.
@@ -31,7 +31,7 @@ pub(super) fn chunk(
     after: Option<Blob>,
 ) -> Option<SnapshotChunk> {
     let writers = &state.writers;
-    let section = state.replica(store).section(writers, after, CHUNK_BYTES)?;
+    let section = state.replica(store).range_after(writers, after, CHUNK_BYTES)?;
     let mut claims = ClaimsBuilder::default();
     let mut place = |writer: Writer| claims.place(writers.id(writer)?);
     let rows = section.rows.into_iter();
@@ -77,9 +77,9 @@ pub(super) fn merge(
         reopen_if_behind(state, (store, mark.writer), mark.version);
     }
     let section =
-        Section { after: chunk.after, end: chunk.end, marks: marks.clone(), rows, pending };
-    let (table, mut cx) = state.replica_mut(store, now);
-    let rows = table.join_section(&mut cx, &section)?;
+        SnapshotRange { after: chunk.after, end: chunk.end, marks: marks.clone(), rows, pending };
+    let (table, mut parts) = state.replica_mut(store, now);
+    let rows = table.merge_range(&mut parts, &section)?;
     Some(Merged { marks, rows })
 }
 

@@ -37,7 +37,7 @@ impl SnapshotLoad {
     }
 }
 
-/// What follows a part of a snapshot.
+/// The step that follows a part of a snapshot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AfterChunk {
     /// The next part is to be asked for.

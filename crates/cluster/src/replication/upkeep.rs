@@ -1,4 +1,4 @@
-//! What time brings: digests, audits and hints when they are due, and four times a second a round of what is less
+//! The work that comes due with time: digests, audits and hints when they are due, and four times a second a round of what is less
 //! urgent.
 
 use std::time::Duration;
@@ -167,7 +167,7 @@ impl Replication {
         peer.has_greeted()
             && peer.all_known().all(|((store, writer), known)| {
                 writer == self.state.me
-                    || (store.ends_with_writer() && writers.is_over(writer))
+                    || (store.ends_with_writer() && writers.has_ended(writer))
                     || self.state.replica(store).applied(writer) >= known
             })
     }

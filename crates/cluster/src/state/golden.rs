@@ -12,11 +12,12 @@ use smg_types::ids::{Generation, NodeId, WorkerId};
 use smg_types::now::Now;
 
 use crate::replication::message::StoreNumber;
+use crate::state::operations::{Draw, StoreOperations};
 use crate::state::row::{self, RawRow};
-use crate::state::store::{Draw, Retention, Store};
-use crate::state::stores::{STORES, StoreVisitor, visit_stores};
+use crate::state::store::Retention;
+use crate::state::stores::{StoreVisitor, visit_stores};
 use crate::state::usage::UsageKey;
-use crate::state::{State, StoreId, Write, prefixes};
+use crate::state::{STORES, State, StoreId, Write, prefixes};
 
 /// Writes of a store, of which the last makes a row with every field set.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn write<S: Store>(golden: &Golden) -> RawRow {
+fn write<S: StoreOperations>(golden: &Golden) -> RawRow {
     let mut state =
         State::new(&node("node1", 3), Duration::from_secs(60), prefixes::Config::default());
     for write in &golden.writes {
@@ -62,7 +63,7 @@ fn write<S: Store>(golden: &Golden) -> RawRow {
 fn rows_of_every_store_keep_their_bytes() {
     struct Bytes;
     impl StoreVisitor for Bytes {
-        fn visit<S: Store>(&mut self) {
+        fn visit<S: StoreOperations>(&mut self) {
             let golden = S::golden();
             let row = write::<S>(&golden);
             assert_eq!(hex(row.key.as_slice()), golden.key, "key of {}", S::NAME);
@@ -76,7 +77,7 @@ fn rows_of_every_store_keep_their_bytes() {
 fn rows_of_stores_with_a_time_to_live_say_when_they_end_and_no_others() {
     struct Ends;
     impl StoreVisitor for Ends {
-        fn visit<S: Store>(&mut self) {
+        fn visit<S: StoreOperations>(&mut self) {
             let row = write::<S>(&S::golden());
             let key = row::decode_key::<S::Key>(row.key.as_slice()).unwrap();
             let content = row::decode_content::<S::Value>(row.content.as_slice()).unwrap();

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smg_types::ids::{NodeId, WorkerId};
+use smg_types::ids::WorkerId;
 
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// The load store.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub enum Loads {}
 
 impl Store for Loads {
     const NAME: &'static str = "load";
-    const WIRE_ID: u8 = 8;
+    const ID: StoreId = StoreId::Load;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::WithWriter;
     const COALESCING: Duration = Duration::from_millis(100);
@@ -28,18 +29,21 @@ impl Store for Loads {
 
     type Key = WorkerId;
     type Value = Load;
-    type Write = LoadWrite;
 
     fn validate(_: &WorkerId, _: &Load) -> Result<(), String> {
         Ok(())
     }
+}
+
+impl StoreOperations for Loads {
+    type Write = LoadWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         LoadWrite { worker, load }: LoadWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        table.put_or_remove(cx, worker, load)
+        table.put_or_remove(parts, worker, load)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<LoadWrite> {
@@ -64,15 +68,8 @@ impl Store for Loads {
 pub struct LoadWrite {
     /// The worker.
     pub worker: WorkerId,
-    /// What is in flight at the worker; `None`: nothing.
+    /// The load at the worker; `None`: nothing is in flight.
     pub load: Option<Load>,
-}
-
-impl State {
-    /// The loads of all routers at a worker, without those of routers that are down.
-    pub fn loads(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Load)> {
-        self.of_live_writers(self.tables.load.values(&id))
-    }
 }
 
 /// The load of a router at a worker.

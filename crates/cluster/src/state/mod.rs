@@ -12,13 +12,16 @@
 mod golden;
 pub mod load;
 pub mod observation;
+pub mod operations;
 pub mod policy;
 pub mod prefixes;
+mod reading;
 pub mod rights;
 pub mod row;
 pub mod rule;
 pub mod session;
 pub mod store;
+pub mod store_id;
 pub mod stores;
 pub mod table;
 pub mod tokens;
@@ -34,9 +37,10 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::{Author, HybridClock};
 use crate::state::prefixes::Prefixes;
+pub use crate::state::store_id::{STORES, StoreId};
+pub use crate::state::stores::Write;
 use crate::state::stores::{ChangedKeys, Tables};
-pub use crate::state::stores::{STORES, StoreId, Write};
-use crate::state::table::{BrokenInvariant, Context, LogPosition, RefusedRow, Replica, Sizes};
+use crate::state::table::{BrokenInvariant, LogPosition, NodeParts, RefusedRow, Replica, Sizes};
 use crate::state::writers::{Writer, Writers};
 
 /// A write of this node: a receipt waits until peers have applied it.
@@ -56,7 +60,7 @@ pub struct BrokenLog {
     pub store: StoreId,
     /// The writer of the log.
     pub writer: String,
-    /// What does not hold.
+    /// The invariant that does not hold.
     pub broken: BrokenInvariant,
 }
 
@@ -76,7 +80,7 @@ impl State {
     pub fn new(me: &NodeId, max_ahead: Duration, prefixes: prefixes::Config) -> Self {
         let mut writers = Writers::default();
         let number = writers.intern(me).expect("the first writer finds room");
-        writers.set_down(number, false);
+        writers.note_member(number, false);
         Self {
             me: number,
             writers,
@@ -88,9 +92,9 @@ impl State {
 
     /// Begins a later generation of this node: a new writer, whose stamps are greater than all before. `None` if there are
     /// too many writers.
-    pub(crate) fn begin_life(&mut self, me: &NodeId) -> Option<Writer> {
+    pub(crate) fn begin_generation(&mut self, me: &NodeId) -> Option<Writer> {
         let writer = self.writers.intern(me)?;
-        self.writers.set_down(writer, false);
+        self.writers.note_member(writer, false);
         self.clock.set_author(Author::of(me));
         Some(writer)
     }
@@ -104,15 +108,15 @@ impl State {
         &mut self,
         store: StoreId,
         now: Now,
-    ) -> (&mut dyn Replica, Context<'_>) {
-        let (tables, cx) = self.parts(now);
-        (tables.get_mut(store), cx)
+    ) -> (&mut dyn Replica, NodeParts<'_>) {
+        let (tables, parts) = self.parts(now);
+        (tables.get_mut(store), parts)
     }
 
     /// The tables, and what their operations need.
-    fn parts(&mut self, now: Now) -> (&mut Tables, Context<'_>) {
+    fn parts(&mut self, now: Now) -> (&mut Tables, NodeParts<'_>) {
         let Self { me, writers, clock, tables, .. } = self;
-        (tables, Context { writers, clock, me: *me, now })
+        (tables, NodeParts { writers, clock, me: *me, now })
     }
 
     /// Whether rows of other writers hold all that `writer`, which has ended, has written. Rows that end with their writer
@@ -138,8 +142,8 @@ impl State {
     /// Writes a row of this node; `None` when there was nothing to remove.
     pub(crate) fn write(&mut self, now: Now, write: Write) -> Result<Option<Version>, RefusedRow> {
         let store = write.store();
-        let (tables, mut cx) = self.parts(now);
-        let version = tables.write(&mut cx, write)?;
+        let (tables, mut parts) = self.parts(now);
+        let version = tables.write(&mut parts, write)?;
         Ok(version.map(|version| Version { store, version }))
     }
 
@@ -155,18 +159,8 @@ impl State {
     }
 }
 
-/// Reading. Each method takes time proportional to the rows that it returns. The values of a store are read by methods in
-/// the store's file.
+/// Reading. The values of the stores are in `reading`.
 impl State {
-    fn of_live_writers<'a, V: 'a>(
-        &'a self,
-        values: impl Iterator<Item = (Writer, &'a V)>,
-    ) -> impl Iterator<Item = (&'a NodeId, &'a V)> {
-        values
-            .filter(|(writer, _)| self.writers.is_live(*writer))
-            .filter_map(|(writer, value)| Some((self.writers.id(writer)?, value)))
-    }
-
     /// The prefix hints of all routers.
     #[must_use]
     pub fn prefixes(&self) -> &Prefixes {

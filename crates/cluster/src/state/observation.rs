@@ -1,4 +1,4 @@
-//! The observations store: what each router has measured of each worker.
+//! The observations store: the measurements that each router has made of each worker.
 //!
 //! The rows are measurements only; readers decide which routers' measurements count. The rows of a router are hidden while
 //! it is down, and end with its generation.
@@ -6,13 +6,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smg_types::ids::{NodeId, WorkerId};
+use smg_types::ids::WorkerId;
 
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// The observations store.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub enum Observations {}
 
 impl Store for Observations {
     const NAME: &'static str = "observations";
-    const WIRE_ID: u8 = 7;
+    const ID: StoreId = StoreId::Observations;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::WithWriter;
     const COALESCING: Duration = Duration::from_millis(100);
@@ -31,18 +32,21 @@ impl Store for Observations {
 
     type Key = WorkerId;
     type Value = Observation;
-    type Write = ObservationWrite;
 
     fn validate(_: &WorkerId, _: &Observation) -> Result<(), String> {
         Ok(())
     }
+}
+
+impl StoreOperations for Observations {
+    type Write = ObservationWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         ObservationWrite { worker, seen }: ObservationWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        table.put_or_remove(cx, worker, seen)
+        table.put_or_remove(parts, worker, seen)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<ObservationWrite> {
@@ -83,14 +87,7 @@ pub struct ObservationWrite {
     pub seen: Option<Observation>,
 }
 
-impl State {
-    /// The observations of a worker by all routers, without those of routers that are down.
-    pub fn observations(&self, id: WorkerId) -> impl Iterator<Item = (&NodeId, &Observation)> {
-        self.of_live_writers(self.tables.observations.values(&id))
-    }
-}
-
-/// What one router has measured of one worker.
+/// The measurements that one router has made of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
     /// The result of the router's probes.

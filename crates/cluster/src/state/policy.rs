@@ -15,9 +15,11 @@ use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
-use crate::state::{State, row};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::row;
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// The policies store.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub enum Policies {}
 
 impl Store for Policies {
     const NAME: &'static str = "policies";
-    const WIRE_ID: u8 = 1;
+    const ID: StoreId = StoreId::Policies;
     const OWNERSHIP: Ownership = Ownership::Shared;
     const RETENTION: Retention = Retention::Never;
     const COALESCING: Duration = Duration::from_millis(5);
@@ -36,7 +38,6 @@ impl Store for Policies {
 
     type Key = ModelId;
     type Value = LwwRegister<PolicyRecord>;
-    type Write = PolicyWrite;
 
     fn validate(key: &ModelId, value: &Self::Value) -> Result<(), String> {
         let Some(record) = value.get() else { return Err("the policy is empty".to_owned()) };
@@ -48,16 +49,22 @@ impl Store for Policies {
     fn stamp(value: &Self::Value) -> Option<Stamp> {
         value.stamp()
     }
+}
+
+impl StoreOperations for Policies {
+    type Write = PolicyWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         PolicyWrite { model, policy }: PolicyWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        let stamp = cx.clock.tick(cx.now);
+        let stamp = parts.clock.tick(parts.now);
         match policy {
-            Some(policy) => table.put_shared(cx, &model, LwwRegister::of(stamp, policy)).map(Some),
-            None => table.remove_shared(cx, &model),
+            Some(policy) => {
+                table.put_shared(parts, &model, LwwRegister::of(stamp, policy)).map(Some)
+            }
+            None => table.remove_shared(parts, &model),
         }
     }
 
@@ -101,19 +108,6 @@ pub struct PolicyWrite {
     pub model: ModelId,
     /// The new policy; `None` restores the default.
     pub policy: Option<PolicyRecord>,
-}
-
-impl State {
-    /// The policy that is set for a model.
-    #[must_use]
-    pub fn policy(&self, model: &ModelId) -> Option<PolicyRecord> {
-        self.tables.policies.merged(model)?.get().cloned()
-    }
-
-    /// All policies that are set, in the order of their models.
-    pub fn policies(&self) -> impl Iterator<Item = (&ModelId, PolicyRecord)> {
-        self.tables.policies.keys().filter_map(|model| Some((model, self.policy(model)?)))
-    }
 }
 
 /// The policy of a model.

@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, NodeId, NodeName};
-use smg_types::now::Now;
 
-use crate::crdt::bounded_counter::BoundedCounter;
-use crate::crdt::stamp::millis;
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::{self, Golden};
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
 /// The rights store. A row is what one node has granted to another, as in a `BoundedCounter`.
@@ -21,7 +19,7 @@ pub enum Rights {}
 
 impl Store for Rights {
     const NAME: &'static str = "rights";
-    const WIRE_ID: u8 = 3;
+    const ID: StoreId = StoreId::Rights;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::TimeToLive;
     const COALESCING: Duration = Duration::ZERO;
@@ -32,7 +30,6 @@ impl Store for Rights {
 
     type Key = GrantKey;
     type Value = Granted;
-    type Write = GrantWrite;
 
     fn validate(key: &GrantKey, value: &Granted) -> Result<(), String> {
         key.window.validate()?;
@@ -46,13 +43,17 @@ impl Store for Rights {
         // The row outlives its grant, so that an expired grant can be told apart from a missing one.
         Some(key.window.expires_ms())
     }
+}
+
+impl StoreOperations for Rights {
+    type Write = GrantWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         GrantWrite { key, granted }: GrantWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        table.put(cx, key, granted).map(Some)
+        table.put(parts, key, granted).map(Some)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<GrantWrite> {
@@ -80,33 +81,6 @@ pub struct GrantWrite {
     pub key: GrantKey,
     /// How many, and when they expire.
     pub granted: Granted,
-}
-
-impl State {
-    /// The rights of all nodes in a window: their `shares`, which all nodes must have configured alike, the grants between
-    /// them that have not expired, and what the usage store says they have spent.
-    #[must_use]
-    pub fn rights(
-        &self,
-        key: &UsageKey,
-        shares: impl IntoIterator<Item = (NodeId, u64)>,
-        now: Now,
-    ) -> BoundedCounter<NodeId> {
-        let mut rights = BoundedCounter::new(shares);
-        for grant in self.tables.rights.keys_of_window(key) {
-            for (writer, granted) in self.tables.rights.values(grant) {
-                if granted.expires_ms > millis(now.wall)
-                    && let Some(from) = self.writers.id(writer)
-                {
-                    rights.raise_granted(from.clone(), grant.to.clone(), granted.amount);
-                }
-            }
-        }
-        for (node, count) in self.usage(key) {
-            rights.raise_spent(node.clone(), count.requests);
-        }
-        rights
-    }
 }
 
 /// A window and a node that gets rights; the writer of the row grants them.

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 use crate::state::usage::MAX_WINDOW_MS;
 
 /// The rules store.
@@ -19,7 +20,7 @@ pub enum Rules {}
 
 impl Store for Rules {
     const NAME: &'static str = "rules";
-    const WIRE_ID: u8 = 2;
+    const ID: StoreId = StoreId::Rules;
     const OWNERSHIP: Ownership = Ownership::Shared;
     const RETENTION: Retention = Retention::Never;
     const COALESCING: Duration = Duration::from_millis(5);
@@ -30,7 +31,6 @@ impl Store for Rules {
 
     type Key = RuleId;
     type Value = LwwRegister<Rule>;
-    type Write = RuleWrite;
 
     fn validate(key: &RuleId, value: &Self::Value) -> Result<(), String> {
         if key.0.is_empty() || key.0.len() > RuleId::MAX_BYTES {
@@ -49,16 +49,20 @@ impl Store for Rules {
     fn stamp(value: &Self::Value) -> Option<Stamp> {
         value.stamp()
     }
+}
+
+impl StoreOperations for Rules {
+    type Write = RuleWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         RuleWrite { id, rule }: RuleWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        let stamp = cx.clock.tick(cx.now);
+        let stamp = parts.clock.tick(parts.now);
         match rule {
-            Some(rule) => table.put_shared(cx, &id, LwwRegister::of(stamp, rule)).map(Some),
-            None => table.remove_shared(cx, &id),
+            Some(rule) => table.put_shared(parts, &id, LwwRegister::of(stamp, rule)).map(Some),
+            None => table.remove_shared(parts, &id),
         }
     }
 
@@ -100,19 +104,6 @@ pub struct RuleWrite {
     pub id: RuleId,
     /// The new rule; `None` removes it.
     pub rule: Option<Rule>,
-}
-
-impl State {
-    /// A rule.
-    #[must_use]
-    pub fn rule(&self, id: &RuleId) -> Option<Rule> {
-        self.tables.rules.merged(id)?.get().cloned()
-    }
-
-    /// All rules, in the order of their ids.
-    pub fn rules(&self) -> impl Iterator<Item = (&RuleId, Rule)> {
-        self.tables.rules.keys().filter_map(|id| Some((id, self.rule(id)?)))
-    }
 }
 
 /// The id of a rule; at most 128 bytes.

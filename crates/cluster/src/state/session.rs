@@ -10,15 +10,15 @@ use std::time::Duration;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::WorkerId;
-use smg_types::now::Now;
 
 use crate::crdt::Merge;
 use crate::crdt::stamp::{Stamp, millis};
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// The sessions store.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Store for Sessions {
     const NAME: &'static str = "sessions";
-    const WIRE_ID: u8 = 6;
+    const ID: StoreId = StoreId::Sessions;
     const OWNERSHIP: Ownership = Ownership::Shared;
     const RETENTION: Retention = Retention::TimeToLive;
     const COALESCING: Duration = Duration::from_millis(20);
@@ -40,7 +40,6 @@ impl Store for Sessions {
 
     type Key = SessionKey;
     type Value = Session;
-    type Write = SessionWrite;
 
     fn validate(_: &SessionKey, value: &Session) -> Result<(), String> {
         if u64::from(value.ttl_ms) > millis(MAX_TTL) {
@@ -56,26 +55,30 @@ impl Store for Sessions {
     fn expires_ms(_: &SessionKey, value: &Session) -> Option<u64> {
         Some(value.ends_ms())
     }
+}
+
+impl StoreOperations for Sessions {
+    type Write = SessionWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         write: SessionWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        let stamp = cx.clock.tick(cx.now);
-        let used_ms = millis(cx.now.wall);
+        let stamp = parts.clock.tick(parts.now);
+        let used_ms = millis(parts.now.wall);
         match write {
             SessionWrite::Use { key, worker, ttl } => {
                 let session = Session::new(worker, stamp, used_ms, ttl);
-                table.put_shared(cx, &key, session).map(Some)
+                table.put_shared(parts, &key, session).map(Some)
             }
             SessionWrite::Rebind { key, worker, ttl } => {
                 // The new binding must win over the one that is known here, although that is earlier.
                 let before = table.merged(&key);
                 let session = Session::rebound(before.as_ref(), worker, stamp, used_ms, ttl);
-                table.put_shared(cx, &key, session).map(Some)
+                table.put_shared(parts, &key, session).map(Some)
             }
-            SessionWrite::End { key } => table.remove_shared(cx, &key),
+            SessionWrite::End { key } => table.remove_shared(parts, &key),
         }
     }
 
@@ -130,15 +133,6 @@ pub enum SessionWrite {
         /// The session.
         key: SessionKey,
     },
-}
-
-impl State {
-    /// A session that has not expired.
-    #[must_use]
-    pub fn session(&self, key: SessionKey, now: Now) -> Option<Session> {
-        let session = self.tables.sessions.merged(&key);
-        session.filter(|session| session.ends_ms() > millis(now.wall))
-    }
 }
 
 /// A session's key: a hash of the model and of the client's session key.

@@ -1,23 +1,18 @@
-//! What a store states about itself: its name and number, which nodes change its rows, how soon rows are sent, how long
+//! A store's statements about itself: its name and number, which nodes change its rows, how soon rows are sent, how long
 //! they are kept, and how large they may be.
 //!
-//! A store is a type without values that implements [`Store`] in a file of its own. The list of all stores is in
-//! [`stores`](crate::state::stores); whatever concerns every store walks that list, so that no other code names one.
+//! A store is a type without values that implements [`Store`], and [`StoreOperations`](crate::state::operations) for what
+//! can be done with its table, in a file of its own. The list of all stores is in [`stores`](crate::state::stores);
+//! whatever concerns every store walks that list, so that no other code names one.
 
 use std::fmt::Debug;
 use std::time::Duration;
 
-use rand::Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use smg_types::ids::{NodeId, WorkerId};
 
 use crate::crdt::stamp::Stamp;
-use crate::state::StoreId;
-#[cfg(test)]
-use crate::state::golden::Golden;
-use crate::state::table::{Context, RefusedRow, Table};
-use crate::state::writers::{Writer, Writers};
+use crate::state::store_id::StoreId;
 
 /// Which nodes may change a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +35,12 @@ pub enum Retention {
     Never,
 }
 
-/// The place of a store in the list of stores.
-pub trait Listed {
-    /// The store's value in code that walks stores.
-    const ID: StoreId;
-}
-
 /// A store: its constants, the types of its rows, and what can be done with them.
-pub trait Store: Listed + Debug + Sized + 'static {
+pub trait Store: Debug + Sized + 'static {
     /// The name in `/ha/status`, metrics and log lines: lower case, and no other store's.
     const NAME: &'static str;
-    /// The number on the wire, which is also the place in the list of stores, from 0. It never changes and is never
-    /// given to another store, because routers of different versions share a cluster.
-    const WIRE_ID: u8;
+    /// The store in code that walks all stores, and its number on the wire.
+    const ID: StoreId;
     /// Which nodes may change a row.
     const OWNERSHIP: Ownership;
     /// When a row ends without being removed.
@@ -76,8 +64,6 @@ pub trait Store: Listed + Debug + Sized + 'static {
     type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
     /// The value of a row.
     type Value: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
-    /// A change that this node can make to the rows.
-    type Write: Clone + PartialEq + Debug;
 
     /// Checks that key and value are inside their bounds, of this node's rows and of others'.
     ///
@@ -94,73 +80,13 @@ pub trait Store: Listed + Debug + Sized + 'static {
     fn expires_ms(_key: &Self::Key, _value: &Self::Value) -> Option<u64> {
         None
     }
-
-    /// Does what `write` asks for, and returns this node's new version; `None` when there was nothing to remove.
-    ///
-    /// # Errors
-    /// The row is outside its bounds; nothing has changed.
-    fn write(
-        table: &mut Table<Self>,
-        cx: &mut Context<'_>,
-        write: Self::Write,
-    ) -> Result<Option<u64>, RefusedRow>;
-
-    /// Takes up to `budget` rows of `of`, a writer that has ended, over into rows of this node; returns how many. Rows
-    /// that end by themselves are left alone.
-    fn adopt(table: &mut Table<Self>, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
-        match Self::OWNERSHIP {
-            Ownership::Shared => table.adopt(cx, of, budget),
-            Ownership::PerNode => 0,
-        }
-    }
-
-    /// Whether rows of others that still write hold all that `of`, a writer that has ended, has written.
-    fn is_spent(table: &Table<Self>, writers: &Writers, of: Writer) -> bool {
-        table.is_spent(writers, of)
-    }
-
-    /// A hash that is equal on nodes which read the same from the table. By default, they hold the same live rows.
-    fn reading(table: &Table<Self>, _writers: &Writers) -> u64 {
-        table.fingerprint()
-    }
-
-    /// A write that `draw` decides, for the simulator and the fuzz targets; `None` if it takes another node and there is
-    /// none. Few different keys should come out, so that nodes write to the same ones.
-    fn sample(draw: &mut Draw<'_>) -> Option<Self::Write>;
-
-    /// A row with every field set, and its bytes.
-    #[cfg(test)]
-    fn golden() -> Golden;
-}
-
-/// What [`Store::sample`] makes a write of.
-pub struct Draw<'a> {
-    /// A number below 1,000.
-    pub number: u32,
-    /// One of few workers.
-    pub worker: WorkerId,
-    /// Whether to write a row, where there is also a way to remove it.
-    pub is_put: bool,
-    /// Another node.
-    pub other: Option<NodeId>,
-    /// The time around which rows are dated, in milliseconds of wall time.
-    pub wall_ms: u64,
-    /// The source of any further choice.
-    pub rng: &'a mut dyn Rng,
-}
-
-impl Debug for Draw<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { number, worker, is_put, .. } = self;
-        write!(f, "{number}, worker {worker}, put {is_put}")
-    }
 }
 
 /// The constants of a store as a value, for code that walks stores.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Properties {
     pub(super) name: &'static str,
-    pub(super) wire_id: u8,
+    pub(super) id: StoreId,
     pub(super) ownership: Ownership,
     pub(super) retention: Retention,
     pub(super) coalescing: Duration,
@@ -173,7 +99,7 @@ impl Properties {
     pub(super) const fn of<S: Store>() -> Self {
         Self {
             name: S::NAME,
-            wire_id: S::WIRE_ID,
+            id: S::ID,
             ownership: S::OWNERSHIP,
             retention: S::RETENTION,
             coalescing: S::COALESCING,

@@ -1,49 +1,31 @@
 //! The list of all stores, and what walks it.
 //!
-//! A new store is one more line at the end of the list. From the list come [`StoreId`], the tables of a
+//! A new store is one more line at the end of the list, and one more number in `store_id`. From the list come the tables of a
 //! [`State`](crate::state::State), the enum of all [`Write`]s, the keys that have changed, and every walk over the tables.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use crate::state::operations::{Draw, StoreOperations};
 use crate::state::prefixes::HintRun;
 use crate::state::row::MAX_CONTENT_BYTES;
-use crate::state::store::{Draw, Listed, Ownership, Properties, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Replica, Table};
+use crate::state::store::{Ownership, Properties, Retention, Store};
+use crate::state::store_id::{STORES, StoreId};
+use crate::state::table::{NodeParts, RefusedRow, Replica, Table};
 
 macro_rules! stores {
     ($($(#[$doc:meta])* $id:ident: $field:ident = $store:ty,)*) => {
-        /// A store. The order is that of the numbers on the wire, and the one in which a node that joins requests snapshots.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum StoreId {
-            $($(#[$doc])* $id,)*
-        }
-
-        /// How many stores there are.
-        pub const STORES: usize = [$(StoreId::$id),*].len();
-
         static PROPERTIES: [Properties; STORES] = [$(Properties::of::<$store>()),*];
-
-        impl StoreId {
-            /// All stores.
-            pub const ALL: [Self; STORES] = [$(Self::$id),*];
-        }
-
-        $(impl Listed for $store {
-            const ID: StoreId = StoreId::$id;
-        })*
 
         /// A write of this node, to any store.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Write {
-            $($(#[$doc])* $id(<$store as Store>::Write),)*
+            $($(#[$doc])* $id(<$store as StoreOperations>::Write),)*
         }
 
-        $(impl From<<$store as Store>::Write> for Write {
-            fn from(write: <$store as Store>::Write) -> Self {
+        $(impl From<<$store as StoreOperations>::Write> for Write {
+            fn from(write: <$store as StoreOperations>::Write) -> Self {
                 Self::$id(write)
             }
         })*
@@ -57,7 +39,7 @@ macro_rules! stores {
                 }
             }
 
-            /// A write to `store` that `draw` decides: see [`Store::sample`].
+            /// A write to `store` that `draw` decides: see [`StoreOperations::sample`].
             #[must_use]
             pub fn sample(store: StoreId, draw: &mut Draw<'_>) -> Option<Self> {
                 match store {
@@ -87,11 +69,11 @@ macro_rules! stores {
 
             pub(super) fn write(
                 &mut self,
-                cx: &mut Context<'_>,
+                parts: &mut NodeParts<'_>,
                 write: Write,
             ) -> Result<Option<u64>, RefusedRow> {
                 match write {
-                    $(Write::$id(write) => <$store>::write(&mut self.$field, cx, write),)*
+                    $(Write::$id(write) => <$store>::write(&mut self.$field, parts, write),)*
                 }
             }
 
@@ -133,7 +115,7 @@ macro_rules! stores {
 }
 
 stores! {
-    /// The workers of the fleet, with their specs, overrides and stances.
+    /// The workers of the fleet, with their specs, overrides and administrative states.
     Workers: workers = crate::state::worker::Workers,
     /// The policy of each model.
     Policies: policies = crate::state::policy::Policies,
@@ -147,7 +129,7 @@ stores! {
     Tokens: tokens = crate::state::tokens::Tokens,
     /// The worker to which each session is bound.
     Sessions: sessions = crate::state::session::Sessions,
-    /// What each router has measured of each worker.
+    /// The measurements that each router has made of each worker.
     Observations: observations = crate::state::observation::Observations,
     /// The requests and tokens that each router has in flight at each worker.
     Load: load = crate::state::load::Loads,
@@ -155,21 +137,22 @@ stores! {
     Totals: totals = crate::state::totals::Totals,
 }
 
-/// What is done with every store's type.
+/// An action that is done with every store's type.
 #[cfg(test)]
 pub(super) trait StoreVisitor {
-    fn visit<S: Store>(&mut self);
+    fn visit<S: StoreOperations>(&mut self);
 }
 
-// Messages name stores by number, and `RetiredWriter` has one version per store in the order of the list.
 const _: () = {
     let mut place = 0;
     while place < STORES {
-        assert!(PROPERTIES[place].wire_id as usize == place, "a store's WIRE_ID is its place");
+        assert!(
+            PROPERTIES[place].id.index() == place,
+            "the list has the order of the stores' numbers"
+        );
         assert!(PROPERTIES[place].max_content_bytes <= MAX_CONTENT_BYTES, "rows fit a frame");
         place += 1;
     }
-    assert!(STORES <= u16::BITS as usize, "`Changes` has a bit for each store");
 };
 
 impl StoreId {
@@ -186,24 +169,6 @@ impl StoreId {
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.properties().name
-    }
-
-    /// The place in [`StoreId::ALL`], from 0.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The number on the wire.
-    #[must_use]
-    pub const fn wire_id(self) -> u8 {
-        self.properties().wire_id
-    }
-
-    /// The store with this number on the wire, if this router has it.
-    #[must_use]
-    pub fn from_wire_id(id: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(id)).copied()
     }
 
     /// How long a write may wait for later ones.

@@ -17,195 +17,44 @@
 //! its donor covers and does not hold, in all logs of the store. R8: a snapshot includes the waiting kills.
 
 mod apply;
+mod cell;
 mod log;
+mod parts;
+mod range;
 mod replica;
-mod section;
+mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tombstones;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
 use smallvec::SmallVec;
-use smg_types::now::Now;
 
 use crate::crdt::Merge;
-use crate::crdt::stamp::HybridClock;
-use crate::state::row::{Blob, ContentRef};
+use crate::state::row::Blob;
 use crate::state::store::Store;
-use crate::state::writers::{Writer, Writers};
+use crate::state::table::cell::{Body, Cell, Dot, Row, fingerprint_of, has_value};
+use crate::state::table::log::Log;
+use crate::state::table::range::MergedRange;
+use crate::state::writers::Writer;
 
 pub(crate) use apply::Applied;
-use log::Log;
+pub use cell::BUCKETS;
 pub use log::{BrokenInvariant, LogPosition};
+pub use parts::NodeParts;
+pub(crate) use range::{Mark, SnapshotRange};
 pub use replica::Sizes;
-pub(crate) use replica::{Cut, Mark, Replica};
-pub(crate) use section::Section;
+pub(crate) use replica::{LogRange, Replica};
 pub use write::RefusedRow;
 
-/// Buckets of keys per writer and store; audits compare a fingerprint of each.
-pub const BUCKETS: usize = 64;
 /// Readers ignore a row when it has expired, but it is dropped this much later, because the clocks of nodes differ.
 const EXPIRY_GRACE_MS: u64 = 60_000;
-/// A table keeps this many tombstones, or two per live row if that is more.
-const FREE_TOMBSTONES: usize = 2048;
 /// Most bytes of contents in quarantine that a table keeps.
 const QUARANTINE_BYTES: usize = 1 << 20;
 /// Most kills that wait for their dots.
 const MAX_PENDING: usize = 65_536;
-
-/// The parts of a node's state that the operations of a table need besides the table.
-#[derive(Debug)]
-pub struct Context<'a> {
-    pub(crate) writers: &'a mut Writers,
-    pub(crate) clock: &'a mut HybridClock,
-    pub(crate) me: Writer,
-    pub(crate) now: Now,
-}
-
-/// The name of a write: its writer and its version in that writer's log. It is the same in every row that carries it.
-type Dot = (Writer, u64);
-/// Dead dots, at most one entry per writer: all dots of that writer up to the version.
-type Kills = SmallVec<[Dot; 2]>;
-
-/// The part of a row that its own writer wrote.
-#[derive(Debug, Clone)]
-enum Body<V> {
-    /// A live value. Its dot is the row's writer and version.
-    Live(V),
-    /// No live value.
-    Dead,
-    /// The whole content, in quarantine; `None` if there was no room to keep it.
-    Opaque(Option<Blob>),
-}
-
-/// A write in a row of another writer.
-#[derive(Debug, Clone)]
-struct Carried<V> {
-    dot: Dot,
-    /// The hash of the key's bytes, seeded by the author of the dot.
-    key_hash: u64,
-    value: V,
-}
-
-/// The parts of a row that few rows have.
-#[derive(Debug, Clone)]
-struct Extras<V> {
-    kills: Kills,
-    carried: Vec<Carried<V>>,
-}
-
-#[derive(Debug, Clone)]
-struct Row<V> {
-    version: u64,
-    /// The hash of the key's bytes, seeded by the author of the row.
-    key_hash: u64,
-    /// Length of the encoded key and content.
-    bytes: u32,
-    body: Body<V>,
-    extras: Option<Box<Extras<V>>>,
-}
-
-impl<V> Row<V> {
-    fn kills(&self) -> &[Dot] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.kills)
-    }
-
-    fn carried(&self) -> &[Carried<V>] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.carried)
-    }
-
-    /// The value that the row's writer wrote, if it is live.
-    fn own(&self) -> Option<&V> {
-        match &self.body {
-            Body::Live(value) => Some(value),
-            Body::Dead | Body::Opaque(_) => None,
-        }
-    }
-
-    /// All live writes in the row, each with its dot; `writer` is the row's writer.
-    fn writes(&self, writer: Writer) -> impl Iterator<Item = (Dot, &V)> {
-        let own = self.own().map(|value| ((writer, self.version), value));
-        own.into_iter().chain(self.carried().iter().map(|c| (c.dot, &c.value)))
-    }
-
-    /// All dots in the row, each with the hash of its key. A row in quarantine counts as its own dot.
-    fn dots(&self, writer: Writer) -> impl Iterator<Item = (Dot, u64)> {
-        let own = !matches!(self.body, Body::Dead);
-        let own = own.then_some(((writer, self.version), self.key_hash));
-        own.into_iter().chain(self.carried().iter().map(|c| (c.dot, c.key_hash)))
-    }
-
-    fn has(&self, writer: Writer, dot: Dot) -> bool {
-        self.dots(writer).any(|(has, _)| has == dot)
-    }
-
-    fn is_opaque(&self) -> bool {
-        matches!(self.body, Body::Opaque(_))
-    }
-
-    /// Whether the row contains a dot.
-    fn has_dots(&self) -> bool {
-        !matches!(self.body, Body::Dead) || !self.carried().is_empty()
-    }
-
-    fn is_tombstone(&self) -> bool {
-        !self.has_dots() || !self.kills().is_empty()
-    }
-
-    /// A hash of the row's writer, key and version. The content is not hashed, so that a router that can't decode a newer
-    /// content has the same fingerprint.
-    fn fingerprint(&self) -> u64 {
-        fingerprint_of(self.version, self.key_hash)
-    }
-
-    fn bucket(&self) -> usize {
-        bucket_of(self.key_hash)
-    }
-}
-
-fn fingerprint_of(version: u64, key_hash: u64) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(&version.to_le_bytes(), key_hash)
-}
-
-fn bucket_of(key_hash: u64) -> usize {
-    (key_hash % BUCKETS as u64) as usize
-}
-
-fn key_hash(writers: &Writers, writer: Writer, key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(key, writers.author(writer).as_u64())
-}
-
-fn extras<V>(kills: Kills, carried: Vec<Carried<V>>) -> Option<Box<Extras<V>>> {
-    (!kills.is_empty() || !carried.is_empty()).then(|| Box::new(Extras { kills, carried }))
-}
-
-/// Adds `dots` to `kills`. Of each writer the highest version stays.
-fn join_kills(kills: &mut Kills, dots: impl IntoIterator<Item = Dot>) {
-    for (writer, version) in dots {
-        match kills.iter_mut().find(|(w, _)| *w == writer) {
-            Some((_, have)) => *have = version.max(*have),
-            None => kills.push((writer, version)),
-        }
-    }
-}
-
-fn encode_content<V: Serialize>(
-    writers: &Writers,
-    add: Option<&V>,
-    carried: &[Carried<V>],
-    kills: &[Dot],
-) -> Option<Vec<u8>> {
-    let kills = kills.iter().filter_map(|(w, v)| Some((writers.id(*w)?, *v)));
-    let kills: SmallVec<[_; 2]> = kills.collect();
-    let carried = carried.iter().filter_map(|c| Some((writers.id(c.dot.0)?, c.dot.1, &c.value)));
-    let carried: SmallVec<[_; 2]> = carried.collect();
-    ContentRef { add, carried: &carried, kills: &kills }.encode()
-}
-
-/// The rows under one key, at most one per writer.
-type Cell<V> = SmallVec<[(Writer, Row<V>); 1]>;
 
 /// The rows of one store.
 #[derive(Debug)]
@@ -215,7 +64,7 @@ pub struct Table<S: Store> {
     /// Kills of dots that are not covered yet, by the writer of the dots.
     pending: BTreeMap<Writer, BTreeMap<S::Key, u64>>,
     /// Ranges of snapshots whose donors covered more than the logs here do.
-    joined: Vec<section::Joined<S::Key>>,
+    merged_ranges: Vec<MergedRange<S::Key>>,
     /// When live writes expire (milliseconds of wall time), the writer of their row, and their key.
     expiries: BTreeSet<(u64, Writer, S::Key)>,
     quarantine: BTreeSet<(S::Key, Writer)>,
@@ -238,7 +87,7 @@ impl<S: Store> Default for Table<S> {
             cells: BTreeMap::new(),
             logs: BTreeMap::new(),
             pending: BTreeMap::new(),
-            joined: Vec::new(),
+            merged_ranges: Vec::new(),
             expiries: BTreeSet::new(),
             quarantine: BTreeSet::new(),
             quarantine_bytes: 0,
@@ -333,10 +182,6 @@ impl<S: Store> Table<S> {
     }
 }
 
-fn has_value<V>(cell: &Cell<V>) -> bool {
-    cell.iter().any(|(w, row)| row.writes(*w).next().is_some())
-}
-
 impl<S: Store> Table<S>
 where
     S::Value: Merge,
@@ -382,9 +227,9 @@ impl<S: Store> Table<S> {
             self.tombstones -= 1;
         }
         if row.has_dots()
-            && let Some(prints) = &mut log.prints
+            && let Some(fingerprints) = &mut log.fingerprints
         {
-            prints[row.bucket()] ^= row.fingerprint();
+            fingerprints[row.bucket()] ^= row.fingerprint();
         }
         self.bytes -= row.bytes as usize;
         for (_, value) in row.writes(writer) {
@@ -420,8 +265,8 @@ impl<S: Store> Table<S> {
             self.tombstones += 1;
         }
         if row.has_dots() {
-            let prints = log.prints.get_or_insert_with(|| Box::new([0; BUCKETS]));
-            prints[row.bucket()] ^= row.fingerprint();
+            let fingerprints = log.fingerprints.get_or_insert_with(|| Box::new([0; BUCKETS]));
+            fingerprints[row.bucket()] ^= row.fingerprint();
         }
         self.bytes += row.bytes as usize;
         for (_, value) in row.writes(writer) {
@@ -477,9 +322,4 @@ impl<S: Store> Table<S> {
         }
         !hit.is_empty()
     }
-}
-
-/// A length as a row keeps it; no row is longer than 4 GiB.
-fn saturating_u32(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

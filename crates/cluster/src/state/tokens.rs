@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::{self, Golden};
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 use crate::state::usage::UsageKey;
 
 /// The tokens store. The rows of a window are the slots of a `PnCounter`.
@@ -17,7 +18,7 @@ pub enum Tokens {}
 
 impl Store for Tokens {
     const NAME: &'static str = "tokens";
-    const WIRE_ID: u8 = 5;
+    const ID: StoreId = StoreId::Tokens;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::TimeToLive;
     const COALESCING: Duration = Duration::from_millis(100);
@@ -28,7 +29,6 @@ impl Store for Tokens {
 
     type Key = UsageKey;
     type Value = TokenFlow;
-    type Write = TokenWrite;
 
     fn validate(key: &UsageKey, _: &TokenFlow) -> Result<(), String> {
         key.validate()
@@ -37,13 +37,17 @@ impl Store for Tokens {
     fn expires_ms(key: &UsageKey, _: &TokenFlow) -> Option<u64> {
         Some(key.expires_ms())
     }
+}
+
+impl StoreOperations for Tokens {
+    type Write = TokenWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         TokenWrite { key, flow }: TokenWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        table.put(cx, key, flow).map(Some)
+        table.put(parts, key, flow).map(Some)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<TokenWrite> {
@@ -69,15 +73,6 @@ pub struct TokenWrite {
     pub key: UsageKey,
     /// The counts since the window began.
     pub flow: TokenFlow,
-}
-
-impl State {
-    /// The tokens that all nodes have reserved in a window and not returned.
-    #[must_use]
-    pub fn tokens(&self, key: &UsageKey) -> i128 {
-        let flows = self.tables.tokens.values(key);
-        flows.map(|(_, f)| i128::from(f.taken) - i128::from(f.given_back)).sum()
-    }
 }
 
 /// Tokens that a node has reserved and returned in a window; both counts only grow.

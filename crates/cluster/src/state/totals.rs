@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use smg_types::bounds;
 use smg_types::ids::{Generation, ModelId, NodeId, NodeName};
 
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
+use crate::state::operations::{Draw, StoreOperations};
 use crate::state::row;
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 use crate::state::writers::{Writer, Writers};
 
 /// The totals store.
@@ -26,7 +27,7 @@ pub enum Totals {}
 
 impl Store for Totals {
     const NAME: &'static str = "totals";
-    const WIRE_ID: u8 = 9;
+    const ID: StoreId = StoreId::Totals;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::Never;
     const COALESCING: Duration = Duration::from_secs(1);
@@ -37,7 +38,6 @@ impl Store for Totals {
 
     type Key = TotalKey;
     type Value = Total;
-    type Write = TotalWrite;
 
     fn validate(key: &TotalKey, _: &Total) -> Result<(), String> {
         let bytes = key.model.as_str().len();
@@ -48,21 +48,25 @@ impl Store for Totals {
             Ok(())
         }
     }
+}
+
+impl StoreOperations for Totals {
+    type Write = TotalWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         TotalWrite { model, outcome, count }: TotalWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        let id = cx.writers.id(cx.me).expect("this node is among the writers");
+        let id = parts.writers.id(parts.me).expect("this node is among the writers");
         let key = TotalKey { name: id.name.clone(), model, outcome };
-        let before = table.value_of(&key, cx.me).copied().unwrap_or_default();
+        let before = table.value_of(&key, parts.me).copied().unwrap_or_default();
         let total = Total { count: count.max(before.count), ..before };
-        table.put(cx, key, total).map(Some)
+        table.put(parts, key, total).map(Some)
     }
 
-    fn adopt(table: &mut Table<Self>, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
-        table.adopt_counts(cx, of, budget)
+    fn adopt(table: &mut Table<Self>, parts: &NodeParts<'_>, of: Writer, budget: usize) -> usize {
+        table.adopt_counts(parts, of, budget)
     }
 
     fn is_spent(table: &Table<Self>, writers: &Writers, of: Writer) -> bool {
@@ -109,14 +113,6 @@ pub struct TotalWrite {
     pub count: u64,
 }
 
-impl State {
-    /// The requests of a model with an outcome, counted by all generations of all nodes.
-    #[must_use]
-    pub fn total(&self, model: &ModelId, outcome: Outcome) -> u64 {
-        self.tables.totals.sum(model, outcome, &self.writers)
-    }
-}
-
 /// A count's model and outcome, and the node that counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TotalKey {
@@ -143,7 +139,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// What a row counts for the node in its key.
+/// The counts of a row for the node in its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Total {
     /// Requests that the writer has served since it started; 0 if the row is of another node.
@@ -204,18 +200,23 @@ impl Table<Totals> {
 
     /// Adds the counts of `of`, a writer that has ended, to bases of this node's rows, up to `budget` rows; returns how
     /// many.
-    pub(crate) fn adopt_counts(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
-        let Some(former) = cx.writers.id(of).cloned() else { return 0 };
+    pub(crate) fn adopt_counts(
+        &mut self,
+        parts: &NodeParts<'_>,
+        of: Writer,
+        budget: usize,
+    ) -> usize {
+        let Some(former) = parts.writers.id(of).cloned() else { return 0 };
         let mut adopted = 0;
         for key in self.keys_of(of).into_iter().take(budget) {
             let (mut base, mut covers) = self.base(&key);
             if key.name == former.name && covers <= former.generation {
                 let next = Generation(former.generation.0.saturating_add(1));
-                base = base.saturating_add(self.counted(&key, cx.writers, covers, next));
+                base = base.saturating_add(self.counted(&key, parts.writers, covers, next));
                 covers = next;
             }
-            let own = self.value_of(&key, cx.me).copied().unwrap_or_default();
-            adopted += usize::from(self.put(cx, key, Total { base, covers, ..own }).is_ok());
+            let own = self.value_of(&key, parts.me).copied().unwrap_or_default();
+            adopted += usize::from(self.put(parts, key, Total { base, covers, ..own }).is_ok());
         }
         adopted
     }
@@ -245,24 +246,28 @@ mod tests {
         let mut table = Table::<Totals>::default();
         let generations: Vec<Writer> =
             (1..=3).map(|g| writers.intern(&generation(g)).unwrap()).collect();
-        writers.set_down(generations[2], false);
+        writers.note_member(generations[2], false);
         for (me, count) in generations.iter().zip([100, 40, 7]) {
-            let cx =
-                Context { writers: &mut writers, clock: &mut clock, me: *me, now: Now::default() };
+            let parts = NodeParts {
+                writers: &mut writers,
+                clock: &mut clock,
+                me: *me,
+                now: Now::default(),
+            };
             let total = Total { count, ..Total::default() };
-            table.put(&cx, key.clone(), total).unwrap();
+            table.put(&parts, key.clone(), total).unwrap();
         }
         let sum =
             |table: &Table<Totals>, writers: &Writers| table.sum(&"m".into(), Outcome::Ok, writers);
         assert_eq!(sum(&table, &writers), 147);
         for former in [generations[1], generations[0]] {
-            let cx = Context {
+            let parts = NodeParts {
                 writers: &mut writers,
                 clock: &mut clock,
                 me: generations[2],
                 now: Now::default(),
             };
-            table.adopt_counts(&cx, former, 10);
+            table.adopt_counts(&parts, former, 10);
             assert_eq!(sum(&table, &writers), 147, "adopted, not yet dropped");
             writers.end(former);
             assert!(table.are_counts_adopted(&writers, former));
@@ -283,13 +288,14 @@ mod tests {
         let of = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(1) };
         let [b, c] = ["b", "c"].map(|name| writers.intern(&of(name)).unwrap());
         for me in [b, c] {
-            let cx = Context { writers: &mut writers, clock: &mut clock, me, now: Now::default() };
+            let parts =
+                NodeParts { writers: &mut writers, clock: &mut clock, me, now: Now::default() };
             let total = Total { count: 0, base: 50, covers: Generation(2) };
-            table.put(&cx, key.clone(), total).unwrap();
+            table.put(&parts, key.clone(), total).unwrap();
         }
         writers.end(c);
         assert!(!table.are_counts_adopted(&writers, c), "b may have left too");
-        writers.set_down(b, true);
+        writers.note_member(b, true);
         assert!(table.are_counts_adopted(&writers, c), "b is a member, although it is down");
     }
 

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smg_types::ids::NodeId;
 
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::{self, Golden};
-use crate::state::store::{Draw, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::operations::{Draw, StoreOperations};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// Longest window, in milliseconds: a week.
 pub(crate) const MAX_WINDOW_MS: u32 = 7 * 24 * 3600 * 1000;
@@ -63,7 +63,7 @@ pub enum Usage {}
 
 impl Store for Usage {
     const NAME: &'static str = "usage";
-    const WIRE_ID: u8 = 4;
+    const ID: StoreId = StoreId::Usage;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::TimeToLive;
     const COALESCING: Duration = Duration::from_millis(100);
@@ -74,7 +74,6 @@ impl Store for Usage {
 
     type Key = UsageKey;
     type Value = UsageCount;
-    type Write = UsageWrite;
 
     fn validate(key: &UsageKey, _: &UsageCount) -> Result<(), String> {
         key.validate()
@@ -83,13 +82,17 @@ impl Store for Usage {
     fn expires_ms(key: &UsageKey, _: &UsageCount) -> Option<u64> {
         Some(key.expires_ms())
     }
+}
+
+impl StoreOperations for Usage {
+    type Write = UsageWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         UsageWrite { key, count }: UsageWrite,
     ) -> Result<Option<u64>, RefusedRow> {
-        table.put(cx, key, count).map(Some)
+        table.put(parts, key, count).map(Some)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<UsageWrite> {
@@ -117,15 +120,7 @@ pub struct UsageWrite {
     pub count: UsageCount,
 }
 
-impl State {
-    /// What each node has admitted in a window.
-    pub fn usage(&self, key: &UsageKey) -> impl Iterator<Item = (&NodeId, UsageCount)> {
-        let values = self.tables.usage.values(key);
-        values.filter_map(|(writer, count)| Some((self.writers.id(writer)?, *count)))
-    }
-}
-
-/// What a node has admitted in a window.
+/// The requests and tokens that a node has admitted in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UsageCount {
     /// Requests; only grows.

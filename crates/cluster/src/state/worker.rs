@@ -1,5 +1,5 @@
 //! The workers store: an add-wins set of workers. Of each worker it holds the spec, an operator's override and the
-//! worker's stance; of each of these the last write wins.
+//! worker's administrative state; of each of these the last write wins.
 //!
 //! A [`WorkerRecord`] is the replicated form of a `spec::WorkerSpec`. It contains the worker's API key, because a router
 //! without the key can't use the worker. A mesh without encryption sends that key in the clear.
@@ -17,12 +17,13 @@ use smg_types::spec::{
 use crate::crdt::Merge;
 use crate::crdt::lww_register::LwwRegister;
 use crate::crdt::stamp::Stamp;
-use crate::state::State;
 #[cfg(test)]
 use crate::state::golden::Golden;
+use crate::state::operations::{Draw, StoreOperations};
 use crate::state::row;
-use crate::state::store::{Draw, Listed, Ownership, Retention, Store};
-use crate::state::table::{Context, RefusedRow, Table};
+use crate::state::store::{Ownership, Retention, Store};
+use crate::state::store_id::StoreId;
+use crate::state::table::{NodeParts, RefusedRow, Table};
 
 /// The workers store.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ pub enum Workers {}
 
 impl Store for Workers {
     const NAME: &'static str = "workers";
-    const WIRE_ID: u8 = 0;
+    const ID: StoreId = StoreId::Workers;
     const OWNERSHIP: Ownership = Ownership::Shared;
     const RETENTION: Retention = Retention::Never;
     const COALESCING: Duration = Duration::from_millis(5);
@@ -41,7 +42,6 @@ impl Store for Workers {
 
     type Key = WorkerId;
     type Value = WorkerEntry;
-    type Write = WorkerWrite;
 
     fn validate(key: &WorkerId, value: &WorkerEntry) -> Result<(), String> {
         if let Some(record) = value.record() {
@@ -60,36 +60,40 @@ impl Store for Workers {
     }
 
     fn stamp(value: &WorkerEntry) -> Option<Stamp> {
-        value.record.stamp().max(value.overridden.stamp()).max(value.stance.stamp())
+        value.record.stamp().max(value.overridden.stamp()).max(value.admin_state.stamp())
     }
+}
+
+impl StoreOperations for Workers {
+    type Write = WorkerWrite;
 
     fn write(
         table: &mut Table<Self>,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         write: WorkerWrite,
     ) -> Result<Option<u64>, RefusedRow> {
         let (id, entry) = match write {
             WorkerWrite::Put(record) => {
                 let id = record.id;
                 let entry =
-                    WorkerEntry::with_record(LwwRegister::of(cx.clock.tick(cx.now), record));
-                return table.put_shared(cx, &id, entry).map(Some);
+                    WorkerEntry::with_record(LwwRegister::of(parts.clock.tick(parts.now), record));
+                return table.put_shared(parts, &id, entry).map(Some);
             }
-            WorkerWrite::Remove(id) => return table.remove_shared(cx, &id),
+            WorkerWrite::Remove(id) => return table.remove_shared(parts, &id),
             WorkerWrite::Override(id, verdict) => {
-                let verdict = LwwRegister::of(cx.clock.tick(cx.now), verdict);
+                let verdict = LwwRegister::of(parts.clock.tick(parts.now), verdict);
                 (id, WorkerEntry::with_override(verdict))
             }
-            WorkerWrite::Stance(id, stance) => {
-                let stance = LwwRegister::of(cx.clock.tick(cx.now), stance);
-                (id, WorkerEntry::with_stance(stance))
+            WorkerWrite::AdminState(id, admin_state) => {
+                let admin_state = LwwRegister::of(parts.clock.tick(parts.now), admin_state);
+                (id, WorkerEntry::with_admin_state(admin_state))
             }
         };
         if table.values(&id).next().is_none() {
             let reason = format!("worker {id} is not registered");
             return Err(RefusedRow::Invalid { store: Self::ID, reason });
         }
-        table.put_shared(cx, &id, entry).map(Some)
+        table.put_shared(parts, &id, entry).map(Some)
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<WorkerWrite> {
@@ -115,24 +119,10 @@ pub enum WorkerWrite {
     Put(WorkerRecord),
     /// Sets an operator's override of a registered worker; `None` lifts it.
     Override(WorkerId, Option<Override>),
-    /// Sets the stance of a registered worker.
-    Stance(WorkerId, Stance),
+    /// Sets the administrative state of a registered worker.
+    AdminState(WorkerId, AdminState),
     /// Removes a worker.
     Remove(WorkerId),
-}
-
-impl State {
-    /// All registered workers, in the order of their ids.
-    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerEntry)> {
-        let workers = &self.tables.workers;
-        workers.keys().filter_map(|id| Some((*id, workers.merged(id)?)))
-    }
-
-    /// A worker, if it is registered.
-    #[must_use]
-    pub fn worker(&self, id: WorkerId) -> Option<WorkerEntry> {
-        self.tables.workers.merged(&id)
-    }
 }
 
 /// All that administrators and configurations have set for a worker.
@@ -140,12 +130,12 @@ impl State {
 pub struct WorkerEntry {
     record: LwwRegister<WorkerRecord>,
     overridden: LwwRegister<Option<Override>>,
-    stance: LwwRegister<Stance>,
+    admin_state: LwwRegister<AdminState>,
 }
 
 /// Whether a worker gets requests, as administrators have decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub enum Stance {
+pub enum AdminState {
     /// It gets requests.
     #[default]
     Serving,
@@ -165,17 +155,17 @@ impl WorkerEntry {
         Self { overridden, ..Self::default() }
     }
 
-    pub(crate) fn with_stance(stance: LwwRegister<Stance>) -> Self {
-        Self { stance, ..Self::default() }
+    pub(crate) fn with_admin_state(admin_state: LwwRegister<AdminState>) -> Self {
+        Self { admin_state, ..Self::default() }
     }
 
     /// Whether the worker gets requests.
     #[must_use]
-    pub fn stance(&self) -> Stance {
-        self.stance.get().copied().unwrap_or_default()
+    pub fn admin_state(&self) -> AdminState {
+        self.admin_state.get().copied().unwrap_or_default()
     }
 
-    /// The spec of the worker; `None` if only its override or stance has been received so far.
+    /// The spec of the worker; `None` if only its override or administrative state has been received so far.
     #[must_use]
     pub fn record(&self) -> Option<&WorkerRecord> {
         self.record.get()
@@ -192,7 +182,7 @@ impl Merge for WorkerEntry {
     fn merge(&mut self, other: &Self) -> bool {
         self.record.merge(&other.record)
             | self.overridden.merge(&other.overridden)
-            | self.stance.merge(&other.stance)
+            | self.admin_state.merge(&other.admin_state)
     }
 }
 
@@ -410,7 +400,7 @@ mod tests {
             writes: vec![
                 WorkerWrite::Put(WorkerRecord::configured(&spec)).into(),
                 WorkerWrite::Override(spec.id(), Some(verdict)).into(),
-                WorkerWrite::Stance(spec.id(), Stance::Cordoned).into(),
+                WorkerWrite::AdminState(spec.id(), AdminState::Cordoned).into(),
             ],
             key: "12772d39336635376431663833656339383666",
             content: "010101fd0068e5cf8b01000000fdafdcd659883d46e712772d3933663537643166383365633938366611687474703a2f2f77313a383030302f763102016d016e010161016d020104706f6f6c04626c756501026575010465752d3105070104736b2d3101032f6f6b0101fc0065cd1d0100fc80b2e60e0104010201010901fb262301fd134cbadf3dedc80901fd0068e5cf8b01000001fdafdcd659883d46e70101046469736b016301fd0068e5cf8b01000002fdafdcd659883d46e7010000",

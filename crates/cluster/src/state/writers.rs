@@ -16,7 +16,7 @@ use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
 
 use crate::crdt::stamp::Author;
-use crate::state::STORES;
+use crate::state::store_id::STORES;
 
 /// The number of a writer on this node. It is not reused while the process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,7 +109,7 @@ impl Writers {
 
     /// Whether the writer has ended and writes no more rows.
     #[must_use]
-    pub fn is_over(&self, writer: Writer) -> bool {
+    pub fn has_ended(&self, writer: Writer) -> bool {
         self.entries.get(&writer).is_some_and(|entry| entry.ended)
     }
 
@@ -123,7 +123,7 @@ impl Writers {
     }
 
     /// Records that membership lists the writer, and whether it is down; returns whether that has changed.
-    pub(crate) fn set_down(&mut self, writer: Writer, down: bool) -> bool {
+    pub(crate) fn note_member(&mut self, writer: Writer, down: bool) -> bool {
         self.entries.get_mut(&writer).is_some_and(|entry| {
             entry.member = true;
             let changed = entry.down != down;

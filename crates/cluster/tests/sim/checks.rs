@@ -1,4 +1,4 @@
-//! What must hold after every step, and what must hold once the faults are over.
+//! Checks what must hold after every step, and what must hold once the faults are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,7 +27,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What the checks remember between steps. A process is named by its number.
+/// The memory of the checks between steps. A process is named by its number.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     /// Per observing process: the highest (claim, incarnation) under each name, while it is listed.
@@ -189,7 +189,7 @@ impl Checks {
     }
 }
 
-/// What is wrong with the members that the nodes list; empty if nothing is.
+/// The faults of the lists of members of all nodes; empty if there are none.
 pub(crate) fn disagreements(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     let clusters: BTreeSet<_> =
@@ -248,7 +248,7 @@ pub(crate) fn disagreements(world: &World) -> Vec<String> {
     found
 }
 
-/// What is wrong with the state: where it differs between nodes or from what was written; empty if nothing is.
+/// The faults of the state: its differences between nodes, and from what was written; empty if there are none.
 pub(crate) fn differences(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     if !world.compares_state {

@@ -1,4 +1,4 @@
-//! What was written, and what must therefore be true in the end.
+//! The ledger: the rows that were written, and the reads that they must lead to in the end.
 //!
 //! Every worker is registered once, under an address of its own, and removed at most once, so that what must be there
 //! is known without a model of the stores. A write is *safe* if the process that wrote it, or one that acknowledged it,
@@ -6,8 +6,9 @@
 //! only crashed processes had may be there or not, but alike on all nodes.
 
 use rand::RngExt;
+use smg_cluster::state::operations::Draw;
 use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
-use smg_cluster::state::store::{Draw, Retention};
+use smg_cluster::state::store::Retention;
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_cluster::state::{State, StoreId, Version, Write};
@@ -184,7 +185,7 @@ impl Ledger {
         newest.into_iter().all(|((_, writer), version)| covered.get(writer) == Some(version))
     }
 
-    /// What is not as it was written, once all nodes agree.
+    /// The rows that are not as they were written, once all nodes agree.
     pub(crate) fn find_broken_promises(&self, world: &World) -> Vec<String> {
         let holds = |run: u32| {
             world.running().any(|(_, process)| {

@@ -82,6 +82,108 @@ fn within(
     Ok(took.unwrap_or_else(|| panic!("{what} took longer than {limit:?}")))
 }
 
+/// A cold start, and a router that joins late.
+fn joins(n: u16, seed: u64, samples: &mut [Sample; 8]) -> Result<(), Violation> {
+    let last = usize::from(n) - 1;
+    let mut world = World::new(seed);
+    world.add_cluster(n, &Config::lan());
+    (0..last).try_for_each(|slot| world.start(slot))?;
+    let together = |w: &World| disagreements(w).is_empty();
+    samples[0].0.push(within(&mut world, SECOND * 60, "cold start", together)?);
+    world.run_for(SECOND * 5)?;
+    world.start(last)?;
+    samples[1].0.push(within(&mut world, SECOND * 60, "joining", together)?);
+    Ok(())
+}
+
+/// A member that is cut off until it is suspected, and refutes.
+fn refutes(n: u16, seed: u64, samples: &mut [Sample; 8]) -> Result<(), Violation> {
+    let together = |w: &World| disagreements(w).is_empty();
+    let last = usize::from(n) - 1;
+    let mut world = up(n, seed)?;
+    inflict(&mut world, Fault::Partition((0..=last).map(|i| u8::from(i == last)).collect()))?;
+    within(&mut world, SECOND * 20, "suspicion", |w| {
+        any_believes(w, last, MemberState::Suspected)
+    })?;
+    inflict(&mut world, Fault::Heal)?;
+    samples[4].0.push(within(&mut world, SECOND * 60, "refutation", together)?);
+    Ok(())
+}
+
+/// A member that leaves.
+fn leaves(n: u16, seed: u64, samples: &mut [Sample; 8]) -> Result<(), Violation> {
+    let last = usize::from(n) - 1;
+    let mut world = up(n, seed)?;
+    inflict(&mut world, Fault::Leave(last, SECOND * 5))?;
+    samples[6].0.push(within(&mut world, SECOND * 4, "leaving", |w| {
+        all_believe(w, last, Some(MemberState::Leaving))
+    })?);
+    Ok(())
+}
+
+/// A partition of a minute, with writes on both sides.
+fn heals(n: u16, seed: u64, samples: &mut [Sample; 8]) -> Result<(), Violation> {
+    let together = |w: &World| disagreements(w).is_empty();
+    let last = usize::from(n) - 1;
+    let mut world = up(n, seed)?;
+    inflict(&mut world, Fault::Partition((0..=last).map(|i| u8::from(i % 2 == 0)).collect()))?;
+    for slot in 0..=last {
+        let spec = worker_spec(slot as u64);
+        world.write(slot, WorkerWrite::Put(WorkerRecord::from(&spec)))?;
+    }
+    world.run_for(SECOND * 60)?;
+    inflict(&mut world, Fault::Heal)?;
+    samples[7].0.push(within(&mut world, SECOND * 60, "healing", |w| {
+        together(w) && differences(w).is_empty()
+    })?);
+    Ok(())
+}
+
+/// A crash, and a restart if the trials ask for one.
+fn crashes(n: u16, seed: u64, samples: &mut [Sample; 8]) -> Result<(), Violation> {
+    let last = usize::from(n) - 1;
+    let mut world = up(n, seed)?;
+    world.crash(last);
+    let crashed = world.now;
+    within(&mut world, SECOND * 60, "suspicion", |w| {
+        all_believe(w, last, Some(MemberState::Suspected))
+            || any_believes(w, last, MemberState::Down)
+    })?;
+    samples[2].0.push(world.now - crashed);
+    within(&mut world, SECOND * 60, "detection", |w| {
+        all_believe(w, last, Some(MemberState::Down))
+    })?;
+    samples[3].0.push(world.now - crashed);
+    if seed < trials(n) {
+        let together = |w: &World| disagreements(w).is_empty();
+        world.start(last)?;
+        samples[5].0.push(within(&mut world, SECOND * 60, "restart", together)?);
+    }
+    Ok(())
+}
+
+/// The promises that the samples break, each with its figure.
+fn broken_promises(samples: &[Sample; 8]) -> Vec<String> {
+    let [_, _, suspected, down, refuted, restart, leave, heal] = samples;
+    let promised = [
+        (suspected, 0.5, 2.0),
+        (suspected, 0.99, 6.0),
+        (down, 0.5, 5.0),
+        (down, 0.99, 8.0),
+        (refuted, 1.0, 2.0),
+        (restart, 1.0, 0.5),
+        (leave, 1.0, 0.5),
+        (heal, 1.0, 10.0),
+    ];
+    promised
+        .iter()
+        .filter(|(sample, q, limit)| sample.quantile(*q).as_secs_f64() > *limit)
+        .map(|(sample, q, limit)| {
+            format!("q{q} {:.2} > {limit}", sample.quantile(*q).as_secs_f64())
+        })
+        .collect()
+}
+
 #[test]
 #[ignore = "prints tables; see the head of this file"]
 fn numbers_membership() -> Result<(), Violation> {
@@ -93,86 +195,15 @@ fn numbers_membership() -> Result<(), Violation> {
     for n in SIZES {
         let mut samples: [Sample; 8] = Default::default();
         for seed in 0..trials(n) {
-            let last = usize::from(n) - 1;
-            let mut world = World::new(seed);
-            world.add_cluster(n, &Config::lan());
-            (0..last).try_for_each(|slot| world.start(slot))?;
-            let together = |w: &World| disagreements(w).is_empty();
-            samples[0].0.push(within(&mut world, SECOND * 60, "cold start", together)?);
-            world.run_for(SECOND * 5)?;
-            world.start(last)?;
-            samples[1].0.push(within(&mut world, SECOND * 60, "joining", together)?);
-
-            let mut world = up(n, seed)?;
-            inflict(
-                &mut world,
-                Fault::Partition((0..=last).map(|i| u8::from(i == last)).collect()),
-            )?;
-            within(&mut world, SECOND * 20, "suspicion", |w| {
-                any_believes(w, last, MemberState::Suspected)
-            })?;
-            inflict(&mut world, Fault::Heal)?;
-            samples[4].0.push(within(&mut world, SECOND * 60, "refutation", together)?);
-
-            let mut world = up(n, seed)?;
-            inflict(&mut world, Fault::Leave(last, SECOND * 5))?;
-            samples[6].0.push(within(&mut world, SECOND * 4, "leaving", |w| {
-                all_believe(w, last, Some(MemberState::Leaving))
-            })?);
-
-            let mut world = up(n, seed)?;
-            inflict(
-                &mut world,
-                Fault::Partition((0..=last).map(|i| u8::from(i % 2 == 0)).collect()),
-            )?;
-            for slot in 0..=last {
-                let spec = worker_spec(slot as u64);
-                world.write(slot, WorkerWrite::Put(WorkerRecord::from(&spec)))?;
-            }
-            world.run_for(SECOND * 60)?;
-            inflict(&mut world, Fault::Heal)?;
-            samples[7].0.push(within(&mut world, SECOND * 60, "healing", |w| {
-                together(w) && differences(w).is_empty()
-            })?);
+            joins(n, seed, &mut samples)?;
+            refutes(n, seed, &mut samples)?;
+            leaves(n, seed, &mut samples)?;
+            heals(n, seed, &mut samples)?;
         }
         for seed in 0..DETECTIONS {
-            let last = usize::from(n) - 1;
-            let mut world = up(n, seed)?;
-            world.crash(last);
-            let crashed = world.now;
-            within(&mut world, SECOND * 60, "suspicion", |w| {
-                all_believe(w, last, Some(MemberState::Suspected))
-                    || any_believes(w, last, MemberState::Down)
-            })?;
-            samples[2].0.push(world.now - crashed);
-            within(&mut world, SECOND * 60, "detection", |w| {
-                all_believe(w, last, Some(MemberState::Down))
-            })?;
-            samples[3].0.push(world.now - crashed);
-            if seed < trials(n) {
-                let together = |w: &World| disagreements(w).is_empty();
-                world.start(last)?;
-                samples[5].0.push(within(&mut world, SECOND * 60, "restart", together)?);
-            }
+            crashes(n, seed, &mut samples)?;
         }
-        let [_, _, suspected, down, refuted, restart, leave, heal] = &samples;
-        let promised = [
-            (suspected, 0.5, 2.0),
-            (suspected, 0.99, 6.0),
-            (down, 0.5, 5.0),
-            (down, 0.99, 8.0),
-            (refuted, 1.0, 2.0),
-            (restart, 1.0, 0.5),
-            (leave, 1.0, 0.5),
-            (heal, 1.0, 10.0),
-        ];
-        let broken: Vec<_> = promised
-            .iter()
-            .filter(|(sample, q, limit)| sample.quantile(*q).as_secs_f64() > *limit)
-            .map(|(sample, q, limit)| {
-                format!("q{q} {:.2} > {limit}", sample.quantile(*q).as_secs_f64())
-            })
-            .collect();
+        let broken = broken_promises(&samples);
         let shown: Vec<_> = samples.iter().map(Sample::show).collect();
         let verdict = if broken.is_empty() { "yes".to_owned() } else { broken.join(", ") };
         println!("| {n} | {} | {verdict} |", shown.join(" | "));

@@ -11,7 +11,7 @@ use crate::checks::{Violation, differences, disagreements};
 use crate::families::{FAMILIES, Family};
 use crate::world::{RESOLVE, World, planner};
 
-/// What a history has reached.
+/// The rare states that a history has reached.
 pub(crate) struct Outcome {
     pub trace_hash: u64,
     pub reached: BTreeSet<&'static str>,

@@ -2,23 +2,32 @@
 //!
 //! One queue, ordered by (time, sequence), holds everything that will happen. Each step takes one item, feeds it to a
 //! production `Node`, drains the node and runs the checks. All chance comes from one generator, so that a seed is a
-//! history.
+//! history. `network` is what happens to a frame on its way; `events` notes the rare states that a history reaches.
+
+mod events;
+mod network;
+mod queue;
+mod slot;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use smg_cluster::codec::{self, ClusterId, Frame, Kind};
+use smg_cluster::codec::{self, ClusterId, Frame};
 use smg_cluster::membership;
 use smg_cluster::replication;
 use smg_cluster::state::{Version, Write};
-use smg_cluster::{Config, Event, Lane, Node, Transmit};
-use smg_types::ids::{Generation, NodeName};
+use smg_cluster::{Config, Event, Node};
+use smg_types::ids::Generation;
 use smg_types::now::Now;
 use xxhash_rust::xxh3::Xxh3;
+
+pub(crate) use network::{Net, Traffic};
+use queue::{Action, Item};
+pub(crate) use slot::{Process, Slot};
 
 use crate::checks::{Checks, Violation};
 use crate::ledger::Ledger;
@@ -31,112 +40,6 @@ pub(crate) const RESOLVE: Duration = Duration::from_secs(3);
 
 /// Frames that a stalled process has not read yet; more are lost, as in a full socket.
 const MAX_INBOX: usize = 1024;
-
-/// A place where a router can run: a name, a disk, a clock, and the process if there is one.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub name: NodeName,
-    pub address: SocketAddr,
-    pub cluster: ClusterId,
-    /// The protocol version that it speaks.
-    pub version: (u8, u8),
-    /// Slots whose present addresses are its join addresses.
-    pub seeds: Vec<usize>,
-    pub config: membership::Config,
-    pub replication: replication::Config,
-    /// The error of its wall clock, in milliseconds.
-    pub clock_error: i64,
-    /// The highest generation on its disk; `None`: it has no disk.
-    pub disk: Option<Generation>,
-    pub process: Option<Process>,
-    /// Frames that were dropped because its inbox was full.
-    pub lost: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Process {
-    pub node: Node,
-    /// The number of this process, over all slots: each start has its own.
-    pub run: u32,
-    pub stalled: bool,
-    inbox: Vec<(SocketAddr, Vec<u8>)>,
-    /// The deadline that is in the queue.
-    wake: Option<Duration>,
-    pub leaving: bool,
-}
-
-/// What the network does to frames at present.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Net {
-    pub latency: (Duration, Duration),
-    pub drop: f64,
-    pub duplicate: f64,
-    /// Chance that a frame is held back, by up to `late`.
-    pub reorder: f64,
-    pub late: Duration,
-    pub corrupt: f64,
-    /// Ordered pairs of slots between which no frame gets through.
-    pub cut: BTreeSet<(usize, usize)>,
-    /// Ordered pairs of slots whose frames take this much longer.
-    pub slow: BTreeMap<(usize, usize), Duration>,
-}
-
-impl Net {
-    pub(crate) fn clean() -> Self {
-        Self {
-            latency: (Duration::from_micros(200), Duration::from_millis(1)),
-            drop: 0.0,
-            duplicate: 0.0,
-            reorder: 0.0,
-            late: Duration::ZERO,
-            corrupt: 0.0,
-            cut: BTreeSet::new(),
-            slow: BTreeMap::new(),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Action {
-    Deliver { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
-    Wake { slot: usize, run: u32 },
-    Resume { slot: usize, run: u32 },
-    Resolve { slot: usize, run: u32 },
-    Depart { slot: usize, run: u32 },
-    Stop { slot: usize, run: u32 },
-}
-
-#[derive(Debug)]
-struct Item {
-    at: Duration,
-    sequence: u64,
-    what: Action,
-}
-
-impl PartialEq for Item {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.sequence) == (other.at, other.sequence)
-    }
-}
-impl Eq for Item {}
-impl PartialOrd for Item {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Item {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.sequence).cmp(&(other.at, other.sequence))
-    }
-}
-
-/// Frames that were handed to the network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub frames: u64,
-    pub bytes: u64,
-    pub state_frames: u64,
-}
 
 pub(crate) struct World {
     pub now: Duration,
@@ -540,72 +443,6 @@ impl World {
         Ok(())
     }
 
-    fn send(&mut self, slot: usize, transmit: Transmit) {
-        let place = &self.slots[slot];
-        let from = place.address;
-        let Transmit { to, lane, mut bytes, .. } = transmit;
-        self.traffic.state_frames += u64::from(lane == Lane::State);
-        self.traffic.frames += 1;
-        self.traffic.bytes += bytes.len() as u64;
-        if place.version != codec::VERSION {
-            bytes = self.as_of_version(slot, &bytes);
-            if self.chance(0.1) {
-                // A kind that only later versions have.
-                let (version, cluster) = (self.slots[slot].version, self.slots[slot].cluster);
-                let novelty = codec::frame_of_version(version, 200, cluster, b"from the future");
-                self.transmit(slot, from, to, novelty);
-            }
-        }
-        self.transmit(slot, from, to, bytes);
-    }
-
-    /// Hands bytes to the network.
-    pub(crate) fn transmit(
-        &mut self,
-        slot: usize,
-        from: SocketAddr,
-        to: SocketAddr,
-        mut bytes: Vec<u8>,
-    ) {
-        let receiver = self.slots.iter().rposition(|s| s.address == to && s.process.is_some());
-        let pair = receiver.map(|receiver| (slot, receiver));
-        if pair.is_some_and(|pair| self.net.cut.contains(&pair)) || self.chance(self.net.drop) {
-            return;
-        }
-        if self.chance(self.net.corrupt) && !bytes.is_empty() {
-            let at = self.rng.random_range(0..bytes.len());
-            bytes[at] ^= 1 << self.rng.random_range(0..8);
-        }
-        let copies = if self.chance(self.net.duplicate) { 2 } else { 1 };
-        for _ in 0..copies {
-            let (least, most) = self.net.latency;
-            let mut after = self.rng.random_range(least..=most);
-            if self.chance(self.net.reorder) {
-                after += self.net.late.mul_f64(self.rng.random());
-            }
-            if let Some(extra) = pair.and_then(|pair| self.net.slow.get(&pair)) {
-                after += *extra;
-            }
-            let bytes = bytes.clone();
-            self.push(self.now + after, Action::Deliver { from, to, bytes });
-        }
-    }
-
-    /// The bytes that a router of another version sends instead: a later minor version appends fields.
-    fn as_of_version(&self, slot: usize, bytes: &[u8]) -> Vec<u8> {
-        let version = self.slots[slot].version;
-        let Ok(frame) = Frame::read(bytes) else { return bytes.to_vec() };
-        let mut payload = frame.payload.to_vec();
-        if frame.kind != Kind::Swim {
-            payload.extend(b"appended");
-        }
-        codec::frame_of_version(version, frame.kind as u8, frame.cluster, &payload)
-    }
-
-    fn chance(&mut self, p: f64) -> bool {
-        p > 0.0 && self.rng.random_bool(p)
-    }
-
     fn process_of_run(&mut self, slot: usize, run: u32) -> Option<&mut Process> {
         self.slots[slot].process.as_mut().filter(|process| process.run == run)
     }
@@ -631,44 +468,6 @@ impl World {
         if self.verbose {
             println!("{:>12.6} {text}", self.now.as_secs_f64());
         }
-    }
-
-    fn note_event(&mut self, slot: usize, event: &Event) {
-        let Event::Membership(event) = event else { return };
-        match event {
-            membership::Event::Renewed(_) => self.reached.insert("a false DOWN was renewed"),
-            membership::Event::NewGeneration { .. } => {
-                self.reached.insert("a node went on as a later generation")
-            }
-            membership::Event::Refused(membership::RefusalReason::DuplicateName(_)) => {
-                self.reached.insert("a duplicate name was refused")
-            }
-            membership::Event::Refused(membership::RefusalReason::ForeignCluster(_)) => {
-                self.reached.insert("a foreign cluster was refused")
-            }
-            membership::Event::NameContested(_) => {
-                self.reached.insert("a holder noticed its namesake")
-            }
-            membership::Event::OwnState { .. } => false,
-            membership::Event::Member(transition) => {
-                use smg_cluster::membership::MemberState::{Alive, Down, Leaving, Suspected};
-                match (transition.from, transition.to) {
-                    (Some(Suspected), Some(Alive)) => {
-                        self.reached.insert("a suspicion was refuted")
-                    }
-                    (Some(Suspected), Some(Down)) => {
-                        self.reached.insert("a suspected member went down")
-                    }
-                    (Some(Down), Some(Alive)) => {
-                        self.reached.insert("a member that was down came back")
-                    }
-                    (Some(Leaving), None) => self.reached.insert("a leaving member was gone"),
-                    _ => false,
-                }
-            }
-        };
-        let text = format!("{slot}: {event:?}");
-        self.note(&text);
     }
 }
 

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use crate::crdt::stamp::millis;
 use crate::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
 use crate::state::store::{Retention, Store};
-use crate::state::table::{
-    Body, Carried, Context, Dot, EXPIRY_GRACE_MS, Kills, Log, MAX_PENDING, QUARANTINE_BYTES, Row,
-    Table, extras, key_hash, saturating_u32,
-};
+use crate::state::table::cell::{Body, Carried, Dot, Kills, Row, extras, key_hash, saturating_u32};
+use crate::state::table::log::Log;
+use crate::state::table::{EXPIRY_GRACE_MS, MAX_PENDING, NodeParts, QUARANTINE_BYTES, Table};
 use crate::state::writers::Writer;
 
 /// The result of applying a row.
@@ -41,6 +40,11 @@ struct Decoded<V> {
 }
 
 impl<S: Store> Table<S> {
+    /// The version up to which the log of `writer` is applied.
+    pub(super) fn applied(&self, writer: Writer) -> u64 {
+        self.logs.get(&writer).map_or(0, |log| log.applied)
+    }
+
     /// The version of `writer` up to which a dot that is not held here is dead.
     pub(super) fn covered(&self, writer: Writer) -> u64 {
         self.logs.get(&writer).map_or(0, Log::covered)
@@ -59,7 +63,7 @@ impl<S: Store> Table<S> {
     /// Whether a range of a snapshot covers the dot that the logs do not cover yet.
     fn is_covered_by_range(&self, key: &S::Key, (of, version): Dot) -> bool {
         self.before_hole(of, version) == version
-            && self.joined.iter().any(|joined| joined.covers(key, of, version))
+            && self.merged_ranges.iter().any(|merged| merged.covers(key, of, version))
     }
 
     fn is_dead(&self, key: &S::Key, dot: Dot) -> bool {
@@ -101,28 +105,33 @@ impl<S: Store> Table<S> {
     }
 
     /// Applies a row of `writer`. The caller has checked that it follows what is applied of the log.
-    pub(crate) fn apply(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        self.apply_from(cx, writer, raw, Source::AnyNode)
+    pub(crate) fn apply(
+        &mut self,
+        parts: &mut NodeParts<'_>,
+        writer: Writer,
+        raw: &RawRow,
+    ) -> Applied {
+        self.apply_from(parts, writer, raw, Source::AnyNode)
     }
 
     /// Applies a row of `writer` from the authority for it.
     pub(super) fn apply_repair(
         &mut self,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         writer: Writer,
         raw: &RawRow,
     ) -> Applied {
-        self.apply_from(cx, writer, raw, Source::Authority)
+        self.apply_from(parts, writer, raw, Source::Authority)
     }
 
     fn apply_from(
         &mut self,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         writer: Writer,
         raw: &RawRow,
         source: Source,
     ) -> Applied {
-        let applied = self.check_and_apply(cx, writer, raw, source);
+        let applied = self.check_and_apply(parts, writer, raw, source);
         // A row that a snapshot has brought before its log may have been at an earlier version of the log.
         let log = self.log(writer);
         log.target = log.target.max(raw.version);
@@ -135,7 +144,7 @@ impl<S: Store> Table<S> {
 
     fn check_and_apply(
         &mut self,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         writer: Writer,
         raw: &RawRow,
         source: Source,
@@ -156,27 +165,27 @@ impl<S: Store> Table<S> {
         if present.is_none() && self.log(writer).is_full(S::MAX_ROWS) {
             return Applied::Refused;
         }
-        self.apply_at(cx, writer, key, raw, source)
+        self.apply_at(parts, writer, key, raw, source)
     }
 
     fn apply_at(
         &mut self,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         writer: Writer,
         key: S::Key,
         raw: &RawRow,
         source: Source,
     ) -> Applied {
         let version = raw.version;
-        let ended = S::RETENTION == Retention::WithWriter && cx.writers.is_over(writer);
+        let ended = S::RETENTION == Retention::WithWriter && parts.writers.has_ended(writer);
         if ended {
             self.log(writer).hole = Some(1);
         }
-        let decoded = Self::decode(cx, &key, raw);
+        let decoded = Self::decode(parts, &key, raw);
         let is_alive = |table: &Self, dot: Dot, value: &S::Value| {
             let ends = S::expires_ms(&key, value);
             let expired = ends
-                .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(cx.now.wall));
+                .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(parts.now.wall));
             // The authority knows best whether the writer's own dots are live. But a donor of a snapshot may know of kills
             // that the authority has not received.
             let is_vouched_for = source == Source::Authority
@@ -193,7 +202,7 @@ impl<S: Store> Table<S> {
             (decoded, named, was_empty)
         });
         let had = self.remove_row(&key, writer).is_some_and(|row| row.has_dots());
-        let key_hash = key_hash(cx.writers, writer, raw.key.as_slice());
+        let key_hash = key_hash(parts.writers, writer, raw.key.as_slice());
         let bytes = saturating_u32(raw.key.len() + raw.content.len());
         let Some((decoded, named, was_empty)) = decoded else {
             if ended {
@@ -221,33 +230,33 @@ impl<S: Store> Table<S> {
     }
 
     /// The content of a row; `None` if it can't be decoded, is not valid, or has a stamp too far in the future.
-    fn decode(cx: &mut Context<'_>, key: &S::Key, raw: &RawRow) -> Option<Decoded<S::Value>> {
+    fn decode(parts: &mut NodeParts<'_>, key: &S::Key, raw: &RawRow) -> Option<Decoded<S::Value>> {
         let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
         let Content { add, carried, kills } = content;
         for value in add.iter().chain(carried.iter().map(|(_, _, value)| value)) {
             S::validate(key, value).ok()?;
             if let Some(stamp) = S::stamp(value) {
-                cx.clock.observe(stamp, cx.now).ok()?;
+                parts.clock.observe(stamp, parts.now).ok()?;
             }
         }
         let mut numbered = Vec::with_capacity(carried.len());
         for (id, version, value) in carried {
-            let writer = cx.writers.intern(&id)?;
-            let key_hash = key_hash(cx.writers, writer, raw.key.as_slice());
+            let writer = parts.writers.intern(&id)?;
+            let key_hash = key_hash(parts.writers, writer, raw.key.as_slice());
             numbered.push(Carried { dot: (writer, version), key_hash, value });
         }
-        let kills = kills.into_iter().map(|(id, up_to)| Some((cx.writers.intern(&id)?, up_to)));
+        let kills = kills.into_iter().map(|(id, up_to)| Some((parts.writers.intern(&id)?, up_to)));
         Some(Decoded { add, carried: numbered, kills: kills.collect::<Option<Kills>>()? })
     }
 
     /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
     /// left quarantine.
-    pub(super) fn retry_quarantine(&mut self, cx: &mut Context<'_>) -> usize {
+    pub(super) fn retry_quarantine(&mut self, parts: &mut NodeParts<'_>) -> usize {
         let mut released = 0;
         for (key, writer) in self.quarantine.clone() {
-            let Some(raw) = self.raw(cx.writers, writer, &key) else { continue };
-            if Self::decode(cx, &key, &raw).is_some() {
-                self.apply_at(cx, writer, key, &raw, Source::Authority);
+            let Some(raw) = self.raw(parts.writers, writer, &key) else { continue };
+            if Self::decode(parts, &key, &raw).is_some() {
+                self.apply_at(parts, writer, key, &raw, Source::Authority);
                 released += 1;
             }
         }
@@ -275,7 +284,7 @@ impl<S: Store> Table<S> {
         let covered = log.covered();
         // Nothing after a row that was refused will ever be covered.
         let is_complete = log.hole.is_some_and(|hole| covered + 1 >= hole);
-        self.settle_joined(writer, if is_complete { u64::MAX } else { covered });
+        self.settle_merged_ranges(writer, if is_complete { u64::MAX } else { covered });
         if let Some(kills) = self.pending.get_mut(&writer) {
             kills.retain(|_, up_to| *up_to > covered);
             if kills.is_empty() {

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::state::table::{BUCKETS, FREE_TOMBSTONES};
+use crate::state::table::cell::BUCKETS;
+
+/// A table keeps this many tombstones, or two per live row if that is more.
+pub(super) const FREE_TOMBSTONES: usize = 2048;
 
 #[derive(Debug)]
 pub(super) struct Log<K> {
@@ -27,7 +30,7 @@ pub(super) struct Log<K> {
     /// here (R13).
     pub(super) hole: Option<u64>,
     /// A fingerprint of the live rows in each bucket of keys; `None` if there was never a row.
-    pub(super) prints: Option<Box<[u64; BUCKETS]>>,
+    pub(super) fingerprints: Option<Box<[u64; BUCKETS]>>,
 }
 
 impl<K> Default for Log<K> {
@@ -40,7 +43,7 @@ impl<K> Default for Log<K> {
             target: 0,
             floor: 0,
             hole: None,
-            prints: None,
+            fingerprints: None,
         }
     }
 }
@@ -161,7 +164,7 @@ impl LogPosition {
     ///
     /// # Errors
     ///
-    /// What has moved back, and between which versions.
+    /// An error names the version that has moved back, with its values before and after.
     pub fn check_after(&self, before: &Self) -> Result<(), BrokenInvariant> {
         for (version, before, after) in [
             ("applied", before.applied, self.applied),
@@ -186,7 +189,7 @@ impl LogPosition {
 /// An invariant of a log that does not hold: a bug in replication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenInvariant {
-    /// What is not applied can't be known to be dead.
+    /// A row that is not applied can't be known to be dead.
     #[error("covered up to {covered}, but applied only up to {applied}")]
     CoveredAboveApplied {
         /// Up to where rows that are not held are taken for dead.
@@ -238,9 +241,9 @@ pub enum BrokenInvariant {
     MovedBack {
         /// Name of the version that did.
         version: &'static str,
-        /// What it was before.
+        /// Its value before.
         before: Option<u64>,
-        /// What it is now.
+        /// Its value now.
         after: Option<u64>,
     },
 }

@@ -7,25 +7,19 @@ use std::ops::Bound;
 use smg_types::now::Now;
 
 use crate::crdt::stamp::millis;
+use crate::state::operations::StoreOperations;
 use crate::state::row::{self, Blob, RawRow};
 use crate::state::store::{Ownership, Store};
-use crate::state::table::{
-    Applied, BUCKETS, Body, BrokenInvariant, Context, EXPIRY_GRACE_MS, FREE_TOMBSTONES, Kills,
-    LogPosition, Row, Section, Table, bucket_of, encode_content, extras, key_hash,
-};
+use crate::state::table::apply::Applied;
+use crate::state::table::cell::{BUCKETS, Body, Row, bucket_of, encode_content, key_hash};
+use crate::state::table::log::{BrokenInvariant, LogPosition};
+use crate::state::table::range::{Mark, SnapshotRange};
+use crate::state::table::{EXPIRY_GRACE_MS, NodeParts, Table};
 use crate::state::writers::{Writer, Writers};
-
-/// A position in a log: everything up to `version` is covered, and tombstones up to `floor` may have been dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) writer: Writer,
-    pub(crate) version: u64,
-    pub(crate) floor: u64,
-}
 
 /// Consecutive rows of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cut {
+pub(crate) struct LogRange {
     pub(crate) rows: Vec<RawRow>,
     /// The log is applied up to here once the rows are.
     pub(crate) to: u64,
@@ -33,10 +27,10 @@ pub(crate) struct Cut {
     pub(crate) upto: u64,
 }
 
-/// What replication needs of the table of every store.
+/// The methods by which replication uses the table of every store.
 pub(crate) trait Replica: Debug {
     /// Applies a row of `writer`.
-    fn apply_row(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied;
+    fn apply_row(&mut self, parts: &mut NodeParts<'_>, writer: Writer, raw: &RawRow) -> Applied;
     /// Records that the rows of `writer` up to `to` are applied, and that its log goes up to `upto`; returns whether the log
     /// has moved on.
     fn advance_to(&mut self, writer: Writer, to: u64, upto: u64) -> bool;
@@ -49,17 +43,23 @@ pub(crate) trait Replica: Debug {
     /// The positions of all logs.
     fn marks(&self) -> Vec<Mark>;
     /// Rows of `writer` after version `from`, as many as fit into the budget, at least one.
-    fn rows_after(&self, writers: &Writers, writer: Writer, from: u64, budget_bytes: usize) -> Cut;
+    fn rows_after(
+        &self,
+        writers: &Writers,
+        writer: Writer,
+        from: u64,
+        budget_bytes: usize,
+    ) -> LogRange;
     /// The range of a snapshot that begins after the key `after`, `None`: at the first key. Returns `None` if `after` is not
     /// a key.
-    fn section(
+    fn range_after(
         &self,
         writers: &Writers,
         after: Option<Blob>,
         budget_bytes: usize,
-    ) -> Option<Section>;
+    ) -> Option<SnapshotRange>;
     /// Merges a range of a snapshot; returns how many rows have changed, `None` if its bounds are not keys.
-    fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize>;
+    fn merge_range(&mut self, parts: &mut NodeParts<'_>, range: &SnapshotRange) -> Option<usize>;
     /// Drops tombstones of `writer` up to `version`, but none that this node does not cover; returns how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
     /// Raises the floor of `writer` to that of the node that sends the log, and drops tombstones up to it; returns how many.
@@ -68,22 +68,27 @@ pub(crate) trait Replica: Debug {
     /// Whether the log of `writer` has tombstones.
     fn has_tombstones(&self, writer: Writer) -> bool;
     /// The fingerprints of the rows of `writer`, one per bucket of keys.
-    fn prints(&self, writer: Writer) -> [u64; BUCKETS];
+    fn fingerprints(&self, writer: Writer) -> [u64; BUCKETS];
     /// The rows of `writer` with dots in the buckets of `mask`, which has one bit per bucket.
     fn bucket_rows(&self, writers: &Writers, writer: Writer, mask: u64) -> Vec<RawRow>;
     /// Makes the rows of `writer` in those buckets equal to `rows`; returns how many have changed.
-    fn repair(&mut self, cx: &mut Context<'_>, writer: Writer, mask: u64, rows: &[RawRow])
-    -> usize;
+    fn repair(
+        &mut self,
+        parts: &mut NodeParts<'_>,
+        writer: Writer,
+        mask: u64,
+        rows: &[RawRow],
+    ) -> usize;
     /// Drops rows that have expired; returns how many.
     fn expire(&mut self, now: Now) -> usize;
     /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
     /// left quarantine.
-    fn release(&mut self, cx: &mut Context<'_>) -> usize;
+    fn release(&mut self, parts: &mut NodeParts<'_>) -> usize;
     /// Drops all rows of `writer`, which has ended, from a store whose rows end with their writer; returns how many. This
     /// node relays the log no longer, because other nodes may not know yet that the writer has ended.
     fn end(&mut self, writer: Writer) -> usize;
     /// Takes up to `budget` rows of `of`, a writer that has ended, over into rows of this node; returns how many.
-    fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize;
+    fn adopt(&mut self, parts: &NodeParts<'_>, of: Writer, budget: usize) -> usize;
     /// Whether rows of other writers hold all that `writer` has written.
     fn is_spent(&self, writers: &Writers, writer: Writer) -> bool;
     /// Drops all rows of `writer`, which is retired. They stay covered, and a node that has not applied them all needs a
@@ -147,30 +152,12 @@ impl<S: Store> Table<S> {
         }
         keys.len()
     }
-
-    /// Keeps tombstones within their bound by dropping the oldest quarter of the log that has most.
-    pub(super) fn bound_tombstones(&mut self) {
-        if self.tombstones <= FREE_TOMBSTONES.max(2 * self.dots) {
-            return;
-        }
-        let longest = self.logs.iter().max_by_key(|(_, log)| log.tombstones.len());
-        // Tombstones that are not covered must stay. Other logs do not lose theirs because of them.
-        let longest =
-            longest.filter(|(_, log)| log.tombstones.range(..=log.covered).next().is_some());
-        let cut = longest.and_then(|(writer, log)| {
-            let last = log.tombstones.iter().nth(log.tombstones.len() / 4)?;
-            Some((*writer, *last))
-        });
-        if let Some((writer, version)) = cut {
-            self.collect(writer, version);
-        }
-    }
 }
 
-impl<S: Store> Replica for Table<S> {
+impl<S: StoreOperations> Replica for Table<S> {
     /// Applies a row of `writer`.
-    fn apply_row(&mut self, cx: &mut Context<'_>, writer: Writer, raw: &RawRow) -> Applied {
-        self.apply(cx, writer, raw)
+    fn apply_row(&mut self, parts: &mut NodeParts<'_>, writer: Writer, raw: &RawRow) -> Applied {
+        self.apply(parts, writer, raw)
     }
 
     fn advance_to(&mut self, writer: Writer, to: u64, upto: u64) -> bool {
@@ -182,7 +169,7 @@ impl<S: Store> Replica for Table<S> {
     }
 
     fn applied(&self, writer: Writer) -> u64 {
-        self.logs.get(&writer).map_or(0, |log| log.applied)
+        Self::applied(self, writer)
     }
 
     fn floor(&self, writer: Writer) -> u64 {
@@ -190,70 +177,57 @@ impl<S: Store> Replica for Table<S> {
     }
 
     fn marks(&self) -> Vec<Mark> {
-        let marks = self.logs.iter();
-        marks
-            .map(|(w, log)| Mark { writer: *w, version: log.covered(), floor: log.floor })
-            .collect()
+        Self::marks(self)
     }
 
-    fn rows_after(&self, writers: &Writers, writer: Writer, from: u64, budget_bytes: usize) -> Cut {
-        let mut cut = Cut { rows: Vec::new(), to: from, upto: from };
-        let Some(log) = self.logs.get(&writer) else { return cut };
+    fn rows_after(
+        &self,
+        writers: &Writers,
+        writer: Writer,
+        from: u64,
+        budget_bytes: usize,
+    ) -> LogRange {
+        let mut range = LogRange { rows: Vec::new(), to: from, upto: from };
+        let Some(log) = self.logs.get(&writer) else { return range };
         let to = log.before_hole(log.applied);
         if from >= to {
-            return cut;
+            return range;
         }
-        cut.upto = log.applied.max(log.target);
+        range.upto = log.applied.max(log.target);
         let mut bytes = 0;
         for (version, key) in log.by_version.range((Bound::Excluded(from), Bound::Included(to))) {
             let Some(raw) = self.raw(writers, writer, key) else { continue };
             bytes += raw.wire_bytes();
-            if bytes > budget_bytes && !cut.rows.is_empty() {
-                cut.to = cut.rows.last().map_or(from, |row| row.version);
-                return cut;
+            if bytes > budget_bytes && !range.rows.is_empty() {
+                range.to = range.rows.last().map_or(from, |row| row.version);
+                return range;
             }
             debug_assert_eq!(raw.version, *version, "the log has the version of the row");
-            cut.rows.push(raw);
+            range.rows.push(raw);
         }
-        cut.to = to;
-        cut
+        range.to = to;
+        range
     }
 
-    fn section(
+    fn range_after(
         &self,
         writers: &Writers,
         after: Option<Blob>,
         budget_bytes: usize,
-    ) -> Option<Section> {
-        self.cut(writers, after, budget_bytes)
+    ) -> Option<SnapshotRange> {
+        self.snapshot_range(writers, after, budget_bytes)
     }
 
-    fn join_section(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize> {
-        self.join(cx, section)
+    fn merge_range(&mut self, parts: &mut NodeParts<'_>, range: &SnapshotRange) -> Option<usize> {
+        self.merge_snapshot_range(parts, range)
     }
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {
-        let Some(log) = self.logs.get_mut(&writer) else { return 0 };
-        // Of what is not covered, only tombstones say what is dead. A row that was refused never arrives, so its hole does not
-        // matter here.
-        let version = version.min(log.covered);
-        let old: Vec<u64> = log.tombstones.range(..=version).copied().collect();
-        let Some(last) = old.last() else { return 0 };
-        log.floor = log.floor.max(*last);
-        for version in &old {
-            let key = self.logs[&writer].by_version[version].clone();
-            let mut row = self.remove_row(&key, writer).expect("each version in a log has a row");
-            if row.has_dots() {
-                let carried = row.extras.take().map_or_else(Vec::new, |extras| extras.carried);
-                row.extras = extras(Kills::new(), carried);
-                self.insert_row(key, writer, row);
-            }
-        }
-        old.len()
+        self.collect_tombstones(writer, version)
     }
 
     fn raise_floor(&mut self, writer: Writer, floor: u64) -> usize {
-        let collected = self.collect(writer, floor);
+        let collected = self.collect_tombstones(writer, floor);
         let log = self.log(writer);
         log.floor = log.floor.max(floor);
         collected
@@ -264,9 +238,9 @@ impl<S: Store> Replica for Table<S> {
         self.logs.get(&writer).is_some_and(|log| !log.tombstones.is_empty())
     }
 
-    fn prints(&self, writer: Writer) -> [u64; BUCKETS] {
-        let prints = self.logs.get(&writer).and_then(|log| log.prints.as_deref());
-        prints.copied().unwrap_or([0; BUCKETS])
+    fn fingerprints(&self, writer: Writer) -> [u64; BUCKETS] {
+        let fingerprints = self.logs.get(&writer).and_then(|log| log.fingerprints.as_deref());
+        fingerprints.copied().unwrap_or([0; BUCKETS])
     }
 
     fn bucket_rows(&self, writers: &Writers, writer: Writer, mask: u64) -> Vec<RawRow> {
@@ -282,7 +256,7 @@ impl<S: Store> Replica for Table<S> {
 
     fn repair(
         &mut self,
-        cx: &mut Context<'_>,
+        parts: &mut NodeParts<'_>,
         writer: Writer,
         mask: u64,
         rows: &[RawRow],
@@ -310,8 +284,8 @@ impl<S: Store> Replica for Table<S> {
         }
         for raw in rows {
             let in_mask =
-                mask >> bucket_of(key_hash(cx.writers, writer, raw.key.as_slice())) & 1 == 1;
-            if in_mask && self.apply_repair(cx, writer, raw) == Applied::Changed {
+                mask >> bucket_of(key_hash(parts.writers, writer, raw.key.as_slice())) & 1 == 1;
+            if in_mask && self.apply_repair(parts, writer, raw) == Applied::Changed {
                 changed += 1;
             }
         }
@@ -336,8 +310,8 @@ impl<S: Store> Replica for Table<S> {
         expired
     }
 
-    fn release(&mut self, cx: &mut Context<'_>) -> usize {
-        self.retry_quarantine(cx)
+    fn release(&mut self, parts: &mut NodeParts<'_>) -> usize {
+        self.retry_quarantine(parts)
     }
 
     fn changes_with_time(&self) -> bool {
@@ -352,8 +326,8 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer)
     }
 
-    fn adopt(&mut self, cx: &Context<'_>, of: Writer, budget: usize) -> usize {
-        S::adopt(self, cx, of, budget)
+    fn adopt(&mut self, parts: &NodeParts<'_>, of: Writer, budget: usize) -> usize {
+        S::adopt(self, parts, of, budget)
     }
 
     fn is_spent(&self, writers: &Writers, writer: Writer) -> bool {
@@ -364,7 +338,7 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer);
         if let Some(log) = self.logs.get_mut(&writer) {
             log.floor = log.floor.max(log.applied);
-            log.prints = None;
+            log.fingerprints = None;
         }
     }
 
@@ -376,7 +350,7 @@ impl<S: Store> Replica for Table<S> {
         self.drop_rows(writer);
         self.logs.remove(&writer);
         self.pending.remove(&writer);
-        self.settle_joined(writer, u64::MAX);
+        self.settle_merged_ranges(writer, u64::MAX);
     }
 
     fn sizes(&self) -> Sizes {

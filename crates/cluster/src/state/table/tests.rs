@@ -5,6 +5,7 @@
 //! holds what an add-wins set of the same history holds: the keys of `crdts::Orswot`, and all values but those that a later
 //! write or removal had seen. No value that a replica has lost comes back to it. For stores with a row per node, see `own`.
 
+mod endings;
 pub(crate) mod own;
 
 use std::collections::BTreeSet;
@@ -14,17 +15,21 @@ use crdts::orswot::Op;
 use crdts::{CmRDT, Dot as ForeignDot, Orswot, VClock};
 use proptest::prelude::*;
 use smg_types::ids::{Generation, NodeId};
+use smg_types::now::Now;
 
 use super::Replica as _;
 use super::*;
-use crate::crdt::stamp::{Author, Stamp};
+use crate::crdt::stamp::{Author, HybridClock, Stamp};
+use crate::state::operations::StoreOperations;
 use crate::state::policy::Policies;
+use crate::state::row::Blob;
+use crate::state::writers::{Writer, Writers};
 pub(crate) const REPLICAS: usize = 4;
 pub(crate) const KEYS: u8 = 4;
 const NOW: Now = Now { mono: Duration::from_secs(1_000), wall: Duration::from_secs(1_000) };
 
 /// A shared store whose values can be told apart by a number.
-pub(crate) trait SharedSample: Store<Value: Merge> {
+pub(crate) trait SharedSample: StoreOperations<Value: Merge> {
     fn key(n: u8) -> Self::Key;
     /// A value that wins over `before`, what is read under the key.
     fn value(n: u8, number: u64, stamp: Stamp, before: Option<&Self::Value>) -> Self::Value;
@@ -66,7 +71,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..80)
 }
 
-struct Replica<S: Store> {
+struct Replica<S: StoreOperations> {
     at: usize,
     table: Table<S>,
     writers: Writers,
@@ -79,12 +84,12 @@ pub(crate) fn writer(at: usize) -> NodeId {
     NodeId { name: format!("n{at}").parse().unwrap(), generation: Generation(1) }
 }
 
-impl<S: Store> Replica<S> {
+impl<S: StoreOperations> Replica<S> {
     fn new(at: usize) -> Self {
         let mut writers = Writers::default();
         for at in 0..REPLICAS {
             let number = writers.intern(&writer(at)).unwrap();
-            writers.set_down(number, false);
+            writers.note_member(number, false);
         }
         let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
         Self { at, table: Table::default(), writers, clock, join: None }
@@ -94,10 +99,11 @@ impl<S: Store> Replica<S> {
         self.writers.number(&writer(of)).unwrap()
     }
 
-    fn with<T>(&mut self, f: impl FnOnce(&mut Table<S>, &mut Context<'_>) -> T) -> T {
+    fn with<T>(&mut self, f: impl FnOnce(&mut Table<S>, &mut NodeParts<'_>) -> T) -> T {
         let me = self.number(self.at);
-        let mut cx = Context { writers: &mut self.writers, clock: &mut self.clock, me, now: NOW };
-        f(&mut self.table, &mut cx)
+        let mut parts =
+            NodeParts { writers: &mut self.writers, clock: &mut self.clock, me, now: NOW };
+        f(&mut self.table, &mut parts)
     }
 
     /// Checks the invariants of all logs, and that none has moved back from where it was in `before`.
@@ -112,8 +118,8 @@ impl<S: Store> Replica<S> {
     /// Merges the next range of a snapshot; after the last one, claims what all its donors cover.
     fn range(&mut self, from: &Self, bytes: usize) {
         let (after, claim) = self.join.take().unwrap_or_default();
-        let section = from.table.section(&from.writers, after.clone(), bytes).unwrap();
-        self.with(|table, cx| table.join_section(cx, &section)).unwrap();
+        let section = from.table.range_after(&from.writers, after.clone(), bytes).unwrap();
+        self.with(|table, parts| table.merge_range(parts, &section)).unwrap();
         let least = |mark: &Mark| {
             let before = claim.iter().find(|known| known.writer == mark.writer);
             let unknown = if after.is_none() { mark.version } else { 0 };
@@ -149,13 +155,13 @@ impl<S: Store> Replica<S> {
             self.snapshot(from, bytes);
             return;
         }
-        let Cut { rows, to, upto } = from.table.rows_after(&from.writers, of, applied, bytes);
+        let LogRange { rows, to, upto } = from.table.rows_after(&from.writers, of, applied, bytes);
         let floor = from.table.floor(of);
-        self.with(|table, cx| {
+        self.with(|table, parts| {
             table.raise_floor(of, floor);
             // Each row twice, because a duplicated delta must change nothing.
             for row in rows.iter().chain(&rows) {
-                table.apply(cx, of, row);
+                table.apply(parts, of, row);
             }
             table.advance(of, to, upto);
         });
@@ -166,8 +172,8 @@ impl<S: Store> Replica<S> {
         S::Value: Merge,
     {
         for of in [0, 1, 2, 3].map(|of| self.number(of)) {
-            if self.writers.is_over(of) {
-                self.with(|table, cx| table.adopt(cx, of, 100));
+            if self.writers.has_ended(of) {
+                self.with(|table, parts| table.adopt(parts, of, 100));
             }
         }
     }
@@ -175,7 +181,7 @@ impl<S: Store> Replica<S> {
     fn retire(&mut self) -> bool {
         let of = (0..REPLICAS).map(|of| self.number(of));
         let spent: Vec<Writer> = of
-            .filter(|of| self.writers.is_over(*of) && self.table.applied(*of) > 0)
+            .filter(|of| self.writers.has_ended(*of) && self.table.applied(*of) > 0)
             .filter(|of| self.table.is_spent(&self.writers, *of))
             .collect();
         for writer in &spent {
@@ -189,11 +195,11 @@ impl<S: SharedSample> Replica<S> {
     fn put(&mut self, n: u8, number: u64) {
         let stamp = self.clock.tick(NOW);
         let value = S::value(n, number, stamp, self.table.merged(&S::key(n)).as_ref());
-        self.with(|table, cx| table.put_shared(cx, &S::key(n), value)).unwrap();
+        self.with(|table, parts| table.put_shared(parts, &S::key(n), value)).unwrap();
     }
 
     fn remove(&mut self, n: u8) {
-        self.with(|table, cx| table.remove_shared(cx, &S::key(n))).unwrap();
+        self.with(|table, parts| table.remove_shared(parts, &S::key(n))).unwrap();
     }
 
     fn holds(&self) -> BTreeSet<(u8, u64)> {
@@ -314,7 +320,7 @@ fn play<S: SharedSample>(events: &[Event]) -> Result<(bool, bool), TestCaseError
 }
 
 /// Checks that the sums and indexes of a table agree with its rows.
-fn check_sums<S: Store>(table: &Table<S>) {
+fn check_sums<S: StoreOperations>(table: &Table<S>) {
     let rows = || table.cells.values().flatten();
     assert_eq!(table.bytes, rows().map(|(_, row)| row.bytes as usize).sum::<usize>());
     assert_eq!(table.tombstones, rows().filter(|(_, row)| row.is_tombstone()).count());
@@ -365,7 +371,7 @@ fn a_row_dropped_by_an_audit_is_not_taken_for_dead() {
     b.writers.end(of);
     b.adopt();
     c.delta(&b, 1, whole);
-    c.with(|table, cx| table.repair(cx, of, u64::MAX, &[]));
+    c.with(|table, parts| table.repair(parts, of, u64::MAX, &[]));
     assert_eq!(c.holds(), BTreeSet::from([(1, 7)]));
     // d receives a's log, which is empty at c, before the row in which b carries a's write.
     d.delta(&c, 0, whole);
@@ -429,72 +435,4 @@ fn a_removal_in_a_part_of_a_log_is_kept_until_all_of_the_log_has_arrived() {
     b.snapshot(&c, whole);
     b.delta(&a, 0, whole);
     assert_eq!(b.holds(), BTreeSet::from([(0, 2)]));
-}
-
-#[test]
-fn a_writer_is_not_retired_while_a_part_of_its_log_is_missing() {
-    let whole = 1 << 20;
-    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
-    a.put(2, 1);
-    d.delta(&a, 0, whole);
-    b.delta(&a, 0, whole);
-    a.put(0, 2);
-    // d merges the first of two ranges; then a has ended, as far as d knows.
-    d.range(&a, 1);
-    let of = d.number(0);
-    d.writers.end(of);
-    d.adopt();
-    assert!(!d.retire(), "it knows that the log goes on, and lacks the rest");
-    a.range(&d, 1);
-    b.delta(&a, 0, whole);
-    b.delta(&d, 3, whole);
-    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
-}
-
-#[test]
-fn a_replica_behind_the_floor_of_a_writer_does_not_retire_it() {
-    let whole = 1 << 20;
-    let [mut a, mut b, mut c, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
-    a.put(2, 1);
-    b.delta(&a, 0, whole);
-    d.delta(&a, 0, whole);
-    a.put(0, 2);
-    c.delta(&a, 0, whole);
-    let of = c.number(0);
-    c.writers.end(of);
-    c.adopt();
-    assert!(c.retire());
-    // The first range has c's versions, but not all of its rows.
-    d.range(&c, 1);
-    let of = d.number(0);
-    d.writers.end(of);
-    d.adopt();
-    assert!(!d.retire());
-    a.range(&d, 1);
-    b.delta(&a, 0, whole);
-    b.delta(&c, 2, whole);
-    assert_eq!(b.holds(), BTreeSet::from([(0, 2), (2, 1)]));
-}
-
-#[test]
-fn a_writer_that_others_ended_does_not_kill_its_own_write_when_it_adopts_another() {
-    let whole = 1 << 20;
-    let [mut a, mut b, _, mut d] = [0, 1, 2, 3].map(Replica::<Policies>::new);
-    d.put(0, 1);
-    a.put(0, 2);
-    b.delta(&a, 0, whole);
-    a.snapshot(&d, whole);
-    // a has ended, as far as b knows. b adopts its write and drops its row, and a learns of that by a snapshot.
-    let of = b.number(0);
-    b.writers.end(of);
-    b.adopt();
-    assert!(b.retire());
-    a.snapshot(&b, whole);
-    // d has ended, as far as a knows. a adopts d's write under the same key.
-    let of = a.number(3);
-    a.writers.end(of);
-    a.adopt();
-    b.delta(&a, 0, whole);
-    b.delta(&d, 3, whole);
-    assert_eq!(b.holds(), BTreeSet::from([(0, 1), (0, 2)]));
 }

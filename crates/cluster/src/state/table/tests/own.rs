@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{KEYS, REPLICAS, Replica, check_sums, two};
+use crate::state::operations::StoreOperations;
 use crate::state::store::Store;
 use crate::state::table::Replica as _;
 
 /// A store in which each node has rows of its own, whose values can be made from a number.
-pub(crate) trait OwnSample: Store {
+pub(crate) trait OwnSample: StoreOperations {
     /// Whether nodes remove rows.
     const REMOVES: bool = false;
     fn key(at: usize, n: u8) -> Self::Key;
@@ -63,11 +64,11 @@ pub(crate) fn play<S: OwnSample>(events: &[Event]) -> Result<Rows<S>, TestCaseEr
             Event::Put(at, n) => {
                 let (key, value) = (S::key(at, n), S::value(number));
                 written.insert((at, key.clone()), value.clone());
-                replicas[at].with(|table, cx| table.put(cx, key, value)).unwrap();
+                replicas[at].with(|table, parts| table.put(parts, key, value)).unwrap();
             }
             Event::Remove(at, n) if S::REMOVES => {
                 written.remove(&(at, S::key(at, n)));
-                replicas[at].with(|table, cx| table.remove(cx, &S::key(at, n)));
+                replicas[at].with(|table, parts| table.remove(parts, &S::key(at, n)));
             }
             Event::Delta(from, to, of, bytes) if from != to => {
                 let (from, target) = two(&mut replicas, from, to);

@@ -12,92 +12,31 @@ use std::ops::Bound;
 
 use crate::state::row::{self, Blob, RawRow};
 use crate::state::store::{Ownership, Store};
-use crate::state::table::{Applied, Context, Dot, Mark, Replica, Table};
+use crate::state::table::apply::Applied;
+use crate::state::table::cell::Dot;
+use crate::state::table::range::{Mark, MergedRange, SnapshotRange};
+use crate::state::table::{NodeParts, Table};
 use crate::state::writers::{Writer, Writers};
 
-/// All that a donor knows about a range of keys.
-#[derive(Debug, Clone)]
-pub(crate) struct Section {
-    /// The range begins after this key; `None`: at the first key.
-    pub(crate) after: Option<Blob>,
-    /// The range ends with this key; `None`: with the last key.
-    pub(crate) end: Option<Blob>,
-    /// What the donor covers of each writer, and its floors.
-    pub(crate) marks: Vec<Mark>,
-    /// The rows, each with its writer.
-    pub(crate) rows: Vec<(Writer, RawRow)>,
-    /// Kills that wait at the donor (R8): the writer of the dots, the key, and the last version that is dead.
-    pub(crate) pending: Vec<(Writer, Blob, u64)>,
-}
-
 /// Most ranges kept, each with a version per writer. When there are more, the oldest is merged with the next.
-const MAX_JOINED: usize = 256;
-
-/// A range of a snapshot that was merged, and the versions that are covered under its keys although the logs do not cover
-/// them.
-#[derive(Debug)]
-pub(super) struct Joined<K> {
-    /// The range begins after this key; `None`: at the first key.
-    after: Option<K>,
-    /// The range ends with this key; `None`: with the last key.
-    end: Option<K>,
-    /// The versions that the donor covered and the logs here do not.
-    versions: BTreeMap<Writer, u64>,
-}
-
-impl<K: Ord> Joined<K> {
-    /// Whether the range covers a dot under `key`.
-    pub(super) fn covers(&self, key: &K, of: Writer, version: u64) -> bool {
-        self.after.as_ref().is_none_or(|after| key > after)
-            && self.end.as_ref().is_none_or(|end| key <= end)
-            && self.versions.get(&of).is_some_and(|covered| *covered >= version)
-    }
-
-    /// Drops the version of `writer` if its log covers that now.
-    fn settle(&mut self, writer: Writer, covered: u64) {
-        if self.versions.get(&writer).is_some_and(|version| *version <= covered) {
-            self.versions.remove(&writer);
-        }
-    }
-
-    /// Whether the logs cover all that the range does.
-    fn is_settled(&self) -> bool {
-        self.versions.is_empty()
-    }
-
-    /// Extends the range by the one before it. The versions become those that both cover.
-    fn prepend(&mut self, before: Self) {
-        self.after = before.after;
-        self.versions.retain(|writer, version| match before.versions.get(writer) {
-            Some(other) => {
-                *version = (*version).min(*other);
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// Whether the next key after `from` is in the range.
-    fn continues_after(&self, from: Option<&K>) -> bool {
-        self.after.as_ref().is_none_or(|after| from.is_some_and(|from| from >= after))
-            && self.end.as_ref().is_none_or(|end| from.is_none_or(|from| from < end))
-    }
-
-    /// Whether all keys of the range are in `other`.
-    fn is_inside(&self, other: &Self) -> bool {
-        other.after.as_ref().is_none_or(|o| self.after.as_ref().is_some_and(|after| after >= o))
-            && other.end.as_ref().is_none_or(|o| self.end.as_ref().is_some_and(|end| end <= o))
-    }
-}
+const MAX_MERGED_RANGES: usize = 256;
 
 impl<S: Store> Table<S> {
+    /// The positions of all logs.
+    pub(super) fn marks(&self) -> Vec<Mark> {
+        let marks = self.logs.iter();
+        marks
+            .map(|(w, log)| Mark { writer: *w, version: log.covered(), floor: log.floor })
+            .collect()
+    }
+
     /// The range after the key `after`, with as many keys as fit into the budget; `None` if `after` is not a key.
-    pub(super) fn cut(
+    pub(super) fn snapshot_range(
         &self,
         writers: &Writers,
         after: Option<Blob>,
         budget_bytes: usize,
-    ) -> Option<Section> {
+    ) -> Option<SnapshotRange> {
         let start = match &after {
             None => None,
             Some(key) => Some(row::decode_key::<S::Key>(key.as_slice()).ok()?),
@@ -130,7 +69,7 @@ impl<S: Store> Table<S> {
             }
         }
         let end = end.map(|key| row::encode_key(key).into());
-        Some(Section { after, end, marks, rows, pending })
+        Some(SnapshotRange { after, end, marks, rows, pending })
     }
 
     /// The versions covered under the keys after `from`, and the last key under which exactly these are covered; `None`: the
@@ -138,16 +77,16 @@ impl<S: Store> Table<S> {
     fn marks_after(&self, from: Option<&S::Key>) -> (Option<&S::Key>, Vec<Mark>) {
         let mut marks = self.marks();
         let mut limit: Option<&S::Key> = None;
-        for joined in &self.joined {
-            let continues = joined.continues_after(from);
-            let edge = if continues { &joined.end } else { &joined.after };
+        for merged in &self.merged_ranges {
+            let continues = merged.continues_after(from);
+            let edge = if continues { &merged.end } else { &merged.after };
             if let Some(edge) = edge
                 && from.is_none_or(|from| edge > from)
                 && limit.is_none_or(|limit| edge < limit)
             {
                 limit = Some(edge);
             }
-            for (writer, version) in joined.versions.iter().filter(|_| continues) {
+            for (writer, version) in merged.versions.iter().filter(|_| continues) {
                 let version = self.before_hole(*writer, *version);
                 match marks.iter_mut().find(|mark| mark.writer == *writer) {
                     Some(mark) => mark.version = mark.version.max(version),
@@ -159,12 +98,16 @@ impl<S: Store> Table<S> {
     }
 
     /// Merges a range; returns how many keys and rows have changed, `None` if its bounds are not keys or in the wrong order.
-    pub(super) fn join(&mut self, cx: &mut Context<'_>, section: &Section) -> Option<usize> {
+    pub(super) fn merge_snapshot_range(
+        &mut self,
+        parts: &mut NodeParts<'_>,
+        range: &SnapshotRange,
+    ) -> Option<usize> {
         let bound = |key: &Option<Blob>| match key {
             None => Some(None),
             Some(key) => row::decode_key::<S::Key>(key.as_slice()).ok().map(Some),
         };
-        let (after, end) = (bound(&section.after)?, bound(&section.end)?);
+        let (after, end) = (bound(&range.after)?, bound(&range.end)?);
         if after.is_some() && end.is_some() && after >= end {
             return None;
         }
@@ -172,17 +115,17 @@ impl<S: Store> Table<S> {
             after.as_ref().is_none_or(|a| key > a) && end.as_ref().is_none_or(|e| key <= e)
         };
         let mut theirs: BTreeMap<S::Key, Vec<(Writer, &RawRow)>> = BTreeMap::new();
-        for (writer, raw) in &section.rows {
+        for (writer, raw) in &range.rows {
             let key = row::decode_key::<S::Key>(raw.key.as_slice()).ok()?;
             if inside(&key) {
                 theirs.entry(key).or_default().push((*writer, raw));
             }
         }
-        let (mut changed, dropped) = self.drop_dead_dots(cx, section, (&after, &end), &theirs);
+        let (mut changed, dropped) = self.drop_dead_dots(parts, range, (&after, &end), &theirs);
         // A row of the donor that is covered here is known: if it is not held, it is dead.
         for (writer, raw) in theirs.into_values().flatten() {
-            let is_known = writer == cx.me || self.covered(writer) >= raw.version;
-            if !is_known && self.apply(cx, writer, raw) == Applied::Changed {
+            let is_known = writer == parts.me || self.covered(writer) >= raw.version;
+            if !is_known && self.apply(parts, writer, raw) == Applied::Changed {
                 changed += 1;
             }
         }
@@ -192,7 +135,7 @@ impl<S: Store> Table<S> {
                 self.remove_row(&key, writer);
             }
         }
-        for (writer, key, up_to) in &section.pending {
+        for (writer, key, up_to) in &range.pending {
             if let Ok(key) = row::decode_key::<S::Key>(key.as_slice())
                 && inside(&key)
                 && self.kill(&key, (*writer, *up_to))
@@ -200,11 +143,11 @@ impl<S: Store> Table<S> {
                 changed += 1;
             }
         }
-        for mark in &section.marks {
+        for mark in &range.marks {
             let log = self.log(mark.writer);
             log.floor = log.floor.max(mark.floor);
         }
-        self.keep_range(section, after, end);
+        self.keep_range(range, after, end);
         Some(changed)
     }
 
@@ -212,25 +155,25 @@ impl<S: Store> Table<S> {
     /// covers and does not have.
     fn drop_dead_dots(
         &mut self,
-        cx: &mut Context<'_>,
-        section: &Section,
+        parts: &mut NodeParts<'_>,
+        range: &SnapshotRange,
         (after, end): (&Option<S::Key>, &Option<S::Key>),
         theirs: &BTreeMap<S::Key, Vec<(Writer, &RawRow)>>,
     ) -> (usize, Vec<(S::Key, Writer)>) {
         let donor: BTreeMap<Writer, u64> =
-            section.marks.iter().map(|mark| (mark.writer, mark.version)).collect();
+            range.marks.iter().map(|mark| (mark.writer, mark.version)).collect();
         let covers = |(writer, version): Dot| donor.get(&writer).is_some_and(|v| *v >= version);
-        let range = (
+        let bounds = (
             after.as_ref().map_or(Bound::Unbounded, Bound::Excluded),
             end.as_ref().map_or(Bound::Unbounded, Bound::Included),
         );
         let (mut dead, mut dropped) = (Vec::new(), Vec::new());
-        for (key, cell) in self.cells.range(range) {
+        for (key, cell) in self.cells.range(bounds) {
             let rows = theirs.get(key).map_or(&[][..], |rows| rows);
-            let Some(held) = Self::dots_in(cx, rows) else { continue };
+            let Some(held) = Self::dots_in(parts, rows) else { continue };
             let mut ended = BTreeSet::new();
             for (writer, row) in cell {
-                if *writer == cx.me && S::OWNERSHIP == Ownership::PerNode {
+                if *writer == parts.me && S::OWNERSHIP == Ownership::PerNode {
                     continue;
                 }
                 let covers_row = covers((*writer, row.version));
@@ -253,7 +196,7 @@ impl<S: Store> Table<S> {
     }
 
     /// All dots in rows under one key; `None` if a row can't be decoded.
-    fn dots_in(cx: &mut Context<'_>, rows: &[(Writer, &RawRow)]) -> Option<BTreeSet<Dot>> {
+    fn dots_in(parts: &mut NodeParts<'_>, rows: &[(Writer, &RawRow)]) -> Option<BTreeSet<Dot>> {
         let mut held = BTreeSet::new();
         for (writer, raw) in rows {
             let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
@@ -261,7 +204,7 @@ impl<S: Store> Table<S> {
                 held.insert((*writer, raw.version));
             }
             for (id, version, _) in content.carried {
-                held.insert((cx.writers.intern(&id)?, version));
+                held.insert((parts.writers.intern(&id)?, version));
             }
         }
         Some(held)
@@ -270,35 +213,36 @@ impl<S: Store> Table<S> {
     /// Keeps the versions that the donor of a range covers until the logs cover them too. The ranges of a snapshot may come
     /// from several donors, and each donor changes in the meantime, so the logs can claim less than the donor of one range
     /// covers. A donor may also have dropped a kill that other nodes need; only its versions show that the dot is dead.
-    fn keep_range(&mut self, section: &Section, after: Option<S::Key>, end: Option<S::Key>) {
-        let marks = section.marks.iter().map(|mark| (mark.writer, mark.version));
+    fn keep_range(&mut self, range: &SnapshotRange, after: Option<S::Key>, end: Option<S::Key>) {
+        let marks = range.marks.iter().map(|mark| (mark.writer, mark.version));
         let exceeds_log = |(w, v): &(Writer, u64)| self.before_hole(*w, *v) > self.covered(*w);
         let versions = marks.filter(exceeds_log).collect();
-        let new = Joined { after, end, versions };
-        self.joined.retain(|old| {
+        let new = MergedRange { after, end, versions };
+        self.merged_ranges.retain(|old| {
             let exceeds_new = |(writer, version): (&Writer, &u64)| {
                 new.versions.get(writer).is_none_or(|newer| newer < version)
             };
             !old.is_inside(&new) || old.versions.iter().any(exceeds_new)
         });
         if !new.is_settled() {
-            self.joined.push(new);
+            self.merged_ranges.push(new);
         }
-        if self.joined.len() > MAX_JOINED {
-            let oldest = self.joined.remove(0);
-            let is_next =
-                |joined: &&mut Joined<S::Key>| oldest.end.is_some() && joined.after == oldest.end;
-            if let Some(next) = self.joined.iter_mut().find(is_next) {
+        if self.merged_ranges.len() > MAX_MERGED_RANGES {
+            let oldest = self.merged_ranges.remove(0);
+            let is_next = |merged: &&mut MergedRange<S::Key>| {
+                oldest.end.is_some() && merged.after == oldest.end
+            };
+            if let Some(next) = self.merged_ranges.iter_mut().find(is_next) {
                 next.prepend(oldest);
             }
         }
     }
 
     /// Drops from the ranges what the log of `writer` covers now, which is everything up to `covered`.
-    pub(super) fn settle_joined(&mut self, writer: Writer, covered: u64) {
-        if !self.joined.is_empty() {
-            self.joined.iter_mut().for_each(|joined| joined.settle(writer, covered));
-            self.joined.retain(|joined| !joined.is_settled());
+    pub(super) fn settle_merged_ranges(&mut self, writer: Writer, covered: u64) {
+        if !self.merged_ranges.is_empty() {
+            self.merged_ranges.iter_mut().for_each(|merged| merged.settle(writer, covered));
+            self.merged_ranges.retain(|merged| !merged.is_settled());
         }
     }
 }

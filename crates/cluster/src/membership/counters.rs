@@ -1,0 +1,27 @@
+//! Counts of membership, for metrics and tests.
+
+/// Counts since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Times that this node was declared down while alive, and renewed its identity.
+    pub renewals: u64,
+    /// Timers of suspicions that were refuted in time and therefore dropped: each would have declared a live member
+    /// down.
+    pub stale_suspicions: u64,
+    /// Probes that were not answered, neither directly nor through other members.
+    pub failed_probes: u64,
+    /// Calls of `handle_timeout` that were so late that the process must have been frozen.
+    pub stalls: u64,
+    /// Packets that foca refused.
+    pub refused_packets: u64,
+    /// Messages that answer another generation, come from this node itself, or name members that are not known.
+    pub stray_messages: u64,
+    /// Frames of another cluster.
+    pub foreign_cluster: u64,
+    /// Newcomers that were refused.
+    pub refusals: u64,
+    /// Holders of a name that did not answer when a newcomer claimed it.
+    pub unanswered_challenges: u64,
+    /// Frames that were dropped because nobody took them.
+    pub dropped_frames: u64,
+}
