@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use super::join::JoinAddress;
+use crate::join_address::JoinAddress;
 
 /// Where an advertised address came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,9 @@
 //! The driver never waits for a peer: it puts frames into bounded queues, and a full queue drops its oldest frame. It reads
 //! the clock for the node. It publishes values to the rest of the router: a [`View`], of which readers always see the newest,
 //! and events, of which a slow reader misses some. The node decides; the driver decides nothing.
+//! `measure` sets the metrics that are levels.
+
+mod measure;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -21,11 +24,12 @@ use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::link::{Dialler, Link};
-use super::metrics::{self, Metrics};
-use super::server::Incoming;
-use super::wire::Introduction;
-use super::{ClientEndpoint, ClusterEvent, ClusterEventKind, Follower, Synced, View};
+use crate::config::ClientEndpoint;
+use crate::link::{Dialler, Link};
+use crate::metrics::Metrics;
+use crate::service::Incoming;
+use crate::view::{ClusterEvent, ClusterEventKind, Follower, Synced, View};
+use crate::wire::Introduction;
 
 /// Most membership frames that one turn feeds before it checks the node's timers.
 const SWIM_PER_TURN: usize = 64;
@@ -37,18 +41,8 @@ const STATE_PER_TURN: usize = 4;
 /// other routers.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The driver removes a link that carried nothing for this long and leads to no member.
-const LINK_UNUSED: Duration = Duration::from_secs(30);
-
 /// Most links at once. Members and join addresses are far fewer.
 const MAX_LINKS: usize = 8192;
-
-/// How long the metric `smg_mesh_name_conflict` stays 1 after another router claimed this one's name: long enough to be
-/// scraped and to page somebody.
-const NAME_CONFLICT_SHOWN: Duration = Duration::from_secs(300);
-
-/// Most samples of how much this router had written, from which the age of an unacknowledged write is computed.
-const LAG_SAMPLES: usize = 300;
 
 /// What the rest of the router asks of the driver.
 pub(super) enum Command {
@@ -423,181 +417,6 @@ impl Driver {
         };
         self.measure_view(&view);
         self.outputs.view.send_replace(Arc::new(view));
-    }
-
-    fn measure_view(&mut self, view: &View) {
-        let listed: BTreeSet<NodeName> =
-            view.members.iter().map(|member| member.node.name.clone()).collect();
-        for name in self.measured.difference(&listed) {
-            self.metrics.forget(name.as_str());
-        }
-        for member in &view.members {
-            let status = &self.metrics.peer_status;
-            let name = &[member.node.name.as_str()];
-            match member.state {
-                MemberState::Alive | MemberState::Suspected => {
-                    status.with_label_values(name).set(1);
-                }
-                MemberState::Down => status.with_label_values(name).set(0),
-                // It joins or leaves: nobody should be paged for it.
-                MemberState::Init | MemberState::Leaving => {
-                    let _absent = status.remove_label_values(name).is_err();
-                }
-            }
-        }
-        self.measured = listed;
-        metrics::set(&self.metrics.peers, view.present().count());
-        for state in MemberState::ALL {
-            let is = i64::from(view.me.state == state);
-            self.metrics.node_state.with_label_values(&[state.as_str()]).set(is);
-        }
-    }
-
-    /// Removes unused links and updates the metrics that are levels.
-    fn housekeep(&mut self, now: Duration) {
-        let members: BTreeSet<SocketAddr> =
-            self.node.members().map(|member| member.address).collect();
-        self.links
-            .retain(|to, link| members.contains(to) || now.saturating_sub(link.used) < LINK_UNUSED);
-        self.measure_peers(now);
-        self.measure_state();
-        self.measure_membership();
-    }
-
-    fn measure_peers(&mut self, now: Duration) {
-        let replication = self.node.replication();
-        let me = replication.me();
-        let written: u64 = StoreId::ALL
-            .into_iter()
-            .flat_map(|store| self.node.state().versions(store))
-            .filter(|(writer, _)| *writer == me)
-            .map(|(_, version)| version)
-            .sum();
-        if self.written.back().is_none_or(|(_, last)| *last != written) {
-            self.written.push_back((now, written));
-            if self.written.len() > LAG_SAMPLES {
-                self.written.pop_front();
-            }
-        }
-        for member in self.node.members() {
-            let name = [member.node.name.as_str()];
-            if let Some(rtt) = member.rtt {
-                metrics::set_time(&self.metrics.probe_rtt.with_label_values(&name), rtt);
-            }
-            if let Some(ahead) = replication.wall_ahead_ms(&member.node.name) {
-                #[expect(clippy::cast_precision_loss, reason = "a metric")]
-                self.metrics.clock_skew.with_label_values(&name).set(ahead as f64 / 1000.0);
-            }
-            if let Some(behind) = replication.lag(&member.node.name) {
-                let confirmed = written.saturating_sub(behind);
-                let since = self.written.iter().find(|(_, total)| *total > confirmed);
-                let age = since.map_or(Duration::ZERO, |(at, _)| now.saturating_sub(*at));
-                metrics::set_time(&self.metrics.lag.with_label_values(&name), age);
-            }
-        }
-        let links = self.dialler.board.all();
-        for lane in [Lane::Swim, Lane::State] {
-            let name = metrics::lane_name(lane);
-            let count = |up: bool| {
-                links.values().filter_map(|l| l.lane(lane)).filter(|l| l.up == up).count()
-            };
-            let connections = &self.metrics.connections;
-            metrics::set(&connections.with_label_values(&[name, "up"]), count(true));
-            metrics::set(&connections.with_label_values(&[name, "down"]), count(false));
-        }
-    }
-
-    fn measure_state(&mut self) {
-        for time in self.node.take_confirmation_times() {
-            self.metrics.sync_latency.observe(time.as_secs_f64());
-        }
-        let state = self.node.state();
-        let counters = self.node.replication().counters();
-        for store in StoreId::in_use() {
-            let (name, sizes) = (store.name(), state.sizes(store));
-            let metrics = &self.metrics;
-            metrics::set(&metrics.store_entries.with_label_values(&[name]), sizes.entries);
-            metrics::set(&metrics.store_bytes.with_label_values(&[name]), sizes.bytes);
-            metrics::set(&metrics.tombstones.with_label_values(&[name]), sizes.tombstones);
-            // A float holds 53 bits exactly.
-            #[expect(clippy::cast_precision_loss, reason = "48 bits fit")]
-            let digest = (state.fingerprint(store) >> 16) as f64;
-            metrics.store_digest.with_label_values(&[name]).set(digest);
-            for (direction, bytes) in [
-                ("sent", counters.sent_bytes[store.index()]),
-                ("received", counters.received_bytes[store.index()]),
-            ] {
-                metrics::raise(&metrics.delta_bytes.with_label_values(&[name, direction]), bytes);
-            }
-        }
-        for (kind, count) in [
-            ("pull", counters.pulls),
-            ("retry", counters.retries),
-            ("gap", counters.gaps),
-            ("adopt", counters.adopted),
-            ("retire", counters.retired),
-            ("collect", counters.collected),
-            ("quarantine", counters.quarantined_rows),
-        ] {
-            metrics::raise(&self.metrics.sync_operations.with_label_values(&[kind]), count);
-        }
-        metrics::raise(&self.metrics.repairs, counters.repaired);
-        let snapshots = &self.metrics.snapshots;
-        metrics::raise(&snapshots.with_label_values(&["received"]), counters.snapshots_joined);
-        metrics::raise(&snapshots.with_label_values(&["sent"]), counters.snapshot_chunks_served);
-        for (reason, count) in [
-            ("row", counters.refused_rows),
-            ("contradiction", counters.refused_messages),
-            ("unknown_store", counters.unknown_stores),
-        ] {
-            metrics::raise(&self.metrics.rejected.with_label_values(&[reason]), count);
-        }
-        let outbox = self.metrics.dropped.with_label_values(&["replication"]);
-        metrics::raise(&outbox, counters.dropped_messages);
-        // Each digest and each delta tells the sender's versions of every store.
-        let received = self.node.received();
-        let received: u64 = ["digest", "delta"].iter().filter_map(|kind| received.get(kind)).sum();
-        if received != self.state_frames {
-            self.state_frames = received;
-            let wall = self.clock.now().wall;
-            self.synced.extend(StoreId::ALL.map(|store| (store, wall)));
-        }
-    }
-
-    fn measure_membership(&mut self) {
-        let counters = self.node.membership().counters();
-        metrics::raise(&self.metrics.refutations, counters.renewals);
-        metrics::raise(&self.metrics.failed_probes, counters.failed_probes);
-        metrics::raise(&self.metrics.stalls, counters.stalls);
-        let frames = self.node.frames();
-        for (reason, count) in [
-            ("cluster", counters.foreign_cluster),
-            ("packet", counters.refused_packets),
-            ("stray", counters.stray_messages),
-            ("kind", frames.unknown_kind),
-            ("version", frames.unknown_version),
-            ("corrupted", frames.corrupted),
-            ("payload", frames.undecodable),
-            ("misdirected", frames.misdirected),
-        ] {
-            metrics::raise(&self.metrics.rejected.with_label_values(&[reason]), count);
-        }
-        for (queue, count) in
-            [("membership", counters.dropped_frames), ("events", frames.dropped_events)]
-        {
-            metrics::raise(&self.metrics.dropped.with_label_values(&[queue]), count);
-        }
-        for (kind, count) in self.node.received() {
-            let counter = self.metrics.gossip.with_label_values(&["received", kind]);
-            metrics::raise(&counter, *count);
-        }
-        let contested = self.node.membership().refused().is_some_and(|reason| match reason {
-            membership::RefusalReason::DuplicateName(_) => true,
-            membership::RefusalReason::ForeignCluster(_) => false,
-        });
-        let now = self.clock.mono();
-        self.contested = self.contested.filter(|at| now.saturating_sub(*at) < NAME_CONFLICT_SHOWN);
-        self.metrics.name_conflict.set(i64::from(contested || self.contested.is_some()));
     }
 
     /// Sends what is queued, as far as the peers receive it within half a second.

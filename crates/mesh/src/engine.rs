@@ -9,19 +9,21 @@ use rand::RngExt as _;
 use smg_cluster::Node;
 use smg_cluster::membership::generation_at;
 use smg_runtime::clock::Clock;
+use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, watch};
 
-use super::driver::{Driver, Inputs, Outputs};
-use super::join::{Joiner, Resolutions};
-use super::link::{Board, Dialler};
-use super::net::{Listener, Net};
-use super::security::Security;
-use super::server::{self, Inbox, Service};
-use super::wire::Introduction;
-use super::{
-    BindError, ClientEndpoint, Config, Follower, Handle, HostServices, Metrics, SecurityConfig,
-    View,
-};
+use crate::config::{BindError, ClientEndpoint, Config, HostServices};
+use crate::driver::{Driver, Inputs, Outputs};
+use crate::handle::Handle;
+use crate::join::{Joiner, Resolutions};
+use crate::link::{Board, Dialler};
+use crate::metrics::Metrics;
+use crate::net::{Listener, Net};
+use crate::security::{Config as SecurityConfig, Security};
+use crate::server;
+use crate::service::{Inbox, Service};
+use crate::view::{Follower, View};
+use crate::wire::Introduction;
 
 /// Most frames that wait for the driver, on each lane.
 const INBOX: usize = 1024;
@@ -64,7 +66,6 @@ pub(super) struct Ends {
 }
 
 /// Puts a node together that is reached at `address` and reaches others by `net`.
-#[expect(clippy::disallowed_methods, reason = "chance enters here")]
 pub(super) fn assemble(
     config: Config,
     clock: Clock,
@@ -80,24 +81,8 @@ pub(super) fn assemble(
         None => (Security::new(&SecurityConfig::default(), now)?, Vec::new()),
     };
     let security = Arc::new(security);
-    let mut rng = rand::rng();
-    let generation = generation_at(now.wall, rng.random());
-    let name = config.name.clone();
-    let mut node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
-        .map_err(|mistakes| {
-            let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-            BindError::Config(lines.join("; "))
-        })?;
-    if join.is_empty() {
-        // There is nobody to look for: the node is ALIVE from the start.
-        node.join(now, &[]);
-    }
-    let me = Arc::new(ArcSwap::from_pointee(Introduction {
-        node: node.me().node,
-        address,
-        cluster: config.node.cluster,
-        client_url: client_endpoint.url(address.ip()),
-    }));
+    let node = new_node(&config, address, now, join.is_empty())?;
+    let me = Arc::new(ArcSwap::from_pointee(introduction(&node, &config, client_endpoint)));
     let (swim_tx, swim) = mpsc::channel(INBOX);
     let (state_tx, state) = mpsc::channel(INBOX);
     let (commands_tx, commands) = mpsc::channel(COMMANDS);
@@ -160,6 +145,39 @@ pub(super) fn assemble(
         client_endpoint,
     };
     Ok((handle, engine, Ends { stop, failed: failed_tx }))
+}
+
+/// The introduction of a node that has just been created.
+fn introduction(node: &Node, config: &Config, client_endpoint: ClientEndpoint) -> Introduction {
+    let me = node.me();
+    Introduction {
+        node: me.node,
+        address: me.address,
+        cluster: config.node.cluster,
+        client_url: client_endpoint.url(me.address.ip()),
+    }
+}
+
+/// Creates the node, which is ALIVE from the start if there is nobody to look for.
+#[expect(clippy::disallowed_methods, reason = "chance enters here")]
+fn new_node(
+    config: &Config,
+    address: SocketAddr,
+    now: Now,
+    is_alone: bool,
+) -> Result<Node, BindError> {
+    let mut rng = rand::rng();
+    let generation = generation_at(now.wall, rng.random());
+    let name = config.name.clone();
+    let mut node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
+        .map_err(|mistakes| {
+            let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+            BindError::Config(lines.join("; "))
+        })?;
+    if is_alone {
+        node.join(now, &[]);
+    }
+    Ok(node)
 }
 
 impl Engine {

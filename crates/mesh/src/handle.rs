@@ -10,10 +10,13 @@ use smg_runtime::tls::TlsErrors;
 use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::driver::Command;
-use super::join::Resolutions;
-use super::link::{self, Dialler, LinkStatus};
-use super::{ClusterEvent, Config, KeyChange, KeyId, Mode, Ring, RingError, Synced, View};
+use crate::config::Config;
+use crate::driver::Command;
+use crate::join::Resolutions;
+use crate::link::{self, Dialler, LinkStatus};
+use crate::seal::{KeyId, Mode, Ring, RingError};
+use crate::security::KeyChange;
+use crate::view::{ClusterEvent, Synced, View};
 
 /// Reads the cluster node and writes to it. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -1,13 +1,11 @@
-//! Join addresses: resolved again and again, for pods come back under other addresses.
+//! Resolves the join addresses again and again, because pods come back under other addresses.
 //!
 //! Only resolving is done here; the membership contacts the addresses. Each name is resolved by itself, and its addresses
 //! are used as soon as they are known, so that a silent name server delays nothing else. A name that can't be resolved
 //! keeps the addresses that it had, and its error is shown in `/ha/health`.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +17,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::driver::Command;
-use super::{DEFAULT_PORT, HostServices, View, advertise};
+use crate::advertise;
+use crate::config::HostServices;
+use crate::driver::Command;
+use crate::join_address::JoinAddress;
+use crate::view::View;
 
 /// Time between two rounds of resolving while alone.
 const ALONE: Duration = Duration::from_secs(1);
@@ -31,100 +32,6 @@ const TOGETHER: Duration = Duration::from_secs(10);
 /// How long a name may take: longer than the system waits for its first name server, five seconds as a rule, before it
 /// asks the second.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// Where another router may be found: a name or an address, and a port.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JoinAddress {
-    host: String,
-    port: u16,
-}
-
-impl JoinAddress {
-    /// The name or address, without brackets.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// The port.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl fmt::Display for JoinAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// A text that names no place where a router may be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ParseJoinAddressError {
-    /// Nothing where the host should be.
-    #[error("has no host")]
-    NoHost,
-    /// Not a name and not an address.
-    #[error("has a host that is neither a name nor an address")]
-    BadHost,
-    /// Not a port.
-    #[error("has a port that is not a number from 1 to 65535")]
-    BadPort,
-    /// A path, a query or credentials.
-    #[error("is more than a host and a port")]
-    TooMuch,
-}
-
-impl FromStr for JoinAddress {
-    type Err = ParseJoinAddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let rest = ["http://", "https://"]
-            .into_iter()
-            .find_map(|scheme| text.strip_prefix(scheme))
-            .map_or(text, |rest| rest.strip_suffix('/').unwrap_or(rest));
-        if rest.contains(['/', '?', '#', '@']) {
-            return Err(ParseJoinAddressError::TooMuch);
-        }
-        let (host, port) = if let Some(bracketed) = rest.strip_prefix('[') {
-            let (host, after) = bracketed.split_once(']').ok_or(ParseJoinAddressError::BadHost)?;
-            let port = match after {
-                "" => None,
-                after => Some(after.strip_prefix(':').ok_or(ParseJoinAddressError::BadPort)?),
-            };
-            if !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-                return Err(ParseJoinAddressError::BadHost);
-            }
-            (host, port)
-        } else if rest.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-            (rest, None)
-        } else {
-            rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)))
-        };
-        if host.is_empty() {
-            return Err(ParseJoinAddressError::NoHost);
-        }
-        let is_host = host.len() <= 253
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
-            && (!host.contains(':') || host.parse::<IpAddr>().is_ok());
-        if !is_host {
-            return Err(ParseJoinAddressError::BadHost);
-        }
-        let port = match port {
-            None => DEFAULT_PORT,
-            Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
-                port.parse().ok().filter(|port| *port != 0).ok_or(ParseJoinAddressError::BadPort)?
-            }
-            Some(_) => return Err(ParseJoinAddressError::BadPort),
-        };
-        Ok(Self { host: host.to_owned(), port })
-    }
-}
 
 /// What became of a join address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -184,7 +91,7 @@ impl Joiner {
         for address in self.wanted.iter().cloned() {
             let resolver = self.services.resolver.clone();
             lookups.spawn(async move {
-                let resolving = resolver.resolve(&address.host, address.port);
+                let resolving = resolver.resolve(address.host(), address.port());
                 let found = tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await;
                 (address, found)
             });
@@ -193,7 +100,7 @@ impl Joiner {
             let found = found.unwrap_or_else(|_elapsed| {
                 Err(ResolveError::Unknown {
                     kind: Kind::Resolver,
-                    host: address.host.clone(),
+                    host: address.host().to_owned(),
                     why: format!("no answer within {RESOLVE_TIMEOUT:?}"),
                 })
             });
@@ -292,49 +199,6 @@ mod tests {
     use smg_types::ids::{Generation, NodeId};
 
     use super::*;
-
-    #[test]
-    fn every_usual_spelling_is_understood() {
-        for (text, shown) in [
-            ("node1:39527", "node1:39527"),
-            ("node1", "node1:39527"),
-            ("smg-0.smg-mesh:4000", "smg-0.smg-mesh:4000"),
-            ("10.0.0.1:1", "10.0.0.1:1"),
-            ("[::1]:39527", "[::1]:39527"),
-            ("[fd00::1]", "[fd00::1]:39527"),
-            ("fd00::1", "[fd00::1]:39527"),
-            ("http://node1:39527", "node1:39527"),
-            ("https://node1:39527/", "node1:39527"),
-        ] {
-            let address: JoinAddress = text.parse().unwrap();
-            assert_eq!(address.to_string(), shown, "{text}");
-            assert_eq!(address.to_string().parse(), Ok(address), "{text} again");
-        }
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        use ParseJoinAddressError::{BadHost, BadPort, NoHost, TooMuch};
-        for (text, why) in [
-            ("", NoHost),
-            (":39527", NoHost),
-            ("http://", NoHost),
-            ("node1:0", BadPort),
-            ("node1:port", BadPort),
-            ("node1:+1", BadPort),
-            ("node1:70000", BadPort),
-            ("node1:1:2", BadPort),
-            ("no de:1", BadHost),
-            ("[node1]:1", BadHost),
-            ("[::1", BadHost),
-            ("[::1]1", BadPort),
-            ("ftp://node1", TooMuch),
-            ("http://node1/path", TooMuch),
-            ("http://user@node1", TooMuch),
-        ] {
-            assert_eq!(text.parse::<JoinAddress>(), Err(why), "{text:?}");
-        }
-    }
 
     /// A joiner for names that `lookup` resolves, and what it tells the driver.
     fn joiner(

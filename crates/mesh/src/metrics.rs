@@ -56,32 +56,7 @@ impl Metrics {
              nothing can be changed here until the router is restarted.",
         )?;
         own.register(Box::new(node_up.clone()))?;
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
-            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauges.clone()))?;
-            Ok(gauges)
-        };
-        let fractions = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<GaugeVec> {
-            let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauges.clone()))?;
-            Ok(gauges)
-        };
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let counters =
-            |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
-                let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-                registry.register(Box::new(counters.clone()))?;
-                Ok(counters)
-            };
+        let series = Registrar(registry);
         let turn = Histogram::with_opts(
             HistogramOpts::new("smg_mesh_turn_seconds", "Time of one turn of the mesh's driver.")
                 .buckets(vec![0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5]),
@@ -95,136 +70,42 @@ impl Metrics {
             .buckets(vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]),
         )?;
         registry.register(Box::new(sync_latency.clone()))?;
-        let leader_elections = counters(
-            "smg_mesh_leader_elections_total",
-            "Elections of a leader, by what came of them. No part of this router needs a leader, so there are none.",
-            &["event"],
-        )?;
+        let leader_elections = series.counters(LEADER_ELECTIONS)?;
         for event in ["started", "won", "lost", "expired"] {
             leader_elections.with_label_values(&[event]).reset();
         }
-        let link_failures = counters(
-            "smg_mesh_connection_failures_total",
-            "Connections to other routers that broke or could not be made.",
-            &["lane"],
-        )?;
+        let link_failures = series.counters(LINK_FAILURES)?;
         for lane in [Lane::Swim, Lane::State] {
             // Shown from the start, so that a rate has where to begin.
             link_failures.with_label_values(&[lane_name(lane)]).reset();
         }
         Ok(Self {
             node_up,
-            peers: gauge(
-                "smg_mesh_peers_total",
-                "Routers that are in the cluster and not known to be down, without this one.",
-            )?,
-            peer_status: gauges(
-                "smg_mesh_peer_status",
-                "Whether a router is in the cluster: 1, or 0 while it is DOWN. Gone once it left or is forgotten.",
-                &["peer"],
-            )?,
-            node_state: gauges(
-                "smg_mesh_node_state",
-                "This router's own state: 1 for the one it is in.",
-                &["state"],
-            )?,
-            transitions: counters(
-                "smg_mesh_state_transitions_total",
-                "Changes of a router's state, as seen from here.",
-                &["peer", "from_state", "to_state"],
-            )?,
-            probe_rtt: fractions(
-                "smg_mesh_probe_rtt_seconds",
-                "How long the last answered probe of a router took.",
-                &["peer"],
-            )?,
-            lag: fractions(
-                "smg_mesh_replication_lag_seconds",
-                "Age of the oldest write of this router that a router has not confirmed.",
-                &["peer"],
-            )?,
-            clock_skew: fractions(
-                "smg_mesh_clock_skew_seconds",
-                "How far a router's calendar is ahead of this one's.",
-                &["peer"],
-            )?,
-            gossip: counters(
-                "smg_mesh_gossip_messages_total",
-                "Messages exchanged with other routers, by what they are.",
-                &["direction", "type"],
-            )?,
-            sync_operations: counters(
-                "smg_mesh_sync_operations_total",
-                "What replication did beyond sending deltas, by what it was.",
-                &["type"],
-            )?,
-            store_entries: gauges(
-                "smg_mesh_store_entries",
-                "Living rows of a store on this router.",
-                &["store"],
-            )?,
-            store_bytes: gauges(
-                "smg_mesh_store_bytes",
-                "Bytes of the living rows of a store on this router.",
-                &["store"],
-            )?,
-            tombstones: gauges(
-                "smg_mesh_tombstones",
-                "Removals of a store that are still remembered on this router.",
-                &["store"],
-            )?,
-            store_digest: fractions(
-                "smg_mesh_state_digest",
-                "48 bits of the fingerprint of a store: equal on routers that hold the same.",
-                &["store"],
-            )?,
-            delta_bytes: counters(
-                "smg_mesh_deltas_bytes_total",
-                "Bytes of rows exchanged, by store.",
-                &["store", "direction"],
-            )?,
-            repairs: counter(
-                "smg_mesh_repairs_total",
-                "Rows that an audit had to put right: each is a loss that nothing else had noticed.",
-            )?,
-            snapshots: counters(
-                "smg_mesh_snapshots_total",
-                "Parts of snapshots sent, and snapshots received.",
-                &["direction"],
-            )?,
-            dropped: counters(
-                "smg_mesh_dropped_total",
-                "Messages that found a queue full.",
-                &["queue"],
-            )?,
-            rejected: counters(
-                "smg_mesh_rejected_total",
-                "What came in on the mesh port and was refused, by why.",
-                &["reason"],
-            )?,
-            refutations: counter(
-                "smg_mesh_refutations_total",
-                "Times that this router was declared DOWN while alive, and said so.",
-            )?,
-            failed_probes: counter(
-                "smg_mesh_failed_probes_total",
-                "Probes that nobody answered, neither directly nor through others.",
-            )?,
-            stalls: counter(
-                "smg_mesh_stalls_total",
-                "Turns so late that this process must have been frozen.",
-            )?,
-            name_conflict: gauge(
-                "smg_mesh_name_conflict",
-                "Whether another live router claims this one's name.",
-            )?,
+            peers: series.gauge(PEERS)?,
+            peer_status: series.gauges(PEER_STATUS)?,
+            node_state: series.gauges(NODE_STATE)?,
+            transitions: series.counters(TRANSITIONS)?,
+            probe_rtt: series.fractions(PROBE_RTT)?,
+            lag: series.fractions(LAG)?,
+            clock_skew: series.fractions(CLOCK_SKEW)?,
+            gossip: series.counters(GOSSIP)?,
+            sync_operations: series.counters(SYNC_OPERATIONS)?,
+            store_entries: series.gauges(STORE_ENTRIES)?,
+            store_bytes: series.gauges(STORE_BYTES)?,
+            tombstones: series.gauges(TOMBSTONES)?,
+            store_digest: series.fractions(STORE_DIGEST)?,
+            delta_bytes: series.counters(DELTA_BYTES)?,
+            repairs: series.counter(REPAIRS)?,
+            snapshots: series.counters(SNAPSHOTS)?,
+            dropped: series.counters(DROPPED)?,
+            rejected: series.counters(REJECTED)?,
+            refutations: series.counter(REFUTATIONS)?,
+            failed_probes: series.counter(FAILED_PROBES)?,
+            stalls: series.counter(STALLS)?,
+            name_conflict: series.gauge(NAME_CONFLICT)?,
             turn,
             sync_latency,
-            connections: gauges(
-                "smg_mesh_connections",
-                "Connections to other routers, by what they carry and whether they are up.",
-                &["lane", "state"],
-            )?,
+            connections: series.gauges(CONNECTIONS)?,
             link_failures,
         })
     }
@@ -248,6 +129,174 @@ impl Metrics {
             let _absent = gauges.remove_label_values(&[peer]).is_err();
         }
         let _absent = self.peer_status.remove_label_values(&[peer]).is_err();
+    }
+}
+
+/// A family of series: its name, its help, and its labels.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+}
+
+const PEERS: Family = Family {
+    name: "smg_mesh_peers_total",
+    help: "Routers that are in the cluster and not known to be down, without this one.",
+    labels: &[],
+};
+const PEER_STATUS: Family = Family {
+    name: "smg_mesh_peer_status",
+    help: "Whether a router is in the cluster: 1, or 0 while it is DOWN. Gone once it left or is forgotten.",
+    labels: &["peer"],
+};
+const NODE_STATE: Family = Family {
+    name: "smg_mesh_node_state",
+    help: "This router's own state: 1 for the one it is in.",
+    labels: &["state"],
+};
+const TRANSITIONS: Family = Family {
+    name: "smg_mesh_state_transitions_total",
+    help: "Changes of a router's state, as seen from here.",
+    labels: &["peer", "from_state", "to_state"],
+};
+const PROBE_RTT: Family = Family {
+    name: "smg_mesh_probe_rtt_seconds",
+    help: "How long the last answered probe of a router took.",
+    labels: &["peer"],
+};
+const LAG: Family = Family {
+    name: "smg_mesh_replication_lag_seconds",
+    help: "Age of the oldest write of this router that a router has not confirmed.",
+    labels: &["peer"],
+};
+const CLOCK_SKEW: Family = Family {
+    name: "smg_mesh_clock_skew_seconds",
+    help: "How far a router's calendar is ahead of this one's.",
+    labels: &["peer"],
+};
+const GOSSIP: Family = Family {
+    name: "smg_mesh_gossip_messages_total",
+    help: "Messages exchanged with other routers, by what they are.",
+    labels: &["direction", "type"],
+};
+const SYNC_OPERATIONS: Family = Family {
+    name: "smg_mesh_sync_operations_total",
+    help: "What replication did beyond sending deltas, by what it was.",
+    labels: &["type"],
+};
+const STORE_ENTRIES: Family = Family {
+    name: "smg_mesh_store_entries",
+    help: "Living rows of a store on this router.",
+    labels: &["store"],
+};
+const STORE_BYTES: Family = Family {
+    name: "smg_mesh_store_bytes",
+    help: "Bytes of the living rows of a store on this router.",
+    labels: &["store"],
+};
+const TOMBSTONES: Family = Family {
+    name: "smg_mesh_tombstones",
+    help: "Removals of a store that are still remembered on this router.",
+    labels: &["store"],
+};
+const STORE_DIGEST: Family = Family {
+    name: "smg_mesh_state_digest",
+    help: "48 bits of the fingerprint of a store: equal on routers that hold the same.",
+    labels: &["store"],
+};
+const DELTA_BYTES: Family = Family {
+    name: "smg_mesh_deltas_bytes_total",
+    help: "Bytes of rows exchanged, by store.",
+    labels: &["store", "direction"],
+};
+const REPAIRS: Family = Family {
+    name: "smg_mesh_repairs_total",
+    help: "Rows that an audit had to put right: each is a loss that nothing else had noticed.",
+    labels: &[],
+};
+const SNAPSHOTS: Family = Family {
+    name: "smg_mesh_snapshots_total",
+    help: "Parts of snapshots sent, and snapshots received.",
+    labels: &["direction"],
+};
+const DROPPED: Family = Family {
+    name: "smg_mesh_dropped_total",
+    help: "Messages that found a queue full.",
+    labels: &["queue"],
+};
+const REJECTED: Family = Family {
+    name: "smg_mesh_rejected_total",
+    help: "What came in on the mesh port and was refused, by why.",
+    labels: &["reason"],
+};
+const REFUTATIONS: Family = Family {
+    name: "smg_mesh_refutations_total",
+    help: "Times that this router was declared DOWN while alive, and said so.",
+    labels: &[],
+};
+const FAILED_PROBES: Family = Family {
+    name: "smg_mesh_failed_probes_total",
+    help: "Probes that nobody answered, neither directly nor through others.",
+    labels: &[],
+};
+const STALLS: Family = Family {
+    name: "smg_mesh_stalls_total",
+    help: "Turns so late that this process must have been frozen.",
+    labels: &[],
+};
+const NAME_CONFLICT: Family = Family {
+    name: "smg_mesh_name_conflict",
+    help: "Whether another live router claims this one's name.",
+    labels: &[],
+};
+const CONNECTIONS: Family = Family {
+    name: "smg_mesh_connections",
+    help: "Connections to other routers, by what they carry and whether they are up.",
+    labels: &["lane", "state"],
+};
+const LEADER_ELECTIONS: Family = Family {
+    name: "smg_mesh_leader_elections_total",
+    help: "Elections of a leader, by what came of them. No part of this router needs a leader, so there are none.",
+    labels: &["event"],
+};
+const LINK_FAILURES: Family = Family {
+    name: "smg_mesh_connection_failures_total",
+    help: "Connections to other routers that broke or could not be made.",
+    labels: &["lane"],
+};
+
+/// Creates families and registers them.
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn gauge(&self, Family { name, help, .. }: Family) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::new(name, help)?;
+        self.0.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
+    fn gauges(&self, Family { name, help, labels }: Family) -> prometheus::Result<IntGaugeVec> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn fractions(&self, Family { name, help, labels }: Family) -> prometheus::Result<GaugeVec> {
+        let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn counter(&self, Family { name, help, .. }: Family) -> prometheus::Result<IntCounter> {
+        let counter = IntCounter::new(name, help)?;
+        self.0.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+
+    fn counters(&self, Family { name, help, labels }: Family) -> prometheus::Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(counters.clone()))?;
+        Ok(counters)
     }
 }
 

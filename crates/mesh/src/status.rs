@@ -10,9 +10,10 @@ use smg_cluster::state::StoreId;
 use smg_cluster::{Lane, Node};
 use smg_types::now::Now;
 
+use super::handle::{Handle, VisitError};
 use super::link::LinkStatus;
 use super::metrics::lane_name;
-use super::{Handle, Synced, VisitError};
+use super::view::Synced;
 
 /// `GET /ha/status`: the document's shape, and more.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,6 +7,7 @@
 
 mod failures;
 mod lanes;
+mod network;
 mod protection;
 mod rumours;
 mod sockets;
@@ -14,25 +15,32 @@ mod strangers;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
-use std::pin::Pin;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::Registry;
 use smg_cluster::codec::ClusterId;
 use smg_cluster::membership::generation_at;
+use smg_cluster::membership::{Identity, MemberView, RefusalReason};
 use smg_cluster::replication;
 use smg_cluster::state::StoreId;
 use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
-use smg_cluster::{Lane, membership};
+use smg_cluster::{self as cluster, Lane, Node, membership};
+use smg_runtime::clock::Clock;
+use smg_runtime::resolve::Resolver;
+use smg_runtime::shortage::Shortages;
+use smg_types::ids::NodeId;
+use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use self::network::{Simulated, SimulatedPort, Wire, Wires};
 use super::driver::Command;
-use super::engine::Engine;
+use super::engine::{Ends, Engine, assemble};
 use super::net::{Duplex, Listener, Net, Soon};
 use super::wire::Introduction;
 use super::*;
@@ -369,138 +377,5 @@ impl World {
         self.run_for(Duration::from_millis(50));
         // What is left of the host is its open connections: the process ends.
         self.sim.crash(name);
-    }
-}
-
-/// A host's port.
-struct SimulatedPort(turmoil::net::TcpListener);
-
-impl Listener for SimulatedPort {
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
-        Box::pin(async move {
-            let (stream, from) = self.0.accept().await?;
-            Ok((Box::new(stream) as Box<dyn Duplex>, from))
-        })
-    }
-}
-
-/// The network as seen from a host.
-#[derive(Debug)]
-struct Simulated {
-    ip: IpAddr,
-    wires: Arc<Wires>,
-}
-
-impl Net for Simulated {
-    fn connect(&self, to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
-        Box::pin(async move {
-            if self.wires.walls.lock().contains(&(self.ip, to.ip())) {
-                std::future::pending::<()>().await;
-            }
-            let stream = turmoil::net::TcpStream::connect(to).await?;
-            let wire = Arc::new(Wire { from: self.ip, to: to.ip(), state: Mutex::default() });
-            self.wires.all.lock().push(Arc::clone(&wire));
-            let wires = Arc::clone(&self.wires);
-            Ok(Box::new(Tapped { stream, wire, wires }) as Box<dyn Duplex>)
-        })
-    }
-}
-
-/// All connections that were ever made.
-#[derive(Debug, Default)]
-struct Wires {
-    all: Mutex<Vec<Arc<Wire>>>,
-    /// Who can't reach whom with a new connection: it hangs.
-    walls: Mutex<BTreeSet<(IpAddr, IpAddr)>>,
-    /// What went over all wires, both ways, while it is recorded.
-    record: Mutex<Option<Vec<u8>>>,
-}
-
-/// One connection.
-#[derive(Debug)]
-struct Wire {
-    from: IpAddr,
-    to: IpAddr,
-    state: Mutex<WireState>,
-}
-
-#[derive(Debug, Default)]
-struct WireState {
-    /// Told by what goes over it, where that can be read.
-    lane: Option<Lane>,
-    /// What the caller says is lost.
-    cut_out: bool,
-    /// What the called says is lost.
-    cut_back: bool,
-}
-
-/// The lane that a frame in the clear belongs to: a frame begins with its version, kind and flags, and the cluster.
-fn lane_of(bytes: &[u8]) -> Option<Lane> {
-    let cluster = ClusterId::of("smg").0.to_le_bytes();
-    let at = bytes.windows(8).position(|window| window == cluster)?;
-    match bytes[..at] {
-        [.., 1, 0, 32, 0] => Some(Lane::State),
-        [.., 1, 0, 1..=8, 0] => Some(Lane::Swim),
-        _ => None,
-    }
-}
-
-/// The dialling end of a connection.
-struct Tapped {
-    stream: turmoil::net::TcpStream,
-    wire: Arc<Wire>,
-    wires: Arc<Wires>,
-}
-
-impl AsyncWrite for Tapped {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        {
-            let mut state = self.wire.state.lock();
-            state.lane = state.lane.or_else(|| lane_of(bytes));
-            if state.cut_out {
-                return Poll::Ready(Ok(bytes.len()));
-            }
-        }
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(length)) = written
-            && let Some(record) = &mut *self.wires.record.lock()
-        {
-            record.extend(&bytes[..length]);
-        }
-        written
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl AsyncRead for Tapped {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        loop {
-            let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-            let came = buf.filled().len() > before;
-            if came && self.wire.state.lock().cut_back {
-                buf.set_filled(before);
-                continue;
-            }
-            if let Some(record) = &mut *self.wires.record.lock() {
-                record.extend(&buf.filled()[before..]);
-            }
-            return read;
-        }
     }
 }
