@@ -1,4 +1,5 @@
-//! The composition root: builds bottom-up, starts top-down, stops in reverse. It composes; it decides nothing.
+//! The composition root: builds the parts bottom-up, starts them top-down, and stops them in reverse. It contains no
+//! policy of its own.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -37,7 +38,7 @@ use crate::config::{self, Config, Loaded, Process, Start};
 use crate::http::{self, Lifecycle, LiveKeys, Server, Surface};
 use crate::reload::Reload;
 
-/// A router that has bound its sockets and runs no task yet.
+/// A router that has bound its sockets and has not started a task.
 #[derive(Debug)]
 pub struct App {
     config: Config,
@@ -49,7 +50,7 @@ pub struct App {
     mesh: Mesh,
     bridge: Bridge,
     bridge_metrics: bridge::Metrics,
-    /// Wakes the prober before its next probe is due.
+    /// Makes the prober run before its next probe is due.
     wake: Arc<Notify>,
 }
 
@@ -69,11 +70,11 @@ pub struct Running {
 pub enum Ending {
     /// All requests in flight have finished.
     Clean,
-    /// A request in flight was cut, or a task had failed.
+    /// A request in flight was aborted, or a needed task had failed.
     Cut,
 }
 
-/// What chooses workers and sends requests to them.
+/// The parts that choose workers and send requests to them.
 struct Routing {
     fleet: Arc<Fleet>,
     policies: Arc<Policies>,
@@ -104,7 +105,7 @@ fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
 }
 
 impl App {
-    /// Reads certificates, binds sockets and connects the parts.
+    /// Reads the certificates, binds the sockets and connects the parts.
     ///
     /// # Errors
     /// If a certificate can't be used or a port can't be bound. The error names the file or the address, and the flag.
@@ -137,7 +138,7 @@ impl App {
         let wake = Arc::new(Notify::new());
         let client_endpoint =
             mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };
-        // `/metrics` shows the metrics of other routers only if other routers can join.
+        // `/metrics` shows the metrics of the mesh only if other routers can join.
         let unshown = Registry::new();
         let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
         let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
@@ -197,17 +198,17 @@ impl App {
         })
     }
 
-    /// Shows the log's metrics, and returns what SIGHUP runs; `loaded` is what this router was built from.
+    /// Registers the log's metrics, and returns the actions of SIGHUP; `loaded` is what this router was built from.
     ///
     /// # Errors
-    /// If the log's metrics are shown already.
+    /// If the log's metrics are registered already.
     pub fn reload(&self, loaded: &Loaded, log: Log) -> anyhow::Result<Reload> {
         log.register(&self.surface.registry)?;
         let (listener_tls, worker_tls) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
         Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls))
     }
 
-    /// Starts tasks and threads on the current runtime.
+    /// Starts the tasks and threads on the current runtime.
     ///
     /// # Errors
     /// If the system refuses a thread or a socket.
@@ -273,31 +274,31 @@ impl App {
 }
 
 impl Running {
-    /// The address where clients connect.
+    /// The address on which clients connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address where other routers connect; `None` if no router can join.
+    /// The address on which other routers connect; `None` without a mesh.
     #[must_use]
     pub fn mesh_address(&self) -> Option<SocketAddr> {
         let mesh = &self.surface.mesh;
         mesh.is_networked().then(|| mesh.view().me.address)
     }
 
-    /// The fleet, for a program that embeds the router.
+    /// The fleet, for programs that embed the router.
     #[must_use]
     pub fn fleet(&self) -> &Arc<Fleet> {
         &self.surface.fleet
     }
 
-    /// Runs until `stops` counts one or a task fails, then lets the requests in flight finish. At a second count it ends at
-    /// once.
+    /// Runs until `stops` is at least 1 or a needed task fails, then waits until the requests in flight have finished.
+    /// As soon as `stops` is at least 2, it aborts them.
     pub async fn run(mut self, mut stops: watch::Receiver<u32>) -> Ending {
         let failed = tokio::select! {
-            // An error means that nobody can ask for the end any more, which is asking for it.
-            _asked = stops.wait_for(|stops| *stops > 0) => None,
+            // An error means that no sender is left which could request the shutdown; we treat it as a request.
+            _requested = stops.wait_for(|stops| *stops > 0) => None,
             () = self.surface.lifecycle.asked_to_end() => None,
             part = self.tasks.failed() => Some(part),
         };
@@ -312,12 +313,12 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
-        // Members learn of the shutdown before anything stops, so that they don't take the silence for a crash.
+        // The members receive the announcement before any part stops, so that they don't take the silence for a crash.
         self.surface.mesh.leave().await;
-        info!(open = self.server.open(), "draining");
+        info!(open = self.server.open(), "the router drains: it finishes the requests in flight");
         let settle = if failed.is_some() { Duration::ZERO } else { self.config.drain_settle };
         let draining = async {
-            // Load balancers need a moment to notice; until then requests are still welcome.
+            // Load balancers need some time to notice; until then the router accepts requests.
             tokio::time::sleep(settle).await;
             self.server.close();
             tokio::time::timeout(self.config.shutdown_grace, self.server.drained()).await
@@ -325,19 +326,19 @@ impl Running {
         let drained = tokio::select! {
             drained = draining => drained.is_ok(),
             () = &mut second => {
-                warn!("asked twice: ending at once");
+                warn!("second request to shut down: requests in flight are aborted");
                 false
             }
         };
         if !drained {
-            // Idle connections go by themselves as soon as they are told: only what is busy is cut.
+            // Idle connections close by themselves after `close`; only busy ones are aborted.
             self.server.close();
             let _some_are_busy =
                 tokio::time::timeout(IDLE_LEAVE, self.server.drained()).await.is_err();
         }
         let left = self.server.open();
         if !drained && left > 0 {
-            warn!(connections = left, "cut");
+            warn!(connections = left, "open connections are aborted");
         }
         self.server.cut();
         self.tasks.stop(deadline(Duration::from_secs(2))).await;
@@ -345,12 +346,12 @@ impl Running {
         if failed.is_some() || (!drained && left > 0) {
             return Ending::Cut;
         }
-        info!("ended");
+        info!("the router has shut down");
         Ending::Clean
     }
 }
 
-/// How long the router waits for idle connections to close when it ends at once.
+/// How long the router waits for idle connections to close before it aborts the busy ones.
 const IDLE_LEAVE: Duration = Duration::from_millis(100);
 
 #[expect(clippy::disallowed_methods, reason = "a deadline on tokio's clock")]
@@ -367,7 +368,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
     mock::demo::run(args, async move |workers| {
         let mut routers: Vec<Running> = Vec::new();
         for nth in 1..=count {
-            // The other routers get the address of the first only, and find each other by it.
+            // The other routers get the address of the first one only, and find each other through it.
             let first = routers.first().and_then(Running::mesh_address);
             routers.push(App::build(demo_config(&workers, nth, count, first)?)?.start()?);
         }
@@ -397,7 +398,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
     .await
 }
 
-/// The configuration that a person would type for a router of the demo, read as if typed.
+/// The configuration of a router of the demo, parsed from the arguments that a user would type.
 fn demo_config(
     workers: &[String],
     nth: u8,

@@ -1,6 +1,6 @@
-//! `smg mesh`: the cluster on a terminal, asked of a router over HTTP as anybody could.
+//! `smg mesh`: shows the cluster on a terminal. It asks a router over its HTTP routes.
 //!
-//! It holds no state and decides nothing; `diff` only compares what routers say of themselves.
+//! It holds no state and decides nothing; `diff` only compares the answers of the routers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -19,32 +19,32 @@ use smg_runtime::tls::Live;
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long a router may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Largest answer that is read, in bytes: far more than a full cluster says.
-const LARGEST: usize = 16 << 20;
+/// The largest answer that is read, in bytes. The answer of a full cluster is far smaller.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// The subcommands of `smg mesh`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Show the routers of the cluster and what they agree on.
+    /// Show the routers of the cluster and the settings that they share.
     Status(Target),
-    /// Show what happens in the cluster, as it happens, until Ctrl-C.
+    /// Show the events of the cluster as they happen, until Ctrl-C.
     Events(Target),
-    /// Ask every router what it holds, and say where they differ; exit status 1 if they do.
+    /// Ask every router for its state, and show where they differ; exit status 1 if they do.
     Diff(Target),
 }
 
-/// The router that is asked.
+/// The router that is asked, and how.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// A router of the cluster.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub router: WorkerUrl,
-    /// Key for the router's admin routes, if it asks for one.
+    /// Key for the router's admin routes, if it needs one.
     #[arg(long, value_name = "KEY", hide_env_values = true, value_parser = key)]
     pub admin_api_key: Option<Secret>,
-    /// Print what the router said, as JSON.
+    /// Print the router's answer as JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -54,53 +54,53 @@ fn key(text: &str) -> Result<Secret, String> {
     is_key.then(|| Secret::new(text)).ok_or_else(|| "is not visible ASCII".to_owned())
 }
 
-/// Why there is nothing to show.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
-    /// TLS can't be used.
+    /// The TLS configuration can't be used.
     #[error(transparent)]
     Tls(#[from] smg_runtime::tls::TlsErrors),
-    /// The router could not be asked.
+    /// The request could not be sent, or got no answer.
     #[error("{router}: no answer: {}", reason(source))]
     Send {
-        /// Which.
+        /// The router's URL.
         router: String,
-        /// Why.
+        /// The cause.
         source: upstream::SendError,
     },
-    /// It did not answer with what was asked for.
+    /// The router answered with another status than success.
     #[error("{router}: answered {status}: {text}")]
     Refused {
-        /// Which.
+        /// The router's URL.
         router: String,
-        /// The status.
+        /// The status code.
         status: u16,
-        /// What it said.
+        /// The first 500 characters of the body.
         text: String,
     },
-    /// It said something else.
-    #[error("{router}: this is not what a router says: {source}")]
+    /// The answer is not JSON.
+    #[error("{router}: the answer is not JSON: {source}")]
     Answer {
-        /// Which.
+        /// The router's URL.
         router: String,
-        /// Where it stops being JSON.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// The stream of events broke.
+    /// The stream of events ended, although the router sends it without end.
     #[error("{router}: the stream of events ended")]
     Ended {
-        /// Which.
+        /// The router's URL.
         router: String,
     },
-    /// Routers hold different things.
-    #[error("they differ")]
+    /// Two routers hold different state, or one could not be asked.
+    #[error("the routers differ, or one of them could not be asked")]
     Differ,
-    /// The answer could not be printed.
+    /// The output could not be written.
     #[error("the answer can't be printed: {0}")]
     Output(#[from] io::Error),
 }
 
-/// What happened below; the error itself speaks of workers.
+/// The cause of a send error. The error's own text would call the router a worker.
 fn reason(error: &upstream::SendError) -> String {
     std::error::Error::source(error).map_or_else(|| error.name().to_owned(), ToString::to_string)
 }
@@ -111,7 +111,7 @@ fn reason(error: &upstream::SendError) -> String {
 /// If a router can't be asked, or `diff` finds a difference.
 pub async fn run(command: Command, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
     match show(command, out).await {
-        // A reader that has seen enough (`smg mesh events | head`) is no failure.
+        // A reader that closes the pipe (`smg mesh events | head`) is no failure.
         Err(ConsoleError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         shown => shown,
     }
@@ -130,7 +130,7 @@ async fn show(command: Command, out: &mut (dyn Write + Send)) -> Result<(), Cons
     }
 }
 
-/// Asks routers.
+/// Sends requests to routers.
 struct Asker {
     client: Client,
     key: Option<Secret>,
@@ -139,7 +139,8 @@ struct Asker {
 impl Asker {
     fn new(target: &Target) -> Result<Self, ConsoleError> {
         let clock = Clock::start();
-        let config = upstream::Config { connect_timeout: PATIENCE, ..upstream::Config::default() };
+        let config =
+            upstream::Config { connect_timeout: ANSWER_TIMEOUT, ..upstream::Config::default() };
         let tls = target
             .router
             .is_secure()
@@ -156,7 +157,7 @@ impl Asker {
         let name = || router.to_string();
         let (status, body) = self
             .client
-            .fetch(router, Method::GET, path, self.key.as_ref(), PATIENCE, LARGEST)
+            .fetch(router, Method::GET, path, self.key.as_ref(), ANSWER_TIMEOUT, MAX_ANSWER_BYTES)
             .await
             .map_err(|source| ConsoleError::Send { router: name(), source })?;
         if !status.is_success() {
@@ -180,7 +181,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Columns as wide as what is in them.
+/// Lays out rows in columns that are as wide as their widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let widths: Vec<_> = (0..columns)
@@ -252,7 +253,7 @@ async fn diff(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), Conso
         let answer = match router["url"].as_str().map(str::parse::<WorkerUrl>) {
             Some(Ok(url)) => asker.ask(&url, "/ha/status").await.map_err(|e| e.to_string()),
             Some(Err(error)) => Err(error.to_string()),
-            None => Err("its address for clients is not known".to_owned()),
+            None => Err("its address for clients is unknown".to_owned()),
         };
         held.insert(name, answer);
     }
@@ -261,11 +262,11 @@ async fn diff(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), Conso
         let all: BTreeMap<_, _> = held
             .iter()
             .map(|(name, answer)| {
-                let told = match answer {
+                let shown = match answer {
                     Ok(status) => status["stores"].clone(),
                     Err(error) => serde_json::json!({ "error": error }),
                 };
-                (name.clone(), told)
+                (name.clone(), shown)
             })
             .collect();
         writeln!(out, "{:#}", serde_json::json!({ "equal": !differ, "routers": all }))?;
@@ -275,7 +276,7 @@ async fn diff(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), Conso
     if differ { Err(ConsoleError::Differ) } else { Ok(()) }
 }
 
-/// A table of digests, a column per router, and whether any two differ or one could not be asked.
+/// A table of digests with a column per router, and whether any two differ or a router could not be asked.
 fn compare(held: &BTreeMap<String, Result<Value, String>>) -> (String, bool) {
     let mut differ = false;
     let mut notes = String::new();
@@ -351,7 +352,7 @@ async fn events(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), Con
     }
 }
 
-/// A server-sent event as one line; `None` for what only keeps the connection open.
+/// A server-sent event as one line; `None` for a comment, which only keeps the connection open.
 fn one_line(event: &str) -> Option<String> {
     let field =
         |name: &str| event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_named() {
+    fn a_store_that_differs_is_marked() {
         let equal = BTreeMap::from([("a".to_owned(), holds("1")), ("b".to_owned(), holds("1"))]);
         assert_eq!(compare(&equal), ("STORE    a  b\nworkers  1  1  equal\n".to_owned(), false));
         let other = BTreeMap::from([("a".to_owned(), holds("1")), ("b".to_owned(), holds("2"))]);
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_line_and_a_comment_is_none() {
+    fn an_event_becomes_a_line_and_a_comment_is_skipped() {
         let event = "event: member\nid: 3\ndata: {\"name\":\"node2\"}";
         assert_eq!(one_line(event), Some("member {\"name\":\"node2\"}".to_owned()));
         assert_eq!(one_line(": still here"), None);

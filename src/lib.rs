@@ -1,9 +1,9 @@
 //! `smg`: an LLM inference router that stays up.
 //!
-//! This crate is the program: the surface ([`http`]), the connection between cluster and routing ([`bridge`]), the
-//! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]), the composition root ([`app`]) and what
-//! signals do ([`signals`], [`reload`]). Its parts are the crates under `crates/`; ARCHITECTURE.md has the map, and
-//! `tests/tidy` checks which module may import which.
+//! This crate is the program: the HTTP surface ([`http`]), the connection between cluster and routing ([`bridge`]), the
+//! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]), the composition root ([`app`]), and the
+//! reactions to signals ([`signals`], [`reload`]). Its parts are the crates under `crates/`; ARCHITECTURE.md has the
+//! map, and `tests/tidy` checks which module may import which.
 
 pub mod bridge;
 pub mod http;

@@ -1,4 +1,4 @@
-//! The binary: arguments → configuration → runtime → `App::build` → run → exit code; nothing else.
+//! The binary: parses the arguments, loads the configuration, builds and runs the app, and returns the exit status.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -17,35 +17,36 @@ use tracing::{error, warn};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The router failed, or cut what was in flight.
+/// The exit status if the router failed, or aborted requests in flight.
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
     // A client costs two descriptors, and the usual soft limit is 1024.
     descriptors::raise_limit();
-    // Thousands of connections with a few small buffers each: huge pages would make all of each buffer resident. A
-    // kernel that can't turn huge pages off has none.
+    // Thousands of connections have a few small buffers each, and with huge pages all of each buffer would be resident.
+    // An error means that the kernel has no huge pages.
     let _unsupported = rustix::thread::disable_transparent_huge_pages(true).is_err();
-    // Not locked: in a `match` the locks would live as long as the router, and every other thread that writes would wait.
+    // Not locked: inside a `match` the locks would be held as long as the router runs, and block all other threads that
+    // write.
     let start = config::start(&Process::current(), &mut io::stdout(), &mut io::stderr());
     match start {
         Start::Router(loaded) => router(&loaded),
-        Start::MockWorkers(configs) => told(block_on(mock::server::run(configs))),
-        Start::Demo(args) => told(block_on(app::demo(args))),
-        Start::Console(command) => told(block_on(console::run(command, &mut io::stdout()))),
+        Start::MockWorkers(configs) => exit_status(block_on(mock::server::run(configs))),
+        Start::Demo(args) => exit_status(block_on(app::demo(args))),
+        Start::Console(command) => exit_status(block_on(console::run(command, &mut io::stdout()))),
         Start::Done(status) => ExitCode::from(status),
     }
 }
 
 /// The exit status of a command that has no log. A failure is written to standard error.
-fn told<E: Display>(ended: anyhow::Result<Result<(), E>>) -> ExitCode {
+fn exit_status<E: Display>(ended: anyhow::Result<Result<(), E>>) -> ExitCode {
     let failure = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.to_string(),
         Err(failure) => format!("{failure:#}"),
     };
-    // Standard error may be closed: the exit status says it as well.
-    let _unheard = writeln!(io::stderr(), "error: {failure}").is_err();
+    // Standard error may be closed; the exit status shows the failure as well.
+    let _unwritten = writeln!(io::stderr(), "error: {failure}").is_err();
     ExitCode::from(FAILED)
 }
 
@@ -54,15 +55,15 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 }
 
 fn router(loaded: &Loaded) -> ExitCode {
-    // The last lines are written when this returns, for at most a second.
+    // When this guard is dropped, it waits until the last lines are written, at most a second.
     let (log, _last_lines) = match telemetry::init(&loaded.config.telemetry) {
         Ok(set_up) => set_up,
-        Err(failure) => return told::<telemetry::TelemetryError>(Ok(Err(failure))),
+        Err(failure) => return exit_status::<telemetry::TelemetryError>(Ok(Err(failure))),
     };
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    // Of the machine that runs the router: no part of the configuration, which may be checked on another.
+    // The limit belongs to the machine that runs the router, so the configuration check does not include it.
     let max_connections = loaded.config.http.max_connections;
     if let Some(shortfall) = descriptors::shortfall(descriptors::limit(), max_connections) {
         warn!("{shortfall}");
@@ -71,7 +72,7 @@ fn router(loaded: &Loaded) -> ExitCode {
         Ok(Ending::Clean) => ExitCode::SUCCESS,
         Ok(Ending::Cut) => ExitCode::from(FAILED),
         Err(failure) => {
-            error!(error = format!("{failure:#}"), "the router could not run");
+            error!(error = format!("{failure:#}"), "the router could not be started");
             ExitCode::from(FAILED)
         }
     }

@@ -1,8 +1,9 @@
-//! SIGHUP: certificates, keys and the log level are read again from their files while everything runs.
+//! SIGHUP: reads certificates, keys and the log level again from their files while the router runs.
 //!
-//! Each part succeeds or fails by itself. A part that fails keeps what it had and is one line at level error; what has
-//! changed is named in one line at level info. The rest of the configuration is read as well, so that a mistake in it is
-//! found now and not at the next start, but it is not taken: one warning names what waits for a restart.
+//! Each part succeeds or fails by itself. A part that fails keeps its previous value and logs one line at level error;
+//! one line at level info names everything that has changed. The rest of the configuration is checked as well, so that
+//! a mistake in it shows now and not at the next start, but it is not applied: one warning names the settings that wait
+//! for a restart.
 
 use std::sync::Arc;
 
@@ -16,19 +17,19 @@ use tracing::{Level, enabled, error, info, warn};
 use crate::config::{self, Config, ConfigErrors, Loaded, Process, Reread, Settings};
 use crate::http::Surface;
 
-/// What the router runs with and where it came from.
+/// The parts of the running router that SIGHUP may change, and where they came from.
 #[derive(Debug)]
 pub struct Reload {
     pub(crate) log: Log,
     pub(crate) surface: Arc<Surface>,
     pub(crate) listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
     pub(crate) worker_tls: Arc<Live<tls::ClientConfig>>,
-    /// What the start read.
+    /// The settings that were read at the start.
     pub(crate) settings: Arc<Settings>,
     pub(crate) taken: Mutex<Taken>,
 }
 
-/// The parts of the configuration that were taken last.
+/// The values that were applied last.
 #[derive(Debug)]
 pub(crate) struct Taken {
     workers: Vec<WorkerSpec>,
@@ -45,7 +46,7 @@ fn mesh_keys(config: &Config) -> Option<&mesh::Ring> {
     Some(&config.mesh.network.as_ref()?.security.keys)
 }
 
-/// What the files hold now.
+/// The result of reading the files.
 struct Found {
     listener: Option<Result<bool, TlsErrors>>,
     workers: Result<bool, TlsErrors>,
@@ -66,7 +67,7 @@ impl Reload {
         Self { log, surface, listener_tls, worker_tls, settings, taken }
     }
 
-    /// Reads all files again and takes what is right in them.
+    /// Reads all files again and applies what is valid.
     pub async fn run(&self) {
         let Some(found) = self.read().await else { return };
         let mut changed = Vec::new();
@@ -90,7 +91,7 @@ impl Reload {
                     let settings = reread.needs_restart.join(", ");
                     warn!(
                         settings,
-                        "SIGHUP: these settings differ and need a restart to take effect"
+                        "SIGHUP: these settings have changed and take effect after a restart"
                     );
                 }
             }
@@ -99,7 +100,7 @@ impl Reload {
         self.report(&changed.join(", "), filter.as_deref());
     }
 
-    /// Reads the files where waiting for a disk is allowed; `None` if that was not possible.
+    /// Reads the files on a thread that may wait for a disk; `None` if that failed.
     async fn read(&self) -> Option<Found> {
         let (listener, workers) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
         let (mesh, settings) = (self.surface.mesh.clone(), Arc::clone(&self.settings));
@@ -114,7 +115,7 @@ impl Reload {
         found.map_err(|error| error!(%error, "SIGHUP: the files could not be read")).ok()
     }
 
-    /// Takes the keys of clients, administrators, workers and routers.
+    /// Applies the keys of clients, administrators, workers and routers.
     async fn take_keys(&self, reread: &Reread, changed: &mut Vec<String>) {
         match self.surface.keys.replace(&reread.config.http) {
             Ok(names) => changed.extend(names.into_iter().map(str::to_owned)),
@@ -139,18 +140,19 @@ impl Reload {
         self.take_mesh_keys(reread, changed);
     }
 
-    /// Gives a worker that is still registered its new key, and leaves the rest as administrators have it.
+    /// Gives a registered worker its new key, and leaves its other fields as administrators have set them.
     async fn rekey(&self, worker: &WorkerSpec) -> Result<(), crate::bridge::WriteError> {
         let registered = self.surface.fleet.load().worker(worker.id()).map(|w| w.spec.clone());
         let Some(registered) = registered else { return Ok(()) };
         let rekeyed =
             WorkerSpec { api_key: worker.api_key.clone(), ..WorkerSpec::clone(&registered) };
-        // Here at once; the other routers learn it as they learn any change.
+        // The change applies here at once, and is published to the other routers.
         let _written = self.surface.admin.change(rekeyed).await?;
         Ok(())
     }
 
-    /// Takes the routers' shared keys if their files have changed. If not, those that `/ha/keys` has installed stay.
+    /// Applies the routers' shared keys if their files have changed. Otherwise the keys that `/ha/keys` has installed
+    /// stay.
     fn take_mesh_keys(&self, reread: &Reread, changed: &mut Vec<String>) {
         let part = "keys of the mesh";
         if let Err(errors) = &reread.mesh_keys {
@@ -165,30 +167,30 @@ impl Reload {
             taken.mesh_keys = Some(keys.clone());
             changed.push(part.to_owned());
         } else {
-            kept(part, &"there is no key any more, and the mesh was started with one");
+            kept(part, &"no key is configured, but the mesh was started with one");
         }
     }
 
-    /// Says what has changed, at the level of before or after, whichever shows it, and takes the filter.
+    /// Applies the filter, and logs what has changed: before that if the old filter shows the line, otherwise after it.
     fn report(&self, changed: &str, filter: Option<&str>) {
         let changed = if changed.is_empty() { "nothing" } else { changed };
-        let say = || info!(changed, "SIGHUP: files were read again");
+        let log = || info!(changed, "SIGHUP: files were read again");
         let is_shown_before = enabled!(Level::INFO);
         if is_shown_before {
-            say();
+            log();
         }
         if let Some(Err(error)) = filter.map(|filter| self.log.set_filter(filter)) {
             kept("log level", &error);
         }
         if !is_shown_before {
-            say();
+            log();
         }
     }
 }
 
 fn kept(part: &str, error: &dyn std::fmt::Display) {
-    // The mistakes of a configuration are lines of their own.
+    // One line of log per error, so the hints and further errors of the configuration are joined.
     let error = error.to_string().replace("\n  hint: ", "; ").replace("\nerror: ", "; ");
     let error = error.trim_start_matches("error: ");
-    error!(part, error, "SIGHUP: could not be reloaded, the former one stays in force");
+    error!(part, error, "SIGHUP: could not be reloaded; the previous value stays in use");
 }

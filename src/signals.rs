@@ -1,7 +1,8 @@
-//! The signals of the router: which end it, which make it read its files again, which it ignores.
+//! The signals of the router: which ones shut it down, which one makes it read its files again, and which ones it
+//! ignores.
 //!
-//! `docs/signals.md` is the table for users. Signals are listened to before anything else is set up, so that one that
-//! arrives during the start is handled after it.
+//! `docs/signals.md` has the table for users. The handlers are installed before anything else is set up, so that a
+//! signal that arrives during the start is handled after it.
 
 use std::io;
 
@@ -11,7 +12,7 @@ use tracing::info;
 
 use crate::reload::Reload;
 
-/// Signals that are being listened to.
+/// The installed handlers of all signals.
 #[derive(Debug)]
 pub struct Signals {
     ending: Vec<Signal>,
@@ -20,7 +21,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// If the system refuses a handler.
@@ -38,8 +39,9 @@ impl Signals {
         })
     }
 
-    /// Handles signals as long as the process lives: counts those that ask for the end, and reloads on SIGHUP.
-    #[expect(clippy::disallowed_methods, reason = "these tasks live as long as the process")]
+    /// Handles signals until the process exits: returns the number of requests to shut down, and reloads on each
+    /// SIGHUP.
+    #[expect(clippy::disallowed_methods, reason = "these tasks run as long as the process")]
     pub fn handle(self, reload: Reload) -> watch::Receiver<u32> {
         let (count, counted) = watch::channel(0);
         for mut signal in self.ending {
@@ -61,7 +63,7 @@ impl Signals {
                 while signal.recv().await.is_some() {
                     info!(
                         signal = name,
-                        "ignored: SIGHUP reads the files again; SIGTERM, SIGINT and SIGQUIT drain and end"
+                        "the signal is ignored: SIGHUP reads the files again; SIGTERM, SIGINT and SIGQUIT shut down"
                     );
                 }
             });

@@ -1,5 +1,5 @@
-//! A router whose cluster node fails while it runs. Failing it takes a hand inside the process; all else goes through the
-//! public port.
+//! Tests of a router whose cluster node fails while it runs. The tests make it fail from inside the process; everything
+//! else goes through the public port.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio::net::TcpStream;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A worker that serves the model `m`; its URL.
+/// Starts a worker that serves the model `m`, and returns its URL.
 async fn worker() -> String {
     let config = mock::Config { models: vec!["m".to_owned()], ..mock::Config::default() };
     let bound = Bound::bind(config).await.unwrap();
     let url = format!("http://{}", bound.address());
-    #[expect(clippy::disallowed_methods, reason = "it lives as long as the test")]
+    #[expect(clippy::disallowed_methods, reason = "it runs as long as the test")]
     tokio::spawn(bound.serve(std::future::pending()));
     url
 }
@@ -36,7 +36,7 @@ fn router(words: &[&str]) -> Running {
     App::build(loaded.config).unwrap().start().unwrap()
 }
 
-/// Sends a request over a connection of its own; status and body.
+/// Sends a request over a connection of its own, and returns status and body.
 async fn ask(router: &Running, method: &str, path: &str, body: &str) -> (StatusCode, String) {
     let io = TokioIo::new(TcpStream::connect(router.address()).await.unwrap());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
@@ -63,20 +63,20 @@ async fn json_of(router: &Running, path: &str) -> Value {
     serde_json::from_str(&ask(router, "GET", path, "").await.1).unwrap()
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+async fn until(condition: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "not in time: {what}");
+    assert!(tokio::time::timeout(TIMEOUT, waiting).await.is_ok(), "not in time: {condition}");
 }
 
 async fn has_ready(router: &Running, workers: usize) {
     until("workers are ready", async || router.fleet().ready_and_total().0 == workers).await;
 }
 
-/// Ends the thread of the router's cluster node as a defect would.
+/// Makes the thread of the router's cluster node panic, as a defect would.
 async fn fail_node(router: &Running) {
     let visit = router.surface.mesh.visit(|_, _, _| panic!("on purpose")).await;
     assert_eq!(visit, Err::<(), _>(VisitError::Ended));
@@ -84,7 +84,7 @@ async fn fail_node(router: &Running) {
 
 const CHAT: &str = r#"{"model":"m","messages":[]}"#;
 
-async fn refuses_writes_and_routes(router: &Running, id: &str) {
+async fn assert_refuses_writes_and_routes(router: &Running, id: &str) {
     for (method, path, body) in [
         ("POST", "/workers".to_owned(), r#"{"url":"http://127.0.0.1:1"}"#),
         ("DELETE", format!("/workers/{id}"), ""),
@@ -100,7 +100,7 @@ async fn refuses_writes_and_routes(router: &Running, id: &str) {
 }
 
 #[tokio::test]
-async fn a_router_whose_node_has_failed_goes_on_routing_and_says_so() {
+async fn a_router_whose_node_has_failed_routes_on_and_reports_the_failure() {
     let url = worker().await;
     for words in [
         &["--worker-urls", &url][..],
@@ -116,27 +116,31 @@ async fn a_router_whose_node_has_failed_goes_on_routing_and_says_so() {
             (&json!("failed"), &json!("DOWN"))
         );
         assert!(health["reasons"][0].as_str().unwrap().contains("restart"), "{health}");
-        until("the metric says so", async || {
+        until("the metric shows the failure", async || {
             ask(&router, "GET", "/metrics", "").await.1.contains("smg_cluster_node_up 0")
         })
         .await;
-        refuses_writes_and_routes(&router, &id).await;
+        assert_refuses_writes_and_routes(&router, &id).await;
         let (status, text) = ask(&router, "GET", "/readiness", "").await;
         assert_eq!(status, StatusCode::OK, "{text}");
-        let seen = json_of(&router, "/ha/workers").await;
-        assert_eq!(seen["workers"][0]["observations"].as_object().unwrap().len(), 1, "{seen}");
+        let workers = json_of(&router, "/ha/workers").await;
+        assert_eq!(
+            workers["workers"][0]["observations"].as_object().unwrap().len(),
+            1,
+            "{workers}"
+        );
         assert_eq!(ask(&router, "GET", "/ha/status", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
-        // Its end is an ordinary one.
+        // The shutdown is clean all the same.
         let (stop, stops) = watch::channel(1);
-        let ending = tokio::time::timeout(PATIENCE, router.run(stops)).await.unwrap();
+        let ending = tokio::time::timeout(TIMEOUT, router.run(stops)).await.unwrap();
         assert_eq!(ending, Ending::Clean);
         drop(stop);
     }
 }
 
-/// While others ask a worker how it is, a router need not; when it hears nothing of them any more, it must.
+/// A router does not probe a worker that other routers probe. It must probe when their reports stop.
 #[tokio::test]
-async fn a_router_whose_node_has_failed_asks_its_workers_itself() {
+async fn a_router_whose_node_has_failed_probes_its_workers_itself() {
     let url = worker().await;
     let mesh = ["--enable-mesh", "--mesh-host=127.0.0.1", "--mesh-port=0", "--health-probers=1"];
     let one = router(&[&mesh[..], &["--mesh-server-name=one", "--worker-urls", &url]].concat());
@@ -146,8 +150,9 @@ async fn a_router_whose_node_has_failed_asks_its_workers_itself() {
         has_ready(router, 1).await;
     }
     let is_probed_here = |router: &Running| router.fleet().load().workers()[0].is_probed_here();
-    until("one of them asks", async || is_probed_here(&one) != is_probed_here(&other)).await;
+    until("exactly one router probes", async || is_probed_here(&one) != is_probed_here(&other))
+        .await;
     let spared = if is_probed_here(&one) { &other } else { &one };
     fail_node(spared).await;
-    until("it asks itself", async || is_probed_here(spared)).await;
+    until("the other router probes, too", async || is_probed_here(spared)).await;
 }

@@ -1,4 +1,4 @@
-//! Flags for the bad days: timeouts, retries, the breaker, health checks.
+//! Flags for failures: timeouts, retries, the breaker, health checks.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::cli::values::{
     ErrorStatus, between, error_status, millis, path, positive, seconds, whole, yes_or_no,
 };
 
-/// How long each phase of a request may take, and how long connections live.
+/// How long each phase of a request may take, and how long connections are kept.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Timeouts")]
@@ -19,7 +19,7 @@ pub struct TimeoutArgs {
     pub connect_timeout_secs: Duration,
     /// How long a worker may take from the request's last byte to the response's head, 0.001 to 86400 seconds.
     ///
-    /// For a request that is no stream this is the whole time of prefill and decode: keep it long.
+    /// A worker sends the head of a response that is not a stream only after prefill and decode, so keep this long.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -29,7 +29,7 @@ pub struct TimeoutArgs {
     pub response_head_timeout_secs: Duration,
     /// How long a response may pause between two chunks, 0.001 to 86400 seconds.
     ///
-    /// Time in which the client itself does not read doesn't count.
+    /// The time in which the client itself does not read is not counted.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -37,10 +37,10 @@ pub struct TimeoutArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub idle_timeout_secs: Duration,
-    /// How long an attempt may take in all when its response is no stream, 0 to 86400 seconds; 0: no limit.
+    /// How long one attempt may take in all if its response is not a stream, 0 to 86400 seconds; 0: no limit.
     #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = seconds(0.0, 86_400.0))]
     pub request_timeout_secs: Duration,
-    /// The same for streams, 0 to 604800 seconds; 0: no limit.
+    /// How long one attempt may take in all if its response is a stream, 0 to 604800 seconds; 0: no limit.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 604_800.0))]
     pub stream_timeout_secs: Duration,
     /// How long a stream may be silent before the router sends comments on it, 0 to 3600 seconds; 0: it sends none.
@@ -54,39 +54,41 @@ pub struct TimeoutArgs {
     pub stream_heartbeat_secs: Duration,
     /// How long an idle connection to a worker is kept, 0 to 3600 seconds.
     ///
-    /// Shorter than what the workers' servers keep, or a request may meet a connection that is being closed.
+    /// Must be shorter than the keep-alive time of the workers' servers. Otherwise a request may be sent on a
+    /// connection that the worker is closing.
     #[arg(long, value_name = "SECONDS", default_value = "50", value_parser = seconds(0.0, 3600.0))]
     pub worker_keep_alive_secs: Duration,
-    /// Idle connections kept per worker and thread, 0 to 65535.
+    /// The most idle connections that are kept per worker and thread, 0 to 65535.
     #[arg(long, value_name = "N", default_value = "512", value_parser = whole::<usize>(0, 65_535))]
     pub worker_max_idle_connections: usize,
 }
 
-/// What is tried again, and when.
+/// Which requests are retried, and when.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Retries")]
 pub struct RetryArgs {
     /// Attempts after the first one, 0 to 100.
     ///
-    /// Each goes to a worker that was not tried yet while there is one. Nothing is retried once a byte went to the
-    /// client. Whatever this says, at most two workers see a request whose connection was lost before an answer.
+    /// Each goes to a worker that was not tried yet, as long as there is one. Nothing is retried after a byte of the
+    /// response was sent to the client. Whatever the value, a request whose connection was lost before an answer is
+    /// sent to at most two workers.
     #[arg(long, value_name = "N", default_value = "3", value_parser = whole::<u32>(0, 100))]
     pub retry_max_retries: u32,
     /// Longest pause before the first retry, 0 to 3600000 milliseconds.
     ///
-    /// How much of the pause is drawn at random, --retry-jitter-factor says.
+    /// --retry-jitter-factor sets how much of the pause is random.
     #[arg(long, value_name = "MS", default_value = "50", value_parser = millis(0, 3_600_000))]
     pub retry_initial_backoff_ms: Duration,
     /// Longest pause before any retry, 0 to 3600000 milliseconds.
     ///
-    /// At least --retry-initial-backoff-ms.
+    /// Must be at least --retry-initial-backoff-ms.
     #[arg(long, value_name = "MS", default_value = "5000", value_parser = millis(0, 3_600_000))]
     pub retry_max_backoff_ms: Duration,
-    /// Growth of the longest pause from retry to retry, 1 to 100.
+    /// Factor by which the longest pause grows from retry to retry, 1 to 100.
     #[arg(long, value_name = "FACTOR", default_value = "2", value_parser = between(1.0, 100.0))]
     pub retry_backoff_multiplier: f32,
-    /// Share of a pause that is drawn at random, 0 to 1.
+    /// Share of a pause that is random, 0 to 1.
     ///
     /// With 1 the pause is between zero and the longest, which spreads the retries of many requests best; with 0.2 it is
     /// between 80 % and all of the longest.
@@ -94,13 +96,13 @@ pub struct RetryArgs {
     pub retry_jitter_factor: f32,
     /// Retries as a share of recent requests, 0 to 1.
     ///
-    /// Keeps retries from multiplying the load on workers that are failing already.
+    /// Prevents retries from multiplying the load on workers that are failing already.
     #[arg(long, value_name = "SHARE", default_value = "0.2", value_parser = between(0.0, 1.0))]
     pub retry_budget_ratio: f32,
-    /// Retries per second that are allowed whatever --retry-budget-ratio says, 0 to 100000.
+    /// Retries per second that are allowed even if they exceed --retry-budget-ratio, 0 to 100000.
     #[arg(long, value_name = "N", default_value = "10", value_parser = between(0.0, 100_000.0))]
     pub retry_budget_floor: f32,
-    /// Never try again: the same as --retry-max-retries 0.
+    /// Never retry: the same as --retry-max-retries 0.
     #[arg(
         long,
         value_name = "YES",
@@ -114,21 +116,21 @@ pub struct RetryArgs {
     pub disable_retries: bool,
 }
 
-/// When traffic takes a worker out, and how it comes back.
+/// When failed requests eject a worker, and how it returns.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Circuit breaker")]
 pub struct BreakerArgs {
-    /// Failed requests within --cb-window-duration-secs that take a worker out, 1 to 1000000.
+    /// Failed requests within --cb-window-duration-secs that eject a worker, 1 to 1000000.
     ///
-    /// Errors of transport, timeouts and answers of 500 and above. 4xx and --push-back-statuses are not failures, and
-    /// neither is what the router lacks itself: descriptors, ports, memory, name resolution.
+    /// Transport errors, timeouts and statuses of 500 and above count. 4xx and --push-back-statuses do not count, nor
+    /// do shortages of the router's own resources: descriptors, ports, memory, name resolution.
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive(1_000_000))]
     pub cb_failure_threshold: NonZeroU32,
-    /// Good requests, one at a time, that bring it back, 1 to 1000000.
+    /// Successful trial requests, one at a time, that readmit an ejected worker, 1 to 1000000.
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive(1_000_000))]
     pub cb_success_threshold: NonZeroU32,
-    /// How long a worker stays out before one request is let through, 0.001 to 86400 seconds.
+    /// How long a worker stays ejected before one trial request is sent to it, 0.001 to 86400 seconds.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -136,7 +138,7 @@ pub struct BreakerArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub cb_timeout_duration_secs: Duration,
-    /// The time in which failures are counted together, 0.001 to 86400 seconds.
+    /// The length of the window in which failures are counted, 0.001 to 86400 seconds.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -144,10 +146,11 @@ pub struct BreakerArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub cb_window_duration_secs: Duration,
-    /// Statuses by which a worker says that it has too much to do, 400 to 599; none: there are none.
+    /// Statuses with which a worker reports that it is overloaded, 400 to 599; none: no status does.
     ///
-    /// A list. Such an answer is no failure: the request is tried at another worker, and for the time of its Retry-After
-    /// (a second without one, at most --retry-max-backoff-ms) others come before this worker.
+    /// A list. Such an answer is not a failure: the request is retried at another worker, and other workers are
+    /// preferred to this one for the time of its Retry-After (one second without that header, at most
+    /// --retry-max-backoff-ms).
     #[arg(
         long,
         value_name = "STATUS",
@@ -156,7 +159,7 @@ pub struct BreakerArgs {
         value_parser = error_status
     )]
     pub push_back_statuses: Vec<ErrorStatus>,
-    /// Never take a worker out for what its requests do.
+    /// Never eject a worker because of failed requests.
     #[arg(
         long,
         value_name = "YES",
@@ -168,24 +171,26 @@ pub struct BreakerArgs {
         action = clap::ArgAction::Set
     )]
     pub disable_circuit_breaker: bool,
-    /// Share of a model's workers that breaker and connect errors may take out, 0 to 100 percent.
+    /// Largest share of a model's workers that breaker and connect errors may eject, 0 to 100 percent.
     ///
-    /// Beyond it the least bad stay in: a worker that may fail beats a certain 503.
+    /// Beyond it, the workers with the fewest failures stay in use: a worker that may fail is better than a certain
+    /// 503.
     #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = whole::<u8>(0, 100))]
     pub max_ejection_percent: u8,
 }
 
-/// When probes take a worker out, and how it comes back.
+/// When failed probes eject a worker, and how it returns.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Health checks")]
 pub struct HealthArgs {
-    /// Path that answers 2xx while a worker can serve.
+    /// Path that a worker answers with 2xx while it can serve.
     #[arg(long, value_name = "PATH", default_value = "/health", value_parser = path)]
     pub health_check_endpoint: String,
     /// Time between two probes of a worker, 0.001 to 86400 seconds.
     ///
-    /// Probes are spread over it. A connect error of a request counts at once, so this need not be short.
+    /// The probes of different workers are spread over this time. A connect error of a request counts at once, so this
+    /// need not be short.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -193,16 +198,16 @@ pub struct HealthArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub health_check_interval_secs: Duration,
-    /// Time after which a probe has failed, 0.001 to 3600 seconds.
+    /// How long a probe may take before it counts as failed, 0.001 to 3600 seconds.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds(0.001, 3600.0))]
     pub health_check_timeout_secs: Duration,
-    /// Failed probes in a row that take a worker out, 1 to 1000.
+    /// Failed probes in a row that eject a worker, 1 to 1000.
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive(1000))]
     pub health_failure_threshold: NonZeroU32,
-    /// Good probes in a row that bring it back, 1 to 1000.
+    /// Successful probes in a row that readmit it, 1 to 1000.
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive(1000))]
     pub health_success_threshold: NonZeroU32,
-    /// Don't probe: every worker is taken for healthy.
+    /// Don't probe: every worker counts as healthy.
     #[arg(
         long,
         value_name = "YES",

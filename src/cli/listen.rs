@@ -1,4 +1,4 @@
-//! Flags of the surface: listeners, TLS, keys, probes, the end.
+//! Flags of the HTTP surface: listeners, TLS, keys, probes, shutdown.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,25 +13,25 @@ use crate::cli::values::{
     tenant_key, whole,
 };
 
-/// Where clients connect.
+/// Where the router listens for clients, and the limits of their connections.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Listener")]
 pub struct ListenArgs {
     /// Address to listen on.
     ///
-    /// 0.0.0.0 listens on all IPv4 addresses, :: on all addresses, 127.0.0.1 on loopback only.
+    /// 0.0.0.0 listens on all IPv4 addresses, :: on all IPv4 and IPv6 addresses, 127.0.0.1 on loopback only.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0", value_parser = address)]
     pub host: IpAddr,
-    /// Port to listen on, 0 to 65535; 0: a free one, shown in the log.
+    /// Port to listen on, 0 to 65535; 0: a free port, which the log shows.
     ///
-    /// SMG_PORT in the form tcp://… comes from Kubernetes, which sets it for a Service named smg: it is ignored with a
-    /// warning.
+    /// If SMG_PORT has the form tcp://…, it comes from Kubernetes, which sets it for a Service named smg: the router
+    /// ignores it and logs a warning.
     #[arg(long, value_name = "PORT", default_value = "8000", value_parser = whole::<u16>(0, 65_535))]
     pub port: u16,
     /// Largest request body, 1024 to 4294967296 bytes.
     ///
-    /// A larger one is answered 413. A body is held in memory until its request can't be retried any more.
+    /// A larger one is answered 413. A body is held in memory until its request can no longer be retried.
     #[arg(
         long,
         value_name = "BYTES",
@@ -39,9 +39,9 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 32)
     )]
     pub max_payload_size: usize,
-    /// What the bodies of all requests may hold in memory together, 1024 to 1099511627776 bytes.
+    /// Memory that the bodies of all requests may use together, 1024 to 1099511627776 bytes.
     ///
-    /// A request that finds no room is answered 503. Set it below the memory that the router may use.
+    /// A request whose body does not fit is answered 503. Set it below the memory that the router may use.
     #[arg(
         long,
         value_name = "BYTES",
@@ -51,8 +51,8 @@ pub struct ListenArgs {
     pub max_buffered_bytes: usize,
     /// Decodes compressed request bodies (content-encoding gzip, zstd, br or deflate) before they go to a worker.
     ///
-    /// The decoded body may be as large as --max-payload-size allows. Without this flag a compressed body is answered 415,
-    /// because the router could not read which model it names.
+    /// The decoded body may be as large as --max-payload-size allows. Without this flag a compressed body is answered
+    /// 415, because the router cannot read the model's name in it.
     #[arg(
         long,
         value_name = "YES",
@@ -66,28 +66,28 @@ pub struct ListenArgs {
     pub decompress_requests: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
-    /// Bounds clients that send a byte now and then, and those that send nothing: the time of a connection's first
-    /// request begins when the client has connected. Holds on every port.
+    /// Limits clients that send single bytes with long pauses, and those that send nothing: the time of a connection's
+    /// first request begins when the client has connected. Applies to every port.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds(0.001, 3600.0))]
     pub header_timeout_secs: Duration,
-    /// How long a client's connection is kept between two requests, 0.001 to 86400 seconds.
+    /// How long a client's idle connection is kept, 0.001 to 86400 seconds.
     ///
-    /// Longer than the proxies and load balancers in front keep theirs, or a request may meet a connection that is being
-    /// closed.
+    /// Must be longer than the idle timeout of the proxies and load balancers in front. Otherwise they may send a
+    /// request on a connection that the router is closing.
     #[arg(long, value_name = "SECONDS", default_value = "75", value_parser = seconds(0.001, 86_400.0))]
     pub idle_connection_timeout_secs: Duration,
-    /// How long a client may pause within a body, 0.001 to 3600 seconds.
+    /// How long a client may pause within a request's or a response's body, 0.001 to 3600 seconds.
     ///
-    /// While it sends a request's body (which as a whole may take ten times as long), and while it takes a response: who
-    /// takes nothing for so long is cut off (over HTTP/2: loses the stream), because its request holds a place at a worker.
+    /// The whole body of a request may take ten times as long. A client that reads nothing of its response for this
+    /// long is disconnected (over HTTP/2 its stream is reset), because its request occupies a worker.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0.001, 3600.0))]
     pub body_timeout_secs: Duration,
-    /// Client connections at once, 1 to 1000000.
+    /// The most client connections at the same time, 1 to 1000000.
     ///
-    /// At the limit the oldest connection that has made no request is closed for a new one; without such a connection the
-    /// new one is closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
-    /// many: the router warns at its start when it does not, and accepts only as many as leave a quarter of the limit for
-    /// connections to workers.
+    /// At the limit, the oldest connection that has made no request is closed for a new one. Without such a connection,
+    /// the new one is closed at once and counted. The hard limit on open files (ulimit -Hn) must allow about twice as
+    /// many. If it does not, the router warns at its start, and accepts only so many clients that a quarter of the limit
+    /// remains for connections to workers.
     #[arg(
         long,
         value_name = "N",
@@ -95,15 +95,15 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1, 1_000_000)
     )]
     pub max_connections: usize,
-    /// Threads that move requests, 0 to 1024; 0: one per CPU.
+    /// Threads that forward requests, 0 to 1024; 0: one per CPU.
     ///
     /// Set it to the CPU request of a container that has no CPU limit.
     #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<usize>(0, 1024))]
     pub threads: usize,
-    /// Request headers in which clients send a request's id, best first.
+    /// Request headers in which clients send a request's id, in order of preference.
     ///
-    /// The first that is there counts, if it is 1 to 128 visible ASCII characters; else an id is made. The worker and the
-    /// client get it as x-request-id. A list of at most 16 names.
+    /// The router uses the first header that the request has, if its value is 1 to 128 visible ASCII characters, and
+    /// otherwise makes an id. Worker and client receive the id as x-request-id. A list of at most 16 names.
     #[arg(
         long,
         value_name = "HEADER",
@@ -112,40 +112,40 @@ pub struct ListenArgs {
         value_parser = header_name
     )]
     pub request_id_headers: Vec<HeaderName>,
-    /// Origins that browsers may call from; *: all.
+    /// Origins from which browsers may call the router; *: all.
     ///
-    /// A list of `scheme://host[:port]`. Default: none, no CORS headers are sent.
+    /// A list of `scheme://host[:port]`. Default: none; the router sends no CORS headers.
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]
     pub cors_allowed_origins: Vec<String>,
 }
 
-/// TLS towards clients and workers.
+/// TLS on the connections with clients and workers.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
-    /// PEM file with the certificate chain that clients are shown.
+    /// PEM file with the certificate chain that the router presents to clients.
     ///
-    /// Needs --tls-key-path; together they turn TLS on. Read again on SIGHUP. Default: none, plain HTTP.
+    /// Needs --tls-key-path; the two together turn TLS on. Read again on SIGHUP. Default: none, plain HTTP.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub tls_cert_path: Option<PathBuf>,
     /// PEM file with the private key of --tls-cert-path.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub tls_key_path: Option<PathBuf>,
-    /// PEM file with the authorities that client certificates must come from.
+    /// PEM file with the authorities that must have signed client certificates.
     ///
-    /// Clients without such a certificate are refused in the handshake. Needs --tls-cert-path. Read again on SIGHUP.
+    /// The handshake fails for clients without such a certificate. Needs --tls-cert-path. Read again on SIGHUP.
     /// Default: none, clients are not asked for a certificate.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub client_ca_path: Option<PathBuf>,
-    /// PEM file with the authorities that certificates of https:// workers must come from.
+    /// PEM file with the authorities that must have signed the certificates of https:// workers.
     ///
     /// Read again on SIGHUP. Default: the system's authorities.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub worker_tls_ca: Option<PathBuf>,
-    /// PEM file with the certificate chain that workers are shown.
+    /// PEM file with the certificate chain that the router presents to workers.
     ///
-    /// Needs --worker-tls-key. Read again on SIGHUP. Default: none, for workers that don't ask.
+    /// Needs --worker-tls-key. Read again on SIGHUP. Default: none, for workers that don't ask for a certificate.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub worker_tls_cert: Option<PathBuf>,
     /// PEM file with the private key of --worker-tls-cert.
@@ -153,15 +153,15 @@ pub struct TlsArgs {
     pub worker_tls_key: Option<PathBuf>,
 }
 
-/// Who is let in.
+/// Who may use the router.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Access")]
 pub struct AccessArgs {
-    /// Keys that clients may show as `authorization: Bearer KEY`.
+    /// Keys that clients may send as `authorization: Bearer KEY`.
     ///
-    /// A list, so that a key can be replaced without a gap. Default: none; without --tenant-api-key too, everyone is let
-    /// in. Prefer the variable: a command line can be read by every process of the machine.
+    /// A list, so that a key can be replaced without an interruption. Default: none; if --tenant-api-key is not set
+    /// either, every client is admitted. Prefer the variable: every process of the machine can read a command line.
     #[arg(long, value_name = "KEY", num_args = 1.., value_parser = secret, hide_env_values = true)]
     pub api_key: Vec<Secret>,
     /// Keys of tenants, as id:key.
@@ -178,9 +178,9 @@ pub struct AccessArgs {
     pub tenant_api_key: Vec<TenantKey>,
     /// Keys for the admin routes (/workers, /ha and the like), as KEY or id:name:role:KEY.
     ///
-    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. No client may have the
-    /// same key. Default: none; the keys of --api-key are then asked for on admin routes. Without those too, admin writes
-    /// are taken from this machine only, and never through a proxy.
+    /// A list. The role is admin (everything) or user (reads only); a plain KEY has the role admin. A client key must
+    /// not be the same. Default: none; admin routes then require a key of --api-key. Without those too, admin writes
+    /// are accepted from this machine only, and never through a proxy.
     #[arg(
         long,
         value_name = "KEY",
@@ -189,9 +189,10 @@ pub struct AccessArgs {
         hide_env_values = true
     )]
     pub admin_api_key: Vec<AdminKey>,
-    /// Takes admin writes from everywhere while no key is configured.
+    /// Accepts admin writes from every address while no key is configured.
     ///
-    /// Whoever reaches the port can then add, change and remove workers. For networks that nobody else reaches.
+    /// Everyone who reaches the port can then add, change and remove workers. Use it only in networks that nobody else
+    /// reaches.
     #[arg(
         long,
         value_name = "YES",
@@ -205,37 +206,37 @@ pub struct AccessArgs {
     pub admin_open: bool,
 }
 
-/// What the router's own probes say.
+/// How the router answers probes.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Probes")]
 pub struct ProbeArgs {
-    /// Further port for /liveness, /readiness and /health, 0 to 65535; 0: none.
+    /// Additional port for /liveness, /readiness and /health, 0 to 65535; 0: none.
     ///
-    /// Served by a thread of its own on --host, so that probes are answered while the router is saturated.
+    /// A thread of its own serves it on --host, so that probes are answered while the router is saturated.
     #[arg(long, value_name = "PORT", default_value = "0", value_parser = whole::<u16>(0, 65_535))]
     pub health_check_port: u16,
-    /// Ready workers below which /readiness says 503, 0 to 65535.
+    /// Ready workers below which /readiness answers 503, 0 to 65535.
     ///
-    /// 0 makes the router ready without a worker.
+    /// With 0 the router is ready without a worker.
     #[arg(long, value_name = "N", default_value = "1", value_parser = whole::<usize>(0, 65_535))]
     pub min_ready_workers: usize,
 }
 
-/// How the router ends.
+/// How the router shuts down.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Shutdown")]
 pub struct ShutdownArgs {
-    /// How long requests are still accepted after readiness says no, 0 to 3600 seconds.
+    /// How long requests are still accepted after /readiness answers 503, 0 to 3600 seconds.
     ///
     /// Long enough for the load balancer in front to notice.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds(0.0, 3600.0))]
     pub drain_settle_secs: Duration,
     /// How long requests and streams in flight may take to finish, 0 to 86400 seconds.
     ///
-    /// Streams that take longer are cut and the exit status is 1. In Kubernetes, terminationGracePeriodSeconds must
-    /// exceed this and --drain-settle-secs together.
+    /// Streams that take longer are aborted and the exit status is 1. In Kubernetes, terminationGracePeriodSeconds must
+    /// exceed the sum of this and --drain-settle-secs.
     #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = seconds(0.0, 86_400.0))]
     pub shutdown_grace_period_secs: Duration,
 }

@@ -1,8 +1,8 @@
-//! The command line: what can be typed, and what each word means.
+//! The command line: its flags, their values, and their meaning.
 //!
-//! One flattened clap group per topic. The groups are the only place that knows a flag's name, bounds, default and
-//! meaning; the name of its variable and of its key in the file follow from the flag's by rule, so `config` finds all
-//! three by walking [`command`]. Nothing here reads the process's environment or a file.
+//! There is one flattened clap group per topic. The groups are the only place that knows a flag's name, bounds, default
+//! and meaning. The name of its variable and of its key in the file follow from the flag's name by rule, so `config`
+//! finds all three by walking [`command`]. Nothing here reads the process's environment or a file.
 
 use std::path::PathBuf;
 
@@ -26,9 +26,9 @@ pub use routing::{AdmissionArgs, RoutingArgs, WorkerArgs};
 
 /// Routes OpenAI-compatible requests to inference workers.
 ///
-/// Every flag can also be given as a variable (`SMG_` and the flag's name in capitals) or as a key of the same name in a
-/// TOML file (`--config`). A flag wins over a variable, a variable over the file, the file over the default. Lists take
-/// commas, blanks or repetition.
+/// Every flag can also be given as a variable (`SMG_` and the flag's name in capitals) or as a key of the same name in
+/// a TOML file (`--config`). A flag overrides a variable, a variable the file, the file the default. The values of a
+/// list are separated by commas or blanks, or the flag is repeated.
 #[derive(Debug, Parser)]
 #[command(
     name = "smg",
@@ -41,7 +41,7 @@ pub use routing::{AdmissionArgs, RoutingArgs, WorkerArgs};
                        configuration is wrong."
 )]
 pub struct Cli {
-    /// What to do; nothing: run the router.
+    /// The subcommand; without one, the router runs.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// The router's settings.
@@ -49,16 +49,16 @@ pub struct Cli {
     pub args: Args,
 }
 
-/// What `smg` can do.
+/// The subcommands of `smg`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the router: the same as `smg` without a subcommand.
     #[command(visible_alias = "start")]
     Launch(Box<Args>),
-    /// Say whether a configuration is right and print what it resolves to.
+    /// Check a configuration and print the resolved settings.
     ///
-    /// Reads flags, variables and the file as the router would, opens the certificates, and binds nothing. Prints every
-    /// setting as TOML with where it comes from; secrets are shown as `***`. Exit status 2 when something is wrong.
+    /// Reads flags, variables and the file as the router would, opens the certificates, and binds no port. Prints every
+    /// setting as TOML with its origin; secrets are shown as `***`. Exit status 2 if the configuration is invalid.
     CheckConfig(Box<Args>),
     /// Print a completion script for a shell.
     Completions {
@@ -67,78 +67,78 @@ pub enum Command {
     },
     /// Print the manual page.
     Man,
-    /// Be an OpenAI-compatible worker that needs no GPU: for trying things out and for tests.
+    /// Run an OpenAI-compatible worker that needs no GPU: for experiments and tests.
     MockWorker(Box<mock::Args>),
     /// Show the cluster that a router belongs to.
     #[command(subcommand)]
     Mesh(console::Command),
-    /// Show routers as one: four mock workers, some users who chat, one live screen.
+    /// Run a demonstration: routers of one cluster, mock workers, users who chat, and a live screen.
     Demo(mock::demo::Args),
 }
 
-/// What the router can be told on the command line, in variables and in a file.
+/// The router's settings, as given on the command line, in variables or in a file.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 #[group(skip)]
 pub struct Args {
     /// Read settings from this TOML file.
     ///
-    /// Its keys are the flags' names, with dashes or underscores; `[[workers]]` tables describe workers in full. A key
-    /// that is not known is an error. Read at start; SIGHUP reads it again for the log level and the keys.
+    /// Its keys are the flags' names, with dashes or underscores; `[[workers]]` tables describe workers in full. An
+    /// unknown key is an error. Read at the start; SIGHUP reads the log level and the keys again.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
-    /// Which workers there are.
+    /// The workers that are configured.
     #[command(flatten)]
     pub workers: WorkerArgs,
-    /// How one of them is chosen.
+    /// How the router chooses a worker.
     #[command(flatten)]
     pub routing: RoutingArgs,
-    /// How many requests are let in.
+    /// How many requests are admitted.
     #[command(flatten)]
     pub admission: AdmissionArgs,
-    /// Where clients connect.
+    /// Where the router listens for clients.
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// TLS towards clients and workers.
+    /// TLS on the connections with clients and workers.
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// Who is let in.
+    /// Who may use the router.
     #[command(flatten)]
     pub access: AccessArgs,
-    /// How long each phase may take.
+    /// How long each phase of a request may take.
     #[command(flatten)]
     pub timeouts: TimeoutArgs,
-    /// What is tried again.
+    /// Which requests are retried.
     #[command(flatten)]
     pub retry: RetryArgs,
-    /// When traffic takes a worker out.
+    /// When failed requests eject a worker.
     #[command(flatten)]
     pub breaker: BreakerArgs,
-    /// When probes take a worker out.
+    /// When failed probes eject a worker.
     #[command(flatten)]
     pub health: HealthArgs,
-    /// What the router's own probes say.
+    /// How the router answers probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// Several routers as one.
+    /// How several routers form a cluster.
     #[command(flatten)]
     pub mesh: MeshArgs,
     /// Logs and metrics.
     #[command(flatten)]
     pub observe: ObserveArgs,
-    /// How the router ends.
+    /// How the router shuts down.
     #[command(flatten)]
     pub shutdown: ShutdownArgs,
 }
 
-/// The whole command line as clap parses it.
+/// The whole command line, for parsing.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// The same with each flag's variable shown: for help, completions, the manual page and the documentation.
+/// The command line with each flag's variable shown: for help, completions, the manual page and the documentation.
 ///
-/// Parsing uses [`command`], which never looks at the environment.
+/// Parsing uses [`command`], which never reads the environment.
 #[must_use]
 pub fn shown_command() -> clap::Command {
     fn with_variables(command: clap::Command) -> clap::Command {
@@ -160,7 +160,7 @@ pub fn settings_command() -> clap::Command {
         .disable_help_flag(true)
 }
 
-/// The name of the variable that says the same as a flag; `None` for what is no setting (`--help`).
+/// The name of the variable that sets the same value as a flag; `None` for flags that are no settings (`--help`).
 #[must_use]
 pub fn variable_of(arg: &Arg) -> Option<String> {
     let long = arg.get_long()?;
@@ -168,19 +168,19 @@ pub fn variable_of(arg: &Arg) -> Option<String> {
     is_setting.then(|| format!("SMG_{}", long.replace('-', "_").to_ascii_uppercase()))
 }
 
-/// Whether a setting is a list: commas, blanks, repetition.
+/// Whether a setting is a list.
 #[must_use]
 pub fn is_list(arg: &Arg) -> bool {
     matches!(arg.get_action(), clap::ArgAction::Append)
 }
 
-/// Whether a setting is a yes or a no, which may stand without a value.
+/// Whether a setting is yes or no; its flag needs no value.
 #[must_use]
 pub fn is_switch(arg: &Arg) -> bool {
     arg.get_num_args().is_some_and(|values| values.min_values() == 0)
 }
 
-/// Whether a setting's value is never shown.
+/// Whether a setting's value must never be shown.
 #[must_use]
 pub fn is_secret(arg: &Arg) -> bool {
     arg.is_hide_env_values_set()
@@ -198,12 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_has_a_heading_and_a_meaning() {
+    fn every_setting_has_a_heading_and_a_help_text() {
         for arg in settings_command().get_arguments() {
             let id = arg.get_id();
             assert!(arg.get_help_heading().is_some(), "{id} has no heading");
             assert!(arg.get_help().is_some_and(|h| h.to_string().len() > 10), "{id} has no help");
-            assert_eq!(id.as_str().replace('_', "-"), arg.get_long().unwrap(), "one name only");
+            assert_eq!(
+                id.as_str().replace('_', "-"),
+                arg.get_long().unwrap(),
+                "id and flag have the same name"
+            );
         }
     }
 

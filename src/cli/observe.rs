@@ -1,4 +1,4 @@
-//! Flags for those who watch: logs and metrics.
+//! Flags for logs and metrics.
 
 use std::net::IpAddr;
 
@@ -6,18 +6,18 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::values::{address, whole, yes_or_no};
 
-/// How much is logged.
+/// The least severe level that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
-    /// What a human must look at
+    /// Failures that a human must look at
     #[value(alias = "critical")]
     Error,
-    /// What went wrong and was coped with
+    /// Failures that the router has handled itself
     #[value(alias = "warning")]
     Warn,
-    /// The life of the router and its workers
+    /// Changes of the router, its workers and the cluster
     Info,
-    /// Each request
+    /// Every request
     Debug,
 }
 
@@ -26,9 +26,9 @@ pub enum LogLevel {
 #[group(skip)]
 #[command(next_help_heading = "Observability")]
 pub struct ObserveArgs {
-    /// How much is logged, to standard error.
+    /// The least severe level that is logged, to standard error.
     ///
-    /// The variable RUST_LOG wins over it and can name modules: RUST_LOG=info,smg_proxy::dispatch=debug. A level from
+    /// The variable RUST_LOG overrides it and can name modules: RUST_LOG=info,smg_proxy::dispatch=debug. A level from
     /// --config is read again on SIGHUP.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
@@ -47,9 +47,10 @@ pub struct ObserveArgs {
     /// Address of the metrics port.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0", value_parser = address)]
     pub prometheus_host: IpAddr,
-    /// Port for Prometheus besides /metrics on the main port, 0 to 65535; 0: none.
+    /// Additional port for /metrics, 0 to 65535; 0: none.
     ///
-    /// When it is in use already, that is an error if the port was asked for, and a warning if it is the default.
+    /// If the port is in use already, that is an error if the port was set explicitly, and a warning if it is the
+    /// default.
     #[arg(
         long,
         value_name = "PORT",

@@ -1,4 +1,4 @@
-//! Flags that say which workers there are, how one is chosen, and how many requests are let in.
+//! Flags that list the workers, choose the policy, and limit the requests that are admitted.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use smg_types::spec::{Secret, WorkerUrl};
 
 use crate::cli::values::{Limit, ModelAlias, between, limit, seconds, secret, whole, worker_url};
 
-/// Which workers there are.
+/// The workers that are configured.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Workers")]
 pub struct WorkerArgs {
     /// Workers to route to.
     ///
-    /// A list of http:// or https:// URLs. Models are asked of the workers themselves. More can be told in `[[workers]]`
-    /// tables of the file; further workers may be registered at run time. Default: none.
+    /// A list of http:// or https:// URLs. The router asks the workers for their models. `[[workers]]` tables of the
+    /// file describe workers in more detail; further workers may be registered at run time. Default: none.
     #[arg(long, value_name = "URL", num_args = 1.., value_parser = worker_url)]
     pub worker_urls: Vec<WorkerUrl>,
-    /// Key that is sent to workers which have none of their own.
+    /// Key that is sent to workers that have no key of their own.
     ///
-    /// Replaces the client's `authorization` on the way to the workers of --worker-urls and of `[[workers]]` tables that
-    /// name no key. Prefer the variable: a command line can be read by every process of the machine. Default: none, the
-    /// client's header goes on to the worker unless it proved itself with it.
+    /// Replaces the client's `authorization` header in requests to the workers of --worker-urls and of `[[workers]]`
+    /// tables that name no key. Prefer the variable: every process of the machine can read a command line. Default:
+    /// none; the client's header is forwarded to the worker unless it authenticated the client to the router.
     #[arg(long, value_name = "KEY", value_parser = secret, hide_env_values = true)]
     pub worker_api_key: Option<Secret>,
     /// Other names for models, as alias=model, whichever workers serve them.
     ///
-    /// A request for the alias is sent as one for the model. A worker's own aliases stand in its `[[workers]]` table. A
-    /// list. Default: none.
+    /// A request for the alias is forwarded as one for the model. A list. A worker's own aliases are set in its
+    /// `[[workers]]` table. Default: none.
     #[arg(
         long,
         value_name = "ALIAS=MODEL",
@@ -39,7 +39,7 @@ pub struct WorkerArgs {
         value_parser = crate::cli::values::model_alias
     )]
     pub model_alias: Vec<ModelAlias>,
-    /// Networks in which workers may be although no worker is expected there, as 169.254.7.0/24.
+    /// Networks in which workers are allowed although none are expected there, as 169.254.7.0/24.
     ///
     /// Without it the router connects neither to link-local addresses (169.254.0.0/16, fe80::/10) nor to those of cloud
     /// metadata services, which hand out credentials: not when a worker is registered, and not when a worker's name
@@ -51,12 +51,12 @@ pub struct WorkerArgs {
         value_parser = crate::cli::values::network
     )]
     pub allow_worker_cidr: Vec<ipnet::IpNet>,
-    /// How long a deleted worker may finish what is in flight, 0 to 86400 seconds.
+    /// How long the requests in flight of a deleted worker may take to finish, 0 to 86400 seconds.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds(0.0, 86_400.0))]
     pub drain_timeout_secs: Duration,
 }
 
-/// Reads the name of a policy; `--help` lists the names with one sentence each.
+/// Parses the name of a policy; `--help` lists the names with one sentence each.
 fn policy() -> impl TypedValueParser<Value = Kind> {
     let named =
         |kind: Kind| PossibleValue::new(kind.name()).aliases(other_names(kind)).help(summary(kind));
@@ -66,13 +66,13 @@ fn policy() -> impl TypedValueParser<Value = Kind> {
     })
 }
 
-/// Reads the name of a class in the queue.
+/// Parses the name of a priority class.
 fn priority() -> impl TypedValueParser<Value = Priority> {
     PossibleValuesParser::new(Priority::ALL.map(Priority::name))
         .map(|name| name.parse().expect("only names of classes are possible values"))
 }
 
-/// What other routers call a policy.
+/// The names of a policy in other routers, which are accepted as well.
 const fn other_names(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::ConsistentHashing => &["consistent_hash", "rendezvous_hash"],
@@ -88,7 +88,7 @@ const fn other_names(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// How a policy picks, in one line.
+/// How a policy picks a worker, in one line.
 const fn summary(kind: Kind) -> &'static str {
     match kind {
         Kind::CacheAware => {
@@ -106,37 +106,37 @@ const fn summary(kind: Kind) -> &'static str {
     }
 }
 
-/// How a worker is chosen.
+/// How the router chooses a worker.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Routing")]
 pub struct RoutingArgs {
-    /// How a worker is chosen for a request.
+    /// The policy that chooses a worker for each request.
     ///
-    /// The default suits workers that keep a prefix cache, which vLLM and SGLang do. A worker's label `policy` sets
-    /// another one for its models.
+    /// The default suits workers that keep a prefix cache, as vLLM and SGLang do. A worker's label `policy` sets
+    /// another policy for its models.
     #[arg(long, value_name = "NAME", default_value = "cache_aware", value_parser = policy())]
     pub policy: Kind,
-    /// Matched share of a prompt from which cache_aware follows the prefix, 0 to 1.
+    /// Share of a prompt that must be cached before cache_aware prefers the worker, 0 to 1.
     ///
-    /// Lower it when prompts share a short head that is expensive to compute; raise it when even load matters more.
+    /// Lower it if prompts share a short head that is expensive to compute; raise it if even load matters more.
     #[arg(long, value_name = "SHARE", default_value = "0.3", value_parser = between(0.0, 1.0))]
     pub cache_threshold: f32,
-    /// Requests by which a worker with the prefix may exceed the least loaded one, 0 to 1000000.
+    /// Requests by which the load of a worker with the prefix may exceed the least loaded one, 0 to 1000000.
     ///
-    /// Affinity is given up only when this and --balance-rel-threshold are both exceeded. About the number of requests
-    /// that one worker batches is a good value.
+    /// The router ignores the prefix only if this and --balance-rel-threshold are both exceeded. A good value is about
+    /// the number of requests that one worker batches.
     #[arg(long, value_name = "N", default_value = "64", value_parser = whole::<u32>(0, 1_000_000))]
     pub balance_abs_threshold: u32,
-    /// Ratio by which a worker with the prefix may exceed the least loaded one, 1 to 1000.
+    /// Ratio by which the load of a worker with the prefix may exceed the least loaded one, 1 to 1000.
     ///
-    /// Affinity is given up only when this and --balance-abs-threshold are both exceeded.
+    /// The router ignores the prefix only if this and --balance-abs-threshold are both exceeded.
     #[arg(long, value_name = "RATIO", default_value = "1.5", value_parser = between(1.0, 1000.0))]
     pub balance_rel_threshold: f32,
     /// Prompt blocks that cache_aware remembers, over all models, 1024 to 1073741824.
     ///
-    /// The least recently used go first. Every entry costs memory, whatever the prompt's length; /metrics shows how
-    /// much is used.
+    /// The least recently used blocks are evicted first. The memory grows with the number of blocks, whatever the
+    /// length of the prompts; /metrics shows how much is used.
     #[arg(
         long,
         value_name = "ENTRIES",
@@ -152,9 +152,9 @@ pub struct RoutingArgs {
         value_parser = seconds(1.0, 2_592_000.0)
     )]
     pub session_ttl_secs: Duration,
-    /// Sessions that the manual policy remembers at most, 1 to 1073741824.
+    /// The most sessions that the manual policy remembers, 1 to 1073741824.
     ///
-    /// The least recently used go first.
+    /// The least recently used sessions are evicted first.
     #[arg(
         long,
         value_name = "N",
@@ -162,10 +162,10 @@ pub struct RoutingArgs {
         value_parser = whole::<usize>(1, 1 << 30)
     )]
     pub max_sessions: usize,
-    /// Request headers that carry a session's key, best first.
+    /// Request headers that carry a session's key, in order of preference.
     ///
-    /// Read by consistent_hashing and manual after x-smg-routing-key and before the body's prompt_cache_key and user. A
-    /// list of at most 16 names.
+    /// The policies consistent_hashing and manual read them after x-smg-routing-key and before the body's
+    /// prompt_cache_key and user. A list of at most 16 names.
     #[arg(
         long,
         value_name = "HEADER",
@@ -174,9 +174,9 @@ pub struct RoutingArgs {
         value_parser = crate::cli::values::header_name
     )]
     pub session_header: Vec<http::HeaderName>,
-    /// Tell clients which worker, policy and decision served them.
+    /// Show clients which worker, policy and decision served them.
     ///
-    /// Adds x-smg-* headers to responses. Meant for trying things out: it shows worker ids to every client.
+    /// Adds x-smg-* headers to responses. Meant for experiments: it shows worker ids to every client.
     #[arg(
         long,
         value_name = "YES",
@@ -190,15 +190,15 @@ pub struct RoutingArgs {
     pub debug_headers: bool,
 }
 
-/// How many requests are let in.
+/// How many requests are admitted.
 #[derive(Debug, Clone, PartialEq, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Admission")]
 pub struct AdmissionArgs {
-    /// Requests at the workers at once; 0 or -1: no limit; up to 1000000.
+    /// The most requests in flight at all workers together; 0 or -1: no limit; up to 1000000.
     ///
-    /// Counted by this router until the response's last byte. What is above it waits in the queue. A little more than
-    /// what all workers together batch keeps them busy without piling work up in them.
+    /// This router counts a request until the last byte of its response. Further requests wait in the queue. A value a
+    /// little above what all workers batch together keeps them busy without long queues inside them.
     #[arg(
         long,
         value_name = "N",
@@ -207,14 +207,15 @@ pub struct AdmissionArgs {
         value_parser = limit(1_000_000)
     )]
     pub max_concurrent_requests: Limit,
-    /// Requests that may wait for a place, 0 to 1000000; 0: none waits.
+    /// The most requests that may wait in the queue, 0 to 1000000; 0: none waits.
     ///
-    /// Only --max-concurrent-requests makes requests wait here. What finds the queue full is answered 429 at once.
+    /// Requests wait only because of --max-concurrent-requests. A request that finds the queue full is answered 429 at
+    /// once.
     #[arg(long, value_name = "N", default_value = "100", value_parser = whole::<u32>(0, 1_000_000))]
     pub queue_size: u32,
     /// How long a request may wait in the queue, 0.001 to 86400 seconds.
     ///
-    /// It is answered 503 with Retry-After after that. Shorter than what clients wait, or they leave first.
+    /// Then it is answered 503 with Retry-After. Set it below the clients' own timeout, or they give up first.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -222,10 +223,10 @@ pub struct AdmissionArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub queue_timeout_secs: Duration,
-    /// The most urgent class that a client may claim in x-smg-priority.
+    /// The most urgent priority class that a client may claim in x-smg-priority.
     ///
-    /// A claim above it counts as this class. Lower it to default where clients are strangers, for a class is a head
-    /// start in the queue.
+    /// A claim above it counts as this class. A more urgent class is served first from the queue, so lower this to
+    /// default if the clients are strangers.
     #[arg(
         long,
         value_name = "CLASS",
@@ -233,9 +234,9 @@ pub struct AdmissionArgs {
         value_parser = priority()
     )]
     pub max_client_priority: Priority,
-    /// How long a request waits when workers are known and none is available, 0 to 86400 seconds.
+    /// How long a request waits if workers are known but none is available, 0 to 86400 seconds.
     ///
-    /// 0 answers 503 at once. Some seconds carry requests over a restart of a single worker.
+    /// 0 answers 503 at once. A few seconds let requests survive the restart of a single worker.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 86_400.0))]
     pub no_worker_wait_secs: Duration,
 }

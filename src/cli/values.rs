@@ -1,8 +1,8 @@
-//! What a single value may look like: one parser per kind, each with its bounds in its error.
+//! Parsers of single values: one per kind, each with its bounds in its error.
 //!
-//! Each of these returns a plain function from text to value; an error says what would have been right and leaves the
-//! value itself to the caller, who knows whether it may be shown. The flags use them and so do the workers' tables in
-//! the file: a weight is a weight wherever it stands.
+//! Each of these functions returns a plain function from text to value. An error states which values are valid. It
+//! leaves out the value itself, because only the caller knows whether that may be shown. Both the flags and the
+//! workers' tables in the file use these parsers.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -14,12 +14,12 @@ use smg_types::bounds;
 use smg_types::ids::{ModelId, NodeName};
 use smg_types::spec::{Secret, WorkerUrl};
 
-/// A key that proves a tenant, as `id:key`.
+/// A tenant's key, as `id:key`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantKey {
     /// The tenant's name: 1 to 64 letters, digits, `-`, `_` or `.`.
     pub id: String,
-    /// Its key.
+    /// The tenant's key.
     pub key: Secret,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn whole<T: TryFrom<u64>>(
     }
 }
 
-/// A whole number from 1 to `high`.
+/// A whole number from 1 to `high`, both included.
 pub(crate) fn positive(
     high: u32,
 ) -> impl Fn(&str) -> Result<NonZeroU32, String> + Clone + Send + Sync + 'static {
@@ -46,7 +46,7 @@ pub(crate) fn positive(
     move |text| parse(text).map(|n| NonZeroU32::new(n).expect("the bounds begin at 1"))
 }
 
-/// A limit: a whole number from 1 to `high`, or 0 or -1 for none.
+/// A limit: a whole number from 1 to `high`, or 0 or -1 for no limit.
 pub(crate) fn limit(
     high: u32,
 ) -> impl Fn(&str) -> Result<Limit, String> + Clone + Send + Sync + 'static {
@@ -57,7 +57,7 @@ pub(crate) fn limit(
     }
 }
 
-/// A limit that may be absent. A type of its own, since clap reads `Option` as "may be left out".
+/// A limit that may be absent. It needs a type of its own, because clap reads `Option` as "may be left out".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<NonZeroU32>);
 
@@ -74,7 +74,7 @@ pub(crate) fn between(
     }
 }
 
-/// A time in seconds from `low` to `high`; thousandths count, smaller parts are an error.
+/// A time in seconds from `low` to `high`, with up to three decimals; more are an error.
 pub(crate) fn seconds(
     low: f64,
     high: f64,
@@ -131,12 +131,12 @@ pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
     })
 }
 
-/// Where another router may be.
+/// The address of another router to join.
 pub(crate) fn peer_url(text: &str) -> Result<JoinAddress, String> {
     text.parse().map_err(|error: ParseJoinAddressError| error.to_string())
 }
 
-/// Digits with at most one point between them: what both `1` and `0.5` are, and `inf` and `1e9` are not.
+/// Whether a text is digits with at most one decimal point, such as `1` and `0.5`, and unlike `inf` and `1e9`.
 fn is_decimal(text: &str) -> bool {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     [whole, fraction]
@@ -144,7 +144,7 @@ fn is_decimal(text: &str) -> bool {
         .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Yes or no.
+/// A yes or no, in one of the usual spellings.
 pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
@@ -165,7 +165,7 @@ pub(crate) fn address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// A secret that can stand in a header: 1 to 4096 visible ASCII characters. The mask that `check-config` prints is
+/// A secret that can be sent in a header: 1 to 4096 visible ASCII characters. The mask that `check-config` prints is
 /// refused, so that a printed file can't silently become a configuration with a known key.
 pub(crate) fn secret(text: &str) -> Result<Secret, String> {
     if text == MASK {
@@ -179,10 +179,10 @@ pub(crate) fn secret(text: &str) -> Result<Secret, String> {
     }
 }
 
-/// What stands in place of a secret wherever one would be shown.
+/// The text that is shown in place of a secret.
 pub const MASK: &str = "***";
 
-/// A tenant and its key.
+/// A tenant's id and key, as `id:key`.
 pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     if text == MASK {
         return Err(format!("is {MASK:?}, which check-config prints in place of a secret"));
@@ -199,16 +199,16 @@ pub(crate) fn tenant_key(text: &str) -> Result<TenantKey, String> {
     Ok(TenantKey { id: id.to_owned(), key })
 }
 
-/// Another name for a model, as `alias=model`.
+/// An alias of a model, as `alias=model`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelAlias {
     /// The name that clients may use.
     pub alias: ModelId,
-    /// The name that workers know.
+    /// The name under which workers serve the model.
     pub model: ModelId,
 }
 
-/// Another name for a model.
+/// An alias of a model, as `alias=model`.
 pub(crate) fn model_alias(text: &str) -> Result<ModelAlias, String> {
     let (alias, model) =
         text.split_once('=').ok_or_else(|| "is not of the form alias=model".to_owned())?;
@@ -223,25 +223,25 @@ pub(crate) fn model_name(text: &str) -> Result<ModelId, String> {
     bounds::model_name(text).map(|()| ModelId::from(text))
 }
 
-/// A worker's URL: not a client's base URL, which ends in `/v1`.
+/// A worker's URL, without the `/v1` that ends a client's base URL.
 pub(crate) fn worker_url(text: &str) -> Result<WorkerUrl, String> {
     let url: WorkerUrl = text.parse().map_err(|error| format!("{error}"))?;
     url.check_path().map_err(|error| format!("{error}"))?;
     Ok(url)
 }
 
-/// An administrator's key: a key, or `id:name:role:key`.
+/// An administrator's key, as `key` or `id:name:role:key`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdminKey {
-    /// Whose key it is: the id that was given, else `admin`.
+    /// The id of the administrator, `admin` for a plain key.
     pub id: String,
-    /// Whether it allows writes.
+    /// Whether the key allows writes.
     pub writes: bool,
     /// The key.
     pub key: Secret,
 }
 
-/// An administrator's key. What has a role in its third place is read as `id:name:role:key`, everything else is a key.
+/// An administrator's key. A text with a role in its third part is read as `id:name:role:key`, any other as a key.
 pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
     let parts: Vec<&str> = text.splitn(4, ':').collect();
     if let [id, _name, role, key] = parts[..] {
@@ -261,7 +261,7 @@ pub(crate) fn admin_key(text: &str) -> Result<AdminKey, String> {
     Ok(AdminKey { id: "admin".to_owned(), writes: true, key: secret(text)? })
 }
 
-/// A path on a worker: begins with a slash, visible ASCII, at most 1024 characters.
+/// A path on a worker: it begins with a slash and has at most 1024 visible ASCII characters.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     let is_path = text.starts_with('/')
         && bounds::PROBE_PATH_BYTES.contains(&text.len())
@@ -269,7 +269,7 @@ pub(crate) fn path(text: &str) -> Result<String, String> {
     if is_path { Ok(text.to_owned()) } else { Err("is not a path that begins with /".to_owned()) }
 }
 
-/// An origin as browsers send it, or `*`.
+/// An origin in the form that browsers send, or `*`.
 pub(crate) fn origin(text: &str) -> Result<String, String> {
     if text == "*" {
         return Ok(text.to_owned());
@@ -286,7 +286,7 @@ pub(crate) fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-/// A status of an answer, or none at all.
+/// A status code, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorStatus(pub Option<StatusCode>);
 
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_secret_does_not_show_it() {
+    fn an_error_about_a_secret_does_not_show_it() {
         for wrong in ["hunter two", "hunter\u{e9}", ""] {
             assert!(!secret(wrong).unwrap_err().contains("hunter"));
         }
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_an_address() {
+    fn addresses_have_the_usual_spellings() {
         assert_eq!(address("[::1]"), address("::1"));
         assert_eq!(address("localhost").unwrap().to_string(), "127.0.0.1");
         for wrong in ["example.org", "0.0.0.0:80", "", "[::1"] {

@@ -1,5 +1,5 @@
-//! Where output goes: standard error and standard output that nobody reads, that are full, or whose reader has gone. None
-//! of it may cost a request, the process, or more than a second at the end.
+//! Tests of standard error and standard output that are not read, are full, or whose reader is gone. None of that may
+//! cost a request, the process, or more than a second of the shutdown.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -20,17 +20,17 @@ use crate::support::router::command;
 
 const CHAT: &str = r#"{"model":"m","max_tokens":2,"messages":[]}"#;
 
-/// How long a router may take to answer that is not held up.
+/// How long a router that is not blocked may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A router whose standard error belongs to the test, so that its log can't tell where it listens.
-struct Mute {
+/// A router whose standard error belongs to the test, so that the test cannot read the address from its log.
+struct SilentRouter {
     child: Child,
     address: SocketAddr,
 }
 
-impl Mute {
-    /// Starts one in front of `worker` that logs text into `stderr`, and waits until it has a worker.
+impl SilentRouter {
+    /// Starts a router for `worker` that logs text to `stderr`, and waits until it has a ready worker.
     async fn start(worker: &Mock, stderr: impl Into<Stdio>, flags: &[&str]) -> Self {
         let port = {
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -57,7 +57,7 @@ impl Mute {
         router
     }
 
-    /// Sends `requests` chats over eight connections, and looks at `/liveness` meanwhile.
+    /// Sends `requests` chats over eight connections, and requests `/liveness` meanwhile.
     async fn serves(&self, requests: usize) {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..8 {
@@ -76,7 +76,7 @@ impl Mute {
             let asked = Instant::now();
             let alive = client::try_send(self.address, "GET", "/liveness", &[], b"");
             let alive = tokio::time::timeout(Duration::from_secs(1), alive).await;
-            assert_eq!(alive.expect("/liveness within a second").unwrap().status, 200);
+            assert_eq!(alive.expect("/liveness answers within a second").unwrap().status, 200);
             assert!(asked.elapsed() < Duration::from_secs(1));
             tokio::select! {
                 ended = clients.join_next() => ended.unwrap().unwrap(),
@@ -85,14 +85,15 @@ impl Mute {
         }
     }
 
-    /// Logs `lines` lines of more than 1 KB, each with a character that a log must not show as it is.
+    /// Makes the router log `lines` lines of more than 1 KB, each with a character that a log must escape.
     async fn logs(&self, lines: usize) {
         let model = "%e2%80%ae".repeat(170);
         let mut connection = Connection::open(self.address).await.unwrap();
         let path = format!("/ha/policies/{model}");
         for _ in 0..lines {
             let asked = connection.put(&path, r#"{"policy":"random"}"#);
-            let answer = tokio::time::timeout(PATIENCE, asked).await.expect("it hangs").unwrap();
+            let answer =
+                tokio::time::timeout(PATIENCE, asked).await.expect("the router hangs").unwrap();
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
     }
@@ -112,18 +113,18 @@ impl Mute {
         .await;
     }
 
-    /// Ends it by SIGTERM; how long that took.
+    /// Stops the router by SIGTERM, and returns how long that took.
     async fn ends_cleanly(mut self) -> Duration {
-        let told = Instant::now();
+        let signalled = Instant::now();
         let pid = self.child.id().unwrap().to_string();
         assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
         let ended = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await;
-        assert_eq!(ended.expect("it ends").unwrap().code(), Some(0));
-        told.elapsed()
+        assert_eq!(ended.expect("the router exits").unwrap().code(), Some(0));
+        signalled.elapsed()
     }
 }
 
-/// Reads a pipe to its end, on a thread; what has come so far.
+/// Reads a pipe to its end on a thread. Returns the bytes that have arrived so far.
 fn read_all(mut pipe: PipeReader) -> Arc<Mutex<Vec<u8>>> {
     let come = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&come);
@@ -141,10 +142,10 @@ fn text(come: &Mutex<Vec<u8>>) -> String {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_log_may_go_away() {
+async fn the_reader_of_the_log_may_close_the_pipe() {
     let worker = Mock::start("w").await;
     let (reader, writer) = std::io::pipe().unwrap();
-    let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, writer, &["--log-level", "debug"]).await;
     router.serves(16).await;
     drop(reader);
     router.serves(300).await;
@@ -157,43 +158,44 @@ async fn the_log_may_have_no_reader_from_the_start() {
     let worker = Mock::start("w").await;
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let router = Mute::start(&worker, writer, &["--log-level", "debug", "--log-json"]).await;
+    let router =
+        SilentRouter::start(&worker, writer, &["--log-level", "debug", "--log-json"]).await;
     router.serves(100).await;
     assert!(router.dropped("closed").await > 0);
     router.ends_cleanly().await;
 }
 
 #[tokio::test]
-async fn a_full_disk_is_no_reason_to_end() {
+async fn a_full_disk_does_not_stop_the_router() {
     let worker = Mock::start("w").await;
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let router = Mute::start(&worker, full, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, full, &["--log-level", "debug"]).await;
     router.serves(300).await;
     assert!(router.dropped("no_space").await > 0);
     router.ends_cleanly().await;
 }
 
 #[tokio::test]
-async fn a_pipe_that_nobody_reads_holds_nothing_up_and_what_was_lost_is_told() {
+async fn a_pipe_that_is_not_read_blocks_nothing_and_lost_lines_are_reported() {
     let worker = Mock::start("w").await;
     let (reader, writer) = std::io::pipe().unwrap();
-    let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, writer, &["--log-level", "debug"]).await;
     router.serves(300).await;
-    // The pipe holds 64 KiB, the router 1 MiB of lines; then lines are lost.
+    // The pipe holds 64 KiB and the router 1 MiB of lines; further lines are lost.
     router.logs(2000).await;
     router.serves(300).await;
     let lost = router.dropped("queue_full").await;
     assert!(lost > 100, "{lost}");
     let come = read_all(reader);
-    eventually("what was lost is told", || async {
+    eventually("the lost lines are reported", || async {
         let log = text(&come);
-        let told: u64 = log
+        let reported: u64 = log
             .lines()
             .filter(|line| line.contains("ERROR") && line.contains("lines of the log were lost"))
             .map(|line| line.rsplit("lines=").next().unwrap().parse::<u64>().unwrap())
             .sum();
         let lost = router.dropped("queue_full").await;
-        if told == lost { Ok(()) } else { Err((told, lost)) }
+        if reported == lost { Ok(()) } else { Err((reported, lost)) }
     })
     .await;
     for line in text(&come).lines() {
@@ -203,38 +205,42 @@ async fn a_pipe_that_nobody_reads_holds_nothing_up_and_what_was_lost_is_told() {
 }
 
 #[tokio::test]
-async fn the_end_waits_a_second_for_the_log_and_no_longer() {
+async fn the_shutdown_waits_at_most_a_second_for_the_log() {
     let worker = Mock::start("w").await;
     let (reader, writer) = std::io::pipe().unwrap();
-    let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, writer, &["--log-level", "debug"]).await;
     router.logs(100).await;
     let took = router.ends_cleanly().await;
     assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&took), "{took:?}");
     drop(reader);
 
     let (reader, writer) = std::io::pipe().unwrap();
-    let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, writer, &["--log-level", "debug"]).await;
     router.logs(100).await;
     let come = read_all(reader);
     router.ends_cleanly().await;
-    eventually("the last line has come", || async {
+    eventually("the last line has arrived", || async {
         let log = text(&come);
         let last = log.lines().last().unwrap_or_default().to_owned();
-        if last.ends_with(": ended") { Ok(()) } else { Err(last) }
+        if last.ends_with(": the router has shut down") { Ok(()) } else { Err(last) }
     })
     .await;
-    assert_eq!(text(&come).matches("policy set").count(), 100, "none is lost while somebody reads");
+    assert_eq!(
+        text(&come).matches("policy set").count(),
+        100,
+        "no line is lost while the pipe is read"
+    );
 }
 
 #[tokio::test]
-async fn a_model_can_neither_forge_a_line_nor_steer_the_terminal() {
+async fn a_models_name_can_neither_forge_a_line_nor_control_the_terminal() {
     let worker = Mock::start("w").await;
     let (reader, writer) = std::io::pipe().unwrap();
-    let router = Mute::start(&worker, writer, &["--log-level", "debug"]).await;
+    let router = SilentRouter::start(&worker, writer, &["--log-level", "debug"]).await;
     let come = read_all(reader);
     let forged = "2027-01-01T00:00:00Z ERROR smg: all is lost";
     let mut connection = Connection::open(router.address).await.unwrap();
-    // Control characters are refused at the door; a line separator and a change of direction are no control characters.
+    // The API refuses control characters. A line separator and a change of writing direction are no control characters.
     for (before, after, status) in
         [("%0d%0a", "%1b%5b2J%c2%9b", 400), ("%e2%80%a8", "%e2%80%ae", 200)]
     {
@@ -243,20 +249,24 @@ async fn a_model_can_neither_forge_a_line_nor_steer_the_terminal() {
         assert_eq!(answer.status, status, "{}", answer.text());
     }
     router.ends_cleanly().await;
-    let line = eventually("the line has come", || async {
+    let line = eventually("the line has arrived", || async {
         let log = text(&come);
         let set = log.lines().find(|line| line.contains("policy set")).map(str::to_owned);
-        if log.contains(": ended") { Ok(set.expect("it is logged")) } else { Err(log) }
+        if log.contains(": the router has shut down") {
+            Ok(set.expect("it is logged"))
+        } else {
+            Err(log)
+        }
     })
     .await;
     assert!(line.contains(&format!("model=m\\u2028{forged}\\u202e")), "{line:?}");
     let log = text(&come);
     assert!(!log.lines().any(|line| line.starts_with(forged)), "{log}");
-    let steers = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{202e}');
-    assert!(!log.chars().any(|c| steers(c) && c != '\n'), "{log:?}");
+    let controls = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{202e}');
+    assert!(!log.chars().any(|c| controls(c) && c != '\n'), "{log:?}");
 }
 
-/// JSON in which no object has a key twice.
+/// A JSON document in which no object has a repeated key.
 struct Unrepeated;
 
 impl<'de> Deserialize<'de> for Unrepeated {
@@ -318,7 +328,7 @@ async fn json_lines_repeat_no_key_and_quote_a_request_id_once() {
     let (reader, writer) = std::io::pipe().unwrap();
     let mesh = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
     let flags = [&["--log-level", "debug", "--log-json"][..], &mesh].concat();
-    let router = Mute::start(&worker, writer, &flags).await;
+    let router = SilentRouter::start(&worker, writer, &flags).await;
     let come = read_all(reader);
     let named = [("x-request-id", "mine-1")];
     for (method, path, status) in
@@ -327,7 +337,7 @@ async fn json_lines_repeat_no_key_and_quote_a_request_id_once() {
         let answer = client::send(router.address, method, path, &named, CHAT.as_bytes()).await;
         assert_eq!(answer.status, status, "{path}");
     }
-    // An attempt that fails, and a stream that breaks off.
+    // One attempt fails, and one stream breaks off.
     for fault in [r#"{"cut_before_head":true}"#, r#"{"cut_after_chunks":1}"#] {
         worker.faults(&format!("{{\"script\":{fault},\"next\":1}}"));
         let body = br#"{"model":"m","stream":true,"messages":[]}"#;
@@ -335,7 +345,7 @@ async fn json_lines_repeat_no_key_and_quote_a_request_id_once() {
         let _cut = client::try_send(router.address, "POST", path, &named, body).await.is_err();
     }
     router.ends_cleanly().await;
-    let log = eventually("the last line has come", || async {
+    let log = eventually("the last line has arrived", || async {
         let log = text(&come);
         if log.contains("\"ended\"") { Ok(log) } else { Err(log) }
     })
@@ -356,9 +366,9 @@ async fn json_lines_repeat_no_key_and_quote_a_request_id_once() {
 }
 
 #[tokio::test]
-async fn commands_survive_a_reader_that_has_seen_enough() {
+async fn commands_survive_a_reader_that_closes_the_pipe() {
     let worker = Mock::start("w").await;
-    let router = Mute::start(&worker, Stdio::null(), &[]).await;
+    let router = SilentRouter::start(&worker, Stdio::null(), &[]).await;
     let url = format!("http://{}", router.address);
     for words in [
         &["demo", "--once", "--seconds", "1", "--routers", "1", "--users", "2"][..],
@@ -371,10 +381,10 @@ async fn commands_survive_a_reader_that_has_seen_enough() {
         drop(reader);
         let output = command().args(words).stdout(writer).spawn().unwrap().wait_with_output();
         let output = tokio::time::timeout(Duration::from_secs(30), output).await.unwrap().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), &*told), (Some(0), ""), "{words:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{words:?}");
     }
-    // What is wrong can't be told: the exit status says it.
+    // The mistakes cannot be printed; the exit status reports the failure.
     for words in [&["check-config", "--port", "x"][..], &["--prot"], &["demo", "--users", "0"]] {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let status = command().args(words).stderr(full).status().await.unwrap();
