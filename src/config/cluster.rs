@@ -1,4 +1,4 @@
-//! What the mesh's settings mean together.
+//! Resolves the settings of the mesh, and checks them against each other.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr as _;
@@ -14,8 +14,8 @@ use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 
-/// The router's name among the others: what was said, else the host's, with the port where that is not the usual one, so
-/// that two routers of one host differ and each is the same after a restart.
+/// The router's name in the cluster: the given one, else the host's name, with the port if that is not the default. So
+/// two routers of one host have different names, and each keeps its name after a restart.
 pub(super) fn node_name(args: &MeshArgs, process: &Process<'_>) -> Result<NodeName, Mistake> {
     if let Some(name) = &args.mesh_server_name {
         return Ok(name.clone());
@@ -29,19 +29,22 @@ pub(super) fn node_name(args: &MeshArgs, process: &Process<'_>) -> Result<NodeNa
     name.parse().map_err(|_| {
         Mistake::of_settings(
             &["mesh_server_name"],
-            format!("the host's name {} can't be the router's: give one", shown(host)),
+            format!(
+                "the host's name {} is not valid as the router's name: set another one",
+                shown(host)
+            ),
         )
     })
 }
 
-/// A name for a router that nobody else meets: the host's, as far as it can be one.
+/// A name for a router without a cluster: the host's name with every invalid character replaced.
 fn lone_name(host: &str) -> NodeName {
     let visible = |c: char| if c.is_ascii_graphic() { c } else { '-' };
     let name: String = host.chars().take(NodeName::MAX_BYTES).map(visible).collect();
-    name.parse().unwrap_or_else(|_| NodeName::from_str("router").expect("it is a name"))
+    name.parse().unwrap_or_else(|_| NodeName::from_str("router").expect("`router` is a valid name"))
 }
 
-/// The router's cluster node, with a network if other routers may join.
+/// The configuration of the router's cluster node, with a network if other routers may join.
 pub(super) fn mesh_config(
     settings: &Settings,
     process: &Process<'_>,
@@ -89,7 +92,7 @@ fn network_config(
     if args.mesh_advertise_host.is_some_and(|address| address.is_unspecified()) {
         mistakes.push(Mistake::of_settings(
             &["mesh_advertise_host"],
-            "--mesh-advertise-host is all addresses, which nobody can connect to",
+            "--mesh-advertise-host is the unspecified address, to which nobody can connect",
         ));
     }
     let pod = process.variable("POD_IP").and_then(|text| match text.parse::<IpAddr>() {
@@ -177,7 +180,7 @@ fn security_config(
     SecurityConfig { tls, mode, keys }
 }
 
-/// The shared keys: those of the file, then those that were given.
+/// The shared keys: those of the file first, then those of the flag.
 fn keys(args: &MeshArgs, process: &Process<'_>, mistakes: &mut Vec<Mistake>) -> Ring {
     let mut keys: Vec<SharedKey> = Vec::new();
     if let Some(path) = &args.mesh_encryption_key_file {

@@ -1,7 +1,7 @@
 //! The configuration file: TOML whose keys are the flags' names, and `[[workers]]`.
 //!
-//! It is only taken apart here: each key's value becomes the text that a flag would have had, so that one parser judges
-//! both. An error never shows a line of the file, for a key may stand in it.
+//! This module only splits the file. It turns each value into the text that the flag would have, so that one parser
+//! checks both. An error never shows a line of the file, because the line may contain a key.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use crate::cli;
 use crate::config::mistakes::{Mistake, did_you_mean, key, key_in};
 use crate::config::peers;
 
-/// A file's content, taken apart.
+/// The content of a file, split into settings and workers.
 #[derive(Default)]
 pub(super) struct ConfigFile {
-    /// Where it was read.
+    /// The path of the file.
     pub(super) path: PathBuf,
-    /// Texts by the setting's id.
+    /// The texts of each setting, by the setting's id.
     pub(super) settings: BTreeMap<String, Vec<String>>,
     /// The `[[workers]]` tables.
     pub(super) workers: Vec<Table>,
 }
 
-/// Takes a file apart. What is wrong does not keep the rest from being read, unless it is no TOML.
+/// Splits a file. A mistake does not stop the reading of the rest, unless the file is not TOML.
 pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mistake>) {
     let mut file = ConfigFile { path: path.to_owned(), ..ConfigFile::default() };
     let table = match text.parse::<Table>() {
@@ -86,7 +86,7 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mi
     (Some(file), mistakes)
 }
 
-/// The text that a flag would have had.
+/// The text that the flag would have.
 pub(super) fn text_of(value: &Value) -> Result<String, &'static str> {
     match value {
         Value::String(text) => Ok(text.clone()),

@@ -1,7 +1,7 @@
-//! flag > variable > file > default: which text counts for each setting, and where it came from.
+//! flag > variable > file > default: chooses the text of each setting, and records where it came from.
 //!
-//! The settings are found by walking the flags that `cli` declares, so nothing is listed twice: a new flag has its
-//! variable, its key, its place in `check-config` and in the documentation by being declared.
+//! The settings are found by walking the flags that `cli` declares, so nothing is listed twice: a declared flag has its
+//! variable, its key, and its place in `check-config` and in the documentation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,14 +15,14 @@ use crate::cli::values::MASK;
 use crate::cli::{self, Args};
 use crate::config::file::ConfigFile;
 use crate::config::mistakes::{Mistake, flag, key, key_in, variable};
-use crate::config::peers::{self, Said};
+use crate::config::peers::{self, AliasUse};
 use crate::config::process::Process;
 use crate::config::variables::is_from_kubernetes;
 
-/// Elements of a list at most.
+/// The most elements of a list.
 const LONGEST_LIST: usize = 10_000;
 
-/// What was said in all places, the strongest of each: texts for printing, values for use.
+/// The settings of all places, the strongest of each: texts for printing, values for use.
 pub struct Settings {
     /// The values, all inside their bounds.
     pub args: Args,
@@ -32,31 +32,31 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether somebody set this, rather than the default.
+    /// Whether the setting was given; otherwise it has its default.
     pub(super) fn was_given(&self, id: &str) -> bool {
         self.given.get(id).is_some_and(|given| given.origin != Origin::Default)
     }
 }
 
 impl fmt::Debug for Settings {
-    /// Without the workers' tables, which may hold keys.
+    /// Leaves out the workers' tables, which may contain keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").field("given", &self.given).finish_non_exhaustive()
     }
 }
 
-/// Where a setting's text came from.
+/// The place that a setting's text came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     Flag,
-    /// By the name that another router has for the flag.
+    /// The name that another router has for the flag.
     Alias(&'static str),
     Variable,
     File,
     Default,
 }
 
-/// A setting's text: one, or the elements of a list.
+/// The text of a setting, or the texts of a list.
 pub(super) struct Given {
     pub(super) texts: Vec<String>,
     pub(super) origin: Origin,
@@ -64,7 +64,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// The texts as they may be shown.
+    /// The texts, with secrets masked.
     pub(super) fn shown(&self) -> impl Iterator<Item = &str> {
         self.texts.iter().map(|text| if self.secret { MASK } else { text.as_str() })
     }
@@ -76,11 +76,11 @@ impl fmt::Debug for Given {
     }
 }
 
-/// Puts the layers on top of each other and reads each value. A value that is wrong is noted and its default taken, so
-/// that the rest can be checked.
+/// Chooses the strongest text of each setting and parses it. A wrong value is recorded as a mistake and replaced by its
+/// default, so that the rest can be checked.
 pub(super) fn settle(
     matches: &ArgMatches,
-    aliases: &BTreeMap<String, Vec<Said>>,
+    aliases: &BTreeMap<String, Vec<AliasUse>>,
     process: &Process<'_>,
     file: ConfigFile,
 ) -> (Settings, Vec<Mistake>) {
@@ -88,8 +88,8 @@ pub(super) fn settle(
     let mut given = BTreeMap::new();
     for arg in cli::settings_command().get_arguments() {
         let id = arg.get_id().as_str();
-        let said = aliases.get(id).map_or(&[][..], Vec::as_slice);
-        let found = of_flag(arg, matches, said, &mut mistakes)
+        let alias_uses = aliases.get(id).map_or(&[][..], Vec::as_slice);
+        let found = of_flag(arg, matches, alias_uses, &mut mistakes)
             .or_else(|| of_variable(arg, process, &mut mistakes))
             .or_else(|| Some((file.settings.get(id)?.clone(), Origin::File)));
         let (texts, origin) = found.unwrap_or_else(|| {
@@ -105,7 +105,7 @@ pub(super) fn settle(
         };
         let texts = if cli::is_list(arg) { elements(&texts) } else { texts };
         if texts.len() > LONGEST_LIST {
-            let why = format!("is a list of more than {LONGEST_LIST}");
+            let why = format!("is a list of more than {LONGEST_LIST} elements");
             mistakes.push(Mistake::of_settings(&[id], format!("{place} {why}")));
             continue;
         }
@@ -129,11 +129,11 @@ pub(super) fn settle(
     (Settings { args, given, workers: file.workers, file: file.path }, mistakes)
 }
 
-/// What the flag says, or one of the names that other routers have for it.
+/// The texts given by the flag, or by a name that another router has for it.
 fn of_flag(
     arg: &Arg,
     matches: &ArgMatches,
-    aliases: &[Said],
+    aliases: &[AliasUse],
     mistakes: &mut Vec<Mistake>,
 ) -> Option<(Vec<String>, Origin)> {
     let id = arg.get_id().as_str();
@@ -143,7 +143,7 @@ fn of_flag(
         .map(|texts| (flag(id), Origin::Flag, texts.cloned().collect::<Vec<_>>()));
     let others = aliases
         .iter()
-        .map(|said| (said.flag.to_owned(), Origin::Alias(said.flag), said.texts.clone()));
+        .map(|alias| (alias.flag.to_owned(), Origin::Alias(alias.flag), alias.texts.clone()));
     let mut given = own.into_iter().chain(others);
     let (name, origin, texts) = given.next()?;
     if let Some((other, ..)) = given.next() {
@@ -173,7 +173,7 @@ fn of_variable(
     (!is_from_kubernetes(&name, text)).then(|| (vec![text.to_owned()], Origin::Variable))
 }
 
-/// The elements of a list, cut at commas and blanks. A text without an element stays, to be judged.
+/// The elements of a list, split at commas and blanks. A text without an element is kept, so that it is reported.
 fn elements(texts: &[String]) -> Vec<String> {
     let cut = |text: &String| {
         let parts: Vec<String> = text
@@ -186,7 +186,7 @@ fn elements(texts: &[String]) -> Vec<String> {
     texts.iter().flat_map(cut).collect()
 }
 
-/// Asks the flag's own parser about one text.
+/// Checks one text with the flag's own parser.
 fn judge(arg: &Arg, text: &str) -> Result<(), String> {
     let alone = clap::Command::new("smg")
         .no_binary_name(true)
@@ -204,13 +204,13 @@ fn judge(arg: &Arg, text: &str) -> Result<(), String> {
     }
 }
 
-/// The values of settings whose texts were judged right; the default for those that are missing.
+/// The values of settings whose texts were checked; the default for those that are missing.
 fn values(given: &BTreeMap<String, Given>) -> Args {
     let mut command = cli::settings_command();
     let mut words = Vec::new();
     for (id, given) in given {
         if given.texts.is_empty() {
-            // An empty list in the file: nothing, rather than the default.
+            // An empty list in the file means no elements, not the default.
             command =
                 command.mut_arg(id, |arg| arg.default_value(clap::builder::Resettable::Reset));
         }
@@ -218,8 +218,8 @@ fn values(given: &BTreeMap<String, Given>) -> Args {
         let arg = arg.expect("only declared settings are given");
         words.extend(given.texts.iter().map(|text| word(arg, text)));
     }
-    let matches = command.try_get_matches_from(words).expect("each text was judged right");
-    Args::from_arg_matches(&matches).expect("each text was judged right")
+    let matches = command.try_get_matches_from(words).expect("each text was checked");
+    Args::from_arg_matches(&matches).expect("each text was checked")
 }
 
 fn word(arg: &Arg, text: &str) -> String {

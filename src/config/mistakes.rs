@@ -1,19 +1,18 @@
-//! What can be wrong with a configuration, and how it is said.
+//! Mistakes in a configuration, and their texts.
 //!
-//! A mistake is one line that names where the value came from, the value and the flag, variable and key that could set
-//! it, and maybe a second line with a hint. They are collected, never returned one by one: whoever starts the router
-//! learns all of them at once.
+//! A mistake is one line with the place of the value, the value itself, and the flag, variable and key that set it, and
+//! maybe a second line with a hint. Mistakes are collected, never returned one by one: all of them are shown at once.
 
 use std::fmt;
 use std::path::Path;
 
-/// Every mistake of a configuration; never empty.
+/// All mistakes in a configuration; at least one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", lines(.0))]
 pub struct ConfigErrors(Vec<Mistake>);
 
 impl ConfigErrors {
-    /// A single mistake.
+    /// One mistake alone.
     pub(super) fn one(mistake: Mistake) -> Self {
         Self(vec![mistake])
     }
@@ -45,12 +44,12 @@ fn lines(mistakes: &[Mistake]) -> String {
 pub struct Mistake {
     text: String,
     hint: Option<String>,
-    /// Ids of the settings that it is about.
+    /// The ids of the settings that the mistake concerns.
     settings: Vec<String>,
 }
 
 impl Mistake {
-    /// A mistake that is about no setting in particular.
+    /// A mistake that concerns no setting in particular.
     pub(super) fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), hint: None, settings: Vec::new() }
     }
@@ -64,7 +63,7 @@ impl Mistake {
         }
     }
 
-    /// A mistake in how settings go together; the first is the one to change.
+    /// A contradiction between settings; the first one is the one to change.
     pub(super) fn of_settings(ids: &[&str], text: impl fmt::Display) -> Self {
         let first = ids.first().expect("a mistake of settings names one");
         Self {
@@ -74,23 +73,23 @@ impl Mistake {
         }
     }
 
-    /// The same with a hint, if there is one.
+    /// Adds a hint, if there is one.
     pub(super) fn with_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
     }
 
-    /// Whether it is about one of these settings.
+    /// Whether the mistake concerns at least one of these settings.
     pub(super) fn is_about(&self, ids: &[String]) -> bool {
         self.settings.iter().any(|id| ids.contains(id))
     }
 
-    /// Whether it is about some of these settings and about nothing else.
+    /// Whether the mistake concerns some of these settings and no other.
     pub(super) fn is_only_about(&self, ids: &[&str]) -> bool {
         !self.settings.is_empty() && self.settings.iter().all(|id| ids.contains(&&**id))
     }
 
-    /// Ids of the settings that it is about.
+    /// The ids of the settings that the mistake concerns.
     pub(super) fn settings(&self) -> &[String] {
         &self.settings
     }
@@ -106,37 +105,37 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// The three names of a setting.
+/// The flag, variable and key of a setting.
 pub(super) fn names(id: &str) -> String {
     format!("flag {}, variable {}, key {}", flag(id), variable(id), key(id))
 }
 
-/// `--like-this`.
+/// The flag's name: `--like-this`.
 pub(super) fn flag(id: &str) -> String {
     format!("--{}", key(id))
 }
 
-/// `SMG_LIKE_THIS`.
+/// The variable's name: `SMG_LIKE_THIS`.
 pub(super) fn variable(id: &str) -> String {
     format!("SMG_{}", id.to_ascii_uppercase())
 }
 
-/// `like-this`.
+/// The key's name: `like-this`.
 pub(super) fn key(id: &str) -> String {
     id.replace('_', "-")
 }
 
-/// A key of the file, with the file's name.
+/// A key of the file, with the file's path.
 pub(super) fn key_in(file: &Path, key: &str) -> String {
     format!("key {key} in {}", file.display())
 }
 
-/// What is wrong with a value. A reason that speaks of the value itself stands alone.
+/// A value and what is wrong with it. A reason that contains the value itself stands alone.
 pub(super) fn value_and_reason(value: &str, why: &str) -> String {
     if why.starts_with("worker url") { why.to_owned() } else { format!("{} {why}", shown(value)) }
 }
 
-/// A value as an error may show it: quoted, cut, without the password that a URL may hold.
+/// A value as an error may show it: quoted, shortened, and without the password that a URL may contain.
 pub(super) fn shown(value: &str) -> String {
     const LONGEST: usize = 200;
     if value.contains("://") && value.contains('@') {
@@ -148,12 +147,12 @@ pub(super) fn shown(value: &str) -> String {
     }
 }
 
-/// The hint for a name that is not known: the known one that looks most like it, if any looks like it at all.
+/// The hint for an unknown name: the most similar known one, if one is similar enough.
 pub(super) fn did_you_mean<'a>(
     name: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
-    // A letter missing, wrong, too many or swapped, and one more per four letters.
+    // One character missing, wrong, additional or swapped, and one more per four characters.
     let tolerance = (name.len() / 4).max(1);
     known
         .into_iter()

@@ -1,8 +1,8 @@
-//! The configuration: defaults < file < `SMG_*` < flags, every mistake reported at once.
+//! The configuration: defaults < file < `SMG_*` < flags. All mistakes are reported together.
 //!
-//! One direction: words, variables and file → `Settings` (what was said, each value inside its bounds) → [`Config`]
-//! (one part per module, checked as a whole). A [`Config`] that exists is right. Only [`Process::current`] looks at the
-//! process; everything else takes a [`Process`] as an argument.
+//! Data flows in one direction: arguments, variables and the file become `Settings` (the given values, each within its
+//! bounds), and these become a [`Config`] (one part per module, checked as a whole). A [`Config`] that exists is valid.
+//! Only [`Process::current`] reads from the process; everything else takes a [`Process`] as an argument.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -41,20 +41,20 @@ pub use reread::{Reread, rekeyed, reread};
 use file::ConfigFile;
 use usage::Asked;
 
-/// Exit status when the configuration is wrong.
+/// The exit status if the configuration is invalid.
 pub const STATUS_WRONG: u8 = 2;
 
-/// Exit status when what was asked for could not be printed.
+/// The exit status if the output could not be written.
 pub const STATUS_FAILED: u8 = 1;
 
-/// A configuration and what to say about it.
+/// A configuration with its warnings and its origin.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is odd but no mistake: to be logged once logs are set up.
+    /// Oddities that are no mistakes. The caller logs them after the log is set up.
     pub warnings: Vec<String>,
-    /// What was said and where.
+    /// The given values and where each came from.
     settings: Arc<Settings>,
 }
 
@@ -65,14 +65,14 @@ impl Loaded {
         show::as_toml(&self.settings)
     }
 
-    /// What was said and where.
+    /// The given values and where each came from.
     #[must_use]
     pub const fn settings(&self) -> &Arc<Settings> {
         &self.settings
     }
 }
 
-/// What there is to do after the command line was read.
+/// The action that the command line asks for.
 #[derive(Debug)]
 pub enum Start {
     /// Run the router.
@@ -83,11 +83,11 @@ pub enum Start {
     Demo(mock::demo::Args),
     /// Show the cluster.
     Console(console::Command),
-    /// Nothing: what was asked for is printed; the exit status.
+    /// Nothing: the output has been printed. Holds the exit status.
     Done(u8),
 }
 
-/// Reads what the process was started with, prints what only needs printing to `out`, and mistakes and warnings of
+/// Reads the command line. Prints what is asked for, such as help, to `out`, and mistakes and the warnings of
 /// `check-config` to `err`.
 pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) -> Start {
     let printed = match answer(process) {
@@ -103,16 +103,16 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Err(errors) => (Vec::new(), format!("{errors}\n"), STATUS_WRONG),
     };
     let (text, messages, status) = printed;
-    // If nobody can read the messages, the exit status still says what they say.
+    // If the messages can't be written, the exit status still shows the result.
     let _unread = err.write_all(messages.as_bytes()).is_err();
     match out.write_all(&text).and_then(|()| out.flush()) {
-        // A reader that has seen enough (`smg --help | head`) is no failure.
+        // A reader that closes the pipe (`smg --help | head`) is no failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Start::Done(STATUS_FAILED),
         Ok(()) | Err(_) => Start::Done(status),
     }
 }
 
-/// What the command line asks for, nothing printed yet.
+/// The action that the command line asks for, before anything is printed.
 enum Answer {
     Router(Box<Loaded>),
     MockWorkers(Vec<mock::Config>),
@@ -141,7 +141,7 @@ fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
         }
         None => {
             ConfigErrors::unless_empty(mistakes)?;
-            unreachable!("the command line is not understood for a reason")
+            unreachable!("a command line that is not parsed has at least one mistake")
         }
     }
 }
@@ -165,19 +165,19 @@ fn other(command: cli::Command) -> Result<Answer, ConfigErrors> {
             page.render(&mut text).expect("writing to memory does not fail");
         }
         cli::Command::Launch(_) | cli::Command::CheckConfig(_) => {
-            unreachable!("these are read leniently")
+            unreachable!("these subcommands are parsed leniently")
         }
     }
     Ok(Answer::Print { text, warnings: Vec::new() })
 }
 
-/// Reads and checks everything; `mistakes` were made on the command line already.
+/// Loads and checks the whole configuration; `mistakes` holds those of the command line.
 fn load(
     matches: &ArgMatches,
     process: &Process<'_>,
     mut mistakes: Vec<Mistake>,
 ) -> Result<Loaded, ConfigErrors> {
-    let (loaded, file_is_understood) = understand(matches, process, &mut mistakes);
+    let (loaded, file_is_understood) = load_all_but_certificates(matches, process, &mut mistakes);
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
     mistakes.extend(wrong_files(&loaded.config, process).into_iter().filter(is_own));
@@ -185,9 +185,9 @@ fn load(
     Ok(loaded)
 }
 
-/// Reads everything but certificates. What is wrong is replaced by its default and noted. Whether the configuration file,
-/// if there is one, could be read at all.
-fn understand(
+/// Loads everything but certificates. A wrong value is recorded as a mistake and replaced by its default. The second
+/// result is whether the configuration file, if there is one, could be parsed.
+fn load_all_but_certificates(
     matches: &ArgMatches,
     process: &Process<'_>,
     mistakes: &mut Vec<Mistake>,
@@ -197,14 +197,14 @@ fn understand(
     let translated = peers::translate(matches);
     mistakes.extend(translated.mistakes);
     let file = file.unwrap_or_default();
-    let (settings, wrong_values) = layers::settle(matches, &translated.said, process, file);
+    let (settings, wrong_values) = layers::settle(matches, &translated.aliases, process, file);
     mistakes.extend(wrong_values);
     let mut warnings = translated.notes;
     warnings.extend(variables::warnings(process));
     let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
     warnings.extend(peers::unread_variables(process, &config.workers));
-    // What a wrong value was replaced with may not fit the rest: that is no mistake of its own. Nor is what lacks its
-    // other half because the file is not understood.
+    // A default that replaces a wrong value may contradict other settings; that is no mistake of its own. Nor is a
+    // missing counterpart that may stand in a file which could not be parsed.
     let wrong: Vec<String> = mistakes.iter().flat_map(Mistake::settings).cloned().collect();
     let is_own = |mistake: &Mistake| file_is_understood && !mistake.is_about(&wrong);
     mistakes.extend(wrong_together.into_iter().filter(is_own));
@@ -212,7 +212,8 @@ fn understand(
     (loaded, file_is_understood)
 }
 
-/// The file named by the flag, else by the variable; an empty one when there is none, `None` when it is not understood.
+/// Reads the file named by the flag, else by the variable. Returns an empty one if none is named, and `None` if it
+/// can't be parsed.
 fn read_file(
     matches: &ArgMatches,
     process: &Process<'_>,
@@ -235,7 +236,7 @@ fn read_file(
     file
 }
 
-/// What is wrong with certificates and keys, which only opening them tells.
+/// The mistakes that show only when certificates and keys are opened.
 fn wrong_files(config: &Config, process: &Process<'_>) -> Vec<Mistake> {
     let of_server = config
         .http

@@ -16,26 +16,26 @@ use crate::http;
 /// The configuration of a router, one part per module.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Listeners, keys, bounds on clients.
+    /// Listeners, keys, and limits of clients.
     pub http: http::Config,
-    /// How a worker is chosen.
+    /// How a worker is chosen for a request.
     pub policy: policy::Config,
     /// Bounds of the prefix tree.
     pub prefix: prefix::Config,
-    /// How many requests are let in.
+    /// How many requests are admitted.
     pub limit: limit::Config,
-    /// Health and breaker.
+    /// Health checks and circuit breaker of the workers.
     pub fleet: fleet::Config,
     /// Connections and timeouts toward workers.
     pub upstream: upstream::Config,
-    /// Retries and waiting.
+    /// Retries, and waiting for a worker.
     pub dispatch: dispatch::Config,
-    /// The workers known from the start, each once.
+    /// The workers known from the start, each one once.
     pub workers: Vec<WorkerSpec>,
-    /// This router's cluster node and, with `--enable-mesh`, how it meets others.
+    /// This router's cluster node and, with `--enable-mesh`, its network.
     pub mesh: mesh::Config,
-    /// What connects the cluster node with routing.
+    /// The connection between the cluster node and routing.
     pub bridge: bridge::Config,
-    /// Logs.
+    /// The log.
     pub telemetry: telemetry::Config,
 }

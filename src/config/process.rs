@@ -1,6 +1,6 @@
-//! What the process was started with: the edge at which arguments, variables and files enter.
+//! The environment of the process: arguments, variables and files enter here.
 //!
-//! Everything behind it takes a [`Process`], so a test is a few literals and a map.
+//! Everything else takes a [`Process`], so a test needs only a few literals and a map.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,27 +12,27 @@ use std::path::Path;
 use smg_runtime::clock::Clock;
 use smg_types::now::Now;
 
-/// Largest file that is read as a configuration or a key, in bytes.
+/// The largest configuration or key file that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// What the process was started with.
+/// The environment of the process.
 pub struct Process<'a> {
     /// The arguments after the program's name.
     pub arguments: Vec<OsString>,
-    /// The environment. Variables whose name is not UTF-8 are not ours and left out.
+    /// The environment variables. Variables whose name is not UTF-8 are not ours and are left out.
     pub variables: BTreeMap<String, OsString>,
     /// Reads a text file.
     pub read: &'a dyn Fn(&Path) -> io::Result<String>,
-    /// CPUs that the process may use.
+    /// The number of CPUs that the process may use.
     pub cpus: usize,
-    /// The machine's name.
+    /// The host name of the machine.
     pub host_name: String,
-    /// The time, for certificates.
+    /// The time, to check the validity of certificates.
     pub now: Now,
 }
 
 impl Process<'static> {
-    /// This process.
+    /// The environment of this process.
     #[must_use]
     pub fn current() -> Self {
         let variables: BTreeMap<String, OsString> = std::env::vars_os()
@@ -50,13 +50,13 @@ impl Process<'static> {
 }
 
 impl Process<'_> {
-    /// A variable that is set, not empty and text, without the blanks around it.
+    /// The value of a variable that is set, not empty and UTF-8, without the blanks around it.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let text = self.variables.get(name)?.to_str()?.trim();
         (!text.is_empty()).then_some(text)
     }
 
-    /// Whether a variable is set and holds nothing but blanks.
+    /// Whether a variable is set and contains nothing but blanks.
     pub(super) fn is_empty(&self, name: &str) -> bool {
         self.variables
             .get(name)
@@ -66,7 +66,7 @@ impl Process<'_> {
 }
 
 impl fmt::Debug for Process<'_> {
-    /// The names of variables only: their values may be secrets.
+    /// Shows only the names of variables, because their values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process")
             .field("variables", &self.variables.keys())
@@ -76,7 +76,7 @@ impl fmt::Debug for Process<'_> {
     }
 }
 
-/// What the machine calls itself: the kernel's word on Linux, else the shell's, else `smg`.
+/// The host name: from the kernel on Linux, else from the shell, else `smg`.
 fn host_name(variables: &BTreeMap<String, OsString>) -> String {
     read_text(Path::new("/proc/sys/kernel/hostname"))
         .ok()

@@ -1,4 +1,4 @@
-//! `docs/configuration.md`, written from the flags themselves.
+//! Generates `docs/configuration.md` from the flags.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use crate::config::peers;
 
 const HEAD: &str = include_str!("reference_head.md");
 
-/// The whole page.
+/// The whole page as Markdown.
 #[must_use]
 pub fn reference() -> String {
     let command = cli::settings_command();

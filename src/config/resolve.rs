@@ -1,6 +1,6 @@
-//! From settings to the [`Config`]: one part per module, and how settings contradict each other.
+//! Turns settings into the [`Config`], one part per module, and finds settings that contradict each other.
 //!
-//! Every value is inside its own bounds already. This module checks what only two of them together show.
+//! Every value is within its own bounds already. This module checks what only several settings together show.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -27,10 +27,10 @@ use crate::config::process::Process;
 use crate::config::{Config, workers};
 use crate::http;
 
-/// Headers that may carry a session's key, or a request's id, at most: each is looked for in every request.
+/// The most headers that may carry a session's key, or a request's id. Every request is searched for each of them.
 const MOST_HEADERS: usize = 16;
 
-/// The configuration that the settings mean, and how they contradict each other.
+/// The configuration of the settings, and the contradictions between them.
 pub(super) fn resolve(
     settings: &Settings,
     process: &Process<'_>,
@@ -250,20 +250,21 @@ fn telemetry_config(
     telemetry::Config {
         filter: filter.to_owned(),
         json: args.observe.log_json,
-        // The convention of no-color.org: any text but an empty one.
+        // The convention of no-color.org: any text but an empty one turns colours off.
         colour: process.variable("NO_COLOR").is_none(),
     }
 }
 
-/// The workers of the tables, then those of the list that have none; each with a key if there is one for all.
+/// The workers of the tables, then those of the list that have no table. Each without a key gets the common one, if
+/// there is one.
 fn all_workers(args: &Args, described: Vec<WorkerSpec>) -> Vec<WorkerSpec> {
-    let mut seen: BTreeSet<_> = described.iter().map(WorkerSpec::id).collect();
+    let mut known: BTreeSet<_> = described.iter().map(WorkerSpec::id).collect();
     let mut workers = described;
     workers.extend(
         args.workers
             .worker_urls
             .iter()
-            .filter(|url| seen.insert(url.id()))
+            .filter(|url| known.insert(url.id()))
             .map(|url| WorkerSpec::new(url.clone())),
     );
     for worker in &mut workers {
@@ -274,7 +275,7 @@ fn all_workers(args: &Args, described: Vec<WorkerSpec>) -> Vec<WorkerSpec> {
     workers
 }
 
-/// Two files that need each other.
+/// Two paths of files of which neither is valid without the other.
 fn pair(
     (first_id, first): (&str, &Option<PathBuf>),
     (second_id, second): (&str, &Option<PathBuf>),
@@ -318,7 +319,7 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
             ));
         }
     }
-    // Every client that has the key could add workers, remove them, and end the router.
+    // Otherwise every client that has the key could add and remove workers, and shut the router down.
     let mut shared_with = |id: &str, whose: &str| {
         mistakes.push(Mistake::of_settings(
             &["admin_api_key", id],
@@ -342,7 +343,8 @@ fn check_access(args: &Args, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<Str
         ));
     } else if access.admin_open {
         warnings.push(
-            "--admin-open: whoever reaches this port can change workers and policies".to_owned(),
+            "--admin-open: everyone who reaches this port can change workers and policies"
+                .to_owned(),
         );
     }
 }

@@ -1,7 +1,7 @@
-//! What a configuration resolves to, as a file that resolves to the same.
+//! Prints the resolved settings as a configuration file that resolves to the same.
 //!
-//! Secrets are shown as `***`, which is refused when it is read back: a printed file must be filled in, it never turns
-//! into a router without keys or with a known one.
+//! Secrets are shown as `***`, which is refused when the file is read: a printed file must be completed, and never
+//! becomes a router without keys or with a known one.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ use crate::cli::values::MASK;
 use crate::config::layers::{Origin, Settings};
 use crate::config::mistakes::{flag, key, variable};
 
-/// The one setting of which it matters whether somebody set it: its default stays a default in the printed file.
-const ASKING_MATTERS: &str = "prometheus_port";
+/// The one setting whose meaning depends on whether it was given. Its default is printed as a comment.
+const GIVEN_MATTERS: &str = "prometheus_port";
 
-/// The settings as TOML, grouped as in the help, each with where it comes from.
+/// The settings as TOML, grouped as in the help, each with its origin.
 pub(super) fn as_toml(settings: &Settings) -> String {
     let command = cli::settings_command();
     let mut text = String::new();
@@ -46,8 +46,11 @@ pub(super) fn as_toml(settings: &Settings) -> String {
         } else {
             values.into_iter().next().expect("a setting that is no list has one text")
         };
-        if given.origin == Origin::Default && id == ASKING_MATTERS {
-            line(&mut text, format_args!("# {key} = {value}  # not asked for: busy is no error"));
+        if given.origin == Origin::Default && id == GIVEN_MATTERS {
+            line(
+                &mut text,
+                format_args!("# {key} = {value}  # not set: no error if the port is in use"),
+            );
             continue;
         }
         let origin = match given.origin {
@@ -72,10 +75,10 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to a string does not fail");
 }
 
-/// A text as what it is: yes or no, number, text.
+/// A text with its TOML type: boolean, number or string.
 fn value(arg: &clap::Arg, text: &str) -> Value {
     if cli::is_switch(arg) {
-        let yes = cli::values::yes_or_no(text).expect("the text was judged right");
+        let yes = cli::values::yes_or_no(text).expect("the text was checked");
         return Value::Boolean(yes);
     }
     let starts_as_number = text.starts_with(|c: char| c.is_ascii_digit() || c == '-');
@@ -87,7 +90,7 @@ fn value(arg: &clap::Arg, text: &str) -> Value {
     }
 }
 
-/// A worker's table with underscores, its URL as it is understood, its key hidden.
+/// A worker's table with underscores in its keys, its URL normalised, and its key masked.
 fn worker_table(table: &Table) -> Table {
     let mut shown = Table::new();
     for (name, value) in table {
@@ -95,7 +98,7 @@ fn worker_table(table: &Table) -> Table {
         let value = match (name.as_str(), value) {
             ("api_key", _) => Value::String(MASK.to_owned()),
             ("url", Value::String(url)) => {
-                let url = url.parse::<WorkerUrl>().expect("the url was judged right");
+                let url = url.parse::<WorkerUrl>().expect("the url was checked");
                 Value::String(url.to_string())
             }
             (_, value) => value.clone(),

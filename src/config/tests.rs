@@ -1,4 +1,4 @@
-//! Every setting by flag, variable and key; every kind of mistake; what is printed.
+//! Tests of every setting by flag, variable and key, of every kind of mistake, and of the printed output.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,7 +24,7 @@ mod settings;
 mod workers;
 
 #[test]
-fn nothing_said_is_what_the_modules_take_for_granted() {
+fn without_arguments_the_modules_have_their_defaults() {
     let config = given().config();
     assert_eq!(config.policy, policy::Config::default());
     assert_eq!(config.prefix, prefix::Config::default());
@@ -41,7 +41,7 @@ fn nothing_said_is_what_the_modules_take_for_granted() {
 }
 
 #[test]
-fn the_router_runs_by_three_names() {
+fn three_names_of_the_subcommand_run_the_router() {
     let flags = ["--port", "1234", "--policy", "random"];
     let plain = given().flags(&flags).config();
     assert_eq!(plain.http.listen.port(), 1234);
@@ -51,7 +51,7 @@ fn the_router_runs_by_three_names() {
 }
 
 #[test]
-fn a_list_takes_commas_blanks_and_repetition() {
+fn a_list_is_split_at_commas_blanks_and_repetitions() {
     let two = given().flags(&["--worker-urls", "http://a", "http://b"]).config();
     let urls: Vec<_> = two.workers.iter().map(|worker| worker.url.as_str()).collect();
     assert_eq!(urls, ["http://a:80", "http://b:80"]);
@@ -113,7 +113,7 @@ fn an_empty_variable_counts_as_unset() {
 }
 
 #[test]
-fn what_kubernetes_injects_is_ignored_with_a_warning() {
+fn variables_of_kubernetes_are_ignored_with_a_warning() {
     let given = given()
         .variable("SMG_PORT", "tcp://10.0.0.7:80")
         .variable("SMG_SERVICE_HOST", "10.0.0.7")
@@ -124,12 +124,12 @@ fn what_kubernetes_injects_is_ignored_with_a_warning() {
     assert_eq!(given.config().http.metrics_listen.map(|m| m.asked_for), Some(false));
     let warnings = given.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for said in
+    for part in
         ["Kubernetes", "SMG_PORT, ", "SMG_SERVICE_HOST", "SMG_PORT_80_TCP", "SMG_PROMETHEUS_PORT"]
     {
-        assert!(warnings[0].contains(said), "{warnings:?}");
+        assert!(warnings[0].contains(part), "{warnings:?}");
     }
-    // The file still says what the variable can't.
+    // The file can set what the variable cannot.
     assert_eq!(given.file("port = 9").config().http.listen.port(), 9);
 }
 
@@ -138,12 +138,12 @@ fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
     let given = given().variable("SMG_WORKER_URL", "http://a").variable("SMG_REVISION", "abc");
     assert_eq!(
         given.warnings(),
-        ["variable SMG_WORKER_URL is not known and ignored; did you mean SMG_WORKER_URLS?"]
+        ["variable SMG_WORKER_URL is unknown and ignored; did you mean SMG_WORKER_URLS?"]
     );
 }
 
 #[test]
-fn the_metrics_port_knows_whether_it_was_asked_for() {
+fn the_metrics_port_records_whether_it_was_given() {
     let asked =
         |given: Given| given.config().http.metrics_listen.map(|m| (m.address.port(), m.asked_for));
     assert_eq!(asked(given()), Some((29000, false)));
@@ -153,7 +153,7 @@ fn the_metrics_port_knows_whether_it_was_asked_for() {
 }
 
 #[test]
-fn rust_log_wins_over_the_level() {
+fn rust_log_overrides_the_level() {
     let filter = |given: Given| given.config().telemetry.filter;
     assert_eq!(filter(given().flags(&["--log-level=debug"])), "debug");
     let given = given().flags(&["--log-level=debug"]).variable("RUST_LOG", "warn,smg::http=info");
@@ -200,18 +200,18 @@ fn all_mistakes_are_reported_together() {
     assert!(!err.contains("hunter2"), "a secret is shown: {err}");
 }
 
-/// One mistake alone, and what must be said of it.
+/// Checks that there is exactly one mistake, and that its text contains all of `expected`.
 #[track_caller]
-fn check_mistake(given: &Given, says: &[&str]) {
+fn check_mistake(given: &Given, expected: &[&str]) {
     let errors = given.errors();
     assert_eq!(errors.matches("error: ").count(), 1, "one mistake: {errors}");
-    for said in says {
-        assert!(errors.contains(said), "{said:?} is not in: {errors}");
+    for part in expected {
+        assert!(errors.contains(part), "{part:?} is not in: {errors}");
     }
 }
 
 #[test]
-fn a_wrong_value_names_its_place_and_its_three_names() {
+fn the_mistake_of_a_wrong_value_has_its_place_and_three_names() {
     let names = "(flag --port, variable SMG_PORT, key port)";
     let why = "is not a whole number from 0 to 65535";
     check_mistake(&given().flags(&["--port=x"]), &["flag --port: \"x\"", why, names]);
@@ -221,7 +221,7 @@ fn a_wrong_value_names_its_place_and_its_three_names() {
 }
 
 #[test]
-fn a_policy_that_does_not_exist_is_told_which_do() {
+fn the_mistake_of_an_unknown_policy_lists_the_known_ones() {
     check_mistake(
         &given().flags(&["--policy", "roundrobin"]),
         &["\"roundrobin\"", "is none of cache_aware, round_robin, ", "passthrough"],
@@ -229,16 +229,16 @@ fn a_policy_that_does_not_exist_is_told_which_do() {
 }
 
 #[test]
-fn words_that_belong_nowhere_are_named() {
+fn unknown_words_are_named() {
     check_mistake(
         &given().flags(&["--worker-url", "http://a", "--port", "1"]),
         &["there is no flag --worker-url", "hint: did you mean --worker-urls?"],
     );
     check_mistake(
         &given().flags(&["--log-json", "no"]),
-        &["\"no\" belongs to no flag", "--log-json=false"],
+        &["\"no\" is not the value of a flag", "--log-json=false"],
     );
-    check_mistake(&given().flags(&["--port"]), &["flag --port lacks its value"]);
+    check_mistake(&given().flags(&["--port"]), &["flag --port needs a value"]);
     check_mistake(
         &given().flags(&["--port", "1", "--port", "2"]),
         &["flag --port is given 2 times"],
@@ -264,7 +264,7 @@ fn words_that_belong_nowhere_are_named() {
 
 #[test]
 fn a_wrong_value_of_a_subcommand_is_one_mistake() {
-    for (words, says) in [
+    for (words, expected) in [
         (&["demo", "--users", "0"][..], &["'--users <N>'", "0 is not in 1..=1000"][..]),
         (&["demo", "--users=0"], &["0 is not in 1..=1000"]),
         (&["demo", "--users", "1", "--users", "2"], &["--users", "multiple times"]),
@@ -277,7 +277,7 @@ fn a_wrong_value_of_a_subcommand_is_one_mistake() {
         (&["mesh"], &["a subcommand is missing", "smg mesh <COMMAND>"]),
     ] {
         let given = given().flags(words);
-        check_mistake(&given, says);
+        check_mistake(&given, expected);
         let errors = given.errors();
         assert!(!errors.contains("--help'") && !errors.contains("Usage"), "{errors}");
     }
@@ -303,7 +303,7 @@ fn a_subcommand_has_its_own_help() {
 }
 
 #[test]
-fn a_file_that_can_not_be_used_says_why() {
+fn a_file_that_cannot_be_used_is_a_mistake_with_the_reason() {
     check_mistake(
         &given().flags(&["--config", "/absent.toml"]),
         &["flag --config: \"/absent.toml\" can't be read", "variable SMG_CONFIG"],
@@ -312,7 +312,7 @@ fn a_file_that_can_not_be_used_says_why() {
     let broken = given().file("port = 1\napi-key = 'hunter2");
     check_mistake(&broken, &["smg.toml:2: "]);
     assert!(!broken.errors().contains("hunter2"));
-    // What the file may say is not missed.
+    // The mistakes that the file might cause are not reported.
     check_mistake(&broken.flags(&["--tls-cert-path=/c"]), &["smg.toml:2: "]);
     check_mistake(
         &given().file("worker-ulrs = 'http://a'"),
@@ -335,7 +335,7 @@ fn a_file_that_can_not_be_used_says_why() {
 
 #[test]
 fn settings_that_contradict_each_other_name_both() {
-    for (flags, says) in [
+    for (flags, expected) in [
         (&["--tls-cert-path=/c"][..], "--tls-key-path is missing: --tls-cert-path is \"/c\""),
         (&["--tls-key-path=/k"], "--tls-cert-path is missing: --tls-key-path is \"/k\""),
         (&["--client-ca-path=/c"], "--tls-cert-path is missing"),
@@ -358,12 +358,12 @@ fn settings_that_contradict_each_other_name_both() {
             "--admin-api-key is the key of tenant a too",
         ),
     ] {
-        check_mistake(&given().flags(flags), &[says, "variable SMG_"]);
+        check_mistake(&given().flags(flags), &[expected, "variable SMG_"]);
     }
     let many: Vec<String> = (0..17).map(|n| format!("--session-header=x-{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     check_mistake(&given().flags(&many), &["--session-header has 17 names, more than 16"]);
-    // Not in each other's way: another address, a default that gives in, the same tenant's second key.
+    // These settings do not conflict: another address, a default that is dropped, the same tenant's second key.
     given()
         .flags(&[
             "--host=127.0.0.1",
@@ -378,7 +378,7 @@ fn settings_that_contradict_each_other_name_both() {
 }
 
 #[test]
-fn a_wrong_value_makes_no_second_mistake() {
+fn a_wrong_value_causes_no_second_mistake() {
     check_mistake(
         &given().flags(&["--retry-max-backoff-ms=x", "--retry-initial-backoff-ms=6000"]),
         &["flag --retry-max-backoff-ms: \"x\""],
@@ -386,7 +386,7 @@ fn a_wrong_value_makes_no_second_mistake() {
 }
 
 #[test]
-fn certificates_that_can_not_be_used_name_their_flag() {
+fn mistakes_of_certificates_name_the_flag() {
     let errors = given().flags(&["--tls-cert-path=/absent/c", "--tls-key-path=/absent/k"]).errors();
     assert_eq!(errors.matches("error: ").count(), 2, "{errors}");
     assert!(errors.contains("--tls-cert-path /absent/c: can't be read"), "{errors}");
@@ -398,13 +398,13 @@ fn certificates_that_can_not_be_used_name_their_flag() {
 }
 
 #[test]
-fn disabling_retries_wins_over_their_number() {
+fn disabling_retries_overrides_their_number() {
     let config = given().flags(&["--retry-max-retries=7", "--disable-retries"]).config();
     assert_eq!(config.dispatch.max_retries, 0);
 }
 
 #[test]
-fn push_back_may_be_nothing_but_not_nothing_and_something() {
+fn push_back_statuses_may_be_none_but_not_none_and_a_status() {
     let statuses = |given: Given| given.config().dispatch.push_back_statuses;
     assert_eq!(statuses(given()), [429, 503]);
     assert_eq!(statuses(given().flags(&["--push-back-statuses=529"])), [529]);
@@ -417,14 +417,14 @@ fn push_back_may_be_nothing_but_not_nothing_and_something() {
 fn an_empty_variable_is_named_in_one_warning() {
     let given = given().variable("SMG_API_KEY", "").variable("SMG_PORT", " ").variable("SMG_X", "");
     let warnings = given.warnings();
-    assert_eq!(warnings[1], "variables that are empty count as not set: SMG_API_KEY, SMG_PORT");
+    assert_eq!(warnings[1], "empty variables count as not set: SMG_API_KEY, SMG_PORT");
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(given.config().http.api_keys.is_empty());
 }
 
 #[cfg(unix)]
 #[test]
-fn a_value_that_is_no_text_is_a_mistake() {
+fn a_value_that_is_not_utf_8_is_a_mistake() {
     use std::os::unix::ffi::OsStringExt;
     let process = Process {
         arguments: Vec::new(),

@@ -1,8 +1,8 @@
-//! From words to flags with text: the one reading of the command line.
+//! Parses the command line into flags with texts.
 //!
-//! clap stops at the first mistake. So its parser is used leniently: every setting takes any text any number of times,
-//! and a word that it does not know is noted, taken out, and the rest is read again. What the texts mean is judged in
-//! `layers`, together with those of variables and file.
+//! clap stops at the first mistake. So its parser is used leniently: every setting accepts any text any number of
+//! times, and an unknown word is recorded as a mistake and removed, and the rest is parsed again. `layers` checks the
+//! texts, together with those of variables and file.
 
 use std::ffi::OsString;
 
@@ -13,19 +13,19 @@ use crate::cli::{self, Cli};
 use crate::config::mistakes::Mistake;
 use crate::config::peers;
 
-/// What the command line asks for.
+/// The action that the command line asks for.
 pub(super) enum Asked {
-    /// Run the router with what these matches and the rest say.
+    /// Run the router with the settings of these matches.
     Router(ArgMatches),
-    /// Check that and print it.
+    /// Check the settings of these matches and print them.
     CheckConfig(ArgMatches),
-    /// Something that has nothing to do with the router's settings.
+    /// A subcommand that does not use the router's settings.
     Other(cli::Command),
-    /// Print this: help or the version.
+    /// Print this text: help or the version.
     Text(String),
 }
 
-/// Reads the arguments after the program's name. Mistakes do not keep the rest from being read.
+/// Parses the arguments after the program's name. A mistake does not stop the parsing of the rest.
 pub(super) fn read(arguments: &[OsString]) -> (Option<Asked>, Vec<Mistake>) {
     let mut words = arguments.to_vec();
     let mut mistakes = Vec::new();
@@ -42,7 +42,7 @@ pub(super) fn read(arguments: &[OsString]) -> (Option<Asked>, Vec<Mistake>) {
             return (Some(Asked::Text(help(arguments, &error))), mistakes);
         }
         mistakes.push(usage_mistake(&error));
-        // Each turn takes a word away, so this ends. Without its subcommand the rest has no meaning.
+        // Each iteration removes a word, so the loop ends. Without its subcommand the rest has no meaning.
         if error.kind() == ErrorKind::InvalidSubcommand || !take_out(&mut words, &error) {
             return (None, mistakes);
         }
@@ -53,7 +53,7 @@ fn with_name(words: &[OsString]) -> impl Iterator<Item = OsString> {
     std::iter::once(OsString::from("smg")).chain(words.iter().cloned())
 }
 
-/// The command line with every setting open to any text, any number of times, and with the flags of other routers.
+/// A command line whose settings accept any text any number of times, with the flags of other routers.
 fn lenient_command() -> clap::Command {
     let lenient = |arg: Arg| match cli::variable_of(&arg) {
         Some(_) => arg.action(ArgAction::Append).value_parser(clap::value_parser!(String)),
@@ -79,7 +79,7 @@ fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<
                 .try_get_matches_from(with_name(words))
                 .and_then(|matches| Cli::from_arg_matches(&matches));
             match strict {
-                Ok(cli) => Asked::Other(cli.command.expect("the lenient reading saw one")),
+                Ok(cli) => Asked::Other(cli.command.expect("the lenient parser found one")),
                 Err(error) => return (None, Some(usage_mistake(&error))),
             }
         }
@@ -87,13 +87,13 @@ fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<
     (Some(asked), None)
 }
 
-/// The help or version that was asked for, with variables and possible values, which the lenient command does not know.
-/// The rest of the command line has no influence on it, right or wrong.
+/// The requested help or version, with variables and possible values, which the lenient command lacks. Other words of
+/// the command line, right or wrong, do not change it.
 fn help(arguments: &[OsString], lenient: &clap::Error) -> String {
     let shown = cli::shown_command();
-    // The subcommands lead from the whole command to the one that is asked about.
+    // The subcommands lead from the whole command to the one whose help is requested.
     let mut at = &shown;
-    let mut matters = |word: &&OsString| {
+    let mut selects_help = |word: &&OsString| {
         word.to_str().is_some_and(|word| match at.find_subcommand(word) {
             Some(subcommand) => {
                 at = subcommand;
@@ -102,7 +102,8 @@ fn help(arguments: &[OsString], lenient: &clap::Error) -> String {
             None => matches!(word, "-h" | "--help" | "-V" | "--version" | "help"),
         })
     };
-    let words: Vec<OsString> = arguments.iter().filter(|word| matters(word)).cloned().collect();
+    let words: Vec<OsString> =
+        arguments.iter().filter(|word| selects_help(word)).cloned().collect();
     match shown.try_get_matches_from(with_name(&words)) {
         Err(error) if error.kind() == lenient.kind() => error.render().to_string(),
         Ok(_) | Err(_) => lenient.render().to_string(),
@@ -115,8 +116,8 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
         _ => None,
     };
     let stray = |word: &str| {
-        Mistake::new(format!("{word:?} belongs to no flag"))
-            .with_hint(Some("a yes or no takes its value after =: --log-json=false".to_owned()))
+        Mistake::new(format!("{word:?} is not the value of a flag"))
+            .with_hint(Some("a switch takes its value after =, as in --log-json=false".to_owned()))
     };
     if let (ErrorKind::ArgumentConflict, Some(word)) =
         (error.kind(), context(ContextKind::InvalidSubcommand))
@@ -147,12 +148,13 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
             if context(ContextKind::InvalidValue).is_none_or(|v| v.is_empty()) =>
         {
             let flag = word.split_whitespace().next().unwrap_or(&word);
-            Mistake::new(format!("flag {flag} lacks its value"))
+            Mistake::new(format!("flag {flag} needs a value"))
         }
         _ => {
             let text = error.render().to_string();
             let text = text.trim().strip_prefix("error: ").unwrap_or(&text);
-            // What is wrong, perhaps a tip; then usage and the way to the help, which would follow each mistake.
+            // The mistake and perhaps a tip. Usage and the reference to the help are cut off, because they would follow
+            // each mistake.
             let ends = ["\n\nUsage:", "\n\nFor more information"];
             let end = ends.iter().filter_map(|end| text.find(end)).min().unwrap_or(text.len());
             Mistake::new(text[..end].trim())
@@ -160,7 +162,7 @@ fn usage_mistake(error: &clap::Error) -> Mistake {
     }
 }
 
-/// Takes the word away that an error is about, with the value that may follow a flag; false when there is none.
+/// Removes the word that caused an error, and the value that may follow a flag. Returns false if there is none.
 fn take_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
     let context = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg]
         .into_iter()
@@ -176,11 +178,11 @@ fn take_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
     let is_flag = named.starts_with("--") && !removed.to_string_lossy().contains('=');
     let next = words.get(at).map(|next| next.to_string_lossy());
     let has_value_apart = match (error.kind(), error.get(ContextKind::InvalidValue)) {
-        // It may have been meant as the value. A flag that may be given once only was given twice.
+        // The next word may have been meant as the value. For `ArgumentConflict`, the flag may be given only once.
         (ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict, _) => {
             next.is_some_and(|next| !next.starts_with('-'))
         }
-        // It is the value that is wrong.
+        // The value is wrong, so it is removed with the flag.
         (_, Some(ContextValue::String(value))) => next.is_some_and(|next| next == value.as_str()),
         _ => false,
     };

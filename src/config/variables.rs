@@ -1,21 +1,21 @@
-//! Variables that begin with `SMG_` and are no setting.
+//! Variables that begin with `SMG_` and are no settings.
 //!
-//! Kubernetes gives every container variables that describe the Services of its namespace. One for a Service named
+//! Kubernetes sets variables in every container that describe the Services of its namespace. One for a Service named
 //! `smg` (or `smg-mesh`, …) begins with `SMG_` and may even have the name of a setting: `SMG_PORT=tcp://10.0.0.7:80`.
-//! They are recognised by their form and left alone.
+//! This module recognises them by their form and ignores them.
 
 use crate::cli;
 use crate::config::mistakes::did_you_mean;
 use crate::config::peers::{self, VARIABLES};
 use crate::config::process::Process;
 
-/// Variables that belong to this project and are not settings of the router.
+/// Variables of this project that are not settings of the router.
 const OTHERS: &[&str] = &["SMG_REVISION", "SMG_UPDATE_GOLDEN"];
 
-/// Whether Kubernetes made this variable for a Service whose name begins with `smg`.
+/// Whether Kubernetes set this variable for a Service whose name begins with `smg`.
 pub(super) fn is_from_kubernetes(name: &str, value: &str) -> bool {
     let Some(rest) = name.strip_prefix("SMG_") else { return false };
-    // The rest of the Service's name, if it has one, stands before these words.
+    // The rest of the Service's name, if it has one, precedes these words.
     let after = |word: &str| {
         rest.strip_prefix(word).or_else(|| {
             let at = rest.find(&format!("_{word}"))?;
@@ -59,15 +59,15 @@ pub(super) fn warnings(process: &Process<'_>) -> Vec<String> {
         } else {
             let hint = did_you_mean(name, known.iter().map(String::as_str));
             let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
-            warnings.push(format!("variable {name} is not known and ignored{hint}"));
+            warnings.push(format!("variable {name} is unknown and ignored{hint}"));
         }
     }
     if !empty.is_empty() {
-        warnings.push(format!("variables that are empty count as not set: {}", empty.join(", ")));
+        warnings.push(format!("empty variables count as not set: {}", empty.join(", ")));
     }
     if !from_kubernetes.is_empty() {
         warnings.push(format!(
-            "variables that Kubernetes made for a Service whose name begins with smg are ignored: {}; \
+            "variables that Kubernetes set for a Service whose name begins with smg are ignored: {}; \
              enableServiceLinks: false in the pod's spec keeps them away",
             from_kubernetes.join(", ")
         ));
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kubernetes_injects_is_recognised() {
+    fn variables_of_kubernetes_are_recognised() {
         for (name, value) in [
             ("SMG_PORT", "tcp://10.0.0.7:80"),
             ("SMG_PORT_8000_TCP", "tcp://10.0.0.7:8000"),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_set_is_not() {
+    fn other_variables_are_not_taken_for_those_of_kubernetes() {
         for (name, value) in [
             ("SMG_PORT", "8000"),
             ("SMG_PORT", "tpc://10.0.0.7"),

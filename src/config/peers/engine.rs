@@ -1,4 +1,4 @@
-//! What the engine does, or what is not supported.
+//! Flags whose task the engine does, or which are not supported.
 
 use super::Takes::{Many, Nothing, One};
 use super::{ALL, PeerFlag, SGLANG, SMG, SMG_SGLANG, VLLM, always, only, refused};
@@ -18,7 +18,7 @@ const NO_TRAINING: &str =
 const NO_WASM: &str =
     "WebAssembly modules are not supported here: put a proxy with filters in front";
 
-/// The rows.
+/// The flags of this topic.
 pub(super) const FLAGS: &[PeerFlag] = &[
     refused("--model-path", SMG_SGLANG, One, NO_TOKENIZER),
     refused("--model", SMG, One, NO_TOKENIZER),

@@ -1,17 +1,17 @@
-//! Metrics of other routers, and which of ours shows the same.
+//! The metrics of other routers, and the metrics here that show the same.
 
 use super::{Routers, SMG, SMG_SGLANG, VLLM};
 
 /// A metric of another router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct PeerMetric {
-    /// Its name.
+    /// The metric's name.
     pub(in crate::config) name: &'static str,
     /// The routers that have it.
     pub(in crate::config) routers: Routers,
-    /// The metrics here that show the same; empty: none does.
+    /// The metrics here that show the same; empty if there are none.
     pub(in crate::config) ours: &'static [&'static str],
-    /// How to read them, or why there is none.
+    /// How to read them, or why there are none.
     pub(in crate::config) note: &'static str,
 }
 

@@ -1,9 +1,10 @@
-//! Flags and variables of the routers that people come from, and what each means here.
+//! The flags and variables of other routers that users may come from, and the meaning of each here.
 //!
-//! One table, cut by topic, is the only source: the parser takes every flag of it, so that none is "no such flag";
-//! messages, `smg check-config` and `docs/migrating.md` are made from it. A flag is the same here, another name of one
-//! of ours, something that is always so, or refused with what to use instead. `tests/golden/peer-flags.txt` lists what
-//! the programs themselves say they take; a test holds the table against it.
+//! One table, split by topic, is the only source: the parser accepts every flag of it, so that none is reported as
+//! unknown. Messages, `smg check-config` and `docs/migrating.md` are generated from it. A flag of another router either
+//! means the same here, or is an alias of a flag here, or asks for what always applies here, or is refused with an
+//! alternative. `tests/golden/peer-flags.txt` lists the flags that the programs themselves document; a test compares
+//! the table with it.
 
 mod engine;
 mod metrics;
@@ -22,7 +23,8 @@ pub(super) use metrics::METRICS;
 pub use page::migrating;
 pub(super) use table::{aliases, flag, flags, is_accepted};
 pub(super) use translate::{
-    Said, arguments, hint, refused_key, refused_subcommand, subcommands, translate, unread_variable,
+    AliasUse, arguments, hint, refused_key, refused_subcommand, subcommands, translate,
+    unread_variable,
 };
 pub(super) use variables::{VARIABLES, unread_variables};
 pub(super) use vocabulary::{Here, PeerFlag, ROUTERS, Takes};

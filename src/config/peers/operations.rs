@@ -1,4 +1,4 @@
-//! Logs, metrics, TLS, keys and the mesh.
+//! Flags of logs, metrics, TLS, keys and the mesh.
 
 use super::Takes::{Many, Nothing, One};
 use super::{ALL, PeerFlag, SMG, SMG_SGLANG, VLLM, alias, refused, same};
@@ -9,7 +9,7 @@ const NO_JWT: &str = "JSON web tokens are not checked here: use --admin-api-key,
 
 const NO_TRACES: &str = "traces are not exported here: traceparent passes from client to worker, and requests are logged with their ids";
 
-/// The rows.
+/// The flags of this topic.
 pub(super) const FLAGS: &[PeerFlag] = &[
     same("--log-level", ALL, "also `warning` for warn and `critical` for error"),
     same("--log-json", SMG, ""),
@@ -53,19 +53,19 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         SMG_SGLANG,
         Many,
         "worker-tls-ca",
-        "one PEM file with all of them; they take the place of the system's, theirs come on top",
+        "one PEM file with all of them; they replace the system's; theirs are added to them",
     ),
     alias(
         "--ca-cert-path",
         SMG_SGLANG,
         Many,
         "worker-tls-ca",
-        "one PEM file with all of them; they take the place of the system's, theirs come on top",
+        "one PEM file with all of them; they replace the system's; theirs are added to them",
     ),
     same(
         "--api-key",
         ALL,
-        "clients must show it, workers do not get it: what smg and sglang-router send to workers, and vllm-router's whole meaning, is --worker-api-key",
+        "clients must send it, and it is not sent to workers. smg and sglang-router also send it to workers, and vllm-router only does that: use --worker-api-key for it",
     ),
     refused(
         "--api-key-validation-urls",
@@ -91,7 +91,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
     same(
         "--mesh-peer-urls",
         SMG,
-        "every entry is tried, and names are resolved again and again; theirs tries the first",
+        "every entry is tried, and names are resolved repeatedly; theirs tries the first",
     ),
     alias("--seeds", SMG, Many, "mesh-peer-urls", ""),
     same("--mesh-tls-cert", SMG, ""),

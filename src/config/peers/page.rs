@@ -1,4 +1,4 @@
-//! `docs/migrating.md`, written from the table.
+//! Generates `docs/migrating.md` from the table.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use super::{COMMANDS, Here, PeerFlag, ROUTERS, Routers, VALUES, VARIABLES, flags
 const HEAD: &str = include_str!("page_head.md");
 const API: &str = include_str!("page_api.md");
 
-/// The whole page.
+/// The whole page as Markdown.
 #[must_use]
 pub fn migrating() -> String {
     let mut page = HEAD.to_owned();
@@ -28,7 +28,7 @@ fn line(page: &mut String, line: std::fmt::Arguments<'_>) {
 
 fn flags_of(page: &mut String, router: Routers, name: &str) {
     line(page, format_args!("\n## Flags of {name}\n"));
-    line(page, format_args!("| flag | here | what to know |"));
+    line(page, format_args!("| flag | here | remarks |"));
     line(page, format_args!("|---|---|---|"));
     let mut flags: Vec<&PeerFlag> = flags().filter(|flag| flag.routers.contains(router)).collect();
     flags.sort_by_key(|flag| flag.flag);
@@ -128,7 +128,7 @@ fn metrics(page: &mut String) {
     }
 }
 
-/// A text as a cell of a table may have it.
+/// A text with the characters escaped that would end a cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace('*', "\\*")
 }

@@ -1,4 +1,4 @@
-//! How a worker is chosen.
+//! Flags that say how a worker is chosen.
 
 use super::Takes::{Many, Nothing, One};
 use super::{ALL, PeerFlag, SMG, SMG_SGLANG, VLLM, alias, always, only, refused, same};
@@ -7,7 +7,7 @@ const NO_KV_EVENTS: &str = "workers' KV events are not read here: cache_aware le
 
 const OWN_COUNT: &str = "workers' queues and KV use are not read here: load is the number of requests in flight; a worker's max_concurrent bounds it";
 
-/// The rows.
+/// The flags of this topic.
 pub(super) const FLAGS: &[PeerFlag] = &[
     same(
         "--policy",

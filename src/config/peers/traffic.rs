@@ -1,4 +1,4 @@
-//! Listener, timeouts, admission, retries and breakers.
+//! Flags of the listener, timeouts, admission, retries and breakers.
 
 use super::Takes::{Nothing, One};
 use super::{ALL, Here, PeerFlag, SMG, SMG_SGLANG, alias, always, only, refused, same};
@@ -7,7 +7,7 @@ const NO_RATES: &str = "rates per tenant are not limited here: --max-concurrent-
 
 const TENANT_KEYS: &str = "tenants are known by their keys here: --tenant-api-key ID:KEY";
 
-/// The rows.
+/// The flags of this topic.
 pub(super) const FLAGS: &[PeerFlag] = &[
     same("--help", ALL, ""),
     same("--host", ALL, "default 0.0.0.0; vllm-router's 127.0.0.1"),
@@ -17,7 +17,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         "--max-buffered-request-bytes",
         SMG,
         One,
-        "a body is kept until its request can't be retried any more: --max-payload-size bounds one body, --max-buffered-bytes all of them",
+        "a body is kept until its request can no longer be retried: --max-payload-size bounds one body, --max-buffered-bytes all of them",
     ),
     alias(
         "--header-read-timeout-secs",
@@ -53,7 +53,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         "--upstream-http2",
         SMG,
         Nothing,
-        "workers are spoken to over HTTP/1.1 with connections that are kept open: remove the flag",
+        "the router sends requests to workers over HTTP/1.1 with connections that are kept open: remove the flag",
     ),
     PeerFlag {
         here: Here::Alias {
@@ -61,7 +61,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
             differs: "default 50; theirs 3",
             except: &[(
                 "0",
-                "keeps connections for ever in smg and none here: give a time up to 3600",
+                "keeps connections for ever in smg but none here: set a time of at most 3600",
             )],
         },
         ..alias(
@@ -133,7 +133,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
     same(
         "--retry-jitter-factor",
         ALL,
-        "default 1, the whole pause is drawn; theirs 0.2, which lengthens or shortens the pause",
+        "default 1, the whole pause is random; theirs 0.2, which lengthens or shortens the pause",
     ),
     same("--disable-retries", ALL, ""),
     same(

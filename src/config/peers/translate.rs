@@ -1,4 +1,4 @@
-//! Flags of other routers on the command line and in the file: what they say in this router's own settings.
+//! Translates the flags of other routers, on the command line and in the file, into this router's settings.
 
 use std::collections::BTreeMap;
 
@@ -8,33 +8,33 @@ use clap::{Arg, ArgAction, ArgMatches};
 use super::{COMMANDS, Here, PeerCommand, PeerFlag, Takes, VALUES, flag, flags};
 use crate::config::mistakes::{Mistake, key_in, shown, variable};
 
-/// What an alias on the command line says.
+/// An alias that the command line uses for a flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::config) struct Said {
+pub(in crate::config) struct AliasUse {
     /// The alias with its dashes.
     pub(in crate::config) flag: &'static str,
-    /// Its values.
+    /// The values that are given with it.
     pub(in crate::config) texts: Vec<String>,
 }
 
-/// What the flags of other routers on a command line mean.
+/// The meaning of all flags of other routers on a command line.
 #[derive(Debug, Default)]
 pub(in crate::config) struct Translated {
-    /// Aliases by the id of the setting that they are names of.
-    pub(in crate::config) said: BTreeMap<String, Vec<Said>>,
-    /// One line for each flag that changes nothing.
+    /// The aliases used, by the id of the setting that they set.
+    pub(in crate::config) aliases: BTreeMap<String, Vec<AliasUse>>,
+    /// One line for each flag that has no effect.
     pub(in crate::config) notes: Vec<String>,
-    /// One for each flag that is refused.
+    /// One mistake for each flag that is refused.
     pub(in crate::config) mistakes: Vec<Mistake>,
 }
 
-/// The flags that only other routers have, for the parser. They are in no help.
+/// The flags that only other routers have, for the parser. The help does not show them.
 pub(in crate::config) fn arguments() -> impl Iterator<Item = Arg> {
     flags().filter(|flag| !flag.is_ours()).map(|flag| {
         let arg = Arg::new(flag.flag).long(flag.name()).hide(true);
         let values = match (flag.takes, flag.here) {
             (Takes::Nothing, _) => return arg.action(ArgAction::Count),
-            // A flag that is refused is refused without its value too.
+            // A refused flag is refused without its value, too.
             (Takes::One, Here::Refused(_)) => 0..=1,
             (Takes::One, _) => 1..=1,
             (Takes::Many, _) => 0..=usize::MAX,
@@ -43,7 +43,7 @@ pub(in crate::config) fn arguments() -> impl Iterator<Item = Arg> {
     })
 }
 
-/// The subcommands that only other routers have, for the parser: whatever follows is part of them.
+/// The subcommands that only other routers have, for the parser. All words after one belong to it.
 pub(in crate::config) fn subcommands() -> impl Iterator<Item = clap::Command> {
     COMMANDS.iter().map(|command| {
         clap::Command::new(command.name)
@@ -53,14 +53,14 @@ pub(in crate::config) fn subcommands() -> impl Iterator<Item = clap::Command> {
     })
 }
 
-/// What is wrong with a subcommand of another router; `None`: it is none.
+/// The mistake for a subcommand of another router; `None` if the name is none.
 pub(in crate::config) fn refused_subcommand(name: &str) -> Option<Mistake> {
     let PeerCommand { name, routers, instead } =
         COMMANDS.iter().find(|command| command.name == name)?;
     Some(Mistake::new(format!("subcommand {name} of {} is refused: {instead}", routers.names())))
 }
 
-/// Reads the flags of other routers.
+/// Translates the flags of other routers that the matches contain.
 pub(in crate::config) fn translate(matches: &ArgMatches) -> Translated {
     let mut translated = Translated::default();
     for flag in flags().filter(|flag| !flag.is_ours()) {
@@ -118,14 +118,15 @@ impl Translated {
                 } else {
                     texts
                 };
-                let said = Said { flag: flag.flag, texts };
-                self.said.entry(of.replace('-', "_")).or_default().push(said);
+                let alias = AliasUse { flag: flag.flag, texts };
+                self.aliases.entry(of.replace('-', "_")).or_default().push(alias);
             }
         }
     }
 }
 
-/// A key as `id:name:role:key` whose name has no blanks, at which a list would be cut. The name is shown nowhere.
+/// Removes the blanks from the name in a key of the form `id:name:role:key`, because lists are split at blanks. The
+/// name is not used.
 fn without_blanks_in_its_name(text: &str) -> String {
     let mut parts: Vec<String> = text.splitn(4, ':').map(str::to_owned).collect();
     if let [_, name, _, _] = parts.as_mut_slice() {
@@ -134,26 +135,27 @@ fn without_blanks_in_its_name(text: &str) -> String {
     parts.join(":")
 }
 
-/// Whether two texts are the same value: the same text, or the same number.
+/// Whether two texts mean the same value: equal texts or equal numbers.
 fn is_same(one: &str, other: &str) -> bool {
     one == other
         || one.parse::<f64>().is_ok_and(|one| other.parse::<f64>().is_ok_and(|other| one == other))
 }
 
-/// What is wrong with a key of the file that is a flag of another router; `None`: it is none.
+/// The mistake for a key of the file that is named for a flag of another router; `None` if it is none.
 pub(in crate::config) fn refused_key(file: &std::path::Path, key: &str) -> Option<Mistake> {
     let flag = flag(&key.replace('_', "-"))?;
     let what = key_in(file, key);
     Some(Mistake::new(format!("{what} {}", instead(flag, |of| of.to_owned())?)))
 }
 
-/// What to say of a variable that is named for a flag of another router; `None`: it is none.
+/// The warning for a variable that is named for a flag of another router; `None` if it is none.
 pub(in crate::config) fn unread_variable(name: &str) -> Option<String> {
     let flag = flag(&name.strip_prefix("SMG_")?.to_ascii_lowercase().replace('_', "-"))?;
     Some(format!("variable {name} {}", instead(flag, |of| variable(&of.replace('-', "_")))?))
 }
 
-/// What to write in place of a name that only a flag may have; `None` for a flag of this router.
+/// The name or the explanation to use in place of a name that is valid only as a flag; `None` for a flag of this
+/// router.
 fn instead(flag: &PeerFlag, name_of: impl Fn(&str) -> String) -> Option<String> {
     let named = format!("is named for {} of {}", flag.flag, flag.routers.names());
     match flag.here {
@@ -164,7 +166,7 @@ fn instead(flag: &PeerFlag, name_of: impl Fn(&str) -> String) -> Option<String> 
     }
 }
 
-/// What to use instead of a value that only another router knows.
+/// The alternative to a value that only another router knows.
 pub(in crate::config) fn hint(id: &str, text: &str) -> Option<String> {
     let flag = id.replace('_', "-");
     let is_rank = |text: &str| {

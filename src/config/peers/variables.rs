@@ -1,7 +1,7 @@
-//! Variables that other routers read.
+//! The variables that other routers read.
 //!
-//! A variable that is set and listed here makes one line at start: what to use instead, or why nothing is needed. Their
-//! flags have no variables of their own there; here every flag has `SMG_<FLAG>`.
+//! If a variable of this list is set, the start logs one line: what to use instead, or why nothing is needed. The flags
+//! of other routers have no variables; here every flag has `SMG_<FLAG>`.
 
 use smg_types::spec::WorkerSpec;
 
@@ -11,13 +11,14 @@ use crate::config::process::Process;
 /// A variable of another router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct PeerVariable {
-    /// Its name.
+    /// The variable's name.
     pub(in crate::config) name: &'static str,
     /// The routers that read it.
     pub(in crate::config) routers: Routers,
     /// What to use instead, or why nothing is needed.
     pub(in crate::config) instead: &'static str,
-    /// It is a key for a cloud provider, which many a shell has set: it matters only when a worker lacks a key.
+    /// Whether it is a key for a cloud provider, which many shells set anyway. It is reported only if a worker lacks a
+    /// key.
     pub(in crate::config) is_provider_key: bool,
 }
 
@@ -94,7 +95,7 @@ pub(in crate::config) const VARIABLES: &[PeerVariable] = &[
     provider_key("GEMINI_ADMIN_KEY"),
 ];
 
-/// One line per reason, for the variables of other routers that are set.
+/// One warning per reason, for the variables of other routers that are set.
 pub(in crate::config) fn unread_variables(
     process: &Process<'_>,
     workers: &[WorkerSpec],

@@ -1,4 +1,4 @@
-//! The words of the table: routers, what a flag takes, and what it means here.
+//! The types of the table: routers, how many values a flag takes, and what it means here.
 
 /// A set of routers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,17 +12,17 @@ pub(super) const SGLANG_VLLM: Routers = Routers(SGLANG.0 | VLLM.0);
 pub(super) const SMG_VLLM: Routers = Routers(SMG.0 | VLLM.0);
 pub(super) const ALL: Routers = Routers(SMG.0 | SGLANG.0 | VLLM.0);
 
-/// The routers, each alone, with the name of its package.
+/// Each single router, with the name of its package.
 pub(in crate::config) const ROUTERS: [(Routers, &str); 3] =
     [(SMG, "smg"), (SGLANG, "sglang-router"), (VLLM, "vllm-router")];
 
 impl Routers {
-    /// Whether all of `others` are among these.
+    /// Whether this set contains all of `others`.
     pub(in crate::config) const fn contains(self, others: Self) -> bool {
         self.0 & others.0 == others.0
     }
 
-    /// Their names as a sentence has them: `smg and vllm-router`.
+    /// The names as part of a sentence: `smg and vllm-router`.
     pub(in crate::config) fn names(self) -> String {
         let names: Vec<&str> = ROUTERS
             .iter()
@@ -40,11 +40,11 @@ impl Routers {
 /// How many values a flag takes on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) enum Takes {
-    /// None: a switch.
+    /// No value: the flag is a switch.
     Nothing,
-    /// One.
+    /// One value.
     One,
-    /// Any number, up to the next flag.
+    /// Any number of values, up to the next flag.
     Many,
 }
 
@@ -53,65 +53,65 @@ pub(in crate::config) enum Takes {
 pub(in crate::config) enum Here {
     /// This router has a flag of the same name and meaning.
     Same {
-        /// What differs in bounds, default or unit; empty: nothing.
+        /// The difference in bounds, default or unit; empty if there is none.
         differs: &'static str,
     },
-    /// Another name of a flag of this router.
+    /// The flag is another name of a flag of this router.
     Alias {
-        /// That flag, without its dashes.
+        /// The name of this router's flag, without its dashes.
         of: &'static str,
-        /// What differs in bounds, default or unit; empty: nothing.
+        /// The difference in bounds, default or unit; empty if there is none.
         differs: &'static str,
-        /// Values that mean something else there, each with why it is refused.
+        /// The values that mean something else in the other router, each with the reason why it is refused.
         except: &'static [(&'static str, &'static str)],
     },
-    /// What it asks for is always so: it is accepted with this reason.
+    /// The flag asks for what always applies here. It is accepted and logged with this reason.
     Always(&'static str),
-    /// Only these values ask for what is always so; others are refused with the reason.
+    /// These values ask for what always applies here; others are refused with the reason.
     Only(&'static [&'static str], &'static str),
-    /// It is refused: why, and what to use instead.
+    /// The flag is refused with this reason and alternative.
     Refused(&'static str),
 }
 
 /// A flag of another router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct PeerFlag {
-    /// Its name with its dashes.
+    /// The flag's name with its dashes.
     pub(in crate::config) flag: &'static str,
     /// The routers that have it.
     pub(in crate::config) routers: Routers,
-    /// How many values it takes.
+    /// How many values the flag takes.
     pub(in crate::config) takes: Takes,
-    /// What it means here.
+    /// The meaning of the flag here.
     pub(in crate::config) here: Here,
 }
 
 impl PeerFlag {
-    /// The name without its dashes.
+    /// The flag's name without its dashes.
     pub(in crate::config) fn name(&self) -> &'static str {
         self.flag.trim_start_matches('-')
     }
 
-    /// Whether this router itself has a flag of that name.
+    /// Whether this router has a flag of that name itself.
     pub(in crate::config) const fn is_ours(&self) -> bool {
         matches!(self.here, Here::Same { .. })
     }
 }
 
-/// A value of a flag that both have, which only another router knows.
+/// A value that only another router knows, of a flag that both routers have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct PeerValue {
     /// The flag's name without its dashes.
     pub(in crate::config) flag: &'static str,
-    /// What the value is or begins with.
+    /// The value, or its beginning.
     pub(in crate::config) value: &'static str,
     /// The routers that take it.
     pub(in crate::config) routers: Routers,
-    /// What to use instead.
+    /// The alternative to the value.
     pub(in crate::config) instead: &'static str,
 }
 
-/// Values that need a hint of their own.
+/// The values that need a hint of their own.
 pub(in crate::config) const VALUES: &[PeerValue] = &[
     PeerValue {
         flag: "policy",
@@ -142,15 +142,15 @@ pub(in crate::config) const VALUES: &[PeerValue] = &[
 /// A subcommand of another router that this one does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) struct PeerCommand {
-    /// Its name.
+    /// The subcommand's name.
     pub(in crate::config) name: &'static str,
     /// The routers that have it.
     pub(in crate::config) routers: Routers,
-    /// What to do instead.
+    /// The alternative to the subcommand.
     pub(in crate::config) instead: &'static str,
 }
 
-/// Subcommands that need a line of their own.
+/// The subcommands that are refused with an alternative.
 pub(in crate::config) const COMMANDS: &[PeerCommand] = &[
     PeerCommand { name: "serve", routers: SMG, instead: STARTS_NO_ENGINES },
     PeerCommand { name: "server", routers: SGLANG, instead: STARTS_NO_ENGINES },

@@ -1,4 +1,4 @@
-//! Workers, how they are found, and how they are checked.
+//! Flags of workers, their discovery and their health checks.
 
 use super::Takes::{Many, Nothing, One};
 use super::{ALL, PeerFlag, SGLANG_VLLM, SMG, SMG_SGLANG, VLLM, always, only, refused, same};
@@ -7,7 +7,7 @@ const NO_DISCOVERY: &str = "workers are not discovered here: list them in --work
 
 const ONE_STAGE: &str = "disaggregation is not supported; list workers that do both prefill and decode in --worker-urls";
 
-/// The rows.
+/// The flags of this topic.
 pub(super) const FLAGS: &[PeerFlag] = &[
     same(
         "--worker-urls",
@@ -79,7 +79,7 @@ pub(super) const FLAGS: &[PeerFlag] = &[
         SMG,
         One,
         &["0"],
-        "workers do not push their load here: probes tell whether a worker answers",
+        "workers do not push their load here: probes show whether a worker answers",
     ),
     refused("--service-discovery", ALL, Nothing, NO_DISCOVERY),
     refused("--selector", ALL, Many, NO_DISCOVERY),

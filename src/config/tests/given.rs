@@ -1,4 +1,4 @@
-//! A process as a test describes it, and what the configuration makes of it.
+//! The environment of a process as a test describes it, and the configuration that follows from it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,12 +11,12 @@ use smg_types::now::Now;
 
 use super::*;
 
-/// What a process may be started with, in literals.
+/// The environment of a process, from literals.
 #[derive(Default, Clone)]
 pub(super) struct Given {
     pub(super) arguments: Vec<String>,
     pub(super) variables: Vec<(String, String)>,
-    /// Files by their path; `smg.toml` is named by a flag when it is there.
+    /// The files by their path. If `smg.toml` is among them, a flag names it.
     pub(super) files: BTreeMap<PathBuf, String>,
 }
 
@@ -71,7 +71,7 @@ impl Given {
                     panic!("printed {:?}", String::from_utf8_lossy(&text))
                 }
                 Answer::MockWorkers(_) | Answer::Demo(_) | Answer::Console(_) => {
-                    panic!("it is not the router")
+                    panic!("this does not start a router")
                 }
             })
         })
@@ -98,19 +98,19 @@ impl Given {
         }
     }
 
-    /// Exit status, standard output, standard error.
+    /// Returns the exit status, standard output and standard error.
     pub(super) fn run(&self) -> (u8, String, String) {
         self.with(|process| {
             let (mut out, mut err) = (Vec::new(), Vec::new());
             let Start::Done(status) = start(process, &mut out, &mut err) else {
-                panic!("this runs a router")
+                panic!("this starts a router")
             };
             (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
         })
     }
 }
 
-/// Compares with a file that is reviewed like code; `SMG_UPDATE_GOLDEN=1` writes it.
+/// Compares a text with a golden file, which is reviewed like code. `SMG_UPDATE_GOLDEN=1` writes the file.
 #[track_caller]
 pub(super) fn check_golden(path: &str, actual: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);

@@ -1,5 +1,5 @@
-//! People who come from another router: each flag and variable that they know has its effect or its line, and their
-//! launch commands are played word for word.
+//! Tests for users of other routers: each flag and variable of those has its effect or its message, and their
+//! documented launch commands are parsed word for word.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ use crate::cli;
 use crate::config::migrating;
 use crate::config::peers::{self, Here, METRICS, PeerFlag, ROUTERS, Takes, VARIABLES};
 
-/// What the programs take, as `router flag` lines: first by their own help, then by their documentation only.
+/// The flags of the programs, as lines of `router flag`: first those of their help, then those of their documentation
+/// only.
 const FLAGS: &str = include_str!("../../../tests/golden/peer-flags.txt");
 
 fn words_for(flag: &PeerFlag, value: &str) -> Vec<String> {
@@ -49,7 +50,7 @@ fn the_table_has_every_flag_of_every_router() {
 }
 
 #[test]
-fn a_flag_of_the_same_name_is_a_flag_here() {
+fn a_flag_marked_as_the_same_is_a_flag_here() {
     let command = cli::command();
     let ours: BTreeSet<&str> =
         command.get_arguments().filter_map(clap::Arg::get_long).chain(["help"]).collect();
@@ -68,27 +69,27 @@ fn a_flag_of_the_same_name_is_a_flag_here() {
 }
 
 #[test]
-fn every_flag_has_its_effect_or_its_line() {
+fn every_flag_has_its_effect_or_its_message() {
     let plain = given().config();
     for flag in peers::flags() {
         let routers = flag.routers.names();
-        let one_line = |words: &[String], says: &str| {
+        let one_line = |words: &[String], expected: &str| {
             let errors = with(words).errors();
             assert_eq!(errors.lines().count(), 1, "{words:?}: {errors}");
             assert!(
                 errors.starts_with(&format!("error: flag {} of {routers}", flag.flag)),
                 "{errors}"
             );
-            assert!(errors.ends_with(says), "{words:?}: {errors}");
+            assert!(errors.ends_with(expected), "{words:?}: {errors}");
         };
-        let changes_nothing = |words: &[String], says: &str| {
+        let changes_nothing = |words: &[String], expected: &str| {
             let given = with(words);
             assert_eq!(given.config(), plain, "{words:?}");
-            let line = format!("flag {} of {routers} changes nothing: {says}", flag.flag);
+            let line = format!("flag {} of {routers} changes nothing: {expected}", flag.flag);
             assert_eq!(given.warnings(), [line]);
         };
         match flag.here {
-            // What they do, `settings` sees.
+            // The tests in `settings` check their effect.
             Here::Same { .. } | Here::Alias { .. } => {}
             Here::Refused(why) => {
                 one_line(&words_for(flag, "x"), why);
@@ -123,11 +124,11 @@ fn everything_wrong_on_a_command_line_is_reported_together() {
         arguments: [&["check-config".to_owned()], &given.arguments[1..]].concat(),
         ..given
     };
-    assert_eq!(checked.run(), (2, String::new(), err), "check-config says the same");
+    assert_eq!(checked.run(), (2, String::new(), err), "check-config prints the same");
 }
 
 #[test]
-fn an_accepted_flag_is_said_by_check_config() {
+fn check_config_warns_of_an_accepted_flag_without_effect() {
     let (status, out, err) = given()
         .flags(&["check-config", "--enable-igw", "--max-idle-secs", "77", "--log-level", "warning"])
         .run();
@@ -146,8 +147,8 @@ fn an_accepted_flag_is_said_by_check_config() {
 }
 
 #[test]
-fn one_setting_has_one_name_on_a_command_line() {
-    for (flags, says) in [
+fn a_setting_may_be_given_by_only_one_of_its_names() {
+    for (flags, expected) in [
         (
             &["--session-ttl-secs=1", "--max-idle-secs=2"][..],
             "flag --session-ttl-secs and flag --max-idle-secs are the same setting",
@@ -158,18 +159,18 @@ fn one_setting_has_one_name_on_a_command_line() {
         ),
         (&["--max-idle-secs=1", "--max-idle-secs=2"], "flag --max-idle-secs is given 2 times"),
         (&["--max-idle-secs=x"], "flag --max-idle-secs: \"x\" is not a number of seconds"),
-        (&["--max-idle-secs"], "flag --max-idle-secs lacks its value"),
+        (&["--max-idle-secs"], "flag --max-idle-secs needs a value"),
         (&["--upstream-pool-idle-timeout-secs=0"], "0 keeps connections for ever in smg"),
         (&["--ca-cert-path", "/a", "--ca-cert-path", "/b"], "flag --ca-cert-path is given 2 times"),
     ] {
         let errors = given().flags(flags).errors();
-        assert!(errors.contains(says), "{flags:?}: {errors}");
+        assert!(errors.contains(expected), "{flags:?}: {errors}");
         assert_eq!(errors.matches("error: ").count(), 1, "{errors}");
     }
 }
 
 #[test]
-fn policies_and_levels_have_their_other_names() {
+fn policies_and_levels_may_have_their_names_of_other_routers() {
     for (theirs, ours) in [
         ("--policy=consistent_hash", "--policy=consistent_hashing"),
         ("--policy=rendezvous_hash", "--policy=consistent_hashing"),
@@ -202,7 +203,7 @@ fn keys_of_the_control_plane_are_keys_of_administrators() {
 }
 
 #[test]
-fn a_subcommand_that_starts_engines_is_one_line() {
+fn a_subcommand_that_starts_engines_is_one_mistake() {
     for name in ["serve", "server"] {
         for rest in
             [&[][..], &["--model-path", "m", "--data-parallel-size", "2"], &["--help"], &["-x"]]
@@ -216,8 +217,8 @@ fn a_subcommand_that_starts_engines_is_one_line() {
 }
 
 #[test]
-fn the_file_and_variables_know_their_names_too() {
-    for (key, says) in [
+fn keys_and_variables_named_for_their_flags_get_a_hint() {
+    for (key, expected) in [
         (
             "client-cert-path",
             "named for --client-cert-path of smg and sglang-router: write worker-tls-cert",
@@ -232,22 +233,22 @@ fn the_file_and_variables_know_their_names_too() {
     ] {
         let errors = given().file(&format!("{key} = 'x'")).errors();
         assert!(
-            errors.starts_with(&format!("error: key {key} in smg.toml is {says}"))
-                || errors.contains(says),
+            errors.starts_with(&format!("error: key {key} in smg.toml is {expected}"))
+                || errors.contains(expected),
             "{errors}"
         );
         assert_eq!(errors.lines().count(), 1, "{errors}");
         let name = format!("SMG_{}", key.to_uppercase().replace('-', "_"));
         let warnings = given().variable(&name, "x").warnings();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
-        let says = says.replace("worker-tls-cert", "SMG_WORKER_TLS_CERT");
+        let expected = expected.replace("worker-tls-cert", "SMG_WORKER_TLS_CERT");
         assert!(warnings[0].starts_with(&format!("variable {name} is ")), "{warnings:?}");
-        assert!(warnings[0].contains(&says), "{warnings:?}");
+        assert!(warnings[0].contains(&expected), "{warnings:?}");
     }
 }
 
 #[test]
-fn every_variable_of_another_router_makes_a_line() {
+fn every_variable_of_another_router_causes_a_warning() {
     for variable in VARIABLES {
         let given = given().variable(variable.name, "x");
         let line = format!("variable {} is not read: {}", variable.name, variable.instead);
@@ -265,7 +266,7 @@ fn every_variable_of_another_router_makes_a_line() {
 }
 
 #[test]
-fn a_line_shows_no_secret() {
+fn a_warning_shows_no_secret() {
     let secret = "hunter2";
     for flag in peers::flags().filter(|flag| matches!(flag.here, Here::Refused(_))) {
         let errors = with(&words_for(flag, secret)).errors();
@@ -278,7 +279,7 @@ fn a_line_shows_no_secret() {
 }
 
 #[test]
-fn metrics_that_are_named_exist() {
+fn the_metrics_in_the_table_exist() {
     let ours = include_str!("../../../tests/golden/metrics.txt");
     let ours: BTreeSet<&str> = ours
         .lines()
@@ -288,20 +289,21 @@ fn metrics_that_are_named_exist() {
         .collect();
     for metric in METRICS {
         for name in metric.ours {
-            assert!(ours.contains(name), "{} is said to be {name}", metric.name);
+            assert!(ours.contains(name), "{name}, which shows {}, is unknown", metric.name);
         }
         assert!(!metric.ours.is_empty() || !metric.note.is_empty(), "{} has no note", metric.name);
     }
 }
 
 #[test]
-fn the_page_is_the_table() {
+fn the_page_matches_the_table() {
     check_golden("docs/migrating.md", &migrating());
 }
 
-/// Their documented launch commands, each with what the router says of it. Lines that begin with `$ ` are theirs.
+/// The documented launch commands of other routers, each with this router's messages. Lines that begin with `$ ` are
+/// theirs.
 #[test]
-fn their_launch_commands_start_or_say_why_not() {
+fn their_launch_commands_start_or_are_refused_with_reasons() {
     let files = Files::new();
     let text = include_str!("../../../tests/golden/peer-commands.txt");
     let mut page = String::new();
@@ -309,7 +311,7 @@ fn their_launch_commands_start_or_say_why_not() {
     for line in text.lines().filter(|line| line.starts_with("# ") || line.starts_with("$ ")) {
         if let Some(command) = line.strip_prefix("$ ") {
             commands += 1;
-            page.push_str(&format!("\n{line}\n{}", said_of(command, &files)));
+            page.push_str(&format!("\n{line}\n{}", messages_for(command, &files)));
         } else {
             page.push_str(&format!("{}{line}\n", if page.is_empty() { "" } else { "\n" }));
         }
@@ -318,9 +320,9 @@ fn their_launch_commands_start_or_say_why_not() {
     check_golden("tests/golden/peer-commands.txt", &page);
 }
 
-/// What the router says of a documented command: `starts`, with its notes, or every error.
-fn said_of(command: &str, files: &Files) -> String {
-    // Files that the documentation names are files of this test.
+/// The router's messages for a documented command: `starts` with its warnings, or all mistakes.
+fn messages_for(command: &str, files: &Files) -> String {
+    // Paths that the documentation uses are replaced by paths of this test.
     let words: Vec<String> = arguments(command)
         .iter()
         .map(|word| match word.rsplit('.').next() {
@@ -350,14 +352,14 @@ fn said_of(command: &str, files: &Files) -> String {
     }
     for line in &lines {
         assert!(
-            !line.contains("there is no flag") && !line.contains("belongs to no flag"),
+            !line.contains("there is no flag") && !line.contains("is not the value of a flag"),
             "{line}"
         );
     }
     lines.iter().map(|line| format!("  {line}\n")).collect()
 }
 
-/// The words after the program in a documented command line.
+/// The words after the program's name in a documented command line.
 fn arguments(command: &str) -> Vec<String> {
     const PROGRAMS: [&str; 14] = [
         "python -m smg.launch_router ",
@@ -376,7 +378,7 @@ fn arguments(command: &str) -> Vec<String> {
         "smg ",
     ];
     let program = PROGRAMS.iter().find(|program| command.starts_with(*program));
-    let rest = &command[program.unwrap_or_else(|| panic!("whose is {command}")).len()..];
+    let rest = &command[program.unwrap_or_else(|| panic!("no known program in {command}")).len()..];
     let mut words = Vec::new();
     let mut word = String::new();
     let mut quote = None;

@@ -1,4 +1,4 @@
-//! What is printed instead of running a router: configurations, help, completions, documentation.
+//! Tests of what is printed instead of running a router: configurations, help, completions, documentation.
 
 use super::*;
 
@@ -49,20 +49,17 @@ fn the_default_configuration_is_printed_and_resolves_to_itself() {
 }
 
 #[test]
-fn check_config_tells_warnings_and_mistakes() {
+fn check_config_prints_warnings_and_mistakes() {
     let (status, out, err) = given().flags(&["check-config"]).variable("SMG_PROT", "1").run();
     assert_eq!((status, out.is_empty()), (0, false));
-    assert_eq!(
-        err,
-        "warning: variable SMG_PROT is not known and ignored; did you mean SMG_PORT?\n"
-    );
+    assert_eq!(err, "warning: variable SMG_PROT is unknown and ignored; did you mean SMG_PORT?\n");
     let (status, out, err) = given().flags(&["check-config", "--port=x"]).run();
     assert_eq!((status, out.as_str()), (2, ""));
     assert!(err.starts_with("error: flag --port: \"x\""), "{err}");
 }
 
 #[test]
-fn the_help_is_reviewed() {
+fn the_help_matches_its_golden_files() {
     let help = |flag: &str| {
         let mut command = cli::shown_command().term_width(100);
         let help = if flag == "-h" { command.render_help() } else { command.render_long_help() };
@@ -95,7 +92,7 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn no_help_shows_what_a_variable_holds() {
+fn no_help_shows_the_value_of_a_variable() {
     let command = cli::shown_command();
     assert!(
         command.get_arguments().filter(|arg| cli::variable_of(arg).is_some()).all(cli::is_secret)
@@ -120,14 +117,14 @@ fn completions_and_the_manual_page_are_printed() {
 }
 
 #[test]
-fn the_documentation_is_the_program() {
+fn the_documentation_matches_the_flags() {
     check_golden("docs/configuration.md", &reference());
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
-    struct Gone(io::ErrorKind);
-    impl Write for Gone {
+fn a_reader_that_closes_the_pipe_is_no_failure() {
+    struct FailingOutput(io::ErrorKind);
+    impl Write for FailingOutput {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(self.0.into())
         }
@@ -137,12 +134,12 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     }
     for (kind, status) in [(io::ErrorKind::BrokenPipe, 0), (io::ErrorKind::StorageFull, 1)] {
         given().flags(&["man"]).with(|process| {
-            let done = start(process, &mut Gone(kind), &mut Vec::new());
+            let done = start(process, &mut FailingOutput(kind), &mut Vec::new());
             assert!(matches!(done, Start::Done(s) if s == status), "{done:?}");
         });
-        // Nobody can read what is wrong: the exit status still says that something is.
+        // The mistakes cannot be written; the exit status still shows that there are some.
         given().flags(&["check-config", "--port=x"]).with(|process| {
-            let done = start(process, &mut Vec::new(), &mut Gone(kind));
+            let done = start(process, &mut Vec::new(), &mut FailingOutput(kind));
             assert!(matches!(done, Start::Done(2)), "{done:?}");
         });
     }

@@ -1,18 +1,18 @@
-//! What SIGHUP takes from the configuration, what it refuses, and what it says needs a restart.
+//! Tests of the settings that SIGHUP applies, those that it refuses, and those that need a restart.
 
 use super::*;
 
 const KEY_1: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_2: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
-/// Reads `now` for a router that was started with `before`.
+/// Loads `now` on a reload, for a router that was started with `before`.
 fn reread_as(before: &Given, now: &Given) -> Result<Reread, ConfigErrors> {
     let started = before.loaded().unwrap();
     now.with(|process| reread(started.settings(), process))
 }
 
 #[test]
-fn keys_and_the_level_are_taken_from_the_file_and_the_rest_waits() {
+fn keys_and_the_level_apply_at_once_and_the_rest_needs_a_restart() {
     let before = given().file("log-level = 'info'\napi-key = 'a'\npolicy = 'random'\nport = 1");
     let now = given().file(
         "log-level = 'debug'\napi-key = ['a', 'b']\nadmin-api-key = 'root'\nport = 2\n\
@@ -27,7 +27,7 @@ fn keys_and_the_level_are_taken_from_the_file_and_the_rest_waits() {
 }
 
 #[test]
-fn a_flag_still_wins_over_the_file() {
+fn a_flag_still_overrides_the_file() {
     let with =
         |level: &str| given().flags(&["--log-level=warn"]).file(&format!("log-level = '{level}'"));
     let reread = reread_as(&with("info"), &with("debug")).unwrap();
@@ -37,19 +37,19 @@ fn a_flag_still_wins_over_the_file() {
 #[test]
 fn a_mistake_refuses_the_whole_file() {
     let before = given().file("log-level = 'info'");
-    for (now, says) in [
+    for (now, expected) in [
         ("log-level = 'debug'\nport = 'x'", "key port in smg.toml: \"x\""),
         ("log-level = 'debug", "smg.toml:1: "),
         ("log-level = 'loud'", "\"loud\""),
         ("api-key = 'k'\nadmin-api-key = 'k'", "--admin-api-key is one of --api-key too"),
     ] {
         let errors = reread_as(&before, &given().file(now)).unwrap_err().to_string();
-        assert!(errors.contains(says), "{now}: {errors}");
+        assert!(errors.contains(expected), "{now}: {errors}");
     }
 }
 
 #[test]
-fn the_keys_of_the_mesh_fail_by_themselves() {
+fn the_keys_of_the_mesh_fail_separately() {
     let with = |keys: &str| {
         given()
             .flags(&["--enable-mesh", "--mesh-encryption-key-file=/keys"])
@@ -70,8 +70,8 @@ fn the_keys_of_the_mesh_fail_by_themselves() {
 }
 
 #[test]
-fn certificates_are_not_its_business() {
-    // They would be mistakes at a start. Whoever uses them reads them again and says what is wrong.
+fn certificates_are_not_read() {
+    // They would be mistakes at a start. On a reload, the modules that use certificates read and check them.
     let with = |flags: &[&str]| given().flags(flags).file("log-level = 'debug'");
     let absent = with(&["--tls-cert-path=/absent", "--tls-key-path=/absent", "--enable-mesh"])
         .flags(&["--mesh-tls-cert=/absent", "--mesh-tls-key=/absent", "--mesh-tls-ca=/absent"]);
@@ -81,7 +81,7 @@ fn certificates_are_not_its_business() {
 }
 
 #[test]
-fn a_worker_has_another_key_only_if_the_rest_is_the_same() {
+fn a_worker_is_rekeyed_only_if_the_rest_of_it_is_unchanged() {
     let with = |key: &str, weight: u8| {
         let tables = "[[workers]]\nurl = 'http://a'\napi-key-file = '/key'\n\
                       [[workers]]\nurl = 'http://b'\nweight = ";

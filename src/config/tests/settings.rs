@@ -1,30 +1,31 @@
-//! Every setting: its flag, its variable and its key set the same field, and the stronger one wins.
+//! Tests that the flag, the variable and the key of each setting set the same field, and that the strongest one
+//! applies.
 
 use super::{Given, given};
 use crate::cli;
 use crate::config::Config;
 use crate::config::peers::{self, PeerFlag, Takes};
 
-/// A setting, two values, and where the first one is seen in the configuration.
+/// A setting, two values, and how the configuration shows the first one.
 struct Row {
     flag: &'static str,
     one: &'static str,
     other: &'static str,
     view: fn(&Config) -> String,
-    seen: &'static str,
+    shown: &'static str,
 }
 
 fn row(
     flag: &'static str,
     one: &'static str,
     other: &'static str,
-    seen: &'static str,
+    shown: &'static str,
     view: fn(&Config) -> String,
 ) -> Row {
-    Row { flag, one, other, view, seen }
+    Row { flag, one, other, view, shown }
 }
 
-/// How a value looks in a view: as `Debug` shows it.
+/// Shows a field of the configuration, as `Debug` prints it.
 macro_rules! see {
     ($($field:tt)+) => { |config| format!("{:?}", config.$($field)+) };
 }
@@ -37,14 +38,14 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// How a value of the mesh looks, once there is one.
+/// Shows a field of the mesh's configuration.
 macro_rules! see_mesh {
     ($($field:tt)+) => {
         |config| format!("{:?}", config.mesh.$($field)+)
     };
 }
 
-/// How a value of the mesh's network looks, once there is one.
+/// Shows a field of the mesh's network configuration.
 macro_rules! see_network {
     ($($field:tt)+) => {
         |config| config.mesh.network.as_ref().map_or("none".to_owned(), |network| format!("{:?}", network.$($field)+))
@@ -272,7 +273,7 @@ fn failure() -> Vec<Row> {
     ]
 }
 
-/// Certificates and keys for the settings that name files, since these are opened.
+/// Certificates and keys for the settings that name files, because these are opened.
 pub(super) struct Files {
     dir: tempfile::TempDir,
 }
@@ -280,7 +281,7 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Two certificates of one key, so that any of them goes with any copy of the key.
+        // Two certificates of one key, so that each of them matches both copies of the key.
         let key = rcgen::KeyPair::generate().unwrap();
         for name in ["CERT", "OTHER_CERT"] {
             let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -293,7 +294,7 @@ impl Files {
         Self { dir }
     }
 
-    /// A value with the names of files made into paths.
+    /// Replaces the names of files in a value by paths.
     fn resolve(&self, value: &str) -> String {
         let is_file = value.ends_with("CERT") || value.ends_with("KEY");
         if is_file { self.path(value) } else { value.to_owned() }
@@ -308,7 +309,7 @@ impl Files {
     }
 }
 
-/// Settings without which a setting means nothing, given in the weakest place.
+/// The settings that a setting needs in order to be valid, as lines of the file, which is the weakest place.
 fn companions(flag: &str, files: &Files) -> String {
     let cert = files.path("CERT");
     let key = files.path("KEY");
@@ -337,7 +338,7 @@ fn companions(flag: &str, files: &Files) -> String {
 #[derive(Clone, Copy)]
 enum Place {
     Flag,
-    /// Another router's name for the flag.
+    /// The name that another router has for the flag.
     Alias(&'static PeerFlag),
     Variable,
     Key,
@@ -365,13 +366,13 @@ fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -
 }
 
 #[test]
-fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
+fn flag_variable_and_key_set_the_same_field_and_the_strongest_applies() {
     use Place::{Alias, Flag, Key, KeyWithUnderscores, Variable};
     let files = Files::new();
     for row in rows() {
         let one = files.resolve(row.one);
         let other = files.resolve(row.other);
-        let seen_with = |places: &[(Place, &str)]| {
+        let shown_with = |places: &[(Place, &str)]| {
             let mut text =
                 if places.is_empty() { String::new() } else { companions(row.flag, &files) };
             let shared = given()
@@ -382,10 +383,10 @@ fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
             });
             files.hide(&(row.view)(&given.file(&text).config()))
         };
-        assert_ne!(seen_with(&[]), row.seen, "--{}: the default shows nothing", row.flag);
+        assert_ne!(shown_with(&[]), row.shown, "--{}: the default shows nothing", row.flag);
         for alias in peers::aliases(row.flag) {
             let places = [(Alias(alias), one.as_str()), (Variable, &other), (Key, &other)];
-            assert_eq!(seen_with(&places), row.seen, "--{} by {}", row.flag, alias.flag);
+            assert_eq!(shown_with(&places), row.shown, "--{} by {}", row.flag, alias.flag);
         }
         for places in [
             &[(Flag, one.as_str())][..],
@@ -398,19 +399,24 @@ fn flag_variable_and_key_set_the_same_field_and_the_stronger_wins() {
         ] {
             let names: Vec<_> = places.iter().map(|(_, value)| value).collect();
             assert_eq!(
-                seen_with(places),
-                row.seen,
-                "--{} by {} places {names:?}",
+                shown_with(places),
+                row.shown,
+                "--{} by {} in {names:?}",
                 row.flag,
                 places.len()
             );
         }
-        assert_ne!(seen_with(&[(Key, &other)]), row.seen, "--{}: both values look alike", row.flag);
+        assert_ne!(
+            shown_with(&[(Key, &other)]),
+            row.shown,
+            "--{}: both values look alike",
+            row.flag
+        );
     }
 }
 
 #[test]
-fn no_setting_is_left_out_of_the_table() {
+fn the_table_has_every_setting() {
     let rows: Vec<_> = rows().iter().map(|row| row.flag).collect();
     let flags: Vec<_> = cli::settings_command()
         .get_arguments()

@@ -1,4 +1,4 @@
-//! Workers described in full.
+//! Tests of workers that are described in `[[workers]]` tables.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -82,18 +82,18 @@ fn a_key_comes_from_the_table_a_file_or_a_variable() {
 }
 
 #[test]
-fn a_worker_in_both_places_is_the_one_of_the_table() {
+fn the_table_overrides_the_same_worker_in_the_list() {
     let given = given()
         .flags(&["--worker-urls", "http://a", "http://b"])
         .file("[[workers]]\nurl = 'http://b:80/'\nweight = 5");
     let workers = given.config().workers;
-    let seen: Vec<_> = workers.iter().map(|w| (w.url.as_str(), w.weight.get())).collect();
-    assert_eq!(seen, [("http://b:80", 5), ("http://a:80", 1)]);
+    let found: Vec<_> = workers.iter().map(|w| (w.url.as_str(), w.weight.get())).collect();
+    assert_eq!(found, [("http://b:80", 5), ("http://a:80", 1)]);
 }
 
 #[test]
 fn every_mistake_of_a_worker_names_its_key() {
-    for (line, says) in [
+    for (line, expected) in [
         (
             "weight = 0",
             &["workers[0].weight in smg.toml: \"0\" is not a whole number from 1 to 1000"][..],
@@ -132,7 +132,7 @@ fn every_mistake_of_a_worker_names_its_key() {
             .variable("GPU_KEY", "k")
             .other_file("/run/bad", "hunter two")
             .file(&format!("[[workers]]\nurl = 'http://a'\n{line}"));
-        check_mistake(&given, says);
+        check_mistake(&given, expected);
         assert!(!given.errors().contains("hunter"));
     }
     check_mistake(&given().file("[[workers]]\nweight = 1"), &["workers[0].url", "is missing"]);
