@@ -27,11 +27,12 @@ impl Metrics {
         )?;
         let hints = IntGauge::new(
             "smg_cluster_hints",
-            "Hints which worker has served which prompt block that this router holds for joiners.",
+            "Hints (which worker has served which prompt block) that this router keeps for routers that join.",
         )?;
         let unpublished = IntCounter::new(
             "smg_cluster_hints_untold_total",
-            "Prompt blocks and sessions of which the other routers were not told, because there was too much to tell.",
+            "Prompt blocks and sessions that were not published to the other routers, because there were too \
+             many at once.",
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(hints.clone()))?;

@@ -45,7 +45,7 @@ impl Metrics {
             requests: IntCounterVec::new(
                 Opts::new(
                     "smg_http_requests_total",
-                    "Requests by status and route; 499: the client left before the answer.",
+                    "Requests by status and route; 499: the client disconnected before the answer.",
                 ),
                 &["status", "route"],
             )?,
@@ -60,7 +60,7 @@ impl Metrics {
             connections: IntGauge::new("smg_http_connections", "Open connections of clients.")?,
             connections_refused: IntCounter::new(
                 "smg_http_connections_refused_total",
-                "Connections closed at once because there were as many as allowed.",
+                "Connections closed at once because the maximum number was open.",
             )?,
             connections_closed_idle: IntCounter::new(
                 "smg_http_connections_closed_idle_total",
@@ -68,11 +68,11 @@ impl Metrics {
             )?,
             buffered: IntGauge::new(
                 "smg_http_buffered_bytes",
-                "Bytes of request bodies that are held until a worker has begun to answer.",
+                "Bytes of request bodies that are held in memory until a worker has begun to answer.",
             )?,
             buffered_refused: IntCounter::new(
                 "smg_http_buffered_refused_total",
-                "Requests refused because as many bytes of bodies were held as allowed.",
+                "Requests refused because the maximum number of bytes of bodies was held.",
             )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;

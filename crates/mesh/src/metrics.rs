@@ -65,7 +65,8 @@ impl Metrics {
         let sync_latency = Histogram::with_opts(
             HistogramOpts::new(
                 "smg_mesh_sync_latency_seconds",
-                "Time from a write of this router to another router's word that it is applied there, which may wait 0.1 s for more.",
+                "Time from a write of this router to its acknowledgement by another router, which may delay it \
+                 by 0.1 s to combine several.",
             )
             .buckets(vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]),
         )?;
@@ -146,117 +147,117 @@ const PEERS: Family = Family {
 };
 const PEER_STATUS: Family = Family {
     name: "smg_mesh_peer_status",
-    help: "Whether a router is in the cluster: 1, or 0 while it is DOWN. Gone once it left or is forgotten.",
+    help: "Whether a router is in the cluster: 1, or 0 while it is DOWN. Absent after it left or was removed from the list.",
     labels: &["peer"],
 };
 const NODE_STATE: Family = Family {
     name: "smg_mesh_node_state",
-    help: "This router's own state: 1 for the one it is in.",
+    help: "Membership state of this router: 1 for the current state.",
     labels: &["state"],
 };
 const TRANSITIONS: Family = Family {
     name: "smg_mesh_state_transitions_total",
-    help: "Changes of a router's state, as seen from here.",
+    help: "Changes of a router's membership state, as this router observed them.",
     labels: &["peer", "from_state", "to_state"],
 };
 const PROBE_RTT: Family = Family {
     name: "smg_mesh_probe_rtt_seconds",
-    help: "How long the last answered probe of a router took.",
+    help: "Round-trip time of the last answered probe of a router, in seconds.",
     labels: &["peer"],
 };
 const LAG: Family = Family {
     name: "smg_mesh_replication_lag_seconds",
-    help: "Age of the oldest write of this router that a router has not confirmed.",
+    help: "Age of the oldest write of this router that another router has not acknowledged, in seconds.",
     labels: &["peer"],
 };
 const CLOCK_SKEW: Family = Family {
     name: "smg_mesh_clock_skew_seconds",
-    help: "How far a router's calendar is ahead of this one's.",
+    help: "How far the wall clock of a router is ahead of this one's, in seconds.",
     labels: &["peer"],
 };
 const GOSSIP: Family = Family {
     name: "smg_mesh_gossip_messages_total",
-    help: "Messages exchanged with other routers, by what they are.",
+    help: "Messages exchanged with other routers, by kind and direction.",
     labels: &["direction", "type"],
 };
 const SYNC_OPERATIONS: Family = Family {
     name: "smg_mesh_sync_operations_total",
-    help: "What replication did beyond sending deltas, by what it was.",
+    help: "Operations of replication other than sending deltas, by kind.",
     labels: &["type"],
 };
 const STORE_ENTRIES: Family = Family {
     name: "smg_mesh_store_entries",
-    help: "Living rows of a store on this router.",
+    help: "Rows of a store on this router, without tombstones.",
     labels: &["store"],
 };
 const STORE_BYTES: Family = Family {
     name: "smg_mesh_store_bytes",
-    help: "Bytes of the living rows of a store on this router.",
+    help: "Bytes of the rows of a store on this router, without tombstones.",
     labels: &["store"],
 };
 const TOMBSTONES: Family = Family {
     name: "smg_mesh_tombstones",
-    help: "Removals of a store that are still remembered on this router.",
+    help: "Tombstones of a store on this router.",
     labels: &["store"],
 };
 const STORE_DIGEST: Family = Family {
     name: "smg_mesh_state_digest",
-    help: "48 bits of the fingerprint of a store: equal on routers that hold the same.",
+    help: "48 bits of the fingerprint of a store: equal on routers whose stores hold the same rows.",
     labels: &["store"],
 };
 const DELTA_BYTES: Family = Family {
     name: "smg_mesh_deltas_bytes_total",
-    help: "Bytes of rows exchanged, by store.",
+    help: "Bytes of rows exchanged with other routers, by store.",
     labels: &["store", "direction"],
 };
 const REPAIRS: Family = Family {
     name: "smg_mesh_repairs_total",
-    help: "Rows that an audit had to put right: each is a loss that nothing else had noticed.",
+    help: "Rows that an audit has repaired: each is a loss that was not detected otherwise.",
     labels: &[],
 };
 const SNAPSHOTS: Family = Family {
     name: "smg_mesh_snapshots_total",
-    help: "Parts of snapshots sent, and snapshots received.",
+    help: "Parts of snapshots that were sent, and snapshots that were received.",
     labels: &["direction"],
 };
 const DROPPED: Family = Family {
     name: "smg_mesh_dropped_total",
-    help: "Messages that found a queue full.",
+    help: "Messages that were dropped because a queue was full.",
     labels: &["queue"],
 };
 const REJECTED: Family = Family {
     name: "smg_mesh_rejected_total",
-    help: "What came in on the mesh port and was refused, by why.",
+    help: "Input on the mesh port that was refused, by reason.",
     labels: &["reason"],
 };
 const REFUTATIONS: Family = Family {
     name: "smg_mesh_refutations_total",
-    help: "Times that this router was declared DOWN while alive, and said so.",
+    help: "Times that this router was declared DOWN while alive, and refuted it.",
     labels: &[],
 };
 const FAILED_PROBES: Family = Family {
     name: "smg_mesh_failed_probes_total",
-    help: "Probes that nobody answered, neither directly nor through others.",
+    help: "Probes that were answered neither directly nor through other routers.",
     labels: &[],
 };
 const STALLS: Family = Family {
     name: "smg_mesh_stalls_total",
-    help: "Turns so late that this process must have been frozen.",
+    help: "Turns of the mesh's driver that were so late that the process must have been suspended.",
     labels: &[],
 };
 const NAME_CONFLICT: Family = Family {
     name: "smg_mesh_name_conflict",
-    help: "Whether another live router claims this one's name.",
+    help: "Whether another live router uses this one's name: 1 or 0.",
     labels: &[],
 };
 const CONNECTIONS: Family = Family {
     name: "smg_mesh_connections",
-    help: "Connections to other routers, by what they carry and whether they are up.",
+    help: "Connections to other routers, by lane and by whether they are up.",
     labels: &["lane", "state"],
 };
 const LEADER_ELECTIONS: Family = Family {
     name: "smg_mesh_leader_elections_total",
-    help: "Elections of a leader, by what came of them. No part of this router needs a leader, so there are none.",
+    help: "Elections of a leader, by result. No part of this router needs a leader, so there are none.",
     labels: &["event"],
 };
 const LINK_FAILURES: Family = Family {

@@ -179,7 +179,7 @@ impl Shortages {
         let family = IntCounterVec::new(
             Opts::new(
                 "smg_own_shortages_total",
-                "Times that the router lacked a resource of its own, by what it lacked. No worker is judged by these.",
+                "Shortages of the router's own resources, by resource. They do not count against workers.",
             ),
             &["kind"],
         )?;

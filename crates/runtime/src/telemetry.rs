@@ -253,7 +253,7 @@ pub fn revision() -> &'static str {
 /// When it is registered already.
 pub fn register_build_info(registry: &Registry) -> Result<(), prometheus::Error> {
     let build_info = IntGaugeVec::new(
-        Opts::new("smg_build_info", "What runs: always 1."),
+        Opts::new("smg_build_info", "Version and revision of this build; always 1."),
         &["version", "revision"],
     )?;
     build_info.with_label_values(&[version(), revision()]).set(1);

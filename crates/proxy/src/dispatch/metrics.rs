@@ -20,11 +20,11 @@ impl Metrics {
         let metrics = Self {
             retries: by_reason(
                 "smg_router_retries_total",
-                "Attempts after the first, by what went wrong before.",
+                "Attempts after the first one, by the failure of the previous attempt.",
             )?,
             send_errors: by_reason(
                 "smg_router_send_errors_total",
-                "Attempts that got no response head, by what went wrong.",
+                "Attempts that got no response head, by the failure.",
             )?,
         };
         registry.register(Box::new(metrics.retries.clone()))?;

@@ -51,7 +51,7 @@ impl Metrics {
             requests: IntCounterVec::new(
                 Opts::new(
                     "smg_worker_requests_total",
-                    "Attempts that ended on a worker, by outcome.",
+                    "Attempts that have ended, by worker and outcome.",
                 ),
                 &["worker", "outcome"],
             )?,
@@ -62,7 +62,7 @@ impl Metrics {
             )?,
             state: gauge(
                 "smg_worker_state",
-                "1 for the state that a worker is in.",
+                "1 for the current state of a worker, 0 for its other states.",
                 &["worker", "state"],
             )?,
             latency: GaugeVec::new(

@@ -24,12 +24,12 @@ impl Counters {
         };
         let queued = vec(
             "smg_admission_queued_total",
-            "Requests that had to wait for a place, by priority.",
+            "Requests that had to wait in the queue, by priority.",
             "priority",
         );
         let rejected = vec(
             "smg_admission_rejected_total",
-            "Requests that got no place: the queue was full, or the wait too long.",
+            "Requests that were rejected because the queue was full or the wait too long.",
             "reason",
         );
         Self {
@@ -38,7 +38,7 @@ impl Counters {
             timed_out: rejected.with_label_values(&["timeout"]),
             abandoned: IntCounter::new(
                 "smg_admission_abandoned_total",
-                "Requests whose client left while they waited for a place.",
+                "Requests whose client disconnected while they waited in the queue.",
             )
             .expect("a well-formed name"),
             queued,

@@ -25,8 +25,11 @@ impl Metrics {
     pub fn register(registry: &Registry, admission: &Arc<Admission>) -> prometheus::Result<()> {
         registry.register(Box::new(Self {
             admission: Arc::clone(admission),
-            in_use: IntGauge::new("smg_admission_in_use", "Requests that hold a place.")?,
-            waiting: IntGauge::new("smg_admission_waiting", "Requests that wait for a place.")?,
+            in_use: IntGauge::new("smg_admission_in_use", "Requests that are admitted now.")?,
+            waiting: IntGauge::new(
+                "smg_admission_waiting",
+                "Requests that wait in the queue now.",
+            )?,
         }))
     }
 }

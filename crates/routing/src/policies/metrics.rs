@@ -147,7 +147,7 @@ impl Metrics {
         let metrics = Self {
             requests: counter(
                 "smg_router_requests_total",
-                "Requests that were dispatched, by model and how they ended.",
+                "Requests that were dispatched, by model and outcome.",
                 &["outcome", "model"],
             )?,
             duration: histogram(
@@ -165,11 +165,13 @@ impl Metrics {
             )?,
             predicted: IntCounter::new(
                 "smg_affinity_predicted_cached_tokens_total",
-                "Tokens of prompts that cache_aware expected to be cached, where the answer says how many were.",
+                "Prompt tokens that cache_aware expected to be cached, of answers that report the number of \
+                 cached tokens.",
             )?,
             actual: IntCounter::new(
                 "smg_affinity_actual_cached_tokens_total",
-                "Tokens that were cached of the prompts of which cache_aware expected it, as the answers say.",
+                "Prompt tokens that were cached according to the answers, of prompts of which cache_aware \
+                 expected some to be cached.",
             )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;

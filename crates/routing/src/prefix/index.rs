@@ -364,15 +364,15 @@ impl Counters {
         Self {
             hits: counter(
                 "smg_prefix_hits_total",
-                "Prompts of which the radix routing tree knew at least the first block.",
+                "Prompts of which at least the first block was in the radix routing tree.",
             ),
             misses: counter(
                 "smg_prefix_misses_total",
-                "Prompts of which the radix routing tree knew nothing.",
+                "Prompts of which no block was in the radix routing tree.",
             ),
             evictions: counter(
                 "smg_prefix_evictions_total",
-                "Prompt blocks that left the radix routing tree for newer ones.",
+                "Prompt blocks that were evicted from the radix routing tree for newer ones.",
             ),
         }
     }

@@ -30,7 +30,7 @@ impl Metrics {
             )?,
             bytes: IntGauge::new(
                 "smg_prefix_bytes",
-                "Memory that the radix routing tree holds, in bytes.",
+                "Memory of the radix routing tree, in bytes.",
             )?,
         }))
     }

@@ -99,8 +99,8 @@ impl Lost {
     fn new() -> Self {
         let about = Opts::new(
             "smg_log_dropped_total",
-            "Lines of the log that did not reach standard error, by reason: queue_full (whoever reads is too slow), \
-             closed (the reader has gone), no_space, error.",
+            "Lines of the log that were not written to standard error, by reason: queue_full (the reader is \
+             too slow), closed (the reader is gone), no_space, error.",
         );
         let family = IntCounterVec::new(about, &["reason"]).expect("the name and label are valid");
         let by_reason = Reason::ALL.map(|reason| family.with_label_values(&[reason.name()]));
