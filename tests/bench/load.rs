@@ -24,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use smg_mock::client::{Connection, request};
 use smg_mock::histogram::Histogram;
-use smg_mock::traffic::{Chats, FixedRate, Session, said};
+use smg_mock::traffic::{Chats, FixedRate, Session, answer_text};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::LocalSet;
 
@@ -252,7 +252,7 @@ impl Asker {
                 if Instant::now() >= self.window.until {
                     return;
                 }
-                session.answered(&said(&answer));
+                session.answered(&answer_text(&answer));
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What a worker tells of itself: to routers (models, loads, metrics, health) and to those who test with it (counts, the
-//! last request, faults).
+//! Routes that show a worker's own state: for routers (models, loads, metrics, health) and for tests (counts, the last
+//! request, faults).
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -16,7 +16,7 @@ use crate::route::{About, Mock};
 use crate::script::Faults;
 use crate::worker::{Last, Worker};
 
-/// `/health`, as the faults have it.
+/// Answers `/health`, as the faults require.
 pub(super) async fn health(worker: &Worker) -> Response<Body> {
     worker.count_probe();
     let health = worker.faults().health;
@@ -27,7 +27,7 @@ pub(super) async fn health(worker: &Worker) -> Response<Body> {
     }
 }
 
-/// What a router asks a worker before it sends it anything.
+/// Answers a router's questions about the worker.
 pub(super) fn about(worker: &Worker, about: About) -> Response<Body> {
     let stats = worker.stats();
     let queued = stats.in_flight.saturating_sub(stats.running);
@@ -119,7 +119,7 @@ fn metrics(worker: &Worker) -> String {
         .collect()
 }
 
-/// What only a mock has.
+/// Answers the routes that only a mock worker has.
 pub(super) async fn own(worker: &Worker, mock: Mock, body: Incoming) -> Response<Body> {
     match mock {
         Mock::Stats => json_response(json!(worker.stats()).to_string()),

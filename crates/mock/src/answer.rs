@@ -1,7 +1,7 @@
-//! What is said: the shapes of generated text, by the API that asked for it.
+//! The answers that contain generated text, in the format of each API.
 //!
-//! Written by hand rather than through `serde`, for two reasons: a worker must cost a benchmark as little as possible,
-//! and a stream is cut at its tokens. `tests` reads all of it back as JSON.
+//! They are formatted by hand instead of with `serde`, for two reasons: a worker must cost a benchmark as little as
+//! possible, and a stream is split at its tokens. The tests parse all of it as JSON.
 
 use std::fmt::Write as _;
 
@@ -25,23 +25,23 @@ pub(super) enum Dialect {
     Transcription,
 }
 
-/// What an answer says besides its text.
+/// The data of an answer besides its text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a> {
-    /// A number that no other answer of this worker has.
+    /// A number that is unique among the answers of this worker.
     pub(super) id: u64,
-    /// Seconds since the Unix epoch.
+    /// The time of the answer, in seconds since the Unix epoch.
     pub(super) created: u64,
-    /// The model as JSON, with its quotes.
+    /// The model's name as JSON, with its quotes.
     pub(super) model: &'a str,
     pub(super) usage: Usage,
-    /// Whether the request's own limit ended the text.
+    /// Whether the text ended because of the request's own limit.
     pub(super) at_limit: bool,
-    /// Whether an OpenAI stream tells its usage.
+    /// Whether an OpenAI stream ends with its usage.
     pub(super) include_usage: bool,
 }
 
-/// The answer as a whole.
+/// The answer as one body.
 pub(super) fn whole(dialect: Dialect, facts: &Facts<'_>, text: &str) -> String {
     let Facts { id, created, model, .. } = facts;
     let usage = usage(dialect, facts.usage);
@@ -67,7 +67,7 @@ pub(super) fn whole(dialect: Dialect, facts: &Facts<'_>, text: &str) -> String {
     }
 }
 
-/// The answer as a stream of server-sent events. `text` is what it will have said at its end.
+/// The answer as a stream of server-sent events. `text` is the complete text.
 pub(super) fn stream(dialect: Dialect, facts: &Facts<'_>, text: &str) -> StreamShape {
     match dialect {
         Dialect::Chat => chat_stream(facts),
@@ -79,7 +79,7 @@ pub(super) fn stream(dialect: Dialect, facts: &Facts<'_>, text: &str) -> StreamS
     }
 }
 
-/// Whether a stream of this dialect says the whole text again at its end.
+/// Whether a stream of this dialect repeats the whole text at its end.
 pub(super) fn repeats_text(dialect: Dialect) -> bool {
     match dialect {
         Dialect::Responses | Dialect::Transcription | Dialect::Generate => true,
@@ -92,7 +92,7 @@ fn chat_stream(facts: &Facts<'_>) -> StreamShape {
     let head = format!(
         r#"data: {{"id":"chatcmpl-{id}","object":"chat.completion.chunk","created":{created},"model":{model}"#
     );
-    // With usage asked for, every chunk has the field and all but the last have it empty.
+    // If the request asks for usage, every chunk has the field, and it is null in all but the last one.
     let null = if facts.include_usage { r#","usage":null"# } else { "" };
     let finish = finish(Dialect::Chat, facts.at_limit);
     let mut epilogue = format!(
@@ -184,7 +184,7 @@ fn responses_stream(facts: &Facts<'_>, text: &str) -> StreamShape {
     }
 }
 
-/// Events of `/v1/responses`, numbered.
+/// Numbered events of `/v1/responses`.
 #[derive(Debug, Default)]
 struct Events {
     text: String,

@@ -1,4 +1,4 @@
-//! What a request asks for: the few fields that decide an answer, read without building a tree.
+//! The fields of a request that decide the answer, parsed without a tree of the whole body.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::script::Script;
 
-/// The fields that any endpoint looks at. All others pass unread.
+/// The fields that any endpoint uses. All others are ignored.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Ask<'a> {
     #[serde(borrow)]
@@ -66,7 +66,7 @@ impl<'a> Ask<'a> {
         serde_json::from_slice(body)
     }
 
-    /// The model's name as JSON, with its quotes: what is compared and echoed without being decoded.
+    /// The model's name as JSON, with its quotes. It is compared and returned without being decoded.
     pub(super) fn model(&self) -> Option<&'a str> {
         self.model.map(RawValue::get)
     }
@@ -75,13 +75,13 @@ impl<'a> Ask<'a> {
         self.stream_options.as_ref().is_some_and(|options| options.include_usage)
     }
 
-    /// The limit on generated tokens, by whichever name it came.
+    /// The limit on generated tokens, in whichever field the API has it.
     pub(super) fn max_tokens(&self) -> Option<u32> {
         let sampling = self.sampling_params.as_ref().and_then(|params| params.max_new_tokens);
         self.max_completion_tokens.or(self.max_tokens).or(self.max_output_tokens).or(sampling)
     }
 
-    /// The prompt's raw bytes in the order in which an engine's template would lay them out.
+    /// The prompt's raw bytes, in the order in which an engine's template would arrange them.
     pub(super) fn prompt_bytes(&self) -> Cow<'a, [u8]> {
         let all = [
             self.system,
@@ -109,7 +109,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// The strings that a field holds: itself, or those of its list. Objects count by their JSON.
+/// The strings in a field: the field itself, or the elements of its list. An object counts as its JSON text.
 pub(super) fn strings(field: Option<&RawValue>) -> Vec<String> {
     let text = |value: &RawValue| {
         serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned())
@@ -121,7 +121,7 @@ pub(super) fn strings(field: Option<&RawValue>) -> Vec<String> {
     }
 }
 
-/// A token is four bytes, the last one perhaps fewer.
+/// The number of tokens in so many bytes. A token has four bytes; the last one may have fewer.
 pub(super) fn tokens(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX)
 }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn every_api_names_its_limit() {
+    fn the_token_limit_of_every_api_is_found() {
         for (json, limit) in [
             (r#"{"max_tokens":3}"#, Some(3)),
             (r#"{"max_tokens":3,"max_completion_tokens":4}"#, Some(4)),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn one_or_many_strings() {
+    fn a_field_holds_one_string_or_a_list() {
         let of = |json| strings(ask(json).input);
         assert_eq!(of(r#"{"input":"a"}"#), ["a"]);
         assert_eq!(of(r#"{"input":["a","b\n"]}"#), ["a", "b\n"]);

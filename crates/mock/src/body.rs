@@ -1,8 +1,8 @@
-//! What is sent: an answer at once, or token by token.
+//! The bodies of answers: complete, or token by token.
 //!
-//! A stream carries its [`Job`], so that the slot is taken until the last token was handed over and a client that
-//! leaves is noticed. Tokens have their times from the first one on, not from the one before: a slow reader finds the
-//! tokens that it missed ready, as with an engine that generates whether or not somebody reads.
+//! A stream holds its [`Job`], so that the slot is occupied until the last token was handed over, and a disconnect of
+//! the client is noticed. The times of tokens are counted from the first one, not from the previous one: a slow reader
+//! finds the tokens that it missed ready, as with an engine that generates independently of the reader.
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -21,9 +21,9 @@ use crate::script::Script;
 /// The body of an answer.
 #[derive(Debug)]
 pub(super) enum Body {
-    /// Known as a whole; `None` once it was handed over.
+    /// A complete body; `None` after it was handed over.
     Full(Option<Bytes>),
-    /// Made on the way.
+    /// A body that is generated while it is sent.
     Stream(Box<Stream>),
 }
 
@@ -66,31 +66,31 @@ impl http_body::Body for Body {
     }
 }
 
-/// What surrounds the tokens of a stream.
+/// The text around the tokens of a stream.
 #[derive(Debug, Default)]
 pub(super) struct StreamShape {
     /// Sent before the first token.
     pub(super) prologue: String,
-    /// What comes before a token's text.
+    /// The text before each token.
     pub(super) before: String,
-    /// What comes after it.
+    /// The text after each token.
     pub(super) after: String,
-    /// The number of the first event, where events are numbered: it follows `after`.
+    /// The number of the first event, if events are numbered. The number follows `after`.
     pub(super) numbered_from: Option<u32>,
-    /// What ends a token's event.
+    /// The text that ends each token's event.
     pub(super) close: &'static str,
-    /// Whether each event repeats the text of those before it.
+    /// Whether each event repeats the text of the previous ones.
     pub(super) cumulative: bool,
-    /// Sent after the last token.
+    /// The text after the last token.
     pub(super) epilogue: String,
 }
 
-/// A stream on its way.
+/// The state of a stream that is being sent.
 #[derive(Debug)]
 pub(super) struct Stream {
     job: Option<Job>,
     shape: StreamShape,
-    said: String,
+    text: String,
     chunk_bytes: usize,
     tokens: u32,
     next: u32,
@@ -105,7 +105,7 @@ pub(super) struct Stream {
 enum Stage {
     Prologue,
     Tokens,
-    /// The connection is cut next, once what was said is on its way.
+    /// The connection is closed next, after the text that is already queued was sent.
     Cutting,
     Ended,
 }
@@ -116,7 +116,7 @@ impl Stream {
             token_time: job.token_time(),
             job: Some(job),
             shape,
-            said: String::new(),
+            text: String::new(),
             chunk_bytes: script.chunk_bytes.map_or(0, |bytes| bytes as usize),
             tokens,
             next: 0,
@@ -129,12 +129,12 @@ impl Stream {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if self.stage != Stage::Ended && self.stall_after == Some(self.next) {
-            // Nobody wakes this task but the connection, when the client leaves.
+            // Only the connection wakes this task, when the client disconnects.
             return Poll::Pending;
         }
         if self.stage != Stage::Ended && self.cut_after == Some(self.next) {
             if self.stage != Stage::Cutting {
-                // One turn for the connection to send what it holds: an error would discard it.
+                // The connection gets one poll to send what it holds, because an error would discard that.
                 self.stage = Stage::Cutting;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -175,17 +175,17 @@ impl Stream {
 
     fn event(&mut self) -> Bytes {
         if !self.shape.cumulative {
-            self.said.clear();
+            self.text.clear();
         }
-        push_token(&mut self.said, self.next, self.chunk_bytes);
+        push_token(&mut self.text, self.next, self.chunk_bytes);
         let StreamShape { before, after, numbered_from, close, .. } = &self.shape;
-        let length = before.len() + self.said.len() + after.len() + close.len() + 10;
+        let length = before.len() + self.text.len() + after.len() + close.len() + 10;
         let mut event = BytesMut::with_capacity(length);
         event.put_slice(before.as_bytes());
-        event.put_slice(self.said.as_bytes());
+        event.put_slice(self.text.as_bytes());
         event.put_slice(after.as_bytes());
         if let Some(first) = numbered_from {
-            // Writing to a buffer that grows can't fail.
+            // Writing to a growable buffer can't fail.
             let _infallible = write!(event, "{}", first + self.next);
         }
         event.put_slice(close.as_bytes());
@@ -200,7 +200,7 @@ impl Stream {
     }
 }
 
-/// Adds the `nth` token, padded to `chunk_bytes`. No character of it needs an escape in JSON.
+/// Appends token number `nth`, padded to `chunk_bytes`. None of its characters needs an escape in JSON.
 pub(super) fn push_token(text: &mut String, nth: u32, chunk_bytes: usize) {
     let start = text.len();
     text.push('w');
@@ -210,7 +210,7 @@ pub(super) fn push_token(text: &mut String, nth: u32, chunk_bytes: usize) {
     text.extend(std::iter::repeat_n('x', padding));
 }
 
-/// Decimal digits by hand: a formatter, once for each token, would be a tenth of what a request costs.
+/// Appends decimal digits by hand: using a formatter for each token would take a tenth of a request's time.
 fn push_number(text: &mut String, number: u32) {
     if number >= 10 {
         push_number(text, number / 10);

@@ -1,8 +1,8 @@
-//! A client that costs next to nothing: one connection, one request after the other, bytes in and bytes out.
+//! An HTTP client with almost no cost: one connection, one request after the other, bytes in and bytes out.
 //!
-//! A load generator must not be what is measured, and a test wants to see exactly what came over the wire. So this is
-//! HTTP/1.1 on a socket: no pool, no redirect, no header map. Answers are framed by `content-length`, by chunks or by
-//! the end of the connection.
+//! A load generator must not dominate its measurement, and a test needs the exact bytes of an answer. So this is
+//! HTTP/1.1 on a socket, without pool, redirects and header map. The end of an answer is found by `content-length`, by
+//! chunks or by the end of the connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,21 +10,21 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Largest head of an answer.
+/// The largest head of an answer, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// A connection that is kept alive.
+/// A connection that is kept open between requests.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     buffer: Box<[u8]>,
 }
 
-/// An answer's head, as far as a caller needs it.
+/// The head of an answer, as far as callers need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Its status.
+    /// The status code.
     pub status: u16,
     framing: Framing,
     closes: bool,
@@ -37,7 +37,7 @@ enum Framing {
     UntilClose,
 }
 
-/// Why there is no whole answer.
+/// Why no complete answer arrived.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// The socket failed.
@@ -46,29 +46,29 @@ pub enum ExchangeError {
     /// The connection ended before the first byte of an answer.
     #[error("closed before the answer")]
     ClosedBeforeHead,
-    /// The connection ended within an answer.
+    /// The connection ended before the end of the answer.
     #[error("closed within the answer")]
     ClosedWithinBody,
-    /// What came is not HTTP/1.1.
+    /// The answer is not HTTP/1.1.
     #[error("not HTTP/1.1: {0:?}")]
     NotHttp(String),
 }
 
 impl Connection {
-    /// Connects.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When nobody listens there.
+    /// If the connection is refused or fails.
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Self::with_buffer(stream, BUFFER_BYTES))
     }
 
-    /// Connects, for a connection that reads little: thousands of them are held at once.
+    /// Opens a connection with a small buffer, for tests that hold thousands of them.
     ///
     /// # Errors
-    /// When nobody listens there.
+    /// If the connection is refused or fails.
     pub async fn open_small(address: SocketAddr) -> io::Result<Self> {
         Ok(Self::with_buffer(TcpStream::connect(address).await?, 2048))
     }
@@ -77,11 +77,11 @@ impl Connection {
         Self { stream, buffer: vec![0; bytes].into_boxed_slice() }
     }
 
-    /// Sends `request` as it is and hands the answer's body to `body`, piece by piece, without the framing. Also tells
-    /// whether the connection can take another request.
+    /// Sends `request` unchanged and passes the answer's body to `body`, piece by piece, without the framing. The
+    /// second result is whether the connection can be used for another request.
     ///
     /// # Errors
-    /// When no whole answer came; the connection is of no more use then.
+    /// If no complete answer arrived; the connection can't be used any more then.
     pub async fn exchange(
         &mut self,
         request: &[u8],
@@ -122,7 +122,7 @@ impl Connection {
     }
 }
 
-/// A request as bytes. `headers` are whole lines with their line ends.
+/// A request as bytes. `headers` are complete lines with their line ends.
 #[must_use]
 pub fn request(method: &str, target: &str, host: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
@@ -167,7 +167,7 @@ fn parse_head(head: &[u8]) -> Result<Head, ExchangeError> {
     Ok(Head { status, framing, closes })
 }
 
-/// Finds the body in what follows the head.
+/// Finds the body in the bytes after the head.
 #[derive(Debug)]
 enum Framer {
     Length {
@@ -186,7 +186,7 @@ enum Framer {
     },
     /// The line end after a chunk.
     ChunkEnd,
-    /// A line of the trailer; an empty one is the end.
+    /// A line of the trailer. An empty one is the end.
     Trailer {
         empty: bool,
     },
@@ -203,7 +203,7 @@ impl Framer {
         }
     }
 
-    /// Hands the body in `bytes` on; says whether that was its end.
+    /// Passes the body in `bytes` on, and returns whether that was its end.
     fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -255,7 +255,7 @@ impl Framer {
                     b'\r' => {}
                     _ => *empty = false,
                 },
-                // One request at a time: bytes after an answer are a mistake.
+                // There is one request at a time, so bytes after an answer are an error.
                 Self::Done => return Err(not_http(bytes)),
             }
             bytes = &bytes[1..];
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_may_be_cut_anywhere() {
+    fn chunks_may_be_split_anywhere() {
         let wire = b"5\r\nhello\r\nA;name=value\r\n 0123 5678\r\n0\r\nx-trailer: 1\r\n\r\n";
         let expected = ("hello 0123 5678".to_owned(), true);
         assert_eq!(feed(Framing::Chunked, &[wire]).unwrap(), expected);
@@ -290,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn a_length_ends_the_body_and_more_is_a_mistake() {
+    fn a_length_ends_the_body_and_more_bytes_are_an_error() {
         assert_eq!(feed(Framing::Length(5), &[b"he", b"llo"]).unwrap(), ("hello".to_owned(), true));
         assert!(feed(Framing::Length(5), &[b"hello!"]).is_err());
         assert!(!feed(Framing::UntilClose, &[b"hello"]).unwrap().1);
     }
 
     #[test]
-    fn heads_say_status_framing_and_end() {
+    fn heads_give_status_framing_and_whether_the_connection_closes() {
         let head = |text: &str| parse_head(text.as_bytes());
         let close = head(
             "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 7\r\n\r\n",

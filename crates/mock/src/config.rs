@@ -1,6 +1,6 @@
-//! What the mock worker can be told: flags of `smg mock-worker`, and the [`Config`] that they become.
+//! The flags of `smg mock-worker`, and the [`Config`] that they become.
 //!
-//! Every time is zero unless a flag says otherwise, so that a benchmark measures the router and a test does not wait.
+//! Every time is zero by default, so that a benchmark measures the router and a test does not wait.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,87 +15,88 @@ pub struct Args {
     /// Address to listen on.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub host: IpAddr,
-    /// Port to listen on; 0 takes any free one, and the address is printed.
+    /// Port to listen on; 0: a free port. The address is printed.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
-    /// Workers in this process, each with its own cache and slots: on ports PORT, PORT+1, …, or on any free ones.
+    /// Workers in this process, each with its own cache and slots: on ports PORT, PORT+1, …, or on free ones if PORT is
+    /// 0.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub count: u16,
-    /// A name for answers (`x-mock-worker`) and metrics [default: mock-PORT].
+    /// Name of the worker in answers (`x-mock-worker`) and metrics [default: mock-PORT].
     #[arg(long)]
     pub name: Option<String>,
-    /// Model that is served; repeat it for several. Others get a 404.
+    /// Model that is served; repeat the flag for several. Requests for others are answered 404.
     #[arg(long = "model", value_name = "ID", value_delimiter = ',', default_value = "mock-model")]
     pub models: Vec<String>,
-    /// Prompt tokens worked off each second, cached ones excepted; 0: at once. A large GPU does some 10,000.
+    /// Prompt tokens that are prefilled per second, without cached ones; 0: at once. A large GPU prefills about 10,000.
     #[arg(long, value_name = "RATE", default_value_t = Rate::AT_ONCE)]
     pub prefill_tokens_per_second: Rate,
-    /// Tokens generated each second, per request; 0: at once. A large GPU does some 50 to 100.
+    /// Tokens that are generated per second and request; 0: at once. A large GPU generates about 50 to 100.
     #[arg(long, value_name = "RATE", default_value_t = Rate::AT_ONCE)]
     pub decode_tokens_per_second: Rate,
-    /// Share of each time that chance may add or take, 0 to 1.
+    /// Share of each time by which it varies at random, 0 to 1.
     #[arg(long, value_name = "SHARE", default_value_t = Share::NONE)]
     pub jitter: Share,
-    /// Seed of that chance, and of faults that hit a fraction.
+    /// Seed of that variation, and of faults that hit a fraction of the requests.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Requests that run at once, the others queue in order; 0: all of them.
+    /// Requests that run at the same time, while others queue in order; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub slots: u32,
-    /// Blocks that the prefix cache holds, least recently used out first; 0: no cache.
+    /// The most blocks in the prefix cache; the least recently used ones are evicted. 0: no cache.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
     pub cache_blocks: u32,
-    /// Tokens in a block; a token is four bytes.
+    /// Tokens per block; a token is four bytes.
     #[arg(long, value_name = "N", default_value = "16")]
     pub block_tokens: NonZeroUsize,
-    /// Tokens that are generated when the request does not limit them.
+    /// Tokens that are generated if the request does not limit them.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub output_tokens: u32,
-    /// Key that requests must show, as `authorization: Bearer KEY` or `x-api-key: KEY`; others get a 401.
+    /// Key that requests must send, as `authorization: Bearer KEY` or `x-api-key: KEY`; others are answered 401.
     #[arg(long, value_name = "KEY", visible_alias = "api-key")]
     pub require_api_key: Option<String>,
-    /// PEM file with a certificate chain: serve TLS.
+    /// PEM file with a certificate chain, which turns TLS on.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file with its private key.
+    /// PEM file with the private key of --tls-cert.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Threads that serve.
+    /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: u16,
 }
 
-/// Tokens that a model of a mock worker claims to hold: prompt and answer together.
+/// The context length in tokens, prompt and answer together, that a mock worker reports for its models.
 pub(super) const MAX_MODEL_TOKENS: u32 = 131_072;
 
-/// What one mock worker is. The default answers everything at once.
+/// The configuration of one mock worker. By default it answers at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Where to listen; port 0: any free one.
+    /// The address to listen on; port 0 means a free port.
     pub listen: SocketAddr,
-    /// Its name in answers and metrics; `None`: `mock-PORT`.
+    /// The name in answers and metrics; `None` means `mock-PORT`.
     pub name: Option<String>,
-    /// Models that it serves, at least one.
+    /// The models that the worker serves, at least one.
     pub models: Vec<String>,
-    /// Prompt tokens worked off each second.
+    /// The prompt tokens that are prefilled per second.
     pub prefill: Rate,
-    /// Tokens generated each second, per request.
+    /// The tokens that are generated per second and request.
     pub decode: Rate,
-    /// Share of each time that chance may add or take.
+    /// The share of each time by which it varies at random.
     pub jitter: Share,
-    /// Seed of all chance.
+    /// The seed of everything random.
     pub seed: u64,
-    /// Requests that run at once; `None`: all of them.
+    /// The number of requests that run at the same time; `None` means no limit.
     pub slots: Option<NonZeroUsize>,
-    /// Blocks in the prefix cache; 0: no cache.
+    /// The most blocks in the prefix cache; 0 means no cache.
     pub cache_blocks: usize,
-    /// Tokens in a block.
+    /// The number of tokens per block.
     pub block_tokens: NonZeroUsize,
-    /// Tokens that are generated when the request does not limit them.
+    /// The number of tokens that are generated if the request does not limit them.
     pub output_tokens: u32,
-    /// Key that requests must show.
+    /// The key that requests must send.
     pub api_key: Option<String>,
-    /// Certificate chain and key, as PEM files; `None`: plain.
+    /// The PEM files of certificate chain and key; `None` means no TLS.
     pub tls: Option<(PathBuf, PathBuf)>,
 }
 
@@ -119,7 +120,7 @@ impl Default for Config {
     }
 }
 
-/// Why the flags make no worker.
+/// Why the flags are not valid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ArgsError {
     /// The last of several workers would need a port above 65535.
@@ -127,15 +128,15 @@ pub enum ArgsError {
     NoSuchPorts {
         /// The first port.
         port: u16,
-        /// How many were asked for.
+        /// The number of workers.
         count: u16,
     },
-    /// Several workers would answer to one name.
+    /// Several workers would have the same name.
     #[error("--name {name} can't name {count} workers")]
     OneNameForMany {
         /// The name.
         name: String,
-        /// How many were asked for.
+        /// The number of workers.
         count: u16,
     },
     /// A model without a name.
@@ -144,10 +145,10 @@ pub enum ArgsError {
 }
 
 impl Args {
-    /// One [`Config`] for each worker that the flags ask for.
+    /// Returns one [`Config`] for each worker.
     ///
     /// # Errors
-    /// When the flags contradict each other.
+    /// If the flags contradict each other.
     pub fn configs(&self) -> Result<Vec<Config>, ArgsError> {
         let (port, count) = (self.port, self.count);
         if port != 0 && port.checked_add(count - 1).is_none() {
@@ -178,55 +179,55 @@ impl Args {
     }
 }
 
-/// Tokens each second; zero means that they take no time.
+/// Tokens per second; zero means that tokens take no time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate(f64);
 
 impl Rate {
-    /// Tokens take no time.
+    /// The rate at which tokens take no time.
     pub const AT_ONCE: Self = Self(0.0);
 
-    /// `tokens_per_second` tokens each second, `None` unless it is finite and at least zero.
+    /// A rate of `tokens_per_second`; `None` unless that is finite and at least zero.
     #[must_use]
     pub fn new(tokens_per_second: f64) -> Option<Self> {
         (tokens_per_second.is_finite() && tokens_per_second >= 0.0)
             .then_some(Self(tokens_per_second))
     }
 
-    /// How long `tokens` take.
+    /// The time that `tokens` take.
     #[must_use]
     pub fn time_for(self, tokens: u32) -> Duration {
         if self.0 == 0.0 { Duration::ZERO } else { bounded(f64::from(tokens) / self.0) }
     }
 }
 
-/// A share, 0 to 1.
+/// A share, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share(f64);
 
 impl Share {
-    /// Nothing.
+    /// A share of zero.
     pub const NONE: Self = Self(0.0);
 
-    /// `share` of something, `None` unless it lies in 0..=1.
+    /// A share; `None` unless it is from 0 to 1.
     #[must_use]
     pub fn new(share: f64) -> Option<Self> {
         (0.0..=1.0).contains(&share).then_some(Self(share))
     }
 
-    /// As a number.
+    /// The share as a number from 0 to 1.
     #[must_use]
     pub fn get(self) -> f64 {
         self.0
     }
 }
 
-/// Seconds as a duration of at most a day: no timer is set beyond what it can hold.
+/// Seconds as a duration of at most a day, because a timer can't hold arbitrarily large values.
 pub(super) fn bounded(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0))
 }
 
-/// Why text is no [`Rate`] or [`Share`].
+/// The text is not a valid [`Rate`] or [`Share`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{text:?} is not a number {bounds}")]
 pub struct NumberError {
@@ -282,19 +283,19 @@ mod tests {
     }
 
     #[test]
-    fn no_flags_are_the_default() {
+    fn without_flags_the_default_results() {
         assert_eq!(configs("").unwrap(), [Config::default()]);
     }
 
     #[test]
-    fn several_workers_take_ports_in_a_row() {
+    fn several_workers_get_consecutive_ports() {
         let ports = configs("--port 9000 --count 3").unwrap();
         assert_eq!(ports.iter().map(|c| c.listen.port()).collect::<Vec<_>>(), [9000, 9001, 9002]);
         assert!(configs("--port 0 --count 2").unwrap().iter().all(|c| c.listen.port() == 0));
     }
 
     #[test]
-    fn mistakes_name_their_value() {
+    fn errors_contain_the_value() {
         for (line, named) in [
             ("--prefill-tokens-per-second=-1", "\"-1\" is not a number of at least 0"),
             ("--decode-tokens-per-second=inf", "\"inf\""),

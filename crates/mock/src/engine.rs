@@ -1,7 +1,7 @@
-//! What an engine would do with a request, without doing it: wait for a slot, take its time, remember the prefix, count.
+//! Simulates an engine: a request waits for a slot, takes its time, is cached as a prefix, and is counted.
 //!
-//! The life of a request is a [`Job`]. Whoever drops one before its end (hyper does as soon as the client is gone, be
-//! it queued, in prefill or half streamed) gives its slot back and counts an abort.
+//! A request is represented by a [`Job`]. hyper drops it when the client disconnects, whether it is queued, in prefill
+//! or streaming. Dropping it before its end frees its slot and counts an abort.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::ask;
 use crate::config::Config;
 use crate::prefix_cache::{PrefixCache, block_hashes};
 
-/// Slots, times, prefix cache and counts of one worker.
+/// The slots, times, prefix cache and counts of one worker.
 #[derive(Debug)]
 pub(super) struct Engine {
     config: Config,
@@ -27,7 +27,7 @@ pub(super) struct Engine {
     counts: Counts,
 }
 
-/// Relaxed everywhere: each number stands for itself.
+/// Accesses are relaxed, because the numbers are independent of each other.
 #[derive(Debug, Default)]
 struct Counts {
     requests: AtomicU64,
@@ -44,38 +44,38 @@ struct Counts {
     completion_tokens: AtomicU64,
 }
 
-/// What a worker has counted since it started (`GET /_mock/stats`).
+/// The counts of a worker since its start (`GET /_mock/stats`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Inference requests that arrived, whatever became of them.
+    /// Inference requests that arrived, whatever their result.
     pub requests: u64,
-    /// Those that are here now, queued ones too.
+    /// Requests that are running or queued now.
     pub in_flight: u64,
-    /// The most that were ever here at once.
+    /// The most requests that were running or queued at the same time.
     pub max_in_flight: u64,
-    /// Those that have a slot now.
+    /// Requests that have a slot now.
     pub running: u64,
-    /// The most that ever had one at once.
+    /// The most requests that had a slot at the same time.
     pub max_running: u64,
-    /// Those whose answer was made to its end.
+    /// Requests whose answer was generated to its end.
     pub completed: u64,
-    /// Those whose client left before that.
+    /// Requests whose client disconnected before that.
     pub aborted: u64,
-    /// Those that failed because a script said so.
+    /// Requests that failed because of a script.
     pub failed: u64,
     /// Tokens in prompts.
     pub prompt_tokens: u64,
-    /// Of those, tokens that the prefix cache knew.
+    /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: u64,
-    /// Tokens generated.
+    /// Tokens that were generated.
     pub completion_tokens: u64,
-    /// Blocks in the prefix cache.
+    /// Blocks that are in the prefix cache now.
     pub cache_blocks: u64,
-    /// Times that it was asked how it is.
+    /// Requests to `/health`.
     pub probes: u64,
 }
 
-/// How a request's tokens are counted.
+/// The token counts of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) prompt: u32,
@@ -96,7 +96,7 @@ impl Engine {
         }
     }
 
-    /// A request has arrived.
+    /// Counts a new request and returns its job.
     pub(super) fn begin(self: &Arc<Self>) -> Job {
         let counts = &self.counts;
         counts.requests.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Engine {
         self.cache.lock().clear();
     }
 
-    /// Somebody asked how it is.
+    /// Counts a request to `/health`.
     pub(super) fn count_probe(&self) {
         self.counts.probes.fetch_add(1, Ordering::Relaxed);
     }
@@ -137,7 +137,7 @@ impl Engine {
         }
     }
 
-    /// `time`, with as much more or less as chance may add.
+    /// `time`, varied at random by up to the configured share.
     fn jittered(&self, time: Duration) -> Duration {
         let jitter = self.config.jitter.get();
         if jitter == 0.0 || time.is_zero() {
@@ -157,7 +157,7 @@ pub(super) struct Job {
     end: Option<End>,
 }
 
-/// How a job ended; one that has no end was aborted.
+/// How a job ended. A job without an end was aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Completed,
@@ -165,8 +165,8 @@ enum End {
 }
 
 impl Job {
-    /// Waits for a slot and works the prompt off, save what the prefix cache knows of it; tells how many tokens that
-    /// was. `seed` keeps models apart.
+    /// Waits for a slot, then takes the time to prefill the prompt's tokens that are not cached. Returns the token
+    /// counts. `seed` keeps the prefixes of different models apart.
     pub(super) async fn prefill(&mut self, prompt: &[u8], seed: u64) -> Usage {
         self.start().await;
         let engine = &*self.engine;
@@ -179,7 +179,7 @@ impl Job {
             block_hashes(prompt, block_tokens.saturating_mul(4), seed)
         };
         let matched = engine.cache.lock().matched(&blocks);
-        // An engine works at least the last token off: it needs what comes out of it.
+        // An engine always prefills the last token, because it needs its output.
         let cached = ask::tokens(matched * block_tokens * 4).min(prompt_tokens.saturating_sub(1));
         pause(engine.jittered(config.prefill.time_for(prompt_tokens - cached))).await;
         engine.cache.lock().insert(&blocks);
@@ -188,7 +188,7 @@ impl Job {
         Usage { prompt: prompt_tokens, cached, completion: 0 }
     }
 
-    /// Takes the time that generating `tokens` takes. The first one is there when the prefill ends.
+    /// Takes the time that generating `tokens` takes. The first token is ready at the end of the prefill.
     pub(super) async fn decode(&self, tokens: u32) {
         let time = self.engine.config.decode.time_for(tokens.saturating_sub(1));
         pause(self.engine.jittered(time)).await;
@@ -204,12 +204,12 @@ impl Job {
         self.engine.counts.completion_tokens.fetch_add(tokens.into(), Ordering::Relaxed);
     }
 
-    /// The answer is made; nothing that happens to it later is this worker's.
+    /// Counts the job as completed. A disconnect after that is not counted as an abort.
     pub(super) fn complete(mut self) {
         self.end = Some(End::Completed);
     }
 
-    /// A script made it fail.
+    /// Counts the job as failed by a script.
     pub(super) fn fail(mut self) {
         self.end = Some(End::Failed);
     }
@@ -240,7 +240,7 @@ impl Drop for Job {
     }
 }
 
-/// Waits, unless there is nothing to wait for: a timer costs as much as the rest of a request.
+/// Waits, unless the time is zero: a timer costs as much as the rest of a request.
 pub(super) async fn pause(time: Duration) {
     if !time.is_zero() {
         tokio::time::sleep(time).await;

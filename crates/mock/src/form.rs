@@ -1,9 +1,9 @@
-//! The form of an upload (`/v1/audio/transcriptions`), read just far enough.
+//! The form of an upload (`/v1/audio/transcriptions`), parsed only as far as needed.
 
 use http::HeaderValue;
 use serde_json::json;
 
-/// The two fields of a form that a worker needs, as the JSON that `ask::Ask` reads.
+/// The two fields of a form that a worker needs, as JSON that `ask::Ask` can parse.
 pub(super) struct Multipart {
     pub(super) json: String,
 }

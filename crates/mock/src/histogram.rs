@@ -1,17 +1,17 @@
-//! A histogram of times, bounded in memory and within 1 % of the truth.
+//! A histogram of times with bounded memory and an error of at most 1 %.
 //!
-//! Log-linear buckets after Gil Tene's HdrHistogram: 128 per power of two, from 1 ns to 18 minutes; what is longer
-//! counts as 18 minutes. 35 KB, recording is two shifts and an add.
+//! Its buckets are log-linear as in Gil Tene's HdrHistogram: 128 per power of two, from 1 ns to 18 minutes. Longer
+//! times count as 18 minutes. It takes 35 KB, and recording a time is two shifts and an addition.
 
 use std::time::Duration;
 
-/// Buckets in each power of two, as a power of two.
+/// The binary logarithm of the number of buckets per power of two.
 const PRECISION_BITS: u32 = 7;
-/// The longest time that is told apart: 2⁴⁰ ns.
+/// The binary logarithm of the longest time that is distinguished, in nanoseconds.
 const RANGE_BITS: u32 = 40;
 const BUCKETS: usize = ((RANGE_BITS - PRECISION_BITS + 1) as usize) << PRECISION_BITS;
 
-/// Counts of times.
+/// The number of recorded times per bucket.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     buckets: Box<[u64]>,
@@ -40,7 +40,7 @@ impl Histogram {
         self.max = self.max.max(time);
     }
 
-    /// Adds all of `other`.
+    /// Adds all times of `other`.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
@@ -50,7 +50,7 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
-    /// The time that a `quantile` (0..=1) of all recorded ones does not exceed; zero when there are none.
+    /// The time that a share of `quantile` (0 to 1) of the recorded times does not exceed; zero if none is recorded.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Duration {
         #[expect(
@@ -60,10 +60,10 @@ impl Histogram {
             reason = "counts below 2^52, clamped to 1..=count"
         )]
         let rank = ((self.count as f64 * quantile).ceil() as u64).clamp(1, self.count.max(1));
-        let mut seen = 0;
+        let mut counted = 0;
         for (index, count) in self.buckets.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
+            counted += count;
+            if counted >= rank {
                 return Duration::from_nanos(highest(index)).min(self.max);
             }
         }
@@ -95,12 +95,12 @@ fn nanos(time: Duration) -> u64 {
 }
 
 fn bucket(nanos: u64) -> usize {
-    // Below 2^PRECISION_BITS a bucket is one nanosecond wide, above it doubles with each power of two.
+    // Below 2^PRECISION_BITS a bucket is one nanosecond wide; above, the width doubles with each power of two.
     let shift = (u64::BITS - nanos.leading_zeros()).saturating_sub(PRECISION_BITS + 1);
     ((shift as usize) << PRECISION_BITS) + usize::try_from(nanos >> shift).expect("below 2^8")
 }
 
-/// The longest time that falls into a bucket.
+/// The longest time in a bucket, in nanoseconds.
 fn highest(index: usize) -> u64 {
     let shift = (index >> PRECISION_BITS).saturating_sub(1);
     let mantissa = (index - (shift << PRECISION_BITS)) as u64;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_too_much() {
+    fn an_empty_histogram_and_times_beyond_the_range() {
         let mut histogram = Histogram::default();
         assert_eq!(histogram.quantile(0.5), Duration::ZERO);
         let hours = Duration::from_secs(7200);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_is_recording_both() {
+    fn merging_equals_recording_both() {
         let (mut one, mut other) = (Histogram::default(), Histogram::default());
         one.record(Duration::from_micros(1));
         other.record(Duration::from_micros(3));

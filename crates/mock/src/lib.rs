@@ -1,12 +1,13 @@
-//! A worker that needs no GPU, traffic for it, and the demo.
+//! A mock worker that needs no GPU, traffic for it, and the demo.
 //!
-//! The worker speaks the OpenAI, Anthropic and SGLang shapes, takes as long as it is told to, remembers prompt prefixes
-//! as an engine does and misbehaves on request. Tests, the demo and the benchmarks all run against it. What it says is
-//! meaningless: an answer is `w0 w1 w2 …`, so that a lost or swapped chunk shows.
+//! The worker serves the OpenAI, Anthropic and SGLang APIs, with configurable delays. It caches prompt prefixes as an
+//! engine does, and fails on request. Tests, the demo and the benchmarks all use it. Its answers have no meaning: they
+//! are `w0 w1 w2 …`, so that a lost or swapped chunk shows.
 //!
-//! In reading order: [`config`] · [`server`] (sockets) · [`worker`] (state) · `route`, `service`, `about`, `form`, `receive`
-//! (requests) · `engine` (slots, time, counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`, `listed`, `body`,
-//! `reply` (what is read and answered). Then [`traffic`] (sessions and pace), [`client`], [`histogram`] and [`demo`].
+//! In reading order: [`config`] · [`server`] (sockets) · [`worker`] (state) · `route`, `service`, `about`, `form`,
+//! `receive` (requests) · `engine` (slots, time, counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`,
+//! `listed`, `body`, `reply` (formats of requests and answers). Then [`traffic`] (sessions and pace), [`client`],
+//! [`histogram`] and [`demo`].
 
 mod about;
 mod answer;

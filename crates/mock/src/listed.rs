@@ -1,6 +1,6 @@
-//! What is said where no text is generated: embeddings, ranks, classes, scores, tokens, images.
+//! The answers without generated text: embeddings, ranks, classes, scores, tokens, images.
 //!
-//! All numbers come from hashes of the input, so that the same question always has the same answer.
+//! All numbers are derived from hashes of the input, so that equal requests get equal answers.
 
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -10,16 +10,16 @@ use crate::answer::Facts;
 use crate::ask::{self, Ask};
 use crate::config::MAX_MODEL_TOKENS;
 
-/// Numbers in an embedding when the request does not say.
+/// The number of dimensions of an embedding, unless the request sets it.
 const DIMENSIONS: usize = 8;
-/// The most that a request may ask for.
+/// The most dimensions that a request may ask for.
 const MAX_DIMENSIONS: usize = 4096;
 /// The most images that a request may ask for.
 const MAX_IMAGES: usize = 10;
 /// One transparent pixel, as PNG in base 64.
 const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
 
-/// OpenAI's `/v1/embeddings`.
+/// Answers OpenAI's `/v1/embeddings`.
 pub(super) fn embeddings(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let dimensions = ask.dimensions.unwrap_or(DIMENSIONS);
     if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
@@ -45,7 +45,7 @@ pub(super) fn embeddings(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, Stri
     Ok(json!({ "object": "list", "data": data, "model": model(facts), "usage": usage(facts) }))
 }
 
-/// `/rerank` and `/v1/rerank`: the most relevant document first.
+/// Answers `/rerank` and `/v1/rerank`, with the most relevant document first.
 pub(super) fn rerank(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let query = required(ask.query, "query")?.concat();
     let documents = required(ask.documents, "documents")?;
@@ -67,7 +67,7 @@ pub(super) fn rerank(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> 
     )
 }
 
-/// `/v1/classify`: two classes.
+/// Answers `/v1/classify` with two classes.
 pub(super) fn classify(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let inputs = required(ask.input, "input")?;
     let data: Vec<Value> = inputs
@@ -85,7 +85,7 @@ pub(super) fn classify(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String
     }))
 }
 
-/// `/v1/score`: each text of `text_2` against `text_1`.
+/// Answers `/v1/score`: scores each text of `text_2` against `text_1`.
 pub(super) fn score(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let first = required(ask.text_1, "text_1")?.concat();
     let others = required(ask.text_2, "text_2")?;
@@ -100,14 +100,14 @@ pub(super) fn score(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     }))
 }
 
-/// `/v1/tokenize`: a token is four bytes, and its number says which.
+/// Answers `/v1/tokenize`. A token is four bytes, and its number encodes them.
 pub(super) fn tokenize(ask: &Ask<'_>) -> Result<Value, String> {
     let text = required(ask.prompt, "prompt")?.concat();
     let tokens: Vec<u32> = text.as_bytes().chunks(4).map(token).collect();
     Ok(json!({ "count": tokens.len(), "max_model_len": MAX_MODEL_TOKENS, "tokens": tokens }))
 }
 
-/// `/v1/detokenize`: the inverse.
+/// Answers `/v1/detokenize`, the inverse of [`tokenize`].
 pub(super) fn detokenize(ask: &Ask<'_>) -> Result<Value, String> {
     let tokens = ask.tokens.ok_or("tokens is missing")?;
     let tokens: Vec<u32> =
@@ -118,7 +118,7 @@ pub(super) fn detokenize(ask: &Ask<'_>) -> Result<Value, String> {
     Ok(json!({ "prompt": String::from_utf8_lossy(&bytes) }))
 }
 
-/// `/v1/images/generations`: pixels.
+/// Answers `/v1/images/generations` with single pixels.
 pub(super) fn images(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let count = ask.n.unwrap_or(1);
     if !(1..=MAX_IMAGES).contains(&count) {
@@ -143,7 +143,7 @@ fn relevance(query: &str, document: &str) -> f64 {
     share(xxh3_64_with_seed(document.as_bytes(), xxh3_64(query.as_bytes())))
 }
 
-/// A unit vector.
+/// A vector of length 1 that depends on the input.
 fn vector(input: &str, dimensions: usize) -> Vec<f32> {
     let numbers: Vec<f64> = (0..dimensions as u64)
         .map(|dimension| share(xxh3_64_with_seed(input.as_bytes(), dimension)) - 0.5)
@@ -154,7 +154,7 @@ fn vector(input: &str, dimensions: usize) -> Vec<f32> {
     numbers.into_iter().map(|number| (number / length) as f32).collect()
 }
 
-/// A hash as a number in 0..1.
+/// Maps a hash to a number from 0 to 1.
 fn share(hash: u64) -> f64 {
     f64::from(u32::try_from(hash >> 32).expect("32 bits")) / (f64::from(u32::MAX) + 1.0)
 }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_as_in_rfc_4648() {
+    fn base64_matches_the_vectors_of_rfc_4648() {
         for (plain, coded) in [
             ("", ""),
             ("f", "Zg=="),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_come_back_as_the_text() {
+    fn detokenizing_restores_the_text() {
         for text in ["", "abc", "héllo wörld", "12345678"] {
             let body = json!({ "prompt": text }).to_string();
             let tokens = tokenize(&Ask::parse(body.as_bytes()).unwrap()).unwrap();

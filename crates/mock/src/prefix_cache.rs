@@ -1,10 +1,10 @@
-//! The prefix cache of an engine: which blocks of which prompts need no prefill.
+//! The prefix cache of an engine: the blocks of prompts that need no prefill.
 //!
-//! A prompt is cut into blocks of fixed size; a block's hash is chained with its parent's, so that a block stands for
-//! everything before it too. The cache is a set of such hashes with a bound, least recently used out first. Within one
-//! prompt the tail counts as used before the head, so that eviction shortens a prefix rather than cutting its root off,
-//! as engines with paged attention do it. Unlike theirs, generated tokens are not remembered before they come back as
-//! part of the next prompt.
+//! A prompt is split into blocks of fixed size. The hash of a block is chained with that of its parent, so that it
+//! identifies everything before it, too. The cache is a bounded set of such hashes, and evicts the least recently used
+//! one. Within one prompt the tail counts as used before the head, so that eviction shortens a prefix instead of
+//! removing its root, as engines with paged attention do. Unlike in those, generated tokens are not cached until they
+//! are part of the next prompt.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -15,9 +15,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 #[derive(Debug)]
 pub struct PrefixCache {
     capacity: usize,
-    /// Where in `blocks` a hash lies.
+    /// The index in `blocks` of each hash.
     places: HashMap<u64, u32, BuildHasherDefault<AlreadyHashed>>,
-    /// A doubly linked list in a vector: at capacity the oldest place is used again, so nothing is ever freed.
+    /// A doubly linked list in a vector. At capacity the oldest element is reused, so nothing is ever freed.
     blocks: Vec<Block>,
     newest: u32,
     oldest: u32,
@@ -30,7 +30,7 @@ struct Block {
     older: u32,
 }
 
-/// No block: the end of the list.
+/// The index that means "no block": the end of the list.
 const NONE: u32 = u32::MAX;
 
 impl PrefixCache {
@@ -47,14 +47,15 @@ impl PrefixCache {
         }
     }
 
-    /// How many of `prompt`'s first blocks are here. Changes no order: that is [`PrefixCache::insert`]'s.
+    /// The number of `prompt`'s first blocks that are cached. Does not change the order of use; [`PrefixCache::insert`]
+    /// does.
     #[must_use]
     pub fn matched(&self, prompt: &[u64]) -> usize {
         prompt.iter().take_while(|hash| self.places.contains_key(hash)).count()
     }
 
-    /// Remembers `prompt`'s blocks as used now, the first as the most recent. Of a prompt longer than the cache the
-    /// head is kept.
+    /// Marks `prompt`'s blocks as used now, the first one as the most recent. If the prompt is longer than the cache,
+    /// its head is kept.
     pub fn insert(&mut self, prompt: &[u64]) {
         for hash in prompt.iter().take(self.capacity).rev() {
             if let Some(&place) = self.places.get(hash) {
@@ -78,18 +79,18 @@ impl PrefixCache {
         }
     }
 
-    /// Forgets everything.
+    /// Removes all blocks.
     pub fn clear(&mut self) {
         *self = Self::new(self.capacity);
     }
 
-    /// Blocks that are remembered.
+    /// The number of cached blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether nothing is remembered.
+    /// Whether no block is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
@@ -119,7 +120,7 @@ impl PrefixCache {
     }
 }
 
-/// The chained hashes of `prompt`'s full blocks; `seed` keeps models apart.
+/// The chained hashes of `prompt`'s full blocks; `seed` keeps the prefixes of different models apart.
 #[must_use]
 pub fn block_hashes(prompt: &[u8], block_bytes: usize, seed: u64) -> Vec<u64> {
     let chain = |parent: &mut u64, block: &[u8]| {
@@ -129,7 +130,7 @@ pub fn block_hashes(prompt: &[u8], block_bytes: usize, seed: u64) -> Vec<u64> {
     prompt.chunks_exact(block_bytes).scan(seed, chain).collect()
 }
 
-/// The keys are hashes: hashing them again gains nothing.
+/// A hasher that returns the key itself, because the keys are hashes already.
 #[derive(Debug, Default)]
 struct AlreadyHashed(u64);
 
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the cache is, without being quick about it: hashes in order of use, the newest first.
+    /// A slow reference implementation of the cache: hashes in order of use, the newest first.
     #[derive(Default)]
     struct Model(Vec<u64>);
 
@@ -178,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_the_model_does(
+        fn the_cache_behaves_like_the_reference(
             capacity in 0_usize..12,
             prompts in prop::collection::vec(prop::collection::vec(0_u64..24, 0..16), 0..60),
         ) {
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_stands_for_all_before_it() {
+    fn a_hash_identifies_all_blocks_before_it() {
         let hashes = |text: &str| block_hashes(text.as_bytes(), 4, 7);
         assert_eq!(hashes("aaaabbbbcc").len(), 2, "only full blocks");
         assert_eq!(hashes("aaaabbbb")[0], hashes("aaaacccc")[0]);

@@ -1,19 +1,19 @@
-//! The body of a request, read as a whole.
+//! Reads the whole body of a request.
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-/// Largest request body, in bytes.
+/// The largest request body, in bytes.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 20;
 
-/// Why there is no whole body.
+/// Why the body could not be read.
 pub(super) enum CollectError {
     TooLarge,
     Gone,
 }
 
-/// The whole body; without a copy when it came in one piece.
+/// Reads the whole body, without a copy if it arrives in one piece.
 pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, CollectError> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();

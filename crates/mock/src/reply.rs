@@ -1,4 +1,4 @@
-//! Answers that more than one kind of request gets: JSON, errors, and errors that a script asked for.
+//! Answers of several kinds of requests: JSON, errors, and errors that a script requires.
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};

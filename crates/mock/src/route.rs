@@ -1,11 +1,11 @@
-//! The route table of a worker: what a method and a path ask for.
+//! The routes of a worker: what a method and a path request.
 
 use http::Method;
 use http::request::Parts;
 
 use crate::answer::Dialect;
 
-/// What a path asks for.
+/// The meaning of a method and a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     Infer(Kind),
@@ -16,7 +16,7 @@ pub(super) enum Route {
     Unknown,
 }
 
-/// Inference, by the answer's making.
+/// An inference request, by the kind of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Generated(Dialect),
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Images,
 }
 
-/// What the worker tells of itself.
+/// A route that shows the worker's own state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About {
     Models,
@@ -40,7 +40,7 @@ pub(super) enum About {
     FlushCache,
 }
 
-/// What only a mock has.
+/// A route that only mock workers have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mock {
     Stats,

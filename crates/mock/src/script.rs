@@ -1,7 +1,7 @@
-//! Faults on request: what a worker does to one request, and to which.
+//! Faults: what a worker does to requests, and to which.
 //!
-//! A [`Script`] comes with a request, as the header `x-mock: {…}` or the body field `"mock": {…}`, or hits requests at
-//! large by [`Faults`] (`PUT /_mock/faults`). The request's own script goes first.
+//! A request can carry a [`Script`], as the header `x-mock: {…}` or the body field `"mock": {…}`. [`Faults`] (`PUT
+//! /_mock/faults`) apply a script to other requests. The request's own script takes precedence.
 
 use std::time::Duration;
 
@@ -10,48 +10,48 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::bounded;
 
-/// What happens to one request. Empty: an ordinary answer.
+/// What happens to one request. An empty script means an ordinary answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Script {
-    /// Wait before anything else.
+    /// Wait this long before anything else.
     pub delay_ms: u64,
-    /// Answer with this status and an error, instead of the ordinary.
+    /// Answer with this status and an error instead of the ordinary answer.
     pub status: Option<u16>,
-    /// Send `retry-after` with that status.
+    /// Send `retry-after` with that status, in seconds.
     pub retry_after: Option<u64>,
     /// Close the connection without an answer.
     pub cut_before_head: bool,
-    /// Send bytes that are no HTTP in place of the answer, then close.
+    /// Send bytes that are not HTTP instead of the answer, then close the connection.
     pub garbage: bool,
-    /// Of a stream, send so many tokens and then nothing more, without an end. Nothing else is said: 0 sends the head.
+    /// Stop a stream after this many tokens, without an end. After 0 tokens only the head has been sent.
     pub stall_after_chunks: Option<u32>,
-    /// Of a stream, send so many tokens and then close the connection without an end.
+    /// Close the connection of a stream after this many tokens, without an end.
     pub cut_after_chunks: Option<u32>,
-    /// Tokens to generate, whatever the request says.
+    /// The number of tokens to generate, whatever the request asks for.
     pub output_tokens: Option<u32>,
-    /// Bytes that each token is padded to.
+    /// The size in bytes to which each token is padded.
     pub chunk_bytes: Option<u32>,
 }
 
-/// Largest token that a script may ask for, in bytes.
+/// The largest token that a script may ask for, in bytes.
 const MAX_CHUNK_BYTES: u32 = 4 << 20;
 
 impl Script {
-    /// Reads a script.
+    /// Parses a script.
     ///
     /// # Errors
-    /// When it is no JSON, has an unknown field or a value that no script can have.
+    /// If the text is not JSON, has an unknown field, or an invalid value.
     pub fn parse(json: &[u8]) -> Result<Self, ScriptError> {
         let script: Self = serde_json::from_slice(json)?;
         script.validate()?;
         Ok(script)
     }
 
-    /// Checks what the types do not say.
+    /// Checks the bounds of the values.
     ///
     /// # Errors
-    /// When a value is out of its bounds.
+    /// If a value is out of its bounds.
     pub fn validate(&self) -> Result<(), ScriptError> {
         if let Some(status) = self.status.filter(|status| !(200..=599).contains(status)) {
             return Err(ScriptError::Status(status));
@@ -62,59 +62,59 @@ impl Script {
         }
     }
 
-    /// How long to wait before anything else.
+    /// The time to wait before anything else.
     #[must_use]
     pub fn delay(&self) -> Duration {
         millis(self.delay_ms)
     }
 }
 
-/// Which requests get a script that they did not bring. Empty: none.
+/// The requests that get a script besides those that carry one. Empty faults apply to none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Faults {
-    /// What happens to those that are hit.
+    /// What happens to the affected requests.
     pub script: Script,
-    /// The next so many requests are hit. Neither this nor `fraction`: every request is.
+    /// Only this many of the next requests are affected. Without this and `fraction`, all requests are.
     pub next: Option<u64>,
-    /// Each request is hit with this probability.
+    /// Each request is affected with this probability, 0 to 1.
     pub fraction: Option<f64>,
-    /// What `/health` does.
+    /// The behaviour of `/health`.
     pub health: Health,
 }
 
-/// What `/health` does. Empty: 200 at once.
+/// The behaviour of `/health`. By default it answers 200 at once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
     /// Answer with this status.
     pub status: Option<u16>,
-    /// Answer so late.
+    /// Answer after this delay.
     pub delay_ms: u64,
 }
 
-/// Why something is no [`Script`] and no [`Faults`].
+/// Why a text is not a valid [`Script`] or [`Faults`].
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
-    /// Not the JSON that was expected.
+    /// The text is not the expected JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// A status that no answer can have.
+    /// The status is not valid.
     #[error("status {0} is not in 200..=599")]
     Status(u16),
-    /// A token larger than a worker would make.
+    /// The token is too large.
     #[error("chunk_bytes {0} exceeds {MAX_CHUNK_BYTES}")]
     ChunkBytes(u32),
-    /// No probability.
+    /// The fraction is not a probability.
     #[error("fraction {0} is not in 0..=1")]
     Fraction(f64),
 }
 
 impl Faults {
-    /// Reads faults.
+    /// Parses faults.
     ///
     /// # Errors
-    /// When it is no JSON, has an unknown field or a value out of its bounds.
+    /// If the text is not JSON, has an unknown field, or a value out of its bounds.
     pub fn parse(json: &[u8]) -> Result<Self, ScriptError> {
         let faults: Self = serde_json::from_slice(json)?;
         faults.script.validate()?;
@@ -127,7 +127,7 @@ impl Faults {
         }
     }
 
-    /// The script of the next request: `None` when it is spared.
+    /// The script for the next request; `None` if it is not affected.
     pub fn strike(&mut self, rng: &mut dyn Rng) -> Option<Script> {
         if self.script == Script::default() {
             return None;
@@ -143,7 +143,7 @@ impl Faults {
         Some(self.script.clone())
     }
 
-    /// Whether there is anything to strike with.
+    /// Whether no request is affected.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.script == Script::default() || self.next == Some(0)
@@ -151,7 +151,7 @@ impl Faults {
 }
 
 impl Health {
-    /// How late to answer.
+    /// The time before the answer.
     #[must_use]
     pub fn delay(&self) -> Duration {
         millis(self.delay_ms)
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn they_hit_whom_they_say() {
+    fn faults_hit_the_requests_that_they_select() {
         assert_eq!(hits("{}", 100), 0);
         assert_eq!(hits(r#"{"script":{"status":500}}"#, 100), 100);
         assert_eq!(hits(r#"{"script":{"status":500},"next":3}"#, 100), 3);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_their_value() {
+    fn errors_contain_the_value() {
         for (json, named) in [
             (r#"{"script":{"stauts":500}}"#, "stauts"),
             (r#"{"script":{"status":99}}"#, "status 99"),

@@ -1,8 +1,8 @@
 //! The sockets of mock workers, and the connections on them.
 //!
-//! hyper's HTTP/1 connection without anything around it, so that a request costs a benchmark a few microseconds. One
-//! future serves everything, and dropping it kills the worker: the listener is closed and every connection is cut, as
-//! with a process that dies.
+//! This is hyper's HTTP/1 connection without any layers, so that a request costs a benchmark a few microseconds. One
+//! future serves everything. Dropping it has the effect of a process that dies: the listener and every connection are
+//! closed.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -28,15 +28,15 @@ use crate::config::Config;
 use crate::service::{self, Cut};
 use crate::worker::Worker;
 
-/// Connections that a worker holds at once; more wait in the kernel.
+/// The most connections of a worker; further ones wait in the kernel.
 const MAX_CONNECTIONS: usize = 65_536;
-/// Connections that may wait to be accepted.
+/// The most connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
 
-/// What a worker sends in place of an answer when its script says garbage.
+/// The bytes that a worker sends instead of an answer if its script requires garbage.
 const GARBAGE: &[u8] = b"\x16\x03\x01 this is no answer\r\n\x00\xff\r\n\r\n";
 
-/// A worker that has its socket.
+/// A worker with a bound socket.
 pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
@@ -51,10 +51,10 @@ impl std::fmt::Debug for Bound {
 }
 
 impl Bound {
-    /// Takes the socket of a worker, without serving yet.
+    /// Binds the socket of a worker. Does not serve yet.
     ///
     /// # Errors
-    /// When the address can't be had, or the certificate or key can't be read; both are named.
+    /// If the address can't be bound, or the certificate or key can't be read. The error names it.
     pub async fn bind(config: Config) -> io::Result<Self> {
         let tls = match &config.tls {
             Some((certificate, key)) => Some(acceptor(certificate, key)?),
@@ -75,26 +75,26 @@ impl Bound {
         Ok(Self { listener, address, tls, worker: Arc::new(Worker::new(config, name)) })
     }
 
-    /// Where it listens, with the port that was taken.
+    /// The address on which it listens, with the actual port.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What a router is told of it.
+    /// The URL under which a router can reach the worker.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// The worker itself, to look into and to script while it serves.
+    /// The worker itself, for reading its state and setting faults while it serves.
     #[must_use]
     pub fn worker(&self) -> Arc<Worker> {
         Arc::clone(&self.worker)
     }
 
-    /// Serves until `shutdown` resolves, then cuts what is left. Dropping the future does the same.
+    /// Serves until `shutdown` resolves, then closes all connections. Dropping the future does the same.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -104,7 +104,7 @@ impl Bound {
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        // A socket that refuses is about to fail anyway.
+                        // A socket that refuses the option is about to fail anyway.
                         let _closed = stream.set_nodelay(true).is_err();
                         let worker = Arc::clone(&self.worker);
                         match self.tls.clone() {
@@ -116,7 +116,7 @@ impl Bound {
                             }),
                         };
                     }
-                    // Out of descriptors: those in use will be closed.
+                    // No descriptors are left. The pause gives other connections time to close.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },
             }
@@ -124,17 +124,17 @@ impl Bound {
     }
 }
 
-/// `smg mock-worker`: binds a worker for each of `configs`, prints a line with each one's URL, and serves until SIGINT or
-/// SIGTERM.
+/// Runs `smg mock-worker`: binds a worker for each of `configs`, prints a line with each one's URL, and serves until
+/// SIGINT or SIGTERM.
 ///
 /// # Errors
-/// When a socket, certificate or key can't be had, or stdout is closed.
+/// If a socket can't be bound, a certificate or key can't be read, or standard output is closed.
 pub async fn run(configs: Vec<Config>) -> io::Result<()> {
     let mut workers = Vec::with_capacity(configs.len());
     for config in configs {
         workers.push(Bound::bind(config).await?);
     }
-    // Listed at once, after all are bound: who reads these lines may connect to any of them.
+    // Printed after all sockets are bound, because a reader of these lines may connect to any of them.
     let lines: String = workers
         .iter()
         .map(|bound| {
@@ -167,7 +167,7 @@ async fn serve_connection<S>(worker: Arc<Worker>, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // Boxed, so that the connection may be taken apart at its end.
+    // Boxed, so that the connection can be taken apart at its end.
     let service = service_fn(|request| Box::pin(service::serve(&worker, request)));
     let mut connection =
         http1::Builder::new().writev(false).serve_connection(TokioIo::new(stream), service);
@@ -180,7 +180,7 @@ where
         let _gone = stream.write_all(GARBAGE).await.is_err();
     }
     if ended.is_ok() || cut == Some(&Cut::Garbage) {
-        // TLS says goodbye, unless the connection was to break.
+        // TLS sends its closing message, unless the script requires a broken connection.
         let _gone = stream.shutdown().await.is_err();
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to one request: from its path to its answer.
+//! Serves one request: from its path to its answer.
 
 use std::borrow::Cow;
 
@@ -20,27 +20,27 @@ use crate::route::{self, Kind, Route};
 use crate::script::Script;
 use crate::worker::{Last, Worker};
 
-/// Who answered.
+/// The header with the worker's name.
 const WORKER: HeaderName = HeaderName::from_static("x-mock-worker");
-/// What to do wrong.
+/// The header with a script.
 const SCRIPT: HeaderName = HeaderName::from_static("x-mock");
-/// Most tokens in one answer.
+/// The most tokens in one answer.
 const MAX_OUTPUT_TOKENS: u32 = 1_000_000;
-/// Largest answer that is made as a whole.
+/// The largest answer that is generated as one body, in bytes.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// How a connection ends whose request gets no answer.
+/// How a connection ends if its request gets no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Cut {
-    /// It is closed.
+    /// The connection is closed.
     #[error("cut")]
     Plain,
-    /// It gets bytes that are no HTTP, then it is closed.
+    /// Bytes that are not HTTP are sent, then the connection is closed.
     #[error("cut with garbage")]
     Garbage,
 }
 
-/// A request that can't be served, and the error that says why.
+/// The error for a request that can't be served.
 struct Refusal {
     status: StatusCode,
     message: String,
@@ -51,14 +51,14 @@ impl Refusal {
         Self { status: StatusCode::BAD_REQUEST, message: message.into() }
     }
 
-    /// The error. For the engine the request is over.
+    /// The error as an answer. Counts the job as completed.
     fn answer(self, job: Job) -> Response<Body> {
         job.complete();
         error(self.status, &self.message)
     }
 }
 
-/// Answers one request, or returns how its connection is cut.
+/// Answers one request, or returns how its connection is to be closed.
 pub(super) async fn serve(
     worker: &Worker,
     request: Request<Incoming>,
@@ -77,7 +77,7 @@ pub(super) async fn serve(
     Ok(response)
 }
 
-/// Reads an inference request, does what its script says, and answers it.
+/// Reads an inference request, applies its script, and answers it.
 async fn infer(
     worker: &Worker,
     kind: Kind,
@@ -94,7 +94,7 @@ async fn infer(
             let status = StatusCode::PAYLOAD_TOO_LARGE;
             return Ok(Refusal { status, message }.answer(job));
         }
-        // The client is gone: there is nobody to answer, and the dropped job counts as aborted.
+        // The client is gone, so nothing is answered. Dropping the job counts it as aborted.
         Err(CollectError::Gone) => return Err(Cut::Plain),
     };
     worker.remember(Last { head, body: body.clone() });
@@ -126,7 +126,7 @@ async fn infer(
     Ok(answer(worker, job, kind, &ask, &prompt, &script).await)
 }
 
-/// The script that a request brings in its header.
+/// Parses the script in a request's header.
 fn script_of(header: Option<&HeaderValue>) -> Result<Option<Script>, Refusal> {
     header
         .map(|script| Script::parse(script.as_bytes()))
@@ -134,7 +134,7 @@ fn script_of(header: Option<&HeaderValue>) -> Result<Option<Script>, Refusal> {
         .map_err(|e| Refusal::bad_request(format!("x-mock: {e}")))
 }
 
-/// The JSON of a request: its body, or what its form says.
+/// The JSON of a request: its body, or the fields of its form.
 fn json_of<'a>(
     kind: Kind,
     content_type: Option<&HeaderValue>,
@@ -147,7 +147,7 @@ fn json_of<'a>(
     Ok(Cow::Owned(multipart.json.into_bytes()))
 }
 
-/// What a request asks for, and the script that it brings in its body.
+/// Parses the fields of a request, and the script in its body.
 fn ask_of(json: &[u8]) -> Result<(Option<Script>, Ask<'_>), Refusal> {
     let mut ask = Ask::parse(json)
         .map_err(|e| Refusal::bad_request(format!("the body is no request: {e}")))?;
@@ -158,7 +158,7 @@ fn ask_of(json: &[u8]) -> Result<(Option<Script>, Ask<'_>), Refusal> {
     Ok((script, ask))
 }
 
-/// Works the prompt off and makes the answer.
+/// Prefills the prompt and makes the answer.
 async fn answer(
     worker: &Worker,
     mut job: Job,

@@ -1,30 +1,30 @@
-//! Traffic as chats make it: sessions of several turns over shared system prompts, and the pace of requests.
+//! Traffic as chats cause it: sessions of several turns with shared system prompts, and the pace of requests.
 //!
-//! Each turn repeats all before it, so that its prompt begins with exactly the bytes of the one before: what prefix
-//! caches and cache-aware policies live on. Sessions are plain values made from a seed; who sends them, and when, is
-//! the demo's and the load generator's affair.
+//! Each turn repeats all previous ones, so that its prompt begins with exactly the bytes of the previous prompt. Prefix
+//! caches and cache-aware policies depend on that. Sessions are plain values made from a seed; the demo and the load
+//! generator decide when to send them.
 
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// What the chats are like.
+/// The properties of chats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chats {
-    /// The model that they ask.
+    /// The model of the requests.
     pub model: String,
-    /// System prompts that sessions share; 0: they have none.
+    /// The number of system prompts that sessions share; 0 means no system prompts.
     pub system_prompts: u32,
-    /// Bytes of a system prompt.
+    /// The length of a system prompt, in bytes.
     pub system_bytes: usize,
-    /// Bytes of what a user says in one turn.
+    /// The length of a user's text in one turn, in bytes.
     pub turn_bytes: usize,
-    /// Turns of a session, at least one.
+    /// The number of turns in a session, at least one.
     pub turns: u32,
-    /// Tokens of an answer.
+    /// The most tokens in an answer.
     pub max_tokens: u32,
-    /// Mean time that a user takes between an answer and the next turn.
+    /// The mean time between an answer and the user's next turn.
     pub think: Duration,
     /// Whether answers are streamed, with their usage.
     pub stream: bool,
@@ -45,12 +45,12 @@ impl Default for Chats {
     }
 }
 
-/// One chat.
+/// One chat of a user.
 #[derive(Debug)]
 pub struct Session {
-    /// The request up to the messages.
+    /// The JSON of the request before the messages.
     head: String,
-    /// The messages so far, as the inside of a JSON list.
+    /// The messages so far, as the content of a JSON list.
     messages: String,
     turn_bytes: usize,
     turns_left: u32,
@@ -59,13 +59,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session with nothing said yet. The same seed makes the same session.
+    /// Starts a session without messages. Equal seeds make equal sessions.
     #[must_use]
     pub fn start(chats: &Chats, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut messages = String::new();
         if chats.system_prompts > 0 {
-            // Its text depends on its number only, not on the session.
+            // The text of a system prompt depends only on its number, not on the session.
             let number = rng.random_range(0..chats.system_prompts);
             let mut texts = StdRng::seed_from_u64(u64::from(number) ^ 0x5157_E3A9);
             messages.push_str(r#"{"role":"system","content":""#);
@@ -89,7 +89,7 @@ impl Session {
         }
     }
 
-    /// Says something: the body of the next request, `None` when the session is over.
+    /// Adds the user's next turn. Returns the body of the request, or `None` after the last turn.
     pub fn ask(&mut self) -> Option<String> {
         self.turns_left = self.turns_left.checked_sub(1)?;
         if !self.messages.is_empty() {
@@ -101,23 +101,23 @@ impl Session {
         Some([&self.head, &self.messages, "]}"].concat())
     }
 
-    /// Remembers what came back, as the inside of a JSON string.
+    /// Adds an answer, given as the content of a JSON string.
     pub fn answered(&mut self, escaped: &str) {
         self.messages.push_str(r#",{"role":"assistant","content":""#);
         self.messages.push_str(escaped);
         self.messages.push_str(r#""}"#);
     }
 
-    /// How long the user takes before the next turn: half to one and a half of the mean.
+    /// The time that the user takes before the next turn: half to one and a half of the mean.
     pub fn think(&mut self) -> Duration {
         self.think.mul_f64(self.rng.random_range(0.5..1.5))
     }
 }
 
-/// Requests at a fixed rate, whatever the answers do.
+/// The times of requests at a fixed rate, independent of the answers.
 ///
-/// Latency counts from when a request was due, not from when it could be sent: otherwise a stalled server would delay
-/// the very requests that were to notice it (Gil Tene's coordinated omission).
+/// Latency is measured from the time when a request is due, not from when it could be sent. Otherwise a stalled server
+/// would delay the very requests that should show the stall (Gil Tene's coordinated omission).
 #[derive(Debug, Clone)]
 pub struct FixedRate {
     per_second: f64,
@@ -125,13 +125,13 @@ pub struct FixedRate {
 }
 
 impl FixedRate {
-    /// `per_second` requests each second, `None` unless that is finite and above zero.
+    /// A rate of `per_second` requests per second; `None` unless that is finite and above zero.
     #[must_use]
     pub fn new(per_second: f64) -> Option<Self> {
         (per_second.is_finite() && per_second > 0.0).then_some(Self { per_second, next: 0 })
     }
 
-    /// When the next request is due, since the start; each call tells of one more.
+    /// The time when the next request is due, since the start. Each call advances to the next request.
     pub fn next_due(&mut self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "exact for 2^53 requests")]
         let seconds = self.next as f64 / self.per_second;
@@ -140,11 +140,11 @@ impl FixedRate {
     }
 }
 
-/// What a chat's answer says, whole or as a stream, as it stands in the JSON: what [`Session::answered`] wants.
+/// The text of a chat's answer, complete or streamed, with its JSON escapes, as [`Session::answered`] expects it.
 #[must_use]
-pub fn said(answer: &[u8]) -> String {
+pub fn answer_text(answer: &[u8]) -> String {
     const KEY: &[u8] = b"\"content\":\"";
-    let mut said = Vec::new();
+    let mut text = Vec::new();
     let mut rest = answer;
     while let Some(start) = memchr::memmem::find(rest, KEY).map(|at| at + KEY.len()) {
         rest = &rest[start..];
@@ -153,13 +153,13 @@ pub fn said(answer: &[u8]) -> String {
             end += 1 + usize::from(rest[end] == b'\\');
         }
         let end = end.min(rest.len());
-        said.extend_from_slice(&rest[..end]);
+        text.extend_from_slice(&rest[..end]);
         rest = &rest[end..];
     }
-    String::from_utf8_lossy(&said).into_owned()
+    String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Adds words until `bytes` are written.
+/// Appends words until `bytes` bytes are written.
 fn push_words(text: &mut String, bytes: usize, rng: &mut StdRng) {
     const WORDS: [&str; 24] = [
         "river ", "stone ", "when ", "the ", "of ", "table ", "quiet ", "how ", "green ", "and ",
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_grow_by_their_exact_prefix() {
+    fn each_prompt_begins_with_the_previous_one() {
         let mut session = Session::start(&Chats { turns: 4, ..Chats::default() }, 1);
         let mut before = String::new();
         let mut turns = 0;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_share_system_prompts_and_nothing_else() {
+    fn sessions_share_system_prompts_but_no_user_texts() {
         let chats = Chats { system_prompts: 3, system_bytes: 400, ..Chats::default() };
         let mut prompts = std::collections::HashSet::new();
         let mut texts = std::collections::HashSet::new();
@@ -219,21 +219,21 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_is_the_same_session() {
+    fn equal_seeds_make_equal_sessions() {
         let body = |seed| Session::start(&Chats::default(), seed).ask();
         assert_eq!(body(5), body(5));
         assert_ne!(body(5), body(6));
     }
 
     #[test]
-    fn what_was_said_is_found_whole_and_in_pieces() {
-        assert_eq!(said(br#"{"message":{"content":"a\"b\\"},"x":"y"}"#), r#"a\"b\\"#);
+    fn the_text_of_an_answer_is_found_complete_and_streamed() {
+        assert_eq!(answer_text(br#"{"message":{"content":"a\"b\\"},"x":"y"}"#), r#"a\"b\\"#);
         let stream =
             b"data: {\"delta\":{\"content\":\"\"}}\n\ndata: {\"delta\":{\"content\":\"w0 \"}}\n\n\
                        data: {\"delta\":{\"content\":\"w1 \"}}\n\ndata: [DONE]\n\n";
-        assert_eq!(said(stream), "w0 w1 ");
-        assert_eq!(said(br#"{"content":"broken off\"#), r"broken off\");
-        assert_eq!(said(b"{}"), "");
+        assert_eq!(answer_text(stream), "w0 w1 ");
+        assert_eq!(answer_text(br#"{"content":"broken off\"#), r"broken off\");
+        assert_eq!(answer_text(b"{}"), "");
     }
 
     #[test]

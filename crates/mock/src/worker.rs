@@ -1,4 +1,4 @@
-//! A mock worker without its sockets: what it serves, what it does to requests, and what it remembers.
+//! A mock worker without its sockets: its models, its faults, and its state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::engine::{Engine, Stats};
 use crate::script::{Faults, Script};
 
-/// A running mock worker, seen from its own process.
+/// A running mock worker, for use within its own process.
 #[derive(Debug)]
 pub struct Worker {
     config: Config,
@@ -25,33 +25,33 @@ pub struct Worker {
     answers: AtomicU64,
     last: Mutex<Option<Last>>,
     faults: Mutex<Faults>,
-    /// Spares the lock while there are none.
+    /// Avoids the lock on `faults` while there are none.
     has_faults: AtomicBool,
 }
 
-/// A model that is served.
+/// A model that the worker serves.
 #[derive(Debug)]
 pub(super) struct Model {
     id: String,
-    /// Its id as JSON, with quotes.
+    /// The model's name as JSON, with its quotes.
     pub(super) json: String,
-    /// Keeps its prefixes apart from other models'.
+    /// Keeps the model's prefixes apart from those of other models.
     pub(super) seed: u64,
 }
 
 /// The last inference request that arrived.
 ///
-/// Headers are in the order in which they came, but those of one name stand together, where its first one came.
+/// Headers are in the order of arrival, except that headers of one name are grouped at the first of them.
 #[derive(Debug, Clone)]
 pub struct Last {
-    /// Method, target and headers.
+    /// The method, target and headers.
     pub head: Parts,
-    /// The body, byte for byte; at most 64 MiB.
+    /// The body, unchanged; at most 64 MiB.
     pub body: Bytes,
 }
 
 impl Worker {
-    /// A worker that is called `name` in its answers. `config` has a model at least.
+    /// A worker with the given name in its answers. `config` has at least one model.
     pub(super) fn new(config: Config, name: HeaderValue) -> Self {
         let model = |id: &String| Model {
             id: id.clone(),
@@ -71,13 +71,13 @@ impl Worker {
         }
     }
 
-    /// What it has counted.
+    /// The counts since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.engine.stats()
     }
 
-    /// Somebody asked how it is.
+    /// Counts a request to `/health`.
     pub(super) fn count_probe(&self) {
         self.engine.count_probe();
     }
@@ -88,20 +88,20 @@ impl Worker {
         self.last.lock().clone()
     }
 
-    /// What it does to requests from now on.
+    /// Sets the faults for the requests from now on.
     pub fn set_faults(&self, faults: Faults) {
         let mut current = self.faults.lock();
         self.has_faults.store(!faults.is_idle(), Ordering::Release);
         *current = faults;
     }
 
-    /// What it does to requests.
+    /// The current faults.
     #[must_use]
     pub fn faults(&self) -> Faults {
         self.faults.lock().clone()
     }
 
-    /// The name that it gives in `x-mock-worker`.
+    /// The name in the header `x-mock-worker`.
     #[must_use]
     pub fn name(&self) -> &str {
         self.name.to_str().unwrap_or_default()
@@ -119,11 +119,11 @@ impl Worker {
         *self.last.lock() = Some(last);
     }
 
-    /// The model that a request means: the one that it names (as JSON), or the first when it names none.
+    /// The model of a request: the one that it names (as JSON), or the first one if it names none.
     pub(super) fn model(&self, json: Option<&str>) -> Option<&Model> {
         let Some(json) = json else { return self.models.first() };
         let is = |model: &&Model| model.json == json;
-        // Escapes can write the same name in another way.
+        // With escapes the same name can have several spellings.
         let means =
             |model: &&Model| serde_json::from_str::<String>(json).is_ok_and(|id| id == model.id);
         self.models.iter().find(is).or_else(|| self.models.iter().find(means))

@@ -1,4 +1,4 @@
-//! What the demo's users saw, and the picture that is made of it.
+//! The results of the demo's users, and the view that is computed from them.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -9,10 +9,10 @@ use crate::engine::Stats;
 use crate::histogram::Histogram;
 use crate::worker::Worker;
 
-/// Seconds that "recently" means.
+/// The length of the recent period, in seconds.
 const RECENT: u64 = 5;
 
-/// Counts since the start, and the last seconds one by one.
+/// Totals since the start, and the last seconds one by one.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     requests: u64,
@@ -20,7 +20,7 @@ pub(super) struct Board {
     first_error: Option<String>,
     latency: Histogram,
     first_token: Histogram,
-    /// By second, the newest last; at most `RECENT + 1` of them.
+    /// One entry per second, the newest last; at most `RECENT + 1` entries.
     seconds: VecDeque<Second>,
 }
 
@@ -32,7 +32,7 @@ struct Second {
 }
 
 impl Board {
-    /// An answer arrived as a whole.
+    /// Records a complete answer.
     pub(super) fn answered(&mut self, now: Duration, latency: Duration, first_token: Duration) {
         self.requests += 1;
         self.latency.record(latency);
@@ -48,15 +48,15 @@ impl Board {
         second.first_token.record(first_token);
     }
 
-    /// An answer did not.
+    /// Records a failed request.
     pub(super) fn failed(&mut self, problem: String) {
         self.failed += 1;
         self.first_error.get_or_insert(problem);
     }
 
-    /// The picture at `now`, of so many routers.
+    /// The view at time `now`, with the given number of routers.
     pub(super) fn view(&self, now: Duration, routers: usize, workers: &[Arc<Worker>]) -> View {
-        // Whole seconds only: the present one would pull the rate down.
+        // The current second is left out, because it is incomplete and would lower the rate.
         let this = now.as_secs();
         let mut recent = (Histogram::default(), Histogram::default());
         for second in self.seconds.iter().filter(|s| s.number < this && s.number + RECENT >= this) {
@@ -83,7 +83,7 @@ impl Board {
     }
 }
 
-/// What is shown.
+/// The numbers that the demo shows.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct View {
     pub(super) elapsed: Duration,
@@ -91,18 +91,18 @@ pub(super) struct View {
     pub(super) requests: u64,
     pub(super) failed: u64,
     pub(super) first_error: Option<String>,
-    /// Recently.
+    /// The rate in the last [`RECENT`] whole seconds.
     pub(super) requests_per_second: f64,
-    /// Recently.
+    /// The latency in the last [`RECENT`] whole seconds.
     pub(super) latency: Times,
-    /// Recently.
+    /// The time to the first token in the last [`RECENT`] whole seconds.
     pub(super) first_token: Times,
     pub(super) latency_overall: Times,
     pub(super) first_token_overall: Times,
     pub(super) workers: Vec<Row>,
 }
 
-/// Two quantiles.
+/// Two quantiles of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Times {
     pub(super) p50: Duration,
@@ -115,15 +115,15 @@ impl Times {
     }
 }
 
-/// A worker's part in it.
+/// The numbers of one worker.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) requests: u64,
     pub(super) in_flight: u64,
-    /// Of all requests, 0 to 1.
+    /// The share of all requests, 0 to 1.
     pub(super) share: f64,
-    /// Of its prompt tokens, 0 to 1.
+    /// The share of its prompt tokens that were cached, 0 to 1.
     pub(super) hit_rate: f64,
 }
 
@@ -145,7 +145,7 @@ fn fraction(part: u64, whole: u64) -> f64 {
 }
 
 impl View {
-    /// Where there is no screen: a line now and then.
+    /// The view as one line, for a run without a screen.
     pub(super) fn line(&self) -> String {
         let shares: Vec<String> = self
             .workers
@@ -163,7 +163,7 @@ impl View {
         )
     }
 
-    /// The end: all of it.
+    /// The final summary as a table.
     pub(super) fn table(&self) -> String {
         let mut table = format!(
             "\n{} requests answered, {} failed, in {:.1} s\n\n{:<14}{:>10}{:>10}\n",
@@ -206,14 +206,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recently_means_whole_seconds() {
+    fn recent_numbers_cover_whole_seconds() {
         let mut board = Board::default();
         let ms = Duration::from_millis;
         for tenth in 0..95 {
             board.answered(ms(tenth * 100), ms(tenth), ms(1));
         }
         let view = board.view(ms(9400), 1, &[]);
-        assert_eq!(view.requests_per_second, 10.0, "the ninth second is not over");
+        assert_eq!(view.requests_per_second, 10.0, "the ninth second is incomplete");
         assert!(view.latency.p50 > ms(60) && view.latency.p50 < ms(70), "{:?}", view.latency);
         assert!(view.latency_overall.p50 < ms(50), "{:?}", view.latency_overall);
         assert_eq!(board.view(ms(20_000), 1, &[]).requests_per_second, 0.0);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_add_up() {
+    fn shares_add_up_to_one() {
         let stats = |requests, cached_tokens| Stats {
             requests,
             cached_tokens,

@@ -1,8 +1,8 @@
-//! `smg demo`: workers, a router and chats in one process, and a screen that shows what goes where.
+//! `smg demo`: workers, routers and chats in one process, and a screen that shows where requests go.
 //!
-//! The router comes from whoever calls, so that this module knows no part of it: it is told the workers' URLs and
-//! answers with an address. On a terminal the demo runs until `q` or Ctrl-C; elsewhere, and with `--once`, it runs for
-//! a while, prints a line now and then, and fails if any request did.
+//! The caller provides the routers, so that this module depends on no part of them: it passes the workers' URLs and
+//! gets addresses. On a terminal the demo runs until `q` or Ctrl-C. Elsewhere, and with `--once`, it runs for a limited
+//! time, prints a line at intervals, and fails if any request failed.
 
 mod board;
 mod screen;
@@ -29,19 +29,19 @@ use crate::demo::screen::Screen;
 use crate::server::Bound;
 use crate::traffic::Chats;
 
-/// Workers of the demo.
+/// The number of workers.
 const WORKERS: u16 = 4;
-/// Time between two pictures on the screen.
+/// The time between two updates of the screen.
 const FRAME: Duration = Duration::from_millis(250);
-/// Time between two lines where there is no screen.
+/// The time between two lines in a run without a screen.
 const LINE: Duration = Duration::from_secs(2);
-/// Time for the last answers to arrive, and for a router to stop.
+/// How long the last answers may take to arrive, and a router to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Flags of `smg demo`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Run for --seconds without a screen, print a summary, and fail if any request did.
+    /// Run for --seconds without a screen, print a summary, and fail if any request failed.
     #[arg(long)]
     pub once: bool,
     /// How long --once runs.
@@ -50,19 +50,19 @@ pub struct Args {
     /// Users that chat at the same time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub users: u32,
-    /// Routers in front of the workers; more than one become a cluster, and the users go to all of them in turn.
+    /// Routers in front of the workers. Several form a cluster, and the users send requests to all of them in turn.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub routers: u8,
-    /// Seed of what they say and of how long the workers take.
+    /// Seed of the users' texts and of the workers' times.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// A router that serves, or several of one cluster.
+/// A running router, or several of one cluster.
 pub struct RunningRouter {
-    /// Where clients connect; at least one. Turns of one chat go to all of them in turn.
+    /// The addresses for clients, at least one. The turns of a chat go to all of them in turn.
     pub addresses: Vec<SocketAddr>,
-    /// Stops it, and resolves when nothing of it is left.
+    /// Stops the routers, and resolves when they have stopped.
     pub stop: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for RunningRouter {
     }
 }
 
-/// Why the demo ended otherwise than it should.
+/// Why the demo failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// A worker could not be started.
@@ -81,7 +81,7 @@ pub enum DemoError {
     /// The router could not be started.
     #[error("the router can't start: {0}")]
     Router(Box<dyn Error + Send + Sync>),
-    /// Started, but at no address.
+    /// The router was started, but has no address.
     #[error("the router serves at no address")]
     NoAddress,
     /// The terminal, stdout or a signal handler failed.
@@ -90,25 +90,25 @@ pub enum DemoError {
     /// Some requests failed.
     #[error("{failed} of {requests} requests failed, the first one: {first}")]
     Failed {
-        /// How many.
+        /// The number of failed requests.
         failed: u64,
-        /// Of how many.
+        /// The number of all requests.
         requests: u64,
-        /// What was wrong with the first one.
+        /// The error of the first one.
         first: String,
     },
-    /// There was no answer at all.
+    /// No request was answered.
     #[error("no request was answered")]
     Silence,
-    /// A user's task broke.
-    #[error("a user's task broke: {0}")]
+    /// A user's task panicked.
+    #[error("a user's task panicked: {0}")]
     User(tokio::task::JoinError),
 }
 
-/// Runs the demo. `start_router` is given the workers' URLs.
+/// Runs the demo. `start_router` receives the workers' URLs.
 ///
 /// # Errors
-/// When something can't start, when the terminal fails, and without a screen when a request failed.
+/// If a part can't start or the terminal fails; in a run without a screen also if a request failed.
 pub async fn run<F, Fut>(args: Args, start_router: F) -> Result<(), DemoError>
 where
     F: FnOnce(Vec<String>) -> Fut,
@@ -146,29 +146,29 @@ where
         }));
     }
     let routers = router.addresses.len();
-    let look = || board.lock().view(clock.mono(), routers, &workers);
+    let view = || board.lock().view(clock.mono(), routers, &workers);
     let on_screen = !args.once && io::stdout().is_terminal();
     let shown = if on_screen {
-        watch_screen(&look, first, &mut leave, &mut users).await
+        watch_screen(&view, first, &mut leave, &mut users).await
     } else {
         let seconds = Duration::from_secs(args.seconds.into());
-        print_lines(&look, first, seconds, &mut leave, &mut users).await
+        print_lines(&view, first, seconds, &mut leave, &mut users).await
     };
 
-    // Whatever happened: users first, so that no request is cut, then the router, then the workers.
+    // In any case, the users stop first, so that no request is aborted, then the router, then the workers.
     stop.send_replace(true);
     let ended =
         tokio::time::timeout(PATIENCE, async { while users.join_next().await.is_some() {} });
     let late = ended.await.is_err();
     users.shutdown().await;
-    let view = look();
+    let view = view();
     let router_late = tokio::time::timeout(PATIENCE, router.stop).await.is_err();
     serving.shutdown().await;
 
     shown?;
     let mut summary = view.table();
     if late || router_late {
-        summary += &format!("Not all of it ended within {} s.\n", PATIENCE.as_secs());
+        summary += &format!("Not all parts stopped within {} s.\n", PATIENCE.as_secs());
     }
     print(&summary)?;
     match view.first_error {
@@ -182,7 +182,7 @@ where
     }
 }
 
-/// About what a small model on one large GPU does, with a cache that a few dozen chats fill.
+/// Times like those of a small model on one large GPU, with a cache that a few dozen chats fill.
 fn worker_config(nth: u16, seed: u64) -> Config {
     Config {
         name: Some(format!("worker-{}", nth + 1)),
@@ -196,7 +196,7 @@ fn worker_config(nth: u16, seed: u64) -> Config {
     }
 }
 
-/// Prints a text. False if the reader has gone, which is no failure: it has seen enough.
+/// Prints a text. Returns false if the reader has closed the pipe, which is no failure.
 fn print(text: &str) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -206,7 +206,7 @@ fn print(text: &str) -> io::Result<bool> {
     }
 }
 
-/// The line with which anybody can join in.
+/// The command with which a viewer can join in.
 fn curl(router: SocketAddr) -> String {
     format!(
         "curl -N http://{router}/v1/chat/completions -H 'content-type: application/json' \
@@ -215,7 +215,7 @@ fn curl(router: SocketAddr) -> String {
 }
 
 async fn watch_screen(
-    look: &impl Fn() -> View,
+    view: &impl Fn() -> View,
     router: SocketAddr,
     leave: &mut Leave,
     users: &mut JoinSet<()>,
@@ -227,7 +227,7 @@ async fn watch_screen(
             () = leave.asked() => return Ok(()),
             Some(Err(e)) = users.join_next() => return Err(DemoError::User(e)),
             _ = frames.tick() => {
-                screen.show(&look(), &curl(router))?;
+                screen.show(&view(), &curl(router))?;
                 if Screen::quit_was_pressed()? {
                     return Ok(());
                 }
@@ -237,7 +237,7 @@ async fn watch_screen(
 }
 
 async fn print_lines(
-    look: &impl Fn() -> View,
+    view: &impl Fn() -> View,
     router: SocketAddr,
     seconds: Duration,
     leave: &mut Leave,
@@ -253,12 +253,12 @@ async fn print_lines(
             () = leave.asked() => return Ok(()),
             () = &mut end => return Ok(()),
             Some(Err(e)) = users.join_next() => return Err(DemoError::User(e)),
-            _ = lines.tick(), if is_read => is_read = print(&format!("{}\n", look().line()))?,
+            _ = lines.tick(), if is_read => is_read = print(&format!("{}\n", view().line()))?,
         }
     }
 }
 
-/// SIGINT and SIGTERM.
+/// The signals that end the demo: SIGINT and SIGTERM.
 #[derive(Debug)]
 struct Leave {
     interrupt: Signal,

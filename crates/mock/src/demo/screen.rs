@@ -1,4 +1,4 @@
-//! The demo's screen, drawn with ratatui. The terminal is as it was when this ends, also by a panic.
+//! The demo's screen, drawn with ratatui. The terminal is restored when the screen is dropped, and after a panic.
 
 use std::io;
 use std::sync::Arc;
@@ -15,33 +15,33 @@ use ratatui::widgets::{Paragraph, Wrap};
 
 use crate::demo::board::{Row, Times, View};
 
-/// Cells of a bar.
+/// The width of a bar, in cells.
 const BAR: usize = 20;
 
-/// The terminal while it is ours: a panic's hook and this one's drop give it back.
+/// The terminal in its drawing mode. The panic hook and the drop of this value restore it.
 #[derive(Debug)]
 pub(super) struct Screen {
     terminal: DefaultTerminal,
-    /// Somebody has panicked, and ratatui's hook has given the terminal back: it is not to be drawn on any more. The
-    /// panic may have been in a task, which does not end the process.
-    given_back: Arc<AtomicBool>,
+    /// Set after a panic, when ratatui's hook has restored the terminal: then nothing may be drawn any more. The panic
+    /// may have been in a task, which does not end the process.
+    restored: Arc<AtomicBool>,
 }
 
 impl Screen {
     pub(super) fn open() -> io::Result<Self> {
         let terminal = ratatui::try_init()?;
-        let given_back = Arc::new(AtomicBool::new(false));
-        let (flag, restore_and_tell) = (Arc::clone(&given_back), std::panic::take_hook());
+        let restored = Arc::new(AtomicBool::new(false));
+        let (flag, restore) = (Arc::clone(&restored), std::panic::take_hook());
         std::panic::set_hook(Box::new(move |panic| {
             flag.store(true, Ordering::Release);
-            restore_and_tell(panic);
+            restore(panic);
         }));
-        Ok(Self { terminal, given_back })
+        Ok(Self { terminal, restored })
     }
 
     pub(super) fn show(&mut self, view: &View, curl: &str) -> io::Result<()> {
-        if self.given_back.load(Ordering::Acquire) {
-            return Err(io::Error::other("something panicked, see above"));
+        if self.restored.load(Ordering::Acquire) {
+            return Err(io::Error::other("a task panicked, see above"));
         }
         self.terminal.draw(|frame| draw(frame, view, curl))?;
         Ok(())
@@ -60,7 +60,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // `restore` would print what fails, and panic if it can't: the terminal may be gone.
+        // `restore` would print an error, and panic if it can't: the terminal may be gone.
         let _gone = ratatui::try_restore().is_err();
     }
 }
@@ -152,7 +152,7 @@ fn worker(row: &Row) -> Line<'static> {
     ])
 }
 
-/// A share as a bar, to an eighth of a cell.
+/// A share as a bar, with a resolution of an eighth of a cell.
 fn bar(share: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     #[expect(
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_on_the_screen() {
+    fn the_screen_shows_all_numbers() {
         let text = drawn(100, 24);
         for part in [
             "3 routers as one, 2 workers, 9 s",
@@ -221,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn a_small_terminal_is_no_panic() {
+    fn a_small_terminal_causes_no_panic() {
         for (width, height) in [(1, 1), (3, 2), (20, 5), (300, 3)] {
             drawn(width, height);
         }
     }
 
     #[test]
-    fn bars_are_drawn_to_an_eighth() {
+    fn bars_have_a_resolution_of_an_eighth() {
         assert_eq!(bar(0.0).trim_end(), "");
         assert_eq!(bar(1.0), "█".repeat(BAR));
         assert_eq!(bar(1.0 / 160.0).trim_end(), "▏");

@@ -1,4 +1,4 @@
-//! Users of the demo: each has one chat after the other, over connections that are kept.
+//! The users of the demo: each has one chat after the other, over connections that are kept open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use tokio::sync::watch;
 
 use crate::client::{Connection, ExchangeError, request};
 use crate::demo::board::Board;
-use crate::traffic::{Chats, Session, said};
+use crate::traffic::{Chats, Session, answer_text};
 
-/// A request that takes longer has failed.
+/// How long a request may take before it counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who chats, and with whom.
+/// A user, and the routers that it sends requests to.
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) number: u32,
@@ -27,7 +27,7 @@ pub(super) struct User {
     pub(super) stopping: watch::Receiver<bool>,
 }
 
-/// Chats until told to stop; the answer that is on its way is waited for.
+/// Chats until the demo stops. Waits for the answer that is on its way then.
 pub(super) async fn chat(mut user: User) {
     let mut connections: Vec<Option<Connection>> = user.routers.iter().map(|_| None).collect();
     let mut asked = user.number as usize;
@@ -42,7 +42,7 @@ pub(super) async fn chat(mut user: User) {
             asked += 1;
             let address = user.routers[router];
             match user.ask(&mut connections[router], address, &body).await {
-                Ok(answer) => session.answered(&said(&answer)),
+                Ok(answer) => session.answered(&answer_text(&answer)),
                 Err(problem) => {
                     user.board.lock().failed(problem);
                     connections[router] = None;
@@ -54,10 +54,10 @@ pub(super) async fn chat(mut user: User) {
 }
 
 impl User {
-    /// Waits, or says at once that it is time to stop.
+    /// Waits for `time`, or until the demo stops. Returns whether it stops.
     async fn waits(&mut self, time: Duration) -> bool {
-        let told = self.stopping.wait_for(|stop| *stop);
-        tokio::time::timeout(time, told).await.is_ok()
+        let stopped = self.stopping.wait_for(|stop| *stop);
+        tokio::time::timeout(time, stopped).await.is_ok()
     }
 
     async fn ask(

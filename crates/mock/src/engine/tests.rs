@@ -1,4 +1,4 @@
-//! Times, slots and counts, on a paused clock.
+//! Tests of times, slots and counts, under a paused clock.
 
 #![expect(clippy::disallowed_methods, reason = "the paused clock of a test")]
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::config::{Rate, Share};
 
-/// A worker that does 1,000 prompt tokens and 100 answer tokens each second, in blocks of 4 tokens.
+/// An engine that prefills 1,000 tokens and generates 100 tokens per second, with blocks of 4 tokens.
 fn slow(slots: usize) -> Arc<Engine> {
     Arc::new(Engine::new(Config {
         prefill: Rate::new(1000.0).unwrap(),
@@ -21,7 +21,7 @@ fn slow(slots: usize) -> Arc<Engine> {
     }))
 }
 
-/// Works a prompt off and generates; returns its usage and the time that it took.
+/// Prefills a prompt and generates tokens. Returns the token counts and the elapsed time.
 async fn run(engine: &Arc<Engine>, prompt: &[u8], tokens: u32) -> (Usage, Duration) {
     let start = Instant::now();
     let mut job = engine.begin();
@@ -31,7 +31,7 @@ async fn run(engine: &Arc<Engine>, prompt: &[u8], tokens: u32) -> (Usage, Durati
     (usage, start.elapsed())
 }
 
-/// Runs all of `futures` at once and returns what they gave, in order of their end.
+/// Runs all `futures` concurrently and returns their results in the order in which they end.
 async fn join_all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
@@ -45,7 +45,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_known_prefix_needs_no_prefill() {
+async fn a_cached_prefix_needs_no_prefill() {
     let engine = slow(0);
     let (usage, took) = run(&engine, &[b'a'; 400], 11).await;
     assert_eq!((usage.prompt, usage.cached), (100, 0));
@@ -95,11 +95,7 @@ async fn a_job_that_is_dropped_counts_as_aborted_and_frees_its_slot() {
     drop((running, queued));
     let stats = engine.stats();
     assert_eq!((stats.running, stats.in_flight, stats.aborted), (0, 0, 2));
-    assert_eq!(
-        run(&engine, &[b'a'; 400], 1).await.0.cached,
-        0,
-        "an aborted prefill teaches nothing"
-    );
+    assert_eq!(run(&engine, &[b'a'; 400], 1).await.0.cached, 0, "an aborted prefill is not cached");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! A worker over real sockets: shapes, faults, and clients that leave.
+//! Tests of a worker over real sockets: formats, faults, and clients that disconnect.
 
 #![expect(clippy::disallowed_methods, reason = "tests measure")]
 
@@ -55,7 +55,7 @@ impl Serving {
         (status, serde_json::from_slice(&answer).unwrap())
     }
 
-    /// The `data:` of each event; JSON save for `[DONE]`.
+    /// Returns the `data:` of each event as JSON, and whether the stream ended with `[DONE]`.
     async fn stream(&self, target: &str, body: Value) -> (Vec<Value>, bool) {
         let mut body = body;
         body["stream"] = json!(true);
@@ -77,7 +77,7 @@ impl Serving {
     }
 }
 
-/// Waits until `check` holds; fails with the last counts.
+/// Waits until `check` holds, and panics with the last counts otherwise.
 async fn eventually(worker: &Worker, check: impl Fn(Stats) -> bool) -> Duration {
     let start = Instant::now();
     while !check(worker.stats()) {
@@ -96,7 +96,7 @@ fn texts(events: &[Value], pointer: &str) -> String {
 }
 
 #[tokio::test]
-async fn chat_answers_whole_and_streamed_alike() {
+async fn a_chat_has_the_same_text_complete_and_streamed() {
     let mock = serving(Config::default()).await;
     let (status, whole) = mock.post("/v1/chat/completions", &chat("hello")).await;
     assert_eq!(status, 200);
@@ -120,7 +120,7 @@ async fn chat_answers_whole_and_streamed_alike() {
 }
 
 #[tokio::test]
-async fn a_prefix_seen_before_is_reported_as_cached() {
+async fn a_repeated_prefix_is_reported_as_cached() {
     let mock = serving(Config::default()).await;
     let long = "x".repeat(1000);
     let cached = |answer: &Value| {
@@ -166,7 +166,7 @@ async fn anthropic_streams_open_and_close_their_blocks() {
 }
 
 #[tokio::test]
-async fn responses_number_their_events() {
+async fn the_events_of_responses_are_numbered() {
     let mock = serving(Config::default()).await;
     let body = json!({ "model": "mock-model", "input": "hello", "max_output_tokens": 3 });
     let (_, whole) = mock.post("/v1/responses", &body).await;
@@ -195,14 +195,14 @@ async fn sglang_repeats_the_text_in_each_event() {
     );
     let (events, done) = mock.stream("/generate", body).await;
     assert!(done);
-    let said: Vec<&str> = events.iter().map(|event| event["text"].as_str().unwrap()).collect();
-    assert_eq!(said, ["w0 ", "w0 w1 ", "w0 w1 "]);
+    let texts: Vec<&str> = events.iter().map(|event| event["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["w0 ", "w0 w1 ", "w0 w1 "]);
     assert_eq!(events[0]["meta_info"]["completion_tokens"], 1);
     assert_eq!(events[2]["meta_info"]["finish_reason"]["type"], "length");
 }
 
 #[tokio::test]
-async fn every_other_endpoint_answers_in_its_shape() {
+async fn every_other_endpoint_answers_in_its_format() {
     let mock =
         serving(Config { models: vec!["a/b".to_owned(), "c".to_owned()], ..Config::default() })
             .await;
@@ -261,7 +261,7 @@ async fn every_other_endpoint_answers_in_its_shape() {
 }
 
 #[tokio::test]
-async fn bad_requests_get_a_clear_no() {
+async fn bad_requests_get_a_clear_error() {
     let mock = serving(Config { api_key: Some("k".to_owned()), ..Config::default() }).await;
     let check = async |method: &str,
                        target: &str,
@@ -294,7 +294,7 @@ async fn bad_requests_get_a_clear_no() {
 }
 
 #[tokio::test]
-async fn the_last_request_is_kept_byte_for_byte() {
+async fn the_last_request_is_stored_byte_for_byte() {
     let mock = serving(Config::default()).await;
     let body = b"{ \"model\" :\t\"mock-model\",\n \"caf\\u00e9\": 1e2 }";
     mock.exchange("POST", "/v1/completions?a=b", "x-two: 1\r\nx-one: a\r\nX-Two: 2\r\n", body)
@@ -315,7 +315,7 @@ async fn the_last_request_is_kept_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn faults_strike_the_next_requests_and_then_stop() {
+async fn faults_apply_to_the_next_requests_and_then_end() {
     let mock = serving(Config::default()).await;
     mock.faults(&json!({ "next": 2, "script": { "status": 503, "retry_after": 7 } })).await;
     let mut statuses = Vec::new();
@@ -332,7 +332,7 @@ async fn faults_strike_the_next_requests_and_then_stop() {
 }
 
 #[tokio::test]
-async fn a_connection_is_cut_where_the_script_says() {
+async fn a_connection_is_closed_where_the_script_requires_it() {
     let mock = serving(Config::default()).await;
     let chat = chat("x").to_string().replace("\"max_tokens\"", "\"stream\":true,\"max_tokens\"");
     let run = async |script: &str| {
@@ -347,7 +347,7 @@ async fn a_connection_is_cut_where_the_script_says() {
     assert!(matches!(end, Err(ExchangeError::ClosedWithinBody)), "{end:?}");
     assert!(
         body.contains("w1 ") && !body.contains("w2 "),
-        "what was said before the cut arrives: {body}"
+        "the text before the close arrives: {body}"
     );
     let (end, _) = run(r#"{"cut_before_head":true}"#).await;
     assert!(matches!(end, Err(ExchangeError::ClosedBeforeHead)), "{end:?}");
@@ -357,7 +357,7 @@ async fn a_connection_is_cut_where_the_script_says() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_noticed_at_once() {
+async fn a_disconnect_of_the_client_is_noticed_at_once() {
     let mock = serving(Config { prefill: Rate::new(1.0).unwrap(), ..Config::default() }).await;
     let stalled = "x-mock: {\"stall_after_chunks\":1}\r\n";
     let streamed = r#"{"stream":true}"#;
@@ -386,7 +386,7 @@ async fn a_client_that_leaves_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_holds_the_worker_back() {
+async fn a_client_that_reads_nothing_stops_the_generation() {
     let mock = serving(Config::default()).await;
     let script = "x-mock: {\"output_tokens\":100,\"chunk_bytes\":1048576}\r\nconnection: close\r\n";
     let mut client = TcpStream::connect(mock.address).await.unwrap();
@@ -395,7 +395,7 @@ async fn a_client_that_reads_nothing_holds_the_worker_back() {
     eventually(&mock.worker, |stats| stats.completion_tokens > 0).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let made = mock.worker.stats().completion_tokens;
-    assert!(made < 50, "{made} MiB were made for nobody");
+    assert!(made < 50, "{made} MiB were generated although the client reads nothing");
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
     assert!(answer.len() > 100 << 20 && answer.ends_with(b"data: [DONE]\n\n\r\n0\r\n\r\n"));
@@ -403,7 +403,7 @@ async fn a_client_that_reads_nothing_holds_the_worker_back() {
 }
 
 #[tokio::test]
-async fn a_stopped_worker_cuts_its_connections_and_frees_its_port() {
+async fn a_stopped_worker_closes_its_connections_and_frees_its_port() {
     let mock = serving(Config::default()).await;
     let mut client = TcpStream::connect(mock.address).await.unwrap();
     let stalled = request("POST", "/generate", "mock", "x-mock: {\"delay_ms\":60000}\r\n", b"{}");
@@ -418,7 +418,7 @@ async fn a_stopped_worker_cuts_its_connections_and_frees_its_port() {
 }
 
 #[tokio::test]
-async fn a_socket_or_file_that_can_not_be_had_is_named() {
+async fn errors_name_the_socket_or_file() {
     let mock = serving(Config::default()).await;
     let taken =
         Bound::bind(Config { listen: mock.address, ..Config::default() }).await.unwrap_err();
