@@ -27,7 +27,7 @@ pub enum BodyError {
     #[error("the framing of the worker's response is wrong")]
     Framing(#[source] FramingError),
     /// No bytes arrived within the idle timeout.
-    #[error("nothing came from the worker for {0:?}")]
+    #[error("the worker sent nothing for {0:?}")]
     Idle(Duration),
     /// The exchange took longer than the total timeout.
     #[error("the worker's response was not complete in time")]
@@ -48,9 +48,9 @@ impl BodyError {
 /// The timeouts of a body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Longest time between two frames.
+    /// The longest time between two frames.
     pub(super) idle: Duration,
-    /// `Clock::mono` at which the body must have ended; `None`: no limit.
+    /// The `Clock::mono` at which the body must have ended; `None` means no limit.
     pub(super) deadline: Option<Duration>,
     /// Whether the client asked for a stream.
     pub(super) stream: bool,
@@ -63,7 +63,7 @@ pub struct ResponseBody {
     incoming: Incoming,
     /// `None` after the end.
     connection: Option<Connection>,
-    /// The pool that the connection returns to; `None`: the worker closes the connection.
+    /// The pool to which the connection returns; `None` if the worker closes the connection.
     home: Option<(Arc<Pool>, WorkerId)>,
     clock: Clock,
     limits: Limits,
@@ -71,7 +71,7 @@ pub struct ResponseBody {
     last: Duration,
     /// Created at the first wait: most bodies arrive at once and need no timer.
     timer: Option<Pin<Box<Sleep>>>,
-    /// A frame was returned since the last wait, so that the caller may not have sent it to the client yet.
+    /// Whether a frame was returned since the last wait, so that the caller may not have sent it to the client yet.
     fresh: bool,
     /// The error that the next poll returns.
     failed: Option<BodyError>,

@@ -21,7 +21,7 @@ use super::head::Answer;
 use super::pool::Pool;
 use super::request::{self, Outgoing, Question, bearer};
 
-/// Sends requests to workers, from one thread.
+/// Sends requests to workers. Used by one thread.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
@@ -34,15 +34,15 @@ pub struct Client {
     via: Option<HeaderValue>,
 }
 
-/// How long the check may take whether anybody listens at a worker that has closed a connection.
+/// How long the check may take whether a worker that has closed a connection still listens.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// How long a connection must stay open for its worker to be taken for alive: the system completes handshakes for a
+/// How long a new connection must stay open before its worker counts as alive. The system completes handshakes for a
 /// process that is ending, and resets them a moment later.
 const SETTLE: Duration = Duration::from_millis(50);
 
 impl Client {
-    /// A client without connections. `tls` is for workers behind `https`; each new connection takes it as it is then.
+    /// A client without connections. `tls` is for workers behind `https`; each new connection uses its current value.
     #[must_use]
     pub fn new(
         config: Config,
@@ -66,12 +66,12 @@ impl Client {
     /// Sends a request and waits for the head of its response. Dropping the future, or the body that it returns,
     /// closes the connection.
     ///
-    /// A worker may close a connection that was kept open at the very moment at which a request is sent on it. The
-    /// request is sent again, to the same worker over a new connection, if it provably was not read whole or its method
-    /// is idempotent (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+    /// A worker may close a kept connection at the very moment at which a request is sent on it. The client sends the
+    /// request again, to the same worker over a new connection, if the worker provably did not read all of it or if its
+    /// method is idempotent (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1).
     ///
     /// # Errors
-    /// If there is no response head; the error says how much of the request the worker may have read.
+    /// If there is no response head; the error states how much of the request the worker may have read.
     pub async fn send(
         &self,
         worker: &WorkerUrl,
@@ -80,7 +80,7 @@ impl Client {
         self.send_within(worker, outgoing, Duration::MAX).await
     }
 
-    /// The same with each phase within `timeout`.
+    /// Sends a request with `timeout` for each phase.
     async fn send_within(
         &self,
         worker: &WorkerUrl,
@@ -95,7 +95,7 @@ impl Client {
                 Ok(answer) => {
                     return Ok(self.respond(worker, connection, answer, started, outgoing.stream));
                 }
-                // The next one may be open.
+                // The next idle connection may be open.
                 Err(Delivery::Nothing) => {}
                 Err(delivery) => {
                     drop(connection);
@@ -109,7 +109,7 @@ impl Client {
         }
         let mut connection = match self.connect(worker, timeout).await {
             Ok(connection) => connection,
-            // What was lost before counts, although nothing was sent this time.
+            // What the worker may have read on the previous connection counts, although nothing was sent this time.
             Err(error) if error.is_gone() && delivered != Delivery::Nothing => {
                 return Err(SendError::Lost { delivery: delivered, gone: true });
             }
@@ -124,10 +124,10 @@ impl Client {
         }
     }
 
-    /// Asks a worker for a small document, within `timeout`.
+    /// Fetches a small document from a worker, within `timeout`.
     ///
     /// # Errors
-    /// As [`Client::ask`].
+    /// The same errors as [`Client::ask`].
     pub async fn fetch(
         &self,
         worker: &WorkerUrl,
@@ -141,11 +141,11 @@ impl Client {
         self.ask(worker, question, timeout, most).await
     }
 
-    /// Asks `question` and reads the whole answer, within `timeout` and at most `most` bytes.
+    /// Sends `question` and reads the whole answer, within `timeout` and at most `most` bytes.
     ///
     /// # Errors
-    /// As [`Client::send`]; an answer that is too long or breaks off is [`SendError::Lost`], one that takes too long
-    /// [`SendError::HeadTimeout`].
+    /// The same errors as [`Client::send`]. An answer that is too long or breaks off is [`SendError::Lost`], and one
+    /// that takes too long is [`SendError::HeadTimeout`].
     pub async fn ask(
         &self,
         worker: &WorkerUrl,
@@ -188,19 +188,19 @@ impl Client {
             }
             Ok((status, text.freeze()))
         };
-        // A little longer than its phases, so that the phase that took too long names itself.
+        // A little longer than the timeout of the phases, so that the error names the phase that took too long.
         let timeout_in_all = timeout + Duration::from_millis(50);
         tokio::time::timeout(timeout_in_all, whole)
             .await
             .unwrap_or(Err(SendError::HeadTimeout(timeout)))
     }
 
-    /// Closes connections that have been idle for too long. Called now and then by the thread that owns this client.
+    /// Closes connections that have been idle for too long. The thread that owns this client calls it regularly.
     pub fn evict(&self) {
         self.pool.evict(self.clock.mono());
     }
 
-    /// How long an exchange may take as a whole.
+    /// How long an exchange may take as a whole; `None` means no limit.
     fn total(&self, stream: bool) -> Option<Duration> {
         if stream { self.config.stream_timeout } else { self.config.total_timeout }
     }
@@ -225,12 +225,12 @@ impl Client {
         }
     }
 
-    /// A request was lost on a connection that is closed now.
+    /// The error for a request that was lost on a connection that is closed now.
     async fn lost(&self, worker: &WorkerUrl, delivery: Delivery) -> SendError {
         SendError::Lost { delivery, gone: self.is_gone(worker).await }
     }
 
-    /// Whether nobody listens at a worker any more: then nothing can be generating there.
+    /// Whether the worker no longer listens, so that it cannot be generating.
     async fn is_gone(&self, worker: &WorkerUrl) -> bool {
         for _ in 0..3 {
             match self.connect(worker, CHECK).await {
@@ -246,8 +246,8 @@ impl Client {
         false
     }
 
-    /// One request over one connection, up to the body of its answer; or how much of it was delivered before the
-    /// connection was lost.
+    /// Sends one request on one connection, and reads up to the body of the answer. The inner `Err` holds how much of
+    /// the request was delivered before the connection was lost.
     async fn exchange(
         &self,
         connection: &mut Connection,
@@ -255,7 +255,8 @@ impl Client {
         outgoing: &Outgoing<'_>,
         timeout: Duration,
     ) -> Result<Result<Answer, Delivery>, SendError> {
-        // An answer that is no stream takes most of its time before its head: the total holds here as well.
+        // An answer that is not a stream takes most of its time before its head, so the total timeout applies here,
+        // too.
         let timeout = self
             .total(outgoing.stream)
             .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout))
@@ -294,7 +295,7 @@ impl Client {
     }
 }
 
-/// The body of a document broke.
+/// The error for a document whose body broke off.
 fn unread(error: BodyError) -> SendError {
     let lost = SendError::Lost { delivery: Delivery::PerhapsAll, gone: false };
     match error {

@@ -1,27 +1,28 @@
-//! Timeouts of an attempt, and how many connections are kept.
+//! The timeouts of an attempt, and the limits of idle connections.
 
 use std::time::Duration;
 
 use smg_runtime::tls;
 
-/// How long each phase of an attempt may take, and how many connections are kept.
+/// The timeouts of each phase of an attempt, and the limits of idle connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// TCP and TLS handshake.
+    /// The most time for the TCP and TLS handshakes.
     pub connect_timeout: Duration,
-    /// From the request's last byte to the response's head.
+    /// The most time from the request's last byte to the response's head.
     pub head_timeout: Duration,
-    /// Between two chunks of a response.
+    /// The most time between two chunks of a response.
     pub idle_timeout: Duration,
-    /// From the first byte sent to the last received, for responses that are not streams; `None`: no limit.
+    /// The most time from the first byte sent to the last received, for responses that are not streams; `None` means no
+    /// limit.
     pub total_timeout: Option<Duration>,
-    /// The same for streams; `None`: no limit.
+    /// The most time from the first byte sent to the last received, for streams; `None` means no limit.
     pub stream_timeout: Option<Duration>,
-    /// Idle connections that are kept per worker and data-path thread.
+    /// The most idle connections that are kept per worker and data-path thread.
     pub max_idle: usize,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
-    /// TLS towards workers.
+    /// The TLS configuration for connections to workers.
     pub tls: tls::ClientConfig,
 }
 

@@ -1,7 +1,8 @@
-//! One connection to a worker: TCP, TLS; then bytes out and bytes in.
+//! One connection to a worker: TCP, perhaps TLS, and the bytes sent and received.
 //!
-//! A connection has one owner, no task and no buffer of its own: all connections of a thread read into one shared buffer,
-//! and a request is dropped once it has been written. So an open stream that is silent costs its socket and little else.
+//! A connection has one owner, and neither a task nor a buffer of its own: all connections of a thread read into one
+//! shared buffer, and a request is dropped after it was written. So an open stream that is silent costs its socket and
+//! little else.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -28,20 +29,20 @@ use tokio_rustls::client::TlsStream;
 use super::error::{Delivery, SendError};
 use super::head::{Answer, HeadReader, ProtocolError};
 
-/// Bytes that one read may return.
+/// The most bytes that one read may return.
 const READ: usize = 64 << 10;
 
-/// How long to wait, after a worker has closed, for the sign that it did not receive the request: a round trip, with
-/// something to spare.
+/// How long to wait, after a worker has closed, for the reset which shows that it did not receive the request: a round
+/// trip, with some margin.
 const REFUSAL_WAIT: Duration = Duration::from_millis(100);
 
-/// Between two looks for that sign.
-const REFUSAL_LOOK: Duration = Duration::from_millis(5);
+/// The time between two checks for that reset.
+const REFUSAL_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the connections of one thread share.
+/// The state that all connections of one thread share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    // Held for one system call that does not block, and while its bytes are taken.
+    // Locked for one system call that does not block, and while its bytes are taken.
     buffer: Mutex<BytesMut>,
     shortages: Shortages,
 }
@@ -61,13 +62,13 @@ pub(super) struct Connection {
     _descriptor: Counted,
 }
 
-/// How far the request has been written.
+/// How much of the request has been written.
 #[derive(Debug)]
 enum Sending {
     Done,
-    /// This is left.
+    /// This part of the request is left.
     Left(Request),
-    /// The worker accepts no more.
+    /// Writing has failed, so nothing more is written.
     Failed,
 }
 
@@ -77,19 +78,19 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What is left to be written of a request. Cheap to clone.
+/// The part of a request that is still to be written. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     head: Bytes,
     body: Bytes,
-    /// Some of it has been written.
+    /// Whether some of it has been written.
     begun: bool,
 }
 
-/// A request could not be written to its end.
+/// The request could not be written to its end.
 #[derive(Debug)]
 pub(super) struct BrokeOff {
-    /// Not a byte of it was written.
+    /// Whether not a byte of it was written.
     untouched: bool,
     error: io::Error,
 }
@@ -99,18 +100,18 @@ pub(super) struct BrokeOff {
 pub(super) enum NoAnswer {
     /// The connection was lost before the head of the answer was complete.
     Lost(Delivery),
-    /// What came is not HTTP.
+    /// The answer is not HTTP.
     Protocol(ProtocolError),
-    /// The router lacks something of its own.
+    /// The router lacks a resource of its own.
     Shortage(Shortage, Delivery),
 }
 
 /// How an exchange ended without an answer.
 #[derive(Debug)]
 enum Broken {
-    /// Nothing could be written.
+    /// Not a byte could be written.
     Untouched(io::Error),
-    /// The worker closed in order (`None`), or the connection broke.
+    /// The worker closed the connection (`None`), or the connection broke.
     Unanswered(Option<io::Error>),
     Protocol(ProtocolError),
 }
@@ -127,7 +128,7 @@ impl Connection {
     ) -> Result<Self, SendError> {
         let began = clock.mono();
         let (tcp, descriptor) = dialer.dial(worker.host(), worker.port(), timeout).await?;
-        // Small writes must not wait for acknowledgements: a delayed one costs 40 ms.
+        // Small writes must not wait for delayed acknowledgements, which take up to 40 ms.
         tcp.set_nodelay(true).map_err(SendError::Connect)?;
         let stream = if worker.is_secure() {
             let tls = tls.ok_or_else(|| {
@@ -154,11 +155,11 @@ impl Connection {
         }
     }
 
-    /// Whether it is open and nothing has come over it that was not asked for. Asks the system, which knows of a close
-    /// or a stray answer before the runtime does.
+    /// Whether the connection is open and has received nothing unexpected. Asks the system, which knows of a close or
+    /// of stray bytes before the runtime does.
     pub(super) fn is_idle(&mut self) -> bool {
         if let Stream::Tls(tls) = &mut self.stream {
-            // What has come may be for the TLS layer alone, such as a session ticket.
+            // The bytes that were received may concern only the TLS layer, such as a session ticket.
             let mut byte = [0u8; 1];
             let read = pin!(tls.read(&mut byte));
             if read.poll(&mut Context::from_waker(Waker::noop())).is_ready() {
@@ -169,13 +170,13 @@ impl Connection {
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Whether it is still open after `time`.
+    /// Whether the connection is still open after `time`.
     pub(super) async fn stays_open(&mut self, time: Duration) -> bool {
         tokio::time::timeout(time, self.tcp().readable()).await.is_err() || self.is_idle()
     }
 
-    /// Sends a request and reads up to the body of its answer, both at once: a worker may answer before it has read
-    /// everything, and may stop reading then.
+    /// Sends a request and reads up to the body of its answer, both at the same time: a worker may answer before it has
+    /// read everything, and may stop reading then.
     pub(super) async fn exchange(
         &mut self,
         request: Request,
@@ -215,25 +216,25 @@ impl Connection {
         })
     }
 
-    /// After the worker has closed: whether it refuses what was sent, for it had closed before that came. The system of
-    /// the worker says so with a reset, which comes up to a round trip later.
+    /// Whether the worker had closed the connection before it received the request. In that case its system sends a
+    /// reset, which arrives up to a round trip after the close.
     async fn is_refused(&self) -> bool {
-        for _ in 0..REFUSAL_WAIT.as_millis() / REFUSAL_LOOK.as_millis() {
+        for _ in 0..REFUSAL_WAIT.as_millis() / REFUSAL_CHECK_INTERVAL.as_millis() {
             match self.tcp().take_error() {
                 Ok(Some(_reset)) => return true,
-                Ok(None) => tokio::time::sleep(REFUSAL_LOOK).await,
+                Ok(None) => tokio::time::sleep(REFUSAL_CHECK_INTERVAL).await,
                 Err(_unknown) => return false,
             }
         }
         false
     }
 
-    /// Whether all of the request was sent.
+    /// Whether the whole request was sent.
     pub(super) fn is_sent(&self) -> bool {
         matches!(self.sending, Sending::Done)
     }
 
-    /// Writes what is left of the request. After a failure it is not tried again.
+    /// Writes the rest of the request. Does not try again after a failure.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokeOff>> {
         let Sending::Left(request) = &mut self.sending else { return Poll::Ready(Ok(())) };
         let sent = ready!(match &mut self.stream {
@@ -248,7 +249,7 @@ impl Connection {
         }))
     }
 
-    /// Reads once and hands over what came; `None`: the worker has closed.
+    /// Reads once and passes the bytes to the caller's function; `None` if the worker has closed the connection.
     pub(super) fn poll_read<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -269,31 +270,31 @@ impl Connection {
 
     fn report(&self, error: &io::Error) {
         if let Some(kind) = Kind::of(error) {
-            self.shared.shortages.report(kind, "talking to a worker", error);
+            self.shared.shortages.report(kind, "exchanging data with a worker", error);
         }
     }
 }
 
-/// What is known of a request whose connection was lost before an answer.
+/// The observations about a request whose connection was lost before an answer.
 #[derive(Debug, Clone, Copy)]
 struct Evidence {
-    /// All of it was handed to the system.
+    /// Whether all of it was passed to the system.
     sent_whole: bool,
-    /// Some of an answer came.
+    /// Whether a part of an answer was received.
     answered: bool,
-    /// The worker had closed before all of it came.
+    /// Whether the worker had closed the connection before it received all of the request.
     refused: bool,
 }
 
 impl Evidence {
-    /// How much the worker may have read.
+    /// How much of the request the worker may have read.
     const fn delivery(self) -> Delivery {
         let Self { sent_whole, answered, refused } = self;
         if !answered && (refused || !sent_whole) { Delivery::Part } else { Delivery::PerhapsAll }
     }
 }
 
-/// The system's errors within a handshake may be shortages; what the TLS layer says is not.
+/// An error within a handshake. The system's errors may be shortages; those of the TLS layer are not.
 fn handshake_error(error: io::Error) -> SendError {
     match Shortage::try_from_error(error) {
         Ok(shortage) => SendError::Shortage { shortage, delivery: Delivery::Nothing },
@@ -320,7 +321,7 @@ fn poll_write_all<W: AsyncWrite>(
             written => request.advance(written),
         }
     }
-    // TLS keeps records back until it is flushed.
+    // TLS holds records back until it is flushed.
     io.poll_flush(cx)
 }
 
@@ -346,13 +347,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_proof_says_that_a_request_was_not_read_whole() {
+    fn a_request_counts_as_unread_only_with_proof() {
         let delivery =
             |sent_whole, answered, refused| Evidence { sent_whole, answered, refused }.delivery();
         assert_eq!(delivery(true, false, false), Delivery::PerhapsAll);
         assert_eq!(delivery(true, false, true), Delivery::Part);
         assert_eq!(delivery(false, false, false), Delivery::Part);
-        // Who begins to answer has read enough.
+        // A worker that begins to answer may have read all of it.
         for (sent_whole, refused) in [(true, true), (true, false), (false, false)] {
             assert_eq!(delivery(sent_whole, true, refused), Delivery::PerhapsAll);
         }

@@ -1,22 +1,23 @@
-//! How the body of an answer lies in the bytes of its connection (RFC 9112, 6 and 7), as plain code: bytes in, payload
-//! out. It does not matter how the bytes are split, and nothing is kept of them between two calls.
+//! Decodes the framing of an answer's body (RFC 9112, sections 6 and 7). This is plain code: bytes in, payload out. The
+//! bytes may be split anywhere, and none are kept between two calls.
 //!
-//! Chunk extensions and trailers are passed over; both have bounds, so that a worker can't keep us reading for ever.
+//! Chunk extensions and trailers are skipped. Both are bounded, so that a worker can't keep the router reading for
+//! ever.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Bytes of chunk extensions in one body.
+/// The most bytes of chunk extensions in one body.
 const MOST_EXTENSIONS: usize = 16 << 10;
-/// Bytes of trailers.
+/// The most bytes of trailers.
 const MOST_TRAILERS: usize = 16 << 10;
-/// Hexadecimal digits of a chunk's size: enough for 64 bits.
+/// The most hexadecimal digits of a chunk's size, which is enough for 64 bits.
 const MOST_DIGITS: u8 = 16;
-/// A read of fewer bytes is copied out of the buffer, so that a small piece does not pin a large one.
+/// A read of fewer bytes is copied out of the buffer, so that a small piece does not keep a large buffer allocated.
 const COPY_BELOW: usize = 8 << 10;
-/// Pieces smaller than this are joined: each costs the way down more than the copy.
+/// Smaller pieces are joined, because passing each on costs more than the copy.
 const JOIN_BELOW: usize = 2 << 10;
 
-/// What in a body is not as it must be.
+/// Why the framing of a body is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
     /// A chunk's size is not a hexadecimal number.
@@ -25,44 +26,44 @@ pub enum FramingError {
     /// A chunk's size does not fit into 64 bits.
     #[error("the size of a chunk has more than 64 bits")]
     TooLarge,
-    /// Something else stands where a line must end.
+    /// A line of the framing does not end where it must.
     #[error("byte {0:#04x} where a line of the chunked framing must end")]
     LineEnd(u8),
-    /// Too many bytes of chunk extensions.
+    /// The chunk extensions are too long.
     #[error("more than {MOST_EXTENSIONS} bytes of chunk extensions")]
     Extensions,
-    /// Too many bytes of trailers.
+    /// The trailers are too long.
     #[error("more than {MOST_TRAILERS} bytes of trailers")]
     Trailers,
 }
 
-/// Where in the body's framing the next byte stands.
+/// The position within the framing of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decoder {
-    /// So many bytes of payload are left.
+    /// The number of bytes of payload that are left.
     Length(u64),
     /// Chunked transfer coding.
     Chunked(Chunked),
-    /// Everything until the connection closes.
+    /// The body ends when the connection closes.
     UntilClose,
-    /// It has ended.
+    /// The body has ended.
     Done,
 }
 
-/// The place within the chunked coding.
+/// The position within the chunked coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunked {
     at: At,
-    /// The size being read, then what is left of the chunk's payload.
+    /// The chunk's size while it is read, then what is left of the chunk's payload, in bytes.
     size: u64,
     digits: u8,
-    /// Bytes of extensions so far.
+    /// The number of bytes of extensions so far.
     extensions: u16,
-    /// Bytes of trailers so far.
+    /// The number of bytes of trailers so far.
     trailers: u16,
 }
 
-/// What the next byte belongs to.
+/// The kind of the next byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Size,
@@ -77,7 +78,7 @@ enum At {
     EndLf,
 }
 
-/// What lies at the front of some input: framing, then payload.
+/// The number of bytes of framing, and then of payload, at the beginning of some input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Step {
     framing: usize,
@@ -85,16 +86,16 @@ struct Step {
 }
 
 impl Decoder {
-    /// The start of a chunked body.
+    /// The beginning of a chunked body.
     pub(super) const CHUNKED: Self =
         Self::Chunked(Chunked { at: At::Size, size: 0, digits: 0, extensions: 0, trailers: 0 });
 
-    /// The start of a body of `length` bytes.
+    /// The beginning of a body of `length` bytes.
     pub(super) const fn of_length(length: u64) -> Self {
         if length == 0 { Self::Done } else { Self::Length(length) }
     }
 
-    /// Takes what lies at the front of `input`: at most one run of framing and one of payload.
+    /// Consumes the beginning of `input`: at most one run of framing and one of payload.
     fn step(&mut self, input: &[u8]) -> Result<Step, FramingError> {
         match self {
             Self::Done => Ok(Step { framing: 0, payload: 0 }),
@@ -138,7 +139,7 @@ fn at_most(there: usize, left: u64) -> usize {
 }
 
 impl Chunked {
-    /// Takes one byte of framing; says whether it was the body's last.
+    /// Consumes one byte of framing, and returns whether it was the last of the body.
     fn take(&mut self, byte: u8) -> Result<bool, FramingError> {
         self.at = match (self.at, byte) {
             (At::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
@@ -150,7 +151,7 @@ impl Chunked {
                 self.size = self.size << 4 | u64::from(digit);
                 At::Size
             }
-            // A size without a digit is none.
+            // A size needs at least one digit.
             (At::Size, byte) if self.digits == 0 => return Err(FramingError::Size(byte)),
             (At::Size | At::Extension, b'\r') => At::SizeLf,
             (At::Size, b';' | b' ' | b'\t') => At::Extension,
@@ -190,17 +191,17 @@ impl Chunked {
     }
 }
 
-/// A body as it comes in: what one read gave leaves as few pieces as can be.
+/// A body while it is received. The bytes of one read become as few pieces as possible.
 #[derive(Debug)]
 pub(super) struct Incoming {
     decoder: Decoder,
-    /// What came with the answer's head and was not asked for yet.
+    /// The payload that was received with the answer's head, until it is taken.
     first: Option<Bytes>,
-    /// What is left of a large read.
+    /// The rest of a large read.
     rest: Bytes,
-    /// Told once the payload before it was taken.
+    /// An error, which is reported after the payload before it was taken.
     wrong: Option<FramingError>,
-    /// More came than the body: whose it is, nobody knows.
+    /// Whether bytes followed the body, which belong to no known answer.
     surplus: bool,
 }
 
@@ -209,7 +210,7 @@ impl Incoming {
         Self { decoder, first: None, rest: Bytes::new(), wrong: None, surplus: false }
     }
 
-    /// Takes in what came with the head.
+    /// Adds the bytes that were received with the head.
     pub(super) fn begin(&mut self, read: &mut BytesMut) {
         if !read.is_empty() {
             self.feed(read);
@@ -217,11 +218,11 @@ impl Incoming {
         }
     }
 
-    /// Takes in what one read gave and empties it. All of the read before must have been asked for.
+    /// Adds the bytes of one read and empties `read`. All pieces of the previous read must have been taken.
     pub(super) fn feed(&mut self, read: &mut BytesMut) {
         debug_assert!(
             self.first.is_none() && self.rest.is_empty(),
-            "asked for before more is read"
+            "the pieces of the previous read must have been taken"
         );
         if read.len() < COPY_BELOW {
             self.first = self.join(read);
@@ -231,7 +232,7 @@ impl Incoming {
         }
     }
 
-    /// The next piece of payload of what was taken in; `None`: more must be read, or that was all.
+    /// The next piece of received payload; `None` if more must be read, or the body has ended.
     pub(super) fn next_piece(&mut self) -> Option<Bytes> {
         if self.first.is_some() {
             return self.first.take();
@@ -259,7 +260,7 @@ impl Incoming {
                 }
                 continue;
             }
-            // Small chunks, many to a read.
+            // The read contains many small chunks.
             self.decoder = before;
             let some = self.rest.split_to(self.rest.len().min(COPY_BELOW));
             if let Some(piece) = self.join(&some) {
@@ -269,7 +270,7 @@ impl Incoming {
         None
     }
 
-    /// All payload of `input` in one piece.
+    /// Joins all payload of `input` into one piece.
     fn join(&mut self, mut input: &[u8]) -> Option<Bytes> {
         let mut first: &[u8] = &[];
         let mut joined: Vec<u8> = Vec::new();
@@ -303,12 +304,12 @@ impl Incoming {
         (!first.is_empty()).then(|| Bytes::copy_from_slice(first))
     }
 
-    /// What is wrong with it, once everything before was asked for.
+    /// The framing error, after everything before it was taken.
     pub(super) fn wrong(&self) -> Option<FramingError> {
         self.wrong
     }
 
-    /// The connection has closed: whether that ends the body, rather than breaks it off.
+    /// Handles the close of the connection. Returns whether the body ends with it; otherwise it is incomplete.
     pub(super) fn close(&mut self) -> bool {
         if self.decoder == Decoder::UntilClose {
             self.decoder = Decoder::Done;
@@ -326,12 +327,12 @@ impl Incoming {
         self.has_ended() && self.first.is_none()
     }
 
-    /// Whether the connection stands right behind the body, so that what comes next is the next answer.
+    /// Whether the next bytes on the connection belong to the next answer.
     pub(super) fn ends_clean(&self) -> bool {
         self.has_ended() && !self.surplus && self.rest.is_empty()
     }
 
-    /// Bytes of payload that are still to be taken, if that is known.
+    /// The number of bytes of payload that are still to be taken, if it is known.
     pub(super) fn left(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
         match self.decoder {

@@ -1,4 +1,4 @@
-//! Why a request got no response head, and what that says: of the worker, and of how far the request has come.
+//! Why a request got no response head, whether that concerns the worker, and how much of the request was delivered.
 
 use std::io;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use super::head::ProtocolError;
 /// How much of a request a worker may have read before the connection was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// Nothing: not a byte was sent.
+    /// Nothing was sent.
     Nothing,
-    /// A part at most: the rest was not sent, or provably came too late for the worker to read it.
+    /// At most a part was read: the rest was not sent, or provably arrived too late.
     Part,
-    /// Perhaps all of it, so that the worker may have begun to work on it.
+    /// Perhaps all of it was read, so that the worker may have begun to process it.
     PerhapsAll,
 }
 
@@ -26,13 +26,13 @@ pub enum SendError {
     /// The worker's name does not exist.
     #[error("cannot resolve the worker's host")]
     NoSuchName(#[source] ResolveError),
-    /// No connection: nobody listens, or there is no route.
+    /// No connection could be made: the worker does not listen, or there is no route.
     #[error("cannot connect to the worker")]
     Connect(#[source] io::Error),
-    /// No connection in time.
+    /// No connection could be made within the timeout.
     #[error("no connection to the worker within {0:?}")]
     ConnectTimeout(Duration),
-    /// The TLS handshake failed, or the worker wants TLS and there is no configuration for it.
+    /// The TLS handshake failed, or the worker needs TLS and there is no configuration for it.
     #[error("cannot agree on TLS with the worker")]
     Tls(#[source] io::Error),
     /// The connection was lost before the head of a response was complete.
@@ -40,19 +40,19 @@ pub enum SendError {
     Lost {
         /// How much of the request the worker may have read.
         delivery: Delivery,
-        /// Nobody listens there any more, so that nothing can be generating.
+        /// Whether the worker no longer listens, so that it cannot be generating.
         gone: bool,
     },
-    /// No response head in time: the worker may be generating.
+    /// No response head arrived within the timeout. The worker may be generating.
     #[error("no answer from the worker within {0:?}")]
     HeadTimeout(Duration),
-    /// The worker answered with something that is not HTTP.
+    /// The answer is not HTTP.
     #[error("the worker's answer is not HTTP")]
     Protocol(#[source] ProtocolError),
-    /// The router lacks something of its own, which says nothing of the worker. It has been counted and logged.
+    /// The router lacks a resource of its own, which does not concern the worker. It has been counted and logged.
     #[error("the router lacks a resource of its own")]
     Shortage {
-        /// What it lacks.
+        /// The resource that is short.
         #[source]
         shortage: Shortage,
         /// How much of the request the worker may have read.
@@ -64,7 +64,7 @@ pub enum SendError {
 }
 
 impl SendError {
-    /// Whether nobody listens there any more: the process that did is gone, and what it had in memory with it.
+    /// Whether the worker no longer listens: its process has ended, and its memory is lost.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         match self {
@@ -83,7 +83,7 @@ impl SendError {
         }
     }
 
-    /// Whether the worker could not be connected to.
+    /// Whether no connection to the worker could be made.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
@@ -97,7 +97,7 @@ impl SendError {
         }
     }
 
-    /// Whether it says something of the worker. What the router lacks or has stopped itself does not.
+    /// Whether the error concerns the worker. Shortages of the router, and requests that it has stopped itself, do not.
     #[must_use]
     pub fn is_about_the_worker(&self) -> bool {
         match self {
@@ -124,7 +124,7 @@ impl SendError {
         }
     }
 
-    /// A name from a closed set, for metrics.
+    /// A value from a fixed set, for metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! The head of an answer as plain code: how it is read, and what it says of the body that follows (RFC 9112, 6.3) and of
-//! the connection (9.3).
+//! Parses the head of an answer. This is plain code. The head determines the framing of the body (RFC 9112, section
+//! 6.3) and whether the connection can be used again (section 9.3).
 
 use std::mem::MaybeUninit;
 
@@ -8,60 +8,60 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::decode::{Decoder, Incoming};
 
-/// Fields in the head of an answer.
+/// The most fields in the head of an answer.
 const MOST_FIELDS: usize = 256;
-/// Bytes of an answer before its body, informational answers included.
+/// The most bytes of an answer before its body, informational answers included.
 const MOST_BYTES: usize = 64 << 10;
 
-/// What in an answer is not HTTP/1.1.
+/// Why an answer is not valid HTTP/1.1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// The head does not parse.
+    /// The head can't be parsed.
     #[error("the head of the answer cannot be read")]
     Head(#[source] httparse::Error),
-    /// The head does not end.
+    /// The head is too long.
     #[error("the head of the answer has more than {MOST_BYTES} bytes")]
     TooLong,
-    /// A status outside of 100..=999, or a field that no head has.
+    /// The status is not in 100..=999, or a field is not valid.
     #[error("the head of the answer has an impossible status or field")]
     Field,
-    /// Nobody asked for another protocol.
+    /// The worker switched to another protocol, although the request did not ask for it.
     #[error("the worker switched to another protocol")]
     Switched,
-    /// The length of the body is not one number.
+    /// The length of the body is not a single number.
     #[error("the answer's content-length is {0:?}")]
     Length(String),
 }
 
-/// The head of an answer, and what came of its body.
+/// The head of an answer, and the part of its body that was received with it.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// As they came, apart from the framing: one length at most, and none beside a coding.
+    /// The fields as received, apart from the framing: there is at most one length, and none beside a transfer coding.
     pub(super) headers: HeaderMap,
     pub(super) incoming: Incoming,
-    /// Whether the connection outlives the body.
+    /// Whether the connection can be used after the body.
     pub(super) keeps: bool,
 }
 
-/// Reads an answer up to its body.
+/// Reads an answer up to the beginning of its body.
 #[derive(Debug, Default)]
 pub(super) struct HeadReader {
-    /// What came of the head, if that was not all of it.
+    /// The part of the head that was received so far.
     partial: BytesMut,
-    /// Length of `partial` when it was last parsed.
+    /// The length of `partial` when it was last parsed, in bytes.
     parsed: usize,
-    /// Bytes of informational answers.
+    /// The number of bytes of informational answers.
     passed_over: usize,
 }
 
 impl HeadReader {
-    /// Whether anything has come of an answer, informational answers included.
+    /// Whether any part of an answer was received, informational answers included.
     pub(super) fn has_begun(&self) -> bool {
         self.passed_over > 0 || !self.partial.is_empty()
     }
 
-    /// Takes in what one read gave and empties it; `None`: the head goes on.
+    /// Adds the bytes of one read and empties `read`. Returns `None` if the head is not complete.
     pub(super) fn feed(
         &mut self,
         read: &mut BytesMut,
@@ -73,7 +73,7 @@ impl HeadReader {
         let mut whole = std::mem::take(&mut self.partial);
         whole.extend_from_slice(read);
         read.clear();
-        // A worker that sends its head byte by byte does not make us parse it as often.
+        // A worker that sends its head byte by byte must not cause a parse per byte.
         if !has_blank_line(&whole[self.parsed.saturating_sub(3)..])
             && whole.len() < 2 * self.parsed
             && whole.len() < MOST_BYTES
@@ -137,13 +137,13 @@ fn has_blank_line(bytes: &[u8]) -> bool {
     })
 }
 
-/// The fields with values that are slices of one copy of the head.
+/// The fields, with values that are slices of one copy of the head.
 fn copied(head: &[u8], fields: &[httparse::Header<'_>]) -> Result<HeaderMap, ProtocolError> {
     let copy = Bytes::copy_from_slice(head);
     let mut headers = HeaderMap::with_capacity(fields.len());
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes());
-        // An empty value need not lie within the head.
+        // An empty value may lie outside of the head.
         let value = if field.value.is_empty() {
             Ok(HeaderValue::from_static(""))
         } else {
@@ -156,24 +156,24 @@ fn copied(head: &[u8], fields: &[httparse::Header<'_>]) -> Result<HeaderMap, Pro
     Ok(headers)
 }
 
-/// How the body is framed, and whether the connection can be used after it.
+/// The framing of the body, and whether the connection can be used after it.
 fn framing(
     method: &Method,
     status: StatusCode,
     is_old: bool,
     headers: &mut HeaderMap,
 ) -> Result<(Decoder, bool), ProtocolError> {
-    let says = |word: &str| {
+    let has_option = |word: &str| {
         headers.get_all(header::CONNECTION).iter().any(|value| has_token(value.as_bytes(), word))
     };
-    let keeps = !says("close") && (!is_old || says("keep-alive"));
+    let keeps = !has_option("close") && (!is_old || has_option("keep-alive"));
     let length = length(headers)?;
     let last_coding = headers.get_all(header::TRANSFER_ENCODING).iter().next_back().map(|value| {
         let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
         last.trim_ascii().eq_ignore_ascii_case(b"chunked")
     });
     if last_coding.is_some() {
-        // The coding overrides the length, which must not go any further.
+        // The coding overrides the length, which must not be forwarded.
         headers.remove(header::CONTENT_LENGTH);
     } else if let Some(length) = length
         && is_repeated(headers)
@@ -184,14 +184,14 @@ fn framing(
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     Ok(match (last_coding, length) {
         _ if bodiless => (Decoder::Done, keeps),
-        // Both, or a coding from before there were codings: it may be meant to be read in two ways.
+        // A length beside a coding, or a coding in HTTP/1.0, may be an attempt to have the answer read in two ways.
         (Some(true), length) => (Decoder::CHUNKED, keeps && length.is_none() && !is_old),
         (None, Some(length)) => (Decoder::of_length(length), keeps),
         (Some(false), _) | (None, None) => (Decoder::UntilClose, false),
     })
 }
 
-/// The body's length, if it is given; more than once is well if it is the same each time.
+/// The length of the body, if it is given. Repetitions are allowed if they are equal.
 fn length(headers: &HeaderMap) -> Result<Option<u64>, ProtocolError> {
     let mut found = None;
     for value in headers.get_all(header::CONTENT_LENGTH) {
@@ -220,7 +220,7 @@ fn is_repeated(headers: &HeaderMap) -> bool {
     all.next().is_some_and(|first| first.as_bytes().contains(&b',')) || all.next().is_some()
 }
 
-/// Whether a list of tokens has this one.
+/// Whether a list of tokens contains this one.
 fn has_token(list: &[u8], token: &str) -> bool {
     list.split(|byte| *byte == b',')
         .any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
@@ -236,7 +236,7 @@ mod tests {
         HeadReader::default().feed(&mut BytesMut::from(bytes), &Method::POST)
     }
 
-    /// How an answer with these fields is framed.
+    /// The framing of an answer with these fields.
     fn framed(
         method: &Method,
         start: &str,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_framing_is_as_rfc_9112_has_it() {
+    fn the_framing_follows_rfc_9112() {
         use Decoder::{Done, Length, UntilClose};
         const CHUNKED: Decoder = Decoder::CHUNKED;
         let cases = [
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_no_number_or_two_is_refused() {
+    fn an_invalid_or_ambiguous_length_is_refused() {
         for fields in [
             "content-length: 5\r\ncontent-length: 6\r\n",
             "content-length: 5, 6\r\n",
@@ -313,19 +313,19 @@ mod tests {
     }
 
     #[test]
-    fn the_length_that_goes_on_is_the_one_that_counts() {
-        let told = |fields: &str| {
+    fn the_forwarded_length_is_the_one_that_applies() {
+        let forwarded = |fields: &str| {
             let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
             let headers = answer(head.as_bytes()).unwrap().unwrap().headers;
             headers.get_all("content-length").iter().cloned().collect::<Vec<_>>()
         };
-        assert_eq!(told("content-length: 5\r\ncontent-length: 5\r\n"), ["5"]);
-        assert_eq!(told("content-length: 5,5\r\n"), ["5"]);
-        assert!(told("content-length: 5\r\ntransfer-encoding: chunked\r\n").is_empty());
+        assert_eq!(forwarded("content-length: 5\r\ncontent-length: 5\r\n"), ["5"]);
+        assert_eq!(forwarded("content-length: 5,5\r\n"), ["5"]);
+        assert!(forwarded("content-length: 5\r\ntransfer-encoding: chunked\r\n").is_empty());
     }
 
     #[test]
-    fn informational_answers_are_passed_over() {
+    fn informational_answers_are_skipped() {
         let bytes = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n\
                       HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: 1\r\n\r\nok";
         let mut answer = answer(bytes).unwrap().unwrap();
@@ -402,7 +402,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_no_answer_and_no_panic(
+        fn garbage_is_refused_without_a_panic(
             bytes in prop_oneof![
                 prop::collection::vec(any::<u8>(), 0..200),
                 "HTTP/1\\.[01] [0-9]{3} [a-z]{0,3}\r\n([a-z:, 0-9\r\n]{0,40}\r\n){0,5}\r\n"

@@ -1,12 +1,11 @@
-//! Toward workers: connections, timeouts by phase, the body that gives its connection back.
+//! The client of workers: connections, timeouts by phase, and bodies that return their connection to the pool.
 //!
-//! One [`Client`] per data-path thread: its idle connections belong to that thread, so that a request, its connection
-//! and its response never cross from one core to another. It speaks HTTP/1.1 by itself, for exactly this use: a
+//! There is one [`Client`] per data-path thread. Its idle connections belong to that thread, so that a request, its
+//! connection and its response never move between cores. It implements HTTP/1.1 itself, for exactly this use: a
 //! connection has one owner, the request or its response, and neither a task nor buffers of its own, so that thousands
-//! of open streams cost little. Dropping it, in whatever state, closes the socket, which is how a worker learns that its
-//! client left. `request`, `head` and `decode` are the
-//! protocol as plain code; `connection` and `body` are the sockets and timers; `error` says how far a request had come when it
-//! failed.
+//! of open streams cost little. Dropping a connection in any state closes the socket, which shows the worker that its
+//! client is gone. `request`, `head` and `decode` are the protocol as plain code; `connection` and `body` handle
+//! sockets and timers; `error` classifies failures by how much of the request was delivered.
 
 mod body;
 mod client;

@@ -1,6 +1,7 @@
-//! Idle connections by worker, newest first, so that the pool shrinks to what the traffic needs.
+//! The idle connections by worker. The newest is used first, so that the pool shrinks to the size that the traffic
+//! needs.
 //!
-//! While descriptors are scarce nothing is kept: a connection that nobody uses may be the one that somebody lacks.
+//! While descriptors are scarce no connection is kept, because its descriptor may be needed elsewhere.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,14 +19,14 @@ pub(super) struct Pool {
     max_idle: usize,
     keep_alive: Duration,
     descriptors: Arc<Descriptors>,
-    // A lock of one thread's own: never contended on the request path, taken for a push or a pop.
+    // Only one thread uses the lock, for a push or a pop, so it is never contended on the request path.
     idle: Mutex<HashMap<WorkerId, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
 struct Idle {
     connection: Connection,
-    /// `Clock::mono` when it was put here.
+    /// `Clock::mono` of the moment when the connection was added.
     since: Duration,
 }
 
@@ -38,7 +39,7 @@ impl Pool {
         Self { max_idle, keep_alive, descriptors, idle: Mutex::default() }
     }
 
-    /// The connection used last that is still open.
+    /// Takes the most recently used connection that is still open.
     pub(super) fn take(&self, worker: WorkerId, now: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let stack = idle.get_mut(&worker)?;
@@ -50,7 +51,7 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection for later; closes it if there are enough.
+    /// Keeps a connection for later use, or closes it if there are enough.
     pub(super) fn put(&self, worker: WorkerId, connection: Connection, now: Duration) {
         if self.descriptors.is_scarce() {
             return;
@@ -62,7 +63,8 @@ impl Pool {
         }
     }
 
-    /// Closes what is closed already or has been idle for too long; everything, while descriptors are scarce.
+    /// Closes connections that are closed already or have been idle for too long; all of them while descriptors are
+    /// scarce.
     pub(super) fn evict(&self, now: Duration) {
         let scarce = self.descriptors.is_scarce();
         let keeps = |idle: &mut Idle| {
@@ -74,11 +76,11 @@ impl Pool {
         });
     }
 
-    /// Closes the connection that has been idle for the longest; whether there was one.
+    /// Closes the connection that has been idle for the longest time. Returns false if there is none.
     pub(super) fn give_up_one(&self) -> bool {
         let mut idle = self.idle.lock();
         let oldest = idle.values_mut().filter(|stack| !stack.is_empty());
-        // The newest are on top.
+        // The newest connections are at the end of each stack.
         let Some(stack) = oldest.min_by_key(|stack| stack[0].since) else { return false };
         drop(stack.remove(0));
         true

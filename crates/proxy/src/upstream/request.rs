@@ -1,6 +1,6 @@
-//! A request as one attempt sends it, and its head as bytes.
+//! A request as one attempt sends it, and the encoding of its head.
 //!
-//! The router alone decides how a request is framed: what a client said about lengths, codings and connections is not
+//! The router alone decides how a request is framed: the client's fields about length, coding and connection are not
 //! copied.
 
 use bytes::Bytes;
@@ -8,24 +8,24 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use smg_types::spec::{Secret, WorkerUrl};
 
-/// A request as one attempt sends it. Borrowed: the next attempt sends the same.
+/// A request as one attempt sends it. It borrows its parts, because the next attempt sends the same.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
     /// The method.
     pub method: &'a Method,
-    /// Path and query as the client sent them; the worker's own path goes before it.
+    /// Path and query as the client sent them; the path of the worker's URL is put before it.
     pub path_and_query: &'a PathAndQuery,
-    /// All headers but `host` and `content-length`.
+    /// All headers except `host` and `content-length`.
     pub headers: &'a HeaderMap,
-    /// Sent in place of the client's `authorization`, if any.
+    /// Replaces the client's `authorization`, if it is set.
     pub authorization: Option<HeaderValue>,
     /// The whole body.
     pub body: Bytes,
-    /// Whether the response is expected to be a stream: decides which total timeout holds.
+    /// Whether the response is expected to be a stream, which selects the total timeout.
     pub stream: bool,
 }
 
-/// What the router itself asks of a worker.
+/// A request that the router itself sends to a worker.
 #[derive(Debug, Clone)]
 pub struct Question<'a> {
     /// The method.
@@ -34,11 +34,11 @@ pub struct Question<'a> {
     pub path: &'a str,
     /// The worker's key, if it has one.
     pub key: Option<&'a Secret>,
-    /// The body, JSON unless empty.
+    /// The body: JSON, or empty.
     pub body: Bytes,
 }
 
-/// `Bearer key`; `None` if the key has characters that no header has.
+/// The value `Bearer KEY`; `None` if the key has characters that are not valid in a header.
 #[must_use]
 pub fn bearer(key: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
@@ -69,7 +69,7 @@ pub(super) fn write_head(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Bytes {
     if let Some(authorization) = &outgoing.authorization {
         put(&[b"authorization: ", authorization.as_bytes(), b"\r\n"]);
     }
-    // A body may be expected: without a length some workers would wait for one.
+    // A body may be expected here, and some workers would wait for it without a length.
     let expected = [Method::POST, Method::PUT, Method::PATCH].contains(outgoing.method);
     if expected || !outgoing.body.is_empty() {
         put(&[b"content-length: ", outgoing.body.len().to_string().as_bytes(), b"\r\n"]);
@@ -78,7 +78,7 @@ pub(super) fn write_head(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Bytes {
     head.into()
 }
 
-/// Whether a field says how a message is framed, or is for one hop: never copied.
+/// Whether a field concerns the framing or a single connection, so that it is never copied.
 fn is_ours(name: &HeaderName) -> bool {
     const OTHERS: [&str; 2] = ["keep-alive", "proxy-connection"];
     let framing = [
@@ -124,18 +124,18 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_told_where_one_is_expected() {
+    fn a_length_is_sent_where_one_is_expected() {
         let none = HeaderMap::new();
-        let tells = |method, body| {
+        let sends_length = |method, body| {
             written(&method, "http://w:80", &none, body).contains("content-length: ")
         };
-        assert!(!tells(Method::GET, ""));
-        assert!(tells(Method::GET, "x"));
-        assert!(tells(Method::POST, ""));
+        assert!(!sends_length(Method::GET, ""));
+        assert!(sends_length(Method::GET, "x"));
+        assert!(sends_length(Method::POST, ""));
     }
 
     #[test]
-    fn what_a_client_says_of_framing_goes_no_further() {
+    fn the_clients_framing_fields_are_not_forwarded() {
         let mut headers = HeaderMap::new();
         for name in [
             "host",

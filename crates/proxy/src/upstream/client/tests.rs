@@ -1,5 +1,5 @@
-//! The client against workers that do what a script says, byte by byte: which connections live on, which answers count,
-//! what a broken one is called.
+//! Tests of the client with workers that follow a script, byte by byte: which connections are used again, which answers
+//! are valid, and which errors a broken one causes.
 
 #![expect(clippy::disallowed_methods, reason = "the workers are tasks that end with their test")]
 
@@ -40,7 +40,7 @@ async fn send(
         body: body.into(),
         stream: true,
     };
-    tokio::time::timeout(LONG, client.send(url, &outgoing)).await.expect("it hangs")
+    tokio::time::timeout(LONG, client.send(url, &outgoing)).await.expect("the client hangs")
 }
 
 async fn rest(response: Response<ResponseBody>) -> Result<Bytes, BodyError> {
@@ -48,13 +48,13 @@ async fn rest(response: Response<ResponseBody>) -> Result<Bytes, BodyError> {
     collected.expect("the body hangs").map(http_body_util::Collected::to_bytes)
 }
 
-/// Sends a request and reads the answer whole.
+/// Sends a request and reads the whole answer.
 async fn ask(client: &Client, url: &WorkerUrl) -> (u16, Bytes) {
     let response = send(client, url, Method::POST, "ask").await.unwrap();
     (response.status().as_u16(), rest(response).await.unwrap())
 }
 
-/// Waits until what the worker last did has arrived here.
+/// Waits until the worker's last action has had its effect here.
 async fn settled() {
     tokio::time::sleep(Duration::from_millis(30)).await;
 }
@@ -85,14 +85,14 @@ async fn a_connection_is_used_again_after_a_whole_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_again_when_its_end_is_in_doubt() {
+async fn a_connection_is_not_used_again_when_the_end_of_its_answer_is_in_doubt() {
     let cases: [&[&[u8]]; 6] = [
         &[b"HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 2\r\n\r\nok"],
         &[b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok"],
         &[b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n"],
         &[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n\r\n"],
         &[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n"],
-        // What comes late is noticed before the next request.
+        // Late bytes are noticed before the next request.
         &[b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", b"x"],
     ];
     for pieces in cases {
@@ -108,7 +108,7 @@ async fn a_connection_is_not_used_again_when_its_end_is_in_doubt() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_leaves_the_connection_as_it_is() {
+async fn an_answer_without_a_body_keeps_the_connection_usable() {
     let worker =
         Fake::answering(&[b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: 1\r\nX: 2\r\n\r\n"]).await;
     let client = client();
@@ -134,7 +134,7 @@ async fn a_body_without_a_length_lasts_until_the_worker_closes() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_worker_closed_meanwhile_costs_nothing() {
+async fn a_connection_that_the_worker_closed_meanwhile_costs_no_request() {
     for half_open in [false, true] {
         let worker = Fake::start(move |_, mut stream| async move {
             request(&mut stream).await;
@@ -158,10 +158,10 @@ async fn a_connection_that_the_worker_closed_meanwhile_costs_nothing() {
 
 #[tokio::test]
 async fn a_new_connection_that_is_closed_without_an_answer_is_a_reset() {
-    for said in [&b""[..], b"HTTP/1.1 200", b"HTTP/1.1 100 Continue\r\n\r\n"] {
+    for sent in [&b""[..], b"HTTP/1.1 200", b"HTTP/1.1 100 Continue\r\n\r\n"] {
         let worker = Fake::start(move |_, mut stream| async move {
             request(&mut stream).await;
-            stream.write_all(said).await.unwrap();
+            stream.write_all(sent).await.unwrap();
         })
         .await;
         let error = send(&client(), &worker.url(), Method::POST, "x").await.unwrap_err();
@@ -173,10 +173,10 @@ async fn a_new_connection_that_is_closed_without_an_answer_is_a_reset() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_said_to_be_so() {
-    for said in [&b"SSH-2.0-x\r\n"[..], b"HTTP/1.1 101 X\r\n\r\n", b"\0\0\0"] {
+async fn an_answer_that_is_not_http_is_a_protocol_error() {
+    for sent in [&b"SSH-2.0-x\r\n"[..], b"HTTP/1.1 101 X\r\n\r\n", b"\0\0\0"] {
         let worker = Fake::start(move |_, mut stream| async move {
-            stream.write_all(said).await.unwrap();
+            stream.write_all(sent).await.unwrap();
             request(&mut stream).await;
             std::future::pending::<()>().await;
         })
@@ -188,7 +188,7 @@ async fn what_is_not_http_is_said_to_be_so() {
 
 #[tokio::test]
 async fn a_body_that_ends_early_is_broken() {
-    for said in [
+    for sent in [
         &b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nsome"[..],
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nsome",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n",
@@ -197,7 +197,7 @@ async fn a_body_that_ends_early_is_broken() {
     ] {
         let worker = Fake::start(move |_, mut stream| async move {
             request(&mut stream).await;
-            stream.write_all(said).await.unwrap();
+            stream.write_all(sent).await.unwrap();
         })
         .await;
         let mut body = send(&client(), &worker.url(), Method::POST, "x").await.unwrap().into_body();
@@ -208,7 +208,7 @@ async fn a_body_that_ends_early_is_broken() {
 }
 
 #[tokio::test]
-async fn what_came_can_be_sent_on_before_the_break_is_told() {
+async fn received_bytes_can_be_forwarded_before_the_error_is_returned() {
     let worker = Fake::start(|_, mut stream| async move {
         request(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nsome").await.unwrap();
@@ -240,8 +240,9 @@ async fn what_came_can_be_sent_on_before_the_break_is_told() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_request_counts() {
-    // The worker reads only the head, answers, and closes with most of the request unread: a reset follows.
+async fn an_answer_before_the_end_of_the_request_is_valid() {
+    // The worker reads only the head, answers, and closes the connection with most of the request unread, which causes
+    // a reset.
     let worker = Fake::start(|_, mut stream| async move {
         request_head(&mut stream).await.unwrap();
         stream
@@ -259,8 +260,8 @@ async fn an_answer_before_the_end_of_the_request_counts() {
 }
 
 #[tokio::test]
-async fn the_request_goes_on_while_the_answer_comes() {
-    // Echoes what it reads while it reads it.
+async fn the_request_is_sent_while_the_answer_is_received() {
+    // The worker returns what it reads while it reads it.
     const ALL: usize = 16 << 20;
     let worker = Fake::start(|_, mut stream| async move {
         request_head(&mut stream).await.unwrap();
@@ -277,7 +278,7 @@ async fn the_request_goes_on_while_the_answer_comes() {
 }
 
 #[tokio::test]
-async fn a_worker_that_answers_much_and_reads_nothing_is_no_deadlock() {
+async fn a_worker_that_answers_much_and_reads_nothing_causes_no_deadlock() {
     let worker = Fake::start(|_, mut stream| async move {
         request_head(&mut stream).await.unwrap();
         let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 16 << 20);
@@ -289,12 +290,12 @@ async fn a_worker_that_answers_much_and_reads_nothing_is_no_deadlock() {
     let client = client();
     let response = send(&client, &worker.url(), Method::POST, vec![0u8; 16 << 20]).await.unwrap();
     assert_eq!(rest(response).await.unwrap().len(), 16 << 20);
-    // Half a request is still on its way there.
+    // Half of the request has not been read.
     assert!(client.pool.take(worker.url().id(), client.clock.mono()).is_none());
 }
 
 #[tokio::test]
-async fn large_bodies_arrive_as_they_were_sent() {
+async fn large_bodies_arrive_unchanged() {
     let sent: Arc<Vec<u8>> = Arc::new((0..24_000_000u32).map(|at| ((at * 7) >> 3) as u8).collect());
     let bytes = Arc::clone(&sent);
     let worker = Fake::start(move |_, mut stream| {
@@ -311,7 +312,7 @@ async fn large_bodies_arrive_as_they_were_sent() {
                     continue;
                 }
                 let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
-                // Chunks of a byte, of some, of many.
+                // Chunks of one byte, of some bytes, and of many.
                 let mut left = &bytes[..];
                 for size in [1, 3, 70_000, 5000, 17, 2048].into_iter().cycle() {
                     let (chunk, after) = left.split_at(size.min(left.len()));
@@ -337,7 +338,7 @@ async fn large_bodies_arrive_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn dropping_the_request_or_the_body_hangs_up() {
+async fn dropping_the_request_or_the_body_closes_the_connection() {
     let (worker, mut hung_up) = noticing(b"").await;
     let client = client();
     let url = worker.url();
@@ -345,18 +346,24 @@ async fn dropping_the_request_or_the_body_hangs_up() {
         answer = send(&client, &url, Method::POST, "x") => panic!("{answer:?}"),
         () = settled() => {}
     }
-    tokio::time::timeout(LONG, hung_up.recv()).await.expect("the worker never saw it").unwrap();
+    tokio::time::timeout(LONG, hung_up.recv())
+        .await
+        .expect("the worker did not notice it")
+        .unwrap();
 
     let (worker, mut hung_up) =
         noticing(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n").await;
     let mut body = send(&client, &worker.url(), Method::POST, "x").await.unwrap().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
     drop(body);
-    tokio::time::timeout(LONG, hung_up.recv()).await.expect("the worker never saw it").unwrap();
+    tokio::time::timeout(LONG, hung_up.recv())
+        .await
+        .expect("the worker did not notice it")
+        .unwrap();
 }
 
 #[tokio::test]
-async fn patience_ends_by_phase() {
+async fn each_phase_has_its_timeout() {
     let short = Duration::from_millis(50);
     let (silent, _told) = noticing(b"").await;
     let client = with(Config { head_timeout: short, ..Config::default() });
@@ -378,13 +385,16 @@ async fn patience_ends_by_phase() {
             BodyError::Broken(_) | BodyError::Framing(_) => false,
         };
         assert!(as_expected, "{error:?}");
-        // The worker learns at once, not when somebody drops the body.
-        tokio::time::timeout(LONG, hung_up.recv()).await.expect("the worker never saw it").unwrap();
+        // The connection closes at once, not when the body is dropped.
+        tokio::time::timeout(LONG, hung_up.recv())
+            .await
+            .expect("the worker did not notice it")
+            .unwrap();
     }
 }
 
 #[tokio::test]
-async fn tls_carries_the_same() {
+async fn requests_and_answers_pass_through_tls() {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let certificate = key.cert.der().clone();
     let secret =
@@ -406,7 +416,7 @@ async fn tls_carries_the_same() {
         let acceptor = acceptor.clone();
         async move {
             let mut stream = acceptor.accept(stream).await.unwrap();
-            // Echoes; the first connection closes after two answers.
+            // The worker returns what it reads; its first connection closes after two answers.
             for _ in 0..if nth == 0 { 2 } else { 9 } {
                 let Some((_, body)) = request(&mut stream).await else { return };
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());

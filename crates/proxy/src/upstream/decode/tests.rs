@@ -1,10 +1,10 @@
-//! Bodies as they come over the wire: in pieces of any size, with mistakes, cut short.
+//! Tests of bodies that are received in pieces of any size, with errors, and incomplete.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Feeds `pieces`, one read each, and takes everything after each read.
+/// Feeds each of `pieces` as one read, and takes all payload after each read.
 fn read(decoder: Decoder, pieces: &[&[u8]]) -> (Vec<u8>, Incoming) {
     let mut incoming = Incoming::new(decoder);
     let mut payload = Vec::new();
@@ -51,7 +51,7 @@ fn large_pieces_are_slices_of_what_was_read() {
 }
 
 #[test]
-fn what_comes_after_the_end_is_surplus() {
+fn bytes_after_the_end_are_surplus() {
     for (decoder, bytes) in
         [(Decoder::CHUNKED, &b"1\r\na\r\n0\r\n\r\nH"[..]), (Decoder::Length(1), b"aH")]
     {
@@ -65,14 +65,14 @@ fn what_comes_after_the_end_is_surplus() {
 }
 
 #[test]
-fn payload_before_a_mistake_is_still_given() {
+fn payload_before_an_error_is_returned_first() {
     let (payload, incoming) = chunked(b"2\r\nab\r\n1\r\ncX");
     assert_eq!(payload, b"abc");
     assert_eq!(incoming.wrong(), Some(FramingError::LineEnd(b'X')));
 }
 
 #[test]
-fn mistakes_are_told() {
+fn framing_errors_are_reported() {
     let wrong = |bytes: &[u8]| chunked(bytes).1.wrong();
     assert_eq!(wrong(b"x"), Some(FramingError::Size(b'x')));
     assert_eq!(wrong(b"\r\n"), Some(FramingError::Size(b'\r')));
@@ -91,7 +91,7 @@ fn mistakes_are_told() {
 }
 
 #[test]
-fn closing_ends_only_a_body_that_lasts_until_then() {
+fn a_close_ends_only_a_body_without_other_framing() {
     assert!(read(Decoder::UntilClose, &[b"a"]).1.close());
     assert!(!read(Decoder::Length(2), &[b"a"]).1.close());
     assert!(!chunked(b"1\r\na\r\n0\r\n").1.close());
@@ -99,7 +99,7 @@ fn closing_ends_only_a_body_that_lasts_until_then() {
 }
 
 #[test]
-fn what_is_left_is_known_by_length() {
+fn the_remaining_length_is_known_if_it_was_given() {
     let mut incoming = Incoming::new(Decoder::Length(5));
     incoming.begin(&mut BytesMut::from(&b"ab"[..]));
     assert_eq!((incoming.left(), incoming.is_done()), (Some(5), false));
@@ -160,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn a_body_that_is_cut_is_never_complete(
+    fn a_truncated_body_is_never_complete(
         chunks in chunks(),
         keep in any::<prop::sample::Index>(),
         at in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
@@ -173,7 +173,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_gives_no_more_than_came(
+    fn garbage_yields_no_more_bytes_than_were_received(
         bytes in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..300),
             "[0-3a;\r\n x]{0,300}".prop_map(String::into_bytes),

@@ -1,4 +1,5 @@
-//! How much of a request a worker may have read when its connection was lost, and what the client does then.
+//! Tests of how much of a request a worker may have read when its connection was lost, and of what the client does
+//! then.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -7,7 +8,7 @@ use tokio::sync::mpsc;
 use super::fake::{Fake, request, request_head};
 use super::*;
 
-/// A worker that answers the first request of a connection, and reads the second whole before it closes.
+/// A worker that answers the first request of a connection, and closes it after it has read all of the second.
 async fn closing_the_second(method_of_closing: fn(TcpStream)) -> Fake {
     Fake::start(move |nth, mut stream| async move {
         while request(&mut stream).await.is_some() {
@@ -21,14 +22,14 @@ async fn closing_the_second(method_of_closing: fn(TcpStream)) -> Fake {
     .await
 }
 
-/// Closes with a reset, as a process does that does not care what was sent.
+/// Closes the connection with a reset, as a process does that has unread data.
 fn abort(stream: TcpStream) {
     stream.set_zero_linger().unwrap();
     drop(stream);
 }
 
 #[tokio::test]
-async fn what_was_read_whole_on_a_kept_connection_is_not_sent_again() {
+async fn a_request_read_whole_on_a_kept_connection_is_not_sent_again() {
     for close in [drop::<TcpStream>, abort] {
         let worker = closing_the_second(close).await;
         let client = client();
@@ -38,14 +39,14 @@ async fn what_was_read_whole_on_a_kept_connection_is_not_sent_again() {
             matches!(error, SendError::Lost { delivery: Delivery::PerhapsAll, gone: false }),
             "{error:?}"
         );
-        // The second connection is the question whether anybody listens, and carries the next request.
+        // The second connection checks whether the worker still listens, and carries the next request.
         assert_eq!(ask(&client, &worker.url()).await, (200, Bytes::from("ok")));
         assert_eq!(worker.connections(), 2);
     }
 }
 
 #[tokio::test]
-async fn what_may_be_done_twice_is_sent_again() {
+async fn an_idempotent_request_is_sent_again() {
     let worker = closing_the_second(drop).await;
     let client = client();
     for _ in 0..3 {
@@ -55,7 +56,7 @@ async fn what_may_be_done_twice_is_sent_again() {
     assert_eq!(worker.connections(), 2);
 }
 
-/// Sends a POST over a connection of which `script` is the other end; how much was delivered before it was lost.
+/// Sends a POST over a connection whose other end is `script`. Returns how much was delivered before it was lost.
 async fn delivered<F, R>(body: Vec<u8>, script: F) -> Delivery
 where
     F: Fn(usize, TcpStream) -> R + Send + 'static,
@@ -64,7 +65,7 @@ where
     let worker = Fake::start(script).await;
     let client = client();
     let mut connection = client.connect(&worker.url(), LONG).await.unwrap();
-    // What the worker does at once is done, and is not looked for before the request is sent.
+    // The worker's first actions are complete before the request is sent.
     settled().await;
     let outgoing = Outgoing {
         method: &Method::POST,
@@ -77,14 +78,14 @@ where
     let request =
         Request::new(request::write_head(&worker.url(), &outgoing), outgoing.body.clone());
     let exchange = client.exchange(&mut connection, request, &outgoing, LONG);
-    let answer = tokio::time::timeout(LONG, exchange).await.expect("it hangs");
+    let answer = tokio::time::timeout(LONG, exchange).await.expect("the client hangs");
     answer.unwrap().unwrap_err()
 }
 
 #[tokio::test]
 async fn how_much_was_delivered_is_known_from_how_the_connection_was_lost() {
     let small = || b"ask".to_vec();
-    // The request met a connection that had been closed: the worker cannot have read it.
+    // The request was sent on a connection that had been closed, so the worker cannot have read it.
     assert_eq!(delivered(small(), |_, stream| async { drop(stream) }).await, Delivery::Part);
     // Half of a large request was read.
     let large = vec![0; 16 << 20];
@@ -93,7 +94,7 @@ async fn how_much_was_delivered_is_known_from_how_the_connection_was_lost() {
         stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
     };
     assert_eq!(delivered(large, half).await, Delivery::Part);
-    // All of it was read, whatever the close looks like; or may have been.
+    // All of it was read, or may have been, however the connection was closed.
     for close in [drop::<TcpStream>, abort] {
         let read = move |_, mut stream: TcpStream| async move {
             request(&mut stream).await.unwrap();
@@ -109,8 +110,8 @@ async fn how_much_was_delivered_is_known_from_how_the_connection_was_lost() {
 }
 
 #[tokio::test]
-async fn a_worker_that_ends_with_a_request_is_gone() {
-    // The whole worker ends, listener and all, once it has read the second request.
+async fn a_worker_that_stops_during_a_request_is_gone() {
+    // The whole worker, with its listener, stops after it has read the second request.
     let (read, mut has_read) = mpsc::channel::<()>(1);
     let worker = Fake::start(move |_, mut stream| {
         let read = read.clone();
@@ -136,13 +137,13 @@ async fn a_worker_that_ends_with_a_request_is_gone() {
         matches!(error, SendError::Lost { delivery: Delivery::PerhapsAll, gone: true }),
         "{error:?}"
     );
-    // Nobody is left to be asked.
+    // The worker no longer exists.
     let error = send(&client, &url, Method::POST, "ask").await.unwrap_err();
     assert!(matches!(&error, SendError::Connect(_)) && error.is_gone(), "{error:?}");
 }
 
 #[tokio::test]
-async fn what_came_over_an_idle_connection_is_seen_before_the_runtime_knows() {
+async fn bytes_on_an_idle_connection_are_noticed_before_the_runtime_polls() {
     for stray in [&b""[..], b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url: WorkerUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -166,7 +167,7 @@ async fn what_came_over_an_idle_connection_is_seen_before_the_runtime_knows() {
         });
         let client = client();
         assert_eq!(ask(&client, &url).await, (200, Bytes::from("ok")));
-        // This thread waits without giving the runtime a turn.
+        // This thread waits without giving the runtime a chance to poll.
         go.send(()).unwrap();
         is_done.recv().unwrap();
         assert!(client.pool.take(url.id(), client.clock.mono()).is_none(), "{stray:?}");

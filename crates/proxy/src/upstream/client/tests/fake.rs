@@ -1,4 +1,4 @@
-//! A worker that does what a script says with each connection.
+//! A worker that follows a script for each connection.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-/// A worker that is stopped when this is dropped.
+/// A worker that stops when this is dropped.
 pub(super) struct Fake {
     pub(super) address: SocketAddr,
-    /// Connections that were made to it.
+    /// The number of connections that were made to it.
     connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -25,7 +25,7 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    /// Gives each connection to `script`, with how many came before it.
+    /// Passes each connection to `script`, with the number of previous ones.
     pub(super) async fn start<F, R>(script: F) -> Self
     where
         F: Fn(usize, TcpStream) -> R + Send + 'static,
@@ -45,7 +45,7 @@ impl Fake {
         Self { address, connections, task }
     }
 
-    /// Answers every request with these pieces, each in a write of its own, and keeps the connection.
+    /// Answers every request with these pieces, each in its own write, and keeps the connection open.
     pub(super) async fn answering(pieces: &'static [&'static [u8]]) -> Self {
         Self::start(move |_, mut stream| async move {
             while request(&mut stream).await.is_some() {
@@ -67,7 +67,7 @@ impl Fake {
     }
 }
 
-/// Reads a request; `None`: the client has left.
+/// Reads a request; `None` if the client has closed the connection.
 pub(super) async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, Vec<u8>)> {
     let head = request_head(stream).await?;
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -84,14 +84,14 @@ pub(super) async fn request_head(stream: &mut (impl AsyncRead + Unpin)) -> Optio
     Some(String::from_utf8(head).unwrap())
 }
 
-/// A worker that answers a request with `said` and reports when the client has closed the connection.
-pub(super) async fn noticing(said: &'static [u8]) -> (Fake, mpsc::Receiver<()>) {
+/// A worker that answers a request with `answer` and reports when the client has closed the connection.
+pub(super) async fn noticing(answer: &'static [u8]) -> (Fake, mpsc::Receiver<()>) {
     let (closed, reports) = mpsc::channel(1);
     let worker = Fake::start(move |_, mut stream| {
         let closed = closed.clone();
         async move {
             request(&mut stream).await;
-            stream.write_all(said).await.unwrap();
+            stream.write_all(answer).await.unwrap();
             let _gone = stream.read_u8().await.is_err();
             closed.send(()).await.unwrap();
         }
