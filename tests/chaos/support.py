@@ -175,7 +175,7 @@ def inside(namespace):
             yield
         finally:
             if _libc.setns(home.fileno(), CLONE_NEWNET):
-                # Going on here would do harm to whoever comes next.
+                # Continuing in the wrong namespace would break the following tests.
                 os.abort()
 
 

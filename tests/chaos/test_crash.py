@@ -186,9 +186,9 @@ class Crash(ChaosTest):
         steps = lambda: [one[2]["to"] for one in events.seen if one[1] == "member" and one[2]["name"] == "node3"]  # noqa: E731
         eventually("SUSPECTED, then DOWN", steps, lambda seen: seen == ["SUSPECTED", "DOWN"], 10)
         logged = [at for at, _, _, to in routers[0].transitions("node3") if to == "DOWN"]
-        told = [at for at, kind, data in events.seen if kind == "member" and data["to"] == "DOWN"]
-        self.assertLess(abs(told[0] - logged[0]), 0.5)
-        self.assertGreater(told[0], died)
+        announced = [at for at, kind, data in events.seen if kind == "member" and data["to"] == "DOWN"]
+        self.assertLess(abs(announced[0] - logged[0]), 0.5)
+        self.assertGreater(announced[0], died)
 
 
 if __name__ == "__main__":

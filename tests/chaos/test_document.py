@@ -107,7 +107,7 @@ class Document(ChaosTest):
         for router in routers:
             status = router.status()
             self.assertEqual(status["node_count"], 3)
-            # --mesh-host was given once and omitted twice: what is told to the others can be dialled all the same.
+            # --mesh-host was given once and omitted twice: the others must be able to connect to the advertised addresses.
             addresses = [node["address"] for node in status["nodes"]]
             self.assertEqual(addresses, [f"{machine.address}:39527" for machine in machines])
 

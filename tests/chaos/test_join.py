@@ -10,11 +10,11 @@ class Join(ChaosTest):
     LIST = [f"node{number}:{MESH}" for number in (1, 2, 3)]
 
     def nameless(self, count):
-        """Machines that know no names yet."""
+        """Machines without name entries."""
         return [self.network.machine(f"node{number}", names={}) for number in range(1, count + 1)]
 
-    def tell(self, machines):
-        """Now they know all names."""
+    def publish_names(self, machines):
+        """Gives every machine the names of all."""
         for machine in machines:
             machine.names = {other.name: other.address for other in machines}
         self.network.tell_names()
@@ -27,7 +27,7 @@ class Join(ChaosTest):
         time.sleep(5)
         for router in routers:
             self.assertEqual(list(router.states().values()), ["INIT"])
-        self.tell(machines)
+        self.publish_names(machines)
         took = self.await_all_alive(routers, 5)
         report("names appear to all ALIVE", [took])
         for router in routers:
@@ -77,7 +77,7 @@ class Join(ChaosTest):
             self.assertTrue(any(address in reason for reason in health["reasons"]), health["reasons"])
         question = {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}]}
         self.assertEqual(router.ask("POST", "/v1/chat/completions", question).status, 200)
-        # It does not give up: whoever comes is found.
+        # It keeps trying to join, and finds a router that starts later.
         seed = self.router(deaf, peers=[])
         time.sleep(3)
         self.assertEqual(router.health()["node"]["status"], "INIT")
@@ -96,7 +96,7 @@ class Join(ChaosTest):
         report("seed up to joined", [took])
 
     def test_two_clusters_become_one(self):
-        # Each began on its own; then one is told of the other by its name's further address.
+        # Each cluster starts on its own. Then one name resolves to a router of the other cluster, too.
         machines = self.machines(4)
         machines[2].names = {"node1": machines[0].address, "node3": machines[2].address, "node4": machines[3].address}
         first = [self.router(machine, peers=[f"node1:{MESH}", f"node2:{MESH}"]) for machine in machines[:2]]
@@ -133,9 +133,9 @@ class Join(ChaosTest):
         reason = impostor.health()["reasons"][0]
         self.assertIn("--mesh-server-name", reason)
         self.assertIn("node2", reason)
-        told = [record for record in impostor.records() if record["level"] == "ERROR"]
-        self.assertTrue(any("--mesh-server-name" in str(record) for record in told), told)
-        self.assertLess(len(told), 5, "once is enough")
+        errors = [record for record in impostor.records() if record["level"] == "ERROR"]
+        self.assertTrue(any("--mesh-server-name" in str(record) for record in errors), errors)
+        self.assertLess(len(errors), 5, "once is enough")
         time.sleep(10)
         for router in routers:
             node = router.node("node2")

@@ -143,7 +143,7 @@ class Leave(ChaosTest):
 
 
 class Rolling:
-    """A client behind a balancer, while routers are exchanged: goes to whoever was ready half a second ago."""
+    """A client behind a balancer, while routers are exchanged: it uses the routers that were ready half a second ago."""
 
     def __init__(self, machine, current):
         self.answered = 0

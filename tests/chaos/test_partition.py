@@ -133,7 +133,7 @@ class Partition(ChaosTest):
         steps = [(router, *step) for router in routers for step in router.transitions() if step[0] > began]
         suspected = [step for step in steps if step[4] == "SUSPECTED"]
         downs = sorted((at, name) for _, at, name, _, to in steps if to == "DOWN")
-        # Those who hear of the same one within a second tell of one mistake.
+        # Several reports of the same router within a second are one mistake.
         mistakes = [(at, name) for at, name in downs if not any(other == name and 0 < at - before < 1 for before, other in downs)]
         print(f"\n    measured: {share:.0%} loss, {count} routers, {seconds} s: {len(suspected)} SUSPECTED, {len(mistakes)} DOWN", file=sys.stderr)
         for router in routers:
@@ -166,11 +166,11 @@ class Partition(ChaosTest):
         routers = self.cluster(3, RUST_LOG="info,smg::mesh=debug")
         pair = routers[:2]
         for router, other in (pair, pair[::-1]):
-            heard = re.compile(rf"^{re.escape(router.machine.address)}:(\d+)$")
+            source_address = re.compile(rf"^{re.escape(router.machine.address)}:(\d+)$")
             ports = {
-                heard.match(record["from"])[1]
+                source_address.match(record["from"])[1]
                 for record in other.records()
-                if record["message"] == "listening to" and record["lane"].lower() == lane and heard.match(record["from"])
+                if record["message"] == "listening to" and record["lane"].lower() == lane and source_address.match(record["from"])
             }
             self.assertTrue(ports)
             router.machine.block_stream(other.machine, call, ports)

@@ -356,7 +356,7 @@ class Affinity(SharedTest):
                 return talk.ask(local.client, alive[next(turn_of) % len(alive)])
 
             for turn in range(turns):
-                # Nobody, not even a program, answers at once; hints are told within a tenth of a second.
+                # No client continues at once. Hints are published within a tenth of a second.
                 time.sleep(0.2)
                 before_turn(turn)
                 counted = list(pool.map(ask, talks))
@@ -380,7 +380,7 @@ class Affinity(SharedTest):
         report("same worker, three routers", [same * 100 for _, same in shares["three"]], "%")
         self.assertGreaterEqual(statistics.mean(three), 0.98 * statistics.mean(one))
         self.assertGreaterEqual(min(same for _, same in shares["three"]), 0.95)
-        # Not by agreement on what nobody knows: the router that is asked next has been told.
+        # The routers must not agree by chance: the next router has received the hints.
         report("later turns of which the prefix was known", [self.hits * 100], "%")
         self.assertGreaterEqual(self.hits, 0.95)
 
@@ -448,7 +448,7 @@ class Cold(SharedTest):
         for turn in range(2):
             for at, talk in enumerate(talks):
                 talk.ask(client, routers[(turn + at) % 3])
-        # So that the router that is asked next has heard of all of them.
+        # The wait lets the next router receive all hints.
         time.sleep(0.5)
         victim = max({talk.workers[0] for talk in talks}, key=lambda name: sum(t.workers[0] == name for t in talks))
         theirs = [talk for talk in talks if talk.workers[0] == victim]

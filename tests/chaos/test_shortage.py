@@ -31,7 +31,7 @@ class Shortage(ChaosTest):
         return request(self.outside, router.machine.address, "GET", path)
 
     def all_well(self, routers):
-        """Every router routes to every worker, and has heard nothing bad of it."""
+        """Every router routes to every worker, and has no bad observation of it."""
 
         def verdicts():
             seen = []

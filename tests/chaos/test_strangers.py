@@ -209,7 +209,7 @@ class Strangers(ChaosTest):
 
 
 class Rumours(ChaosTest):
-    """Lies about node3, told to node1 in node2's name."""
+    """False reports about node3, sent to node1 in node2's name."""
 
     def setUp(self):
         super().setUp()
@@ -222,7 +222,7 @@ class Rumours(ChaosTest):
         return wire.Identity(name, int(node["generation"]), host, int(port))
 
     def lie(self, state, incarnation=0):
-        """Tells it; when, on the calendar."""
+        """Sends the false report. Returns the wall-clock time of that."""
         node1 = self.routers[0].machine.address
         cluster = wire.cluster_of(self.liar.connect(node1, MESH))
         node2, about = self.identity("node2"), self.identity("node3")
@@ -231,14 +231,14 @@ class Rumours(ChaosTest):
         stream.send(wire.of_opening(wire.opening(cluster, node2.name, node2.generation, f"{node2.address}:{node2.port}")))
         self.assertIsNotNone(stream.message())
         packet = wire.rumour(node2, self.identity("node1"), about, state, incarnation)
-        told = time.time()
+        sent = time.time()
         stream.send(wire.of_frame(wire.frame(wire.SWIM, cluster, packet)))
-        return told
+        return sent
 
-    def refuted(self, told, name):
-        """node1 believes it, and not for long; in seconds."""
-        self.await_transition(self.routers[0], "node3", name, told, 2)
-        took = self.await_transition(self.routers[0], "node3", "ALIVE", told, 5)
+    def refuted(self, sent, name):
+        """Waits until node1 has applied the report and its refutation. Returns the seconds between the two."""
+        self.await_transition(self.routers[0], "node3", name, sent, 2)
+        took = self.await_transition(self.routers[0], "node3", "ALIVE", sent, 5)
         self.await_all_alive(self.routers, 2)
         return took
 
@@ -250,9 +250,9 @@ class Rumours(ChaosTest):
 
     def test_false_suspicion_is_refuted(self):
         generation = self.routers[0].node("node3")["generation"]
-        # node3 raises its number each time, so the next lie must claim more to be believed.
+        # node3 raises its incarnation each time, so the next false report needs a higher one to be applied.
         took = [self.refuted(self.lie(wire.SUSPECT, 10 * number), "SUSPECTED") for number in range(5)]
-        report("false SUSPECTED told to refuted", took)
+        report("false SUSPECTED sent to refuted", took)
         self.assertLess(max(took), 2)
         self.assert_never(self.routers, "DOWN")
         self.assert_all_is_as_before(generation)
@@ -260,7 +260,7 @@ class Rumours(ChaosTest):
     def test_false_death_is_refuted(self):
         generation = self.routers[0].node("node3")["generation"]
         took = self.refuted(self.lie(wire.DOWN), "DOWN")
-        report("false DOWN told to refuted", [took])
+        report("false DOWN sent to refuted", [took])
         self.assertLess(took, 2)
         refuted = lambda: self.routers[2].metrics()["smg_mesh_refutations_total"]  # noqa: E731
         eventually("it is counted", refuted, lambda count: count >= 1, 3)

@@ -249,7 +249,7 @@ class Identity:
 
 
 def rumour(source, target, about, state, incarnation=0):
-    """A packet in which `source` tells `target` that `about` is in a state (SUSPECT or DOWN)."""
+    """A packet in which `source` reports to `target` that `about` is in a state (SUSPECT or DOWN)."""
     header = source.encode() + _number(0) + target.encode() + _number(GOSSIP)
     member = about.encode() + _number(incarnation) + _number(state)
     return _item(header) + struct.pack(">H", 1) + _item(member)

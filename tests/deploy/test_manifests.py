@@ -189,7 +189,7 @@ class Manifests(unittest.TestCase):
             for port in service["spec"]["ports"]:
                 self.assertIn(port["targetPort"], ports, service["metadata"]["name"])
             if service["spec"].get("clusterIP") == "None":
-                # Whoever is resolved by a headless Service is reached on the container's own port.
+                # Clients of a headless Service connect to the container's own port.
                 self.assertEqual(
                     [ports[p["targetPort"]] for p in service["spec"]["ports"]],
                     [p["port"] for p in service["spec"]["ports"]],

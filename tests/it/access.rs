@@ -1,4 +1,4 @@
-//! Keys of clients, tenants and administrators, and where they must not go.
+//! Tests of the keys of clients, tenants and administrators, and of where these keys must not be sent.
 
 use crate::support::router::Router;
 use crate::support::worker::Worker;
@@ -7,7 +7,7 @@ const BODY: &[u8] = b"{\"model\":\"m\"}";
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
-async fn clients_show_a_key_and_workers_never_see_it() {
+async fn clients_must_send_a_key_and_workers_never_receive_it() {
     let worker = Worker::plain().await;
     let flags =
         ["--api-key", "one,two", "--tenant-api-key", "acme:three", "--worker-api-key", "its-own"];
@@ -50,7 +50,7 @@ async fn clients_show_a_key_and_workers_never_see_it() {
 }
 
 #[tokio::test]
-async fn without_keys_the_clients_own_credentials_pass() {
+async fn without_keys_the_clients_own_credentials_are_forwarded() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let headers = [("authorization", "Bearer theirs"), ("x-api-key", "theirs")];
@@ -99,7 +99,7 @@ async fn admin_routes_need_the_admin_key() {
 }
 
 #[tokio::test]
-async fn a_right_key_beside_a_foreign_one_is_enough_and_only_ours_is_taken() {
+async fn a_valid_key_beside_a_foreign_one_is_accepted_and_only_it_is_removed() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &["--api-key", "ours"]).await;
     let foreign = ("authorization", "Bearer foreign");
@@ -120,7 +120,7 @@ async fn a_right_key_beside_a_foreign_one_is_enough_and_only_ours_is_taken() {
     }
 }
 
-/// Each admin route, with a path that can be asked for.
+/// Each admin route, with a path that can be requested.
 fn admin_routes() -> Vec<(&'static str, String)> {
     let routes = smg::http::ROUTES.iter().filter(|route| route.access == smg::http::Access::Admin);
     let path = |path: &str| path.replace("{id}", "w-0000000000000000").replace("{model}", "m");
@@ -128,7 +128,7 @@ fn admin_routes() -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test]
-async fn a_clients_key_opens_the_admin_surface_only_where_there_is_no_admin_key() {
+async fn a_clients_key_allows_admin_routes_only_without_an_admin_key() {
     let router = Router::start(&["--api-key", "client", "--tenant-api-key", "t:tenant"]).await;
     for (method, path) in admin_routes() {
         let shows =
@@ -140,7 +140,7 @@ async fn a_clients_key_opens_the_admin_surface_only_where_there_is_no_admin_key(
 }
 
 #[tokio::test]
-async fn roles_say_what_an_admin_key_allows() {
+async fn the_role_limits_what_an_admin_key_allows() {
     let router = Router::start(&["--admin-api-key", "1:Ann:admin:writes,2:Bob:user:reads"]).await;
     for (method, path) in admin_routes() {
         let shows =
@@ -152,10 +152,10 @@ async fn roles_say_what_an_admin_key_allows() {
 }
 
 #[tokio::test]
-async fn without_keys_admin_writes_are_for_this_machine_and_not_through_a_proxy() {
+async fn without_keys_admin_writes_are_accepted_from_this_machine_and_not_through_a_proxy() {
     let router = Router::start(&[]).await;
     let open = Router::start(&["--admin-open"]).await;
-    assert!(open.log().contains("--admin-open"), "it is said aloud");
+    assert!(open.log().contains("--admin-open"), "the log must warn of it");
     for (method, path) in admin_routes() {
         let through = [JSON, ("x-forwarded-for", "10.0.0.1")];
         let status = router.send(method, &path, &through, b"{}").await.status;
@@ -170,7 +170,7 @@ async fn without_keys_admin_writes_are_for_this_machine_and_not_through_a_proxy(
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_changes_nothing() {
+async fn a_page_of_another_site_cannot_change_anything() {
     let router = Router::start(&[]).await;
     let host = router.address().to_string();
     let same = format!("http://{host}");
@@ -191,7 +191,7 @@ async fn a_page_of_another_site_changes_nothing() {
     assert_eq!(router.send("POST", "/ha/shutdown", &cross, b"").await.status, 403);
 }
 
-/// What docs/security.md says of each route, made from the table of routes.
+/// The table of docs/security.md, generated from the routes.
 fn routes_as_a_table() -> String {
     use smg::http::Access;
     let mut table = String::from(
@@ -214,7 +214,7 @@ fn routes_as_a_table() -> String {
 }
 
 #[tokio::test]
-async fn the_documented_table_of_routes_is_the_real_one() {
+async fn the_documented_table_of_routes_is_up_to_date() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md");
     let text = std::fs::read_to_string(path).unwrap();
     let (head, rest) = text.split_once("<!-- routes: begin -->\n").unwrap();
@@ -228,9 +228,9 @@ async fn the_documented_table_of_routes_is_the_real_one() {
     }
 }
 
-/// Asks each route of the table with each kind of key, and compares what happens with what the table says.
+/// Requests each route of the table with each kind of key, and compares the result with the table.
 #[tokio::test]
-async fn routes_do_what_their_table_says() {
+async fn routes_allow_the_keys_that_the_table_lists() {
     let worker = Worker::plain().await;
     let flags = [
         "--api-key",
@@ -244,17 +244,22 @@ async fn routes_do_what_their_table_says() {
     for line in routes_as_a_table().lines().skip(2) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let (method, path) = cells[1].trim_matches('`').split_once(' ').unwrap();
-        // These would end the test's router or never end themselves.
+        // These would stop the router of this test, or would never end themselves.
         if path == "/ha/shutdown" || path == "/ha/events" {
             continue;
         }
         let path = path.replace("{id}", "w-0000000000000000").replace("{model}", "m");
-        for (key, says) in ["client", "tenant", "user", "admin"].into_iter().zip(&cells[3..]) {
+        for (key, expected) in ["client", "tenant", "user", "admin"].into_iter().zip(&cells[3..]) {
             let headers = [JSON, ("x-api-key", key)];
             let answer = router.send(method, &path, &headers, BODY).await;
-            // `mesh_disabled` and the like: it was let in.
+            // `mesh_disabled` and the like mean that the key was accepted.
             let allowed = !matches!(answer.status, 401 | 403);
-            assert_eq!(allowed, *says == "yes", "{method} {path} with {key}: {}", answer.status);
+            assert_eq!(
+                allowed,
+                *expected == "yes",
+                "{method} {path} with {key}: {}",
+                answer.status
+            );
         }
     }
 }

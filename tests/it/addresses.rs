@@ -1,10 +1,10 @@
-//! Names with several addresses, and a name server that says nothing.
+//! Tests with names that have several addresses, and with a name server that does not answer.
 //!
-//! The router gets a hosts file or a name server of its own in a mount namespace of its own. Where the system does not
-//! allow that, these tests say so and pass; `dial`, `resolve` and `join` hold the same in unit tests with an injected
+//! The router has a hosts file or a name server of its own, in its own mount namespace. Where the system does not allow
+//! that, these tests print so and pass; unit tests of `dial`, `resolve` and `join` check the same with an injected
 //! resolver.
 
-#![expect(clippy::print_stderr, reason = "a test that cannot run here says so")]
+#![expect(clippy::print_stderr, reason = "a test that cannot run here prints so")]
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -17,10 +17,10 @@ use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
-/// Far less than a connect time-out, a probe's time-out, or what the system waits for a name server.
+/// Far less than a connect timeout, a probe's timeout, or the time that the system waits for a name server.
 const SOON: Duration = Duration::from_secs(3);
 
-/// A file of this test's own. Gone when dropped.
+/// A temporary file, which is deleted when dropped.
 struct File(PathBuf);
 
 impl File {
@@ -37,7 +37,8 @@ impl Drop for File {
     }
 }
 
-/// A program that runs another one for which `file` stands at `path`; `None`: the system does not allow that.
+/// The start of a command that runs another program with `file` mounted at `path`; `None` if the system does not allow
+/// that.
 fn with(file: &File, path: &str) -> Option<Vec<String>> {
     let script = format!("mount --bind {} {path} && exec \"$0\" \"$@\"", file.0.display());
     let wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", &script].map(str::to_owned);
@@ -45,7 +46,7 @@ fn with(file: &File, path: &str) -> Option<Vec<String>> {
     if tried.is_ok_and(|tried| tried.status.success()) {
         return Some(wrapper.to_vec());
     }
-    eprintln!("not tested: this system lets nobody have a mount namespace of their own");
+    eprintln!("not tested: this system does not allow a private mount namespace");
     None
 }
 
@@ -53,7 +54,7 @@ fn strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
-/// Somebody who lets nobody in: connections to it are neither made nor refused.
+/// A listener whose queue is full: a connection to it is neither accepted nor refused.
 struct BlackHole {
     _listener: socket2::Socket,
     _waiting: Vec<socket2::Socket>,
@@ -70,7 +71,7 @@ impl BlackHole {
         let listener = socket();
         listener.bind(&address.into()).unwrap();
         listener.listen(0).unwrap();
-        // These fill the queue of those who wait to be accepted.
+        // These connections fill the queue of the listener.
         let waiting = (0..4).map(|_| {
             let socket = socket();
             let _begun = socket.connect(&address.into()).is_err();
@@ -80,14 +81,14 @@ impl BlackHole {
     }
 }
 
-/// A hosts file that gives `name` a dead first address and a good second one.
+/// A hosts file that gives `name` a dead first address and a live second one.
 fn hosts(name: &str) -> File {
-    // The system puts the one that is nearer to its own first.
+    // The system puts the address first that is closer to its own.
     File::new(name, &format!("127.0.0.1 localhost\n127.0.0.1 {name}\n127.0.0.2 {name}\n"))
 }
 
 #[tokio::test]
-async fn a_worker_with_a_dead_first_address_gets_ready_fast() {
+async fn a_worker_with_a_dead_first_address_becomes_ready_quickly() {
     let file = hosts("worker.test");
     let Some(wrapper) = with(&file, "/etc/hosts") else { return };
     let worker = Worker::plain_at("127.0.0.2:0").await;
@@ -98,7 +99,7 @@ async fn a_worker_with_a_dead_first_address_gets_ready_fast() {
     let router = Router::start_in(&strs(&wrapper), &["--worker-urls", &url]).await;
     router.knows_ready(1).await;
     assert!(began.elapsed() < SOON, "ready after {:?}", began.elapsed());
-    // The prober has found out which address answers, and requests profit from it.
+    // The prober has remembered which address answers, and requests use that, too.
     for _ in 0..4 {
         let began = Instant::now();
         assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
@@ -106,7 +107,7 @@ async fn a_worker_with_a_dead_first_address_gets_ready_fast() {
     }
 }
 
-/// Where a router's mesh is, by its log.
+/// The address of a router's mesh port, from its log.
 fn mesh_address(router: &Router) -> SocketAddr {
     let log = router.log();
     let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -115,7 +116,7 @@ fn mesh_address(router: &Router) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_peer_with_a_dead_first_address_is_met_fast() {
+async fn a_peer_with_a_dead_first_address_is_joined_quickly() {
     let file = hosts("peer.test");
     let Some(wrapper) = with(&file, "/etc/hosts") else { return };
     let mesh = ["--enable-mesh", "--mesh-port", "0"];
@@ -128,7 +129,7 @@ async fn a_peer_with_a_dead_first_address_is_met_fast() {
     let second = [&mesh[..], &second, &["--mesh-peer-urls", &peer]].concat();
     let began = Instant::now();
     let second = Router::start_in(&strs(&wrapper), &second).await;
-    eventually("they have met", || async {
+    eventually("the routers have joined", || async {
         let peers = first.get("/ha/status").await.json();
         let health = second.get("/ha/health").await.json();
         if health["status"] == "ok" { Ok(()) } else { Err((health, peers)) }
@@ -138,7 +139,7 @@ async fn a_peer_with_a_dead_first_address_is_met_fast() {
 }
 
 #[tokio::test]
-async fn a_silent_name_server_delays_no_start_and_judges_nobody() {
+async fn a_silent_name_server_neither_delays_the_start_nor_counts_against_workers() {
     let file = File::new("silent", "nameserver 127.0.0.77\n");
     let Some(wrapper) = with(&file, "/etc/resolv.conf") else { return };
     let Ok(_name_server) = UdpSocket::bind("127.0.0.77:53") else {
@@ -170,7 +171,7 @@ async fn a_silent_name_server_delays_no_start_and_judges_nobody() {
     let router = Router::start_in(&strs(&wrapper), &flags).await;
     assert!(began.elapsed() < SOON, "it served after {:?}", began.elapsed());
     let shortages = r#"smg_own_shortages_total{kind="resolver"}"#;
-    eventually("the silence is met several times", || async {
+    eventually("several look-ups have failed", || async {
         let met = router.metric(shortages).await;
         if met >= 3.0 { Ok(()) } else { Err(met) }
     })

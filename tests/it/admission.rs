@@ -1,4 +1,4 @@
-//! Who may go to the workers, who waits, in which order, and who is sent away.
+//! Tests of admission: which requests go to the workers, which wait, in which order, and which are rejected.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::support::worker::Worker;
 const CHAT: &str = r#"{"model":"m","max_tokens":2,"messages":[]}"#;
 const STREAM: &[u8] = br#"{"model":"m","stream":true}"#;
 
-/// A worker that answers once `gate` lets it; `x-name` of the requests shows in which order they came.
+/// A worker that answers each request when `gate` has a permit. The header `x-name` identifies the requests.
 async fn gated(gate: &Arc<Semaphore>) -> Worker {
     let gate = Arc::clone(gate);
     Worker::start(move |mut talk| {
@@ -39,7 +39,7 @@ fn names(worker: &Worker) -> Vec<String> {
     worker.seen().iter().map(|seen| seen.all("x-name").concat()).collect()
 }
 
-/// Sends a request that is called `name`, without waiting for its answer.
+/// Sends a request with the given name, and does not wait for its answer.
 fn ask(router: &Router, name: &str, priority: &str) -> JoinHandle<Answer> {
     let (address, name, priority) = (router.address(), name.to_owned(), priority.to_owned());
     tokio::spawn(async move {
@@ -57,7 +57,7 @@ async fn waiting(router: &Router, n: usize) {
     .await;
 }
 
-/// Waits until the worker has seen `n` requests.
+/// Waits until the worker has received exactly `n` requests.
 async fn arrived(worker: &Worker, n: usize) {
     eventually(&format!("{n} requests at the worker"), || async {
         let seen = worker.seen().len();
@@ -67,7 +67,7 @@ async fn arrived(worker: &Worker, n: usize) {
 }
 
 #[tokio::test]
-async fn never_more_than_n_are_at_the_workers() {
+async fn never_more_than_the_limit_are_at_the_workers() {
     const N: usize = 8;
     let mock = Mock::start("w").await;
     let flags = ["--max-concurrent-requests", "8", "--queue-size", "1000"];
@@ -91,14 +91,14 @@ async fn never_more_than_n_are_at_the_workers() {
 }
 
 #[tokio::test]
-async fn the_queue_holds_its_size_and_sends_the_rest_away() {
+async fn a_full_queue_rejects_further_requests() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = gated(&gate).await;
     let flags = ["--max-concurrent-requests", "2", "--queue-size", "3"];
     let router = Router::before(&[worker.url()], &flags).await;
     let asked: Vec<_> = (0..30).map(|at| ask(&router, &at.to_string(), "default")).collect();
     waiting(&router, 3).await;
-    eventually("the rest is answered", || async {
+    eventually("the rejected requests are answered", || async {
         let done = asked.iter().filter(|asked| asked.is_finished()).count();
         if done == 25 { Ok(()) } else { Err(done) }
     })
@@ -152,7 +152,7 @@ async fn the_queue_is_first_in_first_out_within_a_class_and_by_class_otherwise()
 }
 
 #[tokio::test]
-async fn a_client_gets_no_higher_class_than_it_may_claim() {
+async fn a_client_gets_no_more_urgent_class_than_it_may_claim() {
     for (flags, order) in [
         (&[][..], ["first", "one", "two", "three"]),
         (&["--max-client-priority", "default"], ["first", "one", "two", "three"]),
@@ -179,7 +179,7 @@ async fn a_client_gets_no_higher_class_than_it_may_claim() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_is_told() {
+async fn a_request_that_waits_too_long_is_answered() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = gated(&gate).await;
     let flags = ["--max-concurrent-requests", "1", "--queue-timeout-secs", "0.3"];
@@ -200,7 +200,7 @@ async fn who_waits_too_long_is_told() {
 }
 
 #[tokio::test]
-async fn a_waiter_that_leaves_leaves_the_queue() {
+async fn a_client_that_disconnects_frees_its_place_in_the_queue() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = gated(&gate).await;
     let flags = ["--max-concurrent-requests", "1", "--queue-size", "1"];
@@ -249,7 +249,7 @@ async fn a_stream_keeps_its_place_until_it_ends_or_is_dropped() {
         let other = begin().await.unwrap();
         assert_eq!(other.status, 429, "there was a place while the stream went on");
     };
-    // Once the first is over in one way or the other, the place is free.
+    // When the first request ends in either way, its place becomes free.
     let free = async || {
         eventually("the place is free", || async {
             let stream = begin().await.unwrap();
@@ -270,7 +270,7 @@ async fn a_stream_keeps_its_place_until_it_ends_or_is_dropped() {
 }
 
 #[tokio::test]
-async fn without_a_worker_a_request_waits_as_long_as_it_is_told() {
+async fn without_a_worker_a_request_waits_for_the_configured_time() {
     let mut mock = Mock::start("w").await;
     let flags = ["--no-worker-wait-secs", "1", "--health-check-interval-secs", "0.2"];
     let router = Router::before(&[mock.url()], &flags).await;
@@ -281,7 +281,7 @@ async fn without_a_worker_a_request_waits_as_long_as_it_is_told() {
     assert_eq!((answer.status, answer.code().as_str()), (503, "no_available_workers"));
     let waited = started.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&waited), "{waited:?}");
-    // It comes back while a request waits.
+    // The worker returns while a request waits.
     let waits = ask(&router, "y", "default");
     mock.restart().await;
     assert_eq!(waits.await.unwrap().status, 200);

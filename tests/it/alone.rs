@@ -1,4 +1,4 @@
-//! A router without `--enable-mesh`, and one that has met nobody yet: a cluster of one.
+//! Tests of a router without `--enable-mesh`, and of one that has not joined another yet: a cluster of one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
-/// TCP ports on which a process listens.
+/// The TCP ports on which a process listens.
 fn listening(pid: u32) -> BTreeSet<u16> {
     let sockets: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -26,7 +26,7 @@ fn listening(pid: u32) -> BTreeSet<u16> {
         let table = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
         for line in table.lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            // 0A: it listens.
+            // State 0A means that the socket listens.
             if fields[3] == "0A" && sockets.contains(fields[9]) {
                 let (_, port) = fields[1].rsplit_once(':').unwrap();
                 ports.insert(u16::from_str_radix(port, 16).unwrap());
@@ -37,7 +37,7 @@ fn listening(pid: u32) -> BTreeSet<u16> {
 }
 
 #[tokio::test]
-async fn a_router_alone_listens_for_no_other_and_measures_no_other() {
+async fn a_router_alone_has_no_mesh_port_and_no_mesh_metrics() {
     let router = Router::start(&[]).await;
     assert_eq!(listening(router.pid()), BTreeSet::from([router.address().port()]));
     let metrics = router.get("/metrics").await.text();
@@ -51,7 +51,7 @@ async fn a_router_alone_listens_for_no_other_and_measures_no_other() {
 }
 
 #[tokio::test]
-async fn a_router_alone_answers_writes_with_a_receipt_and_shows_what_it_sees() {
+async fn a_router_alone_answers_writes_with_a_receipt_and_shows_its_observations() {
     let worker = Worker::plain().await;
     let router = Router::start(&[]).await;
     let name = router.get("/health").await.json()["node_name"].as_str().unwrap().to_owned();
@@ -61,16 +61,16 @@ async fn a_router_alone_answers_writes_with_a_receipt_and_shows_what_it_sees() {
     let receipt = json!({ "applied": [name], "pending": [], "complete": true });
     assert_eq!(added.json()["receipt"], receipt);
     router.knows_ready(1).await;
-    let seen = router.get("/ha/workers").await.json()["workers"][0]["observations"].clone();
+    let observed = router.get("/ha/workers").await.json()["workers"][0]["observations"].clone();
     assert_eq!(
-        (&seen[&name]["health"], &seen[&name]["breaker"]),
+        (&observed[&name]["health"], &observed[&name]["breaker"]),
         (&json!("healthy"), &json!("closed"))
     );
     assert_eq!(router.get("/ha/status").await.json()["stores"]["workers"]["entry_count"], 1);
 }
 
 #[tokio::test]
-async fn of_two_who_add_the_same_worker_at_once_one_is_told_that_it_is_there() {
+async fn of_two_simultaneous_registrations_of_a_worker_one_fails_as_duplicate() {
     let worker = Worker::plain().await;
     let router = Router::start(&[]).await;
     for _ in 0..20 {
@@ -81,7 +81,7 @@ async fn of_two_who_add_the_same_worker_at_once_one_is_told_that_it_is_there() {
         assert_eq!(statuses, BTreeSet::from([202, 409]), "{} {}", one.text(), other.text());
         let path = format!("/workers/{}", json!(first_id(&router).await).as_str().unwrap());
         assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
-        eventually("it is gone", || async {
+        eventually("the worker is gone", || async {
             let answer = router.get(&path).await;
             if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
         })
@@ -116,7 +116,7 @@ async fn a_worker_that_is_added_again_while_it_drains_stays() {
     let path = format!("/workers/{}", first_id(&router).await);
     assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
     assert_eq!(router.get(&path).await.json()["state"], "draining");
-    // What would have no effect is refused.
+    // A request without effect is refused.
     let patch = router.send("PATCH", &path, &[], br#"{"weight":2}"#).await;
     assert_eq!((patch.status, patch.code().as_str()), (404, "worker_not_found"));
     let spec = json!({ "url": worker.url() }).to_string();
@@ -127,8 +127,8 @@ async fn a_worker_that_is_added_again_while_it_drains_stays() {
     assert_eq!(router.get(&path).await.json()["state"], "ready", "it is there to stay");
 }
 
-/// A router that looks for others in vain has not announced yet which workers its configuration names: they are its own all
-/// the same, and whoever changes one changes it.
+/// A router that has not joined another yet has not published the workers of its configuration. They are its own all
+/// the same, and the API can change them.
 #[tokio::test]
 async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
     let workers = [Worker::plain().await, Worker::plain().await];
@@ -160,7 +160,7 @@ async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
     );
     assert_eq!(router.send("DELETE", &removed, &[], b"").await.status, 202);
     assert_eq!(router.get("/readiness").await.json()["reason"], "joining", "it is still early");
-    eventually("it goes on alone and has announced its workers", || async {
+    eventually("it has stopped waiting for others and has published its workers", || async {
         let log = router.log();
         if log.contains("announced the workers") { Ok(()) } else { Err(log) }
     })

@@ -1,4 +1,4 @@
-//! The router's own API: workers, models, loads, caches, CORS, and its description.
+//! Tests of the router's own API: workers, models, loads, caches, CORS, and its OpenAPI description.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
-/// The methods and paths of the description, by its indentation.
+/// The methods and paths of the description, found by their indentation.
 fn described() -> BTreeSet<(String, String)> {
     let text = include_str!("../../src/http/openapi.yaml");
     let mut found = BTreeSet::new();
@@ -44,7 +44,7 @@ async fn the_description_has_exactly_the_routes() {
 }
 
 #[tokio::test]
-async fn a_worker_lives_by_the_api() {
+async fn a_worker_is_added_changed_and_deleted_through_the_api() {
     let worker = Worker::plain().await;
     let router = Router::start(&[]).await;
     let spec = json!({ "url": worker.url(), "api_key": "secret-key", "labels": { "a": "1", "b": "2" }, "priority": 3 });
@@ -100,7 +100,7 @@ async fn a_worker_lives_by_the_api() {
     assert_eq!(router.get("/workers?model=m").await.json()["total"], 1);
     assert_eq!(router.get("/workers?model=other").await.json()["total"], 0);
     assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
-    eventually("it is gone", || async {
+    eventually("the worker is gone", || async {
         let answer = router.get(&path).await;
         if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
     })
@@ -109,7 +109,7 @@ async fn a_worker_lives_by_the_api() {
 }
 
 #[tokio::test]
-async fn a_registration_can_be_taken_back_while_it_is_pending() {
+async fn a_registration_can_be_deleted_while_it_is_pending() {
     let router = Router::start(&[]).await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = json!({ "url": format!("http://{}", silent.local_addr().unwrap()) });
@@ -118,7 +118,7 @@ async fn a_registration_can_be_taken_back_while_it_is_pending() {
     let path = added["location"].as_str().unwrap().to_owned();
     assert_eq!(router.get(&path).await.json()["state"], "pending");
     assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
-    eventually("it is gone", || async {
+    eventually("the worker is gone", || async {
         let answer = router.get(&path).await;
         if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
     })
@@ -126,9 +126,9 @@ async fn a_registration_can_be_taken_back_while_it_is_pending() {
 }
 
 #[tokio::test]
-async fn what_is_no_spec_is_refused_with_its_reason() {
+async fn an_invalid_spec_is_refused_with_the_reason() {
     let router = Router::start(&[]).await;
-    for (body, says) in [
+    for (body, reason) in [
         ("{", "EOF"),
         ("{}", "url"),
         (r#"{"url":"nonsense"}"#, "nonsense"),
@@ -144,7 +144,7 @@ async fn what_is_no_spec_is_refused_with_its_reason() {
     ] {
         let answer = router.post("/workers", body).await;
         assert_eq!(answer.status, 400, "{body}: {}", answer.text());
-        assert!(answer.text().contains(says), "{body}: {}", answer.text());
+        assert!(answer.text().contains(reason), "{body}: {}", answer.text());
     }
     for path in ["/workers/nonsense", "/workers/w-0000000000000000"] {
         let answer = router.get(path).await;
@@ -155,7 +155,7 @@ async fn what_is_no_spec_is_refused_with_its_reason() {
     assert_eq!(router.get("/nowhere").await.code(), "route_not_found");
 }
 
-/// The bounds of a schema's property: by length or by size, whichever it has.
+/// The bounds of a schema's property: of its length or of its value.
 fn bounds(property: &serde_json::Value) -> [&serde_json::Value; 2] {
     let [by_length, by_size] = [["minLength", "maxLength"], ["minimum", "maximum"]];
     let names = if property.get("maxLength").is_some() { by_length } else { by_size };
@@ -228,7 +228,7 @@ fn the_description_has_the_bounds_that_are_enforced() {
 }
 
 #[tokio::test]
-async fn the_reason_of_an_override_may_be_as_long_as_the_cluster_takes_it() {
+async fn the_reason_of_an_override_has_the_length_limit_of_the_cluster() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let id = router.get("/workers").await.json()["workers"][0]["id"].as_str().unwrap().to_owned();
@@ -248,8 +248,8 @@ async fn models_are_listed_once() {
     assert_eq!(router.get("/v1/models").await.json(), expected);
 }
 
-/// A worker that flushes and tells its load, or fails at both.
-async fn told(status: u16) -> Worker {
+/// A worker that flushes its cache and reports a load, or fails at both with `status`.
+async fn flushing(status: u16) -> Worker {
     Worker::start(move |mut talk| async move {
         talk.answer(status, "content-type: application/json\r\n", b"{\"load\":5}").await;
         talk
@@ -258,8 +258,8 @@ async fn told(status: u16) -> Worker {
 }
 
 #[tokio::test]
-async fn caches_are_flushed_everywhere_or_it_is_said_where_not() {
-    let (good, bad) = (told(200).await, told(500).await);
+async fn caches_are_flushed_everywhere_or_the_failures_are_listed() {
+    let (good, bad) = (flushing(200).await, flushing(500).await);
     let mut router = Router::before(&[good.url(), bad.url()], &[]).await;
     let answer = router.post("/flush_cache", "").await;
     assert_eq!(answer.status, 206, "{}", answer.text());
@@ -305,7 +305,7 @@ async fn a_router_can_stand_behind_a_router() {
 }
 
 #[tokio::test]
-async fn what_the_router_knows_is_not_sent_to_whom_anybody_names() {
+async fn a_worker_of_the_api_cannot_name_the_routers_files_and_variables_as_its_key() {
     let worker = Worker::plain().await;
     let open = Router::start(&[]).await;
     for reference in [json!({"api_key_env": "PATH"}), json!({"api_key_file": "/etc/hostname"})] {

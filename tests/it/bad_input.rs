@@ -1,4 +1,5 @@
-//! Bad input gets a clear answer or a closed connection: never a panic, a hang or growth.
+//! Tests that invalid input gets a clear answer or a closed connection, and never causes a panic, a hang or a growth of
+//! memory.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,10 +14,10 @@ use crate::support::{client, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Writes raw bytes and returns all that comes back until the router closes, or until `PATIENCE` is over.
+/// Writes raw bytes and returns all that comes back until the router closes the connection, for at most `PATIENCE`.
 async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The router may hang up before it has read everything.
+    // The router may close the connection before it has read everything.
     let _hung_up = stream.write_all(bytes.as_ref()).await.is_err();
     rest(&mut stream).await
 }
@@ -33,14 +34,14 @@ async fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A chat request whose connection closes after the answer.
+/// A chat request after whose answer the connection closes.
 fn chat(headers: &str, body: &str) -> String {
     format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n{body}"
     )
 }
 
-/// Every error has a name, and a body that clients understand.
+/// Checks that an error has a code, and a body that clients can parse.
 fn is_in_shape(answer: &str) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("\r\nx-request-id: "), "{answer}");
@@ -50,12 +51,12 @@ fn is_in_shape(answer: &str) {
 }
 
 #[tokio::test]
-async fn who_is_refused_while_sending_can_read_why() {
+async fn a_client_that_is_refused_while_it_sends_can_read_the_reason() {
     let worker = Worker::plain().await;
     let flags = ["--api-key", "right", "--max-payload-size", "2048"];
     let router = Router::before(&[worker.url()], &flags).await;
     for (key, status) in [("wrong", "401"), ("right", "413")] {
-        // Sent whole before anything is read, as many clients do: a reset meanwhile would lose the answer.
+        // Sent as a whole before anything is read, as many clients do. A reset in the meantime would lose the answer.
         for _ in 0..20 {
             let head = format!(
                 "POST /generate HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 700000\r\n\r\n"
@@ -73,12 +74,12 @@ async fn who_is_refused_while_sending_can_read_why() {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer:?}");
         }
     }
-    // Who goes on for ever is cut off.
+    // A client that sends for ever is disconnected.
     let mut endless = TcpStream::connect(router.address()).await.unwrap();
     let head = "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 7000000000\r\n\r\n";
     endless.write_all(head.as_bytes()).await.unwrap();
     let sending = async { while endless.write_all(&[b' '; 10_000]).await.is_ok() {} };
-    tokio::time::timeout(PATIENCE, sending).await.expect("it is read for ever");
+    tokio::time::timeout(PATIENCE, sending).await.expect("the router reads for ever");
 }
 
 #[tokio::test]
@@ -103,7 +104,7 @@ async fn bodies_are_bounded_together_as_well() {
         tokio::spawn(
             async move { client::send(address, "POST", "/generate", &[], &body).await.status },
         );
-    eventually("the first is at the worker", || async {
+    eventually("the first request is at the worker", || async {
         if worker.seen().len() == 1 { Ok(()) } else { Err(()) }
     })
     .await;
@@ -125,7 +126,7 @@ async fn still_serves(router: &Router) {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_request_is_a_400_with_a_reason() {
+async fn an_invalid_body_is_answered_400_with_a_reason() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let deep = format!(r#"{{"model":"m","x":{}"#, "[".repeat(1_000_000));
@@ -153,12 +154,12 @@ async fn a_body_that_is_no_request_is_a_400_with_a_reason() {
             assert!(!answer.json()["error"]["message"].as_str().unwrap().is_empty());
         }
     }
-    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
+    assert!(worker.seen().is_empty(), "the worker must receive nothing of it");
     still_serves(&router).await;
 }
 
 #[tokio::test]
-async fn one_byte_too_many_is_a_413_and_one_less_is_not() {
+async fn a_body_one_byte_above_the_limit_is_answered_413_and_one_at_the_limit_is_not() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &["--max-payload-size", "2048"]).await;
     let body = |length: usize| format!("{{\"x\":\"{}\"}}", "y".repeat(length - 8));
@@ -178,7 +179,7 @@ async fn one_byte_too_many_is_a_413_and_one_less_is_not() {
 }
 
 #[tokio::test]
-async fn who_sends_too_slowly_is_told_so() {
+async fn a_client_that_sends_too_slowly_is_answered_408() {
     let worker = Worker::plain().await;
     let limits = ["--header-timeout-secs", "0.5", "--body-timeout-secs", "0.5"];
     let router = Router::before(&[worker.url()], &limits).await;
@@ -191,7 +192,7 @@ async fn who_sends_too_slowly_is_told_so() {
         assert!(answer.starts_with("HTTP/1.1 408"), "a slow body to {path}: {answer:?}");
         assert!(began.elapsed() > Duration::from_millis(450), "it had no time at all");
     }
-    // A byte now and then is no progress: the head has one deadline.
+    // Single bytes with pauses do not extend the deadline of the head.
     let (mut reading, mut writing) =
         TcpStream::connect(router.address()).await.unwrap().into_split();
     let dripping = tokio::spawn(async move {
@@ -206,7 +207,7 @@ async fn who_sends_too_slowly_is_told_so() {
     let mut answer = Vec::new();
     let _reset = tokio::time::timeout(PATIENCE, reading.read_to_end(&mut answer))
         .await
-        .expect("a dripping client was not cut off")
+        .expect("a client that sends single bytes was not disconnected")
         .is_err();
     dripping.abort();
     let answer = String::from_utf8_lossy(&answer);
@@ -246,12 +247,12 @@ async fn what_is_not_http_is_refused() {
             is_in_shape(&answer);
         }
     }
-    assert!(worker.seen().is_empty(), "nothing of it came to the worker");
+    assert!(worker.seen().is_empty(), "the worker must receive nothing of it");
     still_serves(&router).await;
 }
 
 #[tokio::test]
-async fn odd_but_right_http_is_served() {
+async fn unusual_but_valid_http_is_served() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let body = r#"{"model":"m"}"#;
@@ -268,7 +269,7 @@ async fn odd_but_right_http_is_served() {
     let mut go = [0u8; 25];
     tokio::time::timeout(PATIENCE, patient.read_exact(&mut go))
         .await
-        .expect("told to go on")
+        .expect("the router answers 100 Continue")
         .unwrap();
     assert_eq!(&go, b"HTTP/1.1 100 Continue\r\n\r\n");
     patient.write_all(body.as_bytes()).await.unwrap();
@@ -276,8 +277,8 @@ async fn odd_but_right_http_is_served() {
 }
 
 #[tokio::test]
-async fn a_half_closed_client_has_hung_up() {
-    // Its worker never answers: only the client's end can give the place back.
+async fn a_half_closed_client_counts_as_disconnected() {
+    // The worker never answers, so only the client's close can free the place.
     let worker = Worker::start(|mut talk| async move {
         talk.hung_up().await;
         talk.close();
@@ -288,13 +289,13 @@ async fn a_half_closed_client_has_hung_up() {
     let mut half = TcpStream::connect(router.address()).await.unwrap();
     let body = r#"{"model":"m"}"#;
     half.write_all(chat("content-length: 13\r\n", body).as_bytes()).await.unwrap();
-    eventually("the worker has it", || async {
+    eventually("the worker has the request", || async {
         if worker.seen().len() == 1 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
     half.shutdown().await.unwrap();
     assert_eq!(rest(&mut half).await, "");
-    eventually("its place is free", || async {
+    eventually("the place of the request is free", || async {
         let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
         if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
     })
@@ -303,7 +304,7 @@ async fn a_half_closed_client_has_hung_up() {
 }
 
 #[tokio::test]
-async fn bad_requests_leave_nothing_behind() {
+async fn bad_requests_leak_nothing() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let burst = async |count: usize| {
@@ -327,7 +328,7 @@ async fn bad_requests_leave_nothing_behind() {
     still_serves(&router).await;
 }
 
-/// Runs the binary to its end: status and standard error.
+/// Runs the binary until it exits, and returns its status and standard error.
 async fn run(arguments: &[&str]) -> (i32, String) {
     let running = command().args(arguments).output();
     let output = tokio::time::timeout(Duration::from_secs(20), running).await;
@@ -336,14 +337,14 @@ async fn run(arguments: &[&str]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn a_port_in_use_names_itself() {
+async fn the_error_of_a_port_in_use_names_the_flag_and_the_port() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let (status, told) =
+    let (status, errors) =
         run(&["--host", "127.0.0.1", "--port", &port, "--prometheus-port", "0"]).await;
-    assert_eq!(status, 1, "{told}");
-    assert!(told.contains("--port") && told.contains(&port), "{told}");
-    let (status, told) = run(&[
+    assert_eq!(status, 1, "{errors}");
+    assert!(errors.contains("--port") && errors.contains(&port), "{errors}");
+    let (status, errors) = run(&[
         "--host",
         "127.0.0.1",
         "--port",
@@ -354,19 +355,19 @@ async fn a_port_in_use_names_itself() {
         &port,
     ])
     .await;
-    assert_eq!(status, 1, "{told}");
-    assert!(told.contains("--prometheus-port") && told.contains(&port), "{told}");
+    assert_eq!(status, 1, "{errors}");
+    assert!(errors.contains("--prometheus-port") && errors.contains(&port), "{errors}");
 }
 
 #[tokio::test]
-async fn all_mistakes_are_told_at_once() {
+async fn all_mistakes_are_reported_together() {
     let dir = tempfile::tempdir().unwrap();
     let bad = dir.path().join("bad.pem");
     std::fs::write(&bad, "no certificate").unwrap();
     let bad = bad.to_str().unwrap();
     let missing = dir.path().join("missing.pem");
     let missing = missing.to_str().unwrap();
-    let (status, told) = run(&[
+    let (status, errors) = run(&[
         "--port",
         "99999",
         "--policy",
@@ -381,7 +382,7 @@ async fn all_mistakes_are_told_at_once() {
         missing,
     ])
     .await;
-    assert_eq!(status, 2, "{told}");
+    assert_eq!(status, 2, "{errors}");
     let named = [
         "--port",
         "99999",
@@ -396,16 +397,16 @@ async fn all_mistakes_are_told_at_once() {
         missing,
     ];
     for name in named {
-        assert!(told.contains(name), "{name} is not named in:\n{told}");
+        assert!(errors.contains(name), "{name} is not named in:\n{errors}");
     }
 }
 
 #[tokio::test]
-async fn a_configuration_that_cannot_be_read_names_itself() {
+async fn the_error_of_an_unreadable_configuration_names_the_flag_and_the_file() {
     for path in ["/no/such/file.toml", "/"] {
-        let (status, told) = run(&["--config", path]).await;
-        assert_eq!(status, 2, "{told}");
-        assert!(told.contains("--config") && told.contains(path), "{told}");
+        let (status, errors) = run(&["--config", path]).await;
+        assert_eq!(status, 2, "{errors}");
+        assert!(errors.contains("--config") && errors.contains(path), "{errors}");
     }
 }
 

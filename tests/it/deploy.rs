@@ -1,8 +1,9 @@
-//! What is deployed: the manifests start the real binary as Kubernetes would, and whoever is paged finds a runbook.
+//! Tests of the deployment files: the manifests start the real binary as Kubernetes would, and every alert has a
+//! runbook.
 //!
-//! `tests/golden/document-*` are the blocks of the high-availability document, word for word. What the overlays look
-//! like once rendered, and whether dashboard and rules find their metrics in a running cluster, is tested in
-//! `tests/deploy`, which needs tools that a plain `cargo test` can not count on.
+//! `tests/golden/document-*` are the blocks of the high-availability document, word for word. `tests/deploy` tests the
+//! rendered overlays, and whether dashboard and rules find their metrics in a running cluster. It needs tools that a
+//! plain `cargo test` can not rely on.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,7 +23,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The document of this kind in a YAML file.
+/// The first document of a kind in a YAML file.
 fn yaml(path: &str, kind: &str) -> Value {
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(&read(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -37,14 +38,14 @@ fn list(value: &Value) -> &[Value] {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string"))
 }
 
-/// A container and the pod that Kubernetes would make around it.
+/// A container and the pod that Kubernetes would create around it.
 struct Pod {
     spec: Value,
     name: &'static str,
-    /// Variables that something else than the manifest adds.
+    /// Variables that something other than the manifest sets.
     given: Vec<(&'static str, &'static str)>,
 }
 
@@ -69,7 +70,7 @@ impl Pod {
         &port.unwrap_or_else(|| panic!("no port {name}"))["containerPort"]
     }
 
-    /// The variables that the container starts with. Secrets are absent unless they are given.
+    /// The variables that the container starts with. Secrets are absent unless a test sets them.
     fn variables(&self) -> BTreeMap<String, String> {
         let mut variables: BTreeMap<String, String> = BTreeMap::new();
         for &(name, value) in &self.given {
@@ -110,7 +111,7 @@ impl Pod {
     }
 }
 
-/// What the router would run with, and what it warns of; its mistakes if it refuses to.
+/// The resolved configuration and its warnings, or the mistakes if the router refuses to start.
 async fn configuration(
     arguments: &[String],
     variables: &BTreeMap<String, String>,
@@ -118,15 +119,15 @@ async fn configuration(
     let mut command = router::command();
     let output =
         command.arg("check-config").args(arguments).envs(variables).output().await.unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let messages = String::from_utf8(output.stderr).unwrap();
     if !output.status.success() {
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        return Err(said);
+        assert_eq!(output.status.code(), Some(2), "{messages}");
+        return Err(messages);
     }
-    Ok((String::from_utf8(output.stdout).unwrap().parse().unwrap(), said))
+    Ok((String::from_utf8(output.stdout).unwrap().parse().unwrap(), messages))
 }
 
-/// What the base's kustomization puts into a ConfigMap.
+/// A literal that the base's kustomization puts into a ConfigMap.
 fn literal(config_map: &str, key: &str) -> String {
     let base = yaml("k8s/base/kustomization.yaml", "Kustomization");
     let mut maps = list(&base["configMapGenerator"]).iter();
@@ -136,7 +137,7 @@ fn literal(config_map: &str, key: &str) -> String {
     value.to_owned()
 }
 
-/// `$(NAME)` as the kubelet expands it: what is not known stays as it is, `$$` is a dollar that expands nothing.
+/// Expands `$(NAME)` as the kubelet does: an unknown name stays as it is, and `$$` is a dollar that expands nothing.
 fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -178,7 +179,7 @@ fn variables_expand_as_the_kubelet_does_it() {
 async fn the_documents_manifest_works_unchanged_once_worker_urls_is_defined() {
     const DOCUMENT: &str = "tests/golden/document-statefulset.yaml";
     for name in ["smg-0", "smg-1", "smg-2"] {
-        // A Service named smg beside it, and no enableServiceLinks: these variables come in, too.
+        // A Service named smg exists beside it, and enableServiceLinks is on: then these variables are set, too.
         let pod = Pod::of(DOCUMENT, name)
             .given("WORKER_URLS", WORKER_URLS)
             .given("SMG_PORT", "tcp://10.96.0.7:80")
@@ -199,7 +200,7 @@ async fn the_documents_manifest_works_unchanged_once_worker_urls_is_defined() {
         "{mistakes}"
     );
 
-    // What the others call the pods by is what the Service gives them for names.
+    // The names in the peer URLs are those that the Service gives to the pods.
     let service = yaml("tests/golden/document-service.yaml", "Service");
     let set = yaml(DOCUMENT, "StatefulSet");
     assert_eq!(service["metadata"]["name"], set["spec"]["serviceName"]);
@@ -207,7 +208,7 @@ async fn the_documents_manifest_works_unchanged_once_worker_urls_is_defined() {
 }
 
 #[tokio::test]
-async fn our_manifest_starts_the_router_and_leaves_it_time_to_end() {
+async fn our_manifest_starts_the_router_and_gives_it_enough_time_to_shut_down() {
     let pod = Pod::of(BASE, "smg-1");
     let (config, warnings) = pod.configuration().await.unwrap();
     assert_eq!(warnings, "");
@@ -237,7 +238,10 @@ async fn our_manifest_starts_the_router_and_leaves_it_time_to_end() {
     let settle = seconds("drain-settle-secs");
     let grace = pod.spec["terminationGracePeriodSeconds"].as_i64().unwrap();
     let needed = settle + seconds("shutdown-grace-period-secs");
-    assert!(grace >= needed + 10, "{grace} s, and the router may take {needed} s and say goodbye");
+    assert!(
+        grace >= needed + 10,
+        "{grace} s are too short: the router may take {needed} s to drain, and then leaves the cluster"
+    );
 
     let container = pod.container();
     for (probe, path) in [
@@ -259,7 +263,7 @@ async fn the_mock_workers_of_the_dev_overlay_start() {
     let pod = Pod::of("k8s/overlays/dev/mock-worker.yaml", "mock-worker-0");
     let arguments = pod.arguments();
     assert_eq!(arguments[0], "mock-worker");
-    // On a port that is free here.
+    // The port is replaced by one that is free here.
     let own = format!("--port={}", pod.port("http"));
     assert!(arguments.contains(&own), "{arguments:?}");
     let arguments: Vec<&str> =
@@ -304,7 +308,7 @@ async fn the_routers_and_workers_of_the_compose_file_start() {
     }
 }
 
-/// Each alert of the rules, by name.
+/// The alerts of the rules, by name.
 fn alerts() -> BTreeMap<String, Value> {
     let rules: Value = serde_saphyr::from_str(&read(RULES)).unwrap();
     let rules = list(&rules["groups"]).iter().flat_map(|group| list(&group["rules"]));
@@ -315,7 +319,7 @@ fn alerts() -> BTreeMap<String, Value> {
 const DOCUMENTS_ALERTS: [&str; 2] = ["SMGClusterDegraded", "SMGNodeDown"];
 
 #[test]
-fn the_documents_alerts_are_there_byte_by_byte() {
+fn the_documents_alerts_are_included_byte_by_byte() {
     let rules = read(RULES);
     let groups = &rules[rules.find("groups:").unwrap()..];
     assert!(groups.starts_with(&read("tests/golden/document-alerts.yml")));
@@ -351,7 +355,7 @@ spec:
 fn every_alert_has_a_runbook() {
     let mut without = Vec::new();
     for (name, alert) in alerts() {
-        // The document's own say nothing of runbooks, and stay as they are.
+        // The document's own alerts name no runbook, and stay as they are.
         let page = if DOCUMENTS_ALERTS.contains(&name.as_str()) {
             "docs/runbooks/mesh.md"
         } else {
@@ -375,7 +379,7 @@ fn every_alert_has_a_runbook() {
 }
 
 #[test]
-fn every_alert_is_tested_to_fire_and_to_be_silent() {
+fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
     let tests: Value = serde_saphyr::from_str(&read("tests/deploy/rules.test.yml")).unwrap();
     let cases = || list(&tests["tests"]).iter().flat_map(|test| list(&test["alert_rule_test"]));
     for (name, _) in alerts() {

@@ -1,4 +1,5 @@
-//! Why a worker is down: for each cause the log says which worker, what happened and what to do, and the API shows it.
+//! Tests of the reasons why a worker is down: for each cause, the log has the worker, the cause and an advice, and the
+//! API shows them.
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -8,8 +9,8 @@ use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
-/// A server that answers every connection with `bytes`.
-async fn says(bytes: &'static [u8]) -> (String, tokio::task::JoinHandle<()>) {
+/// Starts a server that answers every connection with `bytes`.
+async fn server_sending(bytes: &'static [u8]) -> (String, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serving = tokio::spawn(async move {
@@ -22,9 +23,9 @@ async fn says(bytes: &'static [u8]) -> (String, tokio::task::JoinHandle<()>) {
     (url, serving)
 }
 
-/// Waits for the line about `url` in the log.
+/// Waits for the log line about `url`.
 async fn line(router: &Router, url: &str) -> Value {
-    eventually(&format!("the log says why {url} does not serve"), || async {
+    eventually(&format!("the log has the reason why {url} is down"), || async {
         let log = router.log();
         let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let found = events.find(|event| event["level"] == "WARN" && event["url"] == *url);
@@ -33,7 +34,7 @@ async fn line(router: &Router, url: &str) -> Value {
     .await
 }
 
-/// Registers a worker and checks what is said of it.
+/// Registers a worker and checks the reported cause, status and advice.
 async fn check(url: &str, cause: &str, status: Option<u16>, advice: &str) {
     let flags = [
         "--health-failure-threshold",
@@ -72,7 +73,7 @@ async fn each_status_of_a_probe_has_its_cause() {
         (b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", "status", 503, "see its log"),
         (b"HTTP/1.1 307 X\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "redirect", 307, "URL"),
     ] {
-        let (url, serving) = says(answer).await;
+        let (url, serving) = server_sending(answer).await;
         check(&url, cause, Some(status), advice).await;
         serving.abort();
     }
@@ -85,7 +86,7 @@ async fn each_failure_of_a_connection_has_its_cause() {
         format!("http://{}", listener.local_addr().unwrap())
     };
     check(&closed, "connection_refused", None, "start the engine").await;
-    let (url, serving) = says(b"SSH-2.0-OpenSSH_9\r\n\r\n").await;
+    let (url, serving) = server_sending(b"SSH-2.0-OpenSSH_9\r\n\r\n").await;
     check(&url, "not_http", None, "another kind of server").await;
     check(&url.replace("http://", "https://"), "tls", None, "--worker-tls-ca").await;
     serving.abort();
@@ -96,14 +97,14 @@ async fn each_failure_of_a_connection_has_its_cause() {
 }
 
 #[tokio::test]
-async fn a_list_of_models_that_is_none_is_said_although_the_probe_is_good() {
-    let (url, serving) = says(b"HTTP/1.1 200 X\r\ncontent-length: 5\r\n\r\nhello").await;
+async fn an_invalid_list_of_models_is_reported_although_the_probe_succeeds() {
+    let (url, serving) = server_sending(b"HTTP/1.1 200 X\r\ncontent-length: 5\r\n\r\nhello").await;
     check(&url, "not_a_model_list", Some(200), "models").await;
     serving.abort();
 }
 
 #[tokio::test]
-async fn the_error_goes_when_the_worker_serves() {
+async fn a_ready_worker_shows_no_error() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let shown = router.get("/workers").await.json()["workers"][0].clone();
@@ -111,7 +112,7 @@ async fn the_error_goes_when_the_worker_serves() {
 }
 
 #[tokio::test]
-async fn a_clients_base_url_is_recognised() {
+async fn a_clients_base_url_is_refused_with_the_right_url() {
     let router = Router::start(&[]).await;
     for url in ["http://gpu-1:8000/v1", "http://gpu-1:8000/v1/"] {
         let answer = router.post("/workers", json!({ "url": url }).to_string()).await;
@@ -123,9 +124,9 @@ async fn a_clients_base_url_is_recognised() {
             .output()
             .await
             .unwrap();
-        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-        assert_eq!(checked.status.code(), Some(2), "{said}");
-        assert!(said.contains("use http://gpu-1:8000"), "{said}");
+        let errors = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("use http://gpu-1:8000"), "{errors}");
     }
     for endpoint in ["health", "/a b", "/x\r\nhost: evil"] {
         let spec = json!({ "url": "http://gpu-1:8000", "health": { "endpoint": endpoint } });

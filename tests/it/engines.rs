@@ -1,4 +1,5 @@
-//! The paths of the engines: which of them one worker answers, which go to all, and what a wrong one is told.
+//! Tests of the paths of engines: which of them one worker answers, which are sent to all workers, and the answers for
+//! wrong paths.
 
 use serde_json::{Value, json};
 use smg::http::{Access, ROUTES};
@@ -8,9 +9,9 @@ use crate::support::worker::{Talk, Worker};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
-/// Answers with what came: method, path and body.
+/// Answers with the method, path and body of the request.
 async fn mirror(mut talk: Talk) -> Talk {
-    let seen = json!({
+    let request = json!({
         "method": talk.seen.method, "path": talk.seen.path,
         "body": String::from_utf8(talk.seen.body.clone()).unwrap(),
     });
@@ -21,13 +22,14 @@ async fn mirror(mut talk: Talk) -> Talk {
         }
         talk.end_stream().await;
     } else {
-        talk.answer(200, "content-type: application/json\r\n", seen.to_string().as_bytes()).await;
+        talk.answer(200, "content-type: application/json\r\n", request.to_string().as_bytes())
+            .await;
     }
     talk
 }
 
-/// Methods and paths that clients may use and that the router does not answer itself.
-fn passed() -> Vec<(&'static str, &'static str)> {
+/// The methods and paths that clients may use and that the router does not answer itself.
+fn forwarded() -> Vec<(&'static str, &'static str)> {
     let own = ["/v1/models", "/v1/models/{model}", "/ha/routers", "/ha/events"];
     let routes = ROUTES.iter().filter(|route| route.access == Access::Client);
     let routes = routes.map(|route| (route.method, route.path));
@@ -35,14 +37,14 @@ fn passed() -> Vec<(&'static str, &'static str)> {
 }
 
 #[tokio::test]
-async fn each_inference_path_passes_json_forms_and_streams() {
+async fn each_inference_path_forwards_json_forms_and_streams() {
     let worker = Worker::start(mirror).await;
     let router = Router::before(&[worker.url()], &[]).await;
     let json = r#"{"model":"m","input":"x"}"#;
     let form = "--X\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--X--\r\n";
-    for (method, path) in passed() {
+    for (method, path) in forwarded() {
         if method == "GET" {
-            // The fake worker has no such path.
+            // The scripted worker has no such path.
             if path != "/get_model_info" {
                 let answer = router.get(&format!("{path}?model=m")).await;
                 assert_eq!(answer.json()["path"], format!("{path}?model=m"), "{path}");
@@ -62,7 +64,7 @@ async fn each_inference_path_passes_json_forms_and_streams() {
 }
 
 #[tokio::test]
-async fn a_path_with_further_slashes_is_for_the_engine_to_judge() {
+async fn a_path_with_additional_slashes_is_forwarded_to_the_engine() {
     let worker = Worker::start(mirror).await;
     let router = Router::before(&[worker.url()], &[]).await;
     for path in ["/v1/chat/completions/", "//v1/chat/completions", "/v1//completions"] {
@@ -72,7 +74,7 @@ async fn a_path_with_further_slashes_is_for_the_engine_to_judge() {
 }
 
 #[tokio::test]
-async fn a_wrong_path_is_told_the_right_one() {
+async fn the_answer_for_a_wrong_path_names_the_right_one() {
     let router = Router::start(&[]).await;
     for (path, hint) in [
         ("/chat/completions", "/v1/chat/completions"),
@@ -144,8 +146,8 @@ async fn a_stored_response_is_found_at_the_worker_that_has_it() {
         ("POST", "/v1/responses/resp_1/cancel"),
     ] {
         let answer = router.send(method, path, &[], b"").await;
-        let seen = (answer.json()["method"].clone(), answer.json()["path"].clone());
-        assert_eq!((answer.status, seen), (200, (json!(method), json!(path))));
+        let forwarded = (answer.json()["method"].clone(), answer.json()["path"].clone());
+        assert_eq!((answer.status, forwarded), (200, (json!(method), json!(path))));
     }
     let lonely = Router::before(&[other.url()], &[]).await;
     let answer = lonely.get("/v1/responses/resp_1").await;
@@ -153,7 +155,7 @@ async fn a_stored_response_is_found_at_the_worker_that_has_it() {
 }
 
 #[tokio::test]
-async fn one_model_can_be_asked_for() {
+async fn a_single_model_can_be_requested() {
     let worker = Worker::serving("org/model", mirror).await;
     let router = Router::before(&[worker.url()], &[]).await;
     let answer = router.get("/v1/models/org/model").await;

@@ -1,4 +1,5 @@
-//! Bad days: workers that die, fail, hang, break off, come, go and come back cold.
+//! Tests of failures: workers that die, fail, hang, break connections, are added, are removed, and restart with an
+//! empty cache.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -21,7 +22,7 @@ use crate::support::worker::{Talk, Worker};
 const CHAT: &str = r#"{"model":"m","max_tokens":2,"messages":[{"role":"user","content":"hello"}]}"#;
 const JSON: &str = "content-type: application/json\r\n";
 
-/// No request fails for want of a retry: what is counted is where they go.
+/// The retry budget is large, so that no request fails because of it. The tests count where requests go.
 const MANY_RETRIES: [&str; 4] = ["--retry-budget-floor", "1000", "--retry-initial-backoff-ms", "1"];
 
 async fn chat(router: &Router) -> Answer {
@@ -42,7 +43,7 @@ async fn id_of(router: &Router, url: &str) -> String {
     shown(router, url).await["id"].as_str().unwrap().to_owned()
 }
 
-/// A worker whose answers the test switches between good ones and 500.
+/// A worker whose answers the test switches between 200 and 500.
 async fn switched() -> (Worker, Arc<AtomicBool>) {
     let bad = Arc::new(AtomicBool::new(true));
     let is_bad = Arc::clone(&bad);
@@ -58,10 +59,10 @@ async fn switched() -> (Worker, Arc<AtomicBool>) {
 }
 
 #[tokio::test]
-async fn a_worker_killed_under_load_costs_no_request() {
+async fn no_request_fails_when_a_worker_is_killed_under_load() {
     let mut workers = Vec::new();
     for _ in 0..4 {
-        // Two tokens take 10 ms: some requests are at the worker when it dies.
+        // Two tokens take 10 ms, so that some requests are at the worker when it dies.
         workers.push(Process::start(&["--decode-tokens-per-second", "200"]).await);
     }
     let urls: Vec<String> = workers.iter().map(|worker| worker.url.clone()).collect();
@@ -73,11 +74,11 @@ async fn a_worker_killed_under_load_costs_no_request() {
     workers[3].kill().await;
     load.answers(300).await;
     assert_eq!(load.stop().await, Vec::<String>::new());
-    assert!(router.log().contains("attempt failed"), "nobody met a dead worker");
+    assert!(router.log().contains("attempt failed"), "no request was sent to the dead worker");
 }
 
 #[tokio::test]
-async fn a_dead_affine_worker_costs_no_request() {
+async fn no_request_fails_when_the_worker_with_the_prefix_is_dead() {
     let mut workers = Mock::several(3).await;
     let router = Router::before(&mock::urls(&workers), &["--debug-headers"]).await;
     let first = chat(&router).await;
@@ -113,8 +114,8 @@ async fn a_failing_worker_is_ejected() {
 }
 
 #[tokio::test]
-async fn half_open_lets_one_through_at_a_time_and_success_closes() {
-    // Fails at first; then it holds each request until the test lets it go.
+async fn a_half_open_breaker_admits_one_request_at_a_time_and_success_closes_it() {
+    // The worker fails at first. Then it holds each request until the test releases it.
     let failing = Arc::new(AtomicBool::new(true));
     let (gate, arrived) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
     let parts = (Arc::clone(&failing), Arc::clone(&gate), Arc::clone(&arrived));
@@ -151,7 +152,7 @@ async fn half_open_lets_one_through_at_a_time_and_success_closes() {
     }
     failing.store(false, Ordering::Relaxed);
     for probe in 1..=2 {
-        // One request is held there; as many others as one likes go to the other worker.
+        // The worker holds one request. All others go to the other worker meanwhile.
         let held = {
             let router = Arc::clone(&router);
             let arrived = Arc::clone(&arrived);
@@ -162,7 +163,7 @@ async fn half_open_lets_one_through_at_a_time_and_success_closes() {
             })
         };
         let address = router.address();
-        eventually("the probe is at the worker", || {
+        eventually("the trial request is at the worker", || {
             let seen = arrived.load(Ordering::Relaxed);
             async move { if seen == probe { Ok(()) } else { Err(seen) } }
         })
@@ -189,7 +190,7 @@ async fn half_open_lets_one_through_at_a_time_and_success_closes() {
 }
 
 #[tokio::test]
-async fn not_everybody_is_ejected() {
+async fn not_all_workers_are_ejected() {
     let (worker, bad) = switched().await;
     let flags = ["--disable-retries", "--cb-failure-threshold", "2"];
     let router = Router::before(&[worker.url()], &flags).await;
@@ -232,11 +233,11 @@ async fn retry_after_is_honoured_up_to_the_longest_back_off() {
         times[1] - times[0]
     };
     assert!(waited >= Duration::from_secs(1), "asked again after {waited:?}");
-    // Nobody waits for 100 s: the worker's answer is the answer.
+    // The router does not wait for 100 s: it forwards the worker's answer.
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("100")));
     assert_eq!(worker.seen().len(), 3);
-    // Another worker need not be waited for.
+    // Another worker can be tried without waiting.
     let other = Worker::plain().await;
     add(&router, json!({ "url": other.url() })).await;
     router.knows_ready(2).await;
@@ -255,7 +256,7 @@ async fn add(router: &Router, spec: serde_json::Value) -> String {
 }
 
 #[tokio::test]
-async fn a_retry_goes_to_who_was_not_asked_and_never_back_to_who_just_failed() {
+async fn a_retry_goes_to_an_untried_worker_and_never_back_to_one_that_just_failed() {
     let asked: Arc<Mutex<Vec<usize>>> = Arc::default();
     let mut workers = Vec::new();
     for at in 0..3 {
@@ -285,7 +286,7 @@ async fn a_retry_goes_to_who_was_not_asked_and_never_back_to_who_just_failed() {
 }
 
 #[tokio::test]
-async fn a_retry_waits_for_a_full_worker_rather_than_go_back() {
+async fn a_retry_waits_for_a_full_worker_instead_of_going_back() {
     let (failing, _) = switched().await;
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
@@ -311,18 +312,19 @@ async fn a_retry_waits_for_a_full_worker_rather_than_go_back() {
     let address = router.address();
     let ask = || tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
     let first = ask();
-    eventually("one is at the worker that is then full", || async {
+    eventually("one request is at the worker, which is then full", || async {
         if full.seen().len() == 1 { Ok(()) } else { Err(failing.seen().len()) }
     })
     .await;
     let before = failing.seen().len();
     let second = ask();
-    eventually("the second has failed", || async {
+    eventually("the second request has failed", || async {
         let seen = failing.seen().len();
         if seen == before + 1 { Ok(()) } else { Err(seen) }
     })
     .await;
-    // A request that fails elsewhere goes through all its retries meanwhile: time enough for the second to go back.
+    // Meanwhile a request that fails elsewhere makes all its retries, which is enough time for the second one to go
+    // back.
     let other = client::send(address, "POST", "/generate", &[], br#"{"model":"other"}"#).await;
     assert_eq!((other.status, elsewhere.seen().len()), (500, 4));
     gate.add_permits(2);
@@ -339,12 +341,12 @@ async fn retries_have_a_budget() {
     for _ in 0..100 {
         assert_eq!(chat(&router).await.status, 500);
     }
-    // Ten that it starts with, and a fifth of a hundred.
+    // The budget starts with ten retries, and grows by a fifth of the hundred requests.
     let seen = worker.seen().len();
     assert!((125..=130).contains(&seen), "100 requests became {seen}");
 }
 
-/// Sends a request that allows the connection to be kept, and reads until the router closes it.
+/// Sends a request that allows the connection to be kept open, and reads until the router closes it.
 async fn until_closed(router: &Router, path: &str, body: &str) -> String {
     let mut tcp = TcpStream::connect(router.address()).await.unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -357,7 +359,7 @@ async fn until_closed(router: &Router, path: &str, body: &str) -> String {
     String::from_utf8(all).unwrap()
 }
 
-/// A worker whose stream ends after its first event: `how` says in which way.
+/// A worker whose stream ends after its first event, in the way that `how` implements.
 async fn breaking<F, R>(how: F) -> Worker
 where
     F: Fn(Talk) -> R + Clone + Send + Sync + 'static,
@@ -377,7 +379,7 @@ where
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_says_so_and_is_not_tried_again() {
+async fn a_stream_that_breaks_ends_with_an_error_and_is_not_retried() {
     let cut = breaking(|talk| async { talk }).await;
     let garbage = breaking(|mut talk| async {
         talk.write("no chunk\r\n").await.unwrap();
@@ -390,7 +392,7 @@ async fn a_stream_that_breaks_says_so_and_is_not_tried_again() {
     })
     .await;
     for broken in [cut, garbage, stalled] {
-        // A second worker could be asked, and must not be.
+        // A second worker is available, and must not be tried.
         let good = Worker::plain().await;
         let flags = ["--idle-timeout-secs", "0.3", "--policy", "manual"];
         let router = Router::before(&[broken.url()], &flags).await;
@@ -417,7 +419,7 @@ async fn a_stream_that_breaks_says_so_and_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_is_cut() {
+async fn a_broken_body_closes_the_clients_connection() {
     let worker = Worker::start(|mut talk| async move {
         talk.write("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789").await.unwrap();
         talk.close();
@@ -436,11 +438,11 @@ async fn a_body_that_breaks_is_cut() {
     router.knows_ready(2).await;
     let sent = client::try_send(router.address(), "POST", "/generate", &[], body.as_bytes()).await;
     assert!(sent.is_err(), "the client takes it for whole");
-    assert_eq!((worker.seen().len(), other.seen().len()), (2, 0), "it was tried again");
+    assert_eq!((worker.seen().len(), other.seen().len()), (2, 0), "it was retried");
 }
 
 #[tokio::test]
-async fn what_may_have_started_is_not_tried_again() {
+async fn a_request_that_may_have_started_is_not_retried() {
     let mut workers = Vec::new();
     for _ in 0..2 {
         workers.push(
@@ -460,7 +462,7 @@ async fn what_may_have_started_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_http_is_a_protocol_error() {
+async fn an_answer_that_is_not_http_is_a_protocol_error() {
     let worker = Worker::start(|mut talk| async move {
         talk.write("\x16\x03\x01 no answer\r\n\r\n").await.unwrap();
         talk.close();
@@ -471,24 +473,24 @@ async fn an_answer_that_is_no_http_is_a_protocol_error() {
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_protocol_error"));
     assert_eq!(answer.header("x-smg-error-code"), Some("upstream_protocol_error"));
-    assert_eq!(worker.seen().len(), 1, "it may have started");
+    assert_eq!(worker.seen().len(), 1, "it may have started, so it is not retried");
 }
 
 #[tokio::test]
-async fn with_everybody_gone_the_codes_say_so() {
+async fn without_any_worker_the_error_codes_give_the_reason() {
     let mut workers = Mock::several(2).await;
     let flags = ["--health-check-interval-secs", "0.3", "--health-failure-threshold", "3"];
     let router = Router::before(&mock::urls(&workers), &flags).await;
     for worker in &mut workers {
         worker.kill().await;
     }
-    // Traffic finds out before the probes do.
+    // Requests fail before the probes do.
     let answer = chat(&router).await;
     assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_connection_failed"));
     for worker in &workers {
         assert!(!answer.text().contains(worker.url().trim_start_matches("http://")));
     }
-    eventually("probes have found out", || async {
+    eventually("the probes have failed", || async {
         let answer = chat(&router).await;
         match (answer.status, answer.code().as_str()) {
             (503, "no_available_workers") if answer.header("retry-after").is_some() => Ok(()),
@@ -509,7 +511,7 @@ async fn with_everybody_gone_the_codes_say_so() {
 }
 
 #[tokio::test]
-async fn workers_come_and_go_under_load_and_nothing_is_lost() {
+async fn workers_are_added_and_removed_under_load_and_no_request_fails() {
     const DECODE: f64 = 200.0;
     let config = || smg_mock::Config {
         decode: smg_mock::config::Rate::new(DECODE).unwrap(),
@@ -528,12 +530,12 @@ async fn workers_come_and_go_under_load_and_nothing_is_lost() {
         let leaver = workers.remove(0);
         let path = format!("/workers/{}", id_of(&router, &leaver.url()).await);
         assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
-        eventually("it is gone", || async {
+        eventually("the worker is gone", || async {
             let shown = router.get(&path).await;
             if shown.status == 404 { Ok(()) } else { Err(shown.text()) }
         })
         .await;
-        assert_eq!(leaver.stats().in_flight, 0, "it went before its requests had ended");
+        assert_eq!(leaver.stats().in_flight, 0, "it was removed before its requests had ended");
     }
     assert_eq!(load.stop().await, Vec::<String>::new());
 }
@@ -555,11 +557,11 @@ async fn a_deleted_worker_finishes_what_is_in_flight() {
         assert_eq!(chat(&router).await.status, 200);
     }
     assert_eq!((first.seen().len(), second.seen().len()), (1, 10));
-    // It lets the stream go on when this request arrives, which comes straight from here.
+    // The worker continues the stream when this request arrives, which the test sends to it directly.
     let go = first.url().trim_start_matches("http://").parse().unwrap();
     client::send(go, "POST", "/go", &[], b"").await;
     assert_eq!(stream.rest().await.unwrap(), "data: 2\n\n");
-    eventually("it is gone", || async {
+    eventually("the worker is gone", || async {
         let shown = router.get(&path).await;
         if shown.status == 404 { Ok(()) } else { Err(shown.text()) }
     })
@@ -568,7 +570,7 @@ async fn a_deleted_worker_finishes_what_is_in_flight() {
 
 static GO: Semaphore = Semaphore::const_new(0);
 
-/// Streams one event, and the second once `/go` was asked for.
+/// Streams one event, and the second one after `/go` was requested.
 async fn gated_stream(mut talk: Talk) -> Talk {
     if talk.seen.path == "/go" {
         GO.add_permits(1);
@@ -584,7 +586,7 @@ async fn gated_stream(mut talk: Talk) -> Talk {
 }
 
 #[tokio::test]
-async fn a_worker_that_comes_back_cold_has_lost_its_entries() {
+async fn a_worker_that_restarts_with_an_empty_cache_loses_its_prefix_entries() {
     let mut workers = Mock::several(2).await;
     let flags = ["--debug-headers", "--health-check-interval-secs", "0.2"];
     let router = Router::before(&mock::urls(&workers), &flags).await;
@@ -607,7 +609,7 @@ async fn a_worker_that_comes_back_cold_has_lost_its_entries() {
 }
 
 #[tokio::test]
-async fn a_worker_is_never_over_its_own_limit() {
+async fn a_worker_never_exceeds_its_own_limit() {
     let workers = Mock::several(2).await;
     let router = Router::before(&mock::urls(&workers), &["--no-worker-wait-secs", "10"]).await;
     for worker in &workers {
@@ -647,12 +649,12 @@ async fn a_drained_worker_gets_nothing_until_it_is_resumed() {
 }
 
 #[tokio::test]
-async fn an_operators_word_is_above_all_evidence() {
+async fn an_operators_override_takes_precedence_over_probes_and_traffic() {
     let workers = Mock::several(2).await;
     let flags = ["--policy", "round_robin", "--health-check-interval-secs", "0.2"];
     let router = Router::before(&mock::urls(&workers), &flags).await;
     let path = format!("/workers/{}/override", id_of(&router, &workers[0].url()).await);
-    let say = async |document: &str| {
+    let override_worker = async |document: &str| {
         let answer = router.send("POST", &path, &[], document.as_bytes()).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
     };
@@ -663,24 +665,27 @@ async fn an_operators_word_is_above_all_evidence() {
         }
         workers[0].stats().requests - before
     };
-    say(r#"{"healthy":false,"reason":"disk is full"}"#).await;
+    override_worker(r#"{"healthy":false,"reason":"disk is full"}"#).await;
     assert_eq!(ten().await, 0);
     assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 200);
     assert_eq!(ten().await, 5);
-    // For a while only.
-    say(r#"{"healthy":false,"reason":"a look at it","ttl_secs":0.5}"#).await;
+    // An override with an expiry.
+    override_worker(r#"{"healthy":false,"reason":"a look at it","ttl_secs":0.5}"#).await;
     assert_eq!(ten().await, 0);
-    eventually("it lapses", || async { if ten().await == 5 { Ok(()) } else { Err(()) } }).await;
-    // The other way: probes speak against it, the operator knows better.
+    eventually("the override expires", || async {
+        if ten().await == 5 { Ok(()) } else { Err(()) }
+    })
+    .await;
+    // The probes fail, but the operator declares the worker healthy.
     workers[0].faults(r#"{"health":{"status":500}}"#);
     router.knows_ready(1).await;
     assert_eq!(ten().await, 0);
-    say(r#"{"healthy":true,"reason":"the probe is wrong"}"#).await;
+    override_worker(r#"{"healthy":true,"reason":"the probe is wrong"}"#).await;
     assert_eq!(ten().await, 5);
 }
 
 #[tokio::test]
-async fn an_alias_is_rewritten_and_nothing_else() {
+async fn only_the_alias_in_a_body_is_rewritten() {
     let worker = Worker::plain().await;
     let router = Router::start(&[]).await;
     add(&router, json!({ "url": worker.url(), "aliases": { "pretty \u{e9}": "m" } })).await;
@@ -703,7 +708,7 @@ async fn an_alias_is_rewritten_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_workers_key_replaces_the_clients() {
+async fn the_key_of_a_worker_replaces_that_of_the_client() {
     let worker = Worker::plain().await;
     let router = Router::start(&[]).await;
     let id = add(&router, json!({ "url": worker.url(), "api_key": "key-1" })).await;

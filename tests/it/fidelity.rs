@@ -1,4 +1,4 @@
-//! Bytes stay bytes, streams stream, and a client that leaves stops its worker.
+//! Tests that bytes are forwarded unchanged and streams without delay, and that a client's disconnect stops its worker.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const INFERENCE: [&str; 14] = [
     "/v1/images/generations",
 ];
 
-/// A worker that answers with the body that it got.
+/// A worker that answers with the body that it received.
 async fn echo() -> Worker {
     Worker::start(|mut talk| async move {
         let body = talk.seen.body.clone();
@@ -38,7 +38,7 @@ async fn echo() -> Worker {
 }
 
 #[tokio::test]
-async fn what_the_worker_gets_is_what_the_client_sent() {
+async fn the_worker_receives_what_the_client_sent() {
     let worker = echo().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let odd = "\t{ \"model\" : \"m\",\r\n \"x\":[1.0,1e2,-0],\"\\u00e9\":\"\\ud83d\\ude00 \u{e9}\", \"model_\":null }\n ";
@@ -63,7 +63,7 @@ async fn what_the_worker_gets_is_what_the_client_sent() {
 }
 
 #[tokio::test]
-async fn a_form_passes_as_it_is() {
+async fn a_form_is_forwarded_unchanged() {
     let worker = echo().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let mut form = b"--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--X\r\n\
@@ -78,7 +78,7 @@ async fn a_form_passes_as_it_is() {
 }
 
 #[tokio::test]
-async fn headers_pass_both_ways_repeated_ones_repeated() {
+async fn headers_are_forwarded_both_ways_with_repetitions() {
     let worker = echo().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let headers = [
@@ -95,7 +95,7 @@ async fn headers_pass_both_ways_repeated_ones_repeated() {
     let twice: Vec<_> = answer.headers.get_all("x-twice").iter().collect();
     assert_eq!(twice, ["a", "b"]);
     assert_eq!(answer.header("x-request-id"), Some("my-id"));
-    assert_eq!(answer.header("x-smg-worker"), None, "nothing internal is told unasked");
+    assert_eq!(answer.header("x-smg-worker"), None, "internal headers are off by default");
     let seen = worker.seen().pop().unwrap();
     assert_eq!(seen.all("accept"), ["a", "b"]);
     assert_eq!(seen.all("authorization"), ["Bearer theirs"]);
@@ -104,12 +104,12 @@ async fn headers_pass_both_ways_repeated_ones_repeated() {
     assert_eq!(seen.all("traceparent").len(), 1);
     assert_eq!(seen.all("host"), [worker.url().trim_start_matches("http://")]);
     for gone in ["x-hop", "te", "connection"] {
-        assert_eq!(seen.all(gone), Vec::<&str>::new(), "{gone} is for one hop");
+        assert_eq!(seen.all(gone), Vec::<&str>::new(), "{gone} applies to one connection only");
     }
 }
 
 #[tokio::test]
-async fn a_workers_own_error_passes_unchanged() {
+async fn a_workers_own_error_is_forwarded_unchanged() {
     let worker = Worker::start(|mut talk| async move {
         let status: u16 = talk.seen.all("x-want")[0].parse().unwrap();
         talk.answer(status, "x-own: 1\r\n", b"{\"detail\": \"mine\" }").await;
@@ -128,19 +128,19 @@ async fn a_workers_own_error_passes_unchanged() {
     }
 }
 
-/// A worker that streams what the test sends it, and says when the router hung up.
-async fn told_chunk_by_chunk() -> (Worker, mpsc::Sender<&'static str>, oneshot::Receiver<Instant>) {
-    let (tell, told) = mpsc::channel::<&'static str>(8);
+/// A worker that streams the pieces that the test sends it, and reports when the router closed the connection.
+async fn scripted_stream() -> (Worker, mpsc::Sender<&'static str>, oneshot::Receiver<Instant>) {
+    let (pieces, received) = mpsc::channel::<&'static str>(8);
     let (gone, hung_up) = oneshot::channel();
-    let parts = Arc::new(Mutex::new(Some((told, gone))));
+    let parts = Arc::new(Mutex::new(Some((received, gone))));
     let worker = Worker::start(move |mut talk: Talk| {
         let parts = parts.lock().unwrap().take();
         async move {
-            let (mut told, gone) = parts.expect("one request only");
+            let (mut received, gone) = parts.expect("one request only");
             let mut begun = false;
             loop {
                 tokio::select! {
-                    next = told.recv() => match next {
+                    next = received.recv() => match next {
                         Some(_) if !begun => {
                             begun = true;
                             talk.begin_stream().await;
@@ -161,51 +161,55 @@ async fn told_chunk_by_chunk() -> (Worker, mpsc::Sender<&'static str>, oneshot::
         }
     })
     .await;
-    (worker, tell, hung_up)
+    (worker, pieces, hung_up)
 }
 
 const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
 
 #[tokio::test]
-async fn the_first_chunk_is_there_before_the_second_is_made() {
-    let (worker, tell, _) = told_chunk_by_chunk().await;
+async fn the_first_chunk_arrives_before_the_second_is_sent() {
+    let (worker, pieces, _) = scripted_stream().await;
     let router = Router::before(&[worker.url()], &[]).await;
-    tell.send("head").await.unwrap();
+    pieces.send("head").await.unwrap();
     let mut stream =
         client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
     assert_eq!(stream.headers["content-type"], "text/event-stream");
     for data in ["data: 1\n\n", "data: 2\n\n"] {
-        tell.send(data).await.unwrap();
+        pieces.send(data).await.unwrap();
         let piece = tokio::time::timeout(Duration::from_secs(5), stream.next())
             .await
-            .expect("it was held back");
+            .expect("the chunk was held back");
         assert_eq!(piece.unwrap().unwrap(), data);
     }
-    drop(tell);
+    drop(pieces);
     assert!(stream.next().await.is_none());
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_mid_stream_stops_its_worker() {
-    let (worker, tell, hung_up) = told_chunk_by_chunk().await;
+async fn a_disconnect_during_the_stream_stops_the_worker() {
+    let (worker, pieces, hung_up) = scripted_stream().await;
     let router = Router::before(&[worker.url()], &[]).await;
-    tell.send("head").await.unwrap();
+    pieces.send("head").await.unwrap();
     let mut stream =
         client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
-    tell.send("data: 1\n\n").await.unwrap();
+    pieces.send("data: 1\n\n").await.unwrap();
     stream.next().await.unwrap().unwrap();
     let left = Instant::now();
     drop(stream);
     let seen = tokio::time::timeout(Duration::from_secs(5), hung_up)
         .await
-        .expect("the worker never saw it")
+        .expect("the worker did not notice it")
         .unwrap();
-    assert!(seen - left < Duration::from_millis(100), "the worker saw it after {:?}", seen - left);
+    assert!(
+        seen - left < Duration::from_millis(100),
+        "the worker noticed it after {:?}",
+        seen - left
+    );
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_first_byte_stops_its_worker() {
-    let (worker, _tell, hung_up) = told_chunk_by_chunk().await;
+async fn a_disconnect_before_the_first_byte_stops_the_worker() {
+    let (worker, _pieces, hung_up) = scripted_stream().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let address = router.address();
     let waiting = tokio::spawn(async move {
@@ -219,10 +223,14 @@ async fn a_client_that_leaves_before_the_first_byte_stops_its_worker() {
     waiting.abort();
     let seen = tokio::time::timeout(Duration::from_secs(5), hung_up)
         .await
-        .expect("the worker never saw it")
+        .expect("the worker did not notice it")
         .unwrap();
-    assert!(seen - left < Duration::from_millis(100), "the worker saw it after {:?}", seen - left);
-    crate::support::eventually("its slot is given back", || async {
+    assert!(
+        seen - left < Duration::from_millis(100),
+        "the worker noticed it after {:?}",
+        seen - left
+    );
+    crate::support::eventually("its slot is released", || async {
         let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
         if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
     })
@@ -253,15 +261,15 @@ async fn a_client_that_reads_nothing_costs_no_memory() {
     })
     .await;
     let router = Router::before(&[worker.url()], &[]).await;
-    // What the first request costs once is not what is measured.
+    // The memory that the first request allocates once is not measured.
     router.post("/v1/tokenize", b"{}").await;
     *written.lock().unwrap() = 0;
     let before = router.memory();
     let mut stream =
         client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
-    // Once two looks a second apart see the same, every buffer between worker and client is full.
+    // If two readings a second apart are equal, every buffer between worker and client is full.
     let mut seen = (0, Instant::now());
-    crate::support::eventually("the worker is held up", || {
+    crate::support::eventually("the worker can send no more", || {
         let sent = *written.lock().unwrap();
         if sent != seen.0 {
             seen = (sent, Instant::now());
@@ -311,7 +319,7 @@ async fn a_workers_url_never_reaches_a_client() {
 }
 
 #[tokio::test]
-async fn cors_is_the_routers_alone_where_it_is_configured() {
+async fn only_the_routers_cors_headers_are_sent_where_cors_is_configured() {
     let worker = Worker::start(|mut talk| async move {
         let headers =
             "access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n";

@@ -1,4 +1,4 @@
-//! Workers that leave, and what becomes of the requests that they had.
+//! Tests of workers that are removed, and of the requests that were in flight at them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::support::worker::Worker;
 const STREAM: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
 
 #[tokio::test]
-async fn what_outlasts_a_deleted_workers_time_is_cut() {
+async fn requests_that_exceed_the_drain_time_of_a_deleted_worker_are_aborted() {
     let worker = Worker::start(|mut talk| async move {
         if talk.seen.path == "/v1/chat/completions" {
             talk.begin_stream().await;
@@ -32,7 +32,7 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
         client::begin(address, "POST", "/v1/chat/completions", &named, STREAM).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "data: 1\n\n");
     let silent = tokio::spawn(client::send(address, "POST", "/generate", &[], br#"{"model":"m"}"#));
-    eventually("both are at the worker", || async {
+    eventually("both requests are at the worker", || async {
         if worker.seen().len() == 2 { Ok(()) } else { Err(worker.seen().len()) }
     })
     .await;
@@ -46,16 +46,16 @@ async fn what_outlasts_a_deleted_workers_time_is_cut() {
     let silent = tokio::time::timeout(Duration::from_secs(10), silent).await;
     assert_eq!(silent.expect("the request goes on").unwrap().status, 502);
     assert_eq!(router.get(&path).await.status, 404);
-    eventually("the log says whose response broke off", || async {
+    eventually("the log names the request whose response broke off", || async {
         let log = router.log();
-        let told = |line: &str| line.contains("response broke off") && line.contains("cut-1");
-        if log.lines().any(told) { Ok(()) } else { Err(log) }
+        let names_it = |line: &str| line.contains("response broke off") && line.contains("cut-1");
+        if log.lines().any(names_it) { Ok(()) } else { Err(log) }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
+async fn the_answer_of_a_failed_attempt_is_kept_when_no_worker_is_left_to_retry() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     let worker = Worker::start(move |mut talk| {
@@ -82,7 +82,7 @@ async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
     assert_eq!((answer.status, answer.header("x-own")), (500, Some("1")), "{}", answer.text());
     assert_eq!(answer.body, "mine");
     assert_eq!(worker.seen().len(), 1);
-    eventually("its slot is given back", || async {
+    eventually("its slot is released", || async {
         let all = router.get("/workers").await.json();
         if all["workers"][0]["in_flight"] == json!(0) { Ok(()) } else { Err(all) }
     })
@@ -90,16 +90,16 @@ async fn a_poor_answer_is_better_than_none_when_nobody_is_left_to_ask() {
 }
 
 #[tokio::test]
-async fn a_model_that_nobody_has_does_not_exist_even_if_somebody_tells_nothing() {
+async fn a_model_that_no_worker_serves_is_unknown_even_if_one_worker_does_not_list_its_models() {
     let plain = Worker::plain().await;
     let router = Router::before(&[plain.url()], &[]).await;
-    // Nobody listens there.
+    // No process listens at this address.
     let dead = json!({ "url": "http://127.0.0.1:9" }).to_string();
     assert_eq!(router.post("/workers", dead).await.status, 202);
     let ask = async || router.post("/generate", r#"{"model":"typo"}"#).await;
     let first = ask().await;
     assert!(first.status == 503 || first.status == 404, "{}", first.text());
-    eventually("the one that tells nothing is given up", || async {
+    eventually("the router no longer waits for that worker's models", || async {
         let answer = ask().await;
         if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
     })

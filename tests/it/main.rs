@@ -1,7 +1,7 @@
 //! The integration tests: the real binary with real arguments, real sockets on free ports, scripted workers.
 //!
-//! One binary, a module per topic. Nothing here sleeps and hopes: `eventually` waits for a condition with a deadline and
-//! says what it saw last.
+//! One test binary with a module per topic. No test sleeps for a fixed time: `eventually` waits for a condition with a
+//! deadline, and its panic shows the last value.
 
 #![expect(
     clippy::unwrap_used,

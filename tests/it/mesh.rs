@@ -1,6 +1,6 @@
-//! Several routers as one, as their users meet them: real processes on loopback, the commands of the document, `/ha/*`.
+//! Tests of clusters as users see them: real processes on loopback, the commands of the document, `/ha/*`.
 //!
-//! What needs more than one machine (partitions, addresses that change) is in `tests/chaos`.
+//! Failures that need more than one machine (partitions, addresses that change) are tested in `tests/chaos`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::support::eventually;
 use crate::support::router::{Router, command};
 use crate::support::worker::Worker;
 
-/// 32 bytes each.
+/// Two shared keys of 32 bytes each, in base64.
 const KEYS: [&str; 2] = [
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
 ];
 
-/// A router of a cluster on loopback, on a mesh port that the system chose.
+/// Starts a router of a cluster on loopback, on a mesh port that the system chose.
 pub(crate) async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> Router {
     let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
     let mut arguments = vec!["--enable-mesh", "--mesh-server-name", name, "--mesh-port", "0"];
@@ -34,7 +34,7 @@ pub(crate) async fn router(name: &str, peers: &[SocketAddr], more: &[&str]) -> R
     Router::start(&arguments).await
 }
 
-/// Where other routers reach it.
+/// The address of a router for other routers, from its log.
 pub(crate) fn mesh_address(router: &Router) -> SocketAddr {
     let log = router.log();
     let event: Value = log
@@ -45,7 +45,7 @@ pub(crate) fn mesh_address(router: &Router) -> SocketAddr {
     event["address"].as_str().unwrap().parse().unwrap()
 }
 
-/// Three routers: the others are told of the first only.
+/// Starts three routers. The second and the third get only the address of the first one.
 async fn cluster(more: &[&str]) -> Vec<Router> {
     let mut routers = vec![router("node1", &[], more).await];
     let first = [mesh_address(&routers[0])];
@@ -65,18 +65,18 @@ async fn nodes(router: &Router) -> Vec<(String, String)> {
     nodes.iter().map(|node| (text(&node["name"]), text(&node["status"]))).collect()
 }
 
-/// Waits until a router lists exactly these.
+/// Waits until a router lists exactly these routers.
 pub(crate) async fn sees(router: &Router, expected: &[(&str, &str)]) {
     let expected: Vec<_> =
         expected.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect();
-    eventually(&format!("it lists {expected:?}"), || async {
-        let seen = nodes(router).await;
-        if seen == expected { Ok(()) } else { Err(seen) }
+    eventually(&format!("the router lists {expected:?}"), || async {
+        let listed = nodes(router).await;
+        if listed == expected { Ok(()) } else { Err(listed) }
     })
     .await;
 }
 
-/// What a document looks like: its keys, with the kind of each value.
+/// The structure of a document: its keys, with the type of each value.
 fn shape(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -90,7 +90,7 @@ fn shape(value: &Value) -> Value {
     }
 }
 
-/// Takes from `whole` what `part` names.
+/// The parts of `whole` whose keys are in `part`.
 fn cut(whole: &Value, part: &Value) -> Value {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => part
@@ -108,7 +108,7 @@ fn cut(whole: &Value, part: &Value) -> Value {
 async fn three_routers_find_each_other_through_one() {
     let routers = cluster(&[]).await;
     for router in &routers {
-        eventually("it counts its peers", || async {
+        eventually("the router counts its peers", || async {
             let peers = router.metric("smg_mesh_peers_total").await;
             let connections =
                 router.metric("smg_mesh_connections{lane=\"state\",state=\"up\"}").await;
@@ -128,14 +128,14 @@ async fn three_routers_find_each_other_through_one() {
     assert_eq!(urls, expected);
 }
 
-/// What `smg mesh` says, and its exit status.
+/// Runs `smg mesh`. Returns its exit status and its output.
 async fn console(words: &[&str], router: &Router) -> (Option<i32>, String) {
     let mut command = command();
     command.arg("mesh").args(words).args(["--router", &router.url("")]);
     let done = tokio::time::timeout(Duration::from_secs(20), command.output()).await;
-    let done = done.expect("it ends").unwrap();
-    let said = [done.stdout, done.stderr].concat();
-    (done.status.code(), String::from_utf8(said).unwrap())
+    let done = done.expect("the command ends").unwrap();
+    let output = [done.stdout, done.stderr].concat();
+    (done.status.code(), String::from_utf8(output).unwrap())
 }
 
 #[tokio::test]
@@ -145,25 +145,25 @@ async fn the_console_shows_a_running_cluster() {
     let spec = json!({ "url": worker.url() }).to_string();
     assert_eq!(routers[0].post("/workers?wait=all", spec).await.status, 202);
 
-    let (code, said) = console(&["status"], &routers[1]).await;
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains(", as node2 sees it: 3 routers, 3 of them taking part"), "{said}");
+    let (code, output) = console(&["status"], &routers[1]).await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(", as node2 sees it: 3 routers, 3 of them taking part"), "{output}");
     for name in ["node1", "node2", "node3"] {
         assert!(
-            said.lines().any(|line| line.starts_with(name) && line.contains("ALIVE")),
-            "{said}"
+            output.lines().any(|line| line.starts_with(name) && line.contains("ALIVE")),
+            "{output}"
         );
     }
-    let workers = said.lines().find(|line| line.starts_with("workers ")).unwrap_or_default();
-    assert_eq!(workers.split_whitespace().nth(1), Some("1"), "{said}");
+    let workers = output.lines().find(|line| line.starts_with("workers ")).unwrap_or_default();
+    assert_eq!(workers.split_whitespace().nth(1), Some("1"), "{output}");
 
-    // What is on its way between two answers is a difference too.
+    // A write that is replicated between two answers is a difference, too.
     eventually("the routers are equal", async || {
-        let (code, said) = console(&["diff", "--json"], &routers[1]).await;
-        let told: Value =
-            serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))?;
-        let all = told["routers"].as_object().map_or(0, |all| all.len());
-        if code == Some(0) && told["equal"] == true && all == 3 { Ok(()) } else { Err(said) }
+        let (code, output) = console(&["diff", "--json"], &routers[1]).await;
+        let answer: Value =
+            serde_json::from_str(&output).map_err(|error| format!("{error}: {output}"))?;
+        let all = answer["routers"].as_object().map_or(0, |all| all.len());
+        if code == Some(0) && answer["equal"] == true && all == 3 { Ok(()) } else { Err(output) }
     })
     .await;
 
@@ -171,36 +171,36 @@ async fn the_console_shows_a_running_cluster() {
     watching.args(["mesh", "events", "--router", &routers[0].url("")]);
     let mut watching = watching.spawn().unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
-    // It listens as soon as it has said what is there now.
-    let mut told = Vec::new();
+    // The command receives events from the moment on when it has printed the current state.
+    let mut printed = Vec::new();
     let first = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
-    told.push(first.expect("it says something").unwrap().unwrap());
+    printed.push(first.expect("the command prints something").unwrap().unwrap());
     routers.remove(2).signal("KILL");
-    while !told.iter().any(|line| line.contains("node3") && line.contains("DOWN")) {
+    while !printed.iter().any(|line| line.contains("node3") && line.contains("DOWN")) {
         let line = tokio::time::timeout(Duration::from_secs(15), lines.next_line()).await;
-        told.push(line.unwrap_or_else(|_| panic!("no DOWN in {told:?}")).unwrap().unwrap());
+        printed.push(line.unwrap_or_else(|_| panic!("no DOWN in {printed:?}")).unwrap().unwrap());
     }
-    let (code, said) = console(&["diff"], &routers[0]).await;
-    assert_eq!(code, Some(1), "one of them can not be asked: {said}");
-    assert!(said.contains("node3: DOWN"), "{said}");
+    let (code, output) = console(&["diff"], &routers[0]).await;
+    assert_eq!(code, Some(1), "one of them can not be asked: {output}");
+    assert!(output.contains("node3: DOWN"), "{output}");
 
     watching.kill().await.unwrap();
     routers[1].signal("TERM");
     assert_eq!(routers[1].ended().await, 0);
-    let (code, said) = console(&["status"], &routers[1]).await;
+    let (code, output) = console(&["status"], &routers[1]).await;
     assert_eq!(code, Some(1));
-    assert!(said.contains("no answer"), "{said}");
+    assert!(output.contains("no answer"), "{output}");
 }
 
-/// The document's JSON, key by key; more keys are allowed.
+/// Compares the status with the document's JSON, key by key. Additional keys are allowed.
 #[tokio::test]
 async fn the_status_has_the_documents_shape() {
     let document: Value = serde_json::from_str(include_str!("../golden/ha-status.json")).unwrap();
     let routers = cluster(&[]).await;
-    eventually("all stores were compared once", || async {
+    eventually("all stores were compared at least once", || async {
         let status = routers[0].get("/ha/status").await.json();
-        let seen = shape(&cut(&status, &document));
-        if seen == shape(&document) { Ok(()) } else { Err(status) }
+        let shown = shape(&cut(&status, &document));
+        if shown == shape(&document) { Ok(()) } else { Err(status) }
     })
     .await;
     let status = routers[0].get("/ha/status").await.json();
@@ -209,7 +209,8 @@ async fn the_status_has_the_documents_shape() {
     assert!(sync.ends_with('Z') && sync.contains('T'), "{sync}");
 }
 
-/// A generation is above 2^53, where JSON readers that hold numbers as doubles round: it is sent as a text of digits.
+/// A generation is above 2^53, where JSON readers that use doubles for numbers round. So it is sent as a text of
+/// digits.
 #[tokio::test]
 async fn no_json_reader_rounds_a_generation() {
     let first = router("node1", &[], &[]).await;
@@ -217,12 +218,12 @@ async fn no_json_reader_rounds_a_generation() {
     let mut events = client::begin(first.address(), "GET", path, &[], b"").await.unwrap();
     let second = router("node2", &[mesh_address(&first)], &[]).await;
     sees(&first, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
-    let mut told = String::new();
-    while !told.contains("\"name\":\"node2\"") || !told.ends_with("\n\n") {
+    let mut text = String::new();
+    while !text.contains("\"name\":\"node2\"") || !text.ends_with("\n\n") {
         let piece = tokio::time::timeout(Duration::from_secs(5), events.next());
-        told += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
+        text += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
     }
-    let data = told.lines().filter_map(|line| line.strip_prefix("data: "));
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     let of_event = data
         .filter_map(|data| serde_json::from_str::<Value>(data).ok())
         .find(|event| event["name"] == "node2")
@@ -242,7 +243,7 @@ async fn no_json_reader_rounds_a_generation() {
     assert!(alone["node"]["generation"].is_string(), "{alone}");
 }
 
-/// A store to which no router writes is empty, which says nothing about the cluster.
+/// A store to which no router writes is empty, which has no meaning for the cluster.
 #[tokio::test]
 async fn stores_that_no_router_writes_to_are_not_shown() {
     let router = router("node1", &[], &[]).await;
@@ -271,19 +272,19 @@ async fn stores_that_no_router_writes_to_are_not_shown() {
     }
 }
 
-/// What each router sees of a worker is told under its own name.
+/// Each router's observations of a worker are listed under its own name.
 #[tokio::test]
-async fn workers_are_told_with_who_sees_them() {
+async fn workers_are_listed_with_the_observations_of_each_router() {
     let worker = Worker::plain().await;
     let router = router("node1", &[], &["--worker-urls", &worker.url()]).await;
     router.knows_ready(1).await;
-    let told = router.get("/ha/workers").await.json();
-    assert_eq!((&told["total"], &told["node_name"]), (&json!(1), &json!("node1")));
-    assert_eq!(told["workers"][0]["observations"]["node1"]["breaker"], "closed", "{told}");
+    let document = router.get("/ha/workers").await.json();
+    assert_eq!((&document["total"], &document["node_name"]), (&json!(1), &json!("node1")));
+    assert_eq!(document["workers"][0]["observations"]["node1"]["breaker"], "closed", "{document}");
 }
 
 #[tokio::test]
-async fn alone_the_answers_are_for_the_one_router() {
+async fn a_router_alone_answers_for_itself() {
     let router = Router::start(&[]).await;
     let status = router.get("/ha/status").await.json();
     assert_eq!((&status["node_count"], &status["ha_mode"]), (&json!(1), &json!("standalone")));
@@ -315,7 +316,7 @@ async fn a_dead_router_is_down_and_stays_listed() {
     let health = routers[0].get("/ha/health").await.json();
     assert_eq!(health["status"], "degraded");
     assert_eq!(health["reasons"][0], "node2 is DOWN");
-    // Back with the same name, on another port: no ghost, no second row.
+    // The router returns with the same name on another port. It must be listed once.
     let first = [mesh_address(&routers[0])];
     let _back = router("node2", &first, &[]).await;
     for router in &routers {
@@ -323,9 +324,9 @@ async fn a_dead_router_is_down_and_stays_listed() {
     }
 }
 
-/// By signal and over HTTP: the same.
+/// A signal and the HTTP route have the same effect.
 #[tokio::test]
-async fn who_leaves_says_so_and_is_nowhere_listed_after() {
+async fn a_router_that_leaves_announces_it_and_is_listed_nowhere_afterwards() {
     for over_http in [false, true] {
         let mut routers = cluster(&["--drain-settle-secs", "1"]).await;
         let mut events =
@@ -337,29 +338,32 @@ async fn who_leaves_says_so_and_is_nowhere_listed_after() {
         } else {
             leaver.signal("TERM");
         }
-        let mut told = String::new();
-        while !told.contains("\"to\":\"LEAVING\"") {
+        let mut text = String::new();
+        while !text.contains("\"to\":\"LEAVING\"") {
             let piece = tokio::time::timeout(Duration::from_secs(5), events.next());
-            told += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
+            text += &String::from_utf8_lossy(&piece.await.unwrap().unwrap().unwrap());
         }
         assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
-        assert!(told.starts_with("event: routers\n"), "{told}");
+        assert!(text.starts_with("event: routers\n"), "{text}");
         assert_eq!(leaver.ended().await, 0);
         for router in &routers {
             sees(router, &[("node1", "ALIVE"), ("node2", "ALIVE")]).await;
             let metrics = router.get("/metrics").await.text();
             assert!(!metrics.contains("smg_mesh_peer_status{peer=\"node3\"}"));
-            assert!(!metrics.contains("to_state=\"DOWN\""), "somebody was paged");
+            assert!(
+                !metrics.contains("to_state=\"DOWN\""),
+                "the departure must not look like a failure"
+            );
         }
     }
 }
 
 #[tokio::test]
-async fn a_second_router_of_a_name_is_refused_and_the_first_goes_on() {
+async fn a_second_router_of_a_name_is_refused_and_the_first_stays_a_member() {
     let routers = cluster(&[]).await;
     let first = [mesh_address(&routers[0])];
     let second = router("node2", &first, &[]).await;
-    eventually("it is refused", || async {
+    eventually("the second router is refused", || async {
         let health = second.get("/ha/health").await.json();
         if health["status"] == "refused" { Ok(()) } else { Err(health) }
     })
@@ -368,7 +372,7 @@ async fn a_second_router_of_a_name_is_refused_and_the_first_goes_on() {
     let reason = health["reasons"][0].as_str().unwrap();
     assert!(reason.contains("node2") && reason.contains("--mesh-server-name"), "{reason}");
     for contested in [&second, &routers[1]] {
-        eventually("somebody is told of it", || async {
+        eventually("another router reports the conflict", || async {
             let conflict = contested.metric("smg_mesh_name_conflict").await;
             if conflict == 1.0 { Ok(()) } else { Err(conflict) }
         })
@@ -380,10 +384,10 @@ async fn a_second_router_of_a_name_is_refused_and_the_first_goes_on() {
 }
 
 #[tokio::test]
-async fn another_cluster_is_another_cluster() {
+async fn routers_of_another_cluster_are_refused() {
     let one = router("node1", &[], &[]).await;
     let other = router("node2", &[mesh_address(&one)], &["--mesh-cluster-id", "other"]).await;
-    eventually("it says why it does not come in", || async {
+    eventually("it shows why it is refused", || async {
         let health = other.get("/ha/health").await.json();
         let error = health["join"][0]["error"].as_str().unwrap_or_default().to_owned();
         if error.contains("--mesh-cluster-id") { Ok(()) } else { Err(health) }
@@ -394,26 +398,26 @@ async fn another_cluster_is_another_cluster() {
 }
 
 #[tokio::test]
-async fn a_join_address_where_nobody_is_is_named_with_its_error() {
+async fn a_join_address_without_a_router_is_shown_with_its_error() {
     let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
     let more = ["--mesh-peer-urls", "nowhere.invalid"];
     let router = router("node1", &[address], &more).await;
-    eventually("both are named", || async {
+    eventually("both join addresses are shown", || async {
         let health = router.get("/ha/health").await.json();
         let errors: Vec<_> =
             health["join"].as_array().unwrap().iter().map(|j| j["error"].clone()).collect();
-        let told = errors.len() == 2 && errors.iter().all(Value::is_string);
-        if told && health["status"] == "joining" { Ok(()) } else { Err(health) }
+        let all_shown = errors.len() == 2 && errors.iter().all(Value::is_string);
+        if all_shown && health["status"] == "joining" { Ok(()) } else { Err(health) }
     })
     .await;
-    // It serves meanwhile.
+    // The router serves requests meanwhile.
     assert_eq!(router.get("/liveness").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
+async fn a_shared_key_keeps_others_out_and_rotates_at_run_time() {
     let routers = cluster(&["--mesh-encryption-key", KEYS[0]]).await;
     let first = [mesh_address(&routers[0])];
     for (name, more) in [
@@ -421,7 +425,7 @@ async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
         ("wrong", &["--mesh-encryption-key", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="][..]),
     ] {
         let stranger = router(name, &first, more).await;
-        eventually("it is told why", || async {
+        eventually("it shows the reason", || async {
             let health = stranger.get("/ha/health").await.json();
             let error = health["join"][0]["error"].as_str().unwrap_or_default().to_owned();
             if error.contains("key") { Ok(()) } else { Err(health) }
@@ -434,9 +438,9 @@ async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
 
     let all_took = |answer: &client::Answer| {
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let told = answer.json();
-        assert_eq!(told["nodes"].as_object().unwrap().len(), 3, "{told}");
-        told["id"].as_str().unwrap().to_owned()
+        let answered = answer.json();
+        assert_eq!(answered["nodes"].as_object().unwrap().len(), 3, "{answered}");
+        answered["id"].as_str().unwrap().to_owned()
     };
     let installed = routers[1].post("/ha/keys", json!({ "key": KEYS[1] }).to_string()).await;
     let new = all_took(&installed);
@@ -448,7 +452,7 @@ async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
     assert_eq!((in_use.status, in_use.code().as_str()), (409, "key_in_use"));
     all_took(&routers[2].send("PUT", &format!("/ha/keys/{new}"), &[], b"").await);
     all_took(&routers[0].send("DELETE", &format!("/ha/keys/{old}"), &[], b"").await);
-    // A newcomer with the new key only.
+    // Another router has only the new key.
     let _newcomer = router("node4", &first, &["--mesh-encryption-key", KEYS[1]]).await;
     for router in &routers {
         sees(
@@ -461,7 +465,7 @@ async fn a_shared_key_keeps_others_out_and_rotates_under_way() {
     }
 }
 
-/// A folder with an authority and certificates for routers.
+/// A directory with an authority and certificates for routers.
 struct Certificates {
     dir: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -477,7 +481,7 @@ impl Certificates {
         Self { dir, issuer: Issuer::new(params, key) }
     }
 
-    /// Flags of a router called so.
+    /// The flags of the router with this name.
     fn flags(&self, name: &str) -> Vec<String> {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -512,7 +516,7 @@ async fn mutual_tls_binds_names_to_certificates() {
     let foreign = secured("node4", &first, &Certificates::new().flags("node4")).await;
     let plain = router("node5", &first, &[]).await;
     for stranger in [&thief, &foreign, &plain] {
-        eventually("it is told why", || async {
+        eventually("it shows the reason", || async {
             let health = stranger.get("/ha/health").await.json();
             if health["join"][0]["error"].is_string() { Ok(()) } else { Err(health) }
         })
@@ -524,22 +528,22 @@ async fn mutual_tls_binds_names_to_certificates() {
 }
 
 #[tokio::test]
-async fn what_is_no_router_costs_a_counter_and_nothing_else() {
+async fn connections_that_are_not_from_routers_are_counted_and_change_nothing() {
     let routers = cluster(&[]).await;
     let address = mesh_address(&routers[0]);
     let huge = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0xff; 1 << 16]].concat();
     for bytes in [&b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..], &[0; 4096], &huge] {
         let mut stranger = TcpStream::connect(address).await.unwrap();
-        // It may be closed before all is written.
+        // The connection may be closed before all is written.
         let _cut = stranger.write_all(bytes).await.is_err();
         let mut answer = Vec::new();
         let ended =
             tokio::time::timeout(Duration::from_secs(20), stranger.read_to_end(&mut answer));
         assert!(ended.await.is_ok(), "the connection stays open for {} bytes", bytes.len());
     }
-    eventually("they are counted", || async {
-        let seen = routers[0].metric("smg_mesh_rejected_total{reason=\"not_http2\"}").await;
-        if seen >= 3.0 { Ok(()) } else { Err(seen) }
+    eventually("the connections are counted", || async {
+        let counted = routers[0].metric("smg_mesh_rejected_total{reason=\"not_http2\"}").await;
+        if counted >= 3.0 { Ok(()) } else { Err(counted) }
     })
     .await;
     sees(&routers[0], &[("node1", "ALIVE"), ("node2", "ALIVE"), ("node3", "ALIVE")]).await;
@@ -548,7 +552,7 @@ async fn what_is_no_router_costs_a_counter_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn only_this_machine_or_an_admin_ends_a_router() {
+async fn only_this_machine_or_an_admin_shuts_a_router_down() {
     let mut open = Router::start(&[]).await;
     assert_eq!(open.post("/ha/shutdown", "").await.status, 202);
     assert_eq!(open.ended().await, 0);
@@ -560,27 +564,27 @@ async fn only_this_machine_or_an_admin_ends_a_router() {
 }
 
 #[tokio::test]
-async fn who_was_told_of_others_is_not_ready_before_it_has_learnt_from_them() {
+async fn a_router_with_join_addresses_is_not_ready_before_it_has_loaded_the_state() {
     let worker = Worker::plain().await;
-    // Nobody is there.
+    // No router listens at this address.
     let more = ["--mesh-peer-urls", "127.0.0.1:1", "--mesh-join-timeout", "2s", "--worker-urls"];
     let alone = router("node1", &[], &[&more[..], &[&worker.url()]].concat()).await;
     let first = alone.get("/readiness").await;
     assert_eq!((first.status, first.json()["reason"].as_str()), (503, Some("joining")));
-    // It serves all the same.
-    eventually("it serves", || async {
+    // The router serves requests nevertheless.
+    eventually("the router serves", || async {
         let body = json!({ "model": "m", "messages": [] }).to_string();
         let answer = alone.post("/v1/chat/completions", body).await;
         if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
     })
     .await;
-    eventually("it goes on alone", || async {
+    eventually("it is ready without others after the timeout", || async {
         let answer = alone.get("/readiness").await;
         if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
     })
     .await;
     let joined = router("node2", &[mesh_address(&alone)], &[]).await;
-    eventually("it has learnt the worker and is ready long before its time is over", || async {
+    eventually("it has loaded the worker and is ready long before the timeout", || async {
         let answer = joined.get("/readiness").await;
         let ready = answer.status == 200 && answer.json()["total_workers"] == 1;
         if ready { Ok(()) } else { Err(answer.text()) }
@@ -589,7 +593,7 @@ async fn who_was_told_of_others_is_not_ready_before_it_has_learnt_from_them() {
 }
 
 #[tokio::test]
-async fn a_write_waits_for_whom_it_is_told_to_and_says_who_has_it() {
+async fn a_write_waits_for_the_requested_routers_and_lists_those_that_applied_it() {
     let routers = cluster(&["--min-ready-workers", "0"]).await;
     let worker = Worker::plain().await;
     let spec = json!({ "url": worker.url() }).to_string();
@@ -602,18 +606,22 @@ async fn a_write_waits_for_whom_it_is_told_to_and_says_who_has_it() {
     for router in &routers {
         assert_eq!(router.get(&format!("/workers/{id}")).await.status, 200, "after the receipt");
     }
-    eventually("both confirmations are timed", async || {
+    eventually("both acknowledgements are timed", async || {
         let count = routers[0].metric("smg_mesh_sync_latency_seconds_count").await;
         if count >= 2.0 { Ok(()) } else { Err(count) }
     })
     .await;
-    for (query, says) in [
+    for (query, reason) in [
         ("wait=everybody", "wait \"everybody\" is not one of local, quorum, all"),
         ("wait=all&timeout=2h", "timeout \"2h\" is not a time of at most 60s"),
         ("wait=all&timeout=soon", "timeout \"soon\""),
     ] {
         let refused = routers[1].post(&format!("/workers/{id}/drain?{query}"), "").await;
         assert_eq!(refused.status, 400);
-        assert!(refused.text().contains(says.replace('"', "\\\"").as_str()), "{}", refused.text());
+        assert!(
+            refused.text().contains(reason.replace('"', "\\\"").as_str()),
+            "{}",
+            refused.text()
+        );
     }
 }

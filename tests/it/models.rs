@@ -1,4 +1,4 @@
-//! Which model a request is for, however its body says so: JSON, a form, a compressed body, a query, or not at all.
+//! Tests of how a request names its model: in JSON, in a form, in a compressed body, in the query, or not at all.
 
 use async_compression::tokio::write::{BrotliEncoder, GzipEncoder, ZlibEncoder, ZstdEncoder};
 use tokio::io::AsyncWriteExt as _;
@@ -11,17 +11,17 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const FORM: (&str, &str) = ("content-type", "multipart/form-data; boundary=X");
 const FILE: &str = "Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"";
 
-/// Answers with the body that came.
+/// Answers with the body of the request.
 async fn echo(mut talk: Talk) -> Talk {
     let body = talk.seen.body.clone();
     talk.answer(200, "content-type: application/json\r\n", &body).await;
     talk
 }
 
-/// Method, path, headers and body of a request.
+/// The method, path, headers and body of a request.
 type Asked<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8]);
 
-/// Two workers of different models behind one router.
+/// Starts two workers of different models and a router for them.
 async fn two(arguments: &[&str]) -> (Worker, Worker, Router) {
     let (a, b) = (Worker::serving("a", echo).await, Worker::serving("b", echo).await);
     let router = Router::before(&[a.url(), b.url()], arguments).await;
@@ -112,8 +112,8 @@ async fn a_request_that_names_no_model_is_refused_when_several_are_served() {
         for _ in 0..3 {
             let answer = router.send(method, path, headers, body).await;
             let error = &answer.json()["error"];
-            let seen = (answer.status, error["code"].as_str(), error["param"].as_str());
-            assert_eq!(seen, (400, Some("model_missing"), Some("model")), "{path}: {error}");
+            let error_of = (answer.status, error["code"].as_str(), error["param"].as_str());
+            assert_eq!(error_of, (400, Some("model_missing"), Some("model")), "{path}: {error}");
         }
     }
     assert_eq!((a.seen().len(), b.seen().len()), (0, 0));
@@ -123,7 +123,7 @@ async fn a_request_that_names_no_model_is_refused_when_several_are_served() {
 }
 
 #[tokio::test]
-async fn a_request_that_names_no_model_means_the_only_one() {
+async fn a_request_that_names_no_model_is_for_the_only_one() {
     let worker = Worker::start(echo).await;
     let router = Router::before(&[worker.url()], &[]).await;
     for body in ["{\"prompt\":\"x\"}", "{\"model\":\"\",\"prompt\":\"x\"}"] {
@@ -133,7 +133,7 @@ async fn a_request_that_names_no_model_means_the_only_one() {
     assert_eq!(transcribe(&router, &form(&[(FILE, "RIFF")])).await.status, 200);
 }
 
-/// `text` in the encoding that HTTP calls `name`.
+/// Encodes `text` with the content coding `name`.
 async fn encoded(name: &str, text: &[u8]) -> Vec<u8> {
     macro_rules! with {
         ($encoder:expr) => {{
@@ -153,7 +153,7 @@ async fn encoded(name: &str, text: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_by_name_unless_it_is_to_be_decoded() {
+async fn a_compressed_body_is_refused_with_its_coding_unless_decoding_is_enabled() {
     let body = br#"{"model":"b","prompt":"x"}"#;
     let (_a, b, router) = two(&[]).await;
     for name in ["gzip", "zstd", "br", "deflate", "compress"] {
@@ -171,7 +171,7 @@ async fn a_compressed_body_is_refused_by_name_unless_it_is_to_be_decoded() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_decoded_when_asked() {
+async fn a_compressed_body_is_decoded_if_enabled() {
     let body = br#"{"model":"b","prompt":"x"}"#;
     let (a, b, router) = two(&["--decompress-requests"]).await;
     for name in ["gzip", "zstd", "br", "deflate", "x-gzip, identity"] {

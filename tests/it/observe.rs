@@ -1,4 +1,4 @@
-//! What is seen from outside: metrics, errors, request ids, probes, logs.
+//! Tests of what the router shows: metrics, errors, request ids, probes, logs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,27 +14,27 @@ use crate::support::{client, eventually, within};
 
 const BODY: &str = r#"{"model":"m"}"#;
 
-/// Where a part of the router listens, by what it said in its log.
+/// The address on which a part of the router listens, from its log.
 fn address(router: &Router, message: &str) -> SocketAddr {
     let log = router.log();
     let mut events = log.lines().filter_map(|line| serde_json::from_str(line).ok());
     let event: serde_json::Value = events
         .find(|event: &serde_json::Value| event["message"] == message)
-        .unwrap_or_else(|| panic!("nobody said {message:?} in\n{log}"));
+        .unwrap_or_else(|| panic!("{message:?} is not in\n{log}"));
     event["address"].as_str().unwrap().parse().unwrap()
 }
 
-/// Families by name with their help and kind. Panics at what is no exposition.
+/// The families by name with their help and type. Panics if the text is not a valid exposition.
 fn families(text: &str) -> BTreeMap<String, (String, String)> {
     let mut found: BTreeMap<String, (String, String)> = BTreeMap::new();
     for line in text.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            let (name, help) = help.split_once(' ').expect("a help has words");
+            let (name, help) = help.split_once(' ').expect("a help line has a text");
             let before = found.insert(name.to_owned(), (help.to_owned(), String::new()));
             assert!(before.is_none(), "{name} comes twice");
         } else if let Some(kind) = line.strip_prefix("# TYPE ") {
             let (name, kind) = kind.split_once(' ').unwrap();
-            kind.clone_into(&mut found.get_mut(name).expect("help comes first").1);
+            kind.clone_into(&mut found.get_mut(name).expect("the help line comes first").1);
         } else {
             let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
             value.parse::<f64>().unwrap_or_else(|e| panic!("{e}: {line}"));
@@ -52,7 +52,7 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
 }
 
 #[tokio::test]
-async fn metrics_are_the_reviewed_ones() {
+async fn metrics_match_the_golden_files() {
     let worker = Mock::start("w").await;
     let alone = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
     let peer = Router::start(&[&alone[..], &["--mesh-server-name", "peer"]].concat()).await;
@@ -62,13 +62,13 @@ async fn metrics_are_the_reviewed_ones() {
     let join = join.iter().map(String::as_str);
     let flags: Vec<&str> = alone.into_iter().chain(join).collect();
     let router = Router::before(&[worker.url()], &flags).await;
-    // What is counted only when it happens: an attempt that fails and is tried again, and one without an answer.
+    // Some families appear only after an event: an attempt that fails and is retried, and one without an answer.
     worker.faults(r#"{"script":{"status":503},"next":1}"#);
     router.post("/generate", BODY).await;
     worker.faults(r#"{"script":{"cut_before_head":true},"next":1}"#);
     router.post("/generate", BODY).await;
     router.post("/generate", r#"{"model":"other"}"#).await;
-    eventually("the peer is measured", || async {
+    eventually("the link to the peer is measured", || async {
         let text = router.get("/metrics").await.text();
         let measured = ["probe_rtt", "clock_skew", "replication_lag"]
             .iter()
@@ -76,7 +76,7 @@ async fn metrics_are_the_reviewed_ones() {
         if measured { Ok(()) } else { Err(text) }
     })
     .await;
-    // Some families appear with the first tick of whatever exports them, which a busy machine delays.
+    // Some families appear with the first tick of the task that exports them, which a busy machine delays.
     let reviewed = include_str!("../golden/metrics.txt");
     let list = within(Duration::from_secs(20), || async {
         let mut list = String::new();
@@ -94,7 +94,7 @@ async fn metrics_are_the_reviewed_ones() {
 }
 
 #[tokio::test]
-async fn errors_are_the_reviewed_ones_and_every_answer_has_a_name() {
+async fn errors_match_the_golden_files_and_every_answer_has_a_request_id() {
     let worker = Worker::start(|mut talk| async move {
         talk.close();
         talk
@@ -155,7 +155,7 @@ async fn errors_are_the_reviewed_ones_and_every_answer_has_a_name() {
 }
 
 #[tokio::test]
-async fn probes_say_why() {
+async fn probes_answer_with_a_reason() {
     let worker = Worker::plain().await;
     let mut router = Router::start(&["--drain-settle-secs", "60"]).await;
     assert_eq!(
@@ -171,7 +171,7 @@ async fn probes_say_why() {
     router.knows_ready(1).await;
     assert_eq!(router.get("/readiness").await.json()["status"], "ready");
     router.signal("TERM");
-    eventually("it drains", || async {
+    eventually("the router drains", || async {
         let readiness = router.get("/readiness").await;
         if readiness.json()["reason"] == "draining" { Ok(()) } else { Err(readiness.text()) }
     })
@@ -184,14 +184,14 @@ async fn probes_say_why() {
     assert!(asked_again.elapsed().as_secs() < 30, "a second signal ends at once");
 }
 
-/// A port that was free a moment ago: the flag takes 0 for "none".
+/// A port that was free a moment ago. The flag takes 0 for "none", so it cannot choose a free one.
 fn free_port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }
 
 #[tokio::test]
-async fn further_ports_answer_probes_and_metrics_only() {
+async fn additional_ports_serve_only_probes_and_metrics() {
     let worker = Worker::plain().await;
     let health = free_port();
     let flags = ["--health-check-port", &health, "--header-timeout-secs", "0.3"];
@@ -203,7 +203,7 @@ async fn further_ports_answer_probes_and_metrics_only() {
     for path in ["/workers", "/v1/models"] {
         assert_eq!(client::send(probes, "GET", path, &[], b"").await.status, 404, "{path}");
     }
-    // A scraper keeps its connection: longer than a head may take.
+    // A scraper keeps its connection open for longer than a head may take.
     let tcp = tokio::net::TcpStream::connect(probes).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(tcp);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
@@ -214,7 +214,7 @@ async fn further_ports_answer_probes_and_metrics_only() {
         let response = sender.send_request(request).await.expect("the connection is kept");
         assert_eq!(response.status(), 200);
         http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-        // A head that does not end is answered once its time is over: so much time has passed then.
+        // An unfinished head is answered when its time is over, so that time has passed here.
         let mut slow = tokio::net::TcpStream::connect(router.address()).await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut slow, b"GET / HTTP/1.1\r\n").await.unwrap();
         let mut answer = Vec::new();
@@ -245,7 +245,7 @@ async fn engine_metrics_are_merged_and_name_their_worker() {
 }
 
 #[tokio::test]
-async fn decisions_are_told_when_asked_for_and_logs_are_json() {
+async fn decisions_are_shown_if_enabled_and_logs_are_json() {
     let worker = Worker::plain().await;
     let flags = ["--debug-headers", "--policy", "round_robin", "--log-level", "debug"];
     let router = Router::before(&[worker.url()], &flags).await;

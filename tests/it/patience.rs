@@ -1,4 +1,4 @@
-//! How long each side may take: the worker for its answer, the client for its own.
+//! Tests of timeouts: how long a worker may take for its answer, and a client for its request.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::support::worker::{Talk, Worker};
 
 const CHAT: &[u8] = br#"{"model":"m","stream":true,"messages":[]}"#;
 
-/// A worker that is silent until the router hangs up.
+/// A worker that sends nothing until the router closes the connection.
 async fn silent() -> Worker {
     Worker::start(|mut talk: Talk| async move {
         talk.hung_up().await;
@@ -20,7 +20,7 @@ async fn silent() -> Worker {
 }
 
 #[tokio::test]
-async fn the_total_holds_before_the_head_as_well() {
+async fn the_total_timeout_includes_the_time_before_the_head() {
     let worker = silent().await;
     let router = Router::before(&[worker.url()], &["--request-timeout-secs", "0.5"]).await;
     let asked = Instant::now();
@@ -28,11 +28,11 @@ async fn the_total_holds_before_the_head_as_well() {
     assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
     let waited = asked.elapsed();
     assert!(waited > Duration::from_millis(450) && waited < Duration::from_secs(5), "{waited:?}");
-    assert_eq!(worker.seen().len(), 1, "it may be generating: nobody else is asked");
+    assert_eq!(worker.seen().len(), 1, "it may be generating, so no other worker is tried");
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_does_not_keep_its_place() {
+async fn a_client_that_reads_nothing_is_disconnected() {
     let worker = Worker::start(|mut talk: Talk| async move {
         talk.begin_stream().await;
         let data = "x".repeat(64 << 10);
@@ -45,7 +45,7 @@ async fn a_client_that_takes_nothing_does_not_keep_its_place() {
     let router = Router::before(&[worker.url()], &flags).await;
     let _unread =
         client::begin(router.address(), "POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
-    eventually("its place is given back", || async {
+    eventually("its place is released", || async {
         let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
         if in_flight == Some(0) { Ok(()) } else { Err(in_flight) }
     })
@@ -53,7 +53,7 @@ async fn a_client_that_takes_nothing_does_not_keep_its_place() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_ends_is_refused_however_steadily_it_comes() {
+async fn a_body_that_never_ends_is_refused_however_steadily_it_arrives() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &["--body-timeout-secs", "0.3"]).await;
     let mut tcp = tokio::net::TcpStream::connect(router.address()).await.unwrap();
@@ -67,13 +67,16 @@ async fn a_body_that_never_ends_is_refused_however_steadily_it_comes() {
     });
     let mut answer = vec![0; 12];
     let read = tokio::io::AsyncReadExt::read_exact(&mut reading, &mut answer);
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("it waits for ever").unwrap();
+    tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .expect("the router waits for ever")
+        .unwrap();
     assert_eq!(answer, b"HTTP/1.1 408");
     dripping.abort();
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_with_hundreds_in_flight_costs_no_request() {
+async fn no_request_fails_when_a_worker_dies_with_hundreds_in_flight() {
     let (dies, stays) = (silent().await, Worker::plain().await);
     let router = Router::before(&[dies.url(), stays.url()], &["--policy", "round_robin"]).await;
     let address = router.address();
@@ -84,7 +87,7 @@ async fn a_worker_that_dies_with_hundreds_in_flight_costs_no_request() {
             client::try_send(address, "POST", "/v1/chat/completions", &[], body).await
         });
     }
-    eventually("half of them hang", || async {
+    eventually("half of the requests wait at the worker", || async {
         let waiting = dies.seen().len();
         if waiting == 300 { Ok(()) } else { Err(waiting) }
     })

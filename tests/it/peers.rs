@@ -1,4 +1,4 @@
-//! People who come from another router: their command line starts this one, and their tools find its workers.
+//! Tests for users of other routers: their command lines start this router, and their tools manage its workers.
 
 use serde_json::json;
 
@@ -38,7 +38,7 @@ async fn a_launch_command_of_another_router_starts_this_one() {
         "--worker-urls",
         &url,
     ];
-    // `serving` is told at INFO, which the router of these tests is found by.
+    // The support code finds the address of the router in the line `serving`, which has level INFO.
     let flags: Vec<&str> =
         flags.into_iter().filter(|word| !["--log-level", "warning"].contains(word)).collect();
     let router = Router::start(&flags).await;
@@ -62,7 +62,7 @@ async fn a_launch_command_of_another_router_starts_this_one() {
 }
 
 #[tokio::test]
-async fn a_launch_command_that_can_not_start_says_all_of_why() {
+async fn a_launch_command_that_cannot_start_reports_all_reasons() {
     let started = command()
         .args(["launch", "--pd-disaggregation", "--prefill", "http://p1:30001", "9001"])
         .args(["--prefill", "http://p2:30002", "--decode", "http://d:30011", "--prefill-policy"])
@@ -71,12 +71,12 @@ async fn a_launch_command_that_can_not_start_says_all_of_why() {
         .await
         .unwrap();
     assert_eq!(started.status.code(), Some(2));
-    let said = String::from_utf8(started.stderr).unwrap();
+    let errors = String::from_utf8(started.stderr).unwrap();
     let flags =
         ["--pd-disaggregation", "--prefill", "--decode", "--prefill-policy", "--mcp-config-path"];
-    assert_eq!(said.lines().count(), flags.len(), "{said}");
+    assert_eq!(errors.lines().count(), flags.len(), "{errors}");
     for flag in flags {
-        assert_eq!(said.matches(&format!("error: flag {flag} of ")).count(), 1, "{said}");
+        assert_eq!(errors.matches(&format!("error: flag {flag} of ")).count(), 1, "{errors}");
     }
 }
 
@@ -85,12 +85,12 @@ async fn workers_are_added_and_removed_by_their_urls() {
     let worker = Worker::plain().await;
     let url = worker.url();
     let router = Router::start(&[]).await;
-    // As `requests.post(url)` sends it: no body, and no content type.
+    // In the form that `requests.post(url)` sends: no body, and no content type.
     assert_eq!(router.get("/list_workers").await.json(), json!({ "urls": [] }));
     let added =
         router.send("POST", &format!("/add_worker?url={url}&api_key=its-own"), &[], b"").await;
     assert_eq!((added.status, added.text()), (200, format!("Successfully added worker: {url}")));
-    // It is ready: a request right after the answer is served.
+    // The worker is ready: a request right after the answer is served.
     assert_eq!(router.post("/generate", BODY).await.status, 200);
     assert_eq!(worker.seen().pop().unwrap().all("authorization"), ["Bearer its-own"]);
     assert_eq!(router.get("/list_workers").await.json(), json!({ "urls": [url] }));
@@ -121,7 +121,7 @@ async fn workers_are_added_and_removed_by_their_urls() {
 }
 
 #[tokio::test]
-async fn a_worker_that_does_not_answer_yet_is_registered_all_the_same() {
+async fn a_worker_that_does_not_answer_yet_is_registered_nevertheless() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let router = Router::start(&[]).await;
@@ -132,7 +132,7 @@ async fn a_worker_that_does_not_answer_yet_is_registered_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_url_stands_wherever_an_id_does() {
+async fn a_url_may_replace_an_id_in_every_path() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let by_url = format!("/workers/{}", encoded(&worker.url()));
@@ -149,7 +149,7 @@ async fn a_url_stands_wherever_an_id_does() {
     assert_eq!((other.status, other.code().as_str()), (404, "worker_not_found"));
     let removed = router.send("DELETE", &by_url, &[], b"").await;
     assert_eq!((removed.status, removed.json()["worker_id"].as_str()), (202, Some(id.as_str())));
-    eventually("it is gone", || async {
+    eventually("the worker is gone", || async {
         let answer = router.get(&by_url).await;
         if answer.status == 404 { Ok(()) } else { Err(answer.text()) }
     })
@@ -228,10 +228,10 @@ async fn their_tools_read_our_workers() {
 }
 
 #[tokio::test]
-async fn an_alias_reaches_whichever_worker_serves_the_model() {
+async fn an_alias_reaches_every_worker_that_serves_the_model() {
     let worker = Worker::plain().await;
     let router = Router::start(&["--model-alias", "gpt-4=m", "other=absent"]).await;
-    // Also a worker that comes later.
+    // This includes a worker that is added later.
     router.post("/workers", json!({ "url": worker.url() }).to_string()).await;
     router.knows_ready(1).await;
     assert_eq!(router.post("/generate", r#"{"model":"gpt-4","text":"x"}"#).await.status, 200);

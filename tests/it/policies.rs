@@ -1,4 +1,4 @@
-//! Each policy keeps its promise, seen from the workers.
+//! Tests that each policy keeps its promises, as observed at the workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -14,13 +14,13 @@ use crate::support::worker::Worker;
 
 const CHAT: &str = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hello"}]}"#;
 
-/// A router in front of `mocks` with one policy, which tells what it decided.
+/// Starts a router for `mocks` with one policy, and with headers that show its decisions.
 async fn router(mocks: &[Mock], policy: &str, flags: &[&str]) -> Router {
     let flags = [&["--debug-headers", "--policy", policy], flags].concat();
     Router::before(&mock::urls(mocks), &flags).await
 }
 
-/// A kept connection to it.
+/// Opens a connection to the router that is kept between requests.
 async fn connect(router: &Router) -> Connection {
     Connection::open(router.address()).await.unwrap()
 }
@@ -31,12 +31,12 @@ async fn ask(connection: &mut Connection, headers: &[(&str, &str)], body: &str) 
     answer
 }
 
-/// Who served it.
+/// The name of the worker that served an answer.
 fn worker(answer: &Answer) -> String {
     answer.header("x-mock-worker").unwrap().to_owned()
 }
 
-/// Sends `n` equal requests, one after the other; how many each worker got, by its name.
+/// Sends `n` equal requests, one after the other. Returns how many each worker received, by its name.
 async fn shares(router: &Router, n: usize) -> BTreeMap<String, usize> {
     let mut connection = connect(router).await;
     let mut shares = BTreeMap::new();
@@ -56,11 +56,12 @@ async fn id_of(router: &Router, url: &str) -> String {
     let is = |worker: &&serde_json::Value| {
         worker["spec"]["url"].as_str().unwrap().trim_end_matches('/') == url
     };
-    let found = all["workers"].as_array().unwrap().iter().find(is).expect("it is registered");
+    let found =
+        all["workers"].as_array().unwrap().iter().find(is).expect("the worker is registered");
     found["id"].as_str().unwrap().to_owned()
 }
 
-/// Fails unless each of `workers` got its share of `total` to within `tolerance` of it.
+/// Fails unless each worker received its share of `total`, within `tolerance` of that share.
 fn spread(shares: &BTreeMap<String, usize>, workers: usize, tolerance: f64) {
     let total: usize = shares.values().sum();
     let fair = total as f64 / workers as f64;
@@ -70,10 +71,10 @@ fn spread(shares: &BTreeMap<String, usize>, workers: usize, tolerance: f64) {
     }
 }
 
-/// Requests that stay at their worker until this is dropped: each made by `body`, none answered.
+/// Requests that are held at their worker until this is dropped. None is answered.
 struct Busy(Vec<client::Stream>);
 
-/// Lets `worker` alone be asked, keeps `n` streams open there, and lets the others be asked again.
+/// Opens `n` streams at `worker` while the other workers are out of use, and then puts those into use again.
 async fn keep_busy(router: &Router, mocks: &[Mock], worker: usize, n: usize) -> Busy {
     let mut others = Vec::new();
     for other in mocks.iter().filter(|other| other.name() != mocks[worker].name()) {
@@ -101,7 +102,7 @@ async fn keep_busy(router: &Router, mocks: &[Mock], worker: usize, n: usize) -> 
 #[tokio::test]
 async fn round_robin_gives_shares_by_weight() {
     let mocks = Mock::several(3).await;
-    // From the file.
+    // The weight from the file.
     let mut file = tempfile::NamedTempFile::new().unwrap();
     for (mock, weight) in mocks.iter().zip([1, 2, 3]) {
         writeln!(file, "[[workers]]\nurl = \"{}\"\nweight = {weight}", mock.url()).unwrap();
@@ -110,13 +111,13 @@ async fn round_robin_gives_shares_by_weight() {
     let router = Router::start(&["--config", path, "--policy", "round_robin"]).await;
     router.knows_ready(3).await;
     assert_eq!(shares(&router, 60).await, named(&[("w0", 10), ("w1", 20), ("w2", 30)]));
-    // Through the API.
+    // The weight from the API.
     let url = mocks[0].url();
     let path = format!("/workers/{}", id_of(&router, &url).await);
     let spec = json!({ "url": url, "weight": 5 }).to_string();
     assert_eq!(router.send("PUT", &path, &[], spec.as_bytes()).await.status, 200);
     let shares = shares(&router, 100).await;
-    // The turn that was under way when the weight changed may shift one.
+    // The round that was in progress when the weight changed may shift one request.
     for (name, share) in [("w0", 50_usize), ("w1", 20), ("w2", 30)] {
         assert!(shares[name].abs_diff(share) <= 2, "{shares:?}");
     }
@@ -126,7 +127,7 @@ async fn round_robin_gives_shares_by_weight() {
 async fn round_robin_takes_turns() {
     let mocks = Mock::several(4).await;
     let router = router(&mocks, "round_robin", &["--threads", "2"]).await;
-    // Over several connections, which several threads serve.
+    // The requests go over several connections, which several threads serve.
     for _ in 0..5 {
         assert_eq!(shares(&router, 8).await, named(&[("w0", 2), ("w1", 2), ("w2", 2), ("w3", 2)]));
     }
@@ -138,7 +139,7 @@ async fn least_load_avoids_the_busy_one() {
     let router = router(&mocks, "least_load", &[]).await;
     let busy = keep_busy(&router, &mocks, 1, 1).await;
     let shares = shares(&router, 100).await;
-    // By chance among equals: 50 each, and 5 is one standard deviation.
+    // The choice is random among equal workers: 50 each, with a standard deviation of 5.
     assert!(!shares.contains_key("w1") && shares["w0"].abs_diff(50) <= 30, "{shares:?}");
     assert_eq!(busy.0.len(), 1);
 }
@@ -149,7 +150,7 @@ async fn power_of_two_spreads_and_avoids_the_busy_one() {
     let router = router(&mocks, "power_of_two", &[]).await;
     spread(&shares(&router, 400).await, 4, 0.5);
     let _busy = keep_busy(&router, &mocks, 2, 5).await;
-    // It loses against whomever it is compared with.
+    // The busy worker loses against each one that it is compared with.
     assert!(!shares(&router, 100).await.contains_key("w2"));
 }
 
@@ -161,11 +162,11 @@ async fn random_spreads_by_weight() {
     let path = format!("/workers/{}", id_of(&router, &mocks[0].url()).await);
     assert_eq!(router.send("PATCH", &path, &[], br#"{"weight":9}"#).await.status, 200);
     let shares = shares(&router, 400).await;
-    // Nine of twelve: 300, and 9 is one standard deviation.
+    // The expectation is 300, nine twelfths, with a standard deviation of 9.
     assert!((250..350).contains(&shares["w0"]), "{shares:?}");
 }
 
-/// Where each of `n` keys goes.
+/// The worker to which each of `n` keys goes.
 async fn owners(router: &Router, n: usize) -> Vec<String> {
     let mut connection = connect(router).await;
     let mut owners = Vec::new();
@@ -193,10 +194,10 @@ async fn consistent_hashing_moves_few_keys() {
     let mut mocks = Mock::several(4).await;
     let router = router(&mocks, "consistent_hashing", &[]).await;
     let before = owners(&router, 200).await;
-    // 50 each, and 6 is one standard deviation.
+    // 50 each, with a standard deviation of 6.
     spread(&counts(&before), 4, 0.6);
     assert_eq!(owners(&router, 200).await, before, "keys move though nothing has changed");
-    // One more takes its share, and nothing else moves.
+    // An additional worker takes its share, and no other key moves.
     mocks.push(Mock::start("w4").await);
     let spec = json!({ "url": mocks[4].url() }).to_string();
     assert_eq!(router.post("/workers", spec).await.status, 202);
@@ -204,7 +205,7 @@ async fn consistent_hashing_moves_few_keys() {
     let more = owners(&router, 200).await;
     assert!((10..=80).contains(&moved(&before, &more)), "{} of 200 moved", moved(&before, &more));
     assert!(before.iter().zip(&more).all(|(before, more)| before == more || more == "w4"));
-    // It goes, and all is as it was.
+    // After its removal, all keys return to their previous workers.
     let path = format!("/workers/{}", id_of(&router, &mocks[4].url()).await);
     assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
     router.knows_ready(4).await;
@@ -212,7 +213,7 @@ async fn consistent_hashing_moves_few_keys() {
 }
 
 #[tokio::test]
-async fn consistent_hashing_reads_the_key_where_it_may_be() {
+async fn consistent_hashing_reads_the_key_from_every_place() {
     let mocks = Mock::several(4).await;
     let router = router(&mocks, "consistent_hashing", &["--session-header", "x-chat"]).await;
     let mut connection = connect(&router).await;
@@ -222,23 +223,23 @@ async fn consistent_hashing_reads_the_key_where_it_may_be() {
     let user = |key: &str| format!(r#"{{"model":"m","user":"{key}"}}"#);
     let cache_key = |key: &str| format!(r#"{{"user":"u","model":"m","prompt_cache_key":"{key}"}}"#);
     let other = r#"{"model":"m","user":"other","prompt_cache_key":"another"}"#;
-    let mut seen = BTreeSet::new();
+    let mut owners_seen = BTreeSet::new();
     for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
         let here = owner(&[("x-smg-routing-key", key)], CHAT).await;
         assert_eq!(owner(&[("x-smg-routing-key", key), ("x-chat", "z")], other).await, here);
         assert_eq!(owner(&[("x-chat", key)], other).await, here);
         assert_eq!(owner(&[], &cache_key(key)).await, here);
         assert_eq!(owner(&[], &user(key)).await, here);
-        seen.insert(here);
+        owners_seen.insert(here);
     }
-    assert!(seen.len() > 1, "all keys go to {seen:?}");
+    assert!(owners_seen.len() > 1, "all keys go to {owners_seen:?}");
 }
 
 #[tokio::test]
 async fn consistent_hashing_spills_above_its_bound() {
     let mocks = Mock::several(4).await;
     let router = router(&mocks, "consistent_hashing", &[]).await;
-    // All of one session, and all at once: 1.25 times a quarter of them is what one worker may have.
+    // All requests have the same session and come at once. One worker may have 1.25 times a quarter of them.
     let headers = [("x-session-id", "one"), ("x-mock", r#"{"stall_after_chunks":1}"#)];
     let body = br#"{"model":"m","stream":true,"messages":[]}"#;
     let mut streams = Vec::new();
@@ -255,18 +256,18 @@ async fn consistent_hashing_spills_above_its_bound() {
 }
 
 #[tokio::test]
-async fn manual_keeps_a_session_where_it_began() {
+async fn manual_keeps_a_session_on_its_first_worker() {
     let mut mocks = Mock::several(3).await;
     let router = router(&mocks, "manual", &[]).await;
     let before = owners(&router, 60).await;
     spread(&counts(&before), 3, 0.8);
-    // Unlike a hash, a newcomer takes nothing away.
+    // Unlike with a hash, an additional worker takes no session away.
     mocks.push(Mock::start("w3").await);
     let spec = json!({ "url": mocks[3].url() }).to_string();
     assert_eq!(router.post("/workers", spec).await.status, 202);
     router.knows_ready(4).await;
     assert_eq!(owners(&router, 60).await, before);
-    // Whose worker leaves finds another one and stays there.
+    // The sessions of a removed worker get another one and stay there.
     let gone = before[0].clone();
     let leaver = mocks.iter().find(|mock| mock.name() == gone).unwrap();
     let path = format!("/workers/{}", id_of(&router, &leaver.url()).await);
@@ -279,7 +280,7 @@ async fn manual_keeps_a_session_where_it_began() {
     assert_eq!(owners(&router, 60).await, after);
 }
 
-/// A prompt whose first `same` KiB are equal for one `topic`, and whose end is that of `question`.
+/// A prompt whose first `same` KiB are equal for one `topic`, and whose end is different for each `question`.
 fn prompt(topic: usize, same: usize, question: usize) -> String {
     let head = format!("topic {topic} ").repeat(same * 1024 / 8);
     json!({ "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": format!("{head} question {question}") }] })
@@ -287,7 +288,7 @@ fn prompt(topic: usize, same: usize, question: usize) -> String {
 }
 
 #[tokio::test]
-async fn prefix_hash_brings_equal_heads_together() {
+async fn prefix_hash_sends_equal_heads_to_the_same_worker() {
     let mocks = Mock::several(4).await;
     let router = router(&mocks, "prefix_hash", &[]).await;
     let mut connection = connect(&router).await;
@@ -300,12 +301,12 @@ async fn prefix_hash_brings_equal_heads_together() {
         assert_eq!(of_topic.len(), 1, "topic {topic} is spread over {of_topic:?}");
         owners.extend(of_topic);
     }
-    // 20 each, and 3.9 is one standard deviation.
+    // 20 each, with a standard deviation of 3.9.
     spread(&counts(&owners), 4, 0.9);
 }
 
 #[tokio::test]
-async fn bucket_keeps_long_prompts_from_short_ones() {
+async fn bucket_separates_long_prompts_from_short_ones() {
     let mocks = Mock::several(2).await;
     let router = router(&mocks, "bucket", &[]).await;
     let mut connection = connect(&router).await;
@@ -313,7 +314,8 @@ async fn bucket_keeps_long_prompts_from_short_ones() {
         format!(r#"{{"model":"m","max_tokens":1,"prompt":"{}"}}"#, "x".repeat(bytes))
     };
     let (short, long) = (of(1000), of(16_000));
-    // As many bytes in short prompts as in long ones: one worker each, once it has seen some.
+    // Short prompts and long ones have the same number of bytes in total, so each kind gets one worker after some
+    // prompts.
     let mut round = async || {
         let mut workers = [BTreeMap::<String, usize>::new(), BTreeMap::new()];
         for nth in 0..34 {
@@ -336,12 +338,12 @@ async fn bucket_keeps_long_prompts_from_short_ones() {
             most.1 + long.iter().filter(|(name, _)| *name != most.0).map(|(_, n)| n).sum::<usize>();
         all += 34;
     }
-    // A prompt at the boundary may go either way.
+    // A prompt at the boundary may go to either worker.
     assert!(agreed * 100 >= all * 85, "{agreed} of {all} went to their bucket");
 }
 
 #[tokio::test]
-async fn conversations_stay_where_their_cache_is() {
+async fn conversations_stay_on_the_worker_with_their_cache() {
     const CHATS: u64 = 24;
     const TURNS: u32 = 6;
     let mocks = Mock::several(4).await;
@@ -356,7 +358,7 @@ async fn conversations_stay_where_their_cache_is() {
         ..Chats::default()
     };
     let mut sessions: Vec<_> = (0..CHATS).map(|seed| Session::start(&chats, seed)).collect();
-    // All at once, turn by turn, each on a connection of its own.
+    // All conversations run at the same time, turn by turn, each on a connection of its own.
     let mut last: Vec<Option<String>> = vec![None; sessions.len()];
     let (mut same, mut turns) = (0, 0);
     for _ in 0..TURNS {
@@ -372,9 +374,9 @@ async fn conversations_stay_where_their_cache_is() {
             .collect();
         for (at, asked) in asked.into_iter().enumerate() {
             let answer = asked.await.unwrap();
-            let said =
+            let completion =
                 answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-            sessions[at].answered(&said);
+            sessions[at].answered(&completion);
             let now = worker(&answer);
             if let Some(before) = last[at].replace(now.clone()) {
                 turns += 1;
@@ -386,7 +388,7 @@ async fn conversations_stay_where_their_cache_is() {
     assert!(same * 100 >= turns * 95, "{same} of {turns} turns stayed with their worker");
     let used: BTreeSet<_> = last.into_iter().flatten().collect();
     assert_eq!(used.len(), 4, "only {used:?} were used");
-    // The workers' own caches say so as well: most of a conversation's prompt has been there before.
+    // The workers' own caches confirm it: most of the prompt of a later turn is cached.
     let (cached, all) = mocks.iter().fold((0, 0), |(cached, all), mock| {
         let stats = mock.stats();
         (cached + stats.cached_tokens, all + stats.prompt_tokens)
@@ -395,40 +397,40 @@ async fn conversations_stay_where_their_cache_is() {
 }
 
 #[tokio::test]
-async fn distinct_prefixes_spread_and_nobody_is_favoured_at_idle() {
+async fn distinct_prefixes_are_spread_evenly_over_idle_workers() {
     let mocks = Mock::several(4).await;
     let router = router(&mocks, "cache_aware", &[]).await;
     let mut connection = connect(&router).await;
     let mut shares = BTreeMap::<String, usize>::new();
     for topic in 0..200 {
-        // One after the other: no load ever tells the workers apart.
+        // The requests come one after the other, so the load never distinguishes the workers.
         let answer = ask(&mut connection, &[], &prompt(topic, 1, 0)).await;
         assert_eq!(answer.header("x-smg-decision"), Some("miss"), "topic {topic}");
         *shares.entry(worker(&answer)).or_default() += 1;
     }
     let most = shares.values().max().unwrap();
-    // 50 is the mean, 6 one standard deviation.
+    // The mean is 50, the standard deviation 6.
     assert!(shares.len() == 4 && *most <= 80, "{shares:?}");
 }
 
 #[tokio::test]
-async fn an_overloaded_affine_worker_is_left() {
+async fn an_overloaded_worker_loses_its_prefix_to_another() {
     let mocks = Mock::several(3).await;
     let flags = ["--balance-abs-threshold", "4", "--balance-rel-threshold", "1.5"];
     let router = router(&mocks, "cache_aware", &flags).await;
     let mut connection = connect(&router).await;
     let affine = worker(&ask(&mut connection, &[], &prompt(0, 2, 0)).await);
     let at = mocks.iter().position(|mock| mock.name() == affine).unwrap();
-    // Within the bound it stays.
+    // Within the bound, requests stay at the worker.
     let busy = keep_busy(&router, &mocks, at, 4).await;
     for question in 1..5 {
         let answer = ask(&mut connection, &[], &prompt(0, 2, question)).await;
         assert!(answer.header("x-smg-decision").unwrap().starts_with("hit"));
         assert_eq!(worker(&answer), affine);
     }
-    // Above it another one takes over, and is then the one with the prefix.
+    // Above the bound another worker serves the request, and then has the prefix, too.
     drop(busy);
-    eventually("it is idle", || async {
+    eventually("the worker is idle", || async {
         let in_flight = mocks[at].stats().in_flight;
         if in_flight == 0 { Ok(()) } else { Err(in_flight) }
     })
@@ -467,7 +469,7 @@ async fn a_workers_label_sets_its_models_policy() {
 }
 
 #[tokio::test]
-async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
+async fn a_router_alone_can_set_and_unset_the_policy_of_a_model() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;
     let model = router.get("/v1/models").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
@@ -480,7 +482,7 @@ async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
     assert_eq!(shown["set"]["parameters"]["cache_threshold"], 0.75);
     assert_eq!(put(r#"{"policy":"least_load"}"#).await.json()["in_use"], "least_load");
     assert_eq!(router.get("/ha/policies").await.json()["models"][&model], "least_load");
-    for (wrong, says) in [
+    for (wrong, reason) in [
         (r#"{"policy":"fastest"}"#, "fastest"),
         (r#"{"policy":"random","parameters":{"speed":1}}"#, "speed"),
         (r#"{"policy":"random","parameters":{"cache_threshold":2}}"#, "cache_threshold"),
@@ -489,7 +491,7 @@ async fn a_models_policy_is_set_by_hand_and_unset_also_by_a_router_alone() {
     ] {
         let refused = put(wrong).await;
         assert_eq!(refused.status, 400, "{wrong}");
-        assert!(refused.text().contains(says), "{wrong}: {}", refused.text());
+        assert!(refused.text().contains(reason), "{wrong}: {}", refused.text());
     }
     assert_eq!(router.get(&path).await.json()["in_use"], "least_load", "nothing was lost");
     for wrong in ["x".repeat(513), "%0A".to_owned()] {

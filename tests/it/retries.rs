@@ -1,4 +1,4 @@
-//! What is sent twice and what is not, and what a worker's "too much" means.
+//! Tests of which requests are sent twice and which are not, and of the effect of a worker's push-back statuses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,14 +14,14 @@ const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}
 const POISON: &str = r#"{"model":"m","messages":[{"role":"user","content":"poison"}]}"#;
 const JSON: &str = "content-type: application/json\r\n";
 
-/// Workers that die when they have read a poisonous request, as processes do: the connections are cut and nobody listens
-/// any more.
-struct Mortals {
+/// Workers that stop when they have read a poisonous request, as crashing processes do: their connections and listeners
+/// are closed.
+struct CrashingWorkers {
     alive: Arc<Mutex<Vec<Option<Worker>>>>,
     urls: Vec<String>,
 }
 
-impl Mortals {
+impl CrashingWorkers {
     async fn start(count: usize) -> Self {
         let (dies, mut dying) = mpsc::channel::<usize>(count);
         let alive: Arc<Mutex<Vec<Option<Worker>>>> = Arc::default();
@@ -58,10 +58,10 @@ impl Mortals {
 }
 
 #[tokio::test]
-async fn a_poisonous_request_kills_two_workers_at_most() {
+async fn a_poisonous_request_stops_at_most_two_workers() {
     for warm in [true, false] {
-        let workers = Mortals::start(8).await;
-        // As many attempts as there are workers, and none of them waits for long.
+        let workers = CrashingWorkers::start(8).await;
+        // As many attempts as there are workers, with short pauses.
         let flags = ["--policy", "round_robin", "--threads", "1", "--retry-max-retries", "20"];
         let router = Router::before(&workers.urls, &flags).await;
         for _ in 0..if warm { 32 } else { 0 } {
@@ -74,7 +74,7 @@ async fn a_poisonous_request_kills_two_workers_at_most() {
             "warm: {warm}"
         );
         assert_eq!(workers.dead(), 2, "warm: {warm}");
-        // The others go on.
+        // The other workers still serve.
         for _ in 0..16 {
             assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
         }
@@ -84,7 +84,7 @@ async fn a_poisonous_request_kills_two_workers_at_most() {
 
 #[tokio::test]
 async fn a_post_that_was_read_on_a_reused_connection_does_not_run_twice() {
-    // Once it is told to, it reads a request whole and closes the connection without an answer.
+    // After it was instructed, the worker reads a whole request and closes the connection without an answer.
     let closes = Arc::new(AtomicBool::new(false));
     let closing = Arc::clone(&closes);
     let script = move |mut talk: crate::support::worker::Talk| {
@@ -100,7 +100,7 @@ async fn a_post_that_was_read_on_a_reused_connection_does_not_run_twice() {
     };
     let workers = [Worker::start(script.clone()).await, Worker::start(script).await];
     let urls: Vec<_> = workers.iter().map(Worker::url).collect();
-    let seen = || workers.iter().map(|worker| worker.seen().len()).sum::<usize>();
+    let received = || workers.iter().map(|worker| worker.seen().len()).sum::<usize>();
     let router = Router::before(&urls, &["--policy", "round_robin", "--threads", "1"]).await;
     for _ in 0..8 {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
@@ -108,10 +108,10 @@ async fn a_post_that_was_read_on_a_reused_connection_does_not_run_twice() {
     closes.store(true, Ordering::Relaxed);
     let answer = router.post("/v1/chat/completions", CHAT).await;
     assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_connection_failed"));
-    assert_eq!(seen(), 9, "the request ran more than once");
+    assert_eq!(received(), 9, "the request ran more than once");
 }
 
-/// How a worker's breaker is, as the API shows it.
+/// The state of a worker's breaker, as the API shows it.
 async fn breaker(router: &Router, url: &str) -> String {
     let all = router.get("/workers").await.json();
     let workers = all["workers"].as_array().unwrap();
@@ -140,13 +140,13 @@ async fn push_back_opens_no_breaker() {
             let answer = router.post("/v1/chat/completions", CHAT).await;
             assert_eq!((answer.status, answer.text().as_str()), (status, "{\"mine\":1}"));
         }
-        assert_eq!(worker.seen().len(), 10, "it is asked all the same when it is alone");
+        assert_eq!(worker.seen().len(), 10, "a lone worker gets the requests nevertheless");
         assert_eq!(breaker(&router, &worker.url()).await, "closed", "{status}");
     }
 }
 
 #[tokio::test]
-async fn who_pushes_back_is_spared_for_a_while_and_then_asked_again() {
+async fn a_worker_that_pushes_back_gets_no_requests_until_its_retry_after() {
     let busy = Arc::new(AtomicBool::new(true));
     let is_busy = Arc::clone(&busy);
     let worker = Worker::start(move |mut talk| {
@@ -161,24 +161,24 @@ async fn who_pushes_back_is_spared_for_a_while_and_then_asked_again() {
     let other = Worker::plain().await;
     let flags = ["--policy", "round_robin", "--threads", "1"];
     let router = Router::before(&[worker.url(), other.url()], &flags).await;
-    // The two seconds of its Retry-After are more than this takes.
+    // The requests take less time than the two seconds of its Retry-After.
     for _ in 0..40 {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
     }
     assert_eq!(worker.seen().len(), 1);
     assert_eq!(breaker(&router, &worker.url()).await, "closed");
     busy.store(false, Ordering::Relaxed);
-    eventually("it is asked again", || async {
+    eventually("it gets requests again", || async {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let seen = worker.seen().len();
-        if seen > 1 { Ok(()) } else { Err(seen) }
+        let received = worker.seen().len();
+        if received > 1 { Ok(()) } else { Err(received) }
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_pushes_back_is_configured() {
+async fn the_push_back_statuses_are_configurable() {
     let worker = answering(503, JSON).await;
     let flags = ["--disable-retries", "--cb-failure-threshold", "2", "--push-back-statuses", "529"];
     let router = Router::before(&[worker.url()], &flags).await;
@@ -186,7 +186,7 @@ async fn what_pushes_back_is_configured() {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 503);
     }
     assert_eq!(breaker(&router, &worker.url()).await, "open");
-    // What is configured is tried at another worker, although no router would by itself.
+    // A configured status is retried at another worker, although the router does not do that by default.
     let (full, free) = (answering(529, JSON).await, Worker::plain().await);
     let flags = ["--policy", "round_robin", "--push-back-statuses", "529"];
     let router = Router::before(&[full.url(), free.url()], &flags).await;

@@ -1,4 +1,5 @@
-//! The router's own shortages: they judge no worker, are said once, and are over as soon as they are over.
+//! Tests of the router's own shortages: they count against no worker, are logged once, and have no effect after they
+//! end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,14 +15,14 @@ use crate::support::worker::Worker;
 
 const CHAT: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
 
-/// Starts the router with so many descriptors.
+/// Starts a program with this limit on open files.
 const FEW: [&str; 3] = ["sh", "-c", "ulimit -n 96 && exec \"$0\" \"$@\""];
 
-/// Probes are frequent, so that they meet the shortage as well.
+/// Probes are frequent, so that they are affected by the shortage as well.
 const PROBES: [&str; 4] =
     ["--health-check-interval-secs", "0.1", "--health-failure-threshold", "2"];
 
-/// A router with few descriptors in front of `workers`.
+/// Starts a router with few descriptors for `workers`.
 async fn with_few(workers: &[Worker], flags: &[&str]) -> Router {
     let urls: Vec<_> = workers.iter().map(Worker::url).collect();
     let mut arguments = vec!["--worker-urls"];
@@ -41,7 +42,7 @@ async fn workers(count: usize) -> Vec<Worker> {
     workers
 }
 
-/// How the breakers and states of all workers are, over a connection that is open already.
+/// The breaker and state of each worker, read over a connection that is open already.
 async fn verdicts(connection: &mut Connection) -> Vec<(String, String)> {
     let answer = connection.send("GET", "/workers", &[], "").await.unwrap();
     let all = answer.json();
@@ -62,7 +63,7 @@ async fn connect(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     idle
 }
 
-/// Log lines about a shortage of descriptors.
+/// The log lines about a shortage of descriptors.
 fn lines(router: &Router) -> Vec<String> {
     let log = router.log();
     log.lines()
@@ -93,7 +94,7 @@ async fn idle_clients_leave_descriptors_for_workers() {
         let answer = client.send("POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    // Many probes fall into this time.
+    // Many probes take place in this time.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(1) {
         assert_eq!(verdicts(&mut clients[0]).await, all_well(3));
@@ -108,7 +109,7 @@ async fn idle_clients_leave_descriptors_for_workers() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_served_is_a_503_and_judges_nobody() {
+async fn a_request_that_cannot_be_served_is_answered_503_and_counts_against_no_worker() {
     let gate = Arc::new(Semaphore::new(0));
     let opens = Arc::clone(&gate);
     let mut workers = Vec::new();
@@ -133,7 +134,8 @@ async fn what_cannot_be_served_is_a_503_and_judges_nobody() {
     for _ in 0..40 {
         clients.push(Connection::open(address).await.unwrap());
     }
-    // Each holds a descriptor of its own and wants another for the way to a worker: that is more than there are.
+    // Each client holds a descriptor and needs another one for the connection to a worker. Together they need more than
+    // there are.
     let asking = clients.into_iter().map(|mut client| {
         tokio::spawn(async move {
             let answer = client.send("POST", "/v1/chat/completions", &[], CHAT).await;
@@ -169,7 +171,7 @@ async fn what_cannot_be_served_is_a_503_and_judges_nobody() {
     }
     let served = statuses.iter().filter(|status| **status == 200).count();
     assert!((10..40).contains(&served), "{served} of 40 were served");
-    // Over as soon as it is over, with all clients still there.
+    // The shortage ends at once, with all clients still connected.
     for client in &mut kept {
         let answer = client.send("POST", "/v1/chat/completions", &[], CHAT).await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());

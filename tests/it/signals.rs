@@ -1,4 +1,4 @@
-//! Signals: SIGHUP reads files again and ends nothing, SIGQUIT drains, SIGUSR1 and SIGUSR2 do nothing.
+//! Tests of signals: SIGHUP reads files again and ends nothing, SIGQUIT drains, SIGUSR1 and SIGUSR2 have no effect.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::support::worker::{Talk, Worker};
 const BODY: &str = r#"{"model":"m"}"#;
 const STREAM: &[u8] = br#"{"model":"m","stream":true}"#;
 
-/// A worker whose streams send one event at once and the second when `gate` lets it.
+/// A worker whose streams send one event at once and the second when `gate` has a permit.
 async fn gated(gate: &Arc<Semaphore>) -> Worker {
     let gate = Arc::clone(gate);
     Worker::start(move |mut talk: Talk| {
@@ -37,7 +37,7 @@ async fn begin_stream(router: &Router) -> Stream {
     stream
 }
 
-/// A folder with the files that a test changes.
+/// A directory with the files that a test changes.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -52,7 +52,7 @@ impl Files {
     }
 }
 
-/// Sends SIGHUP and returns the events at level info and above that it led to, its summary the last.
+/// Sends SIGHUP and returns the events of level info and above that it caused, with its summary last.
 pub(crate) async fn reload(router: &Router) -> Vec<serde_json::Value> {
     let before = router.log().lines().count();
     router.signal("HUP");
@@ -71,10 +71,10 @@ pub(crate) async fn reload(router: &Router) -> Vec<serde_json::Value> {
     .await
 }
 
-/// The only event of a reload: what has changed.
+/// The only event of a reload, which lists what has changed.
 #[track_caller]
 fn changed(events: &[serde_json::Value]) -> &str {
-    let [event] = events else { panic!("not one event: {events:#?}") };
+    let [event] = events else { panic!("not exactly one event: {events:#?}") };
     assert_eq!(event["level"], "INFO");
     event["changed"].as_str().unwrap()
 }
@@ -97,7 +97,7 @@ async fn sighup_changes_the_log_level_while_a_stream_runs_to_its_end() {
         if router.log().contains("\"refused\"") { Ok(()) } else { Err(router.log()) }
     })
     .await;
-    // The new level hides the level of the summary: it is said before.
+    // The new level hides the level of the summary, so the summary is logged before.
     files.write("smg.toml", "log-level = 'error'");
     assert_eq!(changed(&reload(&router).await), "log level (error)");
     files.write("smg.toml", "log-level = 'info'");
@@ -110,11 +110,11 @@ async fn sighup_changes_the_log_level_while_a_stream_runs_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_file_with_a_mistake_is_refused_whole_and_named() {
+async fn a_file_with_a_mistake_is_refused_as_a_whole() {
     let files = Files::new();
     let config = files.write("smg.toml", "log-level = 'info'\napi-key = 'one'");
     let router = Router::start(&["--config", &config]).await;
-    for (text, says) in [
+    for (text, reason) in [
         ("log-level = 'debug'\napi-key = 'two'\nqueue-size = 'x'", "key queue-size in"),
         ("log-level = 'debug", "smg.toml:1: "),
         (
@@ -126,13 +126,13 @@ async fn a_file_with_a_mistake_is_refused_whole_and_named() {
         let events = reload(&router).await;
         let [error, summary] = &events[..] else { panic!("{events:#?}") };
         assert_eq!(error["level"], "ERROR");
-        assert!(error["error"].as_str().unwrap().contains(says), "{error}");
+        assert!(error["error"].as_str().unwrap().contains(reason), "{error}");
         assert!(!error.to_string().contains("two"), "a key is shown: {error}");
         assert_eq!(summary["changed"], "nothing");
         let asked = router.send("GET", "/v1/models", &[("x-api-key", "one")], b"").await;
         assert_eq!(asked.status, 200);
     }
-    // What can't be changed while it runs is read, and named.
+    // The settings that cannot change at run time are read, and the changed ones are named.
     files.write("smg.toml", "log-level = 'debug'\napi-key = 'one'\npolicy = 'random'");
     let events = reload(&router).await;
     let [warning, summary] = &events[..] else { panic!("{events:#?}") };
@@ -141,7 +141,7 @@ async fn a_file_with_a_mistake_is_refused_whole_and_named() {
 }
 
 #[tokio::test]
-async fn sighup_replaces_keys_and_never_takes_the_last_one_away() {
+async fn sighup_replaces_keys_and_never_removes_the_last_one() {
     let worker = Worker::plain().await;
     let files = Files::new();
     let config = files.write("smg.toml", "api-key = 'one'\nadmin-api-key = 'root'");
@@ -175,7 +175,7 @@ async fn sighup_replaces_keys_and_never_takes_the_last_one_away() {
 }
 
 #[tokio::test]
-async fn a_worker_gets_the_key_that_its_file_holds_now() {
+async fn a_worker_gets_the_new_key_of_its_file() {
     let worker = Worker::plain().await;
     let files = Files::new();
     let key = files.write("key", "one\n");
@@ -199,7 +199,7 @@ async fn a_worker_gets_the_key_that_its_file_holds_now() {
 }
 
 #[tokio::test]
-async fn the_mesh_takes_the_keys_of_its_file_and_keeps_those_that_were_installed() {
+async fn the_mesh_applies_the_keys_of_its_file_and_keeps_those_installed_by_the_api() {
     const KEYS: [&str; 3] = [
         "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
         "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
@@ -213,10 +213,10 @@ async fn the_mesh_takes_the_keys_of_its_file_and_keeps_those_that_were_installed
     let first = ids().await[0].clone();
     let body = format!("{{\"key\":\"{}\"}}", KEYS[1]);
     assert_eq!(router.post("/ha/keys", body).await.status, 200);
-    // The file has not changed: what was installed meanwhile stays.
+    // The file has not changed, so the keys that were installed meanwhile stay.
     assert_eq!(changed(&reload(&router).await), "nothing");
     assert_eq!(ids().await.as_array().unwrap().len(), 2);
-    // It has: now it is as after a restart.
+    // The file has changed: now the keys are those that a restart would load.
     files.write("keys", &format!("{}\n{}\n", KEYS[2], KEYS[0]));
     assert_eq!(changed(&reload(&router).await), "keys of the mesh");
     let now = ids().await;
@@ -239,7 +239,7 @@ async fn sigquit_drains_as_sigterm_does() {
     let mut router = Router::before(&[worker.url()], &[]).await;
     let stream = begin_stream(&router).await;
     router.signal("QUIT");
-    eventually("it accepts no more", || async {
+    eventually("it accepts no more connections", || async {
         match tokio::net::TcpStream::connect(router.address()).await {
             Ok(_) => Err("accepted"),
             Err(_) => Ok(()),
@@ -252,14 +252,14 @@ async fn sigquit_drains_as_sigterm_does() {
 }
 
 #[tokio::test]
-async fn sigusr1_and_sigusr2_are_ignored_with_a_line() {
+async fn sigusr1_and_sigusr2_are_ignored_and_logged() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = gated(&gate).await;
     let router = Router::before(&[worker.url()], &[]).await;
     let stream = begin_stream(&router).await;
     for name in ["USR1", "USR2"] {
         router.signal(name);
-        eventually("it is logged", || async {
+        eventually("the signal is logged", || async {
             let wanted = format!("\"signal\":\"SIG{name}\"");
             if router.log().contains(&wanted) { Ok(()) } else { Err(router.log()) }
         })

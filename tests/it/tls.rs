@@ -1,4 +1,4 @@
-//! TLS on both sides: what the listener shows and demands, what workers are checked against and shown.
+//! Tests of TLS on both sides: what the listener presents and requires, and how workers are verified.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
-/// An authority and a folder with what it signed: `ca.pem`, and `own.pem` with `own.key` for this machine.
+/// A certificate authority, and a directory with the files that it signed: `ca.pem`, and `own.pem` with `own.key` for
+/// this machine.
 pub(crate) struct Authority {
     dir: tempfile::TempDir,
 }
@@ -37,7 +38,7 @@ impl Authority {
         Self { dir }
     }
 
-    /// Puts a file of another authority in the place of our own.
+    /// Replaces a file by that of another authority.
     fn take(&self, name: &str, of: &Self) {
         std::fs::copy(of.path(name), self.path(name)).unwrap();
     }
@@ -55,7 +56,7 @@ fn now() -> smg_types::now::Now {
     smg_runtime::clock::Clock::start().now()
 }
 
-/// A client that trusts `server` and shows a certificate of `own`, offering the protocols `alpn`.
+/// A client that trusts `server`, presents a certificate of `own`, and offers the protocols `alpn`.
 pub(crate) fn connector(
     server: &Authority,
     own: Option<&Authority>,
@@ -70,7 +71,7 @@ pub(crate) fn connector(
     TlsConnector::from(Arc::new(config))
 }
 
-/// Sends a chat request over TLS with the protocol that was agreed; the protocol, status and request id that came.
+/// Sends a chat request over TLS with the negotiated protocol. Returns the protocol, the status and the request id.
 async fn ask(
     router: &Router,
     connector: &TlsConnector,
@@ -97,7 +98,7 @@ async fn ask(
     Ok((agreed, parts.status.as_u16(), parts.headers.contains_key("x-request-id")))
 }
 
-/// Waits until the log says that the worker is up: the probe paths are behind TLS, too.
+/// Waits until the log reports that the worker is up, because the probe paths are behind TLS, too.
 async fn worker_is_up(router: &Router) {
     eventually("the worker is up", || async {
         let log = router.log();
@@ -156,10 +157,10 @@ async fn client_certificates_can_be_required() {
             assert!(ask(&router, &connector(&server, wrong, alpn)).await.is_err());
         }
     }
-    assert_eq!(worker.seen().len(), 2, "nobody else came through");
+    assert_eq!(worker.seen().len(), 2, "no other client was admitted");
 }
 
-/// A worker behind TLS that demands a certificate of `clients`; its URL. It lives as long as the test.
+/// Starts a worker with TLS that requires a certificate of `clients`, and returns its URL. It runs as long as the test.
 async fn tls_worker(own: &Authority, clients: &Authority) -> String {
     let config = smg_runtime::tls::ServerConfig {
         certificate: own.path("own.pem"),
@@ -193,7 +194,7 @@ async fn tls_worker(own: &Authority, clients: &Authority) -> String {
 }
 
 #[tokio::test]
-async fn workers_are_checked_and_shown_a_certificate() {
+async fn workers_are_verified_and_get_a_client_certificate() {
     let (own, routers) = (Authority::new(), Authority::new());
     let url = tls_worker(&own, &routers).await;
     let (ca, cert, key) = (own.text("ca.pem"), routers.text("own.pem"), routers.text("own.key"));
@@ -201,7 +202,7 @@ async fn workers_are_checked_and_shown_a_certificate() {
     let router = Router::before(std::slice::from_ref(&url), &right).await;
     assert_eq!(router.post("/generate", r#"{"model":"m"}"#).await.status, 200);
 
-    // Taken for healthy unasked and its model told, so that the request itself meets the worker.
+    // The worker counts as healthy without a probe and its model is configured, so that the request itself reaches it.
     let foreign = routers.text("ca.pem");
     let wrong_ca =
         ["--worker-tls-ca", &foreign, "--worker-tls-cert", &cert, "--worker-tls-key", &key];
@@ -220,12 +221,12 @@ async fn workers_are_checked_and_shown_a_certificate() {
             "{flags:?}: {}",
             answer.text()
         );
-        assert!(!answer.text().contains("127.0.0.1"), "no worker's address is told");
+        assert!(!answer.text().contains("127.0.0.1"), "no worker's address may be shown");
     }
 }
 
 #[tokio::test]
-async fn sighup_shows_the_next_connection_another_certificate() {
+async fn sighup_replaces_the_certificate_for_new_connections() {
     let (files, first, second) = (Authority::new(), Authority::new(), Authority::new());
     let install = |authority: &Authority| {
         files.take("own.pem", authority);
@@ -240,7 +241,7 @@ async fn sighup_shows_the_next_connection_another_certificate() {
     let (of_first, of_second) = (connector(&first, None, &[]), connector(&second, None, &[]));
     let status = async |connector: &TlsConnector| ask(&router, connector).await.map(|a| a.1).ok();
     assert_eq!((status(&of_first).await, status(&of_second).await), (Some(200), None));
-    // One that is open goes on as it began.
+    // An open connection continues as before.
     let tcp = TcpStream::connect(router.address()).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let open = TokioIo::new(of_first.connect(name, tcp).await.unwrap());
@@ -255,7 +256,7 @@ async fn sighup_shows_the_next_connection_another_certificate() {
     let request = request.body(Full::new(bytes::Bytes::new())).unwrap();
     assert_eq!(open.send_request(request).await.unwrap().status(), 200);
 
-    // Half a renewal: the key of another certificate.
+    // An incomplete renewal: the key belongs to another certificate.
     files.take("own.key", &first);
     let events = reload(&router).await;
     assert_eq!(
@@ -267,7 +268,7 @@ async fn sighup_shows_the_next_connection_another_certificate() {
 }
 
 #[tokio::test]
-async fn sighup_checks_workers_by_another_authority() {
+async fn sighup_replaces_the_authority_for_workers() {
     let (files, own, routers) = (Authority::new(), Authority::new(), Authority::new());
     let url = tls_worker(&own, &routers).await;
     files.take("ca.pem", &routers);
@@ -284,7 +285,7 @@ async fn sighup_checks_workers_by_another_authority() {
 }
 
 #[tokio::test]
-async fn sighup_shows_other_routers_another_certificate() {
+async fn sighup_replaces_the_certificate_for_other_routers() {
     let (files, first, second) = (Authority::new(), Authority::new(), Authority::new());
     let install = |authority: &Authority| {
         for name in ["own.pem", "own.key", "ca.pem"] {

@@ -184,7 +184,7 @@ class Crowd(unittest.TestCase):
                         text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
                         assert text, "an empty answer"
                         history.append({"role": "assistant", "content": text})
-            except Exception as error:  # What fails in a thread is told by the test.
+            except Exception as error:  # The test reports the failures of its threads.
                 failures.append(repr(error))
 
         threads = [threading.Thread(target=talk, args=(user,)) for user in range(16)]

@@ -1,4 +1,4 @@
-//! A client that hides nothing: headers as they came, bytes as they came, and a connection that can be dropped.
+//! An HTTP client for tests: it shows headers and bytes as they arrive, and its connection can be dropped.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -29,13 +29,13 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// The code of an error in our shape.
+    /// The code of an error that has the router's format.
     pub(crate) fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 }
 
-/// An answer whose body is still coming.
+/// An answer whose body is still arriving.
 pub(crate) struct Stream {
     pub(crate) status: u16,
     pub(crate) headers: http::HeaderMap,
@@ -44,7 +44,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// The next piece of the body; `None` at its end, an error if it broke off.
+    /// The next piece of the body; `None` at its end, an error if the connection broke.
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {
             match self.body.frame().await? {
@@ -70,12 +70,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Hangs up: the socket closes with the task that owns it.
+        // The socket closes when the task that owns it is aborted.
         self.connection.abort();
     }
 }
 
-/// Sends a request on a connection of its own and returns once the head of the answer is there.
+/// Sends a request on a connection of its own and returns when the head of the answer has arrived.
 pub(crate) async fn begin(
     address: SocketAddr,
     method: &str,
@@ -99,7 +99,7 @@ pub(crate) async fn begin(
     {
         request = request.header("content-type", "application/json");
     }
-    // Dropping the caller's future hangs up, too.
+    // Dropping the caller's future closes the connection, too.
     let guard = Abort(Some(connection));
     let response =
         sender.send_request(request.body(Full::new(Bytes::copy_from_slice(body)))?).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn begin(
     Ok(Stream { status: parts.status.as_u16(), headers: parts.headers, body, connection })
 }
 
-/// A connection that is kept between requests, as clients in production do.
+/// A connection that is kept open between requests, as clients in production keep it.
 pub(crate) struct Connection {
     address: SocketAddr,
     sender: http1::SendRequest<Full<Bytes>>,
@@ -128,7 +128,7 @@ impl Connection {
         Ok(Self { address, sender, _connection: Abort(Some(connection)) })
     }
 
-    /// Posts a body and waits for the whole answer.
+    /// Posts a body and waits for the complete answer.
     pub(crate) async fn post(
         &mut self,
         path: &str,
@@ -138,7 +138,7 @@ impl Connection {
         self.send("POST", path, headers, body).await
     }
 
-    /// Sends a request and waits for the whole answer.
+    /// Sends a request and waits for the complete answer.
     pub(crate) async fn send(
         &mut self,
         method: &str,
@@ -156,7 +156,7 @@ impl Connection {
         self.exchange(request, body.into()).await
     }
 
-    /// Puts a JSON document and waits for the whole answer.
+    /// Puts a JSON document and waits for the complete answer.
     pub(crate) async fn put(
         &mut self,
         path: &str,
@@ -199,7 +199,7 @@ impl Drop for Abort {
     }
 }
 
-/// Sends a request and waits for the whole answer.
+/// Sends a request on a connection of its own and waits for the complete answer.
 pub(crate) async fn try_send(
     address: SocketAddr,
     method: &str,
@@ -212,7 +212,7 @@ pub(crate) async fn try_send(
     Ok(Answer { status, headers, body: stream.rest().await? })
 }
 
-/// [`try_send`] that must not fail.
+/// Calls [`try_send`], and panics if it fails.
 pub(crate) async fn send(
     address: SocketAddr,
     method: &str,

@@ -1,4 +1,4 @@
-//! Load: clients that keep their connections and send at a steady pace until they are told to stop.
+//! Load: clients that keep their connections open and send requests at a steady rate until they are stopped.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::client::Connection;
 use super::eventually;
 
-/// Clients at work.
+/// Running clients.
 pub(crate) struct Load {
     stop: watch::Sender<bool>,
     clients: JoinSet<Vec<String>>,
@@ -19,7 +19,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `clients` clients that together send `per_second` requests each second, as long as answers come in time.
+    /// Starts `clients` clients that together send `per_second` requests per second, as long as the answers arrive in
+    /// time.
     pub(crate) fn start(
         address: SocketAddr,
         clients: u32,
@@ -41,12 +42,12 @@ impl Load {
         Self { stop, clients: tasks, answered }
     }
 
-    /// Requests that have got a good answer so far.
+    /// The number of successful answers so far.
     pub(crate) fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits for `more` good answers.
+    /// Waits for `more` successful answers.
     pub(crate) async fn answers(&self, more: usize) {
         let until = self.answered() + more;
         eventually(&format!("{until} answers"), || async {
@@ -56,14 +57,14 @@ impl Load {
         .await;
     }
 
-    /// Ends it: each client finishes its request. Returns what went wrong.
+    /// Stops the clients after their current requests. Returns the failures.
     pub(crate) async fn stop(self) -> Vec<String> {
         self.stop.send_replace(true);
         self.clients.join_all().await.into_iter().flatten().collect()
     }
 }
 
-/// One client. Returns what went wrong.
+/// Runs one client. Returns its failures.
 async fn client(
     address: SocketAddr,
     pace: Duration,

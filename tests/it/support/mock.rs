@@ -1,4 +1,4 @@
-//! The realistic worker: within the test's process, where it can be looked into, or as a process that can be killed.
+//! The realistic worker: inside the test's process, where its state can be read, or as a process that can be killed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::router::command;
 
-/// A mock worker in this process. It serves the model `m`, and dies when dropped.
+/// A mock worker in this process. It serves the model `m`, and stops when dropped.
 pub(crate) struct Mock {
     worker: Arc<Worker>,
     address: SocketAddr,
@@ -19,12 +19,12 @@ pub(crate) struct Mock {
 }
 
 impl Mock {
-    /// One that is called `name` and answers at once.
+    /// Starts a worker with this name that answers without delay.
     pub(crate) async fn start(name: &str) -> Self {
         Self::with(Config { name: Some(name.to_owned()), ..Config::default() }).await
     }
 
-    /// `n` of them, called w0, w1, ….
+    /// Starts `n` workers with the names w0, w1, ….
     pub(crate) async fn several(n: usize) -> Vec<Self> {
         let mut mocks = Vec::new();
         for at in 0..n {
@@ -33,7 +33,7 @@ impl Mock {
         mocks
     }
 
-    /// One as `config` says, apart from the model.
+    /// Starts a worker with this configuration, apart from the model.
     pub(crate) async fn with(config: Config) -> Self {
         let bound = Bound::bind(Config { models: vec!["m".to_owned()], ..config }).await.unwrap();
         let (worker, address) = (bound.worker(), bound.address());
@@ -53,12 +53,12 @@ impl Mock {
         self.worker.stats()
     }
 
-    /// What it does to requests from now on, as `PUT /_mock/faults` takes it.
+    /// Sets the faults for the requests from now on, in the format of `PUT /_mock/faults`.
     pub(crate) fn faults(&self, json: &str) {
         self.worker.set_faults(Faults::parse(json.as_bytes()).unwrap());
     }
 
-    /// Dies as a process does: nobody listens any more, and every connection is cut.
+    /// Stops the worker as the end of its process would: it no longer listens, and every connection is closed.
     pub(crate) async fn kill(&mut self) {
         if !self.serving.is_finished() {
             self.serving.abort();
@@ -66,7 +66,7 @@ impl Mock {
         }
     }
 
-    /// Comes back at the same address, with an empty cache.
+    /// Starts the worker again at the same address, with an empty cache.
     pub(crate) async fn restart(&mut self) {
         self.kill().await;
         let name = self.name().to_owned();
@@ -85,24 +85,24 @@ pub(crate) fn urls(mocks: &[Mock]) -> Vec<String> {
     mocks.iter().map(Mock::url).collect()
 }
 
-/// `smg mock-worker` as a process. Killed when dropped.
+/// A process of `smg mock-worker`. It is killed when dropped.
 pub(crate) struct Process {
     child: tokio::process::Child,
     pub(crate) url: String,
 }
 
 impl Process {
-    /// Starts one that serves the model `m`, and waits until it listens.
+    /// Starts a process that serves the model `m`, and waits until it listens.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
         let mut child =
             command().args(["mock-worker", "--model", "m"]).args(arguments).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = lines.next_line().await.unwrap().expect("it says where it listens");
+        let line = lines.next_line().await.unwrap().expect("the worker prints its address");
         let url = line.rsplit(' ').next().unwrap().to_owned();
         Self { child, url }
     }
 
-    /// `kill -9`.
+    /// Kills the process with SIGKILL.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! What the tests stand on: routers as processes, workers that do as they are told, clients, patience.
+//! The support code of the tests: routers as processes, scripted workers, clients, and waiting for conditions.
 
 pub(crate) mod client;
 pub(crate) mod load;
@@ -9,7 +9,7 @@ pub(crate) mod worker;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Waits until `check` returns `Ok`, up to ten seconds; panics with its last error otherwise.
+/// Waits until `check` returns `Ok`, for at most ten seconds; then panics with its last error.
 pub(crate) async fn eventually<T, E, F>(what: &str, check: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, E>>,
@@ -21,7 +21,7 @@ where
     }
 }
 
-/// Calls `check` until it returns `Ok`, up to `patience`; returns its last error otherwise.
+/// Calls `check` until it returns `Ok`, for at most `patience`; then returns its last error.
 pub(crate) async fn within<T, E, F>(
     patience: Duration,
     mut check: impl FnMut() -> F,

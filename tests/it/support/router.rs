@@ -1,4 +1,4 @@
-//! A router as a process: the real binary, real arguments, ports that the system chose.
+//! A router as a process: the real binary with real arguments, on ports that the system chose.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -11,19 +11,19 @@ use tokio::process::{Child, Command};
 use super::client::{self, Answer};
 use super::eventually;
 
-/// A running router. Killed when dropped.
+/// A running router. It is killed when dropped.
 pub(crate) struct Router {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// The binary with an environment free of our variables.
+/// A command for the binary, without the variables of `smg` in its environment.
 pub(crate) fn command() -> Command {
     command_in(&[])
 }
 
-/// The same started by another program, whose arguments the binary and its own follow.
+/// The same command, started by another program. The binary and its arguments follow the arguments of that program.
 fn command_in(wrapper: &[&str]) -> Command {
     let smg = env!("CARGO_BIN_EXE_smg");
     let mut command = match wrapper {
@@ -44,12 +44,12 @@ fn command_in(wrapper: &[&str]) -> Command {
 }
 
 impl Router {
-    /// Starts a router on a free port and waits until it serves. Draining does not wait for load balancers.
+    /// Starts a router on a free port and waits until it serves. It drains without the pause for load balancers.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
         Self::start_in(&[], arguments).await
     }
 
-    /// The same started by another program, such as a shell that sets a limit and then becomes the router.
+    /// Starts a router through another program, such as a shell that sets a limit and then becomes the router.
     pub(crate) async fn start_in(wrapper: &[&str], arguments: &[&str]) -> Self {
         let mut command = command_in(wrapper);
         command.args(["--host", "127.0.0.1", "--port", "0", "--log-json"]);
@@ -86,7 +86,7 @@ impl Router {
         Self { child, address, log }
     }
 
-    /// A router in front of `workers`, once it knows that all of them are ready.
+    /// Starts a router for `workers`, and waits until all of them are ready.
     pub(crate) async fn before(workers: &[String], arguments: &[&str]) -> Self {
         let mut all: Vec<&str> = vec!["--worker-urls"];
         all.extend(workers.iter().map(String::as_str));
@@ -139,7 +139,7 @@ impl Router {
         client::send(self.address, method, path, headers, body).await
     }
 
-    /// The value of the metric whose line begins with `series`; 0 when there is none.
+    /// The value of the metric whose line begins with `series`; 0 if there is none.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let text = self.get("/metrics").await.text();
         let line = text
@@ -148,7 +148,7 @@ impl Router {
         line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 
-    /// Everything that it has logged so far.
+    /// Everything that the router has logged so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
@@ -157,7 +157,7 @@ impl Router {
         self.child.id().expect("the router runs")
     }
 
-    /// Sends it a signal by name (`TERM`, `KILL`, `STOP`, `CONT`).
+    /// Sends the router a signal by name (`TERM`, `KILL`, `STOP`, `CONT`).
     pub(crate) fn signal(&self, name: &str) {
         let status = std::process::Command::new("kill")
             .arg(format!("-{name}"))
@@ -167,13 +167,13 @@ impl Router {
         assert!(status.success(), "kill -{name}");
     }
 
-    /// Waits for its end and returns the exit status.
+    /// Waits until the router exits, and returns its exit status.
     pub(crate) async fn ended(&mut self) -> i32 {
         let status = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
         status.expect("the router ends within a minute").unwrap().code().unwrap_or(-1)
     }
 
-    /// Resident memory in bytes.
+    /// The resident memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,6 +1,6 @@
-//! A worker that does exactly as a test tells it, byte by byte. (`smg mock-worker` is the realistic one.)
+//! A worker that answers as a test scripts it, byte by byte. (`smg mock-worker` is the realistic one.)
 //!
-//! It answers `/health` and `/v1/models` by itself; everything else is given to the test's script as a [`Talk`].
+//! It answers `/health` and `/v1/models` by itself, and passes every other request to the test's script as a [`Talk`].
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A request exactly as it came.
+/// A request exactly as it arrived.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// In order, repeated ones repeated, names as they came.
+    /// The headers in order, with repetitions, and with the case of the names as they arrived.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -30,7 +30,7 @@ impl Seen {
     }
 }
 
-/// One request and the connection to answer it on.
+/// One request and the connection on which to answer it.
 pub(crate) struct Talk {
     pub(crate) seen: Seen,
     stream: TcpStream,
@@ -38,13 +38,13 @@ pub(crate) struct Talk {
 }
 
 impl Talk {
-    /// Writes raw bytes. An error means that the router hung up.
+    /// Writes raw bytes. An error means that the router closed the connection.
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref()).await?;
         self.stream.flush().await
     }
 
-    /// A whole answer, framed by its length.
+    /// Sends a complete answer with a content-length.
     pub(crate) async fn answer(&mut self, status: u16, headers: &str, body: &[u8]) {
         let head =
             format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n", body.len());
@@ -53,23 +53,23 @@ impl Talk {
         let _router_gone = self.write(bytes).await.is_err();
     }
 
-    /// The head of a stream of events.
+    /// Sends the head of a stream of events.
     pub(crate) async fn begin_stream(&mut self) {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         let _router_gone = self.write(head).await.is_err();
     }
 
-    /// One chunk of it.
+    /// Sends one chunk of the stream.
     pub(crate) async fn chunk(&mut self, data: &str) -> std::io::Result<()> {
         self.write(format!("{:x}\r\n{data}\r\n", data.len())).await
     }
 
-    /// Its end.
+    /// Sends the end of the stream.
     pub(crate) async fn end_stream(&mut self) {
         let _router_gone = self.write("0\r\n\r\n").await.is_err();
     }
 
-    /// Resolves when the router hangs up.
+    /// Resolves when the router closes the connection.
     pub(crate) async fn hung_up(&mut self) {
         let mut rest = [0u8; 64];
         loop {
@@ -80,7 +80,7 @@ impl Talk {
         }
     }
 
-    /// Closes the connection after the script has ended.
+    /// Makes the worker close the connection after the script has ended.
     pub(crate) fn close(&mut self) {
         self.keep = false;
     }
@@ -88,7 +88,7 @@ impl Talk {
 
 type Script = Arc<dyn Fn(Talk) -> Pin<Box<dyn Future<Output = Talk> + Send>> + Send + Sync>;
 
-/// A running worker. Gone when dropped.
+/// A running worker. It stops when dropped.
 pub(crate) struct Worker {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -102,7 +102,7 @@ impl Drop for Worker {
 }
 
 impl Worker {
-    /// A worker that serves the model `m` and answers by `script`, which gives the [`Talk`] back.
+    /// Starts a worker that serves the model `m` and answers with `script`, which returns the [`Talk`].
     pub(crate) async fn start<F, R>(script: F) -> Self
     where
         F: Fn(Talk) -> R + Send + Sync + 'static,
@@ -111,7 +111,7 @@ impl Worker {
         Self::serving("m", script).await
     }
 
-    /// A worker that serves `model` and answers by `script`.
+    /// Starts a worker that serves `model` and answers with `script`.
     pub(crate) async fn serving<F, R>(model: &str, script: F) -> Self
     where
         F: Fn(Talk) -> R + Send + Sync + 'static,
@@ -120,7 +120,7 @@ impl Worker {
         Self::at("127.0.0.1:0", model, script).await
     }
 
-    /// The same at an address of this machine.
+    /// Starts the worker at an address of this machine.
     async fn at<F, R>(address: &str, model: &str, script: F) -> Self
     where
         F: Fn(Talk) -> R + Send + Sync + 'static,
@@ -142,12 +142,12 @@ impl Worker {
         Self { address, seen, task }
     }
 
-    /// A worker that answers every request with `{}`.
+    /// Starts a worker that answers every request with `{}`.
     pub(crate) async fn plain() -> Self {
         Self::plain_at("127.0.0.1:0").await
     }
 
-    /// The same at an address of this machine.
+    /// Starts a worker at an address of this machine that answers every request with `{}`.
     pub(crate) async fn plain_at(address: &str) -> Self {
         Self::at(address, "m", |mut talk| async move {
             talk.answer(200, "content-type: application/json\r\n", b"{}").await;
@@ -160,7 +160,7 @@ impl Worker {
         format!("http://{}", self.address)
     }
 
-    /// The requests that the script has got so far.
+    /// The requests that the script has received so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
@@ -198,7 +198,7 @@ async fn serve(
     }
 }
 
-/// Reads one request; `None` when the connection is closed.
+/// Reads one request; `None` if the connection is closed.
 async fn read(stream: &mut TcpStream) -> Option<Seen> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
