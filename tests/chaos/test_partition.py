@@ -170,7 +170,7 @@ class Partition(ChaosTest):
             ports = {
                 source_address.match(record["from"])[1]
                 for record in other.records()
-                if record["message"] == "listening to" and record["lane"].lower() == lane and source_address.match(record["from"])
+                if record["message"] == "receiving frames" and record["lane"].lower() == lane and source_address.match(record["from"])
             }
             self.assertTrue(ports)
             router.machine.block_stream(other.machine, call, ports)

@@ -18,23 +18,22 @@ use crate::security::Config as SecurityConfig;
 pub struct Config {
     /// This router's name.
     pub name: NodeName,
-    /// The cluster's name, for people.
+    /// The cluster's name, as shown to users.
     pub cluster_name: String,
     /// Timings, bounds, the cluster's id.
     pub node: cluster::Config,
-    /// How other routers reach this one and are reached; `None`: this router is a cluster of one, listens on no mesh port
-    /// and connects to nobody.
+    /// The network with other routers; `None` if this router is a cluster of one, without a mesh port and connections.
     pub network: Option<NetworkConfig>,
 }
 
-/// How other routers reach this one and are reached.
+/// How other routers reach this one, and how it reaches them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkConfig {
-    /// The address of the mesh port; port 0: one that the system chooses.
+    /// The address of the mesh port; port 0 means one that the system chooses.
     pub listen: SocketAddr,
-    /// What flags and environment say of the address under which other routers reach this one.
+    /// The configured candidates for the address at which other routers reach this one.
     pub advertise: Wanted,
-    /// Addresses where other routers may be.
+    /// The addresses of other routers to join.
     pub join: Vec<JoinAddress>,
     /// Certificates and shared keys.
     pub security: SecurityConfig,
@@ -60,15 +59,15 @@ pub enum BindError {
         /// The system's error.
         source: io::Error,
     },
-    /// The certificates can't be used.
+    /// A certificate or key can't be used.
     #[error(transparent)]
     Tls(#[from] smg_runtime::tls::TlsErrors),
     /// The timings or bounds contradict each other.
-    #[error("the mesh can't work like this: {0}")]
+    #[error("the mesh configuration is not valid: {0}")]
     Config(String),
 }
 
-/// The port where clients reach this router.
+/// The address and scheme of this router for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientEndpoint {
     /// The address on which the port listens; may be unspecified (`0.0.0.0`).
@@ -90,7 +89,7 @@ impl ClientEndpoint {
         SocketAddr::new(ip, self.listen.port())
     }
 
-    /// The address that stands for a router without a mesh port: the one for clients.
+    /// The address that stands for a router without a mesh port: that for clients.
     pub(super) fn address_alone(self) -> SocketAddr {
         self.address(advertise::choose(&Wanted::default(), self.listen.ip(), &[]).0)
     }

@@ -1,9 +1,8 @@
-//! The one task that owns a `cluster::Node`: it waits, feeds the node, sends what the node wants sent, and does nothing else.
+//! The one task that owns a `cluster::Node`: it waits for input, feeds the node, and sends the node's frames.
 //!
-//! The driver never waits for a peer: it puts frames into bounded queues, and a full queue drops its oldest frame. It reads
-//! the clock for the node. It publishes values to the rest of the router: a [`View`], of which readers always see the newest,
-//! and events, of which a slow reader misses some. The node decides; the driver decides nothing.
-//! `measure` sets the metrics that are levels.
+//! The driver never waits for a peer: it puts frames into bounded queues, and a full queue drops its oldest frame. It
+//! reads the clock for the node. It publishes values to the rest of the router: a [`View`], of which readers always get
+//! the newest, and events, of which a slow reader misses some. The node makes all decisions. `measure` sets the gauges.
 
 mod measure;
 
@@ -31,34 +30,34 @@ use crate::service::Incoming;
 use crate::view::{ClusterEvent, ClusterEventKind, Follower, Synced, View};
 use crate::wire::Introduction;
 
-/// Most membership frames that one turn feeds before it checks the node's timers.
+/// The most membership frames that one turn feeds before it checks the node's timers.
 const SWIM_PER_TURN: usize = 64;
 
-/// Most state frames that one turn feeds. Some are large, and a probe must not wait for many of them.
+/// The most state frames that one turn feeds. Some are large, and a probe must not wait for many of them.
 const STATE_PER_TURN: usize = 4;
 
-/// Time between two rounds of housekeeping: metrics, unused links. No round is due while nothing happens and there are no
-/// other routers.
+/// The time between two rounds of housekeeping, for metrics and unused links. No round is due while nothing happens and
+/// there are no other routers.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most links at once. Members and join addresses are far fewer.
+/// The most links at the same time. Members and join addresses are far fewer.
 const MAX_LINKS: usize = 8192;
 
-/// What the rest of the router asks of the driver.
+/// A request of the rest of the router to the driver.
 pub(super) enum Command {
-    /// Other routers may be at these addresses.
+    /// Join through other routers at these addresses.
     Join(Vec<SocketAddr>),
-    /// Other routers reach this one at another address than it assumed.
+    /// Advertise this address from now on.
     Readdress(SocketAddr),
     /// Announce to all members that this router will leave.
     Leave,
-    /// Leave. The driver answers when it has sent everything, or gives up after half a second.
+    /// Leave the cluster. The driver answers when it has sent everything, or after half a second.
     Depart(oneshot::Sender<()>),
-    /// Read the node or write to it.
+    /// Run this closure on the node.
     Visit(Visit),
 }
 
-/// A closure that reads the node or writes to it.
+/// A closure that reads or writes the node.
 pub(super) type Visit = Box<dyn FnOnce(&mut Node, &Synced, Now) + Send>;
 
 impl fmt::Debug for Command {
@@ -81,7 +80,7 @@ pub(super) struct Inputs {
     pub(super) commands: mpsc::Receiver<Command>,
 }
 
-/// The channels by which the driver publishes what the node knows.
+/// The channels through which the driver publishes the state of the node.
 #[derive(Debug)]
 pub(super) struct Outputs {
     pub(super) view: watch::Sender<Arc<View>>,
@@ -100,31 +99,31 @@ pub(super) struct Driver {
     metrics: Metrics,
     /// Applies changes of the state to the rest of the router, before the node acknowledges them.
     follower: Option<Box<dyn Follower>>,
-    /// Where clients reach this router.
+    /// The address of this router for clients.
     client_endpoint: ClientEndpoint,
-    /// The version of the member list that the follower has seen.
+    /// The version of the member list that the follower has applied.
     followed_version: u64,
     links: BTreeMap<SocketAddr, Link>,
-    /// Counters of sent frames, by kind, so that a frame costs no look-up by label.
+    /// The counters of sent frames by kind, so that a frame costs no look-up by label.
     sent: BTreeMap<&'static str, IntCounter>,
-    /// What the published view was made from: the version of the member list, and whether the state was warm.
+    /// The properties of the published view: the version of the member list, and whether the state was warm.
     published: (u64, bool),
-    /// How many events were published.
+    /// The number of events that were published.
     event_count: u64,
-    /// When the next round of housekeeping is due, by `Clock::mono`. `None`: after the next turn.
+    /// `Clock::mono` of the next round of housekeeping. `None` means after the next turn.
     housekeeping_at: Option<Duration>,
-    /// When the last round of housekeeping took place, by `Clock::mono`.
+    /// `Clock::mono` of the last round of housekeeping.
     housekept_at: Duration,
     synced: Synced,
-    /// Digests and deltas received when `synced` was updated last.
+    /// The number of digests and deltas that were received when `synced` was updated last.
     state_frames: u64,
-    /// How many writes this router had made, and when, oldest first.
+    /// The number of writes of this router at several times (`Clock::mono`), the oldest first.
     written: VecDeque<(Duration, u64)>,
     /// The peers that have metrics.
     measured: BTreeSet<NodeName>,
-    /// When another router last claimed this one's name, by `Clock::mono`.
+    /// `Clock::mono` when another router last claimed this one's name.
     contested: Option<Duration>,
-    /// Answered when everything is sent.
+    /// The sender that the driver answers when everything is sent.
     departing: Option<oneshot::Sender<()>>,
 }
 
@@ -167,7 +166,7 @@ impl Driver {
         }
     }
 
-    /// Runs until the node has departed, or until nobody holds a handle any more.
+    /// Runs until the node has departed, or until all handles are dropped.
     pub(super) async fn run(mut self) {
         self.publish_view();
         loop {
@@ -192,7 +191,7 @@ impl Driver {
             || !self.inputs.state.is_empty()
             || !self.inputs.commands.is_empty()
         {
-            // However much is waiting, the tasks of the sockets must run too.
+            // However much is waiting, the tasks of the sockets must run, too.
             tokio::task::yield_now().await;
             return;
         }
@@ -208,7 +207,7 @@ impl Driver {
         tokio::select! {
             command = commands.recv() => match command {
                 Some(command) => first.command = Some(command),
-                // Nobody holds a handle any more: end without a goodbye, as a process that crashes does.
+                // All handles are dropped: end without leaving, as a process that crashes does.
                 None => commands.close(),
             },
             // These two channels are closed if the node has no network.
@@ -219,7 +218,7 @@ impl Driver {
         self.feed_first(first);
     }
 
-    /// Feeds what `wait` took out of a channel.
+    /// Feeds the input that `wait` took from a channel.
     fn feed_first(&mut self, first: FirstInput) {
         if let Some(command) = first.command {
             self.execute(command);
@@ -229,7 +228,7 @@ impl Driver {
         }
     }
 
-    /// Feeds what is waiting, within bounds. Returns whether the driver goes on.
+    /// Feeds the waiting inputs, within bounds. Returns whether the driver continues.
     fn feed(&mut self) -> bool {
         while let Ok(command) = self.inputs.commands.try_recv() {
             self.execute(command);
@@ -267,13 +266,13 @@ impl Driver {
             }
             Command::Visit(visit) => {
                 visit(&mut self.node, &self.synced, now);
-                // The next visit finds its writes applied to the rest of the router.
+                // The next visit must find its writes applied to the rest of the router.
                 self.update_follower();
             }
         }
     }
 
-    /// Lets the follower apply what has changed.
+    /// Makes the follower apply the changes.
     fn update_follower(&mut self) {
         let Some(follower) = &mut self.follower else { return };
         let members = self.node.membership().version();
@@ -356,26 +355,26 @@ impl Driver {
                 ClusterEventKind::Member { transition, address }
             }
             membership::Event::OwnState { from, to } => {
-                info!(%from, %to, "this router's state changed");
+                info!(%from, %to, "this router's membership state changed");
                 ClusterEventKind::Me { from, to }
             }
             membership::Event::Renewed(identity) => {
-                warn!(%identity, "another router declared this one DOWN while it was alive; refuted");
+                warn!(%identity, "another router declared this one DOWN while it was alive; it has refuted that");
                 ClusterEventKind::Renewed
             }
             membership::Event::NewGeneration { was, is } => {
                 warn!(
                     %was, %is,
-                    "other routers know a later generation of this router: it goes on under a new generation"
+                    "other routers know a later generation of this router: it continues under a new generation"
                 );
                 ClusterEventKind::Reborn { is }
             }
             membership::Event::Refused(reason) => {
-                error!(%reason, "this router can't join");
+                error!(%reason, "other routers refuse this one");
                 ClusterEventKind::Refused(reason)
             }
             membership::Event::NameContested(identity) => {
-                warn!(by = %identity, "another live router claims this one's name");
+                warn!(by = %identity, "another live router uses this one's name");
                 self.contested = Some(self.clock.mono());
                 ClusterEventKind::NameContested(identity)
             }
@@ -389,12 +388,12 @@ impl Driver {
     fn record_transition(&self, transition: &Transition) {
         let from = transition.from.map_or("NONE", MemberState::as_str);
         let to = transition.to.map_or("GONE", MemberState::as_str);
-        info!(peer = %transition.node, from, to, "a router's state changed");
+        info!(peer = %transition.node, from, to, "the membership state of a router changed");
         let name = transition.node.name.as_str();
         self.metrics.transitions.with_label_values(&[name, from, to]).inc();
     }
 
-    /// Publishes the members as they are now.
+    /// Publishes the current members.
     fn publish_view(&mut self) {
         self.published = (self.node.membership().version(), self.node.replication().is_warm());
         let me = self.node.me();
@@ -419,7 +418,7 @@ impl Driver {
         self.outputs.view.send_replace(Arc::new(view));
     }
 
-    /// Sends what is queued, as far as the peers receive it within half a second.
+    /// Sends the queued frames, as far as the peers receive them within half a second.
     async fn flush(mut self) {
         self.drain();
         for _ in 0..FLUSH_POLLS {
@@ -429,21 +428,21 @@ impl Driver {
             tokio::time::sleep(FLUSH_POLL).await;
         }
         if !self.links.is_empty() {
-            // The links took the last frames from their queues: give them a moment to write.
+            // The links have taken the last frames from their queues and need a moment to write them.
             tokio::time::sleep(FLUSH_POLL).await;
         }
         if let Some(done) = self.departing.take() {
-            // The asker may have given up.
-            let _gave_up = done.send(()).is_err();
+            // The caller may have timed out.
+            let _timed_out = done.send(()).is_err();
         }
     }
 }
 
-/// Time between two checks of the queues while flushing, and the most checks: half a second in all.
+/// The time between two checks of the queues while flushing, and the most checks: half a second in all.
 const FLUSH_POLL: Duration = Duration::from_millis(10);
 const FLUSH_POLLS: usize = 50;
 
-/// What ended the wait.
+/// The input that ended the wait.
 #[derive(Debug, Default)]
 struct FirstInput {
     command: Option<Command>,

@@ -1,4 +1,4 @@
-//! Puts the parts together that run on the mesh's thread: the driver, the links, the server, the joiner.
+//! Connects the parts that run on the mesh's thread: the driver, the links, the server, the joiner.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::service::{Inbox, Service};
 use crate::view::{Follower, View};
 use crate::wire::Introduction;
 
-/// Most frames that wait for the driver, on each lane.
+/// The most frames that wait for the driver, per lane.
 const INBOX: usize = 1024;
 
-/// Most commands that wait for the driver. Beyond, the asker waits.
+/// The most commands that wait for the driver. Further senders wait.
 const COMMANDS: usize = 64;
 
-/// Events that a slow subscriber may be behind before it misses some.
+/// The most events that a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 1024;
 
-/// Everything that runs on the mesh's thread. It gets its port and its way to other routers from outside: those of the
-/// machine, or simulated ones.
+/// Everything that runs on the mesh's thread. The caller provides the listener and the network: those of the machine,
+/// or simulated ones.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) clock: Clock,
@@ -43,29 +43,30 @@ pub(super) struct Engine {
     pub(super) inputs: Inputs,
     pub(super) outputs: Outputs,
     pub(super) dialler: Arc<Dialler>,
-    /// `None`: this router is a cluster of one.
+    /// `None` if this router is a cluster of one.
     pub(super) network: Option<Network>,
     pub(super) follower: Option<Box<dyn Follower>>,
     pub(super) client_endpoint: ClientEndpoint,
 }
 
-/// What runs beside the driver if other routers may join: the server of the mesh port, and the search for other routers.
+/// The parts that run beside the driver if other routers may join: the server of the mesh port, and the resolver of
+/// join addresses.
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) service: Service,
     pub(super) joiner: Joiner,
 }
 
-/// The sending halves of the flags by which a node's end is asked for and reported.
+/// The sending halves of the flags that request and report the end of a node.
 #[derive(Debug)]
 pub(super) struct Ends {
-    /// Set to end the tasks beside the driver.
+    /// Set to request the end of the tasks beside the driver.
     pub(super) stop: watch::Sender<bool>,
-    /// Set once the node's thread has ended though nobody asked for it.
+    /// Set when the node's thread has ended without a request.
     pub(super) failed: watch::Sender<bool>,
 }
 
-/// Puts a node together that is reached at `address` and reaches others by `net`.
+/// Connects the parts of a node that other routers reach at `address`, and that reaches others through `net`.
 pub(super) fn assemble(
     config: Config,
     clock: Clock,
@@ -112,7 +113,7 @@ pub(super) fn assemble(
         resolutions: Resolutions::default(),
         failed,
     };
-    // Without a network the sending ends of the frame channels are dropped here: only commands feed the driver.
+    // Without a network the senders of the frame channels are dropped here: the driver receives only commands.
     let network = is_networked.then(|| Network {
         joiner: Joiner {
             wanted: join,
@@ -158,7 +159,7 @@ fn introduction(node: &Node, config: &Config, client_endpoint: ClientEndpoint) -
     }
 }
 
-/// Creates the node, which is ALIVE from the start if there is nobody to look for.
+/// Creates the node. It is ALIVE from the start if there are no join addresses.
 #[expect(clippy::disallowed_methods, reason = "chance enters here")]
 fn new_node(
     config: &Config,
@@ -181,8 +182,8 @@ fn new_node(
 }
 
 impl Engine {
-    /// Runs until the node has departed, or until nobody holds a handle any more. `listener` accepts other routers if the
-    /// node has a network.
+    /// Runs until the node has departed, or until all handles are dropped. `listener` accepts other routers if the node
+    /// has a network.
     ///
     /// # Errors
     /// If the mesh port can't be served.
@@ -191,7 +192,7 @@ impl Engine {
             self;
         let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, client_endpoint);
         let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
-            // Boxed: its state is large.
+            // Boxed, because its state is large.
             Box::pin(driver.run()).await;
             return Ok(());
         };

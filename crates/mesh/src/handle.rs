@@ -1,4 +1,4 @@
-//! The handle by which the rest of the router reads the cluster node and writes to it.
+//! The handle through which the rest of the router reads and writes the cluster node.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::seal::{KeyId, Mode, Ring, RingError};
 use crate::security::KeyChange;
 use crate::view::{ClusterEvent, Synced, View};
 
-/// Reads the cluster node and writes to it. Cheap to clone.
+/// Reads and writes the cluster node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(super) config: Arc<Config>,
@@ -27,28 +27,28 @@ pub struct Handle {
     pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
     pub(super) dialler: Arc<Dialler>,
     pub(super) resolutions: Resolutions,
-    /// Set once the node's thread has ended though nobody asked for it.
+    /// Set when the node's thread has ended without a request.
     pub(super) failed: watch::Receiver<bool>,
 }
 
 impl Handle {
-    /// Whether other routers may join this one. Otherwise it is a cluster of one for good.
+    /// Whether other routers may join this one. Otherwise it always is a cluster of one.
     #[must_use]
     pub fn is_networked(&self) -> bool {
         self.config.network.is_some()
     }
 
-    /// How this router runs, as `/health` and `/ha/*` call it: `mesh`, or `standalone` for a cluster of one.
+    /// The value of `ha_mode` on `/health` and `/ha/*`: `mesh`, or `standalone` for a cluster of one.
     #[must_use]
     pub fn ha_mode(&self) -> &'static str {
         if self.is_networked() { "mesh" } else { "standalone" }
     }
 
-    /// Resolves once the node has failed: it answers no visit any more, and the view stays what it was last.
+    /// Resolves when the node has failed. After that no visit is answered, and the view does not change.
     pub async fn failed(&self) {
         let mut failed = self.failed.clone();
         if failed.wait_for(|failed| *failed).await.is_err() {
-            // The node has ended because the router ends.
+            // The node has ended because the router shuts down.
             std::future::pending::<()>().await;
         }
     }
@@ -65,7 +65,7 @@ impl Handle {
         self.view.clone()
     }
 
-    /// Subscribes to the events from now on. A slow subscriber misses some, and learns how many.
+    /// Subscribes to the events from now on. A slow subscriber misses some, and is informed how many.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Arc<ClusterEvent>> {
         self.events.subscribe()
@@ -77,13 +77,13 @@ impl Handle {
         &self.config.cluster_name
     }
 
-    /// The connections to other routers, by address.
+    /// The status of the connections to other routers, by address.
     #[must_use]
     pub fn links(&self) -> BTreeMap<SocketAddr, LinkStatus> {
         self.dialler.board.all()
     }
 
-    /// Runs `visit` on the mesh's thread, to read the node or to write to it. Not for the request path.
+    /// Runs `visit` on the mesh's thread, to read or write the node. Not for the request path.
     ///
     /// # Errors
     /// If the node has ended, or does not answer within a second; then the visit may still take place later.
@@ -93,8 +93,8 @@ impl Handle {
     ) -> Result<T, VisitError> {
         let (answer, answered) = oneshot::channel();
         let visit = Box::new(move |node: &mut Node, synced: &Synced, now| {
-            // The asker may have given up.
-            let _gave_up = answer.send(visit(node, synced, now)).is_err();
+            // The caller may have timed out.
+            let _timed_out = answer.send(visit(node, synced, now)).is_err();
         });
         let asking = async {
             self.commands.send(Command::Visit(visit)).await.map_err(|_| VisitError::Ended)?;
@@ -103,22 +103,22 @@ impl Handle {
         tokio::time::timeout(VISIT_TIMEOUT, asking).await.unwrap_or(Err(VisitError::Timeout))
     }
 
-    /// Whether frames are sealed, and the ids of the shared keys, first the one that seals.
+    /// Whether messages are encrypted, and the ids of the shared keys, that of the encrypting key first.
     #[must_use]
     pub fn keys(&self) -> (Mode, Vec<KeyId>) {
         let security = &self.dialler.security;
         (security.mode(), security.ring().ids().collect())
     }
 
-    /// Replaces the shared keys of this router alone, as a restart with other keys would. False, and nothing changes, if
-    /// frames must be sealed and there is no key.
+    /// Replaces the shared keys of this router alone, as a restart with other keys would. Returns false and changes
+    /// nothing if messages must be encrypted and `keys` is empty.
     #[must_use]
     pub fn replace_keys(&self, keys: Ring) -> bool {
         self.dialler.security.replace(keys)
     }
 
-    /// Reads the mesh's certificates again, for connections from now on. Whether they have changed; `None`: there are
-    /// none.
+    /// Reads the mesh's certificates again, for future connections. Returns whether they have changed; `None` if there
+    /// are none.
     #[must_use]
     pub fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
         self.dialler.security.reload_tls(now)
@@ -127,7 +127,7 @@ impl Handle {
     /// Changes the shared keys of this router, then those of all present members. Returns each router's answer.
     ///
     /// # Errors
-    /// If this router refuses the change, or has no secret channel to the others; then nothing has changed.
+    /// If this router refuses the change, or has no secret channel to the others. Then nothing has changed.
     pub async fn change_keys(&self, change: KeyChange) -> Result<KeyReceipts, KeysError> {
         let security = &self.dialler.security;
         if security.mode() == Mode::Off {
@@ -155,7 +155,7 @@ impl Handle {
         Ok(receipts)
     }
 
-    /// Leaves the cluster, and waits until the goodbye is sent.
+    /// Leaves the cluster, and waits until the message about it is sent.
     pub(super) async fn depart(&self) {
         let (done, departed) = oneshot::channel();
         // The send fails if the driver has ended already.
@@ -166,12 +166,12 @@ impl Handle {
 
     /// Announces to all members that this router will leave. It stays a member until it departs.
     pub async fn leave(&self) {
-        // The send fails if the driver has ended: then the router is no member any more.
+        // The send fails if the driver has ended: then the router is no longer a member.
         let _ended = self.commands.send(Command::Leave).await.is_err();
     }
 }
 
-/// Each router's answer to a change of keys, by name: its keys now, or why it refused.
+/// The answers of all routers to a change of keys, by name: the ids of their keys, or why they refused.
 pub type KeyReceipts = BTreeMap<String, Result<Vec<KeyId>, String>>;
 
 /// Why the node did not answer.
@@ -191,13 +191,13 @@ pub enum VisitError {
 /// Why this router refused to change the shared keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// Frames are not sealed.
-    #[error("nothing is sealed: start the routers with --mesh-encryption permissive or required")]
+    /// Encryption is off.
+    #[error("encryption is off: start the routers with --mesh-encryption permissive or required")]
     Off,
-    /// The new key would travel unencrypted.
+    /// The new key would be sent unencrypted.
     #[error("there is neither a shared key nor TLS that could carry a key to the others in secret")]
     NoSecret,
-    /// The key ring refuses the change.
+    /// The key ring rejects the change.
     #[error(transparent)]
     Ring(#[from] RingError),
 }

@@ -1,8 +1,8 @@
-//! Resolves the join addresses again and again, because pods come back under other addresses.
+//! Resolves the join addresses repeatedly, because pods return with other addresses.
 //!
-//! Only resolving is done here; the membership contacts the addresses. Each name is resolved by itself, and its addresses
-//! are used as soon as they are known, so that a silent name server delays nothing else. A name that can't be resolved
-//! keeps the addresses that it had, and its error is shown in `/ha/health`.
+//! This module only resolves; the membership contacts the addresses. Each name is resolved separately, and its
+//! addresses are used as soon as they are known, so that a silent name server delays nothing else. If a name can't be
+//! resolved, its previous addresses stay in use, and its error is shown in `/ha/health`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,49 +23,49 @@ use crate::driver::Command;
 use crate::join_address::JoinAddress;
 use crate::view::View;
 
-/// Time between two rounds of resolving while alone.
+/// The time between two rounds of resolving while there are no other members.
 const ALONE: Duration = Duration::from_secs(1);
 
-/// The same while others are there.
+/// The time between two rounds of resolving while there are other members.
 const TOGETHER: Duration = Duration::from_secs(10);
 
-/// How long a name may take: longer than the system waits for its first name server, five seconds as a rule, before it
-/// asks the second.
+/// How long a look-up may take. This is longer than the usual five seconds after which the system asks its second name
+/// server.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// What became of a join address.
+/// The result of resolving a join address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Resolved {
-    /// Where it led when it could last be resolved.
+    /// The addresses of the last successful look-up.
     pub(super) addresses: Vec<SocketAddr>,
-    /// Why it could not be resolved the last time.
+    /// The error of the last look-up, if it failed.
     pub(super) error: Option<String>,
 }
 
-/// What became of all of them.
+/// The results for all join addresses.
 pub(super) type Resolutions = Arc<Mutex<BTreeMap<JoinAddress, Resolved>>>;
 
-/// Resolves the join addresses and gives them to the driver.
+/// Resolves the join addresses and passes them to the driver.
 #[derive(Debug)]
 pub(super) struct Joiner {
     pub(super) wanted: Vec<JoinAddress>,
     pub(super) services: HostServices,
-    /// The advertised address, as long as the route to a join address would tell a better one.
+    /// The advertised address, until a route to a join address gives a better one.
     pub(super) provisional: Option<SocketAddr>,
     pub(super) resolutions: Resolutions,
     pub(super) commands: mpsc::Sender<Command>,
-    /// Whether there is anybody else.
+    /// Shows whether there are other members.
     pub(super) view: watch::Receiver<Arc<View>>,
-    /// Turns true when the router ends.
+    /// Changes to `true` when the router shuts down.
     pub(super) stopping: watch::Receiver<bool>,
 }
 
-/// The driver is gone: there is nobody to join for.
+/// The driver has ended, so there is no need to join.
 #[derive(Debug)]
 struct DriverGone;
 
 impl Joiner {
-    /// Runs until the end.
+    /// Runs until the router shuts down or the driver has ended.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut given = Vec::new();
         loop {
@@ -84,8 +84,8 @@ impl Joiner {
         }
     }
 
-    /// Resolves all names at once, and gives the driver what is known after each and at the end. `given`: what it was
-    /// given last.
+    /// Resolves all names concurrently, and passes the known addresses to the driver after each name and at the end.
+    /// `given` holds what the driver received last.
     async fn resolve_all(&mut self, given: &mut Vec<SocketAddr>) -> Result<(), DriverGone> {
         let mut lookups = JoinSet::new();
         for address in self.wanted.iter().cloned() {
@@ -104,24 +104,24 @@ impl Joiner {
                     why: format!("no answer within {RESOLVE_TIMEOUT:?}"),
                 })
             });
-            self.note(&address, found).await?;
+            self.record(&address, found).await?;
             let known = self.known();
-            // A list of this router alone would say that there is nobody else, and that is too early to say.
+            // A list that contains only this router would mean that there are no others, which is not known yet.
             let me = self.view.borrow().me.address;
             if !lookups.is_empty() && known != *given && known.iter().any(|known| *known != me) {
                 self.give(known, given).await?;
             }
         }
         let known = self.known();
-        // An empty list says that there is nobody to look for; names that lead nowhere yet don't say that.
+        // An empty list means that there are no join addresses. It must not be sent while names could not be resolved.
         if self.wanted.is_empty() || !known.is_empty() {
             self.give(known, given).await?;
         }
         Ok(())
     }
 
-    /// Notes what became of one name.
-    async fn note(
+    /// Records the result of resolving one name.
+    async fn record(
         &mut self,
         address: &JoinAddress,
         found: Result<Vec<SocketAddr>, ResolveError>,
@@ -149,20 +149,20 @@ impl Joiner {
         Ok(())
     }
 
-    /// The first name that is resolved tells from which address this machine reaches the others.
+    /// Uses the first resolved name to find the local address from which this machine reaches the others.
     async fn improve_advertised(&mut self, addresses: &[SocketAddr]) -> Result<(), DriverGone> {
         let Some(now) = self.provisional else { return Ok(()) };
         let Some(ip) = advertise::from_routes(addresses.iter().copied()) else { return Ok(()) };
         self.provisional = None;
         let better = SocketAddr::new(ip, now.port());
         if better != now {
-            info!(was = %now, is = %better, "the route to a join address tells the address to advertise");
+            info!(was = %now, is = %better, "the route to a join address has changed the advertised address");
             self.command(Command::Readdress(better)).await?;
         }
         Ok(())
     }
 
-    /// All addresses that are known.
+    /// All known addresses of all names.
     fn known(&self) -> Vec<SocketAddr> {
         let mut known: Vec<SocketAddr> = {
             let resolutions = self.resolutions.lock();
@@ -179,7 +179,7 @@ impl Joiner {
         given: &mut Vec<SocketAddr>,
     ) -> Result<(), DriverGone> {
         if *given != addresses {
-            info!(?addresses, "join addresses");
+            info!(?addresses, "the resolved join addresses have changed");
             given.clone_from(&addresses);
         }
         self.command(Command::Join(addresses)).await
@@ -200,13 +200,13 @@ mod tests {
 
     use super::*;
 
-    /// A joiner for names that `lookup` resolves, and what it tells the driver.
+    /// A joiner for names that `lookup` resolves, and the commands that it sends to the driver.
     fn joiner(
         names: &[&str],
         lookup: impl Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> (Joiner, mpsc::Receiver<Command>, watch::Sender<bool>) {
         let clock = Clock::start();
-        let (commands, told) = mpsc::channel(16);
+        let (commands, received) = mpsc::channel(16);
         let (stop, stopping) = watch::channel(false);
         let me = MemberView {
             node: NodeId { name: "me".parse().unwrap(), generation: Generation(1) },
@@ -218,7 +218,7 @@ mod tests {
             rtt: None,
         };
         let view = View { me, members: Vec::new(), refused: None, version: 0, warm: false };
-        // A view that nobody changes any more can still be read.
+        // A watch whose sender is dropped can still be read.
         let view = watch::channel(Arc::new(view)).1;
         let joiner = Joiner {
             wanted: names.iter().map(|name| name.parse().unwrap()).collect(),
@@ -232,12 +232,13 @@ mod tests {
             view,
             stopping,
         };
-        (joiner, told, stop)
+        (joiner, received, stop)
     }
 
-    async fn next(told: &mut mpsc::Receiver<Command>) -> String {
-        let command = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
-        match command.expect("the driver is told nothing").expect("the joiner ended") {
+    async fn next(received: &mut mpsc::Receiver<Command>) -> String {
+        let command = tokio::time::timeout(Duration::from_secs(20), received.recv()).await;
+        match command.expect("the driver must receive a command").expect("the joiner must not end")
+        {
             Command::Join(addresses) => format!("join {addresses:?}"),
             Command::Readdress(address) => format!("readdress {address}"),
             other => format!("{other:?}"),
@@ -248,7 +249,7 @@ mod tests {
     async fn a_silent_name_delays_no_other() {
         let (answer, gate) = std::sync::mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let (joiner, mut told, stop) = joiner(&["silent", "good"], move |host| {
+        let (joiner, mut received, stop) = joiner(&["silent", "good"], move |host| {
             if host == "silent" {
                 let _answered = gate.lock().recv();
             }
@@ -258,26 +259,26 @@ mod tests {
         let resolutions = Arc::clone(&joiner.resolutions);
         let clock = Clock::start();
         let watching = async {
-            assert_eq!(next(&mut told).await, "join [10.0.0.2:39527]");
+            assert_eq!(next(&mut received).await, "join [10.0.0.2:39527]");
             assert!(clock.mono() < RESOLVE_TIMEOUT, "{:?}", clock.mono());
-            // The round ends, and says so of the silent one.
-            assert_eq!(next(&mut told).await, "join [10.0.0.2:39527]");
+            // The round ends, and the error of the silent name is recorded.
+            assert_eq!(next(&mut received).await, "join [10.0.0.2:39527]");
             let error = resolutions.lock()[&"silent".parse().unwrap()].error.clone().unwrap();
             assert!(error.contains("no answer within 6s"), "{error}");
             drop(answer);
-            assert_eq!(next(&mut told).await, "join [10.0.0.1:39527, 10.0.0.2:39527]");
+            assert_eq!(next(&mut received).await, "join [10.0.0.1:39527, 10.0.0.2:39527]");
             stop.send_replace(true);
-            drop(told);
+            drop(received);
         };
         let (ended, ()) = tokio::join!(joiner.run(), watching);
         ended.unwrap();
     }
 
     #[tokio::test]
-    async fn this_router_alone_is_no_news_before_all_names_are_known() {
+    async fn a_list_of_this_router_alone_is_not_sent_before_all_names_are_resolved() {
         let (answer, gate) = std::sync::mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let (joiner, mut told, stop) = joiner(&["late", "mine"], move |host| {
+        let (joiner, mut received, stop) = joiner(&["late", "mine"], move |host| {
             if host == "late" {
                 let _answered = gate.lock().recv();
             }
@@ -290,26 +291,26 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             answer.send(()).unwrap();
-            assert_eq!(next(&mut told).await, "join [10.0.0.1:39527, 10.0.0.9:39527]");
+            assert_eq!(next(&mut received).await, "join [10.0.0.1:39527, 10.0.0.9:39527]");
             stop.send_replace(true);
-            drop(told);
+            drop(received);
         };
         let (ended, ()) = tokio::join!(joiner.run(), watching);
         ended.unwrap();
     }
 
     #[tokio::test]
-    async fn the_first_name_tells_the_address_to_advertise() {
-        let (mut joiner, mut told, stop) =
+    async fn the_first_resolved_name_changes_the_advertised_address() {
+        let (mut joiner, mut received, stop) =
             joiner(&["here"], |_| Ok(vec!["127.0.0.1:4000".parse().unwrap()]));
         joiner.provisional = Some("10.0.0.9:39527".parse().unwrap());
         let watching = async {
-            assert_eq!(next(&mut told).await, "readdress 127.0.0.1:39527");
-            assert_eq!(next(&mut told).await, "join [127.0.0.1:4000]");
-            // Once is enough.
-            assert_eq!(next(&mut told).await, "join [127.0.0.1:4000]");
+            assert_eq!(next(&mut received).await, "readdress 127.0.0.1:39527");
+            assert_eq!(next(&mut received).await, "join [127.0.0.1:4000]");
+            // The address is changed only once.
+            assert_eq!(next(&mut received).await, "join [127.0.0.1:4000]");
             stop.send_replace(true);
-            drop(told);
+            drop(received);
         };
         let (ended, ()) = tokio::join!(joiner.run(), watching);
         ended.unwrap();

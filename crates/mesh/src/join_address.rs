@@ -1,13 +1,13 @@
-//! Join addresses: the spellings of a place where another router may be found.
+//! The addresses of other routers to join, and their spellings.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// The port of the mesh.
+/// The default port of the mesh.
 pub const DEFAULT_PORT: u16 = 39527;
 
-/// Where another router may be found: a name or an address, and a port.
+/// An address of another router to join: a host name or an IP address, and a port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JoinAddress {
     host: String,
@@ -21,7 +21,7 @@ impl JoinAddress {
         &self.host
     }
 
-    /// The port.
+    /// The TCP port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
@@ -38,20 +38,20 @@ impl fmt::Display for JoinAddress {
     }
 }
 
-/// A text that names no place where a router may be.
+/// Why a text is not a join address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseJoinAddressError {
-    /// Nothing where the host should be.
+    /// The host is missing.
     #[error("has no host")]
     NoHost,
-    /// Not a name and not an address.
+    /// The host is neither a name nor an address.
     #[error("has a host that is neither a name nor an address")]
     BadHost,
-    /// Not a port.
+    /// The port is not a number from 1 to 65535.
     #[error("has a port that is not a number from 1 to 65535")]
     BadPort,
-    /// A path, a query or credentials.
-    #[error("is more than a host and a port")]
+    /// There is a path, a query or credentials.
+    #[error("is not only a host and a port")]
     TooMuch,
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_usual_spelling_is_understood() {
+    fn every_usual_spelling_is_parsed() {
         for (text, shown) in [
             ("node1:39527", "node1:39527"),
             ("node1", "node1:39527"),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_addresses_are_refused() {
         use ParseJoinAddressError::{BadHost, BadPort, NoHost, TooMuch};
         for (text, why) in [
             ("", NoHost),

@@ -1,7 +1,7 @@
-//! Changes of the ring of shared keys on their way from the router that was told to the others.
+//! Changes of the shared keys, sent from one router to the others.
 //!
-//! A change travels sealed with a key that is shared already, or inside mutual TLS. It is taken only from who proves one
-//! of the two; in the clear it is refused.
+//! A change is sent encrypted with a key that is shared already, or inside mutual TLS. A router accepts it only from a
+//! sender that proves one of the two, and refuses it in plain text.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -10,7 +10,7 @@ use super::seal::{KEY_BYTES, KeyId, Opener, Sealer, SharedKey};
 use super::security::{KeyChange, Security};
 use super::wire::proto::{self, Envelope, KeyAnswer, envelope::Content, key_change::Change};
 
-/// The message that carries a change; `None` if there is nothing to seal it with.
+/// The message that carries a change; `None` if there is no key to encrypt it with.
 pub(super) fn change_envelope(
     security: &Security,
     sealer: Option<&mut Sealer>,
@@ -31,24 +31,24 @@ pub(super) fn change_envelope(
     }
 }
 
-/// The change in a message; `secure`: it came inside mutual TLS.
+/// The change in a message. `secure` says whether the message was received inside mutual TLS.
 pub(super) fn read_change(
     security: &Security,
     opener: Option<&mut Opener>,
     message: Option<Envelope>,
     secure: bool,
 ) -> Result<KeyChange, String> {
-    let message = message.ok_or("no change came")?;
+    let message = message.ok_or("the stream ended before a change was received")?;
     let change = match message.content {
         Some(Content::KeyChange(change)) if secure => change,
         Some(Content::Sealed(_)) => {
             let bytes = security
                 .disclose(opener, message)
                 .map_err(|error| error.to_string())?
-                .ok_or("no change came")?;
+                .ok_or("the message contains no change")?;
             proto::KeyChange::decode(bytes).map_err(|error| error.to_string())?
         }
-        _ => return Err("a change of keys is taken sealed or inside TLS only".to_owned()),
+        _ => return Err("a change of keys is accepted only encrypted or inside TLS".to_owned()),
     };
     match change.change.ok_or("the change is of a kind that this router does not know")? {
         Change::Install(key) => {
@@ -61,7 +61,7 @@ pub(super) fn read_change(
     }
 }
 
-/// Changes the ring and says what became of it.
+/// Applies the change to the ring, and returns the ids of its keys.
 pub(super) fn apply(
     security: &Security,
     change: Result<KeyChange, String>,
@@ -70,8 +70,8 @@ pub(super) fn apply(
     Ok(security.ring().ids().collect())
 }
 
-/// The message that carries the answer. It says names of keys, no keys, so it need not be sealed to be safe; it is where
-/// it can be, so that nobody else can answer.
+/// The message that carries the answer. It contains only ids of keys, so it is not secret. It is encrypted if possible,
+/// so that no other router can forge it.
 pub(super) fn answer_envelope(
     security: &Security,
     sealer: Option<&mut Sealer>,
@@ -89,20 +89,20 @@ pub(super) fn answer_envelope(
     }
 }
 
-/// What became of a change on another router.
+/// The answer of another router to a change: the ids of its keys, or why it refused.
 pub(super) fn read_answer(
     security: &Security,
     opener: Option<&mut Opener>,
     message: Option<Envelope>,
 ) -> Result<Vec<KeyId>, String> {
-    let message = message.ok_or("no answer came")?;
+    let message = message.ok_or("the stream ended before an answer was received")?;
     let answer = match message.content {
         Some(Content::KeyAnswer(answer)) => answer,
         _ => {
             let bytes = security
                 .disclose(opener, message)
                 .map_err(|error| error.to_string())?
-                .ok_or("no answer came")?;
+                .ok_or("the message contains no answer")?;
             KeyAnswer::decode(bytes).map_err(|error| error.to_string())?
         }
     };

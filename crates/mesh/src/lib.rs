@@ -1,12 +1,12 @@
-//! Runs the cluster node, and connects it with those of other routers: sockets, clock and tasks around `cluster`, which
-//! decides.
+//! Runs the cluster node, and connects it with those of other routers: the sockets, clock and tasks around `cluster`,
+//! which makes all decisions.
 //!
-//! Everything here runs on a thread and a runtime of its own: a flood of requests must not delay a probe, or a healthy
-//! router would look dead. One task, the driver, owns the `cluster::Node`. Links send its frames, the server receives those
-//! of other routers, `join` resolves names. A router that nobody can join has the driver only. The rest of the router holds
-//! a [`Handle`]: it gives the newest [`View`] and the events, and runs visits to the node.
+//! Everything here runs on a thread and a runtime of its own. Otherwise a flood of requests would delay probes, and a
+//! healthy router would look dead. One task, the driver, owns the `cluster::Node`. Links send its frames, the server
+//! receives those of other routers, `join` resolves names. A router without a network has only the driver. The rest of
+//! the router holds a [`Handle`]: it provides the newest [`View`] and the events, and runs visits to the node.
 //!
-//! Not here: what any of it means for requests. That is in `bridge` and `fleet`.
+//! The consequences for requests are decided elsewhere, in `bridge` and `fleet`.
 
 mod advertise;
 mod config;

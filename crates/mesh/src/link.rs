@@ -1,9 +1,9 @@
-//! The way to one peer: two connections, one for membership and one for state, each with a queue and a task.
+//! The link to one peer: two connections, one for membership and one for state, each with a queue and a task.
 //!
-//! A link is dialled when there is something to send and again after it broke, with growing pauses while it stays broken;
-//! a pause ends as soon as somebody calls from there, or a router that came back would wait for it. Both ends of a
-//! connection introduce themselves before a frame goes out, so that a reused address never gets frames that were meant
-//! for somebody else. HTTP/2 pings find a connection that died without a word.
+//! A link connects when there is something to send, and again after a connection broke, with growing pauses while that
+//! fails. A pause ends as soon as the peer connects to us; otherwise a restarted router would have to wait for it. Both
+//! ends of a connection introduce themselves before a frame is sent, so that frames never go to another router at a
+//! reused address. HTTP/2 pings detect a connection that died without a message.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -39,30 +39,30 @@ use super::wire::proto::Envelope;
 use super::wire::proto::mesh_client::MeshClient;
 use super::wire::{self, Introduction, MAX_MESSAGE_BYTES, OpeningError};
 
-/// Membership frames that wait for a peer: more than a second's worth would be history when it arrives.
+/// The most membership frames that wait for a peer. More than those of a second would be outdated on arrival.
 const SWIM: Bounds = Bounds { frames: 64, bytes: 4 << 20 };
 
-/// State that waits for a peer: more than replication ever has on its way to one.
+/// The most state that waits for a peer, which is more than replication ever has in flight to one.
 const STATE: Bounds = Bounds { frames: 1024, bytes: 8 << 20 };
 
-/// How long a dial and an introduction may take, each: long enough for a packet of either to be lost and sent again.
+/// How long connecting and the introduction may each take: long enough for one lost packet to be sent again.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time between two pings: they are most of what an idle mesh says. A dead connection is known after the sum of this and
-/// the time for the answer.
+/// The time between two pings, which are most of the traffic of an idle mesh. A dead connection is detected after this
+/// time plus [`KEEP_ALIVE_TIMEOUT`].
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How long the answer to a ping may take: many repetitions of a lost packet, for a connection that is given up on a network
-/// that loses packets takes live routers for dead.
+/// How long the answer to a ping may take: long enough for many repetitions of a lost packet. Otherwise live routers
+/// would look dead on a network that loses packets.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
-/// A connection that lasted this long was a good one: the next dial need not wait.
+/// A connection that lasted this long counts as good: the next one is attempted without a growing pause.
 const GOOD: Duration = Duration::from_secs(5);
 
-/// What all links share.
+/// The state that all links share.
 #[derive(Debug)]
 pub(super) struct Dialler {
     pub(super) net: Arc<dyn Net>,
@@ -74,27 +74,27 @@ pub(super) struct Dialler {
     pub(super) shortages: Shortages,
 }
 
-/// How the connection for one lane is.
+/// The status of the connection for one lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneStatus {
-    /// Whether frames can go.
+    /// Whether frames can be sent.
     pub up: bool,
-    /// `Clock::mono` since when.
+    /// `Clock::mono` of the last change of `up`.
     pub since: Duration,
-    /// Why it broke or could not be made the last time; kept until it is up again.
+    /// Why the last connection broke or could not be made; kept until a connection is up again.
     pub error: Option<String>,
 }
 
-/// How the way to one address is.
+/// The status of the link to one address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LinkStatus {
-    /// Who answered there.
+    /// The node that introduced itself there.
     pub node: Option<NodeId>,
-    /// Where clients reach it, as it says.
+    /// The URL for clients that it reported.
     pub client_url: Option<String>,
-    /// Membership; `None`: not dialled yet.
+    /// The membership connection; `None` before the first attempt.
     pub swim: Option<LaneStatus>,
-    /// State; `None`: not dialled yet.
+    /// The state connection; `None` before the first attempt.
     pub state: Option<LaneStatus>,
 }
 
@@ -115,7 +115,7 @@ impl LinkStatus {
         }
     }
 
-    /// The newest reason why something does not work.
+    /// The newest error of a connection that is down.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         [&self.swim, &self.state]
@@ -127,12 +127,12 @@ impl LinkStatus {
     }
 }
 
-/// Where the links tell how they are. Written by their tasks, read by `/ha/health` and the metrics.
+/// The statuses of all links. Their tasks write it; `/ha/health` and the metrics read it.
 #[derive(Debug, Default)]
 pub(super) struct Board {
-    // A line per address, held to copy it.
+    // One entry per address. Locked only to copy or change one.
     links: Mutex<BTreeMap<SocketAddr, LinkStatus>>,
-    // Who is to be told that an address has called: the tasks of its link. Held to look one up.
+    // The notifications that end the pauses of a link's two tasks, by address. Locked only to find one.
     pausing: Mutex<BTreeMap<SocketAddr, [Arc<Notify>; 2]>>,
 }
 
@@ -149,7 +149,7 @@ impl Board {
         link.node = Some(it.node);
     }
 
-    /// Whether that is news: the same failure again is not.
+    /// Records a failure. Returns whether it differs from the previous one.
     fn went_down(&self, to: SocketAddr, lane: Lane, now: Duration, error: &str) -> bool {
         let mut links = self.links.lock();
         let status = links.entry(to).or_default().lane_mut(lane);
@@ -161,7 +161,7 @@ impl Board {
         is_news
     }
 
-    /// Somebody who is reached at `address` has called: whoever waits with dialling it need not.
+    /// Ends the pauses of the links to `address`, because the router there has connected to us.
     pub(super) fn called(&self, address: SocketAddr) {
         if let Some(lanes) = self.pausing.lock().get(&address) {
             lanes.iter().for_each(|lane| lane.notify_one());
@@ -174,7 +174,7 @@ impl Board {
     }
 }
 
-/// The way to one address.
+/// The link to one address.
 #[derive(Debug)]
 pub(super) struct Link {
     to: SocketAddr,
@@ -187,7 +187,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A link that dials as soon as there is something to send.
+    /// A link that connects as soon as there is something to send.
     #[expect(clippy::disallowed_methods, reason = "the link owns both tasks and aborts them")]
     pub(super) fn new(to: SocketAddr, dialler: &Arc<Dialler>) -> Self {
         let swim = Arc::new(Queue::new(SWIM));
@@ -198,18 +198,18 @@ impl Link {
         let [swim_called, state_called] = pausing;
         let lanes = [(Lane::Swim, &swim, swim_called), (Lane::State, &state, state_called)];
         let tasks = lanes.map(|(lane, queue, called)| {
-            let keeping = keep(Arc::clone(dialler), to, lane, Arc::clone(queue), called);
+            let keeping = keep_connected(Arc::clone(dialler), to, lane, Arc::clone(queue), called);
             tokio::spawn(keeping).abort_handle()
         });
         Self { to, swim, state, board, tasks, used: Duration::ZERO }
     }
 
-    /// Queues a frame; how many had to go for it.
+    /// Queues a frame. Returns how many older frames were dropped for it.
     pub(super) fn send(&self, lane: Lane, frame: bytes::Bytes) -> u64 {
         self.queue(lane).push(frame)
     }
 
-    /// Whether nothing waits to be sent.
+    /// Whether no frame waits.
     pub(super) fn is_flushed(&self) -> bool {
         self.swim.is_empty() && self.state.is_empty()
     }
@@ -250,8 +250,8 @@ enum LinkError {
     Ended,
 }
 
-/// Keeps a connection while there is something to send.
-async fn keep(
+/// Keeps a connection while there are frames to send.
+async fn keep_connected(
     dialler: Arc<Dialler>,
     to: SocketAddr,
     lane: Lane,
@@ -259,9 +259,9 @@ async fn keep(
     called: Arc<Notify>,
 ) {
     let mut backoff = FIRST_BACKOFF;
-    while queue.wanted().await {
+    while queue.has_frame().await {
         let began = dialler.clock.mono();
-        let Err(error) = converse(&dialler, to, lane, &queue).await;
+        let Err(error) = run_connection(&dialler, to, lane, &queue).await;
         let now = dialler.clock.mono();
         dialler.metrics.link_failed(lane);
         if let LinkError::Refused(why) = &error {
@@ -269,9 +269,9 @@ async fn keep(
         }
         let error = error.to_string();
         if dialler.board.went_down(to, lane, now, &error) {
-            info!(%to, ?lane, %error, "no connection");
+            info!(%to, ?lane, %error, "no connection to a router");
         } else {
-            debug!(%to, ?lane, %error, "still no connection");
+            debug!(%to, ?lane, %error, "still no connection to a router");
         }
         if now.saturating_sub(began) >= GOOD {
             backoff = FIRST_BACKOFF;
@@ -284,15 +284,15 @@ async fn keep(
             }
             () = called.notified() => {
                 backoff = FIRST_BACKOFF;
-                // However often somebody calls, there is an end to how often one is dialled for it.
+                // The pause limits the rate of attempts, however often the other router connects to us.
                 tokio::time::sleep(FIRST_BACKOFF.saturating_sub(now.saturating_sub(began))).await;
             }
         }
     }
 }
 
-/// One connection, from the dial to its end.
-async fn converse(
+/// Makes one connection, sends frames on it, and returns why it ended.
+async fn run_connection(
     dialler: &Dialler,
     to: SocketAddr,
     lane: Lane,
@@ -330,11 +330,11 @@ async fn converse(
     debug!(%to, ?lane, node = %it.node, "connected");
     dialler.board.went_up(to, lane, dialler.clock.mono(), it);
     security.warn_if_open(to);
-    // The stream lives as long as the call, so it is still there.
+    // The receiver lives as long as the call, so it still exists.
     let _ended = open.send(sealer).is_err();
     loop {
         match inbound.message().await.map_err(|status| broken(&status))? {
-            // Later versions may say something here.
+            // Later versions of the protocol may send messages here.
             Some(_unknown) => {}
             None => return Err(LinkError::Ended),
         }
@@ -343,7 +343,7 @@ async fn converse(
 
 fn broken(status: &tonic::Status) -> LinkError {
     let mut text = status.message().to_owned();
-    // tonic's own message is often only "transport error"; the cause says what happened.
+    // tonic's own message is often only "transport error"; its source has the reason.
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         text = error.to_string();
@@ -352,7 +352,7 @@ fn broken(status: &tonic::Status) -> LinkError {
     LinkError::Broken(text)
 }
 
-/// A client on a new connection, and the names in the certificate that the other side showed.
+/// A client on a new connection, and the names in the certificate that the other side presented.
 async fn dial(
     dialler: &Dialler,
     to: SocketAddr,
@@ -404,10 +404,11 @@ async fn dial(
     }
 }
 
-/// What goes out on one connection: our opening at once, frames once the other side has introduced itself.
+/// The messages that are sent on one connection: our opening at once, frames after the other side has introduced
+/// itself.
 struct Outbound {
     first: Option<Envelope>,
-    /// Says that it has, and how frames are sealed; `None` once it did.
+    /// Resolves with the sealer when the other side has introduced itself; `None` after that.
     opened: Option<oneshot::Receiver<Option<Sealer>>>,
     sealer: Option<Sealer>,
     security: Arc<Security>,
@@ -433,7 +434,7 @@ impl Stream for Outbound {
     }
 }
 
-/// Tells one router of a change of keys, and hears what became of it.
+/// Sends a change of keys to one router, and returns its answer.
 pub(super) async fn change_keys(
     dialler: &Dialler,
     to: SocketAddr,
@@ -445,7 +446,7 @@ pub(super) async fn change_keys(
         let me = dialler.me.load_full();
         let mut ours = wire::opening(&me, None);
         security.open_with(&mut ours);
-        // Room for both messages: neither waits.
+        // The channel has room for both messages, so neither waits.
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let _full = sender.try_send(wire::opening_envelope(ours.clone())).is_err();
         let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);

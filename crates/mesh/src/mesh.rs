@@ -1,4 +1,4 @@
-//! The life of a cluster node in a process: its port is bound, its thread starts, and it departs.
+//! Starts and ends a cluster node: binds its port, runs its thread, and departs from the cluster.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,10 +19,10 @@ use crate::metrics::Metrics;
 use crate::net;
 use crate::view::Follower;
 
-/// How long the departure may take. The members learnt of it long before, by LEAVING.
+/// How long the departure may take. The members have known of it long before, through LEAVING.
 const DEPARTURE: Duration = Duration::from_secs(2);
 
-/// A cluster node that does not run yet, its port bound if it has a network.
+/// A cluster node that is not running yet. Its port is bound if it has a network.
 #[derive(Debug)]
 pub struct Mesh {
     handle: Handle,
@@ -33,17 +33,17 @@ pub struct Mesh {
     metrics: Metrics,
 }
 
-/// The mesh port.
+/// The bound mesh port and its advertised address.
 #[derive(Debug)]
 struct Port {
     listener: TcpListener,
-    /// Where other routers reach it.
+    /// The address at which other routers reach it.
     address: SocketAddr,
     /// Where that address came from.
     source: Source,
 }
 
-/// A cluster node that runs.
+/// A running cluster node.
 #[derive(Debug)]
 pub struct Running {
     pub(super) handle: Handle,
@@ -52,11 +52,12 @@ pub struct Running {
 }
 
 impl Mesh {
-    /// Creates the node. If it has a network, binds the port and finds out where other routers reach this one, as far as
-    /// that is known without resolving a name. `client_endpoint` says how clients reach it, which the other routers learn too.
+    /// Creates the node. If it has a network, binds the port and chooses the advertised address, as far as that is
+    /// possible without resolving a name. `client_endpoint` is the address of this router for clients, which the other
+    /// routers also receive.
     ///
     /// # Errors
-    /// If the port can't be had, or the configuration is one that can't work.
+    /// If the port can't be bound, or the configuration is not valid.
     pub fn bind(
         config: Config,
         clock: Clock,
@@ -84,12 +85,12 @@ impl Mesh {
         Ok(Self { handle, engine, port, stop, failed, metrics })
     }
 
-    /// Lets `follower` apply all changes, from the start on.
+    /// Makes `follower` apply all changes, from the start on.
     pub fn follow(&mut self, follower: Box<dyn Follower>) {
         self.engine.follower = Some(follower);
     }
 
-    /// The handle for the rest of the router. The node answers once it runs.
+    /// The handle for the rest of the router. The node answers visits after [`Mesh::start`].
     #[must_use]
     pub const fn handle(&self) -> &Handle {
         &self.handle
@@ -115,7 +116,7 @@ impl Mesh {
             match runtime.block_on(engine.run(listener)) {
                 // The watching task may have ended before.
                 Ok(()) => drop(ended_tx.send(())),
-                // The sender is dropped unused, as by a panic: the node has failed.
+                // The sender is dropped without sending, as by a panic, which means that the node has failed.
                 Err(error) => error!(error = format!("{error:#}"), "the mesh has failed"),
             }
         })?;
@@ -128,7 +129,7 @@ impl Mesh {
             };
             if has_failed {
                 error!(
-                    "the cluster node has failed: this router routes by what it knew last and refuses administrators' \
+                    "the cluster node has failed: this router routes by its last state and refuses administrators' \
                      writes, other routers list it as DOWN; restart it"
                 );
                 metrics.node_up.set(0);
@@ -152,7 +153,7 @@ impl Port {
         let Self { address, source, .. } = self;
         info!(%node, %address, ?source, cluster, "mesh");
         if *source == Source::Loopback {
-            warn!("only routers of this machine can reach this one: give --mesh-advertise-host");
+            warn!("only routers of this machine can reach this one: set --mesh-advertise-host");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What Prometheus learns of the mesh. Names are the document's where it has one.
+//! The Prometheus metrics of the mesh. Their names are those of the high-availability document where it defines one.
 //!
-//! Labels: peers' names (bounded by the membership), states, stores, and words from closed sets. What is a level is set
-//! once a second by the driver; what is counted is counted where it happens.
+//! Labels are names of peers (bounded by the membership), states, stores, and values from fixed sets. The driver sets
+//! gauges once a second; counters are incremented where the event happens.
 
 use std::time::Duration;
 
@@ -44,11 +44,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers what concerns this router's node with `own`, and the rest with `registry`: a router that nobody can join
-    /// has no other routers to measure.
+    /// Registers the metrics of this router's node with `own`, and those of other routers with `registry`, which is not
+    /// shown if no other router can join.
     ///
     /// # Errors
-    /// If a name is taken.
+    /// If a name is already registered.
     pub fn register(own: &Registry, registry: &Registry) -> prometheus::Result<Self> {
         let node_up = IntGauge::new(
             "smg_cluster_node_up",
@@ -77,7 +77,7 @@ impl Metrics {
         }
         let link_failures = series.counters(LINK_FAILURES)?;
         for lane in [Lane::Swim, Lane::State] {
-            // Shown from the start, so that a rate has where to begin.
+            // Shown from the start, so that a rate can be computed.
             link_failures.with_label_values(&[lane_name(lane)]).reset();
         }
         Ok(Self {
@@ -123,9 +123,9 @@ impl Metrics {
         self.dropped.with_label_values(&[queue]).inc();
     }
 
-    /// What belongs to a router that is not listed any more.
+    /// Removes the series of a router that is no longer listed.
     pub(super) fn forget(&self, peer: &str) {
-        // What was never set can't be removed, which is as good.
+        // Removing a series that was never set fails, and has no effect.
         for gauges in [&self.probe_rtt, &self.lag, &self.clock_skew] {
             let _absent = gauges.remove_label_values(&[peer]).is_err();
         }
@@ -309,17 +309,17 @@ pub(super) const fn lane_name(lane: Lane) -> &'static str {
     }
 }
 
-/// Brings a counter up to a total that is counted elsewhere.
+/// Increases a counter to a total that is counted elsewhere.
 pub(super) fn raise(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
-/// Sets a gauge to a number that may be larger than it can hold.
+/// Sets a gauge, to its maximum if the number is too large for it.
 pub(super) fn set(gauge: &IntGauge, value: usize) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-/// Sets a gauge to a time.
+/// Sets a gauge to a time, in seconds.
 pub(super) fn set_time(gauge: &Gauge, time: Duration) {
     gauge.set(time.as_secs_f64());
 }

@@ -1,6 +1,6 @@
-//! What connects routers: TCP, or a simulated network in tests.
+//! The network between routers: TCP, or a simulated network in tests.
 //!
-//! A connection is a stream of bytes in a box; TLS, HTTP/2 and everything above are the same on both.
+//! A connection is a boxed stream of bytes; TLS, HTTP/2 and everything above are the same on both networks.
 
 use std::fmt;
 use std::io;
@@ -13,25 +13,26 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::debug;
 
-/// A connection.
+/// A connection in both directions.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// A connection that is being made.
-pub(super) type Soon<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+/// A connection that is being made or accepted.
+pub(super) type IoFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
 
-/// Makes connections. Links call it, each for its own address; it may take for ever, for they give up by themselves.
+/// Makes connections. Each link calls it for its own address. It may take arbitrarily long, because links have a
+/// timeout.
 pub(super) trait Net: fmt::Debug + Send + Sync {
-    /// Connects to a router, for what `lane` carries. `Err`: there is none, as far as this network can say.
-    fn connect(&self, to: SocketAddr, lane: Lane) -> Soon<'_, Box<dyn Duplex>>;
+    /// Connects to a router, for the frames of `lane`. `Err` means that no connection could be made.
+    fn connect(&self, to: SocketAddr, lane: Lane) -> IoFuture<'_, Box<dyn Duplex>>;
 }
 
-/// Takes connections. The server calls it again and again, also after an `Err`, which speaks of one connection or of a
-/// lack that may pass.
+/// Accepts connections. The server calls it repeatedly, also after an `Err`, which concerns one connection or a
+/// temporary shortage of resources.
 pub(super) trait Listener: Send {
-    /// The next connection, and where it comes from. What was not awaited to its end is not lost.
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)>;
+    /// The next connection, and the address that it comes from. Dropping the future loses no connection.
+    fn accept(&mut self) -> IoFuture<'_, (Box<dyn Duplex>, SocketAddr)>;
 }
 
 /// The network of this machine.
@@ -39,13 +40,13 @@ pub(super) trait Listener: Send {
 pub(super) struct Tcp;
 
 impl Net for Tcp {
-    fn connect(&self, to: SocketAddr, lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
+    fn connect(&self, to: SocketAddr, lane: Lane) -> IoFuture<'_, Box<dyn Duplex>> {
         Box::pin(async move {
             let stream = connect(to).await?;
             make_prompt(&stream)?;
             match lane {
                 Lane::Swim => make_steady(&stream),
-                // Bulk: what the system chose for it is better.
+                // State is bulk data, for which the system's defaults are better.
                 Lane::State => {}
             }
             Ok(Box::new(stream) as Box<dyn Duplex>)
@@ -54,20 +55,20 @@ impl Net for Tcp {
 }
 
 impl Listener for TcpListener {
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+    fn accept(&mut self) -> IoFuture<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(async move {
             let (stream, from) = Self::accept(self).await?;
-            // Refused where the other side has gone already, which the first look at the stream finds out.
+            // The option is refused if the other side is gone already, which the first read from the stream shows.
             let _gone = make_prompt(&stream).is_err();
-            // Answers to pings and little else goes this way.
+            // Only answers to pings and little else are sent in this direction.
             make_steady(&stream);
             Ok((Box::new(stream) as Box<dyn Duplex>, from))
         })
     }
 }
 
-/// When to dial a second time beside the first: the kernel waits a second before it repeats the first packet of a
-/// connection.
+/// When to make a second attempt beside the first one. The kernel waits a second before it repeats the first packet of
+/// a connection.
 const SECOND_DIAL: Duration = Duration::from_millis(250);
 
 async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
@@ -82,8 +83,8 @@ async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// A probe must not wait for an acknowledgement, and a lost packet of so few must not be repeated ever more slowly: that
-/// is what takes live routers for dead on a network that loses packets.
+/// Sends small packets at once and repeats lost ones at short intervals. A probe must not wait for an acknowledgement,
+/// and growing intervals would make live routers look dead on a network that loses packets.
 fn make_prompt(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
@@ -91,8 +92,9 @@ fn make_prompt(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Chooses a congestion control that heeds the above: BBR, where it is the default, goes on repeating ever more slowly.
-/// For connections that carry little. Every Linux has this one; where it may not be chosen, the default will do.
+/// Chooses a congestion control that respects the short intervals of [`make_prompt`]. BBR, where it is the default,
+/// repeats ever more slowly. This is for connections that carry little. Every Linux has this one; if it must not be
+/// chosen, the default is good enough.
 fn make_steady(tcp: &TcpStream) {
     #[cfg(target_os = "linux")]
     if let Err(error) = socket2::SockRef::from(tcp).set_tcp_congestion(b"reno") {

@@ -1,7 +1,7 @@
-//! What waits to be sent to one peer on one connection: bounded, the oldest is dropped.
+//! The queue of frames for one peer on one connection. It is bounded, and drops its oldest frames.
 //!
-//! The driver never waits for a peer: it puts frames here and goes on. A frame that is dropped is as good as lost on the
-//! way, which everything in `cluster` is made for; it is counted.
+//! The driver never waits for a peer: it queues frames and continues. A dropped frame has the same effect as one that
+//! is lost in the network, which `cluster` tolerates; it is counted.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// How much may wait.
+/// The bounds of a queue.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) frames: usize,
@@ -20,7 +20,7 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub(super) struct Queue {
     bounds: Bounds,
-    // Held for a push or a pop, never across an await.
+    // Locked only for a push or a pop, never across an await.
     inner: Mutex<Inner>,
 }
 
@@ -28,9 +28,9 @@ pub(super) struct Queue {
 struct Inner {
     frames: VecDeque<Bytes>,
     bytes: usize,
-    /// Who waits for a frame.
+    /// The task that waits for a frame.
     waker: Option<Waker>,
-    /// Nothing more will come.
+    /// Whether the queue is closed, so that no frame will be added.
     closed: bool,
 }
 
@@ -39,7 +39,7 @@ impl Queue {
         Self { bounds, inner: Mutex::default() }
     }
 
-    /// Puts a frame at the end; how many of the oldest had to go for it.
+    /// Adds a frame. Returns how many of the oldest frames were dropped for it.
     pub(super) fn push(&self, frame: Bytes) -> u64 {
         let mut inner = self.inner.lock();
         inner.bytes += frame.len();
@@ -61,7 +61,7 @@ impl Queue {
         dropped
     }
 
-    /// Nothing more will come: who waits learns it once all is taken.
+    /// Closes the queue. A waiting task is woken when all frames are taken.
     pub(super) fn close(&self) {
         let mut inner = self.inner.lock();
         inner.closed = true;
@@ -70,7 +70,7 @@ impl Queue {
         }
     }
 
-    /// The oldest frame; `None` once it is closed and empty. One task at a time may wait.
+    /// Takes the oldest frame; `None` if the queue is closed and empty. Only one task at a time may wait.
     pub(super) fn poll_pop(&self, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         let mut inner = self.inner.lock();
         match inner.frames.pop_front() {
@@ -86,8 +86,8 @@ impl Queue {
         }
     }
 
-    /// Waits until there is a frame (`true`) or there never will be (`false`).
-    pub(super) async fn wanted(&self) -> bool {
+    /// Waits until there is a frame (`true`), or until the queue is closed and empty (`false`).
+    pub(super) async fn has_frame(&self) -> bool {
         std::future::poll_fn(|cx| {
             let mut inner = self.inner.lock();
             if !inner.frames.is_empty() {
@@ -102,7 +102,7 @@ impl Queue {
         .await
     }
 
-    /// Whether nothing waits.
+    /// Whether no frame waits.
     pub(super) fn is_empty(&self) -> bool {
         self.inner.lock().frames.is_empty()
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_goes_first_and_is_dropped_first() {
+    fn the_oldest_frame_is_sent_first_and_dropped_first() {
         let queue = queue(2, 100);
         let dropped: u64 = ["a", "b", "c"].into_iter().map(|f| queue.push(f.into())).sum();
         assert_eq!((dropped, take_all(&queue)), (1, vec!["b".into(), "c".into()]));
@@ -142,12 +142,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_a_frame_and_by_the_end() {
+    async fn a_waiting_task_is_woken_by_a_frame_and_by_the_close() {
         let queue = std::sync::Arc::new(queue(2, 100));
-        let (a, b) = tokio::join!(queue.wanted(), async { queue.push("a".into()) });
+        let (a, b) = tokio::join!(queue.has_frame(), async { queue.push("a".into()) });
         assert_eq!((a, b), (true, 0));
         take_all(&queue);
-        let (more, ()) = tokio::join!(queue.wanted(), async { queue.close() });
+        let (more, ()) = tokio::join!(queue.has_frame(), async { queue.close() });
         assert!(!more);
     }
 }

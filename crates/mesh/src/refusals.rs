@@ -1,4 +1,4 @@
-//! Refusals that were logged a while ago: a router that is refused tries again and again, and one line is enough.
+//! Remembers which refusals were logged: a refused router tries again repeatedly, and one line per minute is enough.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,33 +7,33 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a refusal is not told again.
-const REFUSAL_TOLD: Duration = Duration::from_secs(60);
+/// The time after which an equal refusal is logged again.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Refusals remembered at most; beyond, they are only counted.
+/// The most refusals that are remembered. Beyond that number they are only counted.
 const MAX_REFUSALS: usize = 256;
 
-/// The refusals of the last minute.
+/// The refusals that were logged within [`LOG_INTERVAL`].
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    told: Mutex<HashMap<(IpAddr, String), Instant>>,
+    logged: Mutex<HashMap<(IpAddr, String), Instant>>,
 }
 
 impl Refusals {
-    /// Whether this was not told in the last minute.
+    /// Whether the refusal must be logged, because an equal one was not logged within [`LOG_INTERVAL`].
     #[expect(
         clippy::disallowed_methods,
         reason = "only tasks of the mesh port call it, and they own a clock"
     )]
-    pub(super) fn is_news(&self, from: SocketAddr, why: &str) -> bool {
+    pub(super) fn must_log(&self, from: SocketAddr, why: &str) -> bool {
         let now = Instant::now();
-        let mut told = self.told.lock();
-        told.retain(|_, at| now.duration_since(*at) < REFUSAL_TOLD);
+        let mut logged = self.logged.lock();
+        logged.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
         let key = (from.ip(), why.to_owned());
-        if told.contains_key(&key) || told.len() >= MAX_REFUSALS {
+        if logged.contains_key(&key) || logged.len() >= MAX_REFUSALS {
             return false;
         }
-        told.insert(key, now);
+        logged.insert(key, now);
         true
     }
 }

@@ -1,13 +1,12 @@
-//! The shared key: who holds it is one of us, and who listens on the wire reads nothing.
+//! Encryption with the shared keys: only routers with a key are accepted, and an eavesdropper can't read frames.
 //!
-//! A ring holds up to eight keys of 32 bytes; the first seals, all open, so that keys rotate without a moment in which
-//! two routers don't understand each other: install the new one everywhere, use it, remove the old one. Each stream
-//! derives keys of its own from the ring's and from 32 random bytes of each side (HKDF with SHA-256, RFC 5869), so a
-//! recorded stream can't be played again, and seals with AES-256-GCM (NIST SP 800-38D) under nonces that count, so that
-//! no frame can be repeated, left out, exchanged or changed.
+//! A ring holds up to eight keys of 32 bytes. The first one encrypts and all decrypt, so that keys can be rotated while
+//! all routers understand each other: install the new key everywhere, use it, remove the old one. Each stream derives
+//! its own keys from those of the ring and from 32 random bytes of each side (HKDF with SHA-256, RFC 5869), so that a
+//! recorded stream can't be replayed. It encrypts with AES-256-GCM (NIST SP 800-38D) and counting nonces, so that no
+//! frame can be repeated, left out, exchanged or changed.
 //!
-//! Not guaranteed: that it is secret who talks to whom, how much, or the names and addresses in an opening. For that there
-//! is TLS.
+//! Not hidden: which routers communicate, how much, and the names and addresses in an opening. TLS hides the latter.
 
 use std::fmt;
 
@@ -18,16 +17,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use smg_cluster::Lane;
 
-/// Bytes of a key.
+/// The length of a key, in bytes.
 pub(super) const KEY_BYTES: usize = 32;
 
-/// Bytes by chance that each side of a stream adds.
+/// The number of random bytes that each side of a stream contributes.
 pub(super) const SALT_BYTES: usize = 32;
 
-/// Keys in a ring at most.
+/// The most keys in a ring.
 pub(super) const MAX_KEYS: usize = 8;
 
-/// What names a key without telling it: 64 bits of its SHA-256.
+/// The id of a key: 64 bits of its SHA-256, which do not reveal the key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub u64);
 
@@ -43,28 +42,28 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A text that is no key. It does not show the text.
+/// The text is not a key. The error does not show the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not 32 bytes in base64 (44 characters: `head -c 32 /dev/urandom | base64` makes one)")]
 pub struct ParseKeyError;
 
-/// A key that routers share.
+/// A key that all routers share.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey([u8; KEY_BYTES]);
 
 impl SharedKey {
-    /// The key itself.
+    /// A key from its bytes.
     #[must_use]
     pub const fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The key itself, for its way to another router.
+    /// The bytes of the key, to send them to another router.
     pub(super) const fn bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
     }
 
-    /// What names it.
+    /// The id of the key.
     #[must_use]
     pub fn id(&self) -> KeyId {
         let hash = digest::digest(&digest::SHA256, &self.0);
@@ -72,7 +71,7 @@ impl SharedKey {
         KeyId(u64::from_be_bytes(*first))
     }
 
-    /// The key that this stream seals with.
+    /// Derives the key that encrypts the frames of a stream.
     fn derive(&self, stream: &Stream) -> LessSafeKey {
         let salt = Salt::new(HKDF_SHA256, &stream.salts);
         let info: [&[u8]; 2] = [b"smg mesh v1 ", stream.purpose.name().as_bytes()];
@@ -101,7 +100,7 @@ impl fmt::Debug for SharedKey {
     }
 }
 
-/// How many bytes HKDF shall make.
+/// The number of bytes that HKDF makes.
 struct Length;
 
 impl KeyType for Length {
@@ -110,43 +109,43 @@ impl KeyType for Length {
     }
 }
 
-/// Whether frames are sealed.
+/// Whether messages are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Nothing is sealed.
+    /// Messages are not encrypted.
     #[default]
     Off,
-    /// Sealed where the other side can open it; plain frames are taken: for the time of a change.
+    /// Messages are encrypted if the receiver has the key; plain ones are accepted. Meant for a migration.
     Permissive,
-    /// Sealed frames only.
+    /// Only encrypted messages are sent and accepted.
     Required,
 }
 
-/// The keys of this router: the first seals, all open.
+/// The keys of this router: the first one encrypts, all decrypt.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ring {
     keys: Vec<SharedKey>,
 }
 
-/// Why a ring does not change.
+/// Why a ring rejects a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    /// No such key.
+    /// The ring does not have this key.
     #[error("there is no key {0}")]
     Unknown(KeyId),
-    /// The key that seals can't go.
+    /// The encrypting key can't be removed.
     #[error("key {0} is the one in use: use another one first")]
     InUse(KeyId),
-    /// No room.
+    /// The ring is full.
     #[error("there are {MAX_KEYS} keys already: remove one first")]
     Full,
 }
 
 impl Ring {
-    /// These keys, the first of which seals.
+    /// A ring of these keys, the first of which encrypts.
     ///
     /// # Errors
-    /// If they are too many.
+    /// If there are more than [`MAX_KEYS`].
     pub fn new(keys: impl IntoIterator<Item = SharedKey>) -> Result<Self, RingError> {
         let mut ring = Self::default();
         for key in keys {
@@ -155,10 +154,10 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Adds a key that opens. The first key seals at once.
+    /// Adds a key for decryption. The first key of a ring also encrypts.
     ///
     /// # Errors
-    /// If there is no room. A key that is there already is no error.
+    /// If the ring is full. Adding a known key again is no error.
     pub fn install(&mut self, key: SharedKey) -> Result<(), RingError> {
         if self.key(key.id()).is_none() {
             if self.keys.len() == MAX_KEYS {
@@ -169,20 +168,20 @@ impl Ring {
         Ok(())
     }
 
-    /// Seals with this key from now on.
+    /// Makes this key the encrypting one.
     ///
     /// # Errors
-    /// If there is no such key.
+    /// If the ring does not have the key.
     pub fn use_key(&mut self, id: KeyId) -> Result<(), RingError> {
         let at = self.position(id)?;
         self.keys[..=at].rotate_right(1);
         Ok(())
     }
 
-    /// Forgets a key: what is sealed with it is not opened any more.
+    /// Removes a key: messages encrypted with it are no longer accepted.
     ///
     /// # Errors
-    /// If there is no such key, or it is the one that seals.
+    /// If the ring does not have the key, or it is the encrypting one.
     pub fn remove(&mut self, id: KeyId) -> Result<(), RingError> {
         match self.position(id)? {
             0 => Err(RingError::InUse(id)),
@@ -193,18 +192,18 @@ impl Ring {
         }
     }
 
-    /// Their names, the one that seals first.
+    /// The ids of the keys, that of the encrypting one first.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.keys.iter().map(SharedKey::id)
     }
 
-    /// Whether there is none.
+    /// Whether the ring has no keys.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Whether it can open what is sealed with this key.
+    /// Whether the ring has this key, and so can decrypt its messages.
     #[must_use]
     pub fn has(&self, id: KeyId) -> bool {
         self.key(id).is_some()
@@ -219,22 +218,22 @@ impl Ring {
     }
 }
 
-/// What the two ends of a stream have agreed on.
+/// The parameters of a stream, on which its two ends have agreed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stream {
-    /// The caller's random bytes, then the called one's.
+    /// The random bytes of the calling side, followed by those of the called side.
     salts: [u8; 2 * SALT_BYTES],
     purpose: Purpose,
 }
 
-/// What a stream is for, and in which direction: the same salts never give two streams the same key.
+/// The purpose and direction of a stream, which prevent that two streams with equal salts have equal keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Frames of a lane, from the caller.
+    /// Frames of a lane, from the calling side.
     Lane(Lane),
-    /// A change of the ring, from the caller.
+    /// A change of the keys, from the calling side.
     Keys,
-    /// The answer to it.
+    /// The answer to a change of the keys.
     KeysAnswer,
 }
 
@@ -250,7 +249,7 @@ impl Purpose {
 }
 
 impl Stream {
-    /// `None` if one of the two has not sent as many bytes as it should.
+    /// The parameters of a stream; `None` if one of the salts has the wrong length.
     pub(super) fn new(caller: &[u8], called: &[u8], purpose: Purpose) -> Option<Self> {
         let mut salts = [0; 2 * SALT_BYTES];
         let (first, second) = salts.split_at_mut(SALT_BYTES);
@@ -263,14 +262,14 @@ impl Stream {
     }
 }
 
-/// Random bytes for an opening.
+/// Makes random bytes for an opening.
 pub(super) fn salt() -> [u8; SALT_BYTES] {
     let mut salt = [0; SALT_BYTES];
     rand::fill(&mut salt).expect("the system has random bytes");
     salt
 }
 
-/// A key of one stream, and how many frames it has seen.
+/// A key of one stream, and the number of frames that used it.
 struct Derived {
     id: KeyId,
     key: LessSafeKey,
@@ -286,7 +285,7 @@ impl Derived {
     }
 }
 
-/// Seals the frames of one stream. Only the caller sends frames, so the derived key seals one way only.
+/// Encrypts the frames of one stream. Only the calling side sends frames, so the derived key is used in one direction.
 pub(super) struct Sealer {
     stream: Stream,
     derived: Option<Derived>,
@@ -297,12 +296,12 @@ impl Sealer {
         Self { stream, derived: None }
     }
 
-    /// Seals a frame with the ring's first key; `None` if there is none.
+    /// Encrypts a frame with the ring's first key; `None` if the ring is empty.
     pub(super) fn seal(&mut self, ring: &Ring, frame: &[u8]) -> Option<(KeyId, Vec<u8>)> {
         let key = ring.keys.first()?;
         let id = key.id();
         if self.derived.as_ref().is_none_or(|derived| derived.id != id) {
-            // A key that comes back into use would begin its nonces again: it is derived from other salts then.
+            // The nonces of a key that is used again would start again, so the key is then derived from other salts.
             if self.derived.is_some() {
                 self.stream.salts = mix(&self.stream.salts, id);
             }
@@ -316,7 +315,7 @@ impl Sealer {
     }
 }
 
-/// Salts for the time after a change of keys: both sides see the same changes in the same order.
+/// The salts after a change of the encrypting key. Both sides see the same changes in the same order.
 fn mix(salts: &[u8; 2 * SALT_BYTES], next: KeyId) -> [u8; 2 * SALT_BYTES] {
     let mut hash = digest::Context::new(&digest::SHA512);
     hash.update(salts);
@@ -326,16 +325,18 @@ fn mix(salts: &[u8; 2 * SALT_BYTES], next: KeyId) -> [u8; 2 * SALT_BYTES] {
     mixed
 }
 
-/// Why a frame can't be opened.
+/// Why a frame can't be decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OpenError {
-    #[error("it is sealed with key {0}, which this router does not have")]
+    #[error("the message is encrypted with key {0}, which this router does not have")]
     UnknownKey(KeyId),
-    #[error("it is not what was sealed: another key, another stream, or changed on its way")]
+    #[error(
+        "the message can't be decrypted: it has another key, belongs to another stream, or was changed"
+    )]
     Broken,
 }
 
-/// Opens the frames of one stream.
+/// Decrypts the frames of one stream.
 pub(super) struct Opener {
     stream: Stream,
     derived: Option<Derived>,
@@ -346,14 +347,14 @@ impl Opener {
         Self { stream, derived: None }
     }
 
-    /// Opens the next frame.
+    /// Decrypts the next frame.
     pub(super) fn open(
         &mut self,
         ring: &Ring,
         id: KeyId,
         sealed: &[u8],
     ) -> Result<Vec<u8>, OpenError> {
-        // Looked up each time: a key that was removed opens nothing from that moment on.
+        // The key is looked up each time, so that a removed key decrypts nothing from then on.
         let key = ring.key(id).ok_or(OpenError::UnknownKey(id))?;
         if self.derived.as_ref().is_none_or(|derived| derived.id != id) {
             if self.derived.is_some() {
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_comes_through_and_can_not_be_read_on_the_way() {
+    fn a_frame_is_decrypted_and_its_ciphertext_hides_it() {
         let (mut sealer, mut opener) = ends(Lane::State);
         for frame in [&b"http://worker-1:8000"[..], b"", b"http://worker-1:8000"] {
             let (id, sealed) = sealer.seal(&ring(&[1]), frame).unwrap();
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_repeated_left_out_or_exchanged() {
+    fn frames_can_not_be_repeated_left_out_or_exchanged() {
         let sealed: Vec<_> = {
             let (mut sealer, _) = ends(Lane::Swim);
             (0..3u8).map(|n| sealer.seal(&ring(&[1]), &[n]).unwrap()).collect()
@@ -426,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_rotate_on_a_stream_that_goes_on() {
+    fn keys_rotate_during_a_stream() {
         let (mut sealer, mut opener) = ends(Lane::State);
         let mut through = |sealing: &Ring, opening: &Ring| {
             let (id, sealed) = sealer.seal(sealing, b"row").unwrap();
@@ -434,7 +435,7 @@ mod tests {
         };
         assert!(through(&ring(&[1]), &ring(&[1, 2])).is_ok());
         assert!(through(&ring(&[2, 1]), &ring(&[1, 2])).is_ok());
-        // Back again: with other nonces under another key than the first time.
+        // The first key is used again, with another derived key than before.
         assert!(through(&ring(&[1, 2]), &ring(&[1, 2])).is_ok());
         assert!(through(&ring(&[2]), &ring(&[2])).is_ok());
         assert_eq!(
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_keeps_the_key_that_seals() {
+    fn the_encrypting_key_can_not_be_removed() {
         let mut ring = ring(&[1, 2]);
         assert_eq!(ring.remove(key(1).id()), Err(RingError::InUse(key(1).id())));
         ring.use_key(key(2).id()).unwrap();
@@ -460,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_32_bytes_of_base64_and_never_shown() {
+    fn a_key_is_32_bytes_of_base64_and_is_never_shown() {
         let text = STANDARD.encode([7; KEY_BYTES]);
         assert_eq!(format!("{text}\n").parse(), Ok(key(7)));
         assert!(!format!("{:?}", key(7)).contains(&text));
@@ -472,7 +473,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_byte_anywhere_is_noticed(
+        fn a_change_of_any_byte_is_detected(
             frame in proptest::collection::vec(any::<u8>(), 0..200),
             at in any::<proptest::sample::Index>(),
             change in 1..=255u8,
@@ -484,7 +485,7 @@ mod tests {
         }
 
         #[test]
-        fn without_the_key_nothing_opens(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn without_the_key_nothing_is_decrypted(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let (_, mut opener) = ends(Lane::State);
             prop_assert!(opener.open(&ring(&[1]), key(1).id(), &bytes).is_err());
             prop_assert!(opener.open(&ring(&[1]), key(2).id(), &bytes).is_err());

@@ -1,7 +1,7 @@
-//! What protects the mesh: mutual TLS, a ring of shared keys, both, or a loud warning.
+//! The protection of the mesh: mutual TLS, shared keys, both, or none with a warning.
 //!
-//! Both can be changed while the router runs: certificates are read again when their files change, keys are installed,
-//! used and removed over `/ha/keys`. Connections that are open go on with the certificates that they began with.
+//! Both can be changed while the router runs: certificates are read again when their files change, and `/ha/keys`
+//! installs, uses and removes keys. Open connections continue with the certificates with which they began.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,21 +21,21 @@ use super::seal::{Sealer, Stream};
 use super::wire::OpeningError;
 use super::wire::proto::{Envelope, Opening, Sealed, envelope::Content};
 
-/// How often the certificates' files are looked at.
-const LOOK_AT_FILES: Duration = Duration::from_secs(5);
+/// The time between two checks whether the files of the certificates have changed.
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How the mesh shall be protected.
+/// The configured protection of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
-    /// Mutual TLS; `None`: none.
+    /// The files for mutual TLS; `None` means no TLS.
     pub tls: Option<MeshFiles>,
-    /// Whether frames are sealed.
+    /// Whether messages are encrypted.
     pub mode: Mode,
-    /// The keys, the one that seals first.
+    /// The shared keys, the encrypting one first.
     pub keys: Ring,
 }
 
-/// What protects the mesh now.
+/// The current protection of the mesh.
 #[derive(Debug)]
 pub(super) struct Security {
     mode: Mode,
@@ -44,17 +44,17 @@ pub(super) struct Security {
     warned: AtomicBool,
 }
 
-/// Why a message was not taken.
+/// Why a message was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    #[error("it is not sealed, and this router takes sealed frames only")]
+    #[error("the message is not encrypted, and this router accepts only encrypted ones")]
     Plain,
     #[error(transparent)]
     Closed(#[from] OpenError),
 }
 
 impl Refused {
-    /// A name from a closed set, for metrics.
+    /// A value from a fixed set, for metrics.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -64,14 +64,14 @@ impl Refused {
     }
 }
 
-/// A change of the ring.
+/// A change of the shared keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyChange {
-    /// This key shall open.
+    /// Adds a key for decryption.
     Install(SharedKey),
-    /// This key shall seal.
+    /// Makes a key the encrypting one.
     Use(KeyId),
-    /// This key shall be forgotten.
+    /// Removes a key.
     Remove(KeyId),
 }
 
@@ -86,32 +86,32 @@ impl Security {
         })
     }
 
-    /// TLS as it is now, if there is any.
+    /// The current TLS configuration, if there is one.
     pub(super) fn tls(&self) -> Option<Arc<MeshTls>> {
         self.tls.as_ref().map(Live::current)
     }
 
-    /// Reads the certificates again. Whether they have changed; `None`: the mesh has none.
+    /// Reads the certificates again. Returns whether they have changed; `None` if the mesh has none.
     pub(super) fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
         self.tls.as_ref().map(|tls| tls.reload(now))
     }
 
-    /// The keys as they are now.
+    /// The current keys.
     pub(super) fn ring(&self) -> Arc<Ring> {
         self.ring.load_full()
     }
 
-    /// Whether frames are sealed.
+    /// Whether messages are encrypted.
     pub(super) const fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether a change of keys may travel: sealed, or inside TLS.
+    /// Whether a change of keys can be sent in secret: encrypted, or inside TLS.
     pub(super) fn can_carry_keys(&self) -> bool {
         self.tls.is_some() || (self.mode != Mode::Off && !self.ring.load().is_empty())
     }
 
-    /// Replaces the whole ring. A ring without a key is refused where frames must be sealed.
+    /// Replaces all keys. Returns false and changes nothing if messages must be encrypted and `ring` is empty.
     pub(super) fn replace(&self, ring: Ring) -> bool {
         let fits = self.mode != Mode::Required || !ring.is_empty();
         if fits {
@@ -120,7 +120,7 @@ impl Security {
         fits
     }
 
-    /// Changes the ring.
+    /// Applies a change to the keys.
     pub(super) fn change(&self, change: &KeyChange) -> Result<(), RingError> {
         let mut result = Ok(());
         self.ring.rcu(|ring| {
@@ -135,19 +135,19 @@ impl Security {
         result
     }
 
-    /// Says once that a peer that is not on this machine is talked to in the open.
+    /// Warns once if a peer on another machine is connected without protection.
     pub(super) fn warn_if_open(&self, to: std::net::SocketAddr) {
         let is_open = self.tls.is_none() && self.mode != Mode::Required;
         if is_open && !to.ip().is_loopback() && !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
                 %to,
-                "the mesh talks to other machines unprotected: whoever reaches the mesh port can change the cluster; \
+                "the mesh is not protected between machines: everyone who reaches the mesh port can change the cluster; \
                  give --mesh-tls-cert, --mesh-tls-key and --mesh-tls-ca, or --mesh-encryption-key-file"
             );
         }
     }
 
-    /// Puts what is needed to seal into our opening.
+    /// Adds to our opening what the encryption needs: the random bytes and the ids of our keys.
     pub(super) fn open_with(&self, opening: &mut Opening) {
         if self.mode != Mode::Off {
             opening.salt = Bytes::copy_from_slice(&seal::salt());
@@ -155,7 +155,7 @@ impl Security {
         }
     }
 
-    /// What our frames are sealed with on a stream that began like this; `None`: they go as they are.
+    /// The sealer for our messages on a stream with these openings; `None` if they are sent in plain text.
     pub(super) fn sealer(
         &self,
         caller: &Opening,
@@ -176,7 +176,7 @@ impl Security {
         }
     }
 
-    /// What their frames are opened with.
+    /// The opener for the messages of the other side.
     pub(super) fn opener(
         &self,
         caller: &Opening,
@@ -190,7 +190,7 @@ impl Security {
         }
     }
 
-    /// Seals a frame, if it is to be; `None` when there is no key any more.
+    /// Encrypts a frame if `sealer` is given; `None` if there are no keys any more.
     pub(super) fn enclose(&self, sealer: Option<&mut Sealer>, frame: Bytes) -> Option<Envelope> {
         let content = match sealer {
             None => Content::Frame(frame),
@@ -202,7 +202,7 @@ impl Security {
         Some(Envelope { content: Some(content) })
     }
 
-    /// The frame in a message; `None` for what this version does not know.
+    /// The frame in a message; `None` for a kind of message that this version does not know.
     pub(super) fn disclose(
         &self,
         opener: Option<&mut Opener>,
@@ -222,7 +222,7 @@ impl Security {
         }
     }
 
-    /// Reads the certificates again whenever their files have changed, until the end.
+    /// Reads the certificates again whenever their files have changed, until the router shuts down.
     pub(super) async fn follow_files(
         self: Arc<Self>,
         clock: Clock,
@@ -230,14 +230,14 @@ impl Security {
     ) {
         let Some(tls) = &self.tls else { return };
         let files = tls.files();
-        let mut seen = marks(files);
+        let mut applied = marks(files);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK_AT_FILES) => {}
+                () = tokio::time::sleep(FILE_CHECK_INTERVAL) => {}
                 () = turned_on(&mut stopping) => return,
             }
             let now = marks(files);
-            if now == seen {
+            if now == applied {
                 continue;
             }
             match tls.reload(clock.now()) {
@@ -246,18 +246,18 @@ impl Security {
                     if changed {
                         info!(certificate = %files.certificate.display(), "the mesh's certificates were read again");
                     }
-                    seen = now;
+                    applied = now;
                 }
-                // Files are seldom replaced all at once: read again until they fit together.
+                // Files are seldom replaced all at once: they are read again until they match each other.
                 Err(error) => {
-                    warn!(%error, "the mesh's certificates have changed and can't be used: going on with the former ones");
+                    warn!(%error, "the mesh's certificates have changed and can't be used: the previous ones stay in use");
                 }
             }
         }
     }
 }
 
-/// When the files were written last, and how long they are.
+/// The time of the last change and the size of each file.
 fn marks(files: &MeshFiles) -> [Option<(SystemTime, u64)>; 3] {
     [&files.certificate, &files.key, &files.ca].map(|path| {
         let about = std::fs::metadata(path).ok()?;
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_key_is_heard_and_who_has_not_is_not() {
+    fn only_messages_of_routers_with_the_key_are_accepted() {
         use Mode::{Off, Permissive, Required};
         let through = Ok(Some(Bytes::from_static(b"row")));
         let no = |name: &str| Err(name.to_owned());
@@ -304,7 +304,7 @@ mod tests {
             ((Off, &[][..]), (Off, &[][..]), through.clone()),
             ((Required, &[1]), (Required, &[1]), through.clone()),
             ((Required, &[1]), (Required, &[2, 1]), through.clone()),
-            // The way from nothing to sealed, one router after the other.
+            // The steps of a migration from plain text to encryption, one router after the other.
             ((Off, &[]), (Permissive, &[1]), through.clone()),
             ((Permissive, &[1]), (Off, &[]), through.clone()),
             ((Permissive, &[1]), (Required, &[1]), through.clone()),
@@ -314,13 +314,13 @@ mod tests {
             ((Required, &[1]), (Required, &[2]), no("no_shared_key")),
             ((Permissive, &[1]), (Required, &[2]), no("plain")),
         ] {
-            let heard = send(&security(from.0, from.1), &security(to.0, to.1));
-            assert_eq!(heard, expected, "{from:?} to {to:?}");
+            let received = send(&security(from.0, from.1), &security(to.0, to.1));
+            assert_eq!(received, expected, "{from:?} to {to:?}");
         }
     }
 
     #[test]
-    fn a_ring_changes_while_it_is_used() {
+    fn keys_change_while_they_are_used() {
         let (a, b) = (security(Mode::Required, &[1]), security(Mode::Required, &[1]));
         for node in [&a, &b] {
             node.change(&KeyChange::Install(key(2))).unwrap();

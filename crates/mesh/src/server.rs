@@ -1,8 +1,8 @@
 //! The mesh port: accepts other routers and feeds their frames to the driver.
 //!
-//! Whatever comes in here is foreign. It is bounded (connections, streams, message sizes, time to introduce oneself),
-//! refused with a counter, and never more than that. Membership frames that find the inbox full are dropped; state waits,
-//! which slows down the peer that sent it and nobody else.
+//! Everything that is received here is untrusted. It is bounded (connections, streams, message sizes, time for the
+//! introduction); whatever is not valid is refused and counted, and has no other effect. Membership frames that find
+//! the inbox full are dropped. State waits, which slows down only the peer that sent it.
 
 #![expect(
     clippy::disallowed_methods,
@@ -33,16 +33,17 @@ use crate::wire::MAX_MESSAGE_BYTES;
 use crate::wire::proto;
 use crate::wire::proto::mesh_server::MeshServer;
 
-/// Connections at once: two from each peer, and those that are only looking.
+/// The most connections at the same time: two from each peer, and some that only check the port.
 const MAX_CONNECTIONS: usize = 8192;
 
-/// Time between two pings to a caller. Rare, for callers ping as well: this only finds those that are gone for good.
+/// The time between two pings to a caller. It is long, because callers ping as well; these pings only find callers that
+/// are gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// How long the answer to a ping may take.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Accepts routers until the end.
+/// Accepts routers until the router shuts down.
 pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow::Result<()> {
     let mut stopping = service.stopping.clone();
     let shortages = service.shortages.clone();
@@ -104,7 +105,7 @@ struct MeshPort {
     metrics: Metrics,
     security: Arc<Security>,
     refusals: Arc<Refusals>,
-    /// Turns true when the router ends.
+    /// Changes to `true` when the router shuts down.
     stopping: watch::Receiver<bool>,
 }
 
@@ -137,16 +138,16 @@ impl MeshPort {
             }
         };
         if let Err(error) = ended {
-            // Somebody who does not speak HTTP/2, or a peer that died.
+            // The other side does not use HTTP/2, or its process died.
             if error.is_parse() || !is_io(&error) {
                 self.metrics.rejected("not_http2");
             }
-            debug!(%from, %error, "connection of a router ended");
+            debug!(%from, %error, "a connection of another router ended");
         }
     }
 
-    /// Does the TLS handshake, if there is to be one, and waits for the first bytes of HTTP/2. `None`: the connection was
-    /// refused, which is counted.
+    /// Does the TLS handshake, if the mesh has TLS, and waits for the first bytes of HTTP/2. `None` means that the
+    /// connection was refused, which is counted.
     async fn greet(
         &self,
         stream: Box<dyn Duplex>,
@@ -156,7 +157,7 @@ impl MeshPort {
             Ok(secured) => secured,
             Err(error) => {
                 self.metrics.rejected("tls");
-                if self.refusals.is_news(from, &error) {
+                if self.refusals.must_log(from, &error) {
                     info!(%from, %error, "a connection was refused");
                 }
                 return None;
@@ -166,7 +167,7 @@ impl MeshPort {
         match greeted(io).await {
             Ok(io) => Some((io, caller)),
             Err(NotGreeted::Gone(error)) => {
-                debug!(%from, %error, "connection of a router ended");
+                debug!(%from, %error, "a connection of another router ended");
                 None
             }
             Err(refused @ (NotGreeted::Silent | NotGreeted::OtherProtocol)) => {
@@ -178,7 +179,7 @@ impl MeshPort {
     }
 }
 
-/// Whether a connection ended because the other side went, rather than because of what it said.
+/// Whether a connection ended because the other side closed it, and not because of its data.
 fn is_io(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

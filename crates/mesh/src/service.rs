@@ -1,7 +1,6 @@
-//! The service of the mesh port: streams of other routers, of which each introduces itself and then sends frames.
+//! The service of the mesh port: on each stream, another router introduces itself and then sends frames.
 //!
-//! Membership frames that find the inbox full are dropped; state waits, which slows down the peer that sent it and nobody
-//! else.
+//! Membership frames that find the inbox full are dropped. State waits, which slows down only the peer that sent it.
 
 #![expect(clippy::disallowed_methods, reason = "streams are tasks that end with their connection")]
 
@@ -34,22 +33,22 @@ use crate::wire::{self, Introduction, OpeningError};
 /// How long a stream may take to introduce itself.
 pub(super) const OPENING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A frame that came in.
+/// A frame that was received.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    /// Where from; the port is the caller's, not the one where it listens.
+    /// The address of the caller. The port is that of the connection, not the one on which the caller listens.
     pub(super) from: SocketAddr,
     pub(super) frame: Bytes,
 }
 
-/// Where frames go.
+/// The channels to the driver.
 #[derive(Debug, Clone)]
 pub(super) struct Inbox {
     pub(super) swim: mpsc::Sender<Incoming>,
     pub(super) state: mpsc::Sender<Incoming>,
 }
 
-/// What every connection needs.
+/// The state that every connection needs.
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) me: Arc<ArcSwap<Introduction>>,
@@ -57,21 +56,21 @@ pub(super) struct Service {
     pub(super) inbox: Inbox,
     pub(super) metrics: Metrics,
     pub(super) refusals: Arc<Refusals>,
-    /// Told who has called.
+    /// Receives the addresses of routers that have connected, and ends the pauses of links to them.
     pub(super) board: Arc<Board>,
     pub(super) shortages: Shortages,
-    /// Turns true when the router ends.
+    /// Changes to `true` when the router shuts down.
     pub(super) stopping: watch::Receiver<bool>,
 }
 
-/// Where a connection came from, and what its certificate proves.
+/// The address of a connection's other side, and the names in its certificate.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     pub(super) address: SocketAddr,
     pub(super) names: Option<Arc<[String]>>,
 }
 
-fn came_from<T>(request: &Request<T>) -> Result<Caller, Status> {
+fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
     request.extensions().get().cloned().ok_or_else(|| Status::internal("no address"))
 }
 
@@ -84,15 +83,15 @@ impl Service {
         opening
     }
 
-    /// Hears who calls.
-    async fn meet(
+    /// Reads the opening of the other side and checks it.
+    async fn read_opening(
         &self,
         inbound: &mut Streaming<Envelope>,
         from: &Caller,
     ) -> Result<(Opening, Introduction), Status> {
-        let first = tokio::time::timeout(OPENING_TIMEOUT, inbound.message())
-            .await
-            .map_err(|_elapsed| Status::deadline_exceeded("no introduction in time"))??;
+        let first = tokio::time::timeout(OPENING_TIMEOUT, inbound.message()).await.map_err(
+            |_elapsed| Status::deadline_exceeded("no introduction within the timeout"),
+        )??;
         let cluster = self.me.load().cluster;
         wire::first(first)
             .and_then(|opening| {
@@ -104,27 +103,27 @@ impl Service {
 
     fn refuse(&self, from: SocketAddr, error: &OpeningError) -> Status {
         self.metrics.rejected(error.name());
-        if self.refusals.is_news(from, error.name()) {
+        if self.refusals.must_log(from, error.name()) {
             info!(%from, %error, "a router was refused");
         }
         Status::failed_precondition(error.to_string())
     }
 
-    /// Takes one change of keys and answers it.
+    /// Reads one change of keys, applies it and answers.
     async fn take_keys(
         &self,
         mut inbound: Streaming<Envelope>,
         from: &Caller,
         ours: &Opening,
     ) -> Result<Envelope, Status> {
-        let (theirs, it) = self.meet(&mut inbound, from).await?;
+        let (theirs, it) = self.read_opening(&mut inbound, from).await?;
         let refused = |error: OpeningError| self.refuse(from.address, &error);
         let mut opener = self.security.opener(&theirs, ours, Purpose::Keys).map_err(refused)?;
         let mut sealer =
             self.security.sealer(&theirs, ours, &theirs, Purpose::KeysAnswer).map_err(refused)?;
         let message = tokio::time::timeout(OPENING_TIMEOUT, inbound.message())
             .await
-            .map_err(|_elapsed| Status::deadline_exceeded("no change in time"))??;
+            .map_err(|_elapsed| Status::deadline_exceeded("no change within the timeout"))??;
         let change =
             keys::read_change(&self.security, opener.as_mut(), message, from.names.is_some());
         let answer = keys::apply(&self.security, change);
@@ -136,7 +135,7 @@ impl Service {
             }
         }
         keys::answer_envelope(&self.security, sealer.as_mut(), answer)
-            .ok_or_else(|| Status::internal("no key to seal the answer with"))
+            .ok_or_else(|| Status::internal("no key to encrypt the answer with"))
     }
 
     async fn receive(
@@ -144,7 +143,7 @@ impl Service {
         request: Request<Streaming<Envelope>>,
         lane: Lane,
     ) -> Result<Response<Outgoing>, Status> {
-        let from = came_from(&request)?;
+        let from = caller_of(&request)?;
         let me = self.me.load_full();
         let inbound = request.into_inner();
         let (answer, answers) = mpsc::channel(2);
@@ -157,7 +156,7 @@ impl Service {
             tokio::select! {
                 ended = this.listen(inbound, lane, &from, &ours) => if let Err(status) = ended {
                     // The caller may be gone.
-                    let _unheard = answer.try_send(Err(status)).is_err();
+                    let _caller_gone = answer.try_send(Err(status)).is_err();
                 },
                 () = turned_on(&mut stopping) => {}
             }
@@ -165,7 +164,7 @@ impl Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
-    /// Takes frames until the stream ends.
+    /// Receives frames until the stream ends.
     async fn listen(
         &self,
         mut inbound: Streaming<Envelope>,
@@ -173,13 +172,13 @@ impl Service {
         from: &Caller,
         ours: &Opening,
     ) -> Result<(), Status> {
-        let (theirs, it) = self.meet(&mut inbound, from).await?;
+        let (theirs, it) = self.read_opening(&mut inbound, from).await?;
         let from = from.address;
         let mut opener = self
             .security
             .opener(&theirs, ours, Purpose::Lane(lane))
             .map_err(|error| self.refuse(from, &error))?;
-        debug!(%from, ?lane, node = %it.node, "listening to");
+        debug!(%from, ?lane, node = %it.node, "receiving frames");
         self.board.called(it.address);
         loop {
             let message = match inbound.message().await {
@@ -201,7 +200,7 @@ impl Service {
                 }
                 Err(error) => {
                     self.metrics.rejected(error.name());
-                    if self.refusals.is_news(from, error.name()) {
+                    if self.refusals.must_log(from, error.name()) {
                         info!(%from, node = %it.node, %error, "a frame was refused");
                     }
                     return Err(Status::unauthenticated(error.to_string()));
@@ -224,7 +223,7 @@ impl Service {
     }
 }
 
-/// Whether a stream ended because of what was in it, rather than because its connection broke.
+/// Whether a stream ended because of its content, and not because its connection broke.
 fn is_about_content(status: &Status) -> bool {
     matches!(
         status.code(),
@@ -235,7 +234,7 @@ fn is_about_content(status: &Status) -> bool {
 #[tonic::async_trait]
 impl Mesh for Service {
     async fn hello(&self, request: Request<Opening>) -> Result<Response<Opening>, Status> {
-        let from = came_from(&request)?;
+        let from = caller_of(&request)?;
         Ok(Response::new(wire::opening(&self.me.load(), Some(from.address))))
     }
 
@@ -263,7 +262,7 @@ impl Mesh for Service {
         &self,
         request: Request<Streaming<Envelope>>,
     ) -> Result<Response<Outgoing>, Status> {
-        let from = came_from(&request)?;
+        let from = caller_of(&request)?;
         let ours = self.opening(&self.me.load(), &from);
         let (answer, answers) = mpsc::channel(2);
         // The channel is new and has room.
@@ -272,7 +271,7 @@ impl Mesh for Service {
         tokio::spawn(async move {
             let taken = this.take_keys(request.into_inner(), &from, &ours).await;
             // The caller may be gone.
-            let _unheard = answer.try_send(taken).is_err();
+            let _caller_gone = answer.try_send(taken).is_err();
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }

@@ -1,4 +1,4 @@
-//! The documents of `/ha/*` about the cluster, made from the view, the links and a visit to the node.
+//! The JSON documents of `/ha/*` about the cluster, made from the view, the links and a visit to the node.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::link::LinkStatus;
 use super::metrics::lane_name;
 use super::view::Synced;
 
-/// `GET /ha/status`: the document's shape, and more.
+/// The document of `GET /ha/status`: the fields of the high-availability document, and additional ones.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
     /// The name of the router that answers.
@@ -42,11 +42,12 @@ pub struct NodeStatus {
     pub name: String,
     /// INIT, ALIVE, SUSPECTED, DOWN or LEAVING.
     pub status: &'static str,
-    /// Where other routers reach it, as `host:port`; for a router that nobody can join, where clients reach it.
+    /// The address for other routers, as `host:port`; for a router without a mesh port, the address for clients.
     pub address: String,
-    /// Grows at each start of its process. Digits in a text, because JSON readers round numbers above 2^53.
+    /// The generation grows at each start of the process. It is a text of digits, because JSON readers round numbers
+    /// above 2^53.
     pub generation: String,
-    /// For how long it has had this status, in seconds.
+    /// How long the router has had this status, in seconds.
     pub status_seconds: u64,
 }
 
@@ -55,7 +56,7 @@ pub struct NodeStatus {
 pub struct StoreStatus {
     /// Rows that are not removed.
     pub entry_count: usize,
-    /// When it was last compared with another router's, or changed by one; `null`: never.
+    /// The time of the last comparison with another router, or change by one; `null` if there was none.
     pub last_sync: Option<String>,
     /// Fingerprint of the rows: equal on routers that hold the same rows.
     pub digest: String,
@@ -72,7 +73,7 @@ pub struct StoreStatus {
 pub struct Health {
     /// `ok`, or the worst of `degraded`, `joining`, `leaving`, `refused`, `failed`.
     pub status: &'static str,
-    /// Why it is not `ok`, for people.
+    /// The reasons why the status is not `ok`, as sentences.
     pub reasons: Vec<String>,
     /// `mesh`, or `standalone` if no other router can join this one.
     pub ha_mode: &'static str,
@@ -84,7 +85,7 @@ pub struct Health {
     pub peers: Vec<PeerStatus>,
 }
 
-/// A join address.
+/// The status of a join address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JoinStatus {
     /// The address as configured.
@@ -97,7 +98,7 @@ pub struct JoinStatus {
     pub error: Option<String>,
 }
 
-/// Another router, as this one sees it.
+/// The status of another router, as this one observes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PeerStatus {
     /// Its name, state and address.
@@ -105,7 +106,7 @@ pub struct PeerStatus {
     pub node: NodeStatus,
     /// Round-trip time of the last answered probe, in milliseconds.
     pub rtt_ms: Option<f64>,
-    /// How many of this router's writes it has not acknowledged.
+    /// The number of this router's writes that it has not acknowledged.
     pub lag: Option<u64>,
     /// How far its wall clock is ahead of this router's, in milliseconds.
     pub clock_ahead_ms: Option<i64>,
@@ -118,13 +119,13 @@ pub struct PeerStatus {
 pub struct ConnectionStatus {
     /// Whether the connection is up.
     pub up: bool,
-    /// For how long it has been up or down, in seconds.
+    /// How long the connection has been up or down, in seconds.
     pub seconds: u64,
-    /// Why the connection is down.
+    /// The reason why the connection is down.
     pub error: Option<String>,
 }
 
-/// One router of `GET /ha/routers`, by which a client finds another router.
+/// One router of `GET /ha/routers`, which clients use to find another router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Router {
     /// The router's name.
@@ -161,7 +162,7 @@ impl Handle {
         self.visit(move |node, synced, now| status_of(node, synced, now, ha_mode, cluster)).await
     }
 
-    /// The state of this router, also when its node has failed.
+    /// The state of this router. Also works after its node has failed.
     ///
     /// # Errors
     /// If the node runs and does not answer in time.
@@ -171,7 +172,8 @@ impl Handle {
                 status: "failed",
                 reasons: vec![error.to_string()],
                 ha_mode: self.ha_mode(),
-                // The view still holds the last state. The other routers list this one as DOWN, so it says the same.
+                // The view still holds the last state. This router reports DOWN for itself, because the other routers
+                // list it so.
                 node: NodeStatus {
                     status: MemberState::Down.as_str(),
                     ..node_status(&self.view().me, self.dialler.clock.now())
@@ -185,7 +187,7 @@ impl Handle {
 
     async fn health_of_node(&self) -> Result<Health, VisitError> {
         let links = self.links();
-        let seen = self
+        let state = self
             .visit(|node, _, now| {
                 let replication = node.replication();
                 let peers: Vec<_> = node
@@ -199,7 +201,7 @@ impl Handle {
                 (node.me(), node.membership().refused().cloned(), peers, now)
             })
             .await?;
-        let (me, refused, members, now) = seen;
+        let (me, refused, members, now) = state;
         let peers: Vec<_> = members
             .iter()
             .map(|(member, lag, ahead)| peer_status(member, *lag, *ahead, &links, now))
@@ -382,7 +384,7 @@ fn peer_status(
     }
 }
 
-/// The status word and the reasons of `/ha/health`.
+/// The value of `status` and the reasons of `/ha/health`.
 fn health_of(
     me: &MemberView,
     refused: Option<&RefusalReason>,
@@ -428,7 +430,7 @@ fn health_of(
     (status, reasons)
 }
 
-/// A wall-clock time in UTC, as RFC 3339 writes it, to the millisecond. `wall`: time since the Unix epoch.
+/// A wall-clock time in UTC as RFC 3339 text with milliseconds. `wall` is the time since the Unix epoch.
 #[must_use]
 pub fn rfc3339(wall: Duration) -> String {
     humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + wall).to_string()
@@ -439,7 +441,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_utc_to_the_millisecond() {
+    fn times_are_shown_in_utc_with_milliseconds() {
         assert_eq!(rfc3339(Duration::from_millis(1_705_314_600_250)), "2024-01-15T10:30:00.250Z");
     }
 }

@@ -11,7 +11,7 @@ use smg_cluster::state::stores::ChangedKeys;
 use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
-/// When each store was last compared with another router's or changed by one, as time since the Unix epoch.
+/// For each store, the time of the last comparison with another router or change by one, since the Unix epoch.
 pub type Synced = BTreeMap<StoreId, Duration>;
 
 /// The members of the cluster at one moment, as this router lists them.
@@ -21,16 +21,16 @@ pub struct View {
     pub me: MemberView,
     /// The other members, by name; those that are DOWN are among them until they are forgotten.
     pub members: Vec<MemberView>,
-    /// Why this router can't join, while it can't.
+    /// Why other routers refuse this one; `None` while they do not.
     pub refused: Option<RefusalReason>,
     /// Grows with each change of the members.
     pub version: u64,
-    /// Whether this router has once had everything that some other router had.
+    /// Whether this router has at some time had all the state of another router.
     pub warm: bool,
 }
 
 impl View {
-    /// The other members that are ALIVE or SUSPECTED. A suspicion is information: it removes nobody.
+    /// The other members that are ALIVE or SUSPECTED. A suspected member stays a member.
     pub fn present(&self) -> impl Iterator<Item = &MemberView> {
         self.members.iter().filter(|member| match member.state {
             MemberState::Alive | MemberState::Suspected => true,
@@ -50,7 +50,7 @@ impl View {
 pub struct ClusterEvent {
     /// Counts this router's events from 1.
     pub number: u64,
-    /// When it happened, as time since the Unix epoch.
+    /// The time of the event, since the Unix epoch.
     pub at: Duration,
     /// What changed.
     pub kind: ClusterEventKind,
@@ -75,21 +75,21 @@ pub enum ClusterEventKind {
     },
     /// Another router declared this one DOWN while it was alive, and this router refuted that.
     Renewed,
-    /// This router goes on under a new generation, because other routers know a later one than its own.
+    /// This router continues under a new generation, because other routers know a later one than its own.
     Reborn {
         /// The name and the new generation.
         is: NodeId,
     },
-    /// This router can't join.
+    /// Other routers refuse this one.
     Refused(RefusalReason),
-    /// Another live router claims this one's name.
+    /// Another live router uses this one's name.
     NameContested(Identity),
 }
 
-/// Applies changes of the shared state to the rest of the router. The driver calls it on the mesh's thread, so it must be
-/// quick and must not wait.
+/// Applies changes of the shared state to the rest of the router. The driver calls it on the mesh's thread, so it must
+/// return quickly and must not block.
 pub trait Follower: Send + std::fmt::Debug {
-    /// Applies what has changed: `changed` holds the keys, `members` says whether the list of members has changed. The
-    /// driver calls it before this router acknowledges the change to any other.
+    /// Applies the changes: `changed` holds the keys of the rows, `members` is true if the list of members has changed.
+    /// The driver calls it before this router acknowledges the change to any other.
     fn apply(&mut self, node: &mut Node, changed: &ChangedKeys, members: bool, now: Now);
 }

@@ -1,7 +1,7 @@
-//! The gRPC side of a frame: what `proto/mesh.proto` says, checked where it comes in.
+//! The protobuf messages of the mesh, checked when they are received.
 //!
-//! All limits on what others send are here and in `cluster::codec`, which reads what is inside the frames. Only this
-//! file, `server`, `link`, `keys` and `security` know protobuf.
+//! All limits on what others send are here and in `cluster::codec`, which decodes the content of frames. Only this
+//! file, `server`, `link`, `keys` and `security` use protobuf.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use smg_cluster::codec::{self, ClusterId};
 use smg_types::ids::{Generation, NodeId, NodeName};
 
-/// What tonic's generator made of `proto/mesh.proto`.
+/// The code that tonic generated from `proto/mesh.proto`.
 #[expect(unreachable_pub, reason = "generated; the documentation is in the .proto file")]
 #[allow(
     clippy::all,
@@ -24,64 +24,64 @@ use smg_types::ids::{Generation, NodeId, NodeName};
 pub(super) mod proto {
     tonic::include_proto!("smg.mesh.v1");
 
-    /// The compiled description, for reflection.
+    /// The compiled descriptors, for reflection.
     pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mesh.bin"));
 }
 
 use proto::envelope::Content;
 use proto::{Envelope, Opening};
 
-/// Largest message on a stream: a frame, sealed, and what protobuf puts around it.
+/// The largest message on a stream: an encrypted frame with its protobuf framing, in bytes.
 pub(super) const MAX_MESSAGE_BYTES: usize = codec::MAX_FRAME_BYTES + 1024;
 
-/// Longest text in an opening.
+/// The longest text in an opening, in bytes.
 const MAX_TEXT_BYTES: usize = 512;
 
-/// Who a router says it is when a stream begins.
+/// The identity that a router sends at the beginning of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Introduction {
-    /// Which life of which router.
+    /// The name and the generation of the router.
     pub(super) node: NodeId,
-    /// Where it is reached, as it believes.
+    /// The address at which other routers reach it, as far as it knows.
     pub(super) address: SocketAddr,
-    /// The cluster it belongs to.
+    /// The cluster to which it belongs.
     pub(super) cluster: ClusterId,
-    /// Where clients reach it: a URL, for people and for clients that follow `/ha/routers`.
+    /// The URL for clients, for users and for clients that follow `/ha/routers`.
     pub(super) client_url: String,
 }
 
-/// Why a stream was refused as soon as it began.
+/// Why a stream was refused at its beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum OpeningError {
-    /// Another major version of the protocol.
-    #[error("it speaks version {major}.{minor} of the mesh protocol, this router {ours}.{ours_minor}", ours = codec::VERSION.0, ours_minor = codec::VERSION.1)]
+    /// The other router has another major version of the protocol.
+    #[error("it has version {major}.{minor} of the mesh protocol, and this router has {ours}.{ours_minor}", ours = codec::VERSION.0, ours_minor = codec::VERSION.1)]
     Version {
-        /// The other's major version.
+        /// The major version of the other router.
         major: u32,
-        /// The other's minor version.
+        /// The minor version of the other router.
         minor: u32,
     },
-    /// It has no key that this router seals with, or seals nothing.
+    /// The other router has none of this router's keys, or does not encrypt.
     #[error("it does not share the key of this router; check --mesh-encryption-key")]
     NoSharedKey,
-    /// Its certificate is not for the name that it gives.
-    #[error("it says it is {says}, but its certificate is for {proven}")]
+    /// The certificate of the other router is for another name.
+    #[error("it introduces itself as {claimed}, but its certificate is for {proven}")]
     Name {
-        /// What it says.
-        says: NodeName,
-        /// What its certificate says.
+        /// The name in its opening.
+        claimed: NodeName,
+        /// The names in its certificate.
         proven: String,
     },
-    /// Another cluster.
+    /// The other router belongs to another cluster.
     #[error("it belongs to another cluster; check --mesh-cluster-id and --mesh-peer-urls")]
     Cluster,
-    /// No opening, or one that can't be read.
-    #[error("it does not introduce itself: {0}")]
+    /// There is no opening, or it is not valid.
+    #[error("its introduction is not valid: {0}")]
     Malformed(&'static str),
 }
 
 impl OpeningError {
-    /// A name from a closed set, for metrics.
+    /// A value from a fixed set, for metrics.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Version { .. } => "version",
@@ -93,7 +93,7 @@ impl OpeningError {
     }
 }
 
-/// What this router opens a stream with. `seen_as`: where the other side came from, if it called.
+/// The opening that this router sends. `seen_as` is the address of the other side, if that made the connection.
 pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening {
     let (major, minor) = codec::VERSION;
     Opening {
@@ -111,7 +111,7 @@ pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening
     }
 }
 
-/// Checks what the other side opened a stream with. `proven`: the names in the certificate that it showed.
+/// Checks the opening of the other side. `proven` holds the names in the certificate that it presented.
 pub(super) fn introduced(
     opening: &Opening,
     cluster: ClusterId,
@@ -134,7 +134,7 @@ pub(super) fn introduced(
     if let Some(proven) = proven
         && !proven.iter().any(|proven| is_for(proven, name.as_str()))
     {
-        return Err(OpeningError::Name { says: name, proven: proven.join(", ") });
+        return Err(OpeningError::Name { claimed: name, proven: proven.join(", ") });
     }
     let address = opening
         .address
@@ -145,15 +145,15 @@ pub(super) fn introduced(
     Ok(Introduction { node, address, cluster, client_url })
 }
 
-/// Whether a name in a certificate stands for a router: the name itself, a host name that begins with it (as that of a
-/// pod does), or one for all.
+/// Whether a name in a certificate is valid for a router: the router's name itself, a host name that begins with it (as
+/// that of a pod does), or a wildcard.
 fn is_for(proven: &str, name: &str) -> bool {
     proven.eq_ignore_ascii_case(name)
         || proven.starts_with("*.")
         || proven.split_once('.').is_some_and(|(first, _)| first.eq_ignore_ascii_case(name))
 }
 
-/// Puts an opening into a message.
+/// Wraps an opening into a message.
 pub(super) fn opening_envelope(opening: Opening) -> Envelope {
     Envelope { content: Some(Content::Opening(opening)) }
 }
@@ -165,7 +165,7 @@ pub(super) fn first(message: Option<Envelope>) -> Result<Opening, OpeningError> 
         Some(
             Content::Frame(_) | Content::Sealed(_) | Content::KeyChange(_) | Content::KeyAnswer(_),
         ) => Err(OpeningError::Malformed("a frame comes before the opening")),
-        None => Err(OpeningError::Malformed("nothing came")),
+        None => Err(OpeningError::Malformed("the stream is empty")),
     }
 }
 
@@ -183,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn an_opening_says_who_it_is() {
+    fn an_opening_contains_the_identity() {
         let opening = opening(&me(), Some("10.0.0.9:4711".parse().unwrap()));
         assert_eq!(introduced(&opening, ClusterId::of("smg"), None), Ok(me()));
         assert_eq!(opening.seen_as, "10.0.0.9:4711");
     }
 
     #[test]
-    fn strangers_are_told_apart() {
+    fn refusals_have_different_names() {
         let cluster = ClusterId::of("smg");
         let ours = || opening(&me(), None);
         let refused = |opening| introduced(&opening, cluster, None).unwrap_err().name();

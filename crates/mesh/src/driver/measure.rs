@@ -1,4 +1,4 @@
-//! The housekeeping of the driver: once a second it removes unused links and sets the metrics that are levels.
+//! The housekeeping of the driver: once a second it removes unused links and sets the gauges.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use crate::view::View;
 const LINK_UNUSED: Duration = Duration::from_secs(30);
 
 /// How long the metric `smg_mesh_name_conflict` stays 1 after another router claimed this one's name: long enough to be
-/// scraped and to page somebody.
+/// scraped and to fire an alert.
 const NAME_CONFLICT_SHOWN: Duration = Duration::from_secs(300);
 
-/// Most samples of how much this router had written, from which the age of an unacknowledged write is computed.
+/// The most samples of `written`, from which the age of an unacknowledged write is computed.
 const LAG_SAMPLES: usize = 300;
 
 impl Driver {
@@ -38,7 +38,7 @@ impl Driver {
                     status.with_label_values(name).set(1);
                 }
                 MemberState::Down => status.with_label_values(name).set(0),
-                // It joins or leaves: nobody should be paged for it.
+                // The router joins or leaves, which must not fire an alert.
                 MemberState::Init | MemberState::Leaving => {
                     let _absent = status.remove_label_values(name).is_err();
                 }
@@ -52,7 +52,7 @@ impl Driver {
         }
     }
 
-    /// Removes unused links and updates the metrics that are levels.
+    /// Removes unused links and updates the gauges.
     pub(super) fn housekeep(&mut self, now: Duration) {
         let members: BTreeSet<SocketAddr> =
             self.node.members().map(|member| member.address).collect();
@@ -153,7 +153,7 @@ impl Driver {
         }
         let outbox = self.metrics.dropped.with_label_values(&["replication"]);
         metrics::raise(&outbox, counters.dropped_messages);
-        // Each digest and each delta tells the sender's versions of every store.
+        // Each digest and each delta contains the sender's versions of every store.
         let received = self.node.received();
         let received: u64 = ["digest", "delta"].iter().filter_map(|kind| received.get(kind)).sum();
         if received != self.state_frames {

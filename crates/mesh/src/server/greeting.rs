@@ -1,4 +1,4 @@
-//! The greeting of a connection: the TLS handshake, and the first bytes of HTTP/2.
+//! The beginning of a connection: the TLS handshake, and the first bytes of HTTP/2.
 
 use std::io::{Cursor, ErrorKind};
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use tokio_rustls::TlsAcceptor;
 use crate::net::Duplex;
 use crate::service::OPENING_TIMEOUT;
 
-/// What every HTTP/2 connection begins with.
+/// The first bytes of every HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Why a connection was closed before a word of HTTP/2.
+/// Why a connection was closed before any HTTP/2 frame.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotGreeted {
     #[error("{0}")]
     Gone(std::io::Error),
-    #[error("nothing came within {OPENING_TIMEOUT:?}")]
+    #[error("nothing was received within {OPENING_TIMEOUT:?}")]
     Silent,
-    #[error("it does not speak HTTP/2")]
+    #[error("2/2")]
     OtherProtocol,
 }
 
 impl NotGreeted {
-    /// A name from a closed set, for metrics.
+    /// A value from a fixed set, for metrics.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Gone(_) => "gone",
@@ -35,8 +35,8 @@ impl NotGreeted {
     }
 }
 
-/// Waits for the greeting, which the server itself would do for ever: it begins to ping only after it. Who says nothing
-/// would keep others out in the end.
+/// Waits for the first bytes of HTTP/2. The server itself would wait for them without a limit, because it starts its
+/// pings only after them, and silent connections would in the end occupy all places.
 pub(super) async fn greeted(io: Box<dyn Duplex>) -> Result<impl Duplex, NotGreeted> {
     let (mut read, write) = tokio::io::split(io);
     let mut greeting = [0; PREFACE.len()];

@@ -1,4 +1,4 @@
-//! What happens to processes and networks: partitions, crashes, restarts, latecomers.
+//! Tests of failing processes and networks: partitions, crashes, restarts, late joins.
 
 use super::*;
 
@@ -18,8 +18,8 @@ fn a_partition_heals() {
     };
     across(&world, |sim, a, b| sim.partition(a, b));
     world.run_for(SECOND * 15);
-    assert_eq!(world.seen("a", "c"), Some(MemberState::Down), "{}", world.picture());
-    assert_eq!(world.seen("a", "b"), Some(MemberState::Alive));
+    assert_eq!(world.state_at("a", "c"), Some(MemberState::Down), "{}", world.picture());
+    assert_eq!(world.state_at("a", "b"), Some(MemberState::Alive));
     world.write("a", 0..20);
     world.write("c", 20..50);
     world.run_for(SECOND * 15);
@@ -27,38 +27,40 @@ fn a_partition_heals() {
     across(&world, |sim, a, b| sim.repair(a, b));
     let whole = world.until(SECOND * 10, "all ALIVE", World::is_whole);
     let left = (SECOND * 10).saturating_sub(whole);
-    world.until(left, "all hold the same", World::agrees);
+    world.until(left, "all replicas are equal", World::agrees);
     assert_eq!(world.workers("a"), 50);
 }
 
 #[test]
-fn who_crashes_is_found_out_and_comes_back_under_its_name() {
+fn a_crash_is_detected_and_the_router_returns_under_its_name() {
     let mut world = World::formed(&THREE, &Plan::default());
     world.write("b", 0..100);
     world.until(SECOND, "all have it", |w| w.workers("a") == 100 && w.workers("c") == 100);
-    // Back at once, then after everybody has noticed.
+    // It returns once immediately, and once after all others have noticed.
     for noticed in [false, true] {
         world.kill("b");
         if noticed {
             world.until(SECOND * 8, "DOWN everywhere", |w| {
-                ["a", "c"].iter().all(|name| w.seen(name, "b") == Some(MemberState::Down))
+                ["a", "c"].iter().all(|name| w.state_at(name, "b") == Some(MemberState::Down))
             });
         } else {
             world.run_for(Duration::from_millis(300));
         }
         world.restart("b");
-        world.until(SECOND, "it runs", |w| w.routers.borrow().contains_key("b"));
+        world.until(SECOND, "the router runs", |w| w.routers.borrow().contains_key("b"));
         let alive = world.until(SECOND * 3, "ALIVE everywhere", World::is_whole);
         assert!(alive < Duration::from_millis(500), "ALIVE only after {alive:?}");
         let left = (SECOND * 3).saturating_sub(alive);
         world.until(left, "its state is back", |w| w.workers("b") == 100 && w.agrees());
     }
     world.write("b", 100..110);
-    world.until(SECOND, "it is heard", |w| w.workers("a") == 110 && w.workers("c") == 110);
+    world.until(SECOND, "its writes have arrived", |w| {
+        w.workers("a") == 110 && w.workers("c") == 110
+    });
 }
 
 #[test]
-fn all_are_replaced_one_after_the_other_and_nothing_is_lost() {
+fn replacing_all_routers_one_by_one_loses_nothing() {
     let mut world = World::formed(&THREE, &Plan::default());
     world.write("a", 0..200);
     world.until(SECOND, "all have it", |w| w.workers("b") == 200 && w.workers("c") == 200);
@@ -68,12 +70,12 @@ fn all_are_replaced_one_after_the_other_and_nothing_is_lost() {
         world.depart(name);
         let rest: Vec<_> = THREE.into_iter().filter(|other| *other != name).collect();
         world.until(SECOND / 2, "the others know that it left", |w| {
-            rest.iter().all(|other| w.seen(other, name).is_none())
+            rest.iter().all(|other| w.state_at(other, name).is_none())
         });
         world.write(rest[0], 200 + 10 * round..210 + 10 * round);
         world.restart(name);
-        world.until(SECOND, "it runs", |w| w.routers.borrow().contains_key(name));
-        world.until(SECOND * 3, "it is back", World::is_whole);
+        world.until(SECOND, "the router runs", |w| w.routers.borrow().contains_key(name));
+        world.until(SECOND * 3, "the cluster is whole", World::is_whole);
         let all = 210 + 10 * round;
         world.until(SECOND * 3, "it has everything", |w| w.workers(name) == all && w.agrees());
         assert!(world.sim.elapsed() - begin < SECOND * 6);
@@ -83,17 +85,18 @@ fn all_are_replaced_one_after_the_other_and_nothing_is_lost() {
         .into_iter()
         .filter(|(_, to)| matches!(to, MemberState::Down | MemberState::Suspected))
         .collect();
-    assert_eq!(paged, [], "nobody who leaves in order is taken for dead");
+    assert_eq!(paged, [], "a router that leaves is never declared down");
 }
 
 #[test]
-fn a_latecomer_gets_ten_thousand_workers() {
+fn a_late_router_receives_ten_thousand_workers() {
     let mut world = World::of(&THREE);
     let plan = Plan::default();
     world.start("a", &plan);
     world.start("b", &plan);
-    world.until(SECOND * 5, "two are there", |w| {
-        w.seen("a", "b") == Some(MemberState::Alive) && w.seen("b", "a") == Some(MemberState::Alive)
+    world.until(SECOND * 5, "the two routers have joined", |w| {
+        w.state_at("a", "b") == Some(MemberState::Alive)
+            && w.state_at("b", "a") == Some(MemberState::Alive)
     });
     for half in [0..5000, 5000..10_000] {
         let name = if half.start == 0 { "a" } else { "b" };
@@ -103,7 +106,7 @@ fn a_latecomer_gets_ten_thousand_workers() {
     }
     world.until(SECOND * 10, "both have all", |w| w.workers("a") == 10_000 && w.agrees());
     world.start("c", &plan);
-    world.until(SECOND, "it runs", |w| w.routers.borrow().contains_key("c"));
+    world.until(SECOND, "the router runs", |w| w.routers.borrow().contains_key("c"));
     world.until(SECOND * 5, "it has everything", |w| w.workers("c") == 10_000 && w.agrees());
     assert!(world.is_whole());
 }

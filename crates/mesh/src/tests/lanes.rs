@@ -1,4 +1,4 @@
-//! What happens to connections: half of one dies, or its reader is slow.
+//! Tests of single connections: one of two dies, or its reader is slow.
 
 use super::*;
 
@@ -11,10 +11,10 @@ fn other(lane: Lane) -> Lane {
     }
 }
 
-/// How a's connections to b are: whether each is up, and why not.
+/// The status of one connection from a to b.
 fn lane(world: &World, lane: Lane) -> LaneStatus {
     let b = SocketAddr::new(world.sim.lookup("b"), DEFAULT_PORT);
-    world.handle("a").links()[&b].lane(lane).expect("it was dialled").clone()
+    world.handle("a").links()[&b].lane(lane).expect("a connection was attempted").clone()
 }
 
 #[test]
@@ -34,10 +34,10 @@ fn half_a_connection_is_reported_on_its_lane_and_replaced() {
             let is_it = |wire: &&Arc<Wire>| {
                 wire.from == a && wire.to == b && wire.state.lock().lane == Some(cut)
             };
-            // The newest: former ones are gone.
-            Arc::clone(wires.iter().rev().find(is_it).expect("it is dialled"))
+            // The newest one; earlier ones are closed.
+            Arc::clone(wires.iter().rev().find(is_it).expect("a connection was made"))
         };
-        // Whoever dials again hears nothing either, for a while.
+        // Further connections receive nothing either, for a while.
         world.wires.walls.lock().insert((a, b));
         {
             let mut state = wire.state.lock();
@@ -53,12 +53,12 @@ fn half_a_connection_is_reported_on_its_lane_and_replaced() {
         let reason = format!("no {} connection to b", metrics::lane_name(cut));
         assert_eq!(health.status, "degraded");
         assert!(health.reasons.iter().any(|r| r.starts_with(&reason)), "{:?}", health.reasons);
-        // What can't go straight finds its way round: nothing that is written is lost meanwhile.
+        // Frames that can't be sent directly take other routes, so that no write is lost meanwhile.
         world.write("a", written..written + 10);
         written += 10;
         world.run_for(SECOND * 2);
         world.wires.walls.lock().clear();
-        world.until(SECOND * 5, "it is replaced", |w| lane(w, cut).up);
+        world.until(SECOND * 5, "the connection is replaced", |w| lane(w, cut).up);
         world.until(SECOND * 3, "nothing is missing", |w| w.workers("b") == written && w.agrees());
     }
     let down: Vec<_> =
@@ -67,9 +67,9 @@ fn half_a_connection_is_reported_on_its_lane_and_replaced() {
 }
 
 #[test]
-fn hosts_that_hear_nothing_of_each_other_recover_when_they_do() {
+fn hosts_recover_after_packets_were_held_back_between_them() {
     let mut world = World::formed(&THREE, &Plan::default());
-    // In one direction only, for all connections that there are: a speaks, b does not hear it.
+    // In one direction only, for all existing connections: b receives nothing of what a sends.
     world.sim.partition_oneway("a", "b");
     world.until(SECOND * 5, "both lanes are reported", |w| {
         [Lane::Swim, Lane::State].into_iter().all(|of| !lane(w, of).up)
@@ -78,7 +78,7 @@ fn hosts_that_hear_nothing_of_each_other_recover_when_they_do() {
     world.run_for(SECOND * 10);
     world.sim.repair_oneway("a", "b");
     world.until(SECOND * 10, "healed", |w| w.is_whole() && w.agrees() && w.workers("b") == 10);
-    // Held, then delivered: late, not lost.
+    // The bytes are held back and delivered late, not lost.
     world.sim.hold("a", "b");
     world.run_for(SECOND * 6);
     world.write("a", 10..20);
@@ -87,12 +87,12 @@ fn hosts_that_hear_nothing_of_each_other_recover_when_they_do() {
 }
 
 #[test]
-fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
+fn a_slow_reader_delays_no_other_and_costs_bounded_memory() {
     let mut world = World::of(&["a", "b", "c", "slow"]);
     for name in ["a", "b", "c"] {
         world.start(name, &Plan::default());
     }
-    // It takes part in the membership, accepts streams of state, and leaves what comes on them unread.
+    // It takes part in the membership and accepts streams of state, but does not read from them.
     let kept = Rc::new(RefCell::new(Vec::new()));
     let alter = {
         let kept = Rc::clone(&kept);
@@ -108,7 +108,7 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
     world.until(SECOND * 5, "the cluster has formed", World::is_whole);
     world.transitions();
     let slow = world.sim.lookup("slow");
-    // Much more than fits a stream's window and an outbox: 40 rounds of 300 rows of about 1 kB.
+    // Much more than the window of a stream and an outbox can hold: 40 rounds of 300 rows of about 1 kB.
     let mut worst = Duration::ZERO;
     for round in 0..40_usize {
         world.visit("a", move |node, now| {
@@ -128,11 +128,11 @@ fn a_slow_reader_slows_nobody_and_costs_bounded_memory() {
         world.run_for(Duration::from_millis(200));
     }
     assert!(worst < Duration::from_millis(100), "a row took {worst:?}");
-    // What is repeated for it is less and less, so that it does not pile up.
+    // Repetitions for it become rarer, so that they do not pile up.
     world.run_for(SECOND * 60);
     let [(sent, _), (_, by_b), (_, by_c)] = ["a", "b", "c"].map(|name| world.row_bytes(name));
     assert!(by_b > 9 << 20, "only {by_b} bytes of rows: nothing is slow");
-    // A window of replication and a minute of repetitions: far less than an outbox takes.
+    // This allows for a window of replication and a minute of repetitions, which is far less than an outbox can hold.
     let for_slow = sent.saturating_sub(by_b + by_c);
     assert!(for_slow < 4 << 20, "{for_slow} bytes wait for it");
     assert_eq!(world.workers("slow"), 0, "it read something: this proves nothing");
@@ -148,7 +148,7 @@ impl World {
         failures.with_label_values(&[metrics::lane_name(lane)]).get()
     }
 
-    /// Bytes of rows that were given to links, and that came in.
+    /// The bytes of rows that were passed to links, and those that were received.
     fn row_bytes(&mut self, name: &str) -> (u64, u64) {
         self.visit(name, |node, _| {
             let counters = node.replication().counters();

@@ -1,9 +1,9 @@
-//! The mesh from end to end: real gRPC, codec, nodes and tasks, over a simulated network and simulated time.
+//! End-to-end tests of the mesh: real gRPC, codec, nodes and tasks, over a simulated network and simulated time.
 //!
-//! Each router is a turmoil host. What it says goes over turmoil's streams, which stand in for TCP; a [`Wire`] on the
-//! dialling side of each can be cut in one direction and is recorded. Turmoil repeats nothing that a partition took: as
-//! with a TCP that gave up, only a keep-alive finds out. A run is not repeatable to the last bit, for hash maps in the
-//! libraries are seeded by chance; what is asserted must hold for every order.
+//! Each router is a turmoil host. Its bytes go over turmoil's streams, which replace TCP; a [`Wire`] on the dialling
+//! side of each can be cut in one direction and can record. Turmoil does not repeat bytes that a partition has dropped,
+//! so a broken stream is detected only by keep-alive, as with a TCP connection that no longer repeats. Runs are not
+//! repeatable exactly, because hash maps in the libraries have random seeds; the assertions must hold for every order.
 
 mod failures;
 mod lanes;
@@ -41,13 +41,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use self::network::{Simulated, SimulatedPort, Wire, Wires};
 use super::driver::Command;
 use super::engine::{Ends, Engine, assemble};
-use super::net::{Duplex, Listener, Net, Soon};
+use super::net::{Duplex, IoFuture, Listener, Net};
 use super::wire::Introduction;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the calendar shows when a world begins: 2027-01-15.
+/// The wall clock when a world begins: 2027-01-15.
 const BEGIN: Duration = Duration::from_secs(1_800_000_000);
 
 const CLIENT_ENDPOINT: ClientEndpoint = ClientEndpoint {
@@ -55,7 +55,7 @@ const CLIENT_ENDPOINT: ClientEndpoint = ClientEndpoint {
     secure: false,
 };
 
-/// What a router is told, in the cluster `cluster`, looking for the others at `join`.
+/// The configuration of a router in the cluster `cluster` that joins through `join`.
 fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) -> Config {
     let join = join.iter().map(|ip| format!("{ip}:{DEFAULT_PORT}").parse().unwrap()).collect();
     Config {
@@ -95,7 +95,7 @@ fn put(number: usize) -> WorkerWrite {
 /// How a router of a world is started.
 #[derive(Clone)]
 struct Plan {
-    /// What its calendar shows when the world begins.
+    /// The wall clock of the router when the world begins.
     begin: Duration,
     cluster: &'static str,
     security: Rc<dyn Fn() -> SecurityConfig>,
@@ -119,7 +119,7 @@ impl Plan {
     }
 }
 
-/// A router that runs, seen from outside.
+/// A running router, as the test accesses it.
 struct Router {
     handle: Handle,
     metrics: Metrics,
@@ -129,7 +129,7 @@ struct Router {
 
 type Routers = Rc<RefCell<BTreeMap<&'static str, Router>>>;
 
-/// Routers on a simulated network. Time passes only while something is waited for.
+/// Routers on a simulated network. Time passes only while a test waits.
 struct World {
     sim: turmoil::Sim<'static>,
     routers: Routers,
@@ -138,7 +138,7 @@ struct World {
 }
 
 impl World {
-    /// A network without routers. `names`: of those to come, for each is told where all may be.
+    /// A network without routers. `names` are the routers to come; each of them gets the addresses of all.
     fn of(names: &[&'static str]) -> Self {
         let sim = turmoil::Builder::new()
             .tick_duration(Duration::from_millis(1))
@@ -152,7 +152,7 @@ impl World {
         Self { sim, routers, wires, names: names.to_vec() }
     }
 
-    /// All of them, started alike, each ALIVE to each.
+    /// A world in which all routers are started alike and are ALIVE to each other.
     fn formed(names: &[&'static str], plan: &Plan) -> Self {
         let mut world = Self::of(names);
         for name in names {
@@ -197,7 +197,7 @@ impl World {
         });
     }
 
-    /// Lets time pass.
+    /// Lets simulated time pass.
     fn run_for(&mut self, time: Duration) {
         let end = self.sim.elapsed() + time;
         while self.sim.elapsed() < end {
@@ -205,12 +205,12 @@ impl World {
         }
     }
 
-    /// Lets time pass until something is so, and tells how long that took.
+    /// Lets simulated time pass until a condition holds, and returns how long that took.
     #[track_caller]
     fn until(
         &mut self,
         limit: Duration,
-        what: &str,
+        condition: &str,
         is_so: impl Fn(&mut Self) -> bool,
     ) -> Duration {
         let begin = self.sim.elapsed();
@@ -219,12 +219,12 @@ impl World {
                 return self.sim.elapsed() - begin;
             }
             let took = self.sim.elapsed() - begin;
-            assert!(took < limit, "not within {limit:?}: {what}\n{}", self.picture());
+            assert!(took < limit, "not within {limit:?}: {condition}\n{}", self.picture());
             self.run_for(Duration::from_millis(10));
         }
     }
 
-    /// What everybody believes, for failures.
+    /// The views of all routers, for failure messages.
     fn picture(&self) -> String {
         let routers = self.routers.borrow();
         let lines = routers.iter().map(|(name, router)| {
@@ -252,39 +252,39 @@ impl World {
         self.metrics(name).rejected.with_label_values(&[reason]).get()
     }
 
-    /// What `name` believes of `other`; nothing while it does not run.
-    fn seen(&self, name: &str, other: &str) -> Option<MemberState> {
+    /// The state of `other` in the view of `name`; `None` if `name` does not run or does not list it.
+    fn state_at(&self, name: &str, other: &str) -> Option<MemberState> {
         let view = self.routers.borrow().get(name)?.handle.view();
         view.members.iter().find(|m| m.node.name.as_str() == other).map(|m| m.state)
     }
 
-    /// Whether all that were started are ALIVE to each other.
+    /// Whether all routers that were started are ALIVE to each other.
     fn is_whole(&mut self) -> bool {
         let started: Vec<_> = self.routers.borrow().keys().copied().collect();
         started.iter().all(|name| {
             self.view(name).me.state == MemberState::Alive
                 && started.iter().all(|other| {
-                    other == name || self.seen(name, other) == Some(MemberState::Alive)
+                    other == name || self.state_at(name, other) == Some(MemberState::Alive)
                 })
         }) && started.len() == self.names.len()
     }
 
-    /// What all routers were seen to become since the last time that this was asked.
+    /// The state changes that all routers have reported since the last call.
     fn transitions(&self) -> BTreeSet<(String, MemberState)> {
-        let mut seen = BTreeSet::new();
+        let mut changes = BTreeSet::new();
         for router in self.routers.borrow_mut().values_mut() {
             while let Ok(event) = router.events.try_recv() {
                 if let ClusterEventKind::Member { transition, .. } = &event.kind
                     && let Some(to) = transition.to
                 {
-                    seen.insert((transition.node.name.to_string(), to));
+                    changes.insert((transition.node.name.to_string(), to));
                 }
             }
         }
-        seen
+        changes
     }
 
-    /// Looks at a node, or writes to it.
+    /// Reads or writes a node.
     fn visit<T: Send + 'static>(
         &mut self,
         name: &str,
@@ -292,7 +292,7 @@ impl World {
     ) -> T {
         let (answer, mut answered) = oneshot::channel();
         let visit = Box::new(move |node: &mut Node, _: &Synced, now: Now| {
-            let _unheard = answer.send(visit(node, now)).is_err();
+            let _timed_out = answer.send(visit(node, now)).is_err();
         });
         self.handle(name).commands.try_send(Command::Visit(visit)).unwrap();
         for _ in 0..1000 {
@@ -313,7 +313,7 @@ impl World {
         });
     }
 
-    /// Runs something of the handle's on a host of its own; what came of it.
+    /// Runs a future with the handle on a host of its own, and returns the result.
     fn ask<T: 'static, F>(&mut self, name: &str, question: impl FnOnce(Handle) -> F) -> T
     where
         F: Future<Output = T> + 'static,
@@ -339,19 +339,19 @@ impl World {
         self.visit(name, |node, _| node.state().workers().count())
     }
 
-    /// Fingerprints of all stores.
+    /// The fingerprints of all stores.
     fn digests(&mut self, name: &str) -> Vec<u64> {
         self.visit(name, |node, _| StoreId::ALL.map(|s| node.state().fingerprint(s)).to_vec())
     }
 
-    /// Whether all that run hold the same.
+    /// Whether all running routers have equal stores.
     fn agrees(&mut self) -> bool {
         let started: Vec<_> = self.routers.borrow().keys().copied().collect();
         let digests: BTreeSet<_> = started.iter().map(|name| self.digests(name)).collect();
         digests.len() == 1
     }
 
-    /// A process that is killed: nothing of it goes on.
+    /// Kills a process: none of its tasks continues.
     fn kill(&mut self, name: &'static str) {
         self.sim.crash(name);
         self.routers.borrow_mut().remove(name);
@@ -361,7 +361,7 @@ impl World {
         self.sim.bounce(name);
     }
 
-    /// A process that is told to end.
+    /// Asks a process to shut down.
     fn depart(&mut self, name: &'static str) {
         let router = self.routers.borrow_mut().remove(name).unwrap();
         let (done, mut departed) = oneshot::channel();
@@ -375,7 +375,7 @@ impl World {
         }
         router.stop.send_replace(true);
         self.run_for(Duration::from_millis(50));
-        // What is left of the host is its open connections: the process ends.
+        // Only open connections of the host are left: the process ends.
         self.sim.crash(name);
     }
 }

@@ -1,4 +1,4 @@
-//! The simulated network: connections of turmoil that can be cut in one direction and are recorded.
+//! The simulated network: connections of turmoil that can be cut in one direction and recorded.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,13 +12,13 @@ use smg_cluster::Lane;
 use smg_cluster::codec::ClusterId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::net::{Duplex, Listener, Net, Soon};
+use crate::net::{Duplex, IoFuture, Listener, Net};
 
-/// A host's port.
+/// The mesh port of a host.
 pub(super) struct SimulatedPort(pub(super) turmoil::net::TcpListener);
 
 impl Listener for SimulatedPort {
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+    fn accept(&mut self) -> IoFuture<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;
             Ok((Box::new(stream) as Box<dyn Duplex>, from))
@@ -26,7 +26,7 @@ impl Listener for SimulatedPort {
     }
 }
 
-/// The network as seen from a host.
+/// The network, as a host accesses it.
 #[derive(Debug)]
 pub(super) struct Simulated {
     pub(super) ip: IpAddr,
@@ -34,7 +34,7 @@ pub(super) struct Simulated {
 }
 
 impl Net for Simulated {
-    fn connect(&self, to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
+    fn connect(&self, to: SocketAddr, _lane: Lane) -> IoFuture<'_, Box<dyn Duplex>> {
         Box::pin(async move {
             if self.wires.walls.lock().contains(&(self.ip, to.ip())) {
                 std::future::pending::<()>().await;
@@ -52,13 +52,13 @@ impl Net for Simulated {
 #[derive(Debug, Default)]
 pub(super) struct Wires {
     pub(super) all: Mutex<Vec<Arc<Wire>>>,
-    /// Who can't reach whom with a new connection: it hangs.
+    /// The pairs of addresses of which the first can't make new connections to the second: connecting hangs.
     pub(super) walls: Mutex<BTreeSet<(IpAddr, IpAddr)>>,
-    /// What went over all wires, both ways, while it is recorded.
+    /// The bytes of all wires in both directions, while they are recorded.
     pub(super) record: Mutex<Option<Vec<u8>>>,
 }
 
-/// One connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) from: IpAddr,
@@ -68,15 +68,15 @@ pub(super) struct Wire {
 
 #[derive(Debug, Default)]
 pub(super) struct WireState {
-    /// Told by what goes over it, where that can be read.
+    /// The lane, derived from the bytes on the wire where they are not encrypted.
     pub(super) lane: Option<Lane>,
-    /// What the caller says is lost.
+    /// Whether the caller's bytes are lost.
     pub(super) cut_out: bool,
-    /// What the called says is lost.
+    /// Whether the bytes of the called side are lost.
     pub(super) cut_back: bool,
 }
 
-/// The lane that a frame in the clear belongs to: a frame begins with its version, kind and flags, and the cluster.
+/// The lane of a plain-text frame. A frame begins with its version, kind and flags, and the cluster.
 pub(super) fn lane_of(bytes: &[u8]) -> Option<Lane> {
     let cluster = ClusterId::of("smg").0.to_le_bytes();
     let at = bytes.windows(8).position(|window| window == cluster)?;

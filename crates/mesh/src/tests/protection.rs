@@ -1,4 +1,4 @@
-//! Keys and certificates: who has none is kept out, and both change while rows flow.
+//! Tests of keys and certificates: routers without them are refused, and both can be changed while rows are replicated.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,30 +23,31 @@ fn sealed(mode: Mode, keys: &[u8]) -> Plan {
     Plan::secured(SecurityConfig { tls: None, mode, keys })
 }
 
-/// Whether `name` stays alone for a while, the others being one cluster.
+/// Asserts that `name` stays alone for some time while the others are one cluster.
 fn stays_out(world: &mut World, name: &'static str) {
-    world.until(SECOND, "it runs", |w| w.routers.borrow().contains_key(name));
+    world.until(SECOND, "the router runs", |w| w.routers.borrow().contains_key(name));
     world.write(name, [900]);
     world.run_for(SECOND * 5);
-    assert_eq!(world.seen("a", name), None, "{}", world.picture());
+    assert_eq!(world.state_at("a", name), None, "{}", world.picture());
     assert!(!world.view(name).has_others());
     assert_eq!([world.workers("a"), world.workers(name)], [1, 1], "no row crosses");
 }
 
-/// A cluster of a and b that holds one row, with `names` told where all may be.
+/// A cluster of a and b that holds one row. `names` are the routers whose addresses they get as join addresses.
 fn pair(names: &[&'static str], plan: &Plan) -> World {
     let mut world = World::of(names);
     world.start("a", plan);
     world.start("b", plan);
-    world.until(SECOND * 5, "two are there", |w| {
-        w.seen("a", "b") == Some(MemberState::Alive) && w.seen("b", "a") == Some(MemberState::Alive)
+    world.until(SECOND * 5, "the two routers have joined", |w| {
+        w.state_at("a", "b") == Some(MemberState::Alive)
+            && w.state_at("b", "a") == Some(MemberState::Alive)
     });
     world.write("a", [0]);
     world
 }
 
 #[test]
-fn who_has_another_key_or_none_is_kept_out_and_counted() {
+fn a_router_with_another_key_or_none_is_refused_and_counted() {
     for plan in [sealed(Mode::Required, &[2]), sealed(Mode::Off, &[])] {
         let mut world = pair(&THREE, &sealed(Mode::Required, &[1]));
         assert_eq!(world.rejected("a", "no_shared_key"), 0);
@@ -57,12 +58,12 @@ fn who_has_another_key_or_none_is_kept_out_and_counted() {
             world.handle("c").links().values().any(|link| {
                 link.error().is_some_and(|error| error.contains("--mesh-encryption-key"))
             });
-        assert!(refused, "c is told what is wrong: {:?}", world.handle("c").links());
+        assert!(refused, "the status of c must show the reason: {:?}", world.handle("c").links());
     }
 }
 
 #[test]
-fn another_cluster_is_kept_out_and_counted() {
+fn another_cluster_is_refused_and_counted() {
     let mut world = pair(&THREE, &Plan::default());
     world.start("c", &Plan { cluster: "another", ..Plan::default() });
     stays_out(&mut world, "c");
@@ -70,7 +71,7 @@ fn another_cluster_is_kept_out_and_counted() {
 }
 
 #[test]
-fn keys_rotate_while_rows_flow() {
+fn keys_rotate_while_rows_are_replicated() {
     let mut world = World::formed(&THREE, &sealed(Mode::Required, &[1]));
     let (old, new) = (key(1).id(), key(2).id());
     let changes = [KeyChange::Install(key(2)), KeyChange::Use(new), KeyChange::Remove(old)];
@@ -84,13 +85,13 @@ fn keys_rotate_while_rows_flow() {
             world.run_for(Duration::from_millis(5));
         }
         let Some(change) = change else { continue };
-        // Rows are on their way at this moment; more come while it is told.
+        // Rows are in flight at this moment, and more are written while the keys change.
         let receipts =
             world.ask("b", |handle| async move { handle.change_keys(change).await }).unwrap();
         assert_eq!(receipts.len(), 3);
         assert!(receipts.values().all(Result::is_ok), "{receipts:?}");
     }
-    world.until(SECOND, "all hold all", |w| w.workers("a") == written && w.agrees());
+    world.until(SECOND, "all replicas are equal", |w| w.workers("a") == written && w.agrees());
     for name in THREE {
         assert_eq!(world.handle(name).keys(), (Mode::Required, vec![new]));
         for reason in ["seal", "unknown_key", "plain", "no_shared_key", "keys"] {
@@ -106,7 +107,7 @@ fn keys_rotate_while_rows_flow() {
 }
 
 #[test]
-fn with_a_key_no_url_is_on_the_wire() {
+fn with_a_key_no_url_is_sent_in_plain_text() {
     let url = b"http://worker-0.example:8000";
     for (plan, is_readable) in
         [(sealed(Mode::Off, &[]), true), (sealed(Mode::Required, &[1]), false)]
@@ -126,7 +127,7 @@ fn with_a_key_no_url_is_on_the_wire() {
     }
 }
 
-/// An authority, and a folder with what it signed.
+/// A certificate authority, and a directory with the files that it signed.
 struct Authority {
     dir: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -142,7 +143,7 @@ impl Authority {
         Self { dir: tempfile::tempdir().unwrap(), issuer: Issuer::new(params, key), pem }
     }
 
-    /// A certificate for `name` that is good until 5 January of `last_year`, and its key, both PEM.
+    /// A certificate for `name` that is valid until 5 January of `last_year`, and its key, both as PEM.
     fn sign(&self, name: &str, last_year: i32) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -170,7 +171,7 @@ impl Authority {
     }
 }
 
-/// Writes a file so that it has changed: simulated seconds are too short for the file system's clock.
+/// Writes a file so that its change is detected: simulated time is too short for the timestamps of the file system.
 fn replace(path: &PathBuf, text: &str) {
     let before = fs::metadata(path).and_then(|about| about.modified());
     fs::write(path, text).unwrap();
@@ -178,7 +179,7 @@ fn replace(path: &PathBuf, text: &str) {
     fs::File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
 }
 
-/// A router of each name with a certificate for it.
+/// A world with a router of each name, each with a certificate for its name.
 fn equipped(authority: &Authority, names: &[&'static str]) -> World {
     let mut world = World::of(names);
     for name in names.iter().filter(|name| **name != "x") {
@@ -189,7 +190,7 @@ fn equipped(authority: &Authority, names: &[&'static str]) -> World {
 }
 
 #[test]
-fn a_stranger_with_a_certificate_is_kept_out_and_counted() {
+fn a_router_with_a_foreign_certificate_is_refused_and_counted() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     for (what, shown, reason) in [
         ("another authority's", theirs.sign("x", 2040), "tls"),
@@ -197,29 +198,29 @@ fn a_stranger_with_a_certificate_is_kept_out_and_counted() {
         ("another name's", ours.sign("y", 2040), "name"),
     ] {
         let mut world = equipped(&ours, &["a", "b", "x"]);
-        world.until(SECOND * 5, "two are there", |w| {
-            w.seen("a", "b") == Some(MemberState::Alive)
-                && w.seen("b", "a") == Some(MemberState::Alive)
+        world.until(SECOND * 5, "the two routers have joined", |w| {
+            w.state_at("a", "b") == Some(MemberState::Alive)
+                && w.state_at("b", "a") == Some(MemberState::Alive)
         });
         assert_eq!(world.rejected("a", reason), 0);
         world.write("a", [0]);
         let both = format!("{}{}", ours.pem, theirs.pem);
         let security = ours.equip("x", &shown, &both);
-        // Its own check of its own certificate would stop one that has expired: it says that today is long ago.
+        // Its own check would reject its own expired certificate, so its clock is set to a time long ago.
         let plan = Plan { begin: Duration::from_secs(1_590_000_000), ..Plan::secured(security) };
         world.start("x", &plan);
         stays_out(&mut world, "x");
         assert!(world.rejected("a", reason) > 0, "a certificate that is {what}");
     }
-    // The same name with the right certificate is let in, so that it was the certificate.
+    // A router with the same name and the right certificate is accepted, so the certificate was the reason.
     let mut world = equipped(&ours, &["a", "b", "x"]);
     let security = ours.equip("x", &ours.sign("x", 2040), &ours.pem);
     world.start("x", &Plan::secured(security));
-    world.until(SECOND * 5, "all are there", World::is_whole);
+    world.until(SECOND * 5, "all routers have joined", World::is_whole);
 }
 
 #[test]
-fn the_authority_is_replaced_while_rows_flow() {
+fn the_authority_is_replaced_while_rows_are_replicated() {
     let (old, new) = (Authority::new(), Authority::new());
     let mut world = equipped(&old, &THREE);
     world.until(SECOND * 5, "the cluster has formed", World::is_whole);
@@ -227,7 +228,8 @@ fn the_authority_is_replaced_while_rows_flow() {
     let both = format!("{}{}", old.pem, new.pem);
     for step in 0..3 {
         for name in THREE {
-            // Both are trusted, then the new one's are shown, then only it is trusted.
+            // First both authorities are trusted, then the certificates of the new one are presented, then only the new
+            // one is trusted.
             let files = old.files(name);
             match step {
                 0 => replace(&files.ca, &both),
@@ -250,7 +252,7 @@ fn the_authority_is_replaced_while_rows_flow() {
         assert_eq!(world.rejected(name, "tls"), 0);
         assert!(world.handle(name).links().values().all(|link| link.error().is_none()));
     }
-    // New connections are made with the new certificates, and the old authority's are worth nothing.
+    // New connections use the new certificates, and those of the old authority are refused.
     world.kill("c");
     old.equip("c", &old.sign("c", 2040), &both);
     world.restart("c");
@@ -258,7 +260,7 @@ fn the_authority_is_replaced_while_rows_flow() {
     assert!(!world.view("c").has_others(), "{}", world.picture());
     assert!(world.rejected("a", "tls") > 0);
     old.equip("c", &new.sign("c", 2040), &new.pem);
-    world.until(SECOND * 12, "with the new one it is let in again", |w| {
+    world.until(SECOND * 12, "with a new certificate it is accepted again", |w| {
         w.is_whole() && w.workers("c") == written
     });
 }

@@ -1,4 +1,4 @@
-//! Somebody tells the others that a healthy router is suspected, or down.
+//! Tests of false reports: a member reports to the others that a healthy router is suspected, or down.
 
 use foca::{Header, Member, Message, State};
 use serde::Serialize;
@@ -10,14 +10,14 @@ use crate::link::Link;
 
 const FOUR: [&str; 4] = ["a", "b", "c", "liar"];
 
-/// An item of a membership packet: its length, then what it is.
-fn item(what: &impl Serialize) -> Vec<u8> {
-    let bytes = codec::encode(what);
+/// An item of a membership packet: its length, then its encoding.
+fn item(value: &impl Serialize) -> Vec<u8> {
+    let bytes = codec::encode(value);
     let length = u16::try_from(bytes.len()).unwrap();
     [&length.to_be_bytes()[..], &bytes].concat()
 }
 
-/// A packet from one member to another with a rumour about a third.
+/// A packet from one member to another that reports the state of a third.
 fn rumour(from: &Identity, to: &Identity, about: &Member<Identity>) -> Vec<u8> {
     let header =
         Header { src: from.clone(), src_incarnation: 0, dst: to.clone(), message: Message::Gossip };
@@ -25,8 +25,8 @@ fn rumour(from: &Identity, to: &Identity, about: &Member<Identity>) -> Vec<u8> {
     codec::frame(Kind::Swim, ClusterId::of("smg"), &payload)
 }
 
-/// The liar tells a and c that b is in `state`; what they came to believe, and after how long everybody was ALIVE again.
-fn tell(state: State) -> (World, Duration) {
+/// The liar reports to a and c that b is in `state`. Returns the world, and the time until all were ALIVE again.
+fn spread_rumour(state: State) -> (World, Duration) {
     let mut world = World::formed(&FOUR, &Plan::default());
     world.run_for(SECOND * 2);
     world.transitions();
@@ -40,16 +40,16 @@ fn tell(state: State) -> (World, Duration) {
             assert_eq!(link.send(Lane::Swim, frame.into()), 0);
             link
         });
-        // Until it is there; the links end with it.
+        // The wait lets the frames arrive, because dropping the links ends them.
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(links);
     });
     let believed = move |world: &mut World| {
-        ["a", "c"].iter().any(|name| world.seen(name, "b") != Some(MemberState::Alive))
+        ["a", "c"].iter().any(|name| world.state_at(name, "b") != Some(MemberState::Alive))
     };
-    let told = world.transitions();
+    let transitions = world.transitions();
     let to = if state == State::Down { MemberState::Down } else { MemberState::Suspected };
-    if !told.contains(&("b".to_owned(), to)) {
+    if !transitions.contains(&("b".to_owned(), to)) {
         world.until(SECOND, "the rumour is believed", believed);
     }
     let took = world.until(SECOND * 2, "the rumour is refuted", World::is_whole);
@@ -58,8 +58,8 @@ fn tell(state: State) -> (World, Duration) {
 
 #[test]
 fn a_false_suspicion_is_refuted() {
-    let (mut world, _) = tell(State::Suspect);
-    // It does not come back either, and never was more than a suspicion.
+    let (mut world, _) = spread_rumour(State::Suspect);
+    // It does not return, and it never was more than a suspicion.
     world.run_for(SECOND * 8);
     assert!(world.is_whole());
     let down = world.transitions().into_iter().find(|(_, to)| *to == MemberState::Down);
@@ -68,9 +68,12 @@ fn a_false_suspicion_is_refuted() {
 
 #[test]
 fn a_false_death_is_refuted_and_costs_no_state() {
-    let (mut world, _) = tell(State::Down);
+    let (mut world, _) = spread_rumour(State::Down);
     let renewals = world.visit("b", |node, _| node.membership().counters().renewals);
-    assert_eq!(renewals, 1, "b said that it lives, under a higher claim and in the same life");
+    assert_eq!(
+        renewals, 1,
+        "b must refute once, with a higher incarnation and the same generation"
+    );
     world.write("b", 0..10);
     world.run_for(SECOND * 8);
     assert!(world.is_whole() && world.agrees());

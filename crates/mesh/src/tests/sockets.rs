@@ -1,12 +1,12 @@
-//! The same over real TCP, each mesh on a thread of its own: that the machine's network is put together right.
+//! Tests over real TCP, with each mesh on a thread of its own. They check that the machine's network is used correctly.
 
 use smg_runtime::tasks::TasksOwner;
 
 use super::*;
-use crate::net::{Duplex, Listener, Soon};
+use crate::net::{Duplex, IoFuture, Listener};
 
 #[tokio::test]
-async fn two_meet_over_tcp_and_one_departs() {
+async fn two_routers_join_over_tcp_and_one_departs() {
     let owner = TasksOwner::new();
     let bind = |name: &str, join: Option<SocketAddr>| {
         let mut config = config(name, "smg", &[], SecurityConfig::default());
@@ -74,18 +74,18 @@ async fn a_node_without_a_network_is_alive_and_can_be_written_to() {
     assert_eq!(metrics.node_up.get(), 1, "an end that was asked for is no failure");
 }
 
-/// A port to which nobody comes.
-struct Unvisited;
+/// A port on which no connection arrives.
+struct NoConnections;
 
-impl Listener for Unvisited {
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+impl Listener for NoConnections {
+    fn accept(&mut self) -> IoFuture<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(std::future::pending())
     }
 }
 
-/// In simulated time: an hour passes in a moment.
+/// Under simulated time, an hour takes a moment.
 #[tokio::test(start_paused = true)]
-async fn a_node_that_is_alone_sleeps_while_nothing_happens() {
+async fn a_lone_idle_node_does_not_wake_up() {
     for is_networked in [false, true] {
         let mut config = config("lone", "smg", &[], SecurityConfig::default());
         config.network = config.network.filter(|_| is_networked);
@@ -109,25 +109,27 @@ async fn a_node_that_is_alone_sleeps_while_nothing_happens() {
             assert_eq!(metrics.turn.get_sample_count(), begun, "networked: {is_networked}");
             handle.visit(|node, _, now| node.update(now, put(0)).unwrap()).await.unwrap();
             tokio::time::sleep(SECOND * 3600).await;
-            // The write, and the look at everything a moment later.
+            // The write itself, and the full check a moment later.
             let turns = metrics.turn.get_sample_count() - begun;
             assert!((1..=3).contains(&turns), "{turns} turns, networked: {is_networked}");
             let rows = metrics.store_entries.with_label_values(&["workers"]).get();
             assert_eq!(rows, 1, "metrics show it");
         };
         tokio::select! {
-            ended = engine.run(Some(Unvisited)) => panic!("it has ended: {ended:?}"),
+            ended = engine.run(Some(NoConnections)) => panic!("the engine has ended: {ended:?}"),
             () = hour => {}
         }
     }
 }
 
 #[tokio::test]
-async fn a_node_that_fails_is_reported_and_ends_nothing_else() {
+async fn a_node_that_fails_is_reported_and_stops_nothing_else() {
     let (mut owner, lone, metrics) = lone_node();
     let visit = lone.handle.visit(|_, _, _| panic!("on purpose")).await;
     assert_eq!(visit, Err::<(), _>(VisitError::Ended));
-    tokio::time::timeout(SECOND * 10, lone.handle.failed()).await.expect("it is reported");
+    tokio::time::timeout(SECOND * 10, lone.handle.failed())
+        .await
+        .expect("the failure must be reported");
     assert_eq!(metrics.node_up.get(), 0);
     let health = lone.handle.health().await.unwrap();
     assert_eq!((health.status, health.node.status), ("failed", "DOWN"));

@@ -1,6 +1,6 @@
-//! Whatever somebody without the key sends: it costs a counter and changes nothing.
+//! Tests that whatever a sender without the key sends only increments a counter and changes nothing.
 //!
-//! One router stands at the end of a pipe in memory, and a stranger speaks gRPC, or anything else, at the other.
+//! One router listens at one end of a pipe in memory. At the other end a stranger sends gRPC, or arbitrary bytes.
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -26,31 +26,31 @@ use crate::wire::{self, MAX_MESSAGE_BYTES};
 const HOME: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), DEFAULT_PORT);
 const STRANGER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 4711);
 
-/// A router alone, and a runtime on which its time is simulated.
+/// A router alone, and a runtime with simulated time.
 struct Home {
     runtime: tokio::runtime::Runtime,
     local: tokio::task::LocalSet,
     handle: Handle,
     metrics: Metrics,
-    door: mpsc::Sender<DuplexStream>,
+    pipes: mpsc::Sender<DuplexStream>,
     _ends: Ends,
 }
 
-/// Nobody is to be reached from here.
+/// A network in which every connection is refused.
 #[derive(Debug)]
-struct Nowhere;
+struct NoNetwork;
 
-impl Net for Nowhere {
-    fn connect(&self, _to: SocketAddr, _lane: Lane) -> Soon<'_, Box<dyn Duplex>> {
+impl Net for NoNetwork {
+    fn connect(&self, _to: SocketAddr, _lane: Lane) -> IoFuture<'_, Box<dyn Duplex>> {
         Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
     }
 }
 
-/// The other end of pipes.
-struct Door(mpsc::Receiver<DuplexStream>);
+/// Accepts the pipes that the test opens.
+struct PipeListener(mpsc::Receiver<DuplexStream>);
 
-impl Listener for Door {
-    fn accept(&mut self) -> Soon<'_, (Box<dyn Duplex>, SocketAddr)> {
+impl Listener for PipeListener {
+    fn accept(&mut self) -> IoFuture<'_, (Box<dyn Duplex>, SocketAddr)> {
         Box::pin(async move {
             match self.0.recv().await {
                 Some(pipe) => Ok((Box::new(pipe) as Box<dyn Duplex>, STRANGER)),
@@ -60,9 +60,9 @@ impl Listener for Door {
     }
 }
 
-/// All that a stranger could change.
+/// Everything that a stranger could change.
 #[derive(Debug, PartialEq)]
-struct Picture {
+struct RouterState {
     me: Identity,
     members: Vec<MemberView>,
     refused: Option<RefusalReason>,
@@ -84,11 +84,11 @@ impl Home {
         let keys = Ring::new((mode != Mode::Off).then(ours)).unwrap();
         let config = config("home", "smg", &[], SecurityConfig { tls: None, mode, keys });
         let metrics = metrics();
-        let (door, pipes) = mpsc::channel(16);
+        let (pipes, accepted) = mpsc::channel(16);
         let (handle, ends) = {
             let _inside = runtime.enter();
             let clock = Clock::simulated(BEGIN);
-            let net = Arc::new(Nowhere);
+            let net = Arc::new(NoNetwork);
             let (handle, engine, ends) = assemble(
                 config,
                 clock,
@@ -99,10 +99,10 @@ impl Home {
                 services(clock),
             )
             .unwrap();
-            local.spawn_local(engine.run(Some(Door(pipes))));
+            local.spawn_local(engine.run(Some(PipeListener(accepted))));
             (handle, ends)
         };
-        let home = Self { runtime, local, handle, metrics, door, _ends: ends };
+        let home = Self { runtime, local, handle, metrics, pipes, _ends: ends };
         home.run(async {
             home.handle.visit(|node, _, now| node.update(now, put(1)).unwrap()).await.unwrap();
         });
@@ -113,9 +113,9 @@ impl Home {
         self.local.block_on(&self.runtime, future)
     }
 
-    fn picture(&self) -> Picture {
+    fn state(&self) -> RouterState {
         let keys = self.handle.keys();
-        let looking = self.handle.visit(move |node, _, _| Picture {
+        let looking = self.handle.visit(move |node, _, _| RouterState {
             me: node.membership().identity().clone(),
             members: node.members().collect(),
             refused: node.membership().refused().cloned(),
@@ -129,7 +129,7 @@ impl Home {
             received: node.received().keys().copied().collect(),
             keys,
         });
-        self.run(looking).expect("it answers")
+        self.run(looking).expect("the router answers")
     }
 
     fn rejected(&self, reason: &str) -> u64 {
@@ -138,7 +138,7 @@ impl Home {
 
     async fn pipe(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        self.door.send(theirs).await.unwrap();
+        self.pipes.send(theirs).await.unwrap();
         ours
     }
 
@@ -156,14 +156,14 @@ impl Home {
         MeshClient::new(channel).max_encoding_message_size(usize::MAX)
     }
 
-    /// Says all this on one stream and listens until the router ends it, or is silent for a second.
-    async fn say(
+    /// Sends all messages on one stream and collects the answers until the router ends it, or is silent for a second.
+    async fn exchange(
         &self,
         call: Call,
         messages: Vec<Envelope>,
     ) -> Vec<Result<Envelope, tonic::Status>> {
         let mut client = self.client().await;
-        // The stream stays open behind the last message: ending it is the router's decision.
+        // The stream stays open after the last message, because the router must decide to end it.
         let outbound =
             tokio_stream::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
         let called = match call {
@@ -171,7 +171,7 @@ impl Home {
             Call::Sync => client.sync(outbound).await,
             Call::Keys => client.keys(outbound).await,
         };
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         let mut inbound = match called {
             Ok(answer) => answer.into_inner(),
             Err(status) => return vec![Err(status)],
@@ -179,13 +179,13 @@ impl Home {
         while let Ok(Some(message)) =
             tokio::time::timeout(SECOND, tokio_stream::StreamExt::next(&mut inbound)).await
         {
-            heard.push(message);
+            received.push(message);
         }
-        heard
+        received
     }
 }
 
-/// The key that home has and no stranger.
+/// The key that the router has and no stranger has.
 fn ours() -> SharedKey {
     SharedKey::new([1; 32])
 }
@@ -197,7 +197,7 @@ enum Call {
     Keys,
 }
 
-/// Who the stranger says it is: all of this can be read off the wire, but for a key.
+/// The opening that a stranger sends. All of it but a key can be observed on the network.
 fn opening() -> Opening {
     let me = Introduction {
         node: NodeId { name: "stranger".parse().unwrap(), generation: Generation(7) },
@@ -223,7 +223,7 @@ fn sealed(key_id: u64, ciphertext: impl Into<Bytes>) -> Envelope {
     envelope(Content::Sealed(Sealed { key_id, ciphertext: ciphertext.into() }))
 }
 
-/// Frames that a router which is let in would send, each of which changes something: a knock, and all that follows.
+/// Frames that an accepted router would send, each of which changes something: a join request and all that follows it.
 fn frames() -> Vec<Vec<u8>> {
     let mut rng = StdRng::seed_from_u64(1);
     let now = Now { mono: Duration::ZERO, wall: BEGIN };
@@ -256,7 +256,7 @@ fn frames() -> Vec<Vec<u8>> {
     frames
 }
 
-/// The same as they were sealed, with the right key, on another stream: what a stranger can record.
+/// The frames as they were encrypted with the right key on another stream: a stranger can record these.
 fn recorded(frames: &[Vec<u8>]) -> Vec<Bytes> {
     let keys = Ring::new([ours()]).unwrap();
     let salts = [[9; seal::SALT_BYTES], [3; seal::SALT_BYTES]];
@@ -270,7 +270,7 @@ fn any_bytes(most: usize) -> impl Strategy<Value = Bytes> {
     proptest::collection::vec(any::<u8>(), 0..most).prop_map(Bytes::from)
 }
 
-/// What a stranger opens with: mostly right, or nobody would listen to what follows.
+/// The opening of a stranger. It is usually valid, because otherwise the messages after it would be ignored.
 fn any_opening() -> impl Strategy<Value = Opening> {
     let name = select(&["stranger", "home", "", "a b", "x"][..]);
     let salt = prop_oneof![4 => Just(Bytes::from_static(&[9; 32])), 1 => any_bytes(40)];
@@ -293,7 +293,7 @@ fn any_opening() -> impl Strategy<Value = Opening> {
     )
 }
 
-/// A message behind the opening.
+/// A message after the opening.
 fn any_message(frames: Vec<Vec<u8>>, recorded: Vec<Bytes>) -> impl Strategy<Value = Envelope> {
     let id = ours().id().0;
     let key = prop_oneof![
@@ -322,7 +322,7 @@ fn any_message(frames: Vec<Vec<u8>>, recorded: Vec<Bytes>) -> impl Strategy<Valu
                 *at.get_mut(&mut bytes) = byte;
             }
         }
-        // What is no message any more would not come so far.
+        // Bytes that are no longer a message would be refused earlier.
         Envelope::decode(&bytes[..]).unwrap_or(honest)
     })
 }
@@ -330,7 +330,7 @@ fn any_message(frames: Vec<Vec<u8>>, recorded: Vec<Bytes>) -> impl Strategy<Valu
 #[test]
 fn without_the_key_no_frame_changes_anything() {
     let home = Home::of(Mode::Required);
-    let before = home.picture();
+    let before = home.state();
     assert_eq!(before.frames, cluster::FrameCounters::default());
     let frames = frames();
     let recorded = recorded(&frames);
@@ -343,29 +343,29 @@ fn without_the_key_no_frame_changes_anything() {
     );
     let mut runner = TestRunner::new(Cases { cases: 512, ..Cases::default() });
     let ran = runner.run(&session, |(call, first, rest)| {
-        home.run(home.say(call, [vec![first], rest].concat()));
-        prop_assert_eq!(&home.picture(), &before);
+        home.run(home.exchange(call, [vec![first], rest].concat()));
+        prop_assert_eq!(&home.state(), &before);
         Ok(())
     });
     if let Err(error) = ran {
         panic!("{error}");
     }
-    // The sessions got as far as they could: past the opening, and to each kind of refusal.
+    // The sessions got as far as possible: past the opening, and to each kind of refusal.
     for reason in ["plain", "unknown_key", "seal", "no_shared_key", "version", "cluster", "keys"] {
         assert!(home.rejected(reason) > 0, "no session was refused for {reason}");
     }
 }
 
 #[test]
-fn the_same_frames_are_taken_where_nothing_is_sealed() {
+fn the_same_frames_are_accepted_without_encryption() {
     let home = Home::of(Mode::Off);
-    let before = home.picture();
+    let before = home.state();
     let frames = frames();
     let messages: Vec<_> = std::iter::once(wire::opening_envelope(opening()))
         .chain(frames.iter().map(|frame| plain(frame)))
         .collect();
-    home.run(home.say(Call::Swim, messages));
-    let after = home.picture();
+    home.run(home.exchange(Call::Swim, messages));
+    let after = home.state();
     assert_ne!(after.members, before.members);
     assert!(after.frames.taken > 0);
 }
@@ -373,26 +373,26 @@ fn the_same_frames_are_taken_where_nothing_is_sealed() {
 #[test]
 fn each_refusal_is_counted_under_its_reason() {
     let id = ours().id().0;
-    let knock = frames().swap_remove(0);
+    let frame = frames().swap_remove(0);
     let open = || wire::opening_envelope(opening());
     let opened = |opening| wire::opening_envelope(opening);
     for (reason, call, messages) in [
         ("version", Call::Swim, vec![opened(Opening { major: 9, ..opening() })]),
         ("cluster", Call::Sync, vec![opened(Opening { cluster: 1, ..opening() })]),
         ("opening", Call::Swim, vec![opened(Opening { node_name: String::new(), ..opening() })]),
-        ("opening", Call::Swim, vec![plain(&knock)]),
+        ("opening", Call::Swim, vec![plain(&frame)]),
         ("no_shared_key", Call::Swim, vec![opened(Opening { salt: Bytes::new(), ..opening() })]),
-        ("plain", Call::Swim, vec![open(), plain(&knock)]),
-        ("unknown_key", Call::Sync, vec![open(), sealed(id + 1, knock.clone())]),
-        ("seal", Call::Sync, vec![open(), sealed(id, knock.clone())]),
+        ("plain", Call::Swim, vec![open(), plain(&frame)]),
+        ("unknown_key", Call::Sync, vec![open(), sealed(id + 1, frame.clone())]),
+        ("seal", Call::Sync, vec![open(), sealed(id, frame.clone())]),
         ("envelope", Call::Swim, vec![open(), open()]),
         ("message", Call::Swim, vec![open(), plain(&vec![0; MAX_MESSAGE_BYTES + 1])]),
         ("message", Call::Sync, vec![open(), plain(&vec![0; 64 << 20])]),
-        ("keys", Call::Keys, vec![open(), sealed(id, knock.clone())]),
+        ("keys", Call::Keys, vec![open(), sealed(id, frame.clone())]),
     ] {
         let home = Home::of(Mode::Required);
-        let before = home.picture();
-        home.run(home.say(call, messages));
+        let before = home.state();
+        home.run(home.exchange(call, messages));
         assert_eq!(home.rejected(reason), 1, "{reason}");
         let all: u64 = prometheus::core::Collector::collect(&home.metrics.rejected)
             .iter()
@@ -400,14 +400,14 @@ fn each_refusal_is_counted_under_its_reason() {
             .map(|metric| metric.get_counter().get_value() as u64)
             .sum();
         assert_eq!(all, 1, "{reason}, and nothing else");
-        assert_eq!(home.picture(), before, "{reason}");
+        assert_eq!(home.state(), before, "{reason}");
     }
 }
 
 #[test]
-fn bytes_that_are_no_http2_cost_a_counter() {
+fn bytes_that_are_not_http2_are_counted() {
     let home = Home::of(Mode::Off);
-    let before = home.picture();
+    let before = home.state();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let cases: [Vec<u8>; 4] = [
         b"GET / HTTP/1.1\r\nhost: home\r\n\r\n".to_vec(),
@@ -418,7 +418,7 @@ fn bytes_that_are_no_http2_cost_a_counter() {
     for (number, bytes) in cases.into_iter().enumerate() {
         home.run(async {
             let mut pipe = home.pipe().await;
-            // The router may hang up before all is written.
+            // The router may close the connection before all is written.
             let _refused = pipe.write_all(&bytes).await.is_err();
             let mut answer = Vec::new();
             let ended = tokio::time::timeout(SECOND * 20, pipe.read_to_end(&mut answer)).await;
@@ -426,5 +426,5 @@ fn bytes_that_are_no_http2_cost_a_counter() {
         });
         assert_eq!(home.rejected("not_http2"), number as u64 + 1, "case {number}");
     }
-    assert_eq!(home.picture(), before);
+    assert_eq!(home.state(), before);
 }
