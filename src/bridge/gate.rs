@@ -1,8 +1,8 @@
-//! How far the start of this router is: whether it may be ready, and whether it has announced its workers.
+//! The progress of this router's start: whether it may be ready, and whether it has published its workers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How far the start of this router is.
+/// The progress of this router's start.
 #[derive(Debug)]
 pub struct Gate {
     is_open: AtomicBool,
@@ -25,7 +25,8 @@ impl Gate {
         self.is_open.store(true, Ordering::Release);
     }
 
-    /// Whether this router has announced its configured workers: from then on, a worker that the state lacks was removed.
+    /// Whether this router has published its configured workers. From then on, a worker that the state lacks was
+    /// removed.
     pub(super) fn has_announced(&self) -> bool {
         self.announced.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! What the cluster has served together, for Prometheus.
+//! The Prometheus metrics of what the cluster has served together.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use smg_types::ids::ModelId;
@@ -40,14 +40,14 @@ impl Metrics {
         Ok(Self { requests, hints, unpublished })
     }
 
-    /// Shows how many hints are held, and how many were never told.
+    /// Sets the number of hints that are held, and counts those that were not published.
     pub(super) fn show_hints(&self, held: usize, unpublished: u64) {
         self.hints.set(i64::try_from(held).unwrap_or(i64::MAX));
         self.unpublished.inc_by(unpublished.saturating_sub(self.unpublished.get()));
     }
 
-    /// Shows the totals of a model. A total that falls back, because a router died before its last count was heard, waits
-    /// until it is overtaken.
+    /// Sets the totals of a model. A total can decrease, if a router dies before its last count was received. Then the
+    /// metric keeps its value until the total exceeds it again.
     pub(super) fn show(&self, model: &ModelId, counts: &[(&'static str, u64)]) {
         for (outcome, count) in counts {
             let counter = self.requests.with_label_values(&[*outcome, model.as_str()]);

@@ -5,12 +5,12 @@
 //!
 //! Inward, `follower` runs on the mesh's thread and applies each change of the shared state to the fleet and the policies
 //! before the node acknowledges the change to any other router. So a receipt means that the named routers route by the write.
-//! Outward, [`Bridge::run`] compares what the fleet sees with what it last published, and publishes the difference: every
-//! 25 ms while anything changes, every 100 ms while nothing does. A router that nobody can join publishes nothing.
-//! Both directions are level-triggered: doing either twice does no harm.
+//! In the other direction, [`Bridge::run`] compares what the fleet observes with what it last published, and publishes
+//! the difference: every 25 ms while anything changes, every 100 ms while nothing does. A router without a mesh
+//! publishes nothing. Both directions are level-triggered: doing either twice does no harm.
 //!
-//! No request waits for any of it. When the cluster node fails, the router routes by the last state and by what it sees
-//! itself, and refuses administrators' writes.
+//! No request waits for any of this. After the cluster node has failed, the router routes by the last state and by its
+//! own observations, and refuses administrators' writes.
 
 mod admin;
 mod follower;

@@ -1,4 +1,4 @@
-//! What the bridge connects, and how it is configured.
+//! The parts that the bridge connects, and its configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct Config {
     pub health_probers: usize,
     /// The longest time for which a router with join addresses is not ready while it lacks the state of the others.
     pub join_timeout: Duration,
-    /// Whether join addresses are configured: there may be others to learn from.
+    /// Whether join addresses are configured, so that there may be others to load the state from.
     pub has_others: bool,
 }
 
@@ -28,7 +28,7 @@ impl Default for Config {
     }
 }
 
-/// What both directions need.
+/// The parts that both directions need.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     pub(super) config: Config,
@@ -38,7 +38,7 @@ pub struct Bridge {
     /// The workers that this router's configuration names.
     pub(super) configured: Arc<[WorkerSpec]>,
     pub(super) gate: Arc<Gate>,
-    /// Wakes the prober before its next probe is due.
+    /// Makes the prober run before its next probe is due.
     pub(super) wake: Arc<Notify>,
 }
 
@@ -57,7 +57,7 @@ impl Bridge {
         Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
     }
 
-    /// How far the start of this router is, for `/readiness`.
+    /// The progress of this router's start, for `/readiness`.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate

@@ -1,4 +1,4 @@
-//! What the bridge's task does: it announces the configured workers, then publishes what this router sees.
+//! The task of the bridge: it publishes the configured workers, then what this router observes.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::metrics::Metrics;
 use super::parts::Bridge;
 use super::{follower, publish, startup};
 
-/// Time between two comparisons of what is seen with what was published.
+/// The time between two comparisons of observations with what was published.
 const TICK: Duration = Duration::from_millis(25);
 
-/// The same once nothing was published for a while: an idle router must cost almost nothing.
+/// The same time after nothing was published for a while, because an idle router must cost almost nothing.
 const QUIET_TICK: Duration = Duration::from_millis(100);
 
 /// How long after a publication the next one is expected soon.
@@ -46,7 +46,7 @@ impl Bridge {
             while !startup.advance().await {
                 tokio::time::sleep(TICK).await;
             }
-            // Nobody reads what a router alone would publish.
+            // No other router receives what a router alone would publish.
             return std::future::pending().await;
         }
         self.policies.memory().journal.open();
@@ -67,8 +67,8 @@ impl Bridge {
         }
     }
 
-    /// Goes on after the node has failed. The reports of other routers grow old, so this router drops them and probes all
-    /// its workers itself. It no longer waits for other routers before it is ready.
+    /// Continues after the node has failed. The reports of other routers become outdated, so this router drops them and
+    /// probes all its workers itself. It no longer waits for other routers before it is ready.
     fn go_on_without_node(&self) {
         self.gate.open();
         for worker in self.fleet.snapshot().workers() {

@@ -1,4 +1,4 @@
-//! Policies as administrators set them: their document, their record, and what they mean.
+//! The policies that administrators set: their JSON document, their record, and their effect.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use smg_routing::policy;
 use smg_types::ids::WorkerId;
 use smg_types::spec::{Weight, WeightError};
 
-/// A policy for a model, as the API speaks of it.
+/// A policy for a model, as a document of the API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyDocument {
@@ -18,7 +18,7 @@ pub struct PolicyDocument {
     /// Its parameters: `cache_threshold`, `balance_abs_threshold`, `balance_rel_threshold`.
     #[serde(default)]
     pub parameters: BTreeMap<String, serde_json::Number>,
-    /// Weights that take the place of those in the workers' specs, by worker id.
+    /// Weights that replace those in the workers' specs, by worker id.
     #[serde(default)]
     pub weights: BTreeMap<WorkerId, u32>,
 }
@@ -26,35 +26,35 @@ pub struct PolicyDocument {
 /// Why a policy can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// No such policy.
+    /// There is no such policy.
     #[error(transparent)]
     Policy(#[from] policy::ParseKindError),
-    /// No such parameter.
+    /// There is no such parameter.
     #[error(
         "parameter {0:?} is not one of cache_threshold, balance_abs_threshold, balance_rel_threshold"
     )]
     Parameter(String),
-    /// Out of bounds.
+    /// A parameter is out of its bounds.
     #[error("parameter {name} {value:?} is not {wanted}")]
     Value {
-        /// Of which parameter.
+        /// The parameter's name.
         name: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: String,
-        /// What was expected.
+        /// The values that are valid.
         wanted: &'static str,
     },
-    /// Out of bounds.
+    /// A weight is out of its bounds.
     #[error("{error} (of worker {worker})")]
     Weight {
-        /// The worker that was to get it.
+        /// The worker of the weight.
         worker: WorkerId,
-        /// What is wrong with it.
+        /// What is wrong with the weight.
         error: WeightError,
     },
 }
 
-/// The document as it travels.
+/// The policy as it is stored in the shared state.
 pub(super) fn record(document: &PolicyDocument) -> PolicyRecord {
     let parameters = document.parameters.iter();
     PolicyRecord {
@@ -64,7 +64,7 @@ pub(super) fn record(document: &PolicyDocument) -> PolicyRecord {
     }
 }
 
-/// What a record means to a router whose own parameters are `defaults`.
+/// The effect of a record on a router whose own parameters are `defaults`.
 pub(super) fn setting(
     record: &PolicyRecord,
     defaults: &policy::Config,

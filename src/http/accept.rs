@@ -17,10 +17,10 @@ use tracing::warn;
 use super::idle::{IdleConnections, Place};
 use super::metrics::Metrics;
 
-/// Connections that wait for their thread to take them.
+/// The most connections that wait for their thread.
 const HANDOVER: usize = 1024;
 
-/// How often the acceptor checks whether there are descriptors again.
+/// How often the acceptor checks whether descriptors are free again.
 const SCARCE_CHECK: Duration = Duration::from_millis(10);
 
 /// The same while a connection closes to make room.
@@ -32,7 +32,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection on its way to its thread.
+/// A connection that is passed to its thread.
 pub(super) struct Handover {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: SocketAddr,
@@ -40,7 +40,7 @@ pub(super) struct Handover {
     pub(super) counted: Counted,
 }
 
-/// Counts a connection as long as it lives.
+/// Counts a connection until it is dropped.
 pub(super) struct Counted {
     load: Arc<AtomicUsize>,
     open: Arc<watch::Sender<usize>>,
@@ -75,36 +75,36 @@ impl Drop for Counted {
     }
 }
 
-/// The way to one thread.
+/// The channel to one thread.
 pub(super) struct Lane {
     sender: mpsc::Sender<Handover>,
     load: Arc<AtomicUsize>,
 }
 
 impl Lane {
-    /// A lane, and its end at the thread.
+    /// A lane, and the receiving end for the thread.
     pub(super) fn new() -> (Self, mpsc::Receiver<Handover>) {
         let (sender, receiver) = mpsc::channel(HANDOVER);
         (Self { sender, load: Arc::default() }, receiver)
     }
 }
 
-/// Accepts connections and hands each to the data-path thread that has the fewest.
+/// Accepts connections and passes each to the data-path thread that has the fewest.
 pub(super) struct Acceptor {
     pub(super) listener: tokio::net::TcpListener,
     pub(super) lanes: Vec<Lane>,
-    /// Clients' connections that are open.
+    /// The number of open connections of clients.
     pub(super) open: Arc<watch::Sender<usize>>,
     /// Those of them that have made no request: they give way when places or descriptors run out.
     pub(super) idle: Arc<IdleConnections>,
-    /// Connections at once.
+    /// The most connections of clients at the same time.
     pub(super) max_connections: usize,
     pub(super) metrics: Metrics,
     pub(super) dialer: Arc<Dialer>,
 }
 
 impl Acceptor {
-    /// Runs until `stopped`, then waits for `stopping`: the task ends with the process, as others must.
+    /// Runs until `stopped`, then waits for `stopping`, because the task must end together with the process.
     pub(super) async fn run(
         self,
         mut stopped: watch::Receiver<bool>,
@@ -120,7 +120,7 @@ impl Acceptor {
                 Err(error) => pause_after(&error, "accepting a client", &self.dialer).await,
             }
         }
-        // Those that the kernel has taken already would be reset.
+        // Connections that the kernel has already completed would be reset otherwise.
         while let Ok(Ok((stream, peer))) =
             tokio::time::timeout(Duration::ZERO, self.listener.accept()).await
         {
@@ -132,8 +132,8 @@ impl Acceptor {
         Ok(())
     }
 
-    /// The next connection, once there are descriptors for it and for its connection to a worker. Until then it waits in
-    /// the kernel.
+    /// The next connection, as soon as there are descriptors for it and for its connection to a worker. Until then it
+    /// waits in the kernel.
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let descriptors = self.dialer.descriptors();
         if descriptors.is_scarce() {
@@ -164,7 +164,7 @@ impl Acceptor {
             self.metrics.connections_refused.inc();
             return;
         }
-        // A thread that is lost takes nothing: its idle lane must not attract everything.
+        // A lost thread takes no connections, so its empty lane must not attract all of them.
         let open = self.lanes.iter().filter(|lane| !lane.sender.is_closed());
         let Some(lane) = open.min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else {
             self.metrics.connections_refused.inc();
@@ -175,7 +175,7 @@ impl Acceptor {
         let counted = Counted::new(&lane.load, &self.open, &self.metrics.connections, descriptor);
         let handover = Handover { stream, peer, place: self.idle.add(), counted };
         if lane.sender.try_send(handover).is_err() {
-            // The thread is a thousand connections behind: closing is the kindest answer.
+            // The thread is a thousand connections behind, so the connection is closed at once.
             self.metrics.connections_refused.inc();
         }
     }

@@ -1,6 +1,7 @@
-//! Who may call: keys of clients, of tenants and of administrators, and what is believed without a key.
+//! Access control: the keys of clients, tenants and administrators, and the rules without a key.
 //!
-//! One rule for every port and path; docs/security.md shows it as a table made from the table of routes:
+//! The same rules apply to every port and path; docs/security.md shows them as a table that is generated from the
+//! routes:
 //!
 //! 1. Inference needs a client's or a tenant's key if any is configured.
 //! 2. The admin surface needs an admin key. `--api-key` counts as one when no admin key is configured.
@@ -10,7 +11,8 @@
 //!    this machine makes everybody's address a loopback address.
 //! 5. A write that a browser may have sent on behalf of another site is refused whatever it shows.
 //!
-//! The keys can be replaced while requests are served. A request is held against the keys of its arrival to its end.
+//! The keys can be replaced while requests are served. A request is checked against the keys of its arrival until its
+//! end.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,26 +27,26 @@ use super::headers::{is_key, shown_keys};
 use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
-/// Who calls.
+/// The identity of a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
-    /// The tenant whose key was shown.
+    /// The tenant whose key was sent.
     pub(super) tenant: Option<String>,
 }
 
-/// The keys that new requests are held against.
+/// The keys against which new requests are checked.
 #[derive(Debug)]
 pub struct LiveKeys(ArcSwap<Keys>);
 
-/// New keys that are not taken, because they would open what a key guards now.
+/// Why new keys are not applied: they would open what a key protects now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeysRefused {
-    /// Everybody would be let in.
+    /// Every client would be admitted.
     #[error(
         "there is no key for clients any more, which would let everybody in: restart the router if you want that"
     )]
     NoClientKey,
-    /// The admin surface would ask for less than it does now.
+    /// The admin routes would be less protected than now.
     #[error(
         "there is no key for administrators any more, which would open the admin routes: restart the router if you want that"
     )]
@@ -58,10 +60,11 @@ impl LiveKeys {
         Self(ArcSwap::from_pointee(Keys::new(config)))
     }
 
-    /// Takes the keys of another configuration from now on, and says which have changed.
+    /// Replaces the keys by those of another configuration, and returns the names of the kinds that have changed.
     ///
     /// # Errors
-    /// If that would open what a key guards now: a file that was emptied by mistake must not. Nothing changes then.
+    /// If that would open what a key protects now, for example because a file was emptied by mistake. Nothing changes
+    /// then.
     pub fn replace(&self, config: &Config) -> Result<Vec<&'static str>, KeysRefused> {
         self.swap(Keys::new(config))
     }
@@ -79,7 +82,7 @@ impl LiveKeys {
             ("tenant keys", now.tenants != new.tenants),
             ("admin keys", now.admins != new.admins),
         ];
-        // Whether admin writes are open without a key is the start's business.
+        // Whether admin writes are open without a key is decided at the start.
         self.0.store(Arc::new(Keys { open: now.open, ..new }));
         Ok(changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect())
     }
@@ -96,7 +99,7 @@ pub(super) struct Keys {
     clients: Vec<Secret>,
     tenants: Vec<Tenant>,
     admins: Vec<AdminKey>,
-    /// Admin writes need no key where none is configured.
+    /// Whether admin writes need no key if none is configured.
     open: bool,
 }
 
@@ -115,7 +118,7 @@ impl Keys {
         !self.clients.is_empty() || !self.tenants.is_empty()
     }
 
-    /// What guards the admin surface; a greater number guards better.
+    /// How strongly the admin routes are protected; a greater number is stronger.
     fn admin_guard(&self) -> u8 {
         match (self.admins.is_empty(), self.clients.is_empty()) {
             (false, _) => 2,
@@ -129,12 +132,12 @@ impl Keys {
         !self.admins.is_empty()
     }
 
-    /// Lets a client in, or not. Each credential that it shows is tried.
+    /// Admits a client or returns the error. Each credential that it sends is tried.
     pub(super) fn client(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if !self.guard_clients() {
             return Ok(Caller { tenant: None });
         }
-        // All keys are compared, so that the time says nothing about which of them is near.
+        // All keys are compared, so that the time does not reveal which of them is similar.
         let mut found = None;
         for shown in shown_keys(headers) {
             let is_client = is_one_of(&self.clients, shown);
@@ -146,7 +149,7 @@ impl Keys {
         found.ok_or_else(ApiError::unauthorized)
     }
 
-    /// Lets the caller of an admin route in, or not.
+    /// Admits the caller of an admin route or returns the error.
     pub(super) fn admin(
         &self,
         access: Access,
@@ -161,13 +164,13 @@ impl Keys {
         if !self.admins.is_empty() {
             return self.with_admin_key(writes, headers);
         }
-        // Ending the router and changing its mesh's keys is more than clients are trusted with.
+        // Shutting the router down and changing the keys of the mesh are not allowed to clients.
         if access == Access::Operator {
             return own_machine(headers, peer);
         }
         if !self.clients.is_empty() {
             let is_client = |shown| is_one_of(&self.clients, shown);
-            // All of them, for the time that it takes.
+            // All keys are compared, for a constant time.
             let known = shown_keys(headers).fold(false, |known, shown| known | is_client(shown));
             return if known { Ok(()) } else { Err(ApiError::unauthorized()) };
         }
@@ -197,7 +200,7 @@ impl Keys {
         }
     }
 
-    /// Takes the router's own keys out of the headers: they are not for workers. What else the client shows stays.
+    /// Removes the router's own keys from the headers, because workers must not receive them. Other credentials stay.
     pub(super) fn take_own(&self, headers: &mut HeaderMap) {
         for name in [header::AUTHORIZATION, HeaderName::from_static("x-api-key")] {
             if !headers.get_all(&name).iter().any(|value| self.is_own(&name, value)) {
@@ -224,7 +227,7 @@ fn is_one_of(keys: &[Secret], shown: &[u8]) -> bool {
     keys.iter().fold(false, |found, key| found | key.matches(shown))
 }
 
-/// What proxies add: with one of these the address of the connection is a proxy's, not the caller's.
+/// The headers that proxies add. With one of these, the address of the connection is a proxy's, not the caller's.
 static FORWARDED: [HeaderName; 8] = [
     header::FORWARDED,
     header::VIA,
@@ -249,7 +252,7 @@ fn own_machine(headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
              through a proxy: set --admin-api-key",
         ));
     }
-    // A page may reach a server on its reader's machine under a name of its own that it resolves to loopback.
+    // A page can reach a server on its reader's machine under a host name of its own that it resolves to loopback.
     let is_local = |authority: &Authority| {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         host.eq_ignore_ascii_case("localhost")
@@ -264,13 +267,13 @@ fn own_machine(headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
     }
 }
 
-/// The page that made a browser send a request.
+/// The page that caused a browser to send a request.
 enum Page {
-    /// None: it was no page, or it is not said.
+    /// No page, or the browser does not name it.
     None,
-    /// One at this host and port.
+    /// A page with this host and port.
     At(Authority),
-    /// One that the browser does not name, or names in a way that can't be read.
+    /// A page that the browser does not name, or names in a way that can't be parsed.
     Opaque,
 }
 
@@ -283,8 +286,8 @@ impl Page {
     }
 }
 
-/// Refuses what a page of another site can make a browser send: the site of the request is another one, or the body has
-/// a type that needs no preflight (Fetch Standard, CORS-safelisted request headers).
+/// Refuses requests that a page of another site can make a browser send: the site of the request is another one, or the
+/// body has a type that needs no preflight (Fetch Standard, CORS-safelisted request headers).
 fn refuse_cross_site(headers: &HeaderMap) -> Result<(), ApiError> {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     let other_site = site.is_some_and(|site| site != b"same-origin" && site != b"none");
@@ -370,7 +373,7 @@ mod tests {
         assert_eq!(guarded.swap(keys(&[], &[], &root)), Err(KeysRefused::NoClientKey));
         assert_eq!(guarded.swap(keys(&["c"], &[], &[])), Err(KeysRefused::NoAdminKey));
         assert!(is_client("b") && !is_client("c"), "nothing has changed");
-        // A client's key guards the admin surface, too; a tenant's does not.
+        // A client's key protects the admin routes, too; a tenant's does not.
         let shared = live(keys(&["a"], &[], &[]));
         assert_eq!(shared.swap(keys(&[], &[("t", "c")], &[])), Err(KeysRefused::NoAdminKey));
         let open = live(Keys { open: true, ..keys(&[], &[], &[]) });

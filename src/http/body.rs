@@ -1,4 +1,4 @@
-//! The bodies of our responses: whole ones, those that stream from a worker, those that axum makes.
+//! The bodies of responses: complete ones, those that stream from a worker, and those that axum makes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,11 +12,11 @@ use super::heartbeat::{Beat, Heartbeat};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A response's body. While it lives, its connection is busy with it.
+/// A response's body. While it exists, its connection is busy.
 #[derive(Debug)]
 pub(super) struct Body {
     kind: Kind,
-    /// Ends with the body.
+    /// Ends together with the body.
     exchange: Option<Exchange>,
 }
 
@@ -51,7 +51,7 @@ impl Body {
         Kind::Heartbeat(Box::new(heartbeat)).into()
     }
 
-    /// The body with the exchange that ends with it.
+    /// Attaches the exchange that ends together with the body.
     pub(super) fn ending(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);
         self

@@ -1,9 +1,9 @@
-//! What the bodies of requests hold in memory, all of them together: each is bounded, and so is their sum.
+//! Limits the memory of request bodies: each body is bounded, and so is the sum of all.
 
 use super::error::ApiError;
 use super::metrics::Metrics;
 
-/// The bytes that one request's body holds. Given back when dropped.
+/// The bytes that one request's body holds in memory. Released when dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     metrics: Metrics,
@@ -12,14 +12,14 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Nothing yet, of at most `most` bytes that all requests may hold together.
+    /// A count of zero. All requests together may hold at most `most` bytes.
     pub(super) fn new(metrics: &Metrics, most: usize) -> Self {
         Self { metrics: metrics.clone(), bytes: 0, most }
     }
 
-    /// Takes in so many bytes more.
+    /// Adds bytes to the count.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
-        // Counted first, so that two that come together do not both find the last room; at worst neither does.
+        // The bytes are counted first, so that two requests can't both use the last room. At worst neither can.
         self.metrics.buffered.add(count(bytes));
         self.bytes += bytes;
         if self.metrics.buffered.get() <= count(self.most) {

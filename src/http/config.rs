@@ -1,4 +1,4 @@
-//! The configuration of the HTTP surface: listeners, keys and bounds on clients.
+//! The configuration of the HTTP surface: listeners, keys and limits of clients.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,36 +8,37 @@ use smg_routing::limit::Priority;
 use smg_runtime::tls;
 use smg_types::spec::{Secret, WorkerNetworks};
 
-/// What the listeners offer and whom they let in.
+/// The configuration of the listeners and of access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where clients connect.
+    /// The address on which clients connect.
     pub listen: SocketAddr,
-    /// Where Prometheus may scrape besides `/metrics` on the main port; `None`: nowhere.
+    /// The additional address for Prometheus, besides `/metrics` on the main port; `None` means none.
     pub metrics_listen: Option<MetricsListen>,
-    /// A further port for `/liveness`, `/readiness` and `/health`, served by a thread of its own; `None`: none.
+    /// An additional address for `/liveness`, `/readiness` and `/health`, served by a thread of its own; `None` means
+    /// none.
     pub health_listen: Option<SocketAddr>,
-    /// TLS on the main port; `None`: plain.
+    /// TLS on the main port; `None` means plain HTTP.
     pub tls: Option<tls::ServerConfig>,
-    /// Keys that clients may show; empty and no tenants: everyone is let in.
+    /// The keys that clients may send. If this and `tenants` are empty, every client is admitted.
     pub api_keys: Vec<Secret>,
-    /// Keys of tenants.
+    /// The tenants and their keys.
     pub tenants: Vec<Tenant>,
-    /// Keys for admin routes; empty: see `auth` for who is let in then.
+    /// The keys for admin routes. For the rules without any, see `auth`.
     pub admin_api_keys: Vec<AdminKey>,
-    /// Admin writes need no key where none is configured, wherever they come from.
+    /// Whether admin writes from every address need no key if none is configured.
     pub admin_open: bool,
-    /// Largest request body, in bytes.
+    /// The largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Whether compressed request bodies are decoded; otherwise they are refused.
     pub decompress_requests: bool,
-    /// What the bodies of all requests may hold in memory together, in bytes.
+    /// The most bytes that the bodies of all requests may hold in memory together.
     pub max_buffered_bytes: usize,
-    /// Time for a request's head to arrive.
+    /// How long a request's head may take to arrive.
     pub header_timeout: Duration,
-    /// Time that a client's connection is kept between two requests.
+    /// How long a client's connection is kept open between two requests.
     pub idle_timeout: Duration,
-    /// Time between two pieces of a request's body, and for a client to take the next piece of its response.
+    /// The most time between two pieces of a request's body, and until a client reads the next piece of its response.
     pub body_timeout: Duration,
     /// Time after which a stream without an answer gets its first comment, and between two of them; `None`: it gets none.
     pub stream_heartbeat: Option<Duration>,
@@ -45,52 +46,52 @@ pub struct Config {
     pub max_client_priority: Priority,
     /// Where workers may be.
     pub worker_networks: WorkerNetworks,
-    /// Client connections at once.
+    /// The most connections of clients at the same time.
     pub max_connections: usize,
-    /// Threads of the data path.
+    /// The number of threads of the data path.
     pub threads: usize,
-    /// Ready workers below which `/readiness` says 503.
+    /// The number of ready workers below which `/readiness` answers 503.
     pub min_ready_workers: usize,
-    /// Request headers that carry a session's key, in order of preference.
+    /// The request headers that carry a session's key, in order of preference.
     pub session_headers: Vec<HeaderName>,
-    /// Request headers that carry a request's id, in order of preference.
+    /// The request headers that carry a request's id, in order of preference.
     pub request_id_headers: Vec<HeaderName>,
-    /// Tell clients which worker, policy and decision served them.
+    /// Whether responses show which worker, policy and decision served the client.
     pub debug_headers: bool,
-    /// Origins that browsers may call from; empty: no CORS headers.
+    /// The origins from which browsers may call; empty means no CORS headers.
     pub cors_allowed_origins: Vec<String>,
-    /// Time that connections are still accepted after readiness says no.
+    /// How long connections are still accepted after `/readiness` has begun to answer 503.
     pub drain_settle: Duration,
-    /// Time for requests and streams in flight to finish.
+    /// How long requests and streams in flight may take to finish.
     pub shutdown_grace: Duration,
-    /// This router's name in `/health` and logs.
+    /// The router's name in `/health` and logs.
     pub node_name: String,
 }
 
-/// The metrics port: whether somebody asked for it decides what a busy port means.
+/// The metrics port, and whether it was set explicitly, which decides how a busy port is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetricsListen {
-    /// Where to listen.
+    /// The address to listen on.
     pub address: SocketAddr,
-    /// Asked for: a busy port is an error. Otherwise it is a warning.
+    /// Whether it was set explicitly. Then a busy port is an error, otherwise a warning.
     pub asked_for: bool,
 }
 
-/// A tenant: a name and the key that proves it.
+/// A tenant's name and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
     /// The tenant's name, for logs and limits.
     pub id: String,
-    /// Its key.
+    /// The tenant's key.
     pub key: Secret,
 }
 
 /// An administrator's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminKey {
-    /// Whose key it is, for logs.
+    /// The id of the key, for logs.
     pub id: String,
-    /// What it allows.
+    /// The role of the key.
     pub role: AdminRole,
     /// The key.
     pub key: Secret,
@@ -99,8 +100,8 @@ pub struct AdminKey {
 /// What an administrator's key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AdminRole {
-    /// Reads of the admin surface.
+    /// Reads of the admin routes.
     User,
-    /// Everything.
+    /// Reads and writes.
     Admin,
 }

@@ -1,8 +1,9 @@
-//! One client connection: hyper's HTTP/1.1 or, if TLS agreed on it, HTTP/2, with the timers that hyper leaves to us.
+//! One client connection: hyper's HTTP/1.1 or, if TLS has negotiated it, HTTP/2, with the timers that hyper does not
+//! have.
 //!
-//! One timer per connection serves all of them: a request's head must arrive in time, an idle connection is closed, and a
-//! client that takes nothing of its response is cut off (over HTTP/2, `streams` does that). A shutdown ends the connection after the exchanges under way, and
-//! so does a broken stream over HTTP/1.1.
+//! One timer per connection serves all purposes: a request's head must arrive in time, an idle connection is closed,
+//! and a client that reads nothing of its response is disconnected (over HTTP/2, `streams` resets the stream). A
+//! shutdown ends the connection after the exchanges in progress, and so does a broken stream over HTTP/1.1.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -26,13 +27,13 @@ use super::exchange::{Observed, State};
 use super::streams::Streams;
 use super::watched::Watched;
 
-/// What is read at once, and the longest head of a request, in bytes.
+/// The most bytes that are read at once, and the longest head of a request, in bytes.
 const MAX_BUFFER: usize = 64 << 10;
 
-/// How long a client that was refused may go on sending before the connection is cut.
+/// How long a refused client may continue to send before the connection is aborted.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Time between two pings over HTTP/2, and for the answer to one.
+/// The time between two pings over HTTP/2, and the time limit for the answer to one.
 const PING: Duration = Duration::from_secs(20);
 
 /// The shortest time until the timer fires again.
@@ -43,11 +44,11 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Timeouts of a client connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// For a request's head to arrive once it has begun, and for the first one since the connection was accepted.
+    /// For the rest of a request's head after its first byte, and for the first head after the connection was accepted.
     pub(super) head: Duration,
-    /// Without a request.
+    /// For the next request on an idle connection.
     pub(super) idle: Duration,
-    /// For the client to take the next piece of a response.
+    /// For the client to read the next piece of a response.
     pub(super) write: Duration,
 }
 
@@ -61,31 +62,32 @@ impl Timeouts {
         if found.head_begun || !found.served { self.head } else { self.idle }
     }
 
-    /// Time after which the timer of a connection fires at the latest.
+    /// The time after which the timer of a connection fires at the latest.
     fn longest_wait(self) -> Duration {
         self.head.min(self.idle)
     }
 }
 
-/// What a connection speaks.
+/// The protocol of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// HTTP/1.1: one exchange at a time.
     Http1,
-    /// HTTP/2: many at a time. A broken stream does not concern the others, so no exchange closes the connection.
+    /// HTTP/2: many exchanges at a time. A broken stream does not affect the others, so no exchange closes the
+    /// connection.
     Http2,
 }
 
-/// What follows when the timer fires.
+/// The action that follows when the timer fires.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing; look again after this time.
+    /// Nothing is due; check again after this time.
     Wait(Duration),
-    /// The head has not arrived in time; look again after this time.
+    /// The head has not arrived in time; check again after this time.
     Expire(Duration),
-    /// The connection is to end after the exchanges under way; look again after this time.
+    /// The connection must end after the exchanges in progress; check again after this time.
     Close(Duration),
-    /// The connection is cut, for this reason.
+    /// The connection is aborted, for this reason.
     Cut(&'static str),
 }
 
@@ -99,8 +101,8 @@ enum Event {
     Timer,
 }
 
-/// Serves a connection until the client leaves, a timeout passes, or `closing` turns true and the exchanges under way are
-/// over.
+/// Serves a connection until the client disconnects, a timeout passes, or `closing` is true and the exchanges in
+/// progress have ended.
 pub(super) async fn serve<T, S, B>(
     protocol: Protocol,
     io: T,
@@ -167,7 +169,7 @@ async fn serve_http2<T, S, B>(
     let connection = pin!(
         http2::Builder::new(Streams { clock: state.clock(), limit: timeouts.write })
             .timer(TokioTimer::new())
-            // A client that answers no ping is gone, and its requests with it.
+            // A client that does not answer a ping is gone, and its requests are aborted.
             .keep_alive_interval(Some(PING))
             .keep_alive_timeout(PING)
             .max_concurrent_streams(256)
@@ -177,7 +179,7 @@ async fn serve_http2<T, S, B>(
     drive(connection, close, Protocol::Http2, &state, timeouts, closing).await;
 }
 
-/// Drives hyper's `connection` to its end. `close` tells it to accept no more requests.
+/// Drives hyper's `connection` to its end. `close` makes it accept no more requests.
 async fn drive<C>(
     mut connection: Pin<&mut C>,
     close: impl Fn(Pin<&mut C>),
@@ -250,11 +252,12 @@ async fn drive<C>(
 }
 
 impl Protocol {
-    /// Decides what follows from what the timer has found. `is_closing`: the connection accepts no more requests.
+    /// Decides the action from the state that the timer has found. `is_closing` means that the connection accepts no
+    /// more requests.
     fn judge(self, found: Observed, timeouts: Timeouts, is_closing: bool) -> Verdict {
         match self {
             Self::Http1 => {
-                // A request whose client takes nothing holds a place at a worker.
+                // A request whose client reads nothing occupies a place at a worker.
                 if found.stalled >= timeouts.write {
                     return Verdict::Cut("the client took nothing of its response for too long");
                 }

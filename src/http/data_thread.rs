@@ -1,4 +1,5 @@
-//! One thread of the data path: takes the connections that are handed to it, and serves them on a runtime of its own.
+//! One thread of the data path: receives the connections that are passed to it, and serves them on a runtime of its
+//! own.
 
 #![expect(
     clippy::disallowed_methods,
@@ -27,22 +28,22 @@ use super::shard::Shard;
 /// How often a thread closes connections to workers that have been idle for too long.
 const EVICT: Duration = Duration::from_secs(5);
 
-/// What one thread of the data path runs: it takes connections and serves them.
+/// The state of one thread of the data path.
 pub(super) struct DataThread {
     pub(super) shard: Arc<Shard>,
-    /// TLS of new connections; `None`: plain.
+    /// The TLS configuration of new connections; `None` means plain HTTP.
     pub(super) listener_tls: Option<Arc<Live<tls::ServerConfig>>>,
-    /// Turns true when connections are to end after the exchanges under way.
+    /// Changes to `true` when connections must end after the exchanges in progress.
     pub(super) closing: watch::Receiver<bool>,
-    /// Turns true when connections are cut.
+    /// Changes to `true` when connections are aborted.
     pub(super) cut: watch::Receiver<bool>,
 }
 
 impl DataThread {
-    /// Runs until connections are cut.
+    /// Runs until connections are aborted.
     pub(super) fn run(self, runtime: tokio::runtime::Runtime, receiver: mpsc::Receiver<Handover>) {
         runtime.block_on(self.serve(receiver));
-        // What is left is cut here.
+        // The remaining connections are aborted here.
         runtime.shutdown_background();
     }
 
@@ -76,7 +77,7 @@ impl DataThread {
                     return;
                 }
             };
-            // Small chunks of a stream must not wait for acknowledgements: a delayed one costs 40 ms.
+            // Small chunks of a stream must not wait for delayed acknowledgements, which take up to 40 ms.
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "a connection was gone before it was served");
                 return;

@@ -1,4 +1,4 @@
-//! JSON documents of the admin surface: how they are read, and the errors of their fields.
+//! The JSON documents of the admin routes: how they are parsed, and the errors of their fields.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use smg_types::bounds;
 
 use super::error::ApiError;
 
-/// A field of a document about a worker is wrong.
+/// The error for an invalid field of a document about a worker.
 pub(super) fn invalid(param: &'static str, message: impl std::fmt::Display) -> ApiError {
     ApiError { param: Some(param), ..ApiError::bad_request("invalid_worker", message.to_string()) }
 }
 
-/// Reads a document.
+/// Parses a document.
 pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
 }
 
-/// A time in seconds. It is checked before it becomes a [`Duration`], which holds no negative number.
+/// A time in seconds. It is checked before it becomes a [`Duration`], which can't be negative.
 pub(super) fn seconds(
     name: &'static str,
     value: Option<f64>,
@@ -32,7 +32,7 @@ pub(super) fn seconds(
     Ok(Some(Duration::from_secs_f64(value)))
 }
 
-/// Merges `patch` into `target`; null takes a member away (RFC 7396, 2).
+/// Merges `patch` into `target`; null removes a member (RFC 7396, section 2).
 pub(super) fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();

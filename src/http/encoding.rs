@@ -1,6 +1,6 @@
-//! Compressed request bodies (`content-encoding`): refused with the encodings that would be understood, or decoded when
-//! `--decompress-requests` is set. The decoded size is bounded by the payload limit, so that a small body which expands
-//! without end is refused early.
+//! Compressed request bodies (`content-encoding`): they are refused with a list of the supported encodings, or decoded
+//! if `--decompress-requests` is set. The decoded size is bounded by the payload limit, so that a small body which
+//! expands without end is refused early.
 
 use std::pin::Pin;
 
@@ -14,16 +14,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::buffered::Held;
 use super::error::ApiError;
 
-/// The encodings that are decoded, as an `accept-encoding` header lists them.
+/// The encodings that are decoded, in the format of `accept-encoding`.
 const DECODED: &str = "gzip, zstd, br, deflate";
 
-/// Encodings on top of each other at most.
+/// The most encodings that may be applied one on top of the other.
 const MAX_LAYERS: usize = 3;
 
-/// Decoded bytes between two turns of other tasks on the thread.
+/// The number of decoded bytes after which other tasks of the thread get a turn.
 const TURN_BYTES: usize = 1 << 20;
 
-/// An encoding that is understood.
+/// A supported encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     Gzip,
@@ -32,12 +32,12 @@ enum Encoding {
     Deflate,
 }
 
-/// Decodes `body` if its headers say that it is encoded, and takes `content-encoding` off the headers. With `decode` off
+/// Decodes `body` if its headers name an encoding, and removes `content-encoding` from the headers. If `decode` is off,
 /// an encoded body is refused.
 ///
 /// # Errors
-/// 415 that names an encoding which is not decoded, 413 if the decoded body exceeds `most` bytes, 400 if it is not what the
-/// header says, 503 if the bodies of all requests leave no room.
+/// 415 with the name of an encoding that is not decoded; 413 if the decoded body exceeds `most` bytes; 400 if the body
+/// does not have its encoding; 503 if the bodies of all requests leave no room.
 pub(super) async fn decoded(
     body: Bytes,
     headers: &mut HeaderMap,
@@ -45,13 +45,13 @@ pub(super) async fn decoded(
     most: usize,
     held: &mut Held,
 ) -> Result<Bytes, ApiError> {
-    // The usual case: nothing to look at.
+    // The usual case: the body is not encoded.
     if !headers.contains_key(header::CONTENT_ENCODING) {
         return Ok(body);
     }
     let layers = layers(headers, decode)?;
     let mut body = body;
-    // The last encoding was applied last: it comes off first.
+    // The encoding that was applied last is decoded first.
     for encoding in layers.into_iter().rev() {
         body = one(encoding, body, most, held).await?;
     }

@@ -1,4 +1,4 @@
-//! What the parts of one client connection share: whether a request is under way, and what its timer looks at.
+//! The shared state of one client connection: whether a request is in progress, and the times that its timer checks.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::idle::Place;
 use super::metrics::RouteMetrics;
 use super::streams::Progress;
 
-/// What the parts of one connection know of each other.
+/// The shared state of the parts of one connection.
 #[derive(Debug)]
 pub(super) struct State {
     clock: Clock,
@@ -20,19 +20,19 @@ pub(super) struct State {
     place: Arc<Place>,
     /// A request has come.
     served: AtomicBool,
-    /// Requests under way: 0 or 1, more with HTTP/2.
+    /// The number of requests in progress: 0 or 1, more with HTTP/2.
     busy: AtomicU32,
-    /// `Clock::mono` in nanoseconds when it was last not busy.
+    /// `Clock::mono` in nanoseconds when the connection was last not busy.
     idle_since: AtomicU64,
-    /// `Clock::mono` in nanoseconds since when the client takes nothing of what is there for it; 0: it takes.
+    /// `Clock::mono` in nanoseconds since when the client reads nothing although data is waiting; 0 if it reads.
     stalled_since: AtomicU64,
-    /// Bytes of a next request have come.
+    /// Whether bytes of a next request have been received.
     head_begun: AtomicBool,
-    /// The head did not come in time.
+    /// Whether the head did not arrive in time.
     expired: AtomicBool,
-    /// Must end after the exchange under way.
+    /// Whether the connection must end after the exchange in progress.
     close: AtomicBool,
-    /// Has said its last and waits for the client to stop sending.
+    /// Whether our side has closed and waits until the client stops sending.
     lingers: AtomicBool,
 }
 
@@ -59,30 +59,30 @@ impl State {
         self.clock
     }
 
-    /// Whether a request is under way.
+    /// Whether a request is in progress.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the head did not come in time.
+    /// Whether the head did not arrive in time.
     pub(super) fn is_expired(&self) -> bool {
         self.expired.load(Ordering::Relaxed)
     }
 
-    /// Bytes have come: of a next head, unless a request is under way.
+    /// Records that bytes were received, which belong to a next head unless a request is in progress.
     pub(super) fn begin_head(&self) {
         if !self.is_busy() && !self.head_begun.swap(true, Ordering::Relaxed) {
-            // From here on the head's own time counts.
+            // From here on the timeout of the head counts.
             self.mark_idle();
         }
     }
 
-    /// Nobody waits for the head any more. Whether some of it had come.
+    /// Records that the head is no longer expected. Returns whether a part of it was received.
     pub(super) fn end_head(&self) -> bool {
         self.head_begun.swap(false, Ordering::Relaxed)
     }
 
-    /// Our side has closed. Whether to wait for the client: something it sent was not read.
+    /// Records that our side has closed. Returns whether to wait for the client, because bytes from it were not read.
     pub(super) fn linger(&self) -> bool {
         let lingers = self.close.load(Ordering::Relaxed);
         self.lingers.store(lingers, Ordering::Relaxed);
@@ -94,7 +94,7 @@ impl State {
         self.idle_since.store(now, Ordering::Relaxed);
     }
 
-    /// A request's head has come: the connection is busy until the exchange is dropped.
+    /// Records that a request's head was received. The connection is busy until the exchange is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Exchange {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.served.store(true, Ordering::Relaxed);
@@ -109,7 +109,7 @@ impl State {
         }
     }
 
-    /// Notes whether the client takes what is written.
+    /// Records whether the client reads what is written.
     pub(super) fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
         if written.is_ready() {
             if self.stalled_since.load(Ordering::Relaxed) != 0 {
@@ -121,7 +121,7 @@ impl State {
         }
     }
 
-    /// What the connection's timer is to look at.
+    /// The times that the connection's timer checks.
     pub(super) fn observed(&self) -> Observed {
         Observed {
             stalled: self.stalled_for(),
@@ -131,7 +131,7 @@ impl State {
         }
     }
 
-    /// From now on the head counts as late: [`Watched`](super::watched::Watched) answers and ends the connection.
+    /// Records that the head is late. Then [`Watched`](super::watched::Watched) answers and ends the connection.
     pub(super) fn expire(&self) {
         self.expired.store(true, Ordering::Relaxed);
     }
@@ -141,17 +141,17 @@ impl State {
         self.close.store(true, Ordering::Relaxed);
     }
 
-    /// Whether an exchange wants the connection closed after it.
+    /// Whether an exchange requires that the connection is closed after it.
     pub(super) fn must_close(&self) -> bool {
         self.close.load(Ordering::Relaxed)
     }
 
-    /// Whether our side has closed and waits for the client to stop sending.
+    /// Whether our side has closed and waits until the client stops sending.
     pub(super) fn is_lingering(&self) -> bool {
         self.lingers.load(Ordering::Relaxed)
     }
 
-    /// How long the client has taken nothing although something is there for it.
+    /// How long the client has read nothing although data is waiting for it.
     fn stalled_for(&self) -> Duration {
         match self.stalled_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -159,27 +159,27 @@ impl State {
         }
     }
 
-    /// How long it has not been busy; `None` while it is.
+    /// How long the connection has not been busy; `None` while it is.
     fn idle_for(&self) -> Option<Duration> {
         let since = Duration::from_nanos(self.idle_since.load(Ordering::Relaxed));
         (self.busy.load(Ordering::Relaxed) == 0).then(|| self.clock.mono().saturating_sub(since))
     }
 }
 
-/// What the connection's timer looks at.
+/// The times that the connection's timer checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Observed {
-    /// How long the client has taken nothing although something is there for it.
+    /// How long the client has read nothing although data is waiting for it.
     pub(super) stalled: Duration,
     /// Whether a part of a request's head has arrived.
     pub(super) head_begun: bool,
     /// Whether a request has arrived before.
     pub(super) served: bool,
-    /// How long no request has been under way; `None`: one is.
+    /// How long no request has been in progress; `None` if one is.
     pub(super) idle: Option<Duration>,
 }
 
-/// A request and its response, from the head's arrival to the last byte's departure.
+/// A request and its response, from the arrival of the head to the last byte of the response.
 #[derive(Debug)]
 pub(super) struct Exchange {
     state: Arc<State>,
@@ -190,7 +190,7 @@ pub(super) struct Exchange {
     answered: bool,
 }
 
-/// What a request is counted as whose client left before it was answered.
+/// The status under which a request is counted if its client disconnected before the answer.
 const CLIENT_LEFT: u16 = 499;
 
 impl Exchange {
@@ -199,7 +199,7 @@ impl Exchange {
         self.route = Some(route);
     }
 
-    /// The head of the response is on its way.
+    /// Records that the head of the response is being sent.
     pub(super) fn answered(&mut self, status: u16) {
         self.answered = true;
         if let Some(route) = &self.route {
@@ -222,7 +222,7 @@ impl Exchange {
         }
     }
 
-    /// The connection must not be used again.
+    /// Records that the connection must not be used again.
     pub(super) fn close_after(&self) {
         self.state.close_after();
     }

@@ -1,4 +1,4 @@
-//! What is asked of all workers at once: their metrics, their loads, an empty cache, changes of an engine, a stored
+//! Requests that go to all workers: their metrics, their loads, flushing their caches, changes of an engine, a stored
 //! response.
 
 use std::collections::BTreeMap;
@@ -20,18 +20,18 @@ use tokio::task::JoinSet;
 use super::Surface;
 use super::error::ApiError;
 
-/// For one worker to answer.
+/// How long one worker may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A worker's answer is at most this long.
+/// The longest answer of a worker, in bytes.
 const MOST_BYTES: usize = 16 << 20;
-/// For one worker to change something: loading an adapter or weights takes a while.
+/// How long one worker may take for a change, such as loading an adapter or weights.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Asked at once.
+/// The most workers that are asked at the same time.
 const AT_ONCE: usize = 32;
 
 type Answer = (Arc<Worker>, Result<Bytes, String>);
 
-/// Asks every worker for the first of `paths` that it has; answers in the order of workers.
+/// Asks every worker for the first of `paths` that it has. Returns the answers in the order of the workers.
 async fn ask_all(
     surface: &Arc<Surface>,
     method: Method,
@@ -40,7 +40,7 @@ async fn ask_all(
     each_worker(surface, |surface, worker| ask(surface, worker, method.clone(), paths)).await
 }
 
-/// Runs `ask` for every worker, a bounded number at once; answers in the order of workers.
+/// Runs `ask` for every worker, a bounded number at the same time. Returns the answers in the order of the workers.
 async fn each_worker<T: Send + 'static, F>(
     surface: &Arc<Surface>,
     ask: impl Fn(Arc<Surface>, Arc<Worker>) -> F,
@@ -89,7 +89,7 @@ async fn ask(
     (worker, answer)
 }
 
-/// `POST /flush_cache`: 200 when all did, 206 when some did, 502 when none did.
+/// Answers `POST /flush_cache`: 200 if all workers flushed, 206 if some did, 502 if none did.
 pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response {
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for (worker, answer) in ask_all(&surface, Method::POST, &["/flush_cache"]).await {
@@ -105,8 +105,8 @@ pub(super) async fn flush_cache(State(surface): State<Arc<Surface>>) -> Response
     (status, Json(json!({ "flushed": done, "failed": failed }))).into_response()
 }
 
-/// A path that changes an engine or shows its inside, asked of every worker as it came. 200 when all did it, 206 when
-/// some did, 502 when none did; the body says what each worker answered.
+/// Forwards a request that changes an engine or shows its internals to every worker. 200 if all succeeded, 206 if some
+/// did, 502 if none did; the body lists each worker's answer.
 pub(super) async fn control(
     State(surface): State<Arc<Surface>>,
     method: Method,
@@ -132,7 +132,7 @@ pub(super) async fn control(
     (status_of(&done, &failed), Json(json!({ "done": done, "failed": failed }))).into_response()
 }
 
-/// `GET`, `DELETE` and cancel of a stored response: the answer of the worker that has it.
+/// Answers `GET`, `DELETE` and cancel of a stored response with the answer of the worker that has it.
 pub(super) async fn response(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -144,7 +144,7 @@ pub(super) async fn response(
     let unreachable = answers.iter().any(|(_, answer)| answer.is_err());
     let found = answers.into_iter().find_map(|(_, answer)| {
         let (status, body) = answer.ok()?;
-        // Engines without this path say 404 or 405, those without the response 404.
+        // Engines without this path answer 404 or 405, and those without the response 404.
         (!matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED))
             .then_some((status, body))
     });
@@ -159,7 +159,7 @@ pub(super) async fn response(
 
 type Each = (Arc<Worker>, Result<(StatusCode, Bytes), String>);
 
-/// Asks every worker the same; answers in the order of workers.
+/// Sends the same request to every worker. Returns the answers in the order of the workers.
 async fn ask_each(surface: &Arc<Surface>, method: &Method, uri: &Uri, body: &Bytes) -> Vec<Each> {
     let path = uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string);
     each_worker(surface, |surface, worker| {
@@ -183,7 +183,7 @@ fn status_of(done: &[Value], failed: &[Value]) -> StatusCode {
     }
 }
 
-/// `GET /get_loads`: what this router has in flight, beside what the workers say of themselves.
+/// Answers `GET /get_loads`: the requests that this router has in flight, and the loads that the workers report.
 pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let answers = ask_all(&surface, Method::GET, &["/get_loads", "/get_load"]).await;
     let workers: Vec<Value> = answers
@@ -200,7 +200,8 @@ pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
     Json(json!({ "loads": loads, "workers": workers }))
 }
 
-/// `GET /engine_metrics`: all workers' metrics as one exposition, each sample with the label `worker_addr`.
+/// Answers `GET /engine_metrics`: the metrics of all workers as one exposition, each sample with the label
+/// `worker_addr`.
 pub(super) async fn engine_metrics(State(surface): State<Arc<Surface>>) -> Response {
     let answers = ask_all(&surface, Method::GET, &["/metrics"]).await;
     let pages = answers.iter().filter_map(|(worker, answer)| {
@@ -210,8 +211,8 @@ pub(super) async fn engine_metrics(State(surface): State<Arc<Surface>>) -> Respo
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], merge(pages)).into_response()
 }
 
-/// Merges expositions: of each family its help and type once, then all samples, for that is the order that the format
-/// demands.
+/// Merges expositions: the help and type of each family once, then all its samples, in the order that the format
+/// requires.
 fn merge<'a>(pages: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     #[derive(Default)]
     struct Family<'a> {
@@ -238,7 +239,7 @@ fn merge<'a>(pages: impl Iterator<Item = (&'a str, &'a str)>) -> String {
             }
             let Some(end) = line.find(['{', ' ']) else { continue };
             let (name, rest) = line.split_at(end);
-            // Samples of a histogram have the family's name and a suffix.
+            // The samples of a histogram have the family's name and a suffix.
             let family =
                 if !current.is_empty() && name.starts_with(current) { current } else { name };
             let mut sample = String::with_capacity(line.len() + address.len() + 16);

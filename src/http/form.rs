@@ -1,8 +1,8 @@
 //! Reads what routing needs from a multipart form (RFC 7578): the values of the parts `model` and `stream`.
 //!
-//! The parsing is multer's, so that quoting, parameter order and boundaries follow the RFCs. The form is fed to it in
-//! slices and every part but the two is skipped, so a large upload is neither copied as a whole nor parsed in one turn of
-//! the thread. The bytes that the worker receives stay those that the client sent.
+//! multer does the parsing, so that quoting, parameter order and boundaries follow the RFCs. It gets the form in slices
+//! and skips every other part, so a large upload is neither copied as a whole nor parsed in one turn of the thread. The
+//! worker receives the bytes that the client sent.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -11,38 +11,39 @@ use bytes::Bytes;
 use memchr::memmem;
 use multer::{Field, Multipart};
 
-/// Bytes of the form that are fed to the parser at a time.
+/// The number of bytes of the form that the parser gets at a time.
 const SLICE_BYTES: usize = 64 * 1024;
 
-/// Slices between two turns of other tasks on the thread.
+/// The number of slices after which other tasks of the thread get a turn.
 const SLICES_PER_TURN: usize = 16;
 
-/// Longest value of `model` or `stream` that is read, in bytes.
+/// The longest value of `model` or `stream` that is read, in bytes.
 const MAX_VALUE_BYTES: usize = 1024;
 
-/// What a form says about itself.
+/// The values of a form that routing needs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
     /// The value of the part `model`.
     pub(super) model: Option<String>,
-    /// Where that value lies in the body.
+    /// The position of that value in the body.
     pub(super) model_at: Option<Range<usize>>,
     /// Whether the part `stream` asks for a stream.
     pub(super) stream: bool,
-    /// Why the form could not be read to its end. A worker may be more lenient, so this alone refuses nothing.
+    /// Why the form could not be read to its end. A worker may be more lenient, so the request is not refused for this
+    /// alone.
     pub(super) defect: Option<String>,
 }
 
 /// Why a form is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FormError {
-    /// Two parts name different models: workers disagree about which of them counts.
+    /// Two parts name different models, and workers differ in which of them they use.
     #[error("the form has two parts `model` with different values, {0:?} and {1:?}")]
     TwoModels(String, String),
     /// The part `model` is a file.
     #[error("the form's part `model` is a file; it must be a plain value")]
     ModelIsFile,
-    /// The part `model` is no text of a sensible length.
+    /// The part `model` is not a text of valid length.
     #[error("the form's part `model` is not text of at most {MAX_VALUE_BYTES} bytes")]
     ModelNotText,
 }
@@ -56,7 +57,7 @@ pub(super) fn is_form(content_type: &str) -> bool {
 /// Reads a form.
 ///
 /// # Errors
-/// If what it says of its model is ambiguous or no text.
+/// If its model is ambiguous or not a text.
 pub(super) async fn read(body: &Bytes, content_type: &str) -> Result<Form, FormError> {
     let boundary = match multer::parse_boundary(content_type) {
         Ok(boundary) => boundary,
@@ -85,7 +86,7 @@ pub(super) async fn read(body: &Bytes, content_type: &str) -> Result<Form, FormE
                     Some(other) if other != value => {
                         return Err(FormError::TwoModels(other, value));
                     }
-                    // The second of two equal parts can't be renamed alone.
+                    // Of two equal parts, the second can't be renamed alone.
                     Some(_) => model_part = None,
                     None => model_part = Some(at),
                 }
@@ -107,7 +108,7 @@ pub(super) async fn read(body: &Bytes, content_type: &str) -> Result<Form, FormE
     Ok(form)
 }
 
-/// The value of a short part; `None` if it is long, broken off or no UTF-8.
+/// The value of a short part; `None` if it is too long, incomplete or not UTF-8.
 async fn text(mut field: Field<'_>) -> Option<String> {
     let mut value = Vec::new();
     while let Some(piece) = field.chunk().await.ok()? {
@@ -119,7 +120,7 @@ async fn text(mut field: Field<'_>) -> Option<String> {
     String::from_utf8(value).ok()
 }
 
-/// The body in slices, with a turn for other tasks from time to time.
+/// The body in slices, with turns for other tasks in between.
 fn slices(body: Bytes) -> impl tokio_stream::Stream<Item = Result<Bytes, Infallible>> + Send {
     Slices { body, turn: 0 }
 }
@@ -150,7 +151,7 @@ impl tokio_stream::Stream for Slices {
     }
 }
 
-/// Where the content of the part with this index lies.
+/// The position of the content of the part with this index.
 fn place(body: &[u8], boundary: &str, part: usize) -> Option<Range<usize>> {
     let delimiter = format!("--{boundary}");
     let mut delimiters = memmem::find_iter(body, delimiter.as_bytes())

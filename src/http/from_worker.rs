@@ -1,12 +1,12 @@
-//! The headers of a worker's response on their way to the client: a worker's URL never leaves, and CORS is the router's
-//! alone where it is configured.
+//! The headers of a worker's response for the client: a worker's URL is never shown, and the router replaces the
+//! worker's CORS headers if it has its own.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smg_types::spec::WorkerUrl;
 
 static REFRESH: HeaderName = HeaderName::from_static("refresh");
 
-/// What a page of an allowed origin may read of a response besides the safelisted headers.
+/// The headers that a page of an allowed origin may read, besides the safelisted ones.
 pub(super) static EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, retry-after, x-smg-error-code, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
      x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, \
@@ -20,11 +20,11 @@ pub(super) struct ForeignReference {
     header: HeaderName,
 }
 
-/// Rewrites references to the worker so that they lead to the router. `is_worker` says whether a host and port are those
-/// of a worker of the fleet.
+/// Rewrites references to the worker so that they refer to the router. `is_worker` returns whether a host and port
+/// belong to a worker of the fleet.
 ///
 /// # Errors
-/// If `location`, `content-location` or `refresh` lead elsewhere: the client must not be sent there.
+/// If `location`, `content-location` or `refresh` refers to another server, to which the client must not be sent.
 pub(super) fn hide_worker(
     headers: &mut HeaderMap,
     own: &WorkerUrl,
@@ -68,7 +68,7 @@ pub(super) fn may_refer(headers: &HeaderMap) -> bool {
     references().any(|name| headers.contains_key(name))
 }
 
-/// Takes out the headers that may refer to a server.
+/// Removes the headers that may refer to a server.
 pub(super) fn drop_references(headers: &mut HeaderMap) {
     for name in references() {
         headers.remove(name);
@@ -79,7 +79,7 @@ fn references() -> impl Iterator<Item = &'static HeaderName> {
     [&header::LOCATION, &header::CONTENT_LOCATION, &REFRESH, &header::LINK].into_iter()
 }
 
-/// Takes the worker's own CORS headers out.
+/// Removes the worker's own CORS headers.
 pub(super) fn strip_cors(headers: &mut HeaderMap) {
     for name in [
         header::ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -93,7 +93,7 @@ pub(super) fn strip_cors(headers: &mut HeaderMap) {
     }
 }
 
-/// Replaces each value of a header; `None` from `change` is a reference that must not pass.
+/// Replaces each value of a header. If `change` returns `None`, the reference must not be forwarded.
 fn each(
     headers: &mut HeaderMap,
     name: &HeaderName,
@@ -117,7 +117,7 @@ fn each(
     Ok(())
 }
 
-/// The URL in a `refresh` header, with what stands before and behind it.
+/// The URL in a `refresh` header, with the text before and after it.
 fn refresh(text: &str) -> (&str, &str, &str) {
     let lower = text.to_ascii_lowercase();
     let Some(at) = lower.find("url").filter(|at| lower[at + 3..].trim_start().starts_with('='))
@@ -133,20 +133,20 @@ fn refresh(text: &str) -> (&str, &str, &str) {
     (&text[..begin], &url[..end], &url[end..])
 }
 
-/// Where a reference leads.
+/// The target of a reference.
 #[derive(Debug, PartialEq, Eq)]
 enum Target {
-    /// It is relative: to whatever the client has asked, which is the router.
+    /// A relative reference, which leads to the router.
     Here,
-    /// To the worker itself: the same place as a path of the router.
+    /// The worker itself: the same target as a path of the router.
     Own(String),
-    /// To another server: its host and port.
+    /// Another server, with its host and port.
     Elsewhere(String, u16),
 }
 
 impl Target {
     fn of(url: &str, own: &WorkerUrl) -> Self {
-        // Browsers take a backslash for a slash, and skip blanks before a URL (URL Standard, 4.4).
+        // Browsers treat a backslash as a slash, and skip blanks before a URL (URL Standard, section 4.4).
         let url = url.trim().replace('\\', "/");
         let (scheme, rest) = match url.split_once("://") {
             Some((scheme, rest))

@@ -1,4 +1,4 @@
-//! `/ha/*`: the cluster as people, load balancers and clients see it. A router that nobody can join shows itself alone.
+//! `/ha/*`: the state of the cluster for users, load balancers and clients. A router without a mesh shows itself alone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Surface;
 use super::error::ApiError;
 
-/// How often a stream of events checks whether the router shuts down or the reader has gone.
+/// How often a stream of events checks whether the router shuts down or the reader is gone.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Heartbeats between two comments that keep a silent stream open.
+/// The number of heartbeats between two comments that keep a silent stream open.
 const COMMENT_EVERY: u32 = 10;
 
-/// Most events that wait for a slow reader of the stream.
+/// The most events that wait for a slow reader of the stream.
 const MAX_WAITING_EVENTS: usize = 64;
 
 /// The state of this router, with reasons. The status is 200 also when the cluster node has failed.
@@ -78,7 +78,7 @@ impl Stream for EventStream {
     }
 }
 
-/// Writes events until the reader has gone or is too slow, or until the router shuts down.
+/// Writes events until the reader is gone or too slow, or until the router shuts down.
 async fn stream_events(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<Bytes>) {
     let mut events = surface.mesh.events();
     let mut last = 0;
@@ -89,7 +89,7 @@ async fn stream_events(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<
         if let Some(text) = due.take()
             && reader.try_send(text).is_err()
         {
-            // The reader has gone, or is too slow for a stream of rare events.
+            // The reader is gone, or too slow for a stream of rare events.
             return;
         }
         due = tokio::select! {
@@ -98,7 +98,7 @@ async fn stream_events(surface: Arc<Surface>, reader: tokio::sync::mpsc::Sender<
                     last = event.number;
                     Some(event_text(&event))
                 }
-                // Events were missed: the list shows the result of all of them.
+                // Events were missed; the list shows the result of all of them.
                 Err(RecvError::Lagged(_)) => Some(router_list(&surface, last)),
                 Err(RecvError::Closed) => return,
             },

@@ -1,16 +1,16 @@
-//! Headers on their way through: what is for one hop only stays here, everything else passes, repeated or not.
+//! Forwards headers: those of a single connection are removed, and all others are forwarded, with repetitions.
 
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
-/// The request's name in logs, at the worker and at the client.
+/// The header with the request's id, in logs, at the worker and at the client.
 pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// For one hop only (RFC 9110, 7.6.1), besides what `connection` names.
+/// Headers of a single connection (RFC 9110, section 7.6.1), besides those that `connection` names.
 static HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -22,9 +22,9 @@ static HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Takes away what is for one hop only.
+/// Removes the headers of a single connection.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Most say `keep-alive` or `close`, which name no header worth a look-up.
+    // Most values are `keep-alive` or `close`, which name no header.
     let is_usual = |value: &HeaderValue| {
         matches!(value.as_bytes(), b"keep-alive" | b"close" | b"Keep-Alive" | b"Close")
     };
@@ -45,8 +45,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What a worker gets: everything the client sent but what is for one hop, `host` and the length, which follows from
-/// the body. The router's own keys are taken out before (`auth::Keys::take_own`).
+/// The headers for a worker: all of the client's except those of a single connection, `host`, and the length, which
+/// follows from the body. The router's own keys were removed before (`auth::Keys::take_own`).
 /// `via`: what the router says of itself as a hop; the entries of other proxies stay.
 pub(super) fn to_worker(
     headers: &mut HeaderMap,
@@ -77,8 +77,8 @@ pub(super) fn has_valid_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// The request's id: the client's, in the first of the headers called `names`, if a header and a log line can carry it,
-/// else a new one.
+/// The id of the request: the client's id from the first of the headers `names`, if it is valid in a header and a log
+/// line, else a new one.
 pub(super) fn request_id(
     headers: &HeaderMap,
     names: &[HeaderName],
@@ -95,16 +95,16 @@ pub(super) fn request_id(
     })
 }
 
-/// A request's name for the log.
+/// Makes an id for a request.
 pub(super) fn text(request_id: &HeaderValue) -> &str {
     request_id.to_str().unwrap_or_default()
 }
 
-/// A new trace with this request as its root, sampled (W3C Trace Context, 3.2).
+/// A new trace with this request as its root, sampled (W3C Trace Context, section 3.2).
 fn traceparent(rng: &mut SmallRng) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
     let mut random = rng.random::<[u8; 24]>();
-    // All zeros would be invalid.
+    // An id of zeros would not be valid.
     random[0] |= 1;
     random[16] |= 1;
     hex(&random[..16], &mut text[3..35]);
@@ -120,21 +120,21 @@ fn hex(bytes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// The keys that a caller shows, all of them: `Authorization: Bearer …`, and `x-api-key` as Anthropic's clients send it.
+/// All keys that a caller sends: `Authorization: Bearer …`, and `x-api-key` as Anthropic's clients send it.
 pub(super) fn shown_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     [header::AUTHORIZATION, X_API_KEY.clone()].into_iter().flat_map(|name| {
         headers.get_all(&name).into_iter().filter_map(move |value| is_key(&name, value))
     })
 }
 
-/// The key that a header holds, if it is one that holds keys.
+/// The key in a header, if the header can carry one.
 pub(super) fn is_key<'a>(name: &HeaderName, value: &'a HeaderValue) -> Option<&'a [u8]> {
     let value = value.as_bytes();
     if *name != header::AUTHORIZATION {
         return (*name == X_API_KEY).then(|| value.trim_ascii());
     }
     let (scheme, key) = value.split_at_checked(6)?;
-    // At least one blank separates both (RFC 9110, 11.4); some clients send more.
+    // At least one blank separates both (RFC 9110, section 11.4); some clients send more.
     let blank = key.first().is_some_and(u8::is_ascii_whitespace);
     (scheme.eq_ignore_ascii_case(b"bearer") && blank).then(|| key.trim_ascii())
 }
@@ -160,7 +160,7 @@ mod tests {
         map.remove(&TRACEPARENT);
         map.remove(&X_REQUEST_ID);
         let mut left: Vec<_> = map.iter().collect();
-        // Stable: only the order of headers of one name has a meaning (RFC 9110, 5.3).
+        // The sort is stable: only the order of headers of the same name has a meaning (RFC 9110, section 5.3).
         left.sort_by_key(|(name, _)| name.as_str());
         left.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
     }

@@ -1,4 +1,4 @@
-//! The inference endpoints: one generic pass-through for JSON and multipart, streaming or not.
+//! The inference endpoints: one generic path for JSON and multipart requests, streaming or not.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -33,26 +33,26 @@ use super::upload::{self, Limits};
 static X_SMG_ROUTING_KEY: HeaderName = HeaderName::from_static("x-smg-routing-key");
 static X_SMG_PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");
 
-/// What one thread of the data path needs to serve inference requests.
+/// The state that one thread of the data path needs to serve inference requests.
 #[derive(Debug)]
 pub(super) struct Inference {
     surface: Arc<Surface>,
     dispatcher: Dispatcher,
-    // It belongs to one thread, so it is never contended.
+    // Only one thread uses the lock, so it is never contended.
     rng: Mutex<SmallRng>,
 }
 
-/// What is known of a request before its body is read.
+/// The properties of a request that are known before its body is read.
 #[derive(Debug)]
 pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
-    /// The keys that the request was held against.
+    /// The keys against which the request was checked.
     pub(super) keys: Arc<Keys>,
-    /// The client speaks Anthropic's API.
+    /// Whether the client uses Anthropic's API.
     pub(super) anthropic: bool,
     /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
     pub(super) stream_begins: Option<Arc<Notify>>,
-    /// The route is about no model in particular: any worker may answer.
+    /// Whether the route concerns no particular model, so that any worker may answer.
     pub(super) any_model: bool,
 }
 
@@ -92,7 +92,7 @@ impl Inference {
         let peek = facts.peek;
         let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
         let priority = priority(&parts.method, &headers, config.max_client_priority)?;
-        // What the client says for routing, else a session's header, else what the body says.
+        // The session's key: from the routing header, else from a session header, else from the body.
         let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
             .chain(&config.session_headers)
             .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
@@ -139,7 +139,7 @@ impl Inference {
     ) -> Result<Bytes, ApiError> {
         let config = &self.surface.config;
         let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
-        // What is left of a body that was not read would be taken for the next request.
+        // The rest of an unread body would be taken for the next request.
         let body = upload::read(incoming, headers, limits, held)
             .await
             .inspect_err(|_| state.close_after())?;
@@ -147,10 +147,10 @@ impl Inference {
         encoding::decoded(body, headers, decode, most, held).await
     }
 
-    /// The model of a request that names none: the only one that the workers list.
+    /// The model for a request that names none: the only one that the workers list.
     ///
     /// # Errors
-    /// If several models are served and the request is about one of them.
+    /// If several models are served and the request concerns one of them.
     fn sole_model(&self, facts: &Facts<'_>, any_model: bool) -> Result<Option<ModelId>, ApiError> {
         if facts.peek.model.is_some() {
             return Ok(None);
@@ -158,7 +158,8 @@ impl Inference {
         match self.surface.fleet.load().listed() {
             Listed::None => Ok(None),
             Listed::One(model) => Ok(Some(model.clone())),
-            // A probe of the engine is about no model; everything else would go to a worker of the wrong one.
+            // A health request for the engine concerns no model. Everything else might go to a worker of the wrong
+            // model.
             Listed::Several if any_model => Ok(None),
             Listed::Several => Err(ApiError::model_missing(facts.form_defect.clone())),
         }
@@ -172,7 +173,7 @@ impl Inference {
     ) -> Result<Response<Body>, ApiError> {
         let headers = response.headers_mut();
         if headers.contains_key(header::TRANSFER_ENCODING) {
-            // Of a worker that gives both, the length does not count (RFC 9112, 6.3).
+            // If a worker sends both, the length does not apply (RFC 9112, section 6.3).
             headers.remove(header::CONTENT_LENGTH);
         }
         headers::strip_hop_by_hop(headers);
@@ -183,7 +184,7 @@ impl Inference {
         Ok(response)
     }
 
-    /// Keeps the worker's URL, and its CORS headers where the router has its own, from the client.
+    /// Removes the worker's URL, and its CORS headers where the router has its own.
     fn hide_worker(
         &self,
         trace: &dispatch::Trace,
@@ -198,7 +199,7 @@ impl Inference {
         }
         let fleet = surface.fleet.load();
         let Some(worker) = fleet.worker(trace.worker) else {
-            // It was removed meanwhile, and nobody can say any more what its references mean.
+            // The worker was removed meanwhile, so the targets of its references are unknown.
             from_worker::drop_references(headers);
             return Ok(());
         };
@@ -220,7 +221,7 @@ impl Inference {
 /// The class in the queue of a request. A client that claims more than `most` gets that.
 fn priority(method: &Method, headers: &HeaderMap, most: Priority) -> Result<Priority, ApiError> {
     match headers.get(&X_SMG_PRIORITY) {
-        // A small question about a worker, asked by what watches it: it does not wait behind the traffic.
+        // A small request about a worker, sent by monitoring. It must not wait behind other requests.
         None if *method == Method::GET => Ok(Priority::System),
         None => Ok(Priority::Default),
         Some(value) => {
@@ -234,7 +235,7 @@ fn priority(method: &Method, headers: &HeaderMap, most: Priority) -> Result<Prio
     }
 }
 
-/// What routing knows of a request.
+/// The properties of a request that routing needs.
 #[derive(Default)]
 struct Facts<'a> {
     peek: Peek<'a>,
@@ -263,7 +264,7 @@ async fn facts<'a>(
         return Ok(Facts { peek: Peek { model, ..Peek::default() }, ..Facts::default() });
     }
     let mut peek = peek::peek(body)?;
-    // An empty name says as little as none.
+    // An empty name counts as none.
     peek.model = peek.model.filter(|name| !name.is_empty());
     let model_at = peek.model_at.take().map(ModelPlace::Json);
     Ok(Facts { peek, model_at, form_defect: None })
@@ -277,7 +278,7 @@ fn model_of_query(query: Option<&str>) -> Option<Cow<'static, str>> {
     (!model.is_empty()).then_some(Cow::Owned(model))
 }
 
-/// Tells the client how its response came to be.
+/// Adds the headers that show how the response was routed.
 fn show(trace: &dispatch::Trace, headers: &mut HeaderMap) {
     let shown = [
         ("x-smg-worker", trace.worker.to_string()),

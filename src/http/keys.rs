@@ -1,7 +1,7 @@
-//! `/ha/keys`: the keys that routers share, changed on all of them at once while everything runs.
+//! `/ha/keys`: changes the keys that routers share, on all of them while they run.
 //!
-//! Install the new key, use it, remove the old one: each step says which routers have taken it, and is harmless twice. A
-//! key is never shown, only its id.
+//! A rotation installs the new key, uses it, and removes the old one. Each step lists the routers that have applied it,
+//! and can be repeated. A key is never shown, only its id.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ struct Install {
     key: String,
 }
 
-/// A key that shall open on all routers.
+/// Adds a key for decryption on all routers.
 pub(super) async fn install(State(surface): State<Arc<Surface>>, body: Bytes) -> Answer {
     // The parser's error would show the key.
     let Install { key } = serde_json::from_slice(&body).map_err(|_| {
@@ -61,7 +61,7 @@ pub(super) async fn install(State(surface): State<Arc<Surface>>, body: Bytes) ->
     change(&surface, KeyChange::Install(key), id).await
 }
 
-/// The key that shall seal on all routers.
+/// Makes a key the encrypting one on all routers.
 pub(super) async fn make_first(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -70,7 +70,7 @@ pub(super) async fn make_first(
     change(&surface, KeyChange::Use(id), id).await
 }
 
-/// A key that shall be forgotten on all routers.
+/// Removes a key on all routers.
 pub(super) async fn remove(State(surface): State<Arc<Surface>>, Path(id): Path<String>) -> Answer {
     let id = parse(&id)?;
     change(&surface, KeyChange::Remove(id), id).await
@@ -83,7 +83,7 @@ fn parse(id: &str) -> Result<KeyId, ApiError> {
     })
 }
 
-/// 200 if all routers that take part have taken the change, 206 if some have not.
+/// 200 if all present routers have applied the change, 206 if some have not.
 async fn change(surface: &Surface, change: KeyChange, id: KeyId) -> Answer {
     let receipts = mesh(surface)?.change_keys(change).await.map_err(|error| {
         let (status, code) = match error {

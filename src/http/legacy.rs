@@ -1,5 +1,5 @@
-//! The worker API of older routers, which knows workers by their URLs: what the training loops and scripts around
-//! sglang-router and vllm-router call.
+//! The worker API of older routers, which identifies workers by their URLs. Training loops and scripts for
+//! sglang-router and vllm-router use it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use super::error::ApiError;
 use super::worker_spec::write_key;
 use super::workers::check_address;
 
-/// How long `/add_worker` waits for the worker to be ready: its callers send requests right after the answer.
+/// How long `/add_worker` waits until the worker is ready, because its callers send requests right after the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Between two looks at whether it is.
+/// The time between two checks whether the worker is ready.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A worker as the query names it.
+/// The worker that the query names.
 #[derive(Debug, Deserialize)]
 pub(super) struct WorkerQuery {
     url: Option<String>,
@@ -42,7 +42,7 @@ impl WorkerQuery {
     }
 }
 
-/// `GET /list_workers`
+/// Answers `GET /list_workers`.
 pub(super) async fn list(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
     let stays = snapshot.workers().iter().filter(|worker| worker.drain_deadline.is_none());
@@ -50,7 +50,8 @@ pub(super) async fn list(State(surface): State<Arc<Surface>>) -> Json<Value> {
     Json(json!({ "urls": urls }))
 }
 
-/// `POST /add_worker?url=…[&api_key=…]`: 200 once it is ready, 202 when it is registered and does not answer yet.
+/// Answers `POST /add_worker?url=…[&api_key=…]`: 200 if the worker is ready, 202 if it is registered and does not
+/// answer yet.
 pub(super) async fn add(
     State(surface): State<Arc<Surface>>,
     Query(query): Query<WorkerQuery>,
@@ -60,7 +61,7 @@ pub(super) async fn add(
     let api_key = query.api_key.as_deref().map(write_key).transpose()?;
     let spec = WorkerSpec { api_key, ..WorkerSpec::new(url.clone()) };
     let id = spec.id();
-    // Nobody waits for other routers here: `POST /workers?wait=…` does.
+    // This route does not wait for other routers; `POST /workers?wait=…` does.
     let _written = surface.admin.add(spec).await?;
     tracing::info!(worker = %id, %url, "worker added");
     let ready = async {
@@ -82,7 +83,7 @@ fn is_ready(surface: &Surface, id: WorkerId) -> bool {
     snapshot.worker(id).is_some_and(|worker| worker.state() == fleet::WorkerState::Ready)
 }
 
-/// `POST /remove_worker?url=…`: 200 also when it is not there, for callers that clean up twice.
+/// Answers `POST /remove_worker?url=…`: 200 also if there is no such worker, for callers that clean up twice.
 pub(super) async fn remove(
     State(surface): State<Arc<Surface>>,
     Query(query): Query<WorkerQuery>,

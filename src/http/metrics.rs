@@ -1,4 +1,4 @@
-//! What the HTTP surface shows to Prometheus. Handles are resolved once per route and status.
+//! The Prometheus metrics of the HTTP surface. Handles are resolved once per route and status.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,7 +18,7 @@ pub struct Metrics {
     pub(super) buffered_refused: IntCounter,
 }
 
-/// Statuses that get a handle of their own; others are looked up.
+/// The statuses that have a handle of their own; others are looked up.
 const USUAL: [u16; 12] = [200, 202, 400, 401, 404, 408, 413, 429, 499, 502, 503, 504];
 
 /// The handles of one route.
@@ -85,7 +85,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The handles of a route, which must be one of the route table's.
+    /// The handles of a route, which must be in the route table.
     pub(super) fn route(&self, route: &'static str) -> Arc<RouteMetrics> {
         Arc::new(RouteMetrics {
             route,
@@ -105,7 +105,7 @@ impl RouteMetrics {
     }
 
     fn counter(&self, status: u16) -> IntCounter {
-        // A status has three digits, so that no two pairs of labels run into each other.
+        // A status has three digits, so that no two pairs of labels give the same text.
         self.family.with_label_values(&[status.to_string().as_str(), self.route])
     }
 }

@@ -1,9 +1,9 @@
 //! Reads what routing needs from a request's JSON, and nothing else.
 //!
-//! The bytes stay bytes: the scanner notes where the values of a few top-level keys lie and steps over everything else
-//! at the speed of `memchr`. It does not build a document, does not unescape the prompt, does not recurse. It checks
-//! the outline (balanced brackets, terminated strings, a single object, bounded nesting, UTF-8); what is wrong deeper
-//! inside is for the worker to say.
+//! The body is not copied: the scanner records the positions of the values of a few top-level keys and skips everything
+//! else at the speed of `memchr`. It does not build a document, does not unescape the prompt, and does not recurse. It
+//! checks the structure (balanced brackets, terminated strings, a single object, bounded nesting, UTF-8). Errors deeper
+//! inside are left to the worker.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,19 +11,19 @@ use std::ops::Range;
 use memchr::memchr2;
 use smallvec::SmallVec;
 
-/// Brackets within brackets at most: no engine's request needs more than a few.
+/// The deepest nesting of brackets. The requests of engines need only a few levels.
 const MAX_DEPTH: usize = 128;
 
-/// What a request says about itself.
+/// The values of a request that routing needs.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Peek<'a> {
     pub(super) model: Option<Cow<'a, str>>,
-    /// Where the model's value lies, quotes included.
+    /// The position of the model's value, quotes included.
     pub(super) model_at: Option<Range<usize>>,
     pub(super) stream: bool,
-    /// `prompt_cache_key`, else `user`.
+    /// The value of `prompt_cache_key`, else of `user`.
     pub(super) session: Option<Cow<'a, str>>,
-    /// The pieces of the prompt as they lie: tools, system, then messages, prompt, input or text.
+    /// The pieces of the prompt in the body: tools, system, then messages, prompt, input or text.
     pub(super) prompt: SmallVec<[&'a [u8]; 3]>,
 }
 
@@ -42,7 +42,7 @@ pub(super) enum PeekError {
     WrongType { key: &'static str, wanted: &'static str },
 }
 
-/// Reads `body`.
+/// Scans `body`.
 pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     std::str::from_utf8(body).map_err(|e| PeekError::NotUtf8(e.valid_up_to()))?;
     let mut scan = Scan { body, at: 0 };
@@ -64,7 +64,7 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
             scan.blanks();
             let value = scan.value()?;
             let text = &body[value.clone()];
-            // The quotes come with the key. Of a key that stands twice the last one counts, as in most parsers.
+            // The key includes its quotes. If a key is repeated, the last one counts, as in most parsers.
             match &body[key] {
                 b"\"model\"" => {
                     peek.model = string_or_null(text, "model")?;
@@ -80,7 +80,7 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 b"\"prompt_cache_key\"" => {
                     peek.session = string_or_null(text, "prompt_cache_key").unwrap_or(None);
                 }
-                // Anything but a string is for the worker to refuse.
+                // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
                 b"\"tools\"" => tools = Some(text),
                 b"\"system\"" | b"\"instructions\"" => system = Some(text),
@@ -124,7 +124,7 @@ fn string_or_null<'a>(
     }
 }
 
-/// A place in the body.
+/// A position in the body.
 struct Scan<'a> {
     body: &'a [u8],
     at: usize,
@@ -151,7 +151,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Steps over a string; returns where it lies, quotes included.
+    /// Skips a string. Returns its position, quotes included.
     fn string(&mut self) -> Result<Range<usize>, PeekError> {
         let start = self.at;
         self.expect(b'"')?;
@@ -164,12 +164,12 @@ impl Scan<'_> {
             if rest[skip] == b'"' {
                 return Ok(start..self.at);
             }
-            // Whatever is escaped, it is not the end.
+            // An escaped quote does not end the string.
             self.at += 1;
         }
     }
 
-    /// Steps over a value; returns where it lies.
+    /// Skips a value. Returns its position.
     fn value(&mut self) -> Result<Range<usize>, PeekError> {
         let start = self.at;
         match self.peek() {
@@ -195,7 +195,8 @@ impl Scan<'_> {
         }
     }
 
-    /// Steps over an array or object with all that is in it. A stack of bits tells which bracket closes which.
+    /// Skips an array or object with all its content. A stack of bits records which bracket each closing one must
+    /// match.
     fn brackets(&mut self) -> Result<(), PeekError> {
         let mut objects = 0u128;
         let mut depth = 0usize;

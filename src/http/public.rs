@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// How long a new connection waits for the place of one that closes.
 const CLOSING: Duration = Duration::from_millis(100);
 
-/// Serves probes and metrics on a further port.
+/// Serves probes and metrics on an additional port.
 pub(super) async fn serve(
     listener: tokio::net::TcpListener,
     surface: Arc<Surface>,
@@ -68,7 +68,8 @@ pub(super) async fn serve(
         let place = idle.add();
         let state = State::new(surface.clock, Arc::clone(&place));
         let busy = Arc::clone(&state);
-        // The exchange says that the head has come: without it, a connection that is kept would be timed out in mid-air.
+        // The exchange records that the head was received. Without it, a kept connection would time out during the
+        // answer.
         let surface = Arc::clone(&surface);
         let service = service_fn(move |request: Request<Incoming>| {
             let exchange = busy.begin();

@@ -1,30 +1,30 @@
-//! The one table of routes: what there is, for whom, and what it is counted as.
+//! The table of all routes: their access, their handler, and the name under which they are counted.
 
 use http::Method;
 
-/// Who may use a route.
+/// The access that a route needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everyone: probes and metrics.
+    /// Every caller: probes and metrics.
     Public,
-    /// Clients with a key, if keys are asked for.
+    /// Clients, with a key if keys are configured.
     Client,
-    /// Administrators.
+    /// Administrators, and users for reads.
     Admin,
-    /// Whoever may end the router: administrators with a key; without one, only this machine.
+    /// Callers that may shut the router down: administrators with a key; without a key, only this machine.
     Operator,
 }
 
-/// What answers.
+/// The part that answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Serves {
-    /// A worker; broken streams in OpenAI's shape.
+    /// A worker; broken streams end in OpenAI's format.
     Worker,
-    /// A worker; broken streams in Anthropic's shape.
+    /// A worker; broken streams end in Anthropic's format.
     AnthropicWorker,
-    /// Any worker, whatever it serves: the question is about no model in particular.
+    /// Any worker, because the request concerns no particular model.
     AnyWorker,
-    /// All workers, with an account of what each of them answered.
+    /// All workers, with a list of their answers.
     AllWorkers,
     /// The router itself.
     Local,
@@ -40,14 +40,15 @@ impl Serves {
     }
 }
 
-/// A method and a path. Segments in braces stand for anything; `{model}` for all that follows, since models' names have slashes.
+/// A method and a path. A segment in braces matches anything, and `{model}` matches all that follows, because the names
+/// of models contain slashes.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
-    /// `GET`, `POST`, …
+    /// The method, such as `GET`.
     pub method: &'static str,
-    /// The path as it is counted.
+    /// The path under which requests are counted.
     pub path: &'static str,
-    /// For whom.
+    /// The access that the route needs.
     pub access: Access,
     pub(super) serves: Serves,
 }
@@ -64,7 +65,7 @@ const fn any(path: &'static str) -> Route {
     Route { method: "GET", path, access: Access::Client, serves: Serves::AnyWorker }
 }
 
-/// A path that changes an engine, or shows its inside: for administrators, and asked of every worker.
+/// A path that changes an engine, or shows its internals: for administrators, and forwarded to every worker.
 const fn control(method: &'static str, path: &'static str) -> Route {
     Route { method, path, access: Access::Admin, serves: Serves::AllWorkers }
 }
@@ -73,7 +74,7 @@ const fn local(method: &'static str, path: &'static str, access: Access) -> Rout
     Route { method, path, access, serves: Serves::Local }
 }
 
-/// All routes. Those with most traffic come first: the table is searched from its head.
+/// All routes. Those with the most traffic come first, because the table is searched from the beginning.
 pub const ROUTES: &[Route] = &[
     infer("/v1/chat/completions"),
     infer("/v1/completions"),
@@ -128,11 +129,11 @@ pub const ROUTES: &[Route] = &[
     any("/version"),
     ask("/get_model_info"),
     ask("/model_info"),
-    // A stored response lies at one of the workers, and only that one knows it.
+    // A stored response is at one of the workers, and only that one knows it.
     local("GET", "/v1/responses/{id}", Access::Client),
     local("DELETE", "/v1/responses/{id}", Access::Client),
     local("POST", "/v1/responses/{id}/cancel", Access::Client),
-    // SGLang's tells the engine's own keys.
+    // SGLang's answer contains the engine's own keys.
     Route { access: Access::Admin, ..ask("/get_server_info") },
     local("GET", "/liveness", Access::Public),
     local("GET", "/readiness", Access::Public),
@@ -207,19 +208,19 @@ pub const ROUTES: &[Route] = &[
     local("DELETE", "/ha/keys/{id}", Access::Operator),
 ];
 
-/// What a request's method and path lead to.
+/// The result of looking up a request's method and path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The route at this place in the table.
+    /// The route with this index in the table.
     At(usize),
-    /// The path is there, not with this method.
+    /// The path exists, but not with this method.
     OtherMethod,
-    /// Nothing.
+    /// There is no such path.
     Nothing,
 }
 
-/// Looks a request up. A path with doubled slashes or one at its end is looked up without them if it is for a worker:
-/// what such a path means is for the engine to say, which gets it as it came.
+/// Looks a request up. A path with doubled or trailing slashes is looked up without them if it is for a worker; the
+/// engine gets the path unchanged and decides what it means.
 pub(super) fn find(method: &Method, path: &str) -> Found {
     let found = find_exact(method, path);
     if found != Found::Nothing || !(path.contains("//") || path.ends_with('/')) {
@@ -238,7 +239,7 @@ fn plain(path: &str) -> String {
     segments.fold(String::new(), |path, segment| path + "/" + segment)
 }
 
-/// The path that a request for `path` probably means, for its 404: clients whose base URL lacks `/v1` are common.
+/// The path that a request for `path` probably means, for its 404. Base URLs without `/v1` are a common mistake.
 pub(super) fn suggestion(path: &str) -> Option<String> {
     let plain = plain(path);
     let with = format!("/v1{plain}");
@@ -254,7 +255,7 @@ fn find_exact(method: &Method, path: &str) -> Found {
         if !leads_to(path, route.path) {
             continue;
         }
-        // HEAD is GET without the body (RFC 9110, 9.3.2).
+        // HEAD is GET without the body (RFC 9110, section 9.3.2).
         if route.method == method.as_str() || (route.method == "GET" && method == Method::HEAD) {
             return Found::At(at);
         }
@@ -263,7 +264,7 @@ fn find_exact(method: &Method, path: &str) -> Found {
     found
 }
 
-/// The methods that a path takes, as an `allow` header lists them.
+/// The methods that a path accepts, in the format of an `allow` header.
 pub(super) fn methods_of(path: &str) -> String {
     let methods =
         ROUTES.iter().filter(|route| leads_to(path, route.path)).map(|route| route.method);

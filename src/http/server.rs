@@ -1,9 +1,8 @@
-//! Listeners and threads: who accepts connections, and which thread serves them.
+//! Listeners and threads: one task accepts connections, and data-path threads serve them.
 //!
-//! The data path runs on threads of its own, each with a runtime of its own: a connection, the requests on it and their
-//! connections to workers stay on one thread. One task accepts and gives each connection to the thread that has the
-//! fewest. Sockets are bound before anything runs, so that a test can read the real ports and a busy port is told at
-//! once.
+//! The data path has threads of its own, each with its own runtime: a connection, its requests and their connections to
+//! workers stay on one thread. The accepting task passes each connection to the thread that has the fewest. Sockets are
+//! bound before anything runs, so that a test can read the actual ports and a busy port is reported at once.
 
 #![expect(clippy::disallowed_methods, reason = "each thread of the data path has a generator")]
 
@@ -31,15 +30,15 @@ use super::{Config, OwnAddresses, Surface, public};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} ({setting}): {source}")]
 pub struct BindError {
-    /// What was wanted.
+    /// The address that was to be bound.
     pub address: SocketAddr,
-    /// The flags that ask for it.
+    /// The flags that set it.
     pub setting: &'static str,
-    /// Why not.
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// Bound sockets, not served yet.
+/// Bound sockets that are not served yet.
 #[derive(Debug)]
 pub struct Server {
     api: TcpListener,
@@ -47,10 +46,10 @@ pub struct Server {
     health: Option<TcpListener>,
 }
 
-/// What a running server can be told.
+/// The handle of a running server.
 #[derive(Debug)]
 pub struct Running {
-    /// Clients' connections that are open.
+    /// The number of open connections of clients.
     open: watch::Receiver<usize>,
     stop_accepting: watch::Sender<bool>,
     closing: watch::Sender<bool>,
@@ -62,7 +61,7 @@ impl Server {
     /// Binds all ports.
     ///
     /// # Errors
-    /// If one that was asked for can't be bound. A busy default metrics port is only logged.
+    /// If a port that was set explicitly can't be bound. If the default metrics port is busy, that is only logged.
     pub fn bind(config: &Config) -> Result<Self, BindError> {
         let api = bind(config.listen, "--host, --port")?;
         let metrics = match config.metrics_listen {
@@ -81,10 +80,10 @@ impl Server {
         Ok(Self { api, metrics, health })
     }
 
-    /// Where clients connect.
+    /// The address on which clients connect.
     ///
     /// # Errors
-    /// If the system does not tell.
+    /// If the system does not report the address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.api.local_addr()
     }
@@ -99,13 +98,13 @@ impl Server {
         Ok(OwnAddresses::new(all.map(TcpListener::local_addr).collect::<io::Result<_>>()?))
     }
 
-    /// Where Prometheus may scrape, if anywhere but on the main port.
+    /// The additional address for Prometheus, if there is one.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Where probes are answered, if anywhere but on the main port.
+    /// The additional address for probes, if there is one.
     #[must_use]
     pub fn health_address(&self) -> Option<SocketAddr> {
         self.health.as_ref().and_then(|listener| listener.local_addr().ok())
@@ -114,7 +113,7 @@ impl Server {
     /// Starts threads and accepts connections.
     ///
     /// # Errors
-    /// If a socket can't be given to a runtime, or a thread not be started.
+    /// If a socket can't be registered with a runtime, or a thread can't be started.
     pub fn start(
         self,
         surface: &Arc<Surface>,
@@ -173,9 +172,9 @@ impl Server {
             tasks.spawn("http.metrics", OnEnd::Stop, serving);
         }
         if let Some(listener) = self.health {
-            // A thread of its own: probes are answered also when the data path is saturated.
+            // A thread of its own answers probes even while the data path is saturated.
             let surface = Arc::clone(surface);
-            // Ends with the data path's threads: they are joined together.
+            // It ends together with the data path's threads, which are joined with it.
             let stopping = cut_rx;
             let runtime = runtime()?;
             threads.push(std::thread::Builder::new().name("smg-health".to_owned()).spawn(
@@ -196,7 +195,7 @@ impl Server {
 }
 
 impl Running {
-    /// Accepts no more connections and ends each open one after the exchange that is under way.
+    /// Stops accepting connections, and ends each open one after the exchange in progress.
     pub fn close(&self) {
         self.stop_accepting.send_replace(true);
         self.closing.send_replace(true);
@@ -205,17 +204,17 @@ impl Running {
     /// Resolves when no client is connected any more.
     pub async fn drained(&self) {
         let mut open = self.open.clone();
-        // An error means that the acceptor is gone with all its connections.
+        // An error means that the acceptor has ended, with all its connections.
         let _gone = open.wait_for(|open| *open == 0).await.is_err();
     }
 
-    /// Clients' connections that are open.
+    /// The number of open connections of clients.
     #[must_use]
     pub fn open(&self) -> usize {
         *self.open.borrow()
     }
 
-    /// Cuts what is still open and ends the threads.
+    /// Aborts the open connections and ends the threads.
     pub fn cut(self) {
         self.close();
         self.cut.send_replace(true);

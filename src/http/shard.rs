@@ -1,4 +1,4 @@
-//! One thread of the data path: takes requests of its connections through the layers, in order: name, route, keys.
+//! One thread of the data path: passes the requests of its connections through the layers, in order: id, route, keys.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,15 +28,15 @@ use super::routes::{self, Access, Found, ROUTES, Serves};
 use super::upload::{self, Limits};
 use super::{Surface, local};
 
-/// Largest body that a route of our own reads, in bytes: documents about workers are small.
+/// The largest body that a route of the router itself reads, in bytes. Documents about workers are small.
 const LARGEST_OWN_BODY: usize = 1 << 20;
 
-/// What one thread needs to serve requests.
+/// The state that one thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Shard {
     inference: Arc<Inference>,
     local: axum::Router,
-    /// By place in the table of routes; the last one is for what is not in it.
+    /// The handles by index in the table of routes; the last one is for requests without a route.
     metrics: Vec<Arc<RouteMetrics>>,
 }
 
@@ -138,7 +138,7 @@ impl Shard {
                 Some(admitted.map(|()| Caller { tenant: None }))
             }
         };
-        // A body that is not read would be taken for the next request.
+        // An unread body would be taken for the next request.
         let caller = caller.transpose().inspect_err(|_| state.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
@@ -157,7 +157,7 @@ impl Shard {
                 if let Some(period) = period.filter(|_| heartbeat::applies_to(route.path)) {
                     return self.infer_with_heartbeat(request, inbound, state, period).await;
                 }
-                // Boxed: its state is large, and hyper keeps room for what a connection's largest request needs while
+                // Boxed, because its state is large, and hyper keeps room for the largest request of a connection while
                 // the response streams.
                 Box::pin(self.inference.serve(request, &inbound, state)).await
             }
@@ -230,7 +230,8 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
     response.map(|_body| Body::empty())
 }
 
-/// What a browser asks before it sends a request to another origin (Fetch Standard, 3.2.2).
+/// Answers the preflight request that a browser sends before a request to another origin (Fetch Standard, section
+/// 3.2.2).
 fn preflight(headers: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

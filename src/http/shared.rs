@@ -1,5 +1,5 @@
-//! The shared state of a cluster as administrators read and change it: policies, and what each router observes of each
-//! worker. Also the query parameters by which a write waits for a receipt.
+//! The shared state of a cluster for administrators: policies, and what each router observes of each worker. Also the
+//! query parameters with which a write waits for a receipt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ fn worker_document(
     })
 }
 
-/// `GET /ha/workers`: this router's verdict on each worker, and what each router sees of it.
+/// Answers `GET /ha/workers`: this router's verdict on each worker, and what each router observes of it.
 pub(super) async fn workers(State(surface): State<Arc<Surface>>) -> Result<Json<Value>, ApiError> {
     let observed = surface.admin.observed().await?;
     let now = surface.clock.now();
@@ -59,7 +59,7 @@ pub(super) async fn workers(State(surface): State<Arc<Surface>>) -> Result<Json<
     })))
 }
 
-/// `GET /ha/workers/{id}`
+/// Answers `GET /ha/workers/{id}`.
 pub(super) async fn worker(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -69,7 +69,7 @@ pub(super) async fn worker(
     Ok(Json(worker_document(&surface, &worker, &observed, surface.clock.now())))
 }
 
-/// `GET /ha/policies`: which policy picks for which model, and what was set by hand.
+/// Answers `GET /ha/policies`: the policy of each model, and the policies that administrators have set.
 pub(super) async fn policies(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let snapshot = surface.fleet.snapshot();
     let policies = &surface.policies;
@@ -109,7 +109,7 @@ fn policy_document(surface: &Surface, model: &ModelId) -> Value {
     json!({ "model": model, "in_use": in_use.to_string(), "set": set })
 }
 
-/// `GET /ha/policies/{model}`
+/// Answers `GET /ha/policies/{model}`.
 pub(super) async fn policy(
     State(surface): State<Arc<Surface>>,
     Path(model): Path<String>,
@@ -117,7 +117,7 @@ pub(super) async fn policy(
     Json(policy_document(&surface, &ModelId::new(model)))
 }
 
-/// `PUT /ha/policies/{model}`: from now on this policy picks for the model, on all routers.
+/// Answers `PUT /ha/policies/{model}`: sets the policy of the model on all routers.
 pub(super) async fn set_policy(
     State(surface): State<Arc<Surface>>,
     Path(model): Path<String>,
@@ -128,7 +128,7 @@ pub(super) async fn set_policy(
     change_policy(&surface, model, Some(document), &wait).await
 }
 
-/// `DELETE /ha/policies/{model}`: what labels and the default say, again.
+/// Answers `DELETE /ha/policies/{model}`: removes the policy, so that labels and the default decide again.
 pub(super) async fn unset_policy(
     State(surface): State<Arc<Surface>>,
     Path(model): Path<String>,

@@ -1,4 +1,4 @@
-//! The body of a request, read as a whole: it may be sent more than once, and routing looks into it.
+//! Reads the whole body of a request, because it may be sent more than once and routing needs parts of it.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use hyper::body::Incoming;
 use super::buffered::Held;
 use super::error::ApiError;
 
-/// How large a body may be, and how slow.
+/// The limits of a body's size and speed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// In bytes.
+    /// The largest body, in bytes.
     pub(super) most: usize,
-    /// Between two pieces.
+    /// The most time between two pieces.
     pub(super) timeout: Duration,
 }
 
-/// Reads a request's body as a whole. `held` is to live as long as the body.
+/// Reads the whole body of a request. `held` must exist as long as the body.
 pub(super) async fn read(
     mut incoming: Incoming,
     headers: &HeaderMap,
@@ -41,19 +41,19 @@ pub(super) async fn read(
     };
     held.grow(first.len())?;
     if Pin::new(&incoming).is_end_stream() && first.len() <= most {
-        // The usual case: one piece, and no copy of it.
+        // The usual case: the body arrives in one piece, and is not copied.
         return Ok(first);
     }
-    // However small its pieces are: a byte a minute does not keep a request open for ever.
+    // This total limit applies however small the pieces are: a byte per minute must not keep a request open for ever.
     tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, told, limits, held))
         .await
         .map_err(|_elapsed| ApiError::too_slow())?
 }
 
-/// A whole body may take this many times as long as one pause in it.
+/// The whole body may take this many times as long as one pause in it.
 const PATIENCE: u32 = 10;
 
-/// Reads the body on from its first piece.
+/// Reads the rest of the body after its first piece.
 async fn rest(
     mut incoming: Incoming,
     first: Bytes,
@@ -62,7 +62,7 @@ async fn rest(
     held: &mut Held,
 ) -> Result<Bytes, ApiError> {
     let Limits { most, timeout } = limits;
-    // What a client announces is not reserved before it comes.
+    // Memory is not reserved for the announced length before the bytes arrive.
     let mut whole = BytesMut::with_capacity(told.unwrap_or(0).min(1 << 20).max(first.len()));
     let mut next = Some(first);
     while let Some(data) = next {
@@ -76,7 +76,7 @@ async fn rest(
     Ok(whole.freeze())
 }
 
-/// The next piece of the body; trailers are passed over.
+/// The next piece of the body. Trailers are skipped.
 async fn piece(incoming: &mut Incoming, timeout: Duration) -> Result<Option<Bytes>, ApiError> {
     loop {
         let frame = tokio::time::timeout(timeout, incoming.frame())

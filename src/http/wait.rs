@@ -1,4 +1,4 @@
-//! How long a write of an administrator waits for other routers, and the receipt in its answer.
+//! How long an administrator's write waits for other routers, and the receipt in its answer.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use crate::bridge::{Wait, Written};
 
-/// Longest that a write may wait for others.
+/// The longest time that a write may wait for others.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Whom a write waits for, as the query says it.
+/// The routers that a write waits for, in the form of the query.
 #[derive(Debug, Deserialize)]
 pub(super) struct WaitQuery {
     wait: Option<String>,
     timeout: Option<String>,
 }
 
-/// Whom a write waits for, and for how long.
+/// The routers that a write waits for, and the time limit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waits {
     wait: Wait,
@@ -29,7 +29,7 @@ pub(super) struct Waits {
 }
 
 impl WaitQuery {
-    /// `?wait=local|quorum|all&timeout=5s`
+    /// Parses `?wait=local|quorum|all&timeout=5s`.
     pub(super) fn read(&self) -> Result<Waits, ApiError> {
         let wait = match self.wait.as_deref() {
             None | Some("local") => Wait::Local,
@@ -64,7 +64,8 @@ impl WaitQuery {
 }
 
 impl Waits {
-    /// Waits, and answers with the receipt in the document. What is not confirmed in time is 202: it goes on being sent.
+    /// Waits, and answers with the receipt in the document. The status is 202 if some routers have not acknowledged in
+    /// time; the write is still sent to them.
     pub(super) async fn answer(
         self,
         status: StatusCode,
@@ -72,7 +73,7 @@ impl Waits {
         document: impl FnOnce() -> Value,
     ) -> Response {
         let receipt = written.receipt(self.wait, self.timeout).await;
-        // Made now, so that it shows what was written.
+        // The document is made after the wait, so that it shows the result of the write.
         let mut document = document();
         let complete = receipt.as_ref().is_ok_and(|receipt| receipt.complete);
         if let Ok(receipt) = receipt {

@@ -1,6 +1,6 @@
-//! A client's socket as hyper sees it, with three things that hyper leaves out: it notes when a request's head begins
-//! and ends by itself, with a word of explanation, when that takes too long; what hyper says of a request that is not
-//! HTTP gets the shape of all errors; and it closes late, so that a client that still sends can read its answer.
+//! Wraps a client's socket for hyper, and adds three things that hyper lacks. It records when a request's head begins,
+//! and answers by itself if the head takes too long. It replaces hyper's answer to input that is not HTTP by an error
+//! in the usual format. And it closes late, so that a client that still sends can read its answer.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::error;
 use super::exchange::State;
 
-/// Bytes of a request that nobody wanted which are read before the connection closes.
+/// The most bytes of an unwanted request that are read before the connection closes.
 const MOST_LINGER: usize = 1 << 20;
 
 /// The stream of one HTTP/1.1 connection.
@@ -21,9 +21,9 @@ const MOST_LINGER: usize = 1 << 20;
 pub(super) struct Watched<T> {
     inner: T,
     state: Arc<State>,
-    /// Written in place of what hyper wrote of this length.
+    /// The answer that replaces hyper's answer of this length.
     instead: Option<(Bytes, usize)>,
-    /// Bytes read since the last was written.
+    /// The number of bytes read since the last write.
     lingered: Option<usize>,
 }
 
@@ -34,7 +34,7 @@ impl<T> Watched<T> {
 }
 
 impl<T: AsyncWrite + Unpin> Watched<T> {
-    /// Writes our own words, then says that all of hyper's are written.
+    /// Writes our answer, then reports to hyper that all of its bytes are written.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         while let Some((ours, length)) = &mut self.instead {
             if ours.is_empty() {
@@ -50,7 +50,7 @@ impl<T: AsyncWrite + Unpin> Watched<T> {
         Poll::Ready(Ok(0))
     }
 
-    /// Whether hyper answers by itself: between two requests, and without the name that all our answers have.
+    /// Whether hyper answers by itself: between two requests, and without the id that all our answers have.
     fn is_hypers(&self, bytes: &[u8]) -> bool {
         bytes.starts_with(b"HTTP/1.1 4")
             && bytes.ends_with(b"\r\n\r\n")
@@ -68,7 +68,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let this = &mut *self;
         if this.state.is_expired() {
             if this.state.end_head() {
-                // Best effort: who did not send may not receive either.
+                // Best effort, because a client that does not send may not receive either.
                 let _written =
                     Pin::new(&mut this.inner).poll_write(cx, &error::unread(408, &error::new_id()));
             }
@@ -96,8 +96,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Closes our side, then reads for a while: closing with bytes unread would reset the connection, and a reset may
-    /// overtake the answer (RFC 9112, 9.6).
+    /// Closes our side, then reads for a while. Closing with unread bytes would reset the connection, and a reset may
+    /// overtake the answer (RFC 9112, section 9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.lingered.is_none() {

@@ -22,7 +22,7 @@ use super::foreign;
 use super::wait::WaitQuery;
 use super::worker_spec::SpecDocument;
 
-/// A worker as the API shows it. Its key is never among it.
+/// A worker as the API shows it, without its key.
 fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
     let models = match &worker.models {
         Models::Unknown => Value::Null,
@@ -62,12 +62,12 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
     document
 }
 
-/// Whoever got here has shown the admin key, if there is one.
+/// Requests that arrive here have passed the check of the admin key, if there is one.
 fn may_refer(surface: &Surface) -> bool {
     surface.keys.load().have_admins()
 }
 
-/// The worker that `id` names: its id, or its URL.
+/// The worker that `id` identifies by its id or its URL.
 pub(super) fn find(surface: &Surface, id: &str) -> Result<Arc<Worker>, ApiError> {
     let by_url = || id.parse::<WorkerUrl>().ok().map(|url| url.id());
     let parsed = id.parse::<WorkerId>().ok().or_else(by_url);
@@ -80,7 +80,7 @@ pub(super) struct ListQuery {
     model: Option<String>,
 }
 
-/// `GET /workers[?model=]`
+/// Answers `GET /workers[?model=]`.
 pub(super) async fn list(
     State(surface): State<Arc<Surface>>,
     Query(query): Query<ListQuery>,
@@ -110,7 +110,7 @@ pub(super) fn check_address(surface: &Surface, url: &WorkerUrl) -> Result<(), Ap
     surface.config.worker_networks.check_url(url).map_err(|error| invalid("url", error))
 }
 
-/// `POST /workers`: accepted at once, used as soon as it is found healthy and its models are known.
+/// Answers `POST /workers`. The worker is accepted at once, and used as soon as it is healthy and its models are known.
 pub(super) async fn add(
     State(surface): State<Arc<Surface>>,
     Query(wait): Query<WaitQuery>,
@@ -135,7 +135,7 @@ pub(super) async fn add(
     Ok(([(header::LOCATION, location)], answer).into_response())
 }
 
-/// `GET /workers/{id}`
+/// Answers `GET /workers/{id}`.
 pub(super) async fn show(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -144,7 +144,7 @@ pub(super) async fn show(
     Ok(Json(document(&worker, &surface, surface.clock.now())))
 }
 
-/// `PUT /workers/{id}`: another spec for the same URL.
+/// Answers `PUT /workers/{id}`: replaces the spec, for the same URL.
 pub(super) async fn replace(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -156,7 +156,7 @@ pub(super) async fn replace(
     respecify(&surface, &worker, spec, &wait).await
 }
 
-/// `PATCH /workers/{id}`: parts of the spec (RFC 7396). A key that is not mentioned stays.
+/// Answers `PATCH /workers/{id}`: changes parts of the spec (RFC 7396). A key that is not mentioned stays.
 pub(super) async fn change(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -200,14 +200,14 @@ async fn respecify(
     Ok(wait.answer(StatusCode::OK, written, || shown(surface, id)).await)
 }
 
-/// A worker as it is now.
+/// The current state of a worker.
 fn shown(surface: &Surface, id: WorkerId) -> Value {
     let now = surface.clock.now();
     let worker = surface.fleet.load().worker(id).cloned();
     worker.map_or_else(|| json!({ "id": id }), |worker| document(&worker, surface, now))
 }
 
-/// `DELETE /workers/{id}`: no new requests, those in flight finish, then it is gone.
+/// Answers `DELETE /workers/{id}`: the worker gets no new requests, those in flight finish, then it is removed.
 pub(super) async fn remove(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -227,7 +227,7 @@ pub(super) async fn remove(
     Ok(wait.answer(StatusCode::ACCEPTED, written, move || answer).await)
 }
 
-/// `POST /workers/{id}/drain`: no new requests, without removing it.
+/// Answers `POST /workers/{id}/drain`: the worker gets no new requests, and stays registered.
 pub(super) async fn drain(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -236,7 +236,7 @@ pub(super) async fn drain(
     set_draining(&surface, &id, true, &wait).await
 }
 
-/// `DELETE /workers/{id}/drain`: takes it back.
+/// Answers `DELETE /workers/{id}/drain`: the worker gets requests again.
 pub(super) async fn resume(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -258,18 +258,18 @@ async fn set_draining(
     Ok(wait.answer(StatusCode::OK, written, || shown(surface, worker.id)).await)
 }
 
-/// An operator's verdict.
+/// An operator's verdict on a worker.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OverrideDocument {
     healthy: bool,
     reason: String,
-    /// Seconds after which it lapses; without: it holds until it is lifted.
+    /// The time in seconds after which the verdict expires; without it, the verdict holds until it is removed.
     #[serde(default)]
     ttl_secs: Option<f64>,
 }
 
-/// `POST /workers/{id}/override`
+/// Answers `POST /workers/{id}/override`.
 pub(super) async fn override_health(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,
@@ -293,7 +293,7 @@ pub(super) async fn override_health(
     Ok(wait.answer(StatusCode::OK, written, || shown(&surface, worker.id)).await)
 }
 
-/// `DELETE /workers/{id}/override`
+/// Answers `DELETE /workers/{id}/override`.
 pub(super) async fn lift_override(
     State(surface): State<Arc<Surface>>,
     Path(id): Path<String>,

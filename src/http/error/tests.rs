@@ -1,4 +1,4 @@
-//! Errors as clients see them: their shape, and what they never show.
+//! Tests of the format of errors, and of what they must never show.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Whether and when a request is tried again: plain decisions, no I/O.
+//! Decides whether and when a request is retried. This is plain code without I/O.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,28 +11,28 @@ use smg_types::now::Now;
 use super::config::Config;
 use crate::upstream::{Delivery, SendError};
 
-/// What to do after an attempt.
+/// The action after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Try again after this time.
+    /// Retry after this time.
     Again(Duration),
-    /// The answer is the answer.
+    /// Keep the answer.
     GiveUp,
 }
 
-/// How an attempt went, as far as another one depends on it.
+/// The result of an attempt, as far as a retry depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     /// The worker has read nothing of the request.
     NotStarted,
-    /// The connection was lost with some of the request on it. The worker is not working on it, for it is gone or cannot
-    /// have read all of it; but the request itself may be what made it fail.
+    /// The connection was lost with some of the request on it. The worker does not process it, because it is gone or
+    /// cannot have read all of it. But the request itself may have caused the failure.
     Lost,
-    /// The worker may be working on it: sending it again could do the work twice.
+    /// The worker may be processing it, so sending it again could do the work twice.
     MayHaveStarted,
-    /// The router lacks what an attempt at any worker takes.
+    /// The router lacks a resource that an attempt at any worker needs.
     OutOfResources,
-    /// The worker answered with this status and perhaps said when to come back.
+    /// The worker answered with this status, and perhaps with the time after which to retry.
     Answered(StatusCode, Option<Duration>),
 }
 
@@ -53,27 +53,27 @@ impl From<&SendError> for Attempt {
     }
 }
 
-/// How many workers see a request of which a connection was lost: one may have failed by chance, two may have failed
-/// because of the request.
+/// The most workers that get a request of which a connection was lost. One may have failed by chance; two may have
+/// failed because of the request.
 const MOST_AFTER_A_LOSS: u32 = 2;
 
 /// The attempts of one request.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     made: u32,
-    /// A connection was lost with the request on it.
+    /// Whether a connection was lost with the request on it.
     lost: bool,
-    /// Attempts in which a worker has read of the request, and has not refused it as too much.
+    /// The number of attempts in which a worker has read some of the request and has not pushed it back.
     seen: u32,
 }
 
 impl Attempts {
-    /// Attempts made so far.
+    /// The number of attempts so far.
     pub(super) fn made(&self) -> u32 {
         self.made
     }
 
-    /// Counts an attempt and decides about the next. `others`: a worker is left that was not tried yet.
+    /// Counts an attempt and decides on the next. `others` is whether a worker is left that was not tried yet.
     pub(super) fn next(
         &mut self,
         attempt: Attempt,
@@ -97,8 +97,8 @@ impl Attempts {
         }
         let wait = match attempt {
             Attempt::MayHaveStarted | Attempt::OutOfResources => return Next::GiveUp,
-            // Another worker may well be there: why wait? And no budget either: nothing was asked of anybody, and when a
-            // worker dies all that was in flight on it comes at once.
+            // Another worker may well be available, so there is no reason to wait. Nor does it use the budget: no
+            // worker has received the request, and when a worker dies, all requests in flight on it fail at once.
             Attempt::NotStarted | Attempt::Lost if others => return Next::Again(Duration::ZERO),
             Attempt::NotStarted | Attempt::Lost => self.backoff(config, rng),
             Attempt::Answered(status, _) if !config.is_retryable(status) => return Next::GiveUp,
@@ -113,8 +113,8 @@ impl Attempts {
         if budget.withdraw(config, now) { Next::Again(wait) } else { Next::GiveUp }
     }
 
-    /// Exponential back-off, of which a share is drawn at random: all of it by default, which spreads retries best
-    /// (Brooker, "Exponential Backoff And Jitter", 2015).
+    /// Exponential back-off, of which a share is random: by default all of it, which spreads retries best (Brooker,
+    /// "Exponential Backoff And Jitter", 2015).
     fn backoff(&self, config: &Config, rng: &mut dyn Rng) -> Duration {
         let exponent = i32::try_from(self.made.saturating_sub(1)).unwrap_or(i32::MAX);
         let most = config.initial_backoff.as_secs_f64()
@@ -125,11 +125,12 @@ impl Attempts {
     }
 }
 
-/// Bounds retries to a share of recent requests, so that a fleet in trouble is not asked even more: each request pays a
-/// fraction of a token in, each retry takes a whole one; time adds a floor for quiet hours.
+/// Bounds retries to a share of recent requests, so that retries do not multiply the load on a failing fleet. Each
+/// request adds a fraction of a token, and each retry takes a whole one; a floor is added over time, for periods with
+/// few requests.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Thousandths of a retry; may be overdrawn by as many threads as withdraw at once.
+    /// Thousandths of a retry. May be overdrawn by as many threads as withdraw at once.
     balance: AtomicI64,
     /// `Now::mono_nanos` of the last refill.
     refilled: AtomicU64,
@@ -143,12 +144,12 @@ impl Budget {
         Self { balance: AtomicI64::new(Self::most(config)), refilled: AtomicU64::new(0) }
     }
 
-    /// Ten seconds of the floor, at least ten retries: what a worker's death may cost at once.
+    /// Ten seconds of the floor, at least ten retries, which the death of a worker may need at once.
     fn most(config: &Config) -> i64 {
         (f64::from(config.budget_floor) * 10.0).max(10.0) as i64 * TOKEN
     }
 
-    /// A request was made.
+    /// Records a request.
     pub(super) fn deposit(&self, config: &Config) {
         if self.balance.load(Ordering::Relaxed) < Self::most(config) {
             self.balance.fetch_add(
@@ -158,7 +159,7 @@ impl Budget {
         }
     }
 
-    /// A retry is wanted. Whether it may be made.
+    /// Takes a token for a retry. Returns whether the retry may be made.
     pub(super) fn withdraw(&self, config: &Config, now: Now) -> bool {
         let last = self.refilled.swap(now.mono_nanos(), Ordering::Relaxed);
         let elapsed = Duration::from_nanos(now.mono_nanos().saturating_sub(last))
@@ -186,7 +187,7 @@ mod tests {
 
     const NOW: Now = Now::at(Duration::from_secs(100));
 
-    /// What follows `attempt` when it is the first.
+    /// The decision after `attempt` if it is the first one.
     fn after(attempt: Attempt, others: bool) -> Next {
         let config = Config::default();
         let mut rng = SmallRng::seed_from_u64(1);
@@ -212,7 +213,8 @@ mod tests {
         }
     }
 
-    /// Plays attempts of one request, others being left each time; whether another follows the last.
+    /// Plays the attempts of one request, with other workers left each time. Returns whether another attempt follows
+    /// the last.
     fn goes_on_after(attempts: &[Attempt]) -> bool {
         let config = Config { max_retries: 100, ..Config::default() };
         let budget = Budget::new(&config);
@@ -234,7 +236,7 @@ mod tests {
         assert!(!goes_on_after(&[Lost, failed]));
         assert!(!goes_on_after(&[failed, Lost]));
         assert!(!goes_on_after(&[Lost, MayHaveStarted]));
-        // Who was not reached, or refused it as too much, has not worked on it.
+        // A worker that was not reached, or pushed the request back, has not processed it.
         assert!(goes_on_after(&[NotStarted, Lost, NotStarted, NotStarted]));
         assert!(goes_on_after(&[full, full, Lost, full]));
         assert!(!goes_on_after(&[full, Lost, full, NotStarted, Lost]));

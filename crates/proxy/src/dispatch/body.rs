@@ -1,5 +1,5 @@
-//! The body of a response on its way to the client: counts the request until its last byte, judges the worker by how
-//! the body ended, and turns a stream that breaks into an event that clients understand.
+//! The body of a response for the client: counts the request until its last byte, judges the worker by the end of the
+//! body, and ends a broken stream with an event that clients understand.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use super::causes::with_causes;
 use super::feedback::Usage;
 use crate::upstream;
 
-/// What a broken stream ends with, so that a client does not take it for complete.
+/// The end of a broken stream, so that a client does not take it for complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// Not a stream of events: the connection is cut.
+    /// The body is not a stream of events: the connection is aborted.
     Cut,
-    /// A terminal event with these bytes, then the end.
+    /// A terminal event with these bytes, then the end of the body.
     Event(&'static str),
 }
 
@@ -34,8 +34,8 @@ pub enum BodyError {
     /// The worker broke off, or took too long.
     #[error(transparent)]
     Worker(upstream::BodyError),
-    /// The worker was let go, and its time to finish is over.
-    #[error("the worker was taken away")]
+    /// The worker was removed, and its drain timeout has passed.
+    #[error("the worker was removed")]
     TakenAway,
 }
 
@@ -55,14 +55,14 @@ pub struct ResponseBody {
     /// Taken when the body ends.
     account: Option<Account>,
     stream_end: StreamEnd,
-    /// The terminal event was sent.
+    /// Whether the terminal event was sent.
     broken: bool,
 }
 
-/// What is settled when the body ends, in whatever way.
+/// The state that is settled when the body ends, in whatever way.
 #[derive(Debug)]
 pub(super) struct Account {
-    /// `None`: the worker was judged by its head already.
+    /// The request in flight; `None` if the worker was judged by its head already.
     pub(super) in_flight: Option<InFlight>,
     pub(super) permit: Option<Permit>,
     pub(super) fleet: Arc<Fleet>,
@@ -70,23 +70,24 @@ pub(super) struct Account {
     pub(super) clock: Clock,
     pub(super) started: Duration,
     pub(super) worker: WorkerId,
-    /// For the log. A copy: the client's own is a slice of all that it sent.
+    /// The request's id for the log. A copy, because the client's own is a slice of all that it sent.
     pub(super) request_id: Box<[u8]>,
-    /// What a complete body says of the worker.
+    /// The verdict on the worker after a complete body.
     pub(super) outcome: Outcome,
-    /// The worker's answer is a 5xx.
+    /// Whether the worker's answer is a 5xx.
     pub(super) is_error: bool,
     pub(super) first_byte_seen: bool,
-    /// The part of the prompt that its cache was expected to hold, 0..=1; taken once the answer has said.
+    /// The part of the prompt that the worker's cache was expected to hold, 0..=1; taken when the answer has reported
+    /// it.
     pub(super) expected: Option<f32>,
 }
 
-/// Tokens from which on a prompt is long enough that engines, which cache in blocks, should have some of it: what they say
-/// of a shorter one proves nothing.
+/// The number of tokens from which a prompt is long enough that engines, which cache in blocks, should have some of it.
+/// Their report on a shorter prompt proves nothing.
 const LONG_PROMPT: u64 = 64;
 
 impl Account {
-    /// Looks at a piece of the answer on its way.
+    /// Inspects a piece of the answer.
     fn observe(&mut self, piece: &Bytes) {
         let Some(usage) = self.expected.and_then(|_| Usage::in_piece(piece)) else { return };
         let Some(expected) = self.expected.take() else { return };
@@ -125,7 +126,7 @@ impl ResponseBody {
         body
     }
 
-    /// Whether the stream broke and said so: the connection must not be used again.
+    /// Whether the stream broke and was ended with an error, so that the connection must not be used again.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
@@ -217,7 +218,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self.stream_end {
             StreamEnd::Cut => self.inner.size_hint(),
-            // The terminal event may come on top.
+            // The terminal event may exceed the announced length.
             StreamEnd::Event(_) => SizeHint::default(),
         }
     }
@@ -226,7 +227,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some(account) = self.account.take() {
-            // Dropped before its end: nobody wants it any more. That says nothing of the worker.
+            // The client disconnected before the end, which is no verdict on the worker.
             account.settle(Ending::ClientLeft, Outcome::Neutral);
         }
     }

@@ -1,32 +1,33 @@
-//! When a request is tried again, how long it may wait, and what a worker's status says of the worker.
+//! When a request is retried, how long it may wait, and the verdict of a status on the worker.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use smg_routing::fleet::Outcome;
 
-/// When a request is tried again, and how long it waits where it may.
+/// When a request is retried, and how long it waits where it may.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Attempts after the first one.
+    /// The most attempts after the first one.
     pub max_retries: u32,
-    /// Longest back-off before the first retry.
+    /// The longest back-off before the first retry.
     pub initial_backoff: Duration,
-    /// No back-off is longer.
+    /// The longest back-off before any retry.
     pub max_backoff: Duration,
-    /// Growth of the back-off from retry to retry, at least 1.
+    /// The factor by which the back-off grows from retry to retry, at least 1.
     pub backoff_multiplier: f32,
-    /// Share of the back-off that is drawn at random, 0..=1: with 1 it is between zero and the longest.
+    /// The share of the back-off that is random, 0..=1. With 1, the back-off is between zero and the longest.
     pub backoff_jitter: f32,
     /// Retries as a share of recent requests, 0..=1.
     pub budget_ratio: f32,
     /// Retries per second that are always allowed.
     pub budget_floor: f32,
-    /// Statuses by which a worker says that it has too much to do: no failure, but a reason to ask another first.
+    /// The statuses with which a worker reports that it is overloaded. They are no failures, but other workers are
+    /// preferred.
     pub push_back_statuses: Vec<StatusCode>,
-    /// How long a request waits for a place when `max_concurrent` are at the workers.
+    /// How long a request waits for a place while `max_concurrent` requests are in flight.
     pub queue_timeout: Duration,
-    /// How long a request waits when workers are known and none is available; zero: not at all.
+    /// How long a request waits if workers are known and none is available; zero means that it does not wait.
     pub no_worker_wait: Duration,
 }
 
@@ -51,18 +52,18 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether a worker's answer may be replaced by another worker's.
+    /// Whether a worker's answer may be replaced by that of another worker.
     pub(super) fn is_retryable(&self, status: StatusCode) -> bool {
         matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504 | 508)
             || self.pushes_back(status)
     }
 
-    /// Whether an answer with this status says that the worker has too much to do.
+    /// Whether a status reports that the worker is overloaded.
     pub(super) fn pushes_back(&self, status: StatusCode) -> bool {
         self.push_back_statuses.contains(&status)
     }
 
-    /// What a complete answer with this status says of the worker.
+    /// The verdict on the worker after a complete answer with this status.
     pub(super) fn judge(&self, status: StatusCode) -> Outcome {
         if self.pushes_back(status) || status.is_client_error() {
             Outcome::Neutral

@@ -1,4 +1,4 @@
-//! What dispatch shows to Prometheus of attempts. What it counts per model and policy is in `routing::policies`.
+//! The Prometheus metrics of attempts. `routing::policies` counts per model and policy.
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
