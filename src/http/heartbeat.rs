@@ -1,10 +1,10 @@
-//! Comments on streams that are silent for long (`--stream-heartbeat-secs`): load balancers cut a connection on which
-//! nothing comes while a worker computes a long prompt.
+//! Comments on streams that are silent for long (`--stream-heartbeat-secs`): load balancers close a connection that is
+//! silent while a worker computes a long prompt.
 //!
-//! Once a streaming request has had no answer for the period, the client gets 200 `text/event-stream` and a comment, and
-//! another comment each period until the worker's first byte. Dispatch goes on behind it, retries included, for nothing
-//! of a worker has reached the client. What would have been a status is then an event. Dropping the body drops the
-//! dispatch: comments end when the client leaves.
+//! After a streaming request has had no answer for the period, the client gets 200 `text/event-stream` and a comment,
+//! and another comment each period until the worker's first byte. Dispatch continues meanwhile, retries included,
+//! because nothing of a worker's answer has reached the client. An error is then sent as an event, because the status
+//! has been sent. Dropping the body drops the dispatch, so comments end when the client disconnects.
 
 use std::fmt;
 use std::pin::Pin;
@@ -20,25 +20,25 @@ use tokio::time::Sleep;
 use super::body::Body;
 use super::error::ApiError;
 
-/// A comment, which readers of a stream of events pass over (HTML Standard, 9.2.6).
+/// A comment, which readers of a stream of events ignore (HTML Standard, section 9.2.6).
 const COMMENT: &[u8] = b": heartbeat\n\n";
 
-/// Bytes of a worker's error that are read in order to show it.
+/// The most bytes of a worker's error that are read in order to show it.
 const MOST_ERROR: usize = 64 << 10;
 
 /// The paths whose streams are streams of events.
 const PATHS: [&str; 4] =
     ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
 
-/// A request on its way to an answer.
+/// A request that is being dispatched.
 pub(super) type Answering =
     Pin<Box<dyn Future<Output = Result<Response<Body>, ApiError>> + Send + 'static>>;
 
-/// When comments are sent, and in whose shape errors are.
+/// When comments are sent, and the format of errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rhythm {
     pub(super) period: Duration,
-    /// The client speaks Anthropic's API.
+    /// Whether the client uses Anthropic's API.
     pub(super) anthropic: bool,
 }
 
@@ -53,21 +53,21 @@ pub(super) struct Heartbeat {
 enum Source {
     /// There is no answer yet.
     Answering(Answering),
-    /// The answer is a stream, of which no byte has come.
+    /// The answer is a stream, of which no byte has arrived.
     Silent(Box<Body>),
-    /// The answer is an error, which is read.
+    /// The answer is an error, which is being read.
     Failing { status: StatusCode, body: Box<Body>, text: BytesMut },
-    /// All is said.
+    /// Everything has been sent.
     Over,
 }
 
-/// What a stream gives before the worker's first byte.
+/// The next item of a stream before the worker's first byte.
 pub(super) enum Beat {
     /// A comment, or the event that ends the stream.
     Own(Bytes),
     /// The first piece of the worker's stream, if there is one, and the rest of it.
     Worker(Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>, Box<Body>),
-    /// The end.
+    /// The end of the stream.
     End,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn applies_to(path: &str) -> bool {
     PATHS.contains(&path)
 }
 
-/// The response to a request that has had no answer in time.
+/// The response to a request that has had no answer within the period.
 pub(super) fn begin(answering: Answering, rhythm: Rhythm) -> Response<Body> {
     let heartbeat = Heartbeat {
         source: Source::Answering(answering),
@@ -90,7 +90,7 @@ pub(super) fn begin(answering: Answering, rhythm: Rhythm) -> Response<Body> {
     response
 }
 
-/// A worker's answer that came in time, with comments until its first byte if it is a stream of events.
+/// A worker's answer that arrived within the period, with comments until its first byte if it is a stream of events.
 pub(super) fn until_first_byte(response: Response<Body>, rhythm: Rhythm) -> Response<Body> {
     if !is_plain_stream(&response) {
         return response;
@@ -104,7 +104,7 @@ pub(super) fn until_first_byte(response: Response<Body>, rhythm: Rhythm) -> Resp
     })
 }
 
-/// Whether a comment in clear text means something in it.
+/// Whether a plain-text comment is valid in the body, which it is not if the body is compressed.
 fn is_plain_stream(response: &Response<Body>) -> bool {
     let is_events = |headers: &HeaderMap| {
         let kind = headers.get(header::CONTENT_TYPE);
@@ -116,7 +116,7 @@ fn is_plain_stream(response: &Response<Body>) -> bool {
 }
 
 impl Heartbeat {
-    /// What comes next.
+    /// The next item of the stream.
     pub(super) fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         loop {
             match &mut self.source {
@@ -163,7 +163,7 @@ impl Heartbeat {
 }
 
 impl Source {
-    /// Where the rest comes from, after the head of an answer.
+    /// The body of an answer after its head.
     fn of(response: Response<Body>) -> Self {
         if is_plain_stream(&response) {
             return Self::Silent(Box::new(response.into_body()));
@@ -173,13 +173,13 @@ impl Source {
     }
 }
 
-/// A worker's answer that is no stream, as an event: its own error if it is one in JSON.
+/// A worker's answer that is not a stream, as an event: the worker's own error if it is JSON.
 fn worker_error(status: StatusCode, text: &[u8], anthropic: bool) -> Bytes {
     let document: Value = serde_json::from_slice(text).unwrap_or_default();
     let own = match (&document["error"], &document["message"]) {
         _ if status.is_success() => None,
         (error @ Value::Object(_), _) => Some(error.clone()),
-        // vLLM's older shape, without an object around it.
+        // vLLM's older format has no object around the error.
         (_, message @ Value::String(_)) => Some(json!({
             "message": message, "type": document["type"], "param": document["param"],
             "code": document["code"],
@@ -192,7 +192,7 @@ fn worker_error(status: StatusCode, text: &[u8], anthropic: bool) -> Bytes {
     }
 }
 
-/// An error as the last event of a stream. `document` has an `error`.
+/// An error as the last event of a stream. `document` has a member `error`.
 fn event(document: &Value, anthropic: bool) -> Bytes {
     let error = &document["error"];
     if anthropic {

@@ -1,27 +1,27 @@
-//! Loops: a request names each router that has forwarded it, in `via` (RFC 9110, 7.6.3), and a router refuses what it or
-//! another router of its cluster has forwarded before.
+//! Loop detection: a request names each router that has forwarded it, in `via` (RFC 9110, section 7.6.3), and a router
+//! refuses requests that it or another router of its cluster has forwarded before.
 //!
-//! A worker's URL may lead back to a router by a name, a load balancer or another router. Without this check one request
-//! would be forwarded until connections run out.
+//! A worker's URL may lead back to a router through a name, a load balancer or another router. Without this check one
+//! request would be forwarded until connections run out.
 
 use http::{HeaderMap, HeaderValue, Version, header};
 use smg_mesh::Handle;
 use smg_types::ids::NodeId;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What every router's pseudonym begins with.
+/// The common prefix of the routers' pseudonyms.
 const PREFIX: &str = "smg-";
 
-/// This router as it names itself to the next hop.
+/// This router's name in requests to the next hop.
 #[derive(Debug)]
 pub struct Hops {
     own: String,
-    /// The entry in `via` for a request that came over HTTP/1.0, HTTP/1.1 and HTTP/2.
+    /// The entries in `via` for requests that arrived over HTTP/1.0, HTTP/1.1 and HTTP/2.
     entries: [HeaderValue; 3],
 }
 
 impl Hops {
-    /// Names the router `me`.
+    /// The entries for the router `me`.
     ///
     /// # Panics
     /// Never: a pseudonym is a header.
@@ -34,7 +34,7 @@ impl Hops {
         Self { own, entries }
     }
 
-    /// What `via` says of a request that came over `version`.
+    /// The entry in `via` for a request that arrived over `version`.
     #[must_use]
     pub fn entry(&self, version: Version) -> &HeaderValue {
         match version {
@@ -46,7 +46,7 @@ impl Hops {
 
     /// Whether this router, or a present one of its cluster, has forwarded the request before.
     pub(super) fn is_loop(&self, headers: &HeaderMap, mesh: &Handle) -> bool {
-        // The usual case.
+        // The usual case: no router has forwarded the request.
         if !headers.contains_key(header::VIA) {
             return false;
         }
@@ -60,7 +60,7 @@ impl Hops {
     }
 }
 
-/// A router's pseudonym. It reveals no name: workers and other routers see it.
+/// A router's pseudonym. It does not reveal the name, because workers and other routers see it.
 fn pseudonym(node: &NodeId) -> String {
     format!("{PREFIX}{:016x}", xxh3_64(node.to_string().as_bytes()))
 }

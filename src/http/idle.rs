@@ -1,8 +1,9 @@
-//! Client connections that have no request under way, and which of them gives way when places or descriptors run out.
+//! The client connections without a request in progress, and which of them is closed when places or descriptors run
+//! out.
 //!
 //! On the main port these are the connections that have not made their first request: a client that has been served
-//! before keeps its connection. On the ports for probes and metrics any connection between two requests gives way. The
-//! one that has waited longest goes first, and none goes before it had time to send its request.
+//! before keeps its connection. On the ports for probes and metrics, any connection between two requests may be closed.
+//! The connection that has waited longest is closed first, and none is closed before it had time to send its request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use parking_lot::Mutex;
 use smg_runtime::clock::Clock;
 use tokio::sync::Notify;
 
-/// Which connections give way.
+/// The connections that may be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GivesWay {
-    /// Those that have not made a request.
+    /// Connections that have not made a request.
     BeforeFirstRequest,
-    /// Those that have no request under way.
+    /// Connections that have no request in progress.
     BetweenRequests,
 }
 
@@ -27,31 +28,32 @@ pub(super) enum GivesWay {
 pub(super) struct IdleConnections {
     clock: Clock,
     gives_way: GivesWay,
-    /// Time for which a connection is left alone.
+    /// How long a connection is never closed.
     grace: Duration,
-    /// By the time since when they wait, then by number. Held to insert or remove one entry, twice per connection.
+    /// The connections by the time since when they wait, then by number. Locked to insert or remove one entry, twice
+    /// per connection.
     waiting: Mutex<BTreeMap<(Duration, usize), Arc<Entry>>>,
     next: AtomicUsize,
-    /// Connections that were told to close and are not closed yet.
+    /// The number of connections that were requested to close and are still open.
     closing: AtomicUsize,
 }
 
-/// A connection as it stands in the list.
+/// An entry of the list.
 #[derive(Debug)]
 struct Entry {
     must_close: AtomicBool,
     told: Notify,
 }
 
-/// One connection's place in the list. It leaves the list when dropped.
+/// A connection's entry in the list. Dropping it removes the entry.
 #[derive(Debug)]
 pub(super) struct Place {
     connections: Arc<IdleConnections>,
     number: usize,
     entry: Arc<Entry>,
-    /// Its key in the list; `None`: it is not there.
+    /// The key of the entry; `None` if it is not in the list.
     since: Mutex<Option<Duration>>,
-    /// It is not in the list. Read without the lock.
+    /// Whether the entry is not in the list. Read without the lock.
     absent: AtomicBool,
 }
 
@@ -67,7 +69,7 @@ impl IdleConnections {
         })
     }
 
-    /// Lists a new connection.
+    /// Adds a new connection.
     pub(super) fn add(self: &Arc<Self>) -> Arc<Place> {
         let place = Place {
             connections: Arc::clone(self),
@@ -80,7 +82,7 @@ impl IdleConnections {
         Arc::new(place)
     }
 
-    /// Tells the connection that has waited longest to close. Whether there was one that had its time.
+    /// Requests the connection that has waited longest to close. Returns whether there was one that may be closed.
     pub(super) fn close_oldest(&self) -> bool {
         let mut waiting = self.waiting.lock();
         let Some(oldest) = waiting.first_entry() else { return false };
@@ -95,28 +97,28 @@ impl IdleConnections {
         true
     }
 
-    /// Connections that were told to close and are not closed yet.
+    /// The number of connections that were requested to close and are still open.
     pub(super) fn closing(&self) -> usize {
         self.closing.load(Ordering::Relaxed)
     }
 }
 
 impl Place {
-    /// A request has come: the connection stays.
+    /// Removes the entry, because a request has arrived.
     pub(super) fn begin_request(&self) {
         if !self.absent.load(Ordering::Relaxed) {
             self.remove();
         }
     }
 
-    /// No request is under way any more.
+    /// Adds the entry again, because no request is in progress any more.
     pub(super) fn end_request(&self) {
         if self.connections.gives_way == GivesWay::BetweenRequests {
             self.insert();
         }
     }
 
-    /// Resolves when the connection is to close.
+    /// Resolves when the connection is requested to close.
     pub(super) async fn gives_way(&self) {
         while !self.entry.must_close.load(Ordering::Relaxed) {
             self.entry.told.notified().await;

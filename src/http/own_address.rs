@@ -1,5 +1,5 @@
-//! Whether a worker's URL is an address at which this router itself listens. A name that resolves to one, or an address
-//! that is translated to one, is noticed when the first request comes back (`hops`).
+//! Checks whether a worker's URL is an address at which this router itself listens. If a name resolves to one, or an
+//! address is translated to one, the loop is detected when the first request returns (`hops`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -20,7 +20,7 @@ pub struct OwnAddress {
 pub struct OwnAddresses(Vec<SocketAddr>);
 
 impl OwnAddresses {
-    /// The router listens on `listeners`.
+    /// The addresses of `listeners`.
     #[must_use]
     pub fn new(listeners: Vec<SocketAddr>) -> Self {
         Self(listeners)
@@ -29,7 +29,7 @@ impl OwnAddresses {
     /// Refuses a worker whose URL is one of them.
     ///
     /// # Errors
-    /// Names the listener.
+    /// If the URL is such an address; the error names the listener.
     pub fn check(&self, url: &WorkerUrl) -> Result<(), OwnAddress> {
         self.check_among(url, interfaces)
     }
@@ -50,7 +50,7 @@ impl OwnAddresses {
     }
 }
 
-/// The addresses that a host is known to have without asking a resolver.
+/// The addresses of a host that are known without asking a resolver.
 fn addresses(host: &str) -> Vec<IpAddr> {
     let host = host.trim_end_matches('.');
     if let Ok(address) = host.parse::<IpAddr>() {
@@ -62,7 +62,7 @@ fn addresses(host: &str) -> Vec<IpAddr> {
             IpAddr::V4(_) | IpAddr::V6(_) => vec![address],
         };
     }
-    // RFC 6761, 6.3.
+    // `localhost` and the names below it are loopback (RFC 6761, section 6.3).
     let lower = host.to_ascii_lowercase();
     if lower == "localhost" || lower.ends_with(".localhost") {
         return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -76,13 +76,13 @@ fn reaches(address: IpAddr, listener: IpAddr, interfaces: &impl Fn() -> Vec<IpAd
     if !listener.is_unspecified() {
         return address == listener;
     }
-    // A socket on `::` takes IPv4 as well, unless the system is told otherwise.
+    // A socket on `::` accepts IPv4 as well, unless the system is configured otherwise.
     let has_family = listener.is_ipv6() || address.is_ipv4();
     has_family && (address.is_loopback() || interfaces().contains(&address))
 }
 
 fn interfaces() -> Vec<IpAddr> {
-    // Without the list only what is certain is refused.
+    // Without the list of the machine's addresses, only certain matches are refused.
     let all = if_addrs::get_if_addrs().unwrap_or_default();
     all.into_iter().map(|interface| interface.ip()).collect()
 }

@@ -1,5 +1,5 @@
-//! The further ports for probes and metrics: `--prometheus-port` and `--health-check-port`. Each has places of its own for
-//! connections, so that neither clients nor the users of the other port take them.
+//! The additional ports for probes and metrics: `--prometheus-port` and `--health-check-port`. Each has its own limit
+//! of connections, so that neither clients nor the users of the other port can use up its connections.
 
 #![expect(
     clippy::disallowed_methods,
@@ -26,13 +26,13 @@ use super::exchange::State;
 use super::idle::{GivesWay, IdleConnections};
 use super::{Surface, headers, local};
 
-/// Connections at once: nobody needs more than a few here.
+/// The most connections of one port, which needs only a few.
 const MOST_CONNECTIONS: usize = 256;
 
-/// How long a connection without a request is left alone although others wait for its place.
+/// How long a connection without a request is kept although others wait for its place.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// How long a new connection waits for the place of one that closes.
+/// How long a new connection waits for the place of one that is being closed.
 const CLOSING: Duration = Duration::from_millis(100);
 
 /// Serves probes and metrics on an additional port.

@@ -1,9 +1,9 @@
-//! The streams of HTTP/2 connections. hyper runs each stream as a task and polls its body only when the client has taken
-//! the piece before. So a client that opens no window would keep its request, and the place at the worker, for ever: each
-//! task has a timer, which ends the stream when its client takes nothing for too long.
+//! The timers of HTTP/2 streams. hyper runs each stream as a task and polls its body only when the client has read the
+//! previous piece. So a client that opens no window would keep its request, and its place at the worker, for ever. Each
+//! task has a timer, which ends the stream if its client reads nothing for too long.
 //!
-//! hyper owns the future of a stream, and only the body inside it knows whether the client takes what is there. Both
-//! share a [`Progress`], which is a variable of the task.
+//! hyper owns the future of a stream, and only the body inside it knows whether the client reads. Both share a
+//! [`Progress`], which is a task-local variable.
 
 #![expect(
     clippy::disallowed_methods,
@@ -29,7 +29,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Progress {
     clock: Clock,
-    /// `Clock::mono` in nanoseconds since when the client has not taken what is there for it; 0: nothing is there.
+    /// `Clock::mono` in nanoseconds since when the client has not read the data that waits for it; 0 if no data waits.
     waiting_since: AtomicU64,
 }
 
@@ -39,18 +39,18 @@ impl Progress {
         PROGRESS.try_with(Arc::clone).ok()
     }
 
-    /// Something is there for the client.
+    /// Records that data waits for the client.
     pub(super) fn offer(&self) {
         let now = u64::try_from(self.clock.mono().as_nanos()).unwrap_or(u64::MAX);
         self.waiting_since.store(now.max(1), Ordering::Relaxed);
     }
 
-    /// The client has taken all of it.
+    /// Records that the client has read all data.
     pub(super) fn take(&self) {
         self.waiting_since.store(0, Ordering::Relaxed);
     }
 
-    /// How long the client has taken nothing although something is there for it.
+    /// How long the client has read nothing although data waits for it.
     fn stalled_for(&self) -> Duration {
         match self.waiting_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -63,7 +63,7 @@ impl Progress {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Streams {
     pub(super) clock: Clock,
-    /// For the client to take the next piece of a response.
+    /// The most time until the client reads the next piece of a response.
     pub(super) limit: Duration,
 }
 
@@ -79,7 +79,7 @@ where
     }
 }
 
-/// Runs a stream to its end, or until its client has taken nothing for `limit`. Dropping it resets the stream.
+/// Runs a stream to its end, or until its client has read nothing for `limit`. Dropping the future resets the stream.
 async fn bounded(stream: impl Future, progress: Arc<Progress>, limit: Duration) {
     let mut stream = pin!(stream);
     let mut timer = pin!(tokio::time::sleep(limit));
@@ -102,8 +102,8 @@ async fn bounded(stream: impl Future, progress: Arc<Progress>, limit: Duration) 
 mod tests {
     use super::*;
 
-    /// Runs a stream that offers a piece every second and whose client takes each after `pause`, `pieces` times; how many
-    /// pieces the client has taken.
+    /// Runs a stream that offers a piece every second, and whose client reads each one after `pause`, `pieces` times.
+    /// Returns how many pieces the client has read.
     async fn taken(pieces: u32, pause: Duration, limit: Duration) -> u32 {
         let clock = Clock::start();
         let progress = Arc::new(Progress { clock, waiting_since: AtomicU64::new(0) });

@@ -1,4 +1,5 @@
-//! Connections that say nothing: they are closed in time on every port, and give way where places or descriptors run out.
+//! Tests of silent connections: they are closed in time on every port, and closed early where places or descriptors run
+//! out.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ fn free_port() -> String {
     listener.local_addr().unwrap().port().to_string()
 }
 
-/// An address of this machine at a port.
+/// An address of this machine with this port.
 fn at(port: &str) -> SocketAddr {
     format!("127.0.0.1:{port}").parse().unwrap()
 }
@@ -31,7 +32,7 @@ async fn silent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_silent_connection_ends_with_the_time_for_a_head_on_every_port() {
+async fn a_silent_connection_is_closed_after_the_header_timeout_on_every_port() {
     let (health, metrics) = (free_port(), free_port());
     let flags = ["--health-check-port", &health, "--prometheus-host", "127.0.0.1"];
     let mut flags = flags.to_vec();
@@ -43,7 +44,7 @@ async fn a_silent_connection_ends_with_the_time_for_a_head_on_every_port() {
         let mut silent = TcpStream::connect(address).await.unwrap();
         let mut answer = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(20), silent.read_to_end(&mut answer));
-        ended.await.expect("it is kept").unwrap();
+        ended.await.expect("the connection must be closed").unwrap();
         let took = began.elapsed();
         assert!(answer.is_empty() && took > Duration::from_millis(900), "{took:?} {answer:?}");
         // A connection that has had a request is kept for longer.
@@ -54,19 +55,19 @@ async fn a_silent_connection_ends_with_the_time_for_a_head_on_every_port() {
             TcpStream::connect(address).await.unwrap().read_to_end(&mut answer),
         )
         .await
-        .expect("it is kept")
+        .expect("the connection must be closed")
         .unwrap();
         assert_eq!(kept.send("GET", "/liveness", &[], "").await.unwrap().status, 200);
     }
 }
 
 #[tokio::test]
-async fn silent_sockets_do_not_silence_the_health_port() {
+async fn silent_connections_do_not_block_the_health_port() {
     let health = free_port();
     let router = Router::start(&["--health-check-port", &health]).await;
     let address = at(&health);
     let mut attackers = silent(address, 256).await;
-    // Connections that made a request and then fell silent are no better.
+    // Connections that made a request and then became silent are treated alike.
     for _ in 0..256 {
         let mut probe = Connection::open(address).await.unwrap();
         if probe.send("GET", "/liveness", &[], "").await.is_ok() {
@@ -86,14 +87,14 @@ async fn silent_sockets_do_not_silence_the_health_port() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_asks_gives_its_place_to_one_that_does() {
+async fn a_client_without_a_request_is_closed_for_one_that_sends_a_request() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &["--max-connections", "10"]).await;
     let address = router.address();
     let mut kept = Connection::open(address).await.unwrap();
     assert_eq!(kept.post("/generate", &[], "{}").await.unwrap().status, 200);
     let _attackers = silent(address, 9).await;
-    // They are left alone for a second, in which others are refused.
+    // They are kept for a second, in which other connections are refused.
     eventually("another client is served", || async {
         match client::try_send(address, "POST", "/generate", &[], b"{}").await {
             Ok(answer) if answer.status == 200 => Ok(()),
@@ -105,12 +106,12 @@ async fn a_client_that_never_asks_gives_its_place_to_one_that_does() {
         let answer = client::send(address, "POST", "/generate", &[], b"{}").await;
         assert_eq!(answer.status, 200);
     }
-    let answer = kept.post("/generate", &[], "{}").await.expect("one that was served is kept");
+    let answer = kept.post("/generate", &[], "{}").await.expect("a served connection must be kept");
     assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]
-async fn under_pressure_of_descriptors_silent_clients_give_way() {
+async fn silent_clients_are_closed_when_descriptors_are_short() {
     let worker = Worker::plain().await;
     let few = ["sh", "-c", "ulimit -n 96 && exec \"$0\" \"$@\""];
     let router = Router::start_in(&few, &["--worker-urls", &worker.url()]).await;

@@ -1,4 +1,4 @@
-//! Streams that are silent for long: comments until the worker's first byte, errors as events behind them.
+//! Tests of streams that are silent for long: comments until the worker's first byte, and errors as events after them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ const PATHS: [&str; 4] =
     ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
 const COMMENT: &str = ": heartbeat\n\n";
 
-/// A worker that answers as `then` does once `gate` lets it.
+/// A worker that answers with `then` when `gate` has a permit.
 async fn late<R>(gate: &Arc<Semaphore>, then: fn(Talk) -> R) -> Worker
 where
     R: Future<Output = Talk> + Send + 'static,
@@ -46,17 +46,17 @@ async fn before(worker: &Worker, more: &[&str]) -> Router {
     Router::before(&[worker.url()], &flags).await
 }
 
-/// Reads comments until `count` have come; nothing else may come.
+/// Reads comments until `count` have arrived. Nothing else may arrive.
 async fn comments(stream: &mut client::Stream, count: usize) {
     let mut text = String::new();
     while text.len() < count * COMMENT.len() {
-        let piece = stream.next().await.expect("it ended").unwrap();
+        let piece = stream.next().await.expect("the stream ended").unwrap();
         text.push_str(std::str::from_utf8(&piece).unwrap());
     }
     assert_eq!(text.replace(COMMENT, ""), "");
 }
 
-/// The rest without comments.
+/// The rest of the stream without comments.
 async fn rest(stream: client::Stream) -> String {
     let rest = stream.rest().await.unwrap();
     String::from_utf8(rest.to_vec()).unwrap().replace(COMMENT, "")
@@ -82,7 +82,7 @@ async fn a_silent_stream_has_comments_until_the_first_byte() {
         let seen = worker.seen().pop().unwrap();
         assert!(
             seen.all("accept-encoding").is_empty(),
-            "comments have no place in a compressed stream"
+            "a compressed stream can't contain comments"
         );
     }
     assert_eq!(router.get("/workers").await.json()["workers"][0]["in_flight"], 0);
@@ -142,7 +142,7 @@ async fn without_the_flag_or_a_stream_nothing_changes() {
 }
 
 #[tokio::test]
-async fn a_failure_behind_comments_is_an_event_in_the_shape_of_the_api() {
+async fn a_failure_after_comments_is_an_event_in_the_format_of_the_api() {
     let gate = Arc::new(Semaphore::new(0));
     let worker = late(&gate, |mut talk: Talk| async move {
         let body = br#"{"error":{"message":"too long","type":"x","code":"context_length"}}"#;
@@ -167,7 +167,7 @@ async fn a_failure_behind_comments_is_an_event_in_the_shape_of_the_api() {
 }
 
 #[tokio::test]
-async fn behind_comments_another_worker_is_tried_and_the_last_failure_is_an_event() {
+async fn after_comments_another_worker_is_tried_and_the_last_failure_is_an_event() {
     let gate = Arc::new(Semaphore::new(0));
     let fails = |mut talk: Talk| async move {
         talk.answer(500, "", b"no").await;
@@ -176,7 +176,7 @@ async fn behind_comments_another_worker_is_tried_and_the_last_failure_is_an_even
     let (one, two) = (late(&gate, fails).await, late(&gate, streams).await);
     let flags = ["--policy", "round_robin", "--stream-heartbeat-secs", "0.1"];
     let router = Router::before(&[one.url(), two.url()], &flags).await;
-    // Whichever is asked first: one of the two requests meets the failing one.
+    // In either order, one of the two requests goes to the failing worker first.
     for _ in 0..2 {
         let mut stream =
             client::begin(router.address(), "POST", PATHS[0], &[], CHAT).await.unwrap();
@@ -213,7 +213,7 @@ async fn comments_end_when_the_client_leaves() {
     let mut stream = client::begin(router.address(), "POST", PATHS[0], &[], CHAT).await.unwrap();
     comments(&mut stream, 2).await;
     drop(stream);
-    eventually("the worker sees its connection end", || async {
+    eventually("the worker's connection is closed", || async {
         let in_flight = router.get("/workers").await.json()["workers"][0]["in_flight"].as_u64();
         match (left.load(Ordering::Relaxed), in_flight) {
             (1, Some(0)) => Ok(()),

@@ -1,4 +1,4 @@
-//! Loops: a router that is among its own workers, by its address or behind something that hides it.
+//! Tests of loops: a router that is among its own workers, by its address or through a relay.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use crate::support::worker::Worker;
 
 const CHAT: &str = r#"{"model":"m","messages":[]}"#;
 
-/// Carries bytes to another address, as a load balancer or a translated address does.
+/// Forwards bytes to another address, as a load balancer does.
 struct Relay {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -41,7 +41,7 @@ impl Relay {
         Self { address, connections, task }
     }
 
-    /// A worker's spec that leads there and is never probed.
+    /// The spec of a worker that leads there and is never probed.
     fn unprobed(&self) -> String {
         json!({ "url": format!("http://{}", self.address), "models": ["m"], "health": { "disabled": true } })
             .to_string()
@@ -83,13 +83,13 @@ async fn a_router_does_not_start_with_its_own_address_among_its_workers() {
         .stdout(Stdio::piped())
         .output();
     let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
-    let ended = ended.expect("it serves").unwrap();
+    let ended = ended.expect("the router must not start").unwrap();
     let log = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success() && log.contains("is this router itself"), "{log}");
 }
 
 #[tokio::test]
-async fn a_request_that_comes_back_is_refused_and_goes_to_another_worker() {
+async fn a_request_that_returns_is_refused_and_goes_to_another_worker() {
     let router = Router::start(&["--policy", "round_robin"]).await;
     let relay = Relay::to(router.address()).await;
     assert_eq!(router.post("/workers", relay.unprobed()).await.status, 202);
@@ -103,14 +103,14 @@ async fn a_request_that_comes_back_is_refused_and_goes_to_another_worker() {
     for _ in 0..20 {
         assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
     }
-    // What goes to all workers comes back once, not for ever.
+    // A request to all workers returns once, and is not forwarded again.
     router.send("POST", "/flush_cache", &[("content-type", "application/json")], b"{}").await;
     let connections = relay.connections.load(Ordering::Relaxed);
     assert!(connections < 40, "{connections} connections for 22 requests");
 }
 
 #[tokio::test]
-async fn a_worker_that_leads_back_is_never_ready_and_says_why() {
+async fn a_worker_that_leads_back_is_never_ready_and_shows_the_reason() {
     let router = Router::start(&["--health-check-interval-secs", "0.1"]).await;
     let relay = Relay::to(router.address()).await;
     let spec = json!({ "url": format!("http://{}", relay.address) }).to_string();
@@ -143,7 +143,7 @@ async fn a_router_of_the_same_cluster_is_no_worker_and_one_of_another_is() {
     one.knows_ready(1).await;
     let answer = one.post("/v1/chat/completions", CHAT).await;
     assert_eq!((answer.status, answer.code().as_str()), (508, "loop_detected"));
-    // A router in front of other routers is no loop.
+    // A router in front of other routers is not a loop.
     let worker = Worker::plain().await;
     let inner = Router::before(&[worker.url()], &[]).await;
     let outer = Router::before(&[format!("http://{}", inner.address())], &[]).await;

@@ -1,4 +1,5 @@
-//! Streams over HTTP/2: one whose client takes nothing gives back its place at the worker, and no other is affected.
+//! Tests of streams over HTTP/2: if a client reads nothing of one, its place at the worker is released, and no other
+//! stream is affected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +32,7 @@ async fn endless(ended: &Arc<AtomicUsize>) -> Worker {
     .await
 }
 
-/// A router with TLS in front of `worker`, and a second one without for what the test asks of it itself.
+/// A router with TLS for `worker`.
 async fn with_tls(worker: &Worker, authority: &Authority, flags: &[&str]) -> Router {
     let (cert, key) = (authority.text("own.pem"), authority.text("own.key"));
     let url = worker.url();
@@ -46,7 +47,7 @@ async fn with_tls(worker: &Worker, authority: &Authority, flags: &[&str]) -> Rou
     router
 }
 
-/// A connection over HTTP/2 whose streams may send `window` bytes before their client takes some.
+/// A connection over HTTP/2 whose streams may send `window` bytes before their client reads some.
 async fn connect(router: &Router, authority: &Authority, window: u32) -> SendRequest<Bytes> {
     let tcp = TcpStream::connect(router.address()).await.unwrap();
     let connector = connector(authority, None, &[b"h2"]);
@@ -58,7 +59,7 @@ async fn connect(router: &Router, authority: &Authority, window: u32) -> SendReq
     sender.ready().await.unwrap()
 }
 
-/// Begins a stream; the response, whose body is not read.
+/// Begins a stream and returns the response, whose body is not read.
 async fn begin(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream> {
     let request = http::Request::post("https://localhost/v1/chat/completions").body(()).unwrap();
     let (response, mut body) = sender.send_request(request, false).unwrap();
@@ -66,7 +67,7 @@ async fn begin(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream
     response.await.unwrap()
 }
 
-/// Asks for a document over a connection of its own.
+/// Requests a document over a connection of its own.
 async fn get(router: &Router, authority: &Authority, path: &str) -> serde_json::Value {
     let mut sender = connect(router, authority, 1 << 20).await;
     let request = http::Request::get(format!("https://localhost{path}")).body(()).unwrap();
@@ -86,19 +87,19 @@ async fn in_flight(router: &Router, authority: &Authority) -> u64 {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_over_http_2_does_not_keep_its_place() {
+async fn a_stream_over_http_2_whose_client_reads_nothing_is_reset() {
     let authority = Authority::new();
     let ended = Arc::new(AtomicUsize::new(0));
     let worker = endless(&ended).await;
     let router = with_tls(&worker, &authority, &["--body-timeout-secs", "1"]).await;
-    // One that never opens a window, and one that stops after the first piece.
+    // One client never opens a window, and one stops after the first piece.
     for (nth, window) in [0, 100].into_iter().enumerate() {
         let mut sender = connect(&router, &authority, window).await;
         let began = Instant::now();
         let response = begin(&mut sender).await;
         assert_eq!(response.status(), 200);
         assert_eq!(in_flight(&router, &authority).await, 1);
-        eventually("its place is given back", || async {
+        eventually("its place is released", || async {
             match (in_flight(&router, &authority).await, ended.load(Ordering::Relaxed)) {
                 (0, workers) if workers == nth + 1 => Ok(()),
                 other => Err(other),
@@ -108,7 +109,7 @@ async fn a_client_that_takes_nothing_over_http_2_does_not_keep_its_place() {
         assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
         let mut body = response.into_body();
         let error = loop {
-            match body.data().await.expect("a stream that was cut looks whole") {
+            match body.data().await.expect("a stream that was reset must not look complete") {
                 Ok(_piece) => {}
                 Err(error) => break error,
             }
@@ -118,7 +119,7 @@ async fn a_client_that_takes_nothing_over_http_2_does_not_keep_its_place() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_taken_goes_on_beside_one_that_is_not() {
+async fn a_stream_that_is_read_continues_beside_one_that_is_not() {
     let authority = Authority::new();
     let ended = Arc::new(AtomicUsize::new(0));
     let worker = endless(&ended).await;
@@ -128,7 +129,7 @@ async fn a_stream_that_is_taken_goes_on_beside_one_that_is_not() {
     let mut read = begin(&mut sender).await.into_body();
     let (until, mut bytes) = (Instant::now() + Duration::from_secs(3), 0);
     while Instant::now() < until {
-        let piece = read.data().await.expect("the stream ended").expect("the stream was cut");
+        let piece = read.data().await.expect("the stream ended").expect("the stream was reset");
         read.flow_control().release_capacity(piece.len()).unwrap();
         bytes += piece.len();
     }

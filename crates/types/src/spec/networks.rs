@@ -1,5 +1,5 @@
-//! Addresses at which no worker is expected: link-local ones and those of cloud metadata services, which hand credentials
-//! to whoever asks. The router connects to one only if the configuration permits it.
+//! The addresses at which no worker is expected: link-local ones and those of cloud metadata services, which give
+//! credentials to every caller. The router connects to one only if the configuration permits it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use super::WorkerUrl;
 
-/// Names of metadata services: a resolver of the cloud answers them with an address that is refused anyway, but the error
-/// is clearer before.
+/// The names of metadata services. A resolver of the cloud would answer with an address that is refused anyway, but
+/// this gives a clearer error.
 const METADATA_NAMES: [&str; 6] = [
     "metadata",
     "metadata.google.internal",
@@ -27,10 +27,10 @@ const METADATA_ADDRESSES: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
 ];
 
-/// A place where no worker is expected.
+/// An address or a name at which no worker is expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ForbiddenPlace {
-    /// The address is reserved for the link.
+    /// The address is link-local.
     #[error(
         "{0} is a link-local address, where cloud metadata services are: if it is a worker, permit it with \
          --allow-worker-cidr"
@@ -46,21 +46,21 @@ pub enum ForbiddenPlace {
     MetadataName(String),
 }
 
-/// Where workers may be.
+/// The networks in which workers are allowed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerNetworks {
-    /// Networks that are permitted although they are link-local or of a metadata service.
+    /// The networks that are permitted although they are link-local or of a metadata service.
     permitted: Vec<IpNet>,
 }
 
 impl WorkerNetworks {
-    /// Permits `permitted` besides all ordinary addresses.
+    /// Permits `permitted` in addition to all ordinary addresses.
     #[must_use]
     pub fn permitting(permitted: Vec<IpNet>) -> Self {
         Self { permitted }
     }
 
-    /// Whether a worker may be at `address`.
+    /// Checks that a worker is allowed at `address`.
     ///
     /// # Errors
     /// If the address is link-local or of a metadata service, and is not permitted.
@@ -77,11 +77,11 @@ impl WorkerNetworks {
         if self.permitted.iter().any(permitted) { Ok(()) } else { Err(forbidden) }
     }
 
-    /// Whether a worker may be at the host of `url`, as far as the URL says. What a name resolves to is checked at each
-    /// connection.
+    /// Checks that a worker is allowed at the host of `url`, as far as the URL shows. The addresses of a name are
+    /// checked at each connection.
     ///
     /// # Errors
-    /// As [`WorkerNetworks::check_address`]; and if the host is the name of a metadata service.
+    /// As [`WorkerNetworks::check_address`]; also if the host is the name of a metadata service.
     pub fn check_url(&self, url: &WorkerUrl) -> Result<(), ForbiddenPlace> {
         let host = url.host();
         if let Ok(address) = host.parse() {
