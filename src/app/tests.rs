@@ -130,7 +130,7 @@ async fn a_router_whose_node_has_failed_routes_on_and_reports_the_failure() {
             "{workers}"
         );
         assert_eq!(ask(&router, "GET", "/ha/status", "").await.0, StatusCode::SERVICE_UNAVAILABLE);
-        // The shutdown is clean all the same.
+        // The shutdown is clean nevertheless.
         let (stop, stops) = watch::channel(1);
         let ending = tokio::time::timeout(TIMEOUT, router.run(stops)).await.unwrap();
         assert_eq!(ending, Ending::Clean);

@@ -214,7 +214,7 @@ async fn additional_ports_serve_only_probes_and_metrics() {
         let response = sender.send_request(request).await.expect("the connection is kept");
         assert_eq!(response.status(), 200);
         http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-        // An unfinished head is answered when its time is over, so that time has passed here.
+        // An unfinished head is answered after its timeout, so that time has passed here.
         let mut slow = tokio::net::TcpStream::connect(router.address()).await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut slow, b"GET / HTTP/1.1\r\n").await.unwrap();
         let mut answer = Vec::new();

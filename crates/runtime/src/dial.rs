@@ -66,7 +66,7 @@ pub struct Dialer {
     resolver: Resolver,
     shortages: Shortages,
     descriptors: Arc<Descriptors>,
-    /// Where workers may be; `None`: anywhere.
+    /// The networks in which workers are allowed; `None` means everywhere.
     networks: Option<WorkerNetworks>,
     // Locked only to copy or replace one entry, when a connection is made.
     remembered: Mutex<HashMap<(String, u16), Remembered>>,

@@ -1,5 +1,5 @@
-//! Where the outside world enters `smg`: the clock, tasks with a name and a stated end, TLS configurations that follow
-//! their files, connections by name, shortages of the process's own resources, and logs.
+//! The parts of `smg` that touch the process and the machine: the clock, named tasks with a stated meaning of their end,
+//! TLS configurations that are read again when their files change, connections by name, shortages of resources, and logs.
 
 pub mod clock;
 pub mod descriptors;

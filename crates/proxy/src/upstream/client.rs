@@ -30,7 +30,7 @@ pub struct Client {
     dialer: Arc<Dialer>,
     pool: Arc<Pool>,
     connections: Arc<connection::Shared>,
-    /// What the router's own requests say in `via`.
+    /// The entry in `via` for the router's own requests.
     via: Option<HeaderValue>,
 }
 

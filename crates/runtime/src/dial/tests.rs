@@ -198,7 +198,7 @@ async fn the_last_addresses_stay_in_use_while_the_resolver_fails() {
     dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap();
     answers.send(Err(failed())).unwrap();
     dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap();
-    // A name that no longer exists is an error all the same.
+    // A name that no longer exists is an error nevertheless.
     answers.send(Err(io::Error::other("Name or service not known"))).unwrap();
     let error = dialer.dial_with("w", 1, second, |_| behaves("+")).await.unwrap_err();
     assert!(matches!(error, DialError::NoSuchName(_)), "{error}");
