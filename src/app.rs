@@ -54,7 +54,7 @@ pub struct App {
     wake: Arc<Notify>,
 }
 
-/// A running router.
+/// A running router, with its server, its mesh and its tasks.
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,

@@ -65,7 +65,7 @@ pub enum ConsoleError {
     Send {
         /// The router's URL.
         router: String,
-        /// The cause.
+        /// The cause of the failure.
         source: upstream::SendError,
     },
     /// The router answered with another status than success.
@@ -73,7 +73,7 @@ pub enum ConsoleError {
     Refused {
         /// The router's URL.
         router: String,
-        /// The status code.
+        /// The status code of the answer.
         status: u16,
         /// The first 500 characters of the body.
         text: String,

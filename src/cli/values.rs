@@ -237,7 +237,7 @@ pub struct AdminKey {
     pub id: String,
     /// Whether the key allows writes.
     pub writes: bool,
-    /// The key.
+    /// The administrator's key.
     pub key: Secret,
 }
 

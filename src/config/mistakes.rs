@@ -12,7 +12,7 @@ use std::path::Path;
 pub struct ConfigErrors(Vec<Mistake>);
 
 impl ConfigErrors {
-    /// One mistake alone.
+    /// The errors of one mistake alone.
     pub(super) fn one(mistake: Mistake) -> Self {
         Self(vec![mistake])
     }
@@ -39,7 +39,7 @@ fn lines(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// One mistake.
+/// One mistake, with its hint and the settings that it concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     text: String,

@@ -50,7 +50,7 @@ pub const STATUS_FAILED: u8 = 1;
 /// A configuration with its warnings and its origin.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The configuration.
+    /// The checked configuration.
     pub config: Config,
     /// Oddities that are no mistakes. The caller logs them after the log is set up.
     pub warnings: Vec<String>,
@@ -75,13 +75,13 @@ impl Loaded {
 /// The action that the command line asks for.
 #[derive(Debug)]
 pub enum Start {
-    /// Run the router.
+    /// Run the router with this configuration.
     Router(Box<Loaded>),
-    /// Run mock workers.
+    /// Run mock workers with these configurations.
     MockWorkers(Vec<mock::Config>),
-    /// Run the demo.
+    /// Run the demo with these arguments.
     Demo(mock::demo::Args),
-    /// Show the cluster.
+    /// Run a command of `smg mesh`.
     Console(console::Command),
     /// Nothing: the output has been printed. Holds the exit status.
     Done(u8),

@@ -36,6 +36,6 @@ pub struct Config {
     pub mesh: mesh::Config,
     /// The connection between the cluster node and routing.
     pub bridge: bridge::Config,
-    /// The log.
+    /// The configuration of the log.
     pub telemetry: telemetry::Config,
 }

@@ -57,7 +57,7 @@ impl Body {
         self
     }
 
-    /// The next piece.
+    /// Polls the body for its next piece.
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),

@@ -13,7 +13,7 @@ pub(super) fn invalid(param: &'static str, message: impl std::fmt::Display) -> A
     ApiError { param: Some(param), ..ApiError::bad_request("invalid_worker", message.to_string()) }
 }
 
-/// Parses a document.
+/// Parses a JSON document of the admin routes.
 pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))

@@ -57,7 +57,7 @@ impl Shard {
         self.inference.dispatcher()
     }
 
-    /// Answers one request.
+    /// Answers one request of a connection of this thread.
     pub(super) async fn handle(
         &self,
         mut request: Request<Incoming>,

@@ -14,15 +14,15 @@ use crate::join_address::JoinAddress;
 /// Where an advertised address came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// `--mesh-advertise-host`.
+    /// The address of `--mesh-advertise-host`.
     Flag,
-    /// `--mesh-host`.
+    /// The address of `--mesh-host`.
     Listen,
-    /// `POD_IP`.
+    /// The address in the variable `POD_IP`.
     Pod,
     /// The route to a join address.
     RouteToPeers,
-    /// The default route.
+    /// The local address of the default route.
     DefaultRoute,
     /// The first interface that is not loopback.
     Interface,
@@ -43,9 +43,9 @@ impl Source {
 /// The configured candidates for the address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// `--mesh-advertise-host`.
+    /// The address of `--mesh-advertise-host`.
     pub flag: Option<IpAddr>,
-    /// `POD_IP`.
+    /// The address in the variable `POD_IP`.
     pub pod: Option<IpAddr>,
 }
 

@@ -191,7 +191,7 @@ pub enum VisitError {
 /// Why this router refused to change the shared keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// Encryption is off.
+    /// Messages are not encrypted, so there are no keys to change.
     #[error("encryption is off: start the routers with --mesh-encryption permissive or required")]
     Off,
     /// The new key would be sent unencrypted.

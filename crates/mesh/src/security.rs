@@ -96,7 +96,7 @@ impl Security {
         self.tls.as_ref().map(|tls| tls.reload(now))
     }
 
-    /// The current keys.
+    /// The shared keys that are in use now.
     pub(super) fn ring(&self) -> Arc<Ring> {
         self.ring.load_full()
     }

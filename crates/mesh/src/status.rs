@@ -77,7 +77,7 @@ pub struct Health {
     pub reasons: Vec<String>,
     /// `mesh`, or `standalone` if no other router can join this one.
     pub ha_mode: &'static str,
-    /// This router.
+    /// The status of this router itself.
     pub node: NodeStatus,
     /// The configured join addresses.
     pub join: Vec<JoinStatus>,

@@ -17,7 +17,7 @@ pub type Synced = BTreeMap<StoreId, Duration>;
 /// The members of the cluster at one moment, as this router lists them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// This router.
+    /// This router's own entry.
     pub me: MemberView,
     /// The other members, by name; those that are DOWN are among them until they are forgotten.
     pub members: Vec<MemberView>,
@@ -52,11 +52,11 @@ pub struct ClusterEvent {
     pub number: u64,
     /// The time of the event, since the Unix epoch.
     pub at: Duration,
-    /// What changed.
+    /// The kind of the change.
     pub kind: ClusterEventKind,
 }
 
-/// What changed in the membership.
+/// The kinds of changes of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterEventKind {
     /// Another router's state changed.
@@ -68,9 +68,9 @@ pub enum ClusterEventKind {
     },
     /// This router's state changed.
     Me {
-        /// The state before.
+        /// This router's state before the change.
         from: MemberState,
-        /// The state now.
+        /// This router's state after the change.
         to: MemberState,
     },
     /// Another router declared this one DOWN while it was alive, and this router refuted that.

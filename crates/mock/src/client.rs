@@ -40,7 +40,7 @@ enum Framing {
 /// Why no complete answer arrived.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The socket failed.
+    /// The socket reported an error.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The connection ended before the first byte of an answer.

@@ -134,7 +134,7 @@ pub enum ArgsError {
     /// Several workers would have the same name.
     #[error("--name {name} can't name {count} workers")]
     OneNameForMany {
-        /// The name.
+        /// The name that was given for all workers.
         name: String,
         /// The number of workers.
         count: u16,

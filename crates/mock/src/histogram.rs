@@ -32,7 +32,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one time.
+    /// Adds one time to its bucket.
     pub fn record(&mut self, time: Duration) {
         self.buckets[bucket(nanos(time))] += 1;
         self.count += 1;
@@ -83,7 +83,7 @@ impl Histogram {
         Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX))
     }
 
-    /// The longest, exactly.
+    /// The longest recorded time, exactly.
     #[must_use]
     pub fn max(&self) -> Duration {
         self.max

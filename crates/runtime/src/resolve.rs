@@ -30,7 +30,7 @@ pub enum ResolveError {
     /// The resolver reports that the name does not exist, or that it has no address.
     #[error("the name {host} does not resolve: {why}")]
     NoSuchName {
-        /// The name.
+        /// The name that was looked up.
         host: String,
         /// The resolver's error text.
         why: String,
@@ -40,9 +40,9 @@ pub enum ResolveError {
     Unknown {
         /// The resource that is short: the resolver itself, or what a look-up needs.
         kind: Kind,
-        /// The name.
+        /// The name that was looked up.
         host: String,
-        /// What went wrong.
+        /// The error of the look-up.
         why: String,
     },
 }

@@ -54,7 +54,7 @@ pub enum TelemetryError {
     /// The filter cannot be parsed.
     #[error("log filter {filter:?} is not understood: {why}")]
     Filter {
-        /// The filter.
+        /// The text of the filter.
         filter: String,
         /// The parser's error.
         why: String,

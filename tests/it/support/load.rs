@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::client::Connection;
 use super::eventually;
 
-/// Running clients.
+/// A group of running clients.
 pub(crate) struct Load {
     stop: watch::Sender<bool>,
     clients: JoinSet<Vec<String>>,

@@ -130,7 +130,7 @@ impl Admission {
         }
     }
 
-    /// Permits in use.
+    /// The number of permits in use.
     #[must_use]
     pub fn in_use(&self) -> u32 {
         self.word().in_use

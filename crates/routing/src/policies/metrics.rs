@@ -27,7 +27,7 @@ pub enum Ending {
     WorkerError,
     /// The response broke off.
     Broken,
-    /// The client left.
+    /// The client disconnected before the end.
     ClientLeft,
     /// The last attempt got no answer. A request that was refused before its first attempt is counted by
     /// `smg_http_requests_total` only.

@@ -163,7 +163,7 @@ impl Turns {
 struct Known {
     /// Whether all candidates have a slot.
     all: bool,
-    /// The latest pass.
+    /// The latest pass among them.
     latest: u64,
     /// The earliest pass, and the index of its candidate.
     earliest: Option<(u64, usize)>,

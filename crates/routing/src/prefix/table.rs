@@ -74,7 +74,7 @@ impl Table {
         table
     }
 
-    /// Number of entries.
+    /// The number of entries in the table.
     pub(super) fn len(&self) -> usize {
         self.live
     }
