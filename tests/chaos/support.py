@@ -486,7 +486,7 @@ class Router(Process):
         found = []
         for record in self.records():
             fields = record.get("fields", record)
-            if fields.get("message") == "a router's state changed" and "peer" in fields:
+            if fields.get("message") == "the membership state of a router changed" and "peer" in fields:
                 name = fields["peer"].split("@")[0].split("#")[0]
                 if peer in (None, name):
                     found.append((moment(record), name, fields["from"], fields["to"]))

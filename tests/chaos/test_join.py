@@ -144,7 +144,7 @@ class Join(ChaosTest):
             self.assertEqual(router.status()["node_count"], 3)
         self.assert_never(routers, "DOWN")
         self.assertEqual(impostor.metrics()["smg_mesh_name_conflict"], 1)
-        self.assertIn("another live router claims this one's name", routers[1].log())
+        self.assertIn("another live router uses this one's name", routers[1].log())
         # When the holder has died, the name is free: the one who waits for it gets it.
         routers[1].kill()
         others = [routers[0], routers[2], impostor]
