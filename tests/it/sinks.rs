@@ -347,7 +347,7 @@ async fn json_lines_repeat_no_key_and_quote_a_request_id_once() {
     router.ends_cleanly().await;
     let log = eventually("the last line has arrived", || async {
         let log = text(&come);
-        if log.contains("\"ended\"") { Ok(log) } else { Err(log) }
+        if log.contains("\"the router has shut down\"") { Ok(log) } else { Err(log) }
     })
     .await;
     let mut messages = std::collections::BTreeSet::new();
