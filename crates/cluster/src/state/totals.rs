@@ -198,8 +198,8 @@ impl Table<Totals> {
         self.keys_of(of).iter().all(|key| self.is_included(key, of, former, writers))
     }
 
-    /// Adds the counts of `of`, a writer that has ended, to bases of this node's rows, up to `budget` rows; returns how
-    /// many.
+    /// Adds the counts of `of`, a writer that has ended, to bases of this node's rows, up to `budget` rows, except those
+    /// that a row of a writer that still writes includes already; returns how many.
     pub(crate) fn adopt_counts(
         &mut self,
         parts: &NodeParts<'_>,
@@ -208,7 +208,10 @@ impl Table<Totals> {
     ) -> usize {
         let Some(former) = parts.writers.id(of).cloned() else { return 0 };
         let mut adopted = 0;
-        for key in self.keys_of(of).into_iter().take(budget) {
+        let keys = self.keys_of(of).into_iter();
+        let missing = |key: &TotalKey| !self.is_included(key, of, &former, parts.writers);
+        let missing: Vec<TotalKey> = keys.filter(missing).take(budget).collect();
+        for key in missing {
             let (mut base, mut covers) = self.base(&key);
             if key.name == former.name && covers <= former.generation {
                 let next = Generation(former.generation.0.saturating_add(1));
@@ -275,6 +278,26 @@ mod tests {
             assert_eq!(sum(&table, &writers), 147, "dropped");
         }
         assert_eq!(table.sizes().entries, 1);
+    }
+
+    #[test]
+    fn counts_are_adopted_a_few_rows_at_a_time_and_each_once() {
+        let mut writers = Writers::default();
+        let mut clock =
+            HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
+        let mut table = Table::<Totals>::default();
+        let [former, me] = [1, 2].map(|g| writers.intern(&generation(g)).unwrap());
+        writers.note_member(me, false);
+        let now = Now::default();
+        let parts = NodeParts { writers: &mut writers, clock: &mut clock, me: former, now };
+        for model in ["m1", "m2", "m3"] {
+            let name = generation(1).name;
+            let key = TotalKey { model: model.into(), outcome: Outcome::Ok, name };
+            table.put(&parts, key, Total { count: 5, ..Total::default() }).unwrap();
+        }
+        let parts = NodeParts { me, ..parts };
+        assert_eq!([(); 3].map(|()| table.adopt_counts(&parts, former, 2)), [2, 1, 0]);
+        assert!(table.are_counts_adopted(parts.writers, former));
     }
 
     #[test]
