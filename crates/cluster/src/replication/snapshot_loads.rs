@@ -242,5 +242,9 @@ mod tests {
         assert!(!loads.expects(STORE, &name("x"), &late), "the first donor answers too late");
         assert!(loads.expects(STORE, &name("y"), &chunk(request.session, key(1))));
         assert!(!loads.expects(STORE, &name("y"), &chunk(request.session, None)), "another range");
+        let late = chunk(request.session - 1, key(1));
+        assert!(!loads.expects(STORE, &name("y"), &late), "an earlier attempt");
+        let answer = chunk(request.session, key(1));
+        assert!(!loads.expects(STORE, &name("x"), &answer), "another donor");
     }
 }

@@ -1,5 +1,10 @@
 //! Replication between a few replicas whose messages the test carries by hand. `worlds` plays random histories.
 
+mod audits;
+mod by_hand;
+mod ended;
+mod snapshots;
+mod streams;
 mod world;
 mod worlds;
 

@@ -10,6 +10,7 @@
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 mod checks;
+mod ended;
 mod families;
 mod faults;
 mod ledger;

@@ -7,6 +7,7 @@
 
 mod endings;
 pub(crate) mod own;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
