@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod circles;
+mod rules;
 mod sizes;
 mod source;
 
