@@ -21,6 +21,7 @@ mod form;
 pub mod histogram;
 mod listed;
 pub mod prefix_cache;
+mod realtime;
 mod receive;
 mod reply;
 mod route;

@@ -11,6 +11,8 @@ pub(super) enum Route {
     Infer(Kind),
     About(About),
     Mock(Mock),
+    /// A WebSocket that echoes.
+    Realtime,
     Health,
     WrongMethod(&'static str),
     Unknown,
@@ -68,6 +70,7 @@ pub(super) fn route(head: &Parts) -> Route {
         "/v1/tokenize" => (Route::Infer(Kind::Tokenize), post),
         "/v1/detokenize" => (Route::Infer(Kind::Detokenize), post),
         "/v1/images/generations" => (Route::Infer(Kind::Images), post),
+        "/v1/realtime" => (Route::Realtime, get),
         "/health" | "/health_generate" => (Route::Health, get),
         "/v1/models" => (Route::About(About::Models), get),
         "/get_model_info" => (Route::About(About::ModelInfo), get),

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
+use crate::realtime::{self, Switched};
 use crate::service::{self, Cut};
 use crate::worker::Worker;
 
@@ -168,11 +169,17 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Boxed, so that the connection can be taken apart at its end.
-    let service = service_fn(|request| Box::pin(service::serve(&worker, request)));
+    let switched = Switched::default();
+    let service = service_fn(|request| Box::pin(service::serve(&worker, request, &switched)));
     let mut connection =
         http1::Builder::new().writev(false).serve_connection(TokioIo::new(stream), service);
     let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    let mut stream = connection.into_parts().io.into_inner();
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner();
+    if let Some(job) = switched.take() {
+        realtime::echo(stream, parts.read_buf.into(), job).await;
+        return;
+    }
     let cut =
         ended.as_ref().err().and_then(|e| e.source()).and_then(|source| source.downcast_ref());
     if cut == Some(&Cut::Garbage) {

@@ -14,6 +14,7 @@ use crate::body::{Body, Stream, push_token};
 use crate::engine::{Job, pause};
 use crate::form::Multipart;
 use crate::listed;
+use crate::realtime::{self, Switched};
 use crate::receive::{CollectError, MAX_BODY_BYTES, collect};
 use crate::reply::{error, json_response, scripted};
 use crate::route::{self, Kind, Route};
@@ -58,10 +59,11 @@ impl Refusal {
     }
 }
 
-/// Answers one request, or returns how its connection is to be closed.
+/// Answers one request, or returns how its connection is to be closed. `switched`: what the connection becomes after the answer.
 pub(super) async fn serve(
     worker: &Worker,
     request: Request<Incoming>,
+    switched: &Switched,
 ) -> Result<Response<Body>, Cut> {
     let (head, body) = request.into_parts();
     let mut response = match route::route(&head) {
@@ -70,6 +72,7 @@ pub(super) async fn serve(
         Route::Health => about::health(worker).await,
         Route::Mock(mock) => about::own(worker, mock, body).await,
         _ if !authorised(worker, &head) => unauthorised(),
+        Route::Realtime => realtime::accept(worker, head, switched),
         Route::About(about) => about::about(worker, about),
         Route::Infer(kind) => infer(worker, kind, head, body).await?,
     };
