@@ -322,6 +322,7 @@ async fn events(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), Con
         authorization: asker.key.as_ref().and_then(upstream::bearer),
         body: bytes::Bytes::new(),
         stream: true,
+        websocket: false,
     };
     let response = asker
         .client

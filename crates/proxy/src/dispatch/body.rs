@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::causes::with_causes;
 use super::feedback::Usage;
+use super::tunnel::Tunnel;
 use crate::upstream;
 
 /// The end of a broken stream, so that a client does not take it for complete.
@@ -101,7 +102,7 @@ impl Account {
         }
     }
 
-    fn settle(self, ending: Ending, outcome: Outcome) {
+    pub(super) fn settle(self, ending: Ending, outcome: Outcome) {
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
         if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {
@@ -130,6 +131,12 @@ impl ResponseBody {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// The tunnel to the worker, after an answer of 101. `None`: the connection is closed already.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        let worker = self.inner.take_tunnel()?;
+        Some(Tunnel::new(worker, self.account.take()?))
     }
 
     fn complete(&mut self) {

@@ -194,6 +194,7 @@ impl Dispatcher {
                 .as_ref()
                 .map_or_else(|| request.body.clone(), |model| request.body_for(model)),
             stream: request.stream,
+            websocket: request.websocket,
         };
         let sending = self.upstream.send(&worker.spec.url, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;

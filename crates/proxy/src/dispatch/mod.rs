@@ -13,9 +13,11 @@ mod dispatcher;
 mod feedback;
 mod metrics;
 mod request;
+mod tunnel;
 
 pub use body::{BodyError, ResponseBody, StreamEnd};
 pub use config::Config;
 pub use dispatcher::{Dispatcher, Shared};
 pub use metrics::Metrics;
 pub use request::{DispatchError, Dispatched, ModelPlace, Request, Trace};
+pub use tunnel::{Tunnel, TunnelEnd};

@@ -33,6 +33,8 @@ pub struct Request<'a> {
     pub model_at: Option<ModelPlace>,
     /// Whether the client asked for a stream.
     pub stream: bool,
+    /// Whether the client asks to switch to WebSocket.
+    pub websocket: bool,
     /// What a stream that breaks ends with.
     pub stream_end: StreamEnd,
     /// Session or routing key.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use smg_runtime::clock::Clock;
 use smg_runtime::shortage::Kind;
@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 use super::connection::Connection;
 use super::decode::{FramingError, Incoming};
 use super::pool::Pool;
+use super::tunnel::Tunnel;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +108,15 @@ impl ResponseBody {
     #[must_use]
     pub fn is_stream(&self) -> bool {
         self.limits.stream
+    }
+
+    /// The connection itself, after an answer of 101. No frames follow. `None`: it is closed already.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        let mut first = BytesMut::new();
+        while let Some(piece) = self.incoming.next_piece() {
+            first.extend_from_slice(&piece);
+        }
+        self.connection.take().map(|connection| Tunnel::new(connection, first.freeze()))
     }
 
     /// Closes the connection. No more frames follow.

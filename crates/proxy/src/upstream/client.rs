@@ -90,7 +90,9 @@ impl Client {
         let started = self.clock.mono();
         let request = Request::new(request::write_head(worker, outgoing), outgoing.body.clone());
         let mut delivered = Delivery::Nothing;
-        while let Some(mut connection) = self.pool.take(worker.id(), started) {
+        // A connection that is to switch is a new one: a worker that closes it may have read the request.
+        let take = || self.pool.take(worker.id(), started).filter(|_| !outgoing.websocket);
+        while let Some(mut connection) = take() {
             match self.exchange(&mut connection, request.clone(), outgoing, timeout).await? {
                 Ok(answer) => {
                     return Ok(self.respond(worker, connection, answer, started, outgoing.stream));
@@ -169,6 +171,7 @@ impl Client {
             authorization: key.and_then(bearer),
             body,
             stream: false,
+            websocket: false,
         };
         let whole = async {
             let response = self.send_within(worker, &outgoing, timeout).await?;
@@ -261,7 +264,12 @@ impl Client {
             .total(outgoing.stream)
             .map_or(self.config.head_timeout, |t| t.min(self.config.head_timeout))
             .min(timeout);
-        match tokio::time::timeout(timeout, connection.exchange(request, outgoing.method)).await {
+        match tokio::time::timeout(
+            timeout,
+            connection.exchange(request, outgoing.method, outgoing.websocket),
+        )
+        .await
+        {
             Err(_elapsed) => Err(SendError::HeadTimeout(timeout)),
             Ok(Ok(answer)) => Ok(Ok(answer)),
             Ok(Err(NoAnswer::Lost(delivery))) => Ok(Err(delivery)),

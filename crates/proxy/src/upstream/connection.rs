@@ -22,7 +22,7 @@ use smg_runtime::shortage::{Kind, Shortage, Shortages};
 use smg_runtime::tls::{ClientConfig, Live};
 use smg_types::spec::WorkerUrl;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -175,15 +175,16 @@ impl Connection {
         tokio::time::timeout(time, self.tcp().readable()).await.is_err() || self.is_idle()
     }
 
-    /// Sends a request and reads up to the body of its answer, both at the same time: a worker may answer before it has
-    /// read everything, and may stop reading then.
+    /// Sends a request and reads up to the body of its answer, both at the same time: a worker may answer before it has read
+    /// everything, and may stop reading then. `switches`: the request asks for another protocol.
     pub(super) async fn exchange(
         &mut self,
         request: Request,
         method: &Method,
+        switches: bool,
     ) -> Result<Answer, NoAnswer> {
         self.sending = Sending::Left(request);
-        let mut head = HeadReader::default();
+        let mut head = HeadReader::new(switches);
         let broken = std::future::poll_fn(|cx| {
             if let Poll::Ready(Err(BrokeOff { untouched: true, error })) = self.poll_send(cx) {
                 return Poll::Ready(Err(Broken::Untouched(error)));
@@ -271,6 +272,46 @@ impl Connection {
     fn report(&self, error: &io::Error) {
         if let Some(kind) = Kind::of(error) {
             self.shared.shortages.report(kind, "exchanging data with a worker", error);
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
         }
     }
 }

@@ -53,9 +53,16 @@ pub(super) struct HeadReader {
     parsed: usize,
     /// The number of bytes of informational answers.
     passed_over: usize,
+    /// Whether the request asks the worker to switch to another protocol.
+    switches: bool,
 }
 
 impl HeadReader {
+    /// Reads the answer to a request. `switches`: the request asks for another protocol, and 101 is an answer to it.
+    pub(super) fn new(switches: bool) -> Self {
+        Self { switches, ..Self::default() }
+    }
+
     /// Whether any part of an answer was received, informational answers included.
     pub(super) fn has_begun(&self) -> bool {
         self.passed_over > 0 || !self.partial.is_empty()
@@ -110,17 +117,23 @@ impl HeadReader {
             }
             let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
             let status = status.ok_or(ProtocolError::Field)?;
-            if status == StatusCode::SWITCHING_PROTOCOLS {
+            let has_switched = status == StatusCode::SWITCHING_PROTOCOLS;
+            if has_switched && !self.switches {
                 return Err(ProtocolError::Switched);
             }
-            if status.is_informational() {
+            if status.is_informational() && !has_switched {
                 self.passed_over += length;
                 read.advance(length);
                 continue;
             }
             let mut headers = copied(&read[..length], head.headers)?;
             let is_old = head.version == Some(0);
-            let (decoder, keeps) = framing(method, status, is_old, &mut headers)?;
+            let (decoder, keeps) = if has_switched {
+                // What follows is no body: the connection is the other protocol's.
+                (Decoder::UntilClose, false)
+            } else {
+                framing(method, status, is_old, &mut headers)?
+            };
             read.advance(length);
             let mut incoming = Incoming::new(decoder);
             incoming.begin(read);

@@ -16,6 +16,7 @@ mod error;
 mod head;
 mod pool;
 mod request;
+mod tunnel;
 
 pub use body::{BodyError, ResponseBody};
 pub use client::Client;
@@ -24,3 +25,4 @@ pub use decode::FramingError;
 pub use error::{Delivery, SendError};
 pub use head::ProtocolError;
 pub use request::{Outgoing, Question, bearer};
+pub use tunnel::Tunnel;

@@ -23,6 +23,8 @@ pub struct Outgoing<'a> {
     pub body: Bytes,
     /// Whether the response is expected to be a stream, which selects the total timeout.
     pub stream: bool,
+    /// Whether the worker is asked to switch to WebSocket (RFC 6455, 4.1).
+    pub websocket: bool,
 }
 
 /// A request that the router itself sends to a worker.
@@ -66,6 +68,9 @@ pub(super) fn write_head(worker: &WorkerUrl, outgoing: &Outgoing<'_>) -> Bytes {
             put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
     }
+    if outgoing.websocket {
+        put(&[b"connection: upgrade\r\nupgrade: websocket\r\n"]);
+    }
     if let Some(authorization) = &outgoing.authorization {
         put(&[b"authorization: ", authorization.as_bytes(), b"\r\n"]);
     }
@@ -107,6 +112,7 @@ mod tests {
                 .then(|| HeaderValue::from_static("Bearer own")),
             body: Bytes::from_static(body.as_bytes()),
             stream: false,
+            websocket: false,
         };
         String::from_utf8(write_head(&url.parse().unwrap(), &outgoing).to_vec()).unwrap()
     }

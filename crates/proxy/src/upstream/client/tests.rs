@@ -39,6 +39,7 @@ async fn send(
         authorization: None,
         body: body.into(),
         stream: true,
+        websocket: false,
     };
     tokio::time::timeout(LONG, client.send(url, &outgoing)).await.expect("the client hangs")
 }

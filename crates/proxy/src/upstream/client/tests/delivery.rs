@@ -74,6 +74,7 @@ where
         authorization: None,
         body: body.into(),
         stream: true,
+        websocket: false,
     };
     let request =
         Request::new(request::write_head(&worker.url(), &outgoing), outgoing.body.clone());
