@@ -29,7 +29,8 @@ pub struct TimeoutArgs {
     pub response_head_timeout_secs: Duration,
     /// How long a response may pause between two chunks, 0.001 to 86400 seconds.
     ///
-    /// The time in which the client itself does not read is not counted.
+    /// The time in which the client itself does not read is not counted. A WebSocket is closed when nothing has gone
+    /// through it in either direction for so long.
     #[arg(
         long,
         value_name = "SECONDS",

@@ -189,6 +189,19 @@ pub struct AccessArgs {
         hide_env_values = true
     )]
     pub admin_api_key: Vec<AdminKey>,
+    /// Paths that clients may send to workers: documented, and prefixes such as /v1/custom.
+    ///
+    /// documented stands for the inference paths that engines document, which the page on engines lists. A prefix opens
+    /// its path and all paths below it, for every method and for WebSocket; give documented beside it to keep the others.
+    /// No prefix opens a path that changes an engine, or one of the router's own. A list.
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        num_args = 1..,
+        default_value = "documented",
+        value_parser = crate::cli::values::passed_path
+    )]
+    pub pass_through: Vec<String>,
     /// Accepts admin writes from every address while no key is configured.
     ///
     /// Everyone who reaches the port can then add, change and remove workers. Use it only in networks that nobody else

@@ -117,6 +117,21 @@ pub(crate) fn span(
     }
 }
 
+/// `documented`, or a prefix of paths, without a slash at its end.
+pub(crate) fn passed_path(text: &str) -> Result<String, String> {
+    let is_prefix = text.starts_with('/')
+        && !text.contains("//")
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%\\".contains(&byte))
+        && text.split('/').all(|segment| !matches!(segment, "." | ".."));
+    if text == DOCUMENTED || is_prefix {
+        return Ok(text.trim_end_matches('/').to_owned());
+    }
+    Err(format!("is neither {DOCUMENTED} nor a path that begins with a slash"))
+}
+
+/// The paths that engines document, as a value of `--pass-through`.
+pub(crate) const DOCUMENTED: &str = "documented";
+
 /// A network as `address/length`; an address alone is the network of that address.
 pub(crate) fn network(text: &str) -> Result<ipnet::IpNet, String> {
     let address = || text.parse::<IpAddr>().map(ipnet::IpNet::from);

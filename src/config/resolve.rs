@@ -18,7 +18,7 @@ use smg_runtime::tls;
 use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
-use crate::cli::values::ModelAlias;
+use crate::cli::values::{DOCUMENTED, ModelAlias};
 use crate::cli::{Args, LogLevel};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
@@ -120,6 +120,14 @@ fn http_config(
         body_timeout: listen.body_timeout_secs,
         stream_heartbeat: unless_zero(timeouts.stream_heartbeat_secs),
         max_client_priority: settings.args.admission.max_client_priority,
+        pass_through: http::PassThrough {
+            documented: access.pass_through.iter().any(|path| path == DOCUMENTED),
+            prefixes: {
+                let prefixes = access.pass_through.iter().filter(|path| *path != DOCUMENTED);
+                prefixes.cloned().collect()
+            },
+        },
+        tunnel_idle: timeouts.idle_timeout_secs,
         worker_networks: worker_networks(&settings.args),
         max_connections: listen.max_connections,
         threads: if listen.threads == 0 { process.cpus } else { listen.threads },

@@ -51,6 +51,14 @@ impl Body {
         Kind::Heartbeat(Box::new(heartbeat)).into()
     }
 
+    /// The tunnel to the worker, after its answer of 101.
+    pub(super) fn take_tunnel(&mut self) -> Option<dispatch::Tunnel> {
+        match &mut self.kind {
+            Kind::Worker(body) => body.take_tunnel(),
+            Kind::Empty | Kind::Full(_) | Kind::Axum(_) | Kind::Heartbeat(_) => None,
+        }
+    }
+
     /// Attaches the exchange that ends together with the body.
     pub(super) fn ending(mut self, exchange: Exchange) -> Self {
         self.exchange = Some(exchange);

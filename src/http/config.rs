@@ -8,6 +8,8 @@ use smg_routing::limit::Priority;
 use smg_runtime::tls;
 use smg_types::spec::{Secret, WorkerNetworks};
 
+use super::pass_through::PassThrough;
+
 /// The configuration of the listeners and of access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -44,6 +46,10 @@ pub struct Config {
     pub stream_heartbeat: Option<Duration>,
     /// The most urgent class that a client may claim.
     pub max_client_priority: Priority,
+    /// The paths that clients may send to workers.
+    pub pass_through: PassThrough,
+    /// Time without a byte in either direction after which a tunnel is closed.
+    pub tunnel_idle: Duration,
     /// Where workers may be.
     pub worker_networks: WorkerNetworks,
     /// The most connections of clients at the same time.

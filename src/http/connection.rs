@@ -111,7 +111,7 @@ pub(super) async fn serve<T, S, B>(
     timeouts: Timeouts,
     closing: watch::Receiver<bool>,
 ) where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
@@ -126,7 +126,8 @@ pub(super) async fn serve<T, S, B>(
     }
 }
 
-/// [`serve`] over HTTP/1.1, for services that need not be `Send`.
+/// [`serve`] over HTTP/1.1, for services that need not be `Send`. A connection that switches to another protocol is no
+/// longer served here.
 pub(super) async fn serve_http1<T, S, B>(
     io: T,
     service: S,
@@ -134,7 +135,7 @@ pub(super) async fn serve_http1<T, S, B>(
     timeouts: Timeouts,
     closing: watch::Receiver<bool>,
 ) where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<BoxError>,
     B: Body + 'static,
@@ -146,8 +147,10 @@ pub(super) async fn serve_http1<T, S, B>(
             .max_headers(256)
             .max_buf_size(MAX_BUFFER)
             .serve_connection(TokioIo::new(watched), service)
+            .with_upgrades()
     );
-    let close = |connection: Pin<&mut http1::Connection<_, _>>| connection.graceful_shutdown();
+    let close =
+        |connection: Pin<&mut http1::UpgradeableConnection<_, _>>| connection.graceful_shutdown();
     drive(connection, close, Protocol::Http1, &state, timeouts, closing).await;
 }
 

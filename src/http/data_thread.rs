@@ -24,6 +24,7 @@ use super::connection::{self, Protocol, Timeouts};
 use super::exchange::State;
 use super::idle::Place;
 use super::shard::Shard;
+use super::tunnel::Slot;
 
 /// How often a thread closes connections to workers that have been idle for too long.
 const EVICT: Duration = Duration::from_secs(5);
@@ -110,18 +111,23 @@ impl Client {
     /// Serves the requests of the connection.
     async fn serve<T>(self, stream: T, protocol: Protocol)
     where
-        T: AsyncRead + AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let Self { shard, peer, place, closing } = self;
-        let timeouts = Timeouts::of(&shard.surface().config);
-        let state = State::new(shard.surface().clock, place);
+        let surface = Arc::clone(shard.surface());
+        let timeouts = Timeouts::of(&surface.config);
+        let state = State::new(surface.clock, place);
+        let slot = Slot::default();
+        let service_slot = slot.clone();
         let service_state = Arc::clone(&state);
         let service = service_fn(move |request| {
             let shard = Arc::clone(&shard);
             let state = Arc::clone(&service_state);
-            async move { shard.handle(request, peer, &state).await }
+            let slot = service_slot.clone();
+            async move { shard.handle(request, peer, &state, &slot).await }
         });
         connection::serve(protocol, stream, service, state, timeouts, closing).await;
+        slot.run(surface.config.tunnel_idle, &surface.metrics).await;
     }
 
     async fn serve_tls(self, acceptor: TlsAcceptor, stream: TcpStream) {

@@ -5,9 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use rand::SeedableRng as _;
-use rand::rngs::SmallRng;
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use serde_json::json;
 use smg_mesh::VisitError;
 use smg_proxy::dispatch::DispatchError;
@@ -17,7 +15,6 @@ use smg_routing::limit::Rejected;
 
 use super::body::Body;
 use super::form::FormError;
-use super::headers;
 use super::peek::PeekError;
 use super::routes;
 use crate::bridge::WriteError;
@@ -41,7 +38,8 @@ pub(super) struct ApiError {
     pub(super) retry_after: Option<Duration>,
     /// The limit that was reached, in requests: told with nothing remaining.
     pub(super) limit: Option<u32>,
-    /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1) or `accept-encoding` (12.5.3).
+    /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1), `accept-encoding` (12.5.3) or
+    /// `upgrade` (15.5.22).
     pub(super) accepted: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
@@ -188,6 +186,34 @@ impl ApiError {
             "upstream_protocol_error",
             "the worker's answer refers to another server",
         )
+    }
+
+    /// The path is for WebSocket only.
+    pub(super) fn upgrade_required(version: Version) -> Self {
+        let over_http1 = version == Version::HTTP_11;
+        let message = if over_http1 {
+            "the route takes WebSocket only: send `connection: upgrade` and `upgrade: websocket`"
+        } else {
+            "the route takes WebSocket only, and only over HTTP/1.1: extended CONNECT (RFC 8441) is not offered"
+        };
+        // HTTP/2 has no such field (RFC 9113, 8.2.2).
+        let accepted = (header::UPGRADE, HeaderValue::from_static("websocket"));
+        Self {
+            accepted: over_http1.then(|| Box::new(accepted)),
+            ..Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+        }
+    }
+
+    /// The router ends soon, and takes nothing that may last.
+    pub(super) fn draining() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "the router is about to end: connect again, to another one",
+            )
+        }
     }
 
     /// A worker's answer is no stream, and the client reads one already. `status`: the worker's.
@@ -458,40 +484,9 @@ pub(super) const BROKEN_OPENAI: &str = "\n\ndata: {\"error\":{\"message\":\"the 
 pub(super) const BROKEN_ANTHROPIC: &str = "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
      \"message\":\"the worker's response broke off\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
 
-/// The answer, as bytes, to a request that could not be read: it is not HTTP, or too long, or took too long. The
-/// connection is closed behind it.
-pub(super) fn unread(status: u16, request_id: &HeaderValue) -> Bytes {
-    let (status, code, message) = match status {
-        408 => (408, "request_timeout", "the request's head did not arrive in time"),
-        414 => (414, "uri_too_long", "the request's target is too long"),
-        431 => (431, "headers_too_large", "the request's headers are too many or too long"),
-        _ => (400, "invalid_request", "the request is not valid HTTP/1.1"),
-    };
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    let body = ApiError::new(status, code, message).to_json(false);
-    let head = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\nx-smg-error-code: {code}\r\nx-request-id: {}\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n",
-        status.as_str(),
-        status.canonical_reason().unwrap_or_default(),
-        request_id.to_str().unwrap_or_default(),
-        body.len(),
-    );
-    [head.as_bytes(), &body].concat().into()
-}
+mod unread;
 
-/// A name for a request that brought none, or that was not read so far.
-pub(super) fn new_id() -> HeaderValue {
-    headers::request_id(&HeaderMap::new(), &[], &mut SmallRng::from_rng(&mut own_chance()))
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "requests outside of any thread of the data path, which has a generator"
-)]
-fn own_chance() -> rand::rngs::ThreadRng {
-    rand::rng()
-}
+pub(super) use unread::{new_id, unread};
 
 #[cfg(test)]
 mod tests;

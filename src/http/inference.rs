@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
@@ -28,6 +28,7 @@ use super::form;
 use super::from_worker;
 use super::headers;
 use super::peek::{self, Peek};
+use super::tunnel;
 use super::upload::{self, Limits};
 
 static X_SMG_ROUTING_KEY: HeaderName = HeaderName::from_static("x-smg-routing-key");
@@ -50,6 +51,8 @@ pub(super) struct Inbound {
     pub(super) keys: Arc<Keys>,
     /// Whether the client uses Anthropic's API.
     pub(super) anthropic: bool,
+    /// Whether the client asks to switch to WebSocket.
+    pub(super) websocket: bool,
     /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
@@ -91,7 +94,8 @@ impl Inference {
         let sole = self.sole_model(&facts, inbound.any_model)?;
         let peek = facts.peek;
         let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
-        let priority = priority(&parts.method, &headers, config.max_client_priority)?;
+        let priority =
+            priority(&parts.method, inbound.websocket, &headers, config.max_client_priority)?;
         // The session's key: from the routing header, else from a session header, else from the body.
         let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
             .chain(&config.session_headers)
@@ -115,7 +119,8 @@ impl Inference {
             body: body.clone(),
             model,
             model_at: facts.model_at,
-            stream: peek.stream,
+            stream: peek.stream || inbound.websocket,
+            websocket: inbound.websocket,
             stream_end: StreamEnd::Event(broken),
             session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
             prompt: &peek.prompt,
@@ -171,12 +176,16 @@ impl Inference {
         mut response: Response<Body>,
         trace: &dispatch::Trace,
     ) -> Result<Response<Body>, ApiError> {
+        let status = response.status();
         let headers = response.headers_mut();
         if headers.contains_key(header::TRANSFER_ENCODING) {
             // If a worker sends both, the length does not apply (RFC 9112, section 6.3).
             headers.remove(header::CONTENT_LENGTH);
         }
         headers::strip_hop_by_hop(headers);
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            tunnel::confirm(headers);
+        }
         self.hide_worker(trace, headers)?;
         if self.surface.config.debug_headers {
             show(trace, headers);
@@ -219,10 +228,15 @@ impl Inference {
 }
 
 /// The class in the queue of a request. A client that claims more than `most` gets that.
-fn priority(method: &Method, headers: &HeaderMap, most: Priority) -> Result<Priority, ApiError> {
+fn priority(
+    method: &Method,
+    websocket: bool,
+    headers: &HeaderMap,
+    most: Priority,
+) -> Result<Priority, ApiError> {
     match headers.get(&X_SMG_PRIORITY) {
         // A small request about a worker, sent by monitoring. It must not wait behind other requests.
-        None if *method == Method::GET => Ok(Priority::System),
+        None if *method == Method::GET && !websocket => Ok(Priority::System),
         None => Ok(Priority::Default),
         Some(value) => {
             let claimed = value.to_str().unwrap_or_default().parse::<Priority>();
@@ -259,7 +273,7 @@ async fn facts<'a>(
         let model_at = form.model_at.map(ModelPlace::Text);
         return Ok(Facts { peek, model_at, form_defect: form.defect });
     }
-    if body.is_empty() && parts.method == Method::GET {
+    if body.is_empty() && parts.method != Method::POST {
         let model = model_of_query(parts.uri.query());
         return Ok(Facts { peek: Peek { model, ..Peek::default() }, ..Facts::default() });
     }

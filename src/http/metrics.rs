@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
+use smg_proxy::dispatch::TunnelEnd;
 
 /// The metric families of the HTTP surface.
 #[derive(Debug, Clone)]
@@ -15,6 +16,9 @@ pub struct Metrics {
     pub(super) connections_refused: IntCounter,
     pub(super) connections_closed_idle: IntCounter,
     pub(super) buffered: IntGauge,
+    tunnels: IntGauge,
+    /// By the place of an end.
+    pub(super) tunnels_ended: [IntCounter; TunnelEnd::ALL.len()],
     pub(super) buffered_refused: IntCounter,
 }
 
@@ -41,7 +45,17 @@ impl Metrics {
             1800.0,
         ]
         .to_vec();
+        let tunnels_ended = IntCounterVec::new(
+            Opts::new("smg_http_tunnels_ended_total", "Tunnels that have ended, by how."),
+            &["end"],
+        )?;
+        registry.register(Box::new(tunnels_ended.clone()))?;
         let metrics = Self {
+            tunnels: IntGauge::new(
+                "smg_http_tunnels",
+                "Open tunnels between clients and workers (WebSocket).",
+            )?,
+            tunnels_ended: TunnelEnd::ALL.map(|end| tunnels_ended.with_label_values(&[end.name()])),
             requests: IntCounterVec::new(
                 Opts::new(
                     "smg_http_requests_total",
@@ -80,9 +94,16 @@ impl Metrics {
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
         registry.register(Box::new(metrics.connections_closed_idle.clone()))?;
+        registry.register(Box::new(metrics.tunnels.clone()))?;
         registry.register(Box::new(metrics.buffered.clone()))?;
         registry.register(Box::new(metrics.buffered_refused.clone()))?;
         Ok(metrics)
+    }
+
+    /// Counts a tunnel until the guard is dropped.
+    pub(super) fn open_tunnel(&self) -> OpenTunnel {
+        self.tunnels.inc();
+        OpenTunnel(self.tunnels.clone())
     }
 
     /// The handles of a route, which must be in the route table.
@@ -93,6 +114,16 @@ impl Metrics {
             usual: Default::default(),
             duration: self.duration.with_label_values(&[route]),
         })
+    }
+}
+
+/// Counts a tunnel as open.
+#[derive(Debug)]
+pub(super) struct OpenTunnel(IntGauge);
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -2,6 +2,8 @@
 
 use http::Method;
 
+use super::pass_through::PassThrough;
+
 /// The access that a route needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -22,6 +24,8 @@ pub(super) enum Serves {
     Worker,
     /// A worker; broken streams end in Anthropic's format.
     AnthropicWorker,
+    /// A worker, over WebSocket only.
+    Socket,
     /// Any worker, because the request concerns no particular model.
     AnyWorker,
     /// All workers, with a list of their answers.
@@ -34,7 +38,7 @@ impl Serves {
     /// Whether one worker answers.
     pub(super) const fn is_worker(self) -> bool {
         match self {
-            Self::Worker | Self::AnthropicWorker | Self::AnyWorker => true,
+            Self::Worker | Self::AnthropicWorker | Self::AnyWorker | Self::Socket => true,
             Self::AllWorkers | Self::Local => false,
         }
     }
@@ -122,6 +126,7 @@ pub const ROUTES: &[Route] = &[
     infer("/separate_reasoning"),
     infer("/api/chat"),
     infer("/api/generate"),
+    Route { serves: Serves::Socket, ..ask("/v1/realtime") },
     ask("/tokenizer_info"),
     ask("/props"),
     any("/health_generate"),
@@ -208,11 +213,17 @@ pub const ROUTES: &[Route] = &[
     local("DELETE", "/ha/keys/{id}", Access::Operator),
 ];
 
+/// The route of a path that is not in the table and that `--pass-through` opens.
+pub(super) const PASSED: Route =
+    Route { method: "*", path: "pass_through", access: Access::Client, serves: Serves::Worker };
+
 /// The result of looking up a request's method and path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// The route with this index in the table.
     At(usize),
+    /// The path is not in the table, and `--pass-through` opens it: see [`PASSED`].
+    Passed,
     /// The path exists, but not with this method.
     OtherMethod,
     /// There is no such path.
@@ -229,7 +240,22 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
     let plain = plain(path);
     match find_exact(method, &plain) {
         Found::At(at) if ROUTES[at].serves.is_worker() => Found::At(at),
-        Found::At(_) | Found::OtherMethod | Found::Nothing => Found::Nothing,
+        Found::At(_) | Found::Passed | Found::OtherMethod | Found::Nothing => Found::Nothing,
+    }
+}
+
+/// Looks up a request as [`find`] does, and applies `pass`, which closes documented paths and opens others.
+pub(super) fn find_open(method: &Method, path: &str, pass: &PassThrough) -> Found {
+    match find(method, path) {
+        Found::At(at)
+            if ROUTES[at].access == Access::Client
+                && ROUTES[at].serves.is_worker()
+                && !pass.admits_documented(path) =>
+        {
+            Found::Nothing
+        }
+        Found::OtherMethod | Found::Nothing if pass.admits_other(path) => Found::Passed,
+        found => found,
     }
 }
 
@@ -295,7 +321,7 @@ mod tests {
     fn finds(method: &Method, path: &str) -> Option<(&'static str, &'static str)> {
         match find(method, path) {
             Found::At(at) => Some((ROUTES[at].method, ROUTES[at].path)),
-            Found::OtherMethod | Found::Nothing => None,
+            Found::Passed | Found::OtherMethod | Found::Nothing => None,
         }
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
-use smg_proxy::dispatch::Dispatcher;
+use smg_proxy::dispatch::{self, Dispatcher};
 use tokio::sync::Notify;
 use tower::ServiceExt as _;
 use tracing::debug;
@@ -24,25 +24,35 @@ use super::headers::{self, X_REQUEST_ID};
 use super::heartbeat::{self, Answering, Rhythm};
 use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
-use super::routes::{self, Access, Found, ROUTES, Serves};
+use super::routes::{self, Access, Found, PASSED, ROUTES, Route, Serves};
+use super::tunnel::{self, Pending, Slot};
 use super::upload::{self, Limits};
 use super::{Surface, local};
 
 /// The largest body that a route of the router itself reads, in bytes. Documents about workers are small.
 const LARGEST_OWN_BODY: usize = 1 << 20;
 
+/// What is known of a request besides its head.
+struct Asks {
+    peer: SocketAddr,
+    request_id: HeaderValue,
+    /// Whether the client asks to switch to WebSocket.
+    websocket: bool,
+}
+
 /// The state that one thread needs to serve requests.
 #[derive(Debug)]
 pub(super) struct Shard {
     inference: Arc<Inference>,
     local: axum::Router,
-    /// The handles by index in the table of routes; the last one is for requests without a route.
+    /// The handles by index in the table of routes; the last two are for requests that pass without a route, and for
+    /// the rest.
     metrics: Vec<Arc<RouteMetrics>>,
 }
 
 impl Shard {
     pub(super) fn new(surface: Arc<Surface>, dispatcher: Dispatcher, rng: SmallRng) -> Self {
-        let metrics = ROUTES.iter().map(|route| route.path).chain(["other"]);
+        let metrics = ROUTES.iter().map(|route| route.path).chain([PASSED.path, "other"]);
         let metrics = metrics.map(|path| surface.metrics.route(path)).collect();
         let local = local::router(Arc::clone(&surface));
         let inference = Arc::new(Inference::new(surface, dispatcher, rng));
@@ -63,6 +73,7 @@ impl Shard {
         mut request: Request<Incoming>,
         peer: SocketAddr,
         state: &Arc<State>,
+        slot: &Slot,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
         let request_id = {
@@ -76,8 +87,15 @@ impl Shard {
             *request.method_mut() = Method::GET;
         }
         let is_loop = self.surface().hops.is_loop(request.headers(), &self.surface().mesh);
-        let found = routes::find(request.method(), request.uri().path());
-        let at = if let Found::At(at) = found { at } else { ROUTES.len() };
+        let asks_to_switch = !is_head && tunnel::is_websocket(&request);
+        let client = asks_to_switch.then(|| hyper::upgrade::on(&mut request));
+        let pass = &self.surface().config.pass_through;
+        let found = routes::find_open(request.method(), request.uri().path(), pass);
+        let at = match found {
+            Found::At(at) => at,
+            Found::Passed => ROUTES.len(),
+            Found::OtherMethod | Found::Nothing => ROUTES.len() + 1,
+        };
         exchange.count_as(Arc::clone(&self.metrics[at]));
         let anthropic = request.uri().path().starts_with("/v1/messages");
         let answer = match found {
@@ -89,11 +107,22 @@ impl Shard {
                 exchange.close_after();
                 Err(ApiError::loop_detected())
             }
-            Found::At(at) => self.answer(at, request, peer, request_id.clone(), state).await,
-            Found::OtherMethod | Found::Nothing
+            Found::Passed | Found::OtherMethod | Found::Nothing
                 if origin.is_some() && request.method() == Method::OPTIONS =>
             {
                 Ok(preflight(request.headers()))
+            }
+            // Browsers send no preflight before a WebSocket: only this keeps pages of other origins out.
+            Found::At(_) | Found::Passed
+                if client.is_some() && self.is_foreign(request.headers(), origin.as_ref()) =>
+            {
+                Err(ApiError::forbidden("pages of this origin may not open a WebSocket here"))
+            }
+            Found::At(_) | Found::Passed => {
+                let route = ROUTES.get(at).unwrap_or(&PASSED);
+                let asks =
+                    Asks { peer, request_id: request_id.clone(), websocket: client.is_some() };
+                self.answer(route, request, asks, state).await
             }
             Found::OtherMethod => {
                 Err(ApiError::method_not_allowed(routes::methods_of(request.uri().path())))
@@ -109,25 +138,22 @@ impl Shard {
             response = without_body(response);
         }
         exchange.answered(response.status().as_u16());
-        let headers = response.headers_mut();
-        headers.insert(X_REQUEST_ID.clone(), request_id);
-        if let Some(origin) = origin {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
-            headers.append(header::VARY, HeaderValue::from_static("origin"));
+        mark(response.headers_mut(), request_id, origin);
+        if let (Some(client), Some(worker)) = (client, switched(&mut response)) {
+            slot.put(Pending { client, worker, exchange });
+            return Ok(response);
         }
         Ok(response.map(|body| body.ending(exchange)))
     }
 
     async fn answer(
         &self,
-        at: usize,
+        route: &Route,
         request: Request<Incoming>,
-        peer: SocketAddr,
-        request_id: HeaderValue,
+        asks: Asks,
         state: &Arc<State>,
     ) -> Result<Response<Body>, ApiError> {
-        let route = &ROUTES[at];
+        let Asks { peer, request_id, websocket } = asks;
         let keys = self.surface().keys.load();
         let caller = match route.access {
             Access::Public => None,
@@ -142,7 +168,11 @@ impl Shard {
         let caller = caller.transpose().inspect_err(|_| state.close_after())?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
-            Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker => {
+            Serves::Socket if !websocket => Err(ApiError::upgrade_required(request.version())),
+            Serves::Worker | Serves::AnthropicWorker | Serves::AnyWorker | Serves::Socket => {
+                if websocket && self.surface().lifecycle.is_draining() {
+                    return Err(ApiError::draining());
+                }
                 let caller = caller.unwrap_or(Caller { tenant: None });
                 debug!(
                     request_id = headers::text(&request_id),
@@ -151,8 +181,14 @@ impl Shard {
                     "inference"
                 );
                 let any_model = route.serves == Serves::AnyWorker;
-                let inbound =
-                    Inbound { request_id, keys, anthropic, any_model, stream_begins: None };
+                let inbound = Inbound {
+                    request_id,
+                    keys,
+                    anthropic,
+                    any_model,
+                    websocket,
+                    stream_begins: None,
+                };
                 let period = self.surface().config.stream_heartbeat;
                 if let Some(period) = period.filter(|_| heartbeat::applies_to(route.path)) {
                     return self.infer_with_heartbeat(request, inbound, state, period).await;
@@ -208,6 +244,12 @@ impl Shard {
         }
     }
 
+    /// Whether a page of an origin that is not allowed sends the request. `allowed`: the origin, if it is.
+    fn is_foreign(&self, headers: &HeaderMap, allowed: Option<&HeaderValue>) -> bool {
+        let is_restricted = !self.surface().config.cors_allowed_origins.is_empty();
+        is_restricted && allowed.is_none() && headers.contains_key(header::ORIGIN)
+    }
+
     /// The origin to name in the response, if the request has one and it is allowed.
     fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let allowed = &self.surface().config.cors_allowed_origins;
@@ -220,6 +262,26 @@ impl Shard {
             .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
             .then(|| origin.clone())
     }
+}
+
+/// What every response says: the request's id, and the origin that may read it.
+fn mark(headers: &mut HeaderMap, request_id: HeaderValue, origin: Option<HeaderValue>) {
+    headers.insert(X_REQUEST_ID.clone(), request_id);
+    if let Some(origin) = origin {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+}
+
+/// The tunnel to a worker that has switched to another protocol.
+fn switched(response: &mut Response<Body>) -> Option<dispatch::Tunnel> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return None;
+    }
+    let worker = response.body_mut().take_tunnel();
+    *response.body_mut() = Body::empty();
+    worker
 }
 
 /// A response to HEAD: as the one to GET, whose length it tells if that is known.

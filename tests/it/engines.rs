@@ -30,7 +30,7 @@ async fn mirror(mut talk: Talk) -> Talk {
 
 /// The methods and paths that clients may use and that the router does not answer itself.
 fn forwarded() -> Vec<(&'static str, &'static str)> {
-    let own = ["/v1/models", "/v1/models/{model}", "/ha/routers", "/ha/events"];
+    let own = ["/v1/models", "/v1/models/{model}", "/ha/routers", "/ha/events", "/v1/realtime"];
     let routes = ROUTES.iter().filter(|route| route.access == Access::Client);
     let routes = routes.map(|route| (route.method, route.path));
     routes.filter(|(_, path)| !own.contains(path) && !path.contains("{id}")).collect()
@@ -130,6 +130,62 @@ async fn a_path_that_changes_engines_goes_to_all_of_them_and_is_never_open_to_cl
     let answer = router.send("POST", "/wake_up", &admin, b"").await;
     let failed: Vec<Value> = answer.json()["failed"].as_array().unwrap().clone();
     assert_eq!((answer.status, failed.len(), &failed[0]["status"]), (206, 1, &json!(500)));
+}
+
+#[tokio::test]
+async fn what_passes_is_what_the_operator_lets_through() {
+    let worker = Worker::start(mirror).await;
+    let only = Router::before(&[worker.url()], &["--pass-through", "/v1/own"]).await;
+    let both = Router::before(&[worker.url()], &["--pass-through", "documented", "/v1/own"]).await;
+    let default = Router::before(&[worker.url()], &[]).await;
+    let body = r#"{"model":"m"}"#;
+    for (router, own, documented) in [(&only, 200, 404), (&both, 200, 200), (&default, 404, 200)] {
+        for path in ["/v1/own", "/v1/own/a?b=c"] {
+            let answer = router.post(path, body).await;
+            assert_eq!(answer.status, own, "{path}");
+            if own == 200 {
+                assert_eq!(answer.json()["path"], path);
+                for method in ["GET", "PUT", "DELETE"] {
+                    let answer = router.send(method, path, &[], b"").await;
+                    assert_eq!((answer.status, &answer.json()["method"]), (200, &json!(method)));
+                }
+            }
+        }
+        assert_eq!(router.post("/v1/chat/completions", body).await.status, documented);
+        assert_eq!(router.post("/v1/owner", body).await.status, 404);
+        assert_eq!(router.get("/v1/models").await.status, 200);
+    }
+    let series = "smg_http_requests_total{route=\"pass_through\",status=\"200\"}";
+    assert_eq!(only.metric(series).await, 8.0);
+}
+
+#[tokio::test]
+async fn no_prefix_opens_what_changes_an_engine() {
+    let worker = Worker::start(mirror).await;
+    let flags = ["--api-key", "client", "--admin-api-key", "admin", "--pass-through", "/"];
+    let router = Router::before(&[worker.url()], &flags).await;
+    let headers = [JSON, ("x-api-key", "client")];
+    assert_eq!(router.send("POST", "/anything", &headers, b"{}").await.status, 200);
+    for path in [
+        "/v1/load_lora_adapter",
+        "/v1/%6coad_lora_adapter",
+        "/V1/LOAD_LORA_ADAPTER",
+        "//sleep",
+        "/v1/sleep",
+        "/x/../sleep",
+        "/collective_rpc",
+        "/slots/0",
+        "/workers/x/y",
+        "/ha/x",
+        "/update_weights_from_tensor",
+        "/metrics/x",
+    ] {
+        for method in ["GET", "POST", "PUT"] {
+            let status = router.send(method, path, &headers, b"{}").await.status;
+            assert!([403, 404, 405].contains(&status), "{method} {path}: {status}");
+        }
+    }
+    assert!(worker.seen().iter().all(|seen| seen.path == "/anything"), "{:?}", worker.seen());
 }
 
 #[tokio::test]

@@ -40,3 +40,4 @@ mod signals;
 mod sinks;
 mod streams;
 mod tls;
+mod websocket;

@@ -137,3 +137,14 @@ async fn a_stream_that_is_read_continues_beside_one_that_is_not() {
     assert_eq!(ended.load(Ordering::Relaxed), 1, "the other stream was cut");
     drop(unread);
 }
+
+#[tokio::test]
+async fn a_websocket_over_http_2_is_told_that_it_takes_http_1() {
+    let authority = Authority::new();
+    let worker = Worker::plain().await;
+    let router = with_tls(&worker, &authority, &[]).await;
+    let answer = get(&router, &authority, "/v1/realtime?model=m").await;
+    assert_eq!(answer["error"]["code"], "upgrade_required");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("only over HTTP/1.1"), "{message}");
+}

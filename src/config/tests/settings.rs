@@ -224,6 +224,13 @@ fn surface() -> Vec<Row> {
             };
             c.http.admin_api_keys.iter().map(shown).collect::<Vec<_>>().join(" ")
         }),
+        row(
+            "pass-through",
+            "documented /v1/own/",
+            "/other",
+            "PassThrough { documented: true, prefixes: [\"/v1/own\"] }",
+            see!(http.pass_through),
+        ),
         row("admin-open", "true", "false", "true", see!(http.admin_open)),
         row("health-check-port", "7", "8", "Some(0.0.0.0:7)", see!(http.health_listen)),
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
