@@ -42,7 +42,7 @@ pub(super) struct IdleConnections {
 #[derive(Debug)]
 struct Entry {
     must_close: AtomicBool,
-    told: Notify,
+    close_requested: Notify,
 }
 
 /// A connection's entry in the list. Dropping it removes the entry.
@@ -74,7 +74,10 @@ impl IdleConnections {
         let place = Place {
             connections: Arc::clone(self),
             number: self.next.fetch_add(1, Ordering::Relaxed),
-            entry: Arc::new(Entry { must_close: AtomicBool::new(false), told: Notify::new() }),
+            entry: Arc::new(Entry {
+                must_close: AtomicBool::new(false),
+                close_requested: Notify::new(),
+            }),
             since: Mutex::new(None),
             absent: AtomicBool::new(true),
         };
@@ -93,7 +96,7 @@ impl IdleConnections {
         let entry = oldest.remove();
         self.closing.fetch_add(1, Ordering::Relaxed);
         entry.must_close.store(true, Ordering::Relaxed);
-        entry.told.notify_one();
+        entry.close_requested.notify_one();
         true
     }
 
@@ -121,7 +124,7 @@ impl Place {
     /// Resolves when the connection is requested to close.
     pub(super) async fn gives_way(&self) {
         while !self.entry.must_close.load(Ordering::Relaxed) {
-            self.entry.told.notified().await;
+            self.entry.close_requested.notified().await;
         }
     }
 

@@ -99,14 +99,14 @@ async fn change(surface: &Surface, change: KeyChange, id: KeyId) -> Answer {
     let nodes: BTreeMap<_, _> = receipts
         .into_iter()
         .map(|(name, answer)| {
-            let told = match answer {
+            let shown = match answer {
                 Ok(ids) => {
                     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
                     json!({ "ok": true, "keys": ids })
                 }
                 Err(error) => json!({ "ok": false, "error": error }),
             };
-            (name, told)
+            (name, shown)
         })
         .collect();
     let status = if complete { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };

@@ -91,7 +91,7 @@ impl Server {
     /// All addresses at which this router listens, without the mesh's.
     ///
     /// # Errors
-    /// If the system does not tell.
+    /// If the system does not report the address.
     pub fn own_addresses(&self) -> io::Result<OwnAddresses> {
         let others = [&self.metrics, &self.health].into_iter().flatten();
         let all = std::iter::once(&self.api).chain(others);

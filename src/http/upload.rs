@@ -29,11 +29,11 @@ pub(super) async fn read(
     held: &mut Held,
 ) -> Result<Bytes, ApiError> {
     let Limits { most, timeout } = limits;
-    let told = headers
+    let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<usize>().ok());
-    if told.is_some_and(|told| told > most) {
+    if announced.is_some_and(|announced| announced > most) {
         return Err(ApiError::too_large(most));
     }
     let Some(first) = piece(&mut incoming, timeout).await? else {
@@ -45,7 +45,7 @@ pub(super) async fn read(
         return Ok(first);
     }
     // This total limit applies however small the pieces are: a byte per minute must not keep a request open for ever.
-    tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, told, limits, held))
+    tokio::time::timeout(timeout * PATIENCE, rest(incoming, first, announced, limits, held))
         .await
         .map_err(|_elapsed| ApiError::too_slow())?
 }
@@ -57,13 +57,13 @@ const PATIENCE: u32 = 10;
 async fn rest(
     mut incoming: Incoming,
     first: Bytes,
-    told: Option<usize>,
+    announced: Option<usize>,
     limits: Limits,
     held: &mut Held,
 ) -> Result<Bytes, ApiError> {
     let Limits { most, timeout } = limits;
     // Memory is not reserved for the announced length before the bytes arrive.
-    let mut whole = BytesMut::with_capacity(told.unwrap_or(0).min(1 << 20).max(first.len()));
+    let mut whole = BytesMut::with_capacity(announced.unwrap_or(0).min(1 << 20).max(first.len()));
     let mut next = Some(first);
     while let Some(data) = next {
         if whole.len() + data.len() > most {

@@ -492,6 +492,6 @@ async fn links_and_metadata_services_are_no_workers() {
     }
     let answer = router.post("/workers", r#"{"url":"http://169.254.7.1:80"}"#).await;
     assert_eq!(answer.status, 202, "{}", answer.text());
-    let (status, told) = run(&["--worker-urls", "http://169.254.169.254"]).await;
-    assert!(status == 2 && told.contains("--allow-worker-cidr"), "{told}");
+    let (status, errors) = run(&["--worker-urls", "http://169.254.169.254"]).await;
+    assert!(status == 2 && errors.contains("--allow-worker-cidr"), "{errors}");
 }

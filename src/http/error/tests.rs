@@ -4,11 +4,11 @@ use super::*;
 
 #[test]
 fn what_could_not_be_read_is_answered_like_everything_else() {
-    for (status, told) in [(400, 400), (408, 408), (414, 414), (431, 431), (417, 400)] {
+    for (status, expected) in [(400, 400), (408, 408), (414, 414), (431, 431), (417, 400)] {
         let bytes = unread(status, &new_id());
         let text = std::str::from_utf8(&bytes).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with(&format!("HTTP/1.1 {told} ")), "{head}");
+        assert!(head.starts_with(&format!("HTTP/1.1 {expected} ")), "{head}");
         assert!(head.contains("connection: close") && head.contains("x-request-id: "), "{head}");
         assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
         let document: serde_json::Value = serde_json::from_str(body).unwrap();

@@ -40,7 +40,7 @@ impl Store for Rights {
     }
 
     fn expires_ms(key: &GrantKey, _: &Granted) -> Option<u64> {
-        // The row outlives its grant, so that an expired grant can be told apart from a missing one.
+        // The row outlives its grant, so that an expired grant can be distinguished from a missing one.
         Some(key.window.expires_ms())
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates made on the spot: what is accepted, what shakes hands, what each error says.
+//! Tests with certificates that are made here: which are accepted, which handshakes succeed, and the texts of the errors.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -93,7 +93,7 @@ fn shake_hands_with(
     let mut client = ClientConnection::new(client, name).unwrap();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     client.writer().write_all(b"hello").unwrap();
-    let mut heard = [0; 5];
+    let mut received = [0; 5];
     for _ in 0..10 {
         let mut wire = Vec::new();
         while client.wants_write() {
@@ -104,8 +104,8 @@ fn shake_hands_with(
             server.read_tls(&mut unread).unwrap();
             server.process_new_packets().map_err(|e| format!("server: {e}"))?;
         }
-        if server.reader().read(&mut heard).is_ok_and(|n| n == 5) {
-            assert_eq!(&heard, b"hello");
+        if server.reader().read(&mut received).is_ok_and(|n| n == 5) {
+            assert_eq!(&received, b"hello");
             let agreed = client.alpn_protocol().unwrap_or_default();
             return Ok(String::from_utf8(agreed.to_vec()).unwrap());
         }
@@ -164,14 +164,14 @@ fn system_authorities_are_not_needed_to_begin() {
     assert!(check_client(&ClientConfig::default(), TODAY).is_ok());
 }
 
-/// One file is wrong: which setting names it, and what is said.
+/// Checks that exactly one file is wrong: the setting that names it, and a part of the error.
 #[track_caller]
-fn check_server(config: &ServerConfig, setting: &str, says: &str) {
+fn check_server(config: &ServerConfig, setting: &str, expected: &str) {
     let errors: Vec<_> = server(config, TODAY).unwrap_err().into_iter().collect();
     let [error] = errors.as_slice() else { panic!("not one error: {errors:?}") };
     assert_eq!(error.file.setting(), setting);
     let text = error.to_string();
-    assert!(text.contains(says) && text.contains(&*error.path.to_string_lossy()), "{text}");
+    assert!(text.contains(expected) && text.contains(&*error.path.to_string_lossy()), "{text}");
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn each_wrong_file_is_named_with_what_is_wrong() {
 }
 
 #[test]
-fn all_wrong_files_are_told_at_once() {
+fn all_wrong_files_are_reported_together() {
     let ours = Authority::with(&[]);
     let config = ServerConfig { client_ca: Some(ours.path("absent.ca")), ..ours.server("absent") };
     let settings: Vec<_> =

@@ -29,7 +29,7 @@ pub(crate) const REPLICAS: usize = 4;
 pub(crate) const KEYS: u8 = 4;
 const NOW: Now = Now { mono: Duration::from_secs(1_000), wall: Duration::from_secs(1_000) };
 
-/// A shared store whose values can be told apart by a number.
+/// A shared store whose values are distinguished by a number.
 pub(crate) trait SharedSample: StoreOperations<Value: Merge> {
     fn key(n: u8) -> Self::Key;
     /// A value that wins over `before`, what is read under the key.
