@@ -152,7 +152,7 @@ pub(super) fn did_you_mean<'a>(
     name: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
-    // One character missing, wrong, additional or swapped, and one more per four characters.
+    // One edit (a character missing, wrong, additional or swapped) per four characters, but at least one.
     let tolerance = (name.len() / 4).max(1);
     known
         .into_iter()
