@@ -25,6 +25,8 @@ impl Membership {
         if self.me.refused.is_some() {
             return;
         }
+        let Some(packet) = self.without_claims(now, packet) else { return };
+        let packet = &packet[..];
         let mut from_ourselves = false;
         self.drive(now, |swim, effects| {
             let result = swim.handle_data(packet, effects);

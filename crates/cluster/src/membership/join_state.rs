@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use foca::Member;
 use smg_types::ids::NodeName;
 
 use crate::membership::identity::Identity;
@@ -26,8 +27,46 @@ pub(super) struct JoinState {
     pub(super) next_round_at: Duration,
     /// No round is scheduled: there is no join address but this node's own, and no other node is known.
     pub(super) is_paused: bool,
-    /// Newcomers whose name has a holder, until that has answered: the join probe, and the address it came from.
-    pub(super) challenged: BTreeMap<NodeName, (Hello, SocketAddr)>,
+    /// Claims to names of live members, until the holders have answered or their time is over.
+    pub(super) claims: BTreeMap<NodeName, Claim>,
     /// Another process with this node's name, and how often it was challenged.
     pub(super) namesake: Option<(Identity, u32)>,
+}
+
+/// A claim to the name of a live member.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) claimant: Claimant,
+    pub(super) outcome: ClaimOutcome,
+    /// When the time of the holder is over, or later when the outcome is forgotten.
+    pub(super) ends_at: Duration,
+}
+
+/// The outcome of a claim. A claim is remembered for a while, because it is repeated by other ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClaimOutcome {
+    /// The holder may still answer.
+    Waiting,
+    /// The holder has answered.
+    Refused,
+    /// The holder has not answered in time: the name is the claimant's.
+    Granted,
+}
+
+/// A process that claims a name, with the step that follows if the name is free.
+#[derive(Debug, Clone)]
+pub(super) enum Claimant {
+    /// It has sent a join probe, from this address: it is welcomed.
+    Newcomer(Hello, SocketAddr),
+    /// Another node reports it as a member: it becomes one here.
+    Listed(Member<Identity>),
+}
+
+impl Claimant {
+    pub(super) const fn identity(&self) -> &Identity {
+        match self {
+            Self::Newcomer(hello, _) => &hello.identity,
+            Self::Listed(member) => member.id(),
+        }
+    }
 }

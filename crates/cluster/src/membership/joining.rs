@@ -24,9 +24,6 @@ use crate::membership::message::{
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
 
-/// Newcomers that wait until the holder of their name has answered; more are ignored until they probe again.
-const MAX_CHALLENGED: usize = 64;
-
 impl Membership {
     /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is
     /// no other router to join.
@@ -139,22 +136,9 @@ impl Membership {
         if it.name == me.name {
             return self.handle_hello_of_namesake(now, from, hello);
         }
-        let holder = self.table.get(&it.name).filter(|record| {
-            matches!(record.state, Some(MemberState::Alive | MemberState::Suspected))
-                && record.identity.generation != it.generation
-                && record.identity.address != it.address
-        });
-        let Some(holder) = holder.map(|record| record.identity.clone()) else {
-            return self.send_welcome(now, from, hello);
-        };
-        let waits = self.joining.challenged.contains_key(&it.name);
-        if waits || self.joining.challenged.len() == MAX_CHALLENGED {
-            return;
+        if !self.defers_newcomer(now, from, hello) {
+            self.send_welcome(now, from, hello);
         }
-        self.joining.challenged.insert(it.name.clone(), (hello.clone(), from));
-        let at = now.mono + self.config.challenge_timeout;
-        self.timers.schedule(at, RANK_OWN, Due::EndChallenge(it.name.clone()));
-        self.challenge(holder, it.clone(), hello.joined);
     }
 
     pub(super) fn send_welcome(&mut self, now: Now, from: SocketAddr, hello: &Hello) {
@@ -232,7 +216,9 @@ impl Membership {
         }
         self.merge_member_list(now, welcome.members);
         let host = welcome.from;
-        self.drive(now, |swim, effects| swim.announce(host, effects));
+        if !self.is_claim(&host) {
+            self.drive(now, |swim, effects| swim.announce(host, effects));
+        }
     }
 
     /// Raises this node's claim above `known`, so that nodes which know `known` under its name believe it.
@@ -275,15 +261,18 @@ impl Membership {
             let known = self.table.get(&identity.name);
             let is_unknown = known.is_none_or(|record| record.state == Some(MemberState::Init));
             match state {
-                ListedState::Alive => {
-                    updates.push(Member::new(identity, incarnation, State::Alive));
-                }
-                ListedState::Suspected => {
-                    updates.push(Member::new(identity, incarnation, State::Suspect));
-                }
-                ListedState::Leaving => {
-                    leaving.push((identity.name.clone(), identity.generation));
-                    updates.push(Member::new(identity, incarnation, State::Alive));
+                ListedState::Alive | ListedState::Suspected | ListedState::Leaving => {
+                    let is_suspected = state == ListedState::Suspected;
+                    let in_foca = if is_suspected { State::Suspect } else { State::Alive };
+                    let (name, generation) = (identity.name.clone(), identity.generation);
+                    let member = Member::new(identity, incarnation, in_foca);
+                    if self.defers_member(now, &member) {
+                        continue;
+                    }
+                    updates.push(member);
+                    if state == ListedState::Leaving {
+                        leaving.push((name, generation));
+                    }
                 }
                 ListedState::Gone => gone.push(Goodbye { identity, gone: true }),
                 ListedState::Down(ago) => {

@@ -2,12 +2,13 @@
 //!
 //! [`Membership`] is a state machine: packets, time and commands go in, packets and events come out. foca probes,
 //! suspects, refutes and gossips. Added here are identities that survive a false DOWN (`identity`), join probes that
-//! never end (`joining`), names that have one holder (`names`), graceful leaving (`leaving`), the five states
+//! never end (`joining`), names that have one holder (`names`, `claims`), graceful leaving (`leaving`), the five states
 //! (`table`), and three guards that foca requires of its driver: no timer is lost; the timer of a refuted suspicion
 //! never declares a member down; a process that was frozen does not suspect the others for its own silence.
 //!
 //! Not guaranteed: that two nodes list the same members at the same moment. Nothing here is a consensus.
 
+mod claims;
 mod config;
 mod counters;
 mod drive;
@@ -225,7 +226,7 @@ impl Membership {
             match due {
                 Due::Swim(timer) => self.handle_swim_timer(now, timer),
                 Due::JoinRound { at } => self.run_join_round_if_current(now, at),
-                Due::EndChallenge(name) => self.welcome_if_unanswered(now, &name),
+                Due::EndChallenge(name) => self.end_claim(now, &name),
                 Due::ChallengeNamesake => self.challenge_namesake(now),
                 Due::Renew { at } => {
                     if at == self.me.renew_at {

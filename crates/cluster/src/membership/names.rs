@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 
 use foca::Member;
-use smg_types::ids::{Generation, NodeName};
+use smg_types::ids::Generation;
 use smg_types::now::Now;
 
 use crate::codec::Kind;
@@ -41,14 +41,6 @@ impl Membership {
             self.send_welcome(now, from, hello);
         } else {
             self.resolve_name_conflict(it.clone(), hello.joined);
-        }
-    }
-
-    /// The holder did not answer the challenge in time: its name is free.
-    pub(super) fn welcome_if_unanswered(&mut self, now: Now, name: &NodeName) {
-        if let Some((hello, from)) = self.joining.challenged.remove(name) {
-            self.counters.unanswered_challenges += 1;
-            self.send_welcome(now, from, &hello);
         }
     }
 
@@ -99,8 +91,8 @@ impl Membership {
             } else {
                 self.counters.stray_messages += 1;
             }
-        } else if let Some((hello, _)) = self.joining.challenged.remove(&claimant.name) {
-            self.refuse(&hello.identity, holder.clone(), *joined);
+        } else {
+            self.refuse_claim(answer);
         }
     }
 
@@ -142,11 +134,9 @@ impl Membership {
             self.give_up_name(now, holder.clone());
         } else {
             self.report_contest(now, holder);
-            self.refuse(holder, me.clone(), self.is_joined());
-            if holder.claim() >= me.claim() && holder.is_plausible() {
-                // Others may take it for a later generation of this node.
-                self.raise_claim_above(now, holder);
-            }
+            // Its claim may be higher, but this node need not raise its own: a member that lists this node asks it first
+            // (`claims`), and a node that lists the other process says so in its welcome.
+            self.refuse(holder, me, self.is_joined());
         }
     }
 

@@ -13,6 +13,7 @@ mod checks;
 mod ended;
 mod families;
 mod faults;
+mod joins;
 mod ledger;
 mod numbers;
 mod runner;
