@@ -8,6 +8,7 @@
 //!
 //! The consequences for requests are decided elsewhere, in `bridge` and `fleet`.
 
+mod admission;
 mod advertise;
 mod config;
 mod driver;

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
+use crate::admission::{Counted, STRANGER_TIMEOUT, Strangers, Ticket};
 use crate::metrics::Metrics;
 use crate::net::{Duplex, Listener};
 use crate::refusals::Refusals;
@@ -35,6 +36,9 @@ use crate::wire::proto::mesh_server::MeshServer;
 
 /// The most connections at the same time: two from each peer, and some that only check the port.
 const MAX_CONNECTIONS: usize = 8192;
+
+/// The most streams of a connection at the same time. A router opens one on each.
+const MAX_STREAMS: u32 = 1;
 
 /// The time between two pings to a caller. It is long, because callers ping as well; these pings only find callers that
 /// are gone.
@@ -55,6 +59,7 @@ pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow
         routes: routes(service).await?,
     };
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let strangers = Arc::new(Strangers::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -77,11 +82,27 @@ pub(super) async fn run(mut listener: impl Listener, service: Service) -> anyhow
             continue;
         };
         let port = port.clone();
+        let ticket = strangers.admit(from.ip());
         tokio::spawn(async move {
             let _place = place;
-            port.serve(stream, from).await;
+            let metrics = port.metrics.clone();
+            let refused = tokio::select! {
+                () = port.serve(stream, from, Arc::clone(&ticket)) => return,
+                refused = no_longer_admitted(&ticket) => refused,
+            };
+            metrics.rejected(refused);
+            debug!(%from, refused, "a connection that no member uses was closed");
         });
     }
+}
+
+/// Resolves when a connection must be closed that is not known to be a member's. Returns the reason, from a closed set.
+async fn no_longer_admitted(ticket: &Ticket) -> &'static str {
+    tokio::select! {
+        () = ticket.closed() => return "strangers",
+        () = tokio::time::sleep(STRANGER_TIMEOUT) => {}
+    }
+    if ticket.is_member() { std::future::pending().await } else { "stranger_timeout" }
 }
 
 /// The routes of the mesh port: the mesh, the health of the server, and its reflection.
@@ -111,8 +132,8 @@ struct MeshPort {
 
 impl MeshPort {
     /// Serves one connection until it ends.
-    async fn serve(mut self, stream: Box<dyn Duplex>, from: SocketAddr) {
-        let Some((io, caller)) = self.greet(stream, from).await else { return };
+    async fn serve(mut self, stream: Box<dyn Duplex>, from: SocketAddr, ticket: Arc<Ticket>) {
+        let Some((io, caller)) = self.greet(stream, from, ticket).await else { return };
         let service = TowerToHyperService::new(tower::ServiceExt::map_request(
             self.routes.into_axum_router(),
             move |mut request: http::Request<hyper::body::Incoming>| {
@@ -124,7 +145,7 @@ impl MeshPort {
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .max_concurrent_streams(64)
+            .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(16 << 10)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
@@ -152,6 +173,7 @@ impl MeshPort {
         &self,
         stream: Box<dyn Duplex>,
         from: SocketAddr,
+        ticket: Arc<Ticket>,
     ) -> Option<(impl Duplex + use<>, Caller)> {
         let (io, names) = match secured(stream, self.security.tls()).await {
             Ok(secured) => secured,
@@ -163,8 +185,13 @@ impl MeshPort {
                 return None;
             }
         };
-        let caller = Caller { address: from, names: names.map(Arc::from) };
-        match greeted(io).await {
+        if names.is_some() {
+            // Its certificate was checked.
+            ticket.accept();
+        }
+        let caller =
+            Caller { address: from, names: names.map(Arc::from), ticket: Arc::clone(&ticket) };
+        match greeted(Box::new(Counted::new(io, ticket))).await {
             Ok(io) => Some((io, caller)),
             Err(NotGreeted::Gone(error)) => {
                 debug!(%from, %error, "a connection of another router ended");

@@ -20,11 +20,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use crate::admission::Ticket;
 use crate::keys;
 use crate::link::Board;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
-use crate::seal::Purpose;
+use crate::seal::{Mode, Purpose};
 use crate::security::Security;
 use crate::wire::proto::mesh_server::Mesh;
 use crate::wire::proto::{Envelope, Opening};
@@ -68,6 +69,8 @@ pub(super) struct Service {
 pub(super) struct Caller {
     pub(super) address: SocketAddr,
     pub(super) names: Option<Arc<[String]>>,
+    /// Its place among the strangers, until it is known to be a member's.
+    pub(super) ticket: Arc<Ticket>,
 }
 
 fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
@@ -126,6 +129,9 @@ impl Service {
             .map_err(|_elapsed| Status::deadline_exceeded("no change within the timeout"))??;
         let change =
             keys::read_change(&self.security, opener.as_mut(), message, from.names.is_some());
+        if change.is_ok() {
+            from.ticket.accept();
+        }
         let answer = keys::apply(&self.security, change);
         match &answer {
             Ok(ids) => info!(by = %it.node, keys = ?ids, "the shared keys have changed"),
@@ -173,13 +179,14 @@ impl Service {
         ours: &Opening,
     ) -> Result<(), Status> {
         let (theirs, it) = self.read_opening(&mut inbound, from).await?;
-        let from = from.address;
+        let Caller { address: from, ticket, .. } = from;
+        let from = *from;
         let mut opener = self
             .security
             .opener(&theirs, ours, Purpose::Lane(lane))
             .map_err(|error| self.refuse(from, &error))?;
         debug!(%from, ?lane, node = %it.node, "receiving frames");
-        self.board.called(it.address);
+        let mut is_first = true;
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message,
@@ -206,6 +213,10 @@ impl Service {
                     return Err(Status::unauthenticated(error.to_string()));
                 }
             };
+            if std::mem::take(&mut is_first) {
+                ticket.accept();
+                self.board.called(it.address);
+            }
             let incoming = Incoming { from, frame };
             match lane {
                 Lane::Swim => {
@@ -235,6 +246,13 @@ fn is_about_content(status: &Status) -> bool {
 impl Mesh for Service {
     async fn hello(&self, request: Request<Opening>) -> Result<Response<Opening>, Status> {
         let from = caller_of(&request)?;
+        if self.security.mode() == Mode::Required && from.names.is_none() {
+            // No frame proves here that the caller has the key.
+            self.metrics.rejected("hello");
+            return Err(Status::unauthenticated(
+                "this router introduces itself only to routers with its key",
+            ));
+        }
         Ok(Response::new(wire::opening(&self.me.load(), Some(from.address))))
     }
 

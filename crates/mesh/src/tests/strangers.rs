@@ -428,3 +428,71 @@ fn bytes_that_are_not_http2_are_counted() {
     }
     assert_eq!(home.state(), before);
 }
+
+/// The beginning of HTTP/2, and empty settings.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Whether the router closes a connection within a time.
+async fn is_closed_within(pipe: &mut DuplexStream, time: Duration) -> bool {
+    let mut answer = Vec::new();
+    tokio::time::timeout(time, pipe.read_to_end(&mut answer)).await.is_ok()
+}
+
+#[test]
+fn a_connection_on_which_no_frame_is_accepted_ends_after_seconds() {
+    let home = Home::of(Mode::Required);
+    home.run(async {
+        let mut pipe = home.pipe().await;
+        pipe.write_all(GREETING).await.unwrap();
+        assert!(!is_closed_within(&mut pipe, SECOND * 4).await, "it has a few seconds");
+        assert!(is_closed_within(&mut pipe, SECOND * 2).await, "and no more");
+    });
+    assert_eq!(home.rejected("stranger_timeout"), 1);
+}
+
+#[test]
+fn a_connection_on_which_a_frame_was_accepted_stays() {
+    let home = Home::of(Mode::Off);
+    let knock = frames().swap_remove(0);
+    home.run(async {
+        let mut client = home.client().await;
+        let messages = vec![wire::opening_envelope(opening()), plain(&knock)];
+        let outbound =
+            tokio_stream::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
+        let mut inbound = client.swim(outbound).await.unwrap().into_inner();
+        let first = inbound.message().await.unwrap();
+        assert!(matches!(first.and_then(|first| first.content), Some(Content::Opening(_))));
+        let next = tokio::time::timeout(SECOND * 20, inbound.message()).await;
+        assert!(next.is_err(), "the router has ended the stream: {next:?}");
+    });
+    assert_eq!(home.rejected("stranger_timeout"), 0);
+}
+
+#[test]
+fn idle_strangers_make_room_for_those_who_come_later() {
+    let home = Home::of(Mode::Required);
+    home.run(async {
+        let mut pipes = Vec::new();
+        for _ in 0..200 {
+            let mut pipe = home.pipe().await;
+            pipe.write_all(GREETING).await.unwrap();
+            pipes.push(pipe);
+        }
+        assert!(is_closed_within(&mut pipes[0], SECOND).await, "the oldest is closed first");
+        assert!(!is_closed_within(&mut pipes[199], SECOND / 10).await);
+    });
+    assert_eq!(home.rejected("strangers"), 200 - 128);
+}
+
+#[test]
+fn a_router_with_a_key_introduces_itself_to_nobody_without_it() {
+    for (mode, is_introduced) in [(Mode::Off, true), (Mode::Required, false)] {
+        let home = Home::of(mode);
+        let answer = home.run(async { home.client().await.hello(opening()).await });
+        assert_eq!(answer.is_ok(), is_introduced, "{answer:?}");
+        assert_eq!(home.rejected("hello"), u64::from(!is_introduced));
+        if let Err(status) = answer {
+            assert!(!status.message().contains("home"), "{status}");
+        }
+    }
+}
