@@ -118,6 +118,44 @@ class WrongClock(ChaosTest):
         self.await_equal_digests(routers, 10)
         self.assert_calm(routers)
 
+    def test_writes_take_effect_although_one_clock_of_three_is_wrong(self):
+        self.write_with_a_wrong_clock(3)
+
+    def test_writes_take_effect_although_one_clock_of_two_is_wrong(self):
+        self.write_with_a_wrong_clock(2)
+
+    def write_with_a_wrong_clock(self, count):
+        machines = self.machines(count)
+        ahead = pathlib.Path(self.network.directory) / "ahead"
+        ahead.write_text("0\n")
+        routers = [self.router(machine) for machine in machines[:-1]]
+        wrong = self.router(machines[-1], LD_PRELOAD=self.library(), CHAOS_CLOCK=str(ahead))
+        routers.append(wrong)
+        self.await_all_alive(routers, 10)
+        # Each step happens while the routers run, and the first write follows before any router can have noticed it.
+        for seconds in (-61, 61, -3600, 3600, -86_400, 86_400, 0):
+            ahead.write_text(f"{seconds * 1000}\n")
+            for writer in (wrong, routers[0], wrong):
+                self.assert_writes_take_effect(routers, writer, f"clock off by {seconds} s, written at {writer}")
+
+    def assert_writes_take_effect(self, routers, writer, situation):
+        url = f"http://{writer.machine.address}:9"
+        added = writer.ask("POST", "/workers?wait=all", {"url": url})
+        self.assertEqual((added.status, added.json()["receipt"]["not_applied"]), (202, []), situation)
+        worker = added.json()["worker_id"]
+        for healthy in (True, False):
+            # It ends in an hour of the cluster's time, not of the writer's.
+            document = {"healthy": healthy, "reason": "test", "ttl_secs": 3600}
+            answer = writer.ask("POST", f"/workers/{worker}/override?wait=all", document)
+            self.assertEqual(answer.status, 200, f"{situation}: {answer.body}")
+            for router in routers:
+                seen = router.get(f"/ha/workers/{worker}")
+                self.assertEqual(seen["override"], healthy, f"{situation}, read from {router}")
+        removed = writer.ask("DELETE", f"/workers/{worker}?wait=all")
+        self.assertIn(removed.status, (200, 202), f"{situation}: {removed.body}")
+        for router in routers:
+            self.assertEqual(router.ask("GET", f"/workers/{worker}").status, 404, f"{situation}, read from {router}")
+
     def assert_skew(self, routers, seconds):
         series = 'smg_mesh_clock_skew_seconds{peer="node2"}'
         near = lambda seen: abs(seen.get(series, 1e9) - seconds) < 0.1  # noqa: E731

@@ -273,6 +273,12 @@ impl Node {
         self.events.pop_front()
     }
 
+    /// The time of the cluster when the clocks of this node show `reading`: see [`Replication::cluster_time`]. All other
+    /// methods take the time of the cluster, so a driver calls this for each reading of its clocks.
+    pub fn cluster_time(&mut self, reading: Now) -> Now {
+        self.replication.cluster_time(reading)
+    }
+
     /// Takes the addresses of other routers, each time that their names were resolved: see [`Membership::join`].
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
         self.now = now;

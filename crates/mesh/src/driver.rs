@@ -238,7 +238,8 @@ impl Driver {
             self.feed_frame(&incoming);
         }
         if self.node.next_deadline().is_some_and(|at| at <= self.clock.mono()) {
-            self.node.handle_timeout(self.clock.now());
+            let now = self.now();
+            self.node.handle_timeout(now);
         }
         for _ in 0..STATE_PER_TURN {
             let Ok(incoming) = self.inputs.state.try_recv() else { break };
@@ -248,11 +249,17 @@ impl Driver {
     }
 
     fn feed_frame(&mut self, incoming: &Incoming) {
-        self.node.handle_frame(self.clock.now(), incoming.from, &incoming.frame);
+        let now = self.now();
+        self.node.handle_frame(now, incoming.from, &incoming.frame);
+    }
+
+    /// The time of the cluster.
+    fn now(&mut self) -> Now {
+        self.node.cluster_time(self.clock.now())
     }
 
     fn execute(&mut self, command: Command) {
-        let now = self.clock.now();
+        let now = self.now();
         match command {
             Command::Join(addresses) => self.node.join(now, &addresses),
             Command::Readdress(address) => {
@@ -274,12 +281,13 @@ impl Driver {
 
     /// Makes the follower apply the changes.
     fn update_follower(&mut self) {
+        let now = self.now();
         let Some(follower) = &mut self.follower else { return };
         let members = self.node.membership().version();
         let changed = self.node.take_changed_keys();
         if !changed.is_empty() || members != self.followed_version {
             let others = members != std::mem::replace(&mut self.followed_version, members);
-            follower.apply(&mut self.node, &changed, others, self.clock.now());
+            follower.apply(&mut self.node, &changed, others, now);
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub(super) probe_rtt: GaugeVec,
     pub(super) lag: GaugeVec,
     pub(super) clock_skew: GaugeVec,
+    pub(super) clock_correction: GaugeVec,
+    pub(super) not_applied: IntGaugeVec,
     pub(super) gossip: IntCounterVec,
     pub(super) sync_operations: IntCounterVec,
     pub(super) store_entries: IntGaugeVec,
@@ -89,6 +91,8 @@ impl Metrics {
             probe_rtt: series.fractions(PROBE_RTT)?,
             lag: series.fractions(LAG)?,
             clock_skew: series.fractions(CLOCK_SKEW)?,
+            clock_correction: series.fractions(CLOCK_CORRECTION)?,
+            not_applied: series.gauges(NOT_APPLIED)?,
             gossip: series.counters(GOSSIP)?,
             sync_operations: series.counters(SYNC_OPERATIONS)?,
             store_entries: series.gauges(STORE_ENTRIES)?,
@@ -130,6 +134,7 @@ impl Metrics {
             let _absent = gauges.remove_label_values(&[peer]).is_err();
         }
         let _absent = self.peer_status.remove_label_values(&[peer]).is_err();
+        let _absent = self.not_applied.remove_label_values(&[peer]).is_err();
     }
 }
 
@@ -173,6 +178,16 @@ const LAG: Family = Family {
 const CLOCK_SKEW: Family = Family {
     name: "smg_mesh_clock_skew_seconds",
     help: "How far the wall clock of a router is ahead of this one's, in seconds.",
+    labels: &["peer"],
+};
+const CLOCK_CORRECTION: Family = Family {
+    name: "smg_mesh_clock_correction_seconds",
+    help: "How far the time of the cluster, which this router goes by, is ahead of its own wall clock, in seconds; 0 while they differ by 5 seconds at most.",
+    labels: &[],
+};
+const NOT_APPLIED: Family = Family {
+    name: "smg_mesh_not_applied_rows",
+    help: "Rows of this router that have no effect on another router, although that has received them: /ha/health has the reasons.",
     labels: &["peer"],
 };
 const GOSSIP: Family = Family {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use smg_cluster::membership::{MemberState, MemberView, RefusalReason};
-use smg_cluster::state::StoreId;
+use smg_cluster::state::{StoreId, Version};
 use smg_cluster::{Lane, Node};
 use smg_types::now::Now;
 
@@ -198,16 +198,23 @@ impl Handle {
                         (member, lag, ahead)
                     })
                     .collect();
-                (node.me(), node.membership().refused().cloned(), peers, now)
+                let not_applied = replication.not_applied();
+                let not_applied: Vec<String> = not_applied
+                    .map(|(peer, Version { store, version }, reason)| {
+                        let (peer, store) = (&peer.name, store.name());
+                        format!("{peer} did not apply row {version} of {store}: {reason}")
+                    })
+                    .collect();
+                (node.me(), node.membership().refused().cloned(), peers, not_applied, now)
             })
             .await?;
-        let (me, refused, members, now) = state;
+        let (me, refused, members, not_applied, now) = state;
         let peers: Vec<_> = members
             .iter()
             .map(|(member, lag, ahead)| peer_status(member, *lag, *ahead, &links, now))
             .collect();
         let join = self.join_statuses(&me, &members, &links);
-        let (status, reasons) = health_of(&me, refused.as_ref(), &peers, &join);
+        let (status, reasons) = health_of(&me, refused.as_ref(), &peers, &join, not_applied);
         let (ha_mode, node) = (self.ha_mode(), node_status(&me, now));
         Ok(Health { status, reasons, ha_mode, node, join, peers })
     }
@@ -390,8 +397,9 @@ fn health_of(
     refused: Option<&RefusalReason>,
     peers: &[PeerStatus],
     join: &[JoinStatus],
+    not_applied: Vec<String>,
 ) -> (&'static str, Vec<String>) {
-    let mut reasons = Vec::new();
+    let mut reasons = not_applied;
     let mut status = "ok";
     for peer in peers {
         let name = &peer.node.name;

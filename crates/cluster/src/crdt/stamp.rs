@@ -1,10 +1,14 @@
 //! Stamps of a hybrid logical clock: a total order of the writes of all nodes that follows causality and is close to wall
 //! time.
 //!
-//! After Kulkarni et al., "Logical Physical Clocks" (2014). A node whose wall clock is ahead does not move the clocks of
-//! the others: a stamp too far in the future is refused. A hybrid clock that is too far ahead of its own wall clock,
-//! because that was set back, restarts from the wall clock. Stamps order values; the rows of one writer are ordered by
-//! their versions, never by stamps.
+//! After Kulkarni et al., "Logical Physical Clocks" (2014). Stamps only order values: nothing expires by a stamp, and the
+//! rows of one writer are ordered by their versions. A stamp is therefore accepted however far it is ahead of the wall
+//! clock here, and the clock never goes back: each stamp that it makes is greater than all that it has made or seen, so
+//! a write that has seen another one always replaces it. A node whose wall clock is wrong does not get ahead of the
+//! others in the first place, because it reads the time of the cluster (see `replication::cluster_time`).
+//!
+//! One bound remains. A stamp near the largest number would leave no room for later ones, so stamps beyond the year
+//! 10,000 are refused, unless the clock itself is there already.
 
 use std::fmt;
 use std::time::Duration;
@@ -61,34 +65,35 @@ impl fmt::Display for Stamp {
     }
 }
 
-/// A stamp is further ahead of this node's wall clock than clocks may differ.
+/// A stamp is so late that it would leave no room for the stamps after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("stamp is {ahead_ms} ms ahead of this node's clock, the limit is {limit_ms} ms")]
-pub struct AheadError {
-    /// How far the stamp is ahead, in milliseconds.
-    pub ahead_ms: u64,
-    /// How far a stamp may be ahead, in milliseconds.
+#[error("stamp of {wall_ms} ms since 1970 is after the latest that is accepted, {limit_ms} ms")]
+pub struct StampTooLate {
+    /// The wall time of the stamp, in milliseconds since the Unix epoch.
+    pub wall_ms: u64,
+    /// The latest wall time that is accepted, in the same unit.
     pub limit_ms: u64,
 }
+
+/// The first millisecond of the year 10,000.
+const LATEST_WALL_MS: u64 = 253_402_300_800_000;
+
+/// How far beyond its own last stamp a clock that has passed [`LATEST_WALL_MS`] accepts stamps, in milliseconds.
+const ROOM_MS: u64 = 60_000;
 
 /// The hybrid logical clock of a node.
 #[derive(Debug, Clone)]
 pub struct HybridClock {
     author: Author,
-    max_ahead_ms: u64,
     /// Wall time and counter of the latest stamp made or seen.
     last: (u64, u32),
-    steps_back: u64,
 }
 
 impl HybridClock {
-    /// How far a stamp may be ahead of the wall clock by default.
-    pub const MAX_AHEAD: Duration = Duration::from_secs(60);
-
-    /// The clock of `author`, which refuses stamps more than `max_ahead` ahead of the wall clock.
+    /// The clock of `author`, which has seen no stamp yet.
     #[must_use]
-    pub fn new(author: Author, max_ahead: Duration) -> Self {
-        Self { author, max_ahead_ms: millis(max_ahead), last: (0, 0), steps_back: 0 }
+    pub fn new(author: Author) -> Self {
+        Self { author, last: (0, 0) }
     }
 
     /// Makes the stamps of another author from now on. They are still greater than all stamps made or seen before.
@@ -96,49 +101,29 @@ impl HybridClock {
         self.author = author;
     }
 
-    /// Makes a stamp greater than all stamps that this clock has made or seen. Exception: if the wall clock was set back by
-    /// more than the bound, the clock restarts from it, because other nodes would refuse stamps that are too far ahead.
+    /// Makes a stamp that is greater than all stamps that this clock has made or seen, with the wall time of `now` if
+    /// that is later than all of them.
     pub fn tick(&mut self, now: Now) -> Stamp {
         let wall = millis(now.wall);
-        if self.last.0 > wall.saturating_add(self.max_ahead_ms) {
-            self.steps_back += 1;
-            self.last = (wall, 0);
-        } else if wall > self.last.0 {
-            self.last = (wall, 0);
-        } else if self.last.1 == u32::MAX {
-            self.last = (self.last.0 + 1, 0);
-        } else {
-            self.last.1 += 1;
-        }
+        self.last = match self.last {
+            (last, _) if wall > last => (wall, 0),
+            (last, u32::MAX) => (last.saturating_add(1), 0),
+            (last, logical) => (last, logical + 1),
+        };
         Stamp { wall_ms: self.last.0, logical: self.last.1, author: self.author }
     }
 
     /// Moves the clock on to a stamp of another node, so that this node's next stamp is greater.
     ///
     /// # Errors
-    /// The stamp is too far ahead; the clock has not changed.
-    pub fn observe(&mut self, stamp: Stamp, now: Now) -> Result<(), AheadError> {
-        self.check(stamp, now)?;
+    /// The stamp is too late to be believed; the clock has not changed.
+    pub fn observe(&mut self, stamp: Stamp) -> Result<(), StampTooLate> {
+        let limit_ms = LATEST_WALL_MS.max(self.last.0).saturating_add(ROOM_MS);
+        if stamp.wall_ms > limit_ms {
+            return Err(StampTooLate { wall_ms: stamp.wall_ms, limit_ms });
+        }
         self.last = self.last.max((stamp.wall_ms, stamp.logical));
         Ok(())
-    }
-
-    /// Checks that `stamp` is not too far ahead of the wall clock.
-    ///
-    /// # Errors
-    /// It is too far ahead.
-    pub fn check(&self, stamp: Stamp, now: Now) -> Result<(), AheadError> {
-        let ahead_ms = stamp.wall_ms.saturating_sub(millis(now.wall));
-        if ahead_ms > self.max_ahead_ms {
-            return Err(AheadError { ahead_ms, limit_ms: self.max_ahead_ms });
-        }
-        Ok(())
-    }
-
-    /// How often the clock has restarted because the wall clock was set back by more than the bound.
-    #[must_use]
-    pub fn steps_back(&self) -> u64 {
-        self.steps_back
     }
 }
 
@@ -157,51 +142,56 @@ mod tests {
     }
 
     fn clock(author: u64) -> HybridClock {
-        HybridClock::new(Author::from_u64(author), HybridClock::MAX_AHEAD)
+        HybridClock::new(Author::from_u64(author))
+    }
+
+    fn stamp(wall_ms: u64, logical: u32) -> Stamp {
+        Stamp { wall_ms, logical, author: Author::from_u64(9) }
     }
 
     #[test]
     fn stamps_of_one_clock_grow_when_the_wall_clock_stands_still_or_steps_back() {
         let mut clock = clock(1);
-        let mut last = clock.tick(at(10_000));
-        for ms in [10_000, 10_000, 9_000, 10_001, 3, 10_001] {
+        let mut last = clock.tick(at(10_000_000));
+        for ms in [10_000_000, 10_000_000, 9_000, 10_000_001, 3, 10_000_001] {
             let next = clock.tick(at(ms));
             assert!(next > last, "{next} after {last} at {ms}");
             last = next;
         }
-        assert_eq!(clock.steps_back(), 0);
     }
 
     #[test]
-    fn a_stamp_is_greater_than_all_stamps_seen_before() {
-        let mut here = clock(1);
-        let mut there = clock(2);
-        let seen = there.tick(at(50_000));
-        here.observe(seen, at(20_000)).unwrap();
-        assert!(here.tick(at(20_000)) > seen);
+    fn a_stamp_is_greater_than_all_stamps_seen_before_however_far_they_are_ahead() {
+        let day = 24 * 3_600_000;
+        for seen in [stamp(50_000, 0), stamp(day, 7), stamp(day, u32::MAX), stamp(365 * day, 1)] {
+            let mut here = clock(1);
+            here.observe(seen).unwrap();
+            let next = here.tick(at(20_000));
+            assert!(next > seen, "{next} after {seen}");
+        }
     }
 
     #[test]
-    fn a_stamp_too_far_ahead_is_refused_and_does_not_move_the_clock() {
+    fn a_stamp_that_leaves_no_room_for_later_ones_is_refused_and_does_not_move_the_clock() {
         let mut clock = clock(1);
-        let poison = Stamp { wall_ms: u64::MAX, logical: u32::MAX, author: Author::from_u64(9) };
-        let error = clock.observe(poison, at(1_000)).unwrap_err();
-        assert_eq!(error.limit_ms, 60_000);
+        for wall_ms in [u64::MAX, u64::MAX - 1, LATEST_WALL_MS + ROOM_MS + 1] {
+            let error = clock.observe(stamp(wall_ms, u32::MAX)).unwrap_err();
+            assert_eq!(error.wall_ms, wall_ms);
+        }
         assert_eq!(clock.tick(at(1_000)).wall_ms, 1_000);
-        let edge = Stamp { wall_ms: 61_000, ..poison };
-        assert!(clock.observe(edge, at(1_000)).is_ok());
-        let beyond = Stamp { wall_ms: 61_001, ..poison };
-        assert!(clock.observe(beyond, at(1_000)).is_err());
-        // A counter at its maximum carries into the milliseconds.
-        assert_eq!(clock.tick(at(1_000)).wall_ms, 61_001);
     }
 
     #[test]
-    fn a_clock_restarts_from_a_wall_clock_that_was_set_back_by_an_hour() {
-        let mut clock = clock(1);
-        clock.tick(at(3_600_000));
-        assert_eq!(clock.tick(at(1_000)).wall_ms, 1_000);
-        assert_eq!(clock.steps_back(), 1);
+    fn clocks_that_have_seen_the_latest_stamp_accept_the_stamps_of_each_other() {
+        let (mut one, mut other) = (clock(1), clock(2));
+        for clock in [&mut one, &mut other] {
+            clock.observe(stamp(LATEST_WALL_MS + ROOM_MS, u32::MAX)).unwrap();
+        }
+        for _ in 0..1_000 {
+            let next = one.tick(at(0));
+            other.observe(next).unwrap();
+            assert!(other.tick(at(0)) > next);
+        }
     }
 
     #[test]

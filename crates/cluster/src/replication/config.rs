@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::crdt::stamp::HybridClock;
 use crate::state::prefixes;
 
 /// Settings of replication.
@@ -19,8 +18,6 @@ pub struct Config {
     pub window_bytes: usize,
     /// Bytes per second of relayed rows and snapshots that one peer is sent.
     pub repair_bytes_per_second: usize,
-    /// A stamp that is further than this ahead of this node's wall clock is not believed.
-    pub max_ahead: Duration,
     /// A retired writer is remembered at least this long.
     pub fence: Duration,
     /// Bounds of the hints about prefixes.
@@ -35,7 +32,6 @@ impl Default for Config {
             retry: Duration::from_secs(1),
             window_bytes: 1 << 20,
             repair_bytes_per_second: 16 << 20,
-            max_ahead: HybridClock::MAX_AHEAD,
             fence: Duration::from_secs(48 * 3600),
             prefixes: prefixes::Config::default(),
         }

@@ -32,7 +32,7 @@ impl Replication {
         // Only the first peer is asked for the rows of all writers: if each were, each would send everything (R21).
         let is_first = connected == Connected::First;
         let greeting = self.full_digest(now, is_first);
-        self.queue(&id.name, Message::Digest(greeting));
+        self.queue_digest(&id.name, greeting);
         if is_first && self.state.prefixes.is_empty() {
             self.queue(&id.name, Message::HotSetRequest);
         }

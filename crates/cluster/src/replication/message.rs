@@ -69,6 +69,9 @@ pub enum Message {
     Hints(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<HintRun>),
     /// The sender has just joined and asks for the most recent hints.
     HotSetRequest,
+    /// All rows of the receiver that have no effect at the sender, although its claims cover them. It replaces the list
+    /// that the sender has sent before.
+    NotApplied(#[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")] Vec<NotAppliedRow>),
 }
 
 impl Message {
@@ -89,6 +92,7 @@ impl Message {
             Self::Retired(_) => "retired",
             Self::Hints(_) => "hints",
             Self::HotSetRequest => "hot_set_request",
+            Self::NotApplied(_) => "not_applied",
         }
     }
 }
@@ -267,6 +271,17 @@ pub struct RetiredWriter {
     /// has applied less must load a snapshot.
     #[serde(deserialize_with = "at_most::<_, _, MAX_ITEMS>")]
     pub versions: Vec<u64>,
+}
+
+/// A row of the receiver's present generation that has no effect at the sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotAppliedRow {
+    /// Which store.
+    pub store: StoreNumber,
+    /// The version of the row.
+    pub version: u64,
+    /// The number of the reason, see `NotAppliedReason`. It is a number, so that a later release can add reasons.
+    pub reason: u8,
 }
 
 /// How urgent a message is to the link that sends it.

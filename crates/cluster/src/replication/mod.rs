@@ -15,9 +15,12 @@
 //!
 //! Not guaranteed: that a write survives if its node dies before any peer has it; that a hint about a prefix arrives.
 
+mod acknowledgement;
 mod acks;
 mod audit;
 mod changes;
+mod clocks;
+mod cluster_time;
 mod coalescing;
 mod collection;
 mod config;
@@ -25,6 +28,7 @@ mod confirmations;
 mod counters;
 mod members;
 pub mod message;
+mod not_applied;
 mod peer;
 mod peers;
 mod pulls;
@@ -45,14 +49,14 @@ use std::time::Duration;
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 
-use crate::crdt::stamp::millis;
+pub use crate::replication::acknowledgement::Acknowledgement;
 pub use crate::replication::changes::Changes;
+use crate::replication::cluster_time::OwnClock;
 use crate::replication::coalescing::Coalescing;
 pub use crate::replication::config::Config;
 use crate::replication::confirmations::Confirmations;
 pub use crate::replication::counters::Counters;
 use crate::replication::message::{ClaimsBuilder, Digest, Message};
-use crate::replication::peer::Peer;
 use crate::replication::peers::Peers;
 use crate::replication::pulls::Pulls;
 use crate::replication::retirement::Adoptions;
@@ -62,7 +66,7 @@ use crate::replication::snapshot_loads::SnapshotLoads;
 pub use crate::replication::stream::CHUNK_BYTES;
 use crate::replication::stream::Stream;
 use crate::state::stores::ChangedKeys;
-use crate::state::table::RefusedRow;
+use crate::state::table::{NotAppliedReason, RefusedRow};
 use crate::state::writers::Writer;
 use crate::state::{STORES, State, StoreId, Version, Write};
 
@@ -73,6 +77,7 @@ pub struct Replication {
     config: Config,
     state: State,
     peers: Peers,
+    own_clock: OwnClock,
     schedule: Schedule,
     coalescing: Coalescing,
     settling: Settling,
@@ -92,8 +97,9 @@ impl Replication {
     #[must_use]
     pub fn new(me: NodeId, config: Config, now: Now) -> Self {
         Self {
-            state: State::new(&me, config.max_ahead, config.prefixes),
+            state: State::new(&me, config.prefixes),
             peers: Peers::new(me.name.clone(), now),
+            own_clock: OwnClock::default(),
             schedule: Schedule::new(now.mono),
             coalescing: Coalescing::default(),
             settling: Settling::new(now.mono),
@@ -216,7 +222,7 @@ impl Replication {
                 }
             }
         }
-        Digest { wall_ms: millis(now.wall), relay, claims: claims.build() }
+        Digest { wall_ms: self.own_clock.wall_ms(now), relay, claims: claims.build() }
     }
 
     /// Pulls those of `streams` from `from` that are not being pulled already.
@@ -314,10 +320,27 @@ impl Replication {
         self.is_fenced
     }
 
-    /// All members except this node, each with whether it is known to have applied a write of this node.
-    pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, bool)> {
+    /// All members except this node, each with what is known of its part in a write of this node.
+    pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, Acknowledgement)> {
         let stream = (version.store, self.state.me);
-        self.peers.iter().map(move |peer| (peer.id(), peer.known(stream) >= version.version))
+        self.peers.iter().map(move |peer| {
+            let acknowledgement = match peer.not_applied(version) {
+                Some(reason) => Acknowledgement::NotApplied(reason),
+                None if peer.known(stream) >= version.version => Acknowledgement::Applied,
+                None => Acknowledgement::Pending,
+            };
+            (peer.id(), acknowledgement)
+        })
+    }
+
+    /// The present rows of this node that have no effect at a peer, as the peer has reported.
+    pub fn not_applied(&self) -> impl Iterator<Item = (&NodeId, Version, NotAppliedReason)> {
+        self.peers.iter().flat_map(move |peer| {
+            let rows = peer.all_not_applied().filter(|(Version { store, version }, _)| {
+                self.state.replica(*store).has_row(self.state.me, *version)
+            });
+            rows.map(|(version, reason)| (peer.id(), version, reason))
+        })
     }
 
     /// How many of this node's versions a peer is not known to have applied, over all stores; `None` if there is no
@@ -329,12 +352,6 @@ impl Replication {
         Some(StoreId::ALL.iter().zip(own).fold(0, |lag, (store, version)| {
             lag + version.saturating_sub(peer.known((*store, self.state.me)))
         }))
-    }
-
-    /// How far a peer's wall clock was ahead of this node's when its last digest came, in milliseconds.
-    #[must_use]
-    pub fn wall_ahead_ms(&self, peer: &NodeName) -> Option<i64> {
-        self.peers.get(peer).map(Peer::wall_ahead_ms)
     }
 }
 

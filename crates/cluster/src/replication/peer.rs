@@ -7,11 +7,13 @@ use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
 use crate::replication::acks::PendingAcks;
+use crate::replication::cluster_time::Epoch;
 use crate::replication::message::{Message, SnapshotRequest};
 use crate::replication::send_window::SendWindow;
 use crate::replication::stream::{CHUNK_BYTES, Stream};
-use crate::state::StoreId;
+use crate::state::table::NotAppliedReason;
 use crate::state::writers::Writer;
+use crate::state::{StoreId, Version};
 
 /// Small messages that wait for the link; beyond, the oldest is dropped and counted.
 pub(super) const MAX_OUTBOX: usize = 64;
@@ -30,6 +32,10 @@ pub(super) struct Peer {
     has_greeted: bool,
     /// The highest version of each stream that it has claimed, or proved by sending it.
     known: BTreeMap<Stream, u64>,
+    /// Rows of this node that have no effect there, as it has reported.
+    not_applied: BTreeMap<Version, NotAppliedReason>,
+    /// How many rows of its own were reported to it as not applied here.
+    pub(super) reported_not_applied: usize,
     /// Writers that it has retired.
     retired: BTreeSet<Writer>,
     pub(super) window: SendWindow,
@@ -39,7 +45,8 @@ pub(super) struct Peer {
     snapshot_requests: BTreeMap<StoreId, SnapshotRequest>,
     /// Bytes of relayed rows and snapshots that may be sent to it now.
     repair_credit: usize,
-    wall_ahead_ms: i64,
+    /// Its wall clock, as its last digest showed it; `None`: it has sent none.
+    clock: Option<Epoch>,
     hot_set_sent_at: Option<Duration>,
     /// When it is audited out of turn, and how long after that again.
     extra_audit: Option<(Duration, Duration)>,
@@ -54,13 +61,15 @@ impl Peer {
             is_reachable: false,
             has_greeted: false,
             known: BTreeMap::new(),
+            not_applied: BTreeMap::new(),
+            reported_not_applied: 0,
             retired: BTreeSet::new(),
             window: SendWindow::default(),
             acks: PendingAcks::default(),
             outbox: VecDeque::new(),
             snapshot_requests: BTreeMap::new(),
             repair_credit: 0,
-            wall_ahead_ms: 0,
+            clock: None,
             hot_set_sent_at: None,
             extra_audit: None,
         }
@@ -93,6 +102,8 @@ impl Peer {
     pub(super) fn disconnect(&mut self) {
         self.is_reachable = false;
         self.has_greeted = false;
+        self.not_applied.clear();
+        self.reported_not_applied = 0;
         self.window.clear();
         self.acks.clear();
         self.outbox.clear();
@@ -100,16 +111,15 @@ impl Peer {
         self.extra_audit = None;
     }
 
-    /// It has sent a digest, in which its wall clock was `wall_ahead_ms` ahead of this node's. Says whether that was its
-    /// first one since it became reachable.
-    pub(super) fn note_digest(&mut self, wall_ahead_ms: i64) -> bool {
-        self.wall_ahead_ms = wall_ahead_ms;
+    /// It has sent a digest, which shows its wall clock. Returns whether that was its first one since it became reachable.
+    pub(super) fn note_digest(&mut self, clock: Epoch) -> bool {
+        self.clock = Some(clock);
         !std::mem::replace(&mut self.has_greeted, true)
     }
 
-    /// How far its wall clock was ahead of this node's when it sent its last digest, in milliseconds.
-    pub(super) fn wall_ahead_ms(&self) -> i64 {
-        self.wall_ahead_ms
+    /// Its wall clock, as its last digest showed it; `None`: it has sent none.
+    pub(super) fn clock(&self) -> Option<Epoch> {
+        self.clock
     }
 }
 
@@ -130,6 +140,24 @@ impl Peer {
         let known = self.known.entry(stream).or_default();
         *known = version.max(*known);
         self.window.acknowledge(stream, *known);
+    }
+
+    /// Why a write of this node has no effect there; `None`: it has reported no reason.
+    pub(super) fn not_applied(&self, version: Version) -> Option<NotAppliedReason> {
+        self.not_applied.get(&version).copied()
+    }
+
+    /// All rows of this node that have no effect there.
+    pub(super) fn all_not_applied(&self) -> impl Iterator<Item = (Version, NotAppliedReason)> {
+        self.not_applied.iter().map(|(version, reason)| (*version, *reason))
+    }
+
+    /// It has reported which rows of this node have no effect there.
+    pub(super) fn set_not_applied(
+        &mut self,
+        rows: impl Iterator<Item = (Version, NotAppliedReason)>,
+    ) {
+        self.not_applied = rows.collect();
     }
 
     /// Whether it has retired `writer`, so that its digests don't name it any more.
@@ -255,7 +283,7 @@ mod tests {
         let mut peer = peer();
         let stream = (StoreId::Workers, peer.writer());
         peer.connect(at(0));
-        peer.note_digest(0);
+        peer.note_digest(Epoch::default());
         peer.note_version(stream, 4);
         peer.window.extend(stream, 4, 9);
         peer.queue(Message::HotSetRequest);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
-use crate::crdt::stamp::millis;
 use crate::replication::changes::Changes;
+use crate::replication::cluster_time::Epoch;
 use crate::replication::message::{
     Audit, AuditPull, AuditRows, Claims, Delta, Digest, Message, Offer, RetiredWriter,
     SnapshotChunk, SnapshotRequest, StoreNumber,
@@ -51,6 +51,7 @@ impl Replication {
             Message::Retired(retired) => self.handle_retired(now, from, &retired),
             Message::Hints(runs) => Changes::of_hints(self.state.prefixes.merge(now, &runs)),
             Message::HotSetRequest => self.handle_hot_set_request(now, from),
+            Message::NotApplied(rows) => self.handle_not_applied(from, &rows),
         };
         self.plan_push_of_moved(now, before);
         changes
@@ -101,15 +102,14 @@ impl Replication {
                 self.state.writers.has_ended(*writer) && !retired.contains(writer)
             }),
         );
-        let wall_ahead_ms = i128::from(digest.wall_ms) - i128::from(millis(now.wall));
-        let wall_ahead_ms = i64::try_from(wall_ahead_ms).unwrap_or(i64::MAX);
         let peer = self.peers.get_mut(from);
-        let is_first = peer.is_some_and(|peer| peer.note_digest(wall_ahead_ms));
+        let is_first =
+            peer.is_some_and(|peer| peer.note_digest(Epoch::new(digest.wall_ms, now.mono)));
         if is_first {
             // The peer's membership may have found this node later than the reverse: the first digest to it was then
             // lost (R20).
-            let answer = Message::Digest(self.full_digest(now, false));
-            self.queue(from, answer);
+            let answer = self.full_digest(now, false);
+            self.queue_digest(from, answer);
         }
         for claim in &streams {
             changes.conflict |= self.apply_claim(now, from, *claim);
@@ -255,6 +255,7 @@ impl Replication {
         self.counters.received_bytes[store.index()] += bytes as u64;
         self.counters.rows_received += delta.rows.len() as u64;
         changes.touch(store, self.apply(now, stream, applied, delta));
+        self.report_not_applied(from);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.note_version(stream, delta.to);
             peer.acks.note_delta(stream, bytes, now.mono);
@@ -281,7 +282,7 @@ impl Replication {
                     changed += 1;
                     self.counters.quarantined_rows += 1;
                 }
-                Applied::Refused => self.counters.refused_rows += 1,
+                Applied::Refused(_) => self.counters.refused_rows += 1,
             }
         }
         if table.advance_to(writer, delta.to, delta.upto) {

@@ -3,6 +3,7 @@
 mod audits;
 mod by_hand;
 mod ended;
+mod receipts;
 mod snapshots;
 mod streams;
 mod world;
@@ -16,7 +17,6 @@ use smg_types::now::Now;
 use crate::replication::{CHUNK_BYTES, Config, Message, Replication, message};
 use crate::state::StoreId;
 use crate::state::load::{Load, LoadWrite};
-use crate::state::policy::PolicyWrite;
 use crate::state::row::{Blob, RawRow};
 use crate::state::worker::WorkerWrite;
 
@@ -103,33 +103,6 @@ fn a_bad_row_is_refused_or_quarantined_and_the_stream_goes_on() {
     assert_eq!((counters.refused_rows, counters.quarantined_rows), (2, 1));
     let sizes = here.state().sizes(StoreId::Load);
     assert_eq!((sizes.entries, sizes.quarantined), (3, 1));
-}
-
-#[test]
-fn a_row_from_the_future_waits_in_quarantine_until_it_can_be_believed() {
-    let (fast, slow) = pair();
-    let mut both = [fast, slow];
-    exchange(at(0), &mut both);
-    let hour = Duration::from_secs(3600);
-    let ahead = Now { wall: at(0).wall + hour, ..at(0) };
-    let policy = crate::state::policy::PolicyRecord {
-        policy: "random".to_owned(),
-        parameters: Default::default(),
-        weights: Default::default(),
-    };
-    both[0].update(ahead, PolicyWrite { model: "m".into(), policy: Some(policy.clone()) }).unwrap();
-    both[0].update(at(0), LoadWrite { worker: WorkerId::from_u64(1), load: load(1) }).unwrap();
-    exchange(at(0), &mut both);
-    assert_eq!(both[1].state().policy(&"m".into()), None);
-    assert_eq!(both[1].counters().quarantined_rows, 1);
-    assert_eq!(both[1].state().loads(WorkerId::from_u64(1)).count(), 1, "the others go on");
-    // The receiver's own writes are not held up by the poison, and win where they are made.
-    let own = crate::state::policy::PolicyRecord { policy: "b".to_owned(), ..policy };
-    both[1].update(at(10), PolicyWrite { model: "n".into(), policy: Some(own.clone()) }).unwrap();
-    assert_eq!(both[1].state().policy(&"n".into()), Some(own));
-    // An hour later it is the present.
-    both[1].release_quarantine(Now { wall: at(0).wall + hour, ..at(20) });
-    assert!(both[1].state().policy(&"m".into()).is_some());
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Replication {
                 && let Some(name) = self.peers.pick_reachable(rng)
             {
                 let digest = self.digest(now, true);
-                self.queue(&name, Message::Digest(digest));
+                self.queue_digest(&name, digest);
             }
             if self.schedule.is_audit_due(now.mono, self.config.audit_interval, rng) {
                 self.audit_random_peer(rng);

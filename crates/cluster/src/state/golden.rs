@@ -49,8 +49,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn write<S: StoreOperations>(golden: &Golden) -> RawRow {
-    let mut state =
-        State::new(&node("node1", 3), Duration::from_secs(60), prefixes::Config::default());
+    let mut state = State::new(&node("node1", 3), prefixes::Config::default());
     for write in &golden.writes {
         let written = state.write(NOW, write.clone()).unwrap();
         assert_eq!(written.map(|version| version.store), Some(S::ID));
@@ -91,8 +90,7 @@ fn rows_of_stores_with_a_time_to_live_say_when_they_end_and_no_others() {
 #[test]
 fn a_sample_is_a_write_that_its_store_takes() {
     let mut rng = StdRng::seed_from_u64(1);
-    let mut state =
-        State::new(&node("node1", 3), Duration::from_secs(60), prefixes::Config::default());
+    let mut state = State::new(&node("node1", 3), prefixes::Config::default());
     for number in 0..200 {
         for store in StoreId::ALL {
             let mut draw = Draw {

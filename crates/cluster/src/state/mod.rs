@@ -75,16 +75,16 @@ pub struct State {
 }
 
 impl State {
-    /// The empty state of the node `me`, which refuses stamps more than `max_ahead` ahead of its wall clock.
+    /// The empty state of the node `me`.
     #[must_use]
-    pub fn new(me: &NodeId, max_ahead: Duration, prefixes: prefixes::Config) -> Self {
+    pub fn new(me: &NodeId, prefixes: prefixes::Config) -> Self {
         let mut writers = Writers::default();
         let number = writers.intern(me).expect("the first writer finds room");
         writers.note_member(number, false);
         Self {
             me: number,
             writers,
-            clock: HybridClock::new(Author::of(me), max_ahead),
+            clock: HybridClock::new(Author::of(me)),
             tables: Tables::default(),
             prefixes: Prefixes::new(prefixes),
         }

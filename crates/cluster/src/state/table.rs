@@ -19,6 +19,7 @@
 mod apply;
 mod cell;
 mod log;
+mod not_applied;
 mod parts;
 mod range;
 mod replica;
@@ -43,6 +44,7 @@ use crate::state::writers::Writer;
 pub(crate) use apply::Applied;
 pub use cell::BUCKETS;
 pub use log::{BrokenInvariant, LogPosition};
+pub use not_applied::NotAppliedReason;
 pub use parts::NodeParts;
 pub(crate) use range::{Mark, SnapshotRange};
 pub use replica::Sizes;
@@ -246,7 +248,7 @@ impl<S: Store> Table<S> {
                 }
             }
         }
-        if let Body::Opaque(content) = &row.body {
+        if let Body::Opaque(content, _) = &row.body {
             self.quarantine.remove(&(key.clone(), writer));
             self.quarantine_bytes -= content.as_ref().map_or(0, Blob::len);
         }
@@ -277,7 +279,7 @@ impl<S: Store> Table<S> {
         for carried in row.carried() {
             *self.carried.entry(carried.dot.0).or_default() += 1;
         }
-        if let Body::Opaque(content) = &row.body {
+        if let Body::Opaque(content, _) = &row.body {
             self.quarantine.insert((key.clone(), writer));
             self.quarantine_bytes += content.as_ref().map_or(0, Blob::len);
         }

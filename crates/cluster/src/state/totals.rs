@@ -243,8 +243,7 @@ mod tests {
     #[test]
     fn no_count_is_lost_or_read_twice_while_a_former_generation_is_adopted() {
         let mut writers = Writers::default();
-        let mut clock =
-            HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
+        let mut clock = HybridClock::new(crate::crdt::stamp::Author::default());
         let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: generation(1).name };
         let mut table = Table::<Totals>::default();
         let generations: Vec<Writer> =
@@ -304,8 +303,7 @@ mod tests {
     fn a_row_of_a_writer_that_was_never_a_member_here_is_not_enough() {
         // A node that joins receives rows of two writers that had left before, each of which has adopted the other's counts.
         let mut writers = Writers::default();
-        let mut clock =
-            HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
+        let mut clock = HybridClock::new(crate::crdt::stamp::Author::default());
         let key = TotalKey { model: "m".into(), outcome: Outcome::Ok, name: generation(1).name };
         let mut table = Table::<Totals>::default();
         let of = |name: &str| NodeId { name: name.parse().unwrap(), generation: Generation(1) };

@@ -6,6 +6,7 @@
 //! only crashed processes had may be there or not, but alike on all nodes.
 
 use rand::RngExt;
+use smg_cluster::replication::Acknowledgement;
 use smg_cluster::state::operations::Draw;
 use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
 use smg_cluster::state::store::Retention;
@@ -153,9 +154,11 @@ impl Ledger {
             .chain(totals)
             .filter(|record| (record.slot, record.run) == (slot, run));
         for record in records {
-            for (peer, has) in process.node.replication().receipt(record.version) {
+            for (peer, part) in process.node.replication().receipt(record.version) {
                 let holder = world.running().find(|(_, other)| other.node.me().node == *peer);
-                if has && let Some((_, holder)) = holder {
+                if part == Acknowledgement::Applied
+                    && let Some((_, holder)) = holder
+                {
                     record.copies.push(holder.run);
                 }
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use smg_cluster::membership::{Config, MemberState};
 use smg_cluster::state::StoreId;
 use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
+use smg_cluster::state::session::{SessionKey, SessionWrite};
 use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
 use smg_cluster::state::worker::{WorkerRecord, WorkerWrite};
 use smg_types::ids::{ModelId, WorkerId};
@@ -206,21 +207,55 @@ fn state_9_a_busy_reader_misses_nothing() -> Result<(), Violation> {
 }
 
 #[test]
-fn state_10_a_stamp_from_the_far_future_blocks_no_write() -> Result<(), Violation> {
-    let mut world = running_cluster_of(3)?;
-    inflict(&mut world, Fault::ClockJump(2, 365 * 24 * 3_600_000))?;
-    world.write(2, policy("poison"))?;
-    world.run_for(SECOND * 3)?;
-    for slot in [0, 1] {
-        assert_eq!(policy_at(&world, slot), None, "the stamp is not believed");
-        let counters = world.node(slot).expect("it runs").replication().counters();
-        assert!(counters.quarantined_rows > 0, "and that is counted");
+fn state_10_a_write_of_a_node_with_a_wrong_clock_is_read_everywhere_and_blocks_no_later_one()
+-> Result<(), Violation> {
+    const HOUR: i64 = 3_600_000;
+    for error in [-24 * HOUR, -HOUR, -61_000, 61_000, HOUR, 24 * HOUR, 365 * 24 * HOUR] {
+        for nodes in [2, 3] {
+            let mut world = running_cluster_of(nodes)?;
+            let wrong = usize::from(nodes) - 1;
+            inflict(&mut world, Fault::ClockJump(wrong, error))?;
+            for (turn, writer) in [wrong, 0, wrong, 0].into_iter().enumerate() {
+                let name = format!("{turn}");
+                world.write(writer, policy(&name))?;
+                world.run_for(SECOND)?;
+                for slot in 0..usize::from(nodes) {
+                    let read = policy_at(&world, slot);
+                    assert_eq!(read.as_deref(), Some(&*name), "slot {slot}, clock {error} ms off");
+                }
+            }
+            converge(&mut world)?;
+        }
     }
-    for name in ["first", "second"] {
-        world.write(0, policy(name))?;
-        world.run_for(SECOND)?;
-        assert_eq!(policy_at(&world, 0).as_deref(), Some(name), "its author can still write");
-        assert_eq!(policy_at(&world, 1).as_deref(), Some(name));
+    Ok(())
+}
+
+#[test]
+fn a_session_lasts_by_the_clocks_of_the_cluster_whichever_clock_is_wrong() -> Result<(), Violation>
+{
+    const HOUR: i64 = 3_600_000;
+    let ttl = SECOND * 600;
+    for error in [-24 * HOUR, -HOUR, HOUR, 24 * HOUR] {
+        let mut world = running_cluster_of(3)?;
+        let worker = put(&mut world, 0, &worker_spec(1))?;
+        inflict(&mut world, Fault::ClockJump(2, error))?;
+        for (key, writer) in [(SessionKey(1), 2), (SessionKey(2), 0)] {
+            world.write(writer, SessionWrite::Use { key, worker, ttl })?;
+            let mut check = |world: &mut World, lasts: bool| {
+                for slot in 0..3 {
+                    let now = world.clock(slot);
+                    let state = world.node(slot).expect("it runs").state();
+                    let at = format!("slot {slot}, written at {writer}, clock {error} ms off");
+                    assert_eq!(state.session(key, now).is_some(), lasts, "{at}");
+                }
+            };
+            world.run_for(SECOND * 2)?;
+            check(&mut world, true);
+            world.run_for(ttl - SECOND * 4)?;
+            check(&mut world, true);
+            world.run_for(SECOND * 4)?;
+            check(&mut world, false);
+        }
     }
     Ok(())
 }

@@ -230,8 +230,17 @@ impl World {
         self.slots[slot].seeds.iter().map(|seed| self.slots[*seed].address).collect()
     }
 
-    /// Both clocks, as the process of `slot` reads them.
-    pub(crate) fn clock(&self, slot: usize) -> Now {
+    /// The time by which the process of `slot` goes: that of its cluster.
+    pub(crate) fn clock(&mut self, slot: usize) -> Now {
+        let reading = self.reading(slot);
+        match &mut self.slots[slot].process {
+            Some(process) => process.node.cluster_time(reading),
+            None => reading,
+        }
+    }
+
+    /// What both clocks of `slot` show.
+    fn reading(&self, slot: usize) -> Now {
         let error = Duration::from_millis(self.slots[slot].clock_error.unsigned_abs());
         let wall = EPOCH + self.now;
         let wall = if self.slots[slot].clock_error < 0 { wall - error } else { wall + error };

@@ -78,8 +78,13 @@ impl Driver {
                 self.written.pop_front();
             }
         }
+        #[expect(clippy::cast_precision_loss, reason = "a metric")]
+        let correction = replication.correction_ms() as f64 / 1000.0;
+        self.metrics.clock_correction.with_label_values::<&str>(&[]).set(correction);
         for member in self.node.members() {
             let name = [member.node.name.as_str()];
+            let not_applied = replication.not_applied().filter(|(peer, ..)| **peer == member.node);
+            metrics::set(&self.metrics.not_applied.with_label_values(&name), not_applied.count());
             if let Some(rtt) = member.rtt {
                 metrics::set_time(&self.metrics.probe_rtt.with_label_values(&name), rtt);
             }

@@ -7,6 +7,7 @@ use crate::state::row::{self, Content, MAX_KEY_BYTES, RawRow};
 use crate::state::store::{Retention, Store};
 use crate::state::table::cell::{Body, Carried, Dot, Kills, Row, extras, key_hash, saturating_u32};
 use crate::state::table::log::Log;
+use crate::state::table::not_applied::NotAppliedReason;
 use crate::state::table::{EXPIRY_GRACE_MS, MAX_PENDING, NodeParts, QUARANTINE_BYTES, Table};
 use crate::state::writers::Writer;
 
@@ -20,7 +21,7 @@ pub(crate) enum Applied {
     /// The row is in quarantine: it is kept for other nodes and has no value here.
     Quarantined,
     /// The row is not kept.
-    Refused,
+    Refused(NotAppliedReason),
 }
 
 /// Where a row came from, which decides whether it may contain dead dots.
@@ -135,9 +136,10 @@ impl<S: Store> Table<S> {
         // A row that a snapshot has brought before its log may have been at an earlier version of the log.
         let log = self.log(writer);
         log.target = log.target.max(raw.version);
-        if applied == Applied::Refused && raw.version > 0 {
-            let log = self.log(writer);
-            log.hole = Some(log.hole.map_or(raw.version, |hole| hole.min(raw.version)));
+        if let Applied::Refused(reason) = applied
+            && raw.version > 0
+        {
+            log.refuse(raw.version, reason);
         }
         applied
     }
@@ -153,17 +155,17 @@ impl<S: Store> Table<S> {
             || raw.key.len() > MAX_KEY_BYTES
             || raw.content.len() > S::MAX_CONTENT_BYTES
         {
-            return Applied::Refused;
+            return Applied::Refused(NotAppliedReason::TooLong);
         }
         let Ok(key) = row::decode_key::<S::Key>(raw.key.as_slice()) else {
-            return Applied::Refused;
+            return Applied::Refused(NotAppliedReason::UndecodableKey);
         };
         let present = self.row(&key, writer);
         if present.is_some_and(|row| row.version >= raw.version) {
             return Applied::Nothing;
         }
         if present.is_none() && self.log(writer).is_full(S::MAX_ROWS) {
-            return Applied::Refused;
+            return Applied::Refused(NotAppliedReason::TooManyRows);
         }
         self.apply_at(parts, writer, key, raw, source)
     }
@@ -204,14 +206,15 @@ impl<S: Store> Table<S> {
         let had = self.remove_row(&key, writer).is_some_and(|row| row.has_dots());
         let key_hash = key_hash(parts.writers, writer, raw.key.as_slice());
         let bytes = saturating_u32(raw.key.len() + raw.content.len());
-        let Some((decoded, named, was_empty)) = decoded else {
-            if ended {
-                return if had { Applied::Changed } else { Applied::Nothing };
+        let (decoded, named, was_empty) = match decoded {
+            Ok(decoded) => decoded,
+            Err(_) if ended => return if had { Applied::Changed } else { Applied::Nothing },
+            Err(reason) => {
+                let room = self.quarantine_bytes + raw.content.len() <= QUARANTINE_BYTES;
+                let body = Body::Opaque(room.then(|| raw.content.clone()), reason);
+                self.insert_row(key, writer, Row { version, key_hash, bytes, body, extras: None });
+                return Applied::Quarantined;
             }
-            let room = self.quarantine_bytes + raw.content.len() <= QUARANTINE_BYTES;
-            let body = Body::Opaque(room.then(|| raw.content.clone()));
-            self.insert_row(key, writer, Row { version, key_hash, bytes, body, extras: None });
-            return Applied::Quarantined;
         };
         let Decoded { add, carried, kills } = decoded;
         let has = add.is_some() || !carried.is_empty();
@@ -229,33 +232,40 @@ impl<S: Store> Table<S> {
         if changed { Applied::Changed } else { Applied::Nothing }
     }
 
-    /// The content of a row; `None` if it can't be decoded, is not valid, or has a stamp too far in the future.
-    fn decode(parts: &mut NodeParts<'_>, key: &S::Key, raw: &RawRow) -> Option<Decoded<S::Value>> {
-        let content = row::decode_content::<S::Value>(raw.content.as_slice()).ok()?;
+    /// The content of a row, or why it has no effect here.
+    fn decode(
+        parts: &mut NodeParts<'_>,
+        key: &S::Key,
+        raw: &RawRow,
+    ) -> Result<Decoded<S::Value>, NotAppliedReason> {
+        let content = row::decode_content::<S::Value>(raw.content.as_slice());
+        let content = content.map_err(|_| NotAppliedReason::Undecodable)?;
         let Content { add, carried, kills } = content;
         for value in add.iter().chain(carried.iter().map(|(_, _, value)| value)) {
-            S::validate(key, value).ok()?;
+            S::validate(key, value).map_err(|_| NotAppliedReason::OutOfBounds)?;
             if let Some(stamp) = S::stamp(value) {
-                parts.clock.observe(stamp, parts.now).ok()?;
+                parts.clock.observe(stamp).map_err(|_| NotAppliedReason::StampTooLate)?;
             }
         }
         let mut numbered = Vec::with_capacity(carried.len());
         for (id, version, value) in carried {
-            let writer = parts.writers.intern(&id)?;
+            let writer = parts.writers.intern(&id).ok_or(NotAppliedReason::TooManyWriters)?;
             let key_hash = key_hash(parts.writers, writer, raw.key.as_slice());
             numbered.push(Carried { dot: (writer, version), key_hash, value });
         }
         let kills = kills.into_iter().map(|(id, up_to)| Some((parts.writers.intern(&id)?, up_to)));
-        Some(Decoded { add, carried: numbered, kills: kills.collect::<Option<Kills>>()? })
+        let kills: Option<Kills> = kills.collect();
+        let kills = kills.ok_or(NotAppliedReason::TooManyWriters)?;
+        Ok(Decoded { add, carried: numbered, kills })
     }
 
-    /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
+    /// Decodes the rows in quarantine again, because the clock may have come to a stamp that was too late; returns how many have
     /// left quarantine.
     pub(super) fn retry_quarantine(&mut self, parts: &mut NodeParts<'_>) -> usize {
         let mut released = 0;
         for (key, writer) in self.quarantine.clone() {
             let Some(raw) = self.raw(parts.writers, writer, &key) else { continue };
-            if Self::decode(parts, &key, &raw).is_some() {
+            if Self::decode(parts, &key, &raw).is_ok() {
                 self.apply_at(parts, writer, key, &raw, Source::Authority);
                 released += 1;
             }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use crate::state::row::{Blob, ContentRef};
+use crate::state::table::not_applied::NotAppliedReason;
 use crate::state::writers::{Writer, Writers};
 
 /// Buckets of keys per writer and store; audits compare a fingerprint of each.
@@ -21,8 +22,8 @@ pub(super) enum Body<V> {
     Live(V),
     /// No live value.
     Dead,
-    /// The whole content, in quarantine; `None` if there was no room to keep it.
-    Opaque(Option<Blob>),
+    /// The whole content, in quarantine, with the reason; `None` if there was no room to keep it.
+    Opaque(Option<Blob>, NotAppliedReason),
 }
 
 /// A write in a row of another writer.
@@ -65,7 +66,7 @@ impl<V> Row<V> {
     pub(super) fn own(&self) -> Option<&V> {
         match &self.body {
             Body::Live(value) => Some(value),
-            Body::Dead | Body::Opaque(_) => None,
+            Body::Dead | Body::Opaque(..) => None,
         }
     }
 
@@ -87,7 +88,7 @@ impl<V> Row<V> {
     }
 
     pub(super) fn is_opaque(&self) -> bool {
-        matches!(self.body, Body::Opaque(_))
+        matches!(self.body, Body::Opaque(..))
     }
 
     /// Whether the row contains a dot.

@@ -4,9 +4,10 @@
 //! to the next, is stated once, in [`Log::check`] and [`LogPosition::check_after`]. The simulator and the property tests
 //! call both after each step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::state::table::cell::BUCKETS;
+use crate::state::table::not_applied::{MAX_NOT_APPLIED, NotAppliedReason};
 
 /// A table keeps this many tombstones, or two per live row if that is more.
 pub(super) const FREE_TOMBSTONES: usize = 2048;
@@ -29,6 +30,8 @@ pub(super) struct Log<K> {
     /// See [`LogPosition::hole`]. Nothing from it on is sent to others, nor believed to be dead because it is missing
     /// here (R13).
     pub(super) hole: Option<u64>,
+    /// The latest rows that this node refused to keep, oldest first, at most [`MAX_NOT_APPLIED`].
+    pub(super) refused: VecDeque<(u64, NotAppliedReason)>,
     /// A fingerprint of the live rows in each bucket of keys; `None` if there was never a row.
     pub(super) fingerprints: Option<Box<[u64; BUCKETS]>>,
 }
@@ -43,6 +46,7 @@ impl<K> Default for Log<K> {
             target: 0,
             floor: 0,
             hole: None,
+            refused: VecDeque::new(),
             fingerprints: None,
         }
     }
@@ -67,6 +71,15 @@ impl<K> Log<K> {
     /// The version up to which a row that is not held is dead.
     pub(super) fn covered(&self) -> u64 {
         self.before_hole(self.covered)
+    }
+
+    /// The row of this version is not kept: nothing from it on is covered (R13).
+    pub(super) fn refuse(&mut self, version: u64, reason: NotAppliedReason) {
+        self.hole = Some(self.hole.map_or(version, |hole| hole.min(version)));
+        if self.refused.len() == MAX_NOT_APPLIED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back((version, reason));
     }
 
     /// Rows up to `to` were applied, from a log that was at `upto`.

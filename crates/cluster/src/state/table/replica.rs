@@ -13,6 +13,7 @@ use crate::state::store::{Ownership, Store};
 use crate::state::table::apply::Applied;
 use crate::state::table::cell::{BUCKETS, Body, Row, bucket_of, encode_content, key_hash};
 use crate::state::table::log::{BrokenInvariant, LogPosition};
+use crate::state::table::not_applied::{MAX_NOT_APPLIED, NotAppliedReason};
 use crate::state::table::range::{Mark, SnapshotRange};
 use crate::state::table::{EXPIRY_GRACE_MS, NodeParts, Table};
 use crate::state::writers::{Writer, Writers};
@@ -81,9 +82,14 @@ pub(crate) trait Replica: Debug {
     ) -> usize;
     /// Drops rows that have expired; returns how many.
     fn expire(&mut self, now: Now) -> usize;
-    /// Decodes the rows in quarantine again, because a stamp may no longer be too far in the future; returns how many have
+    /// Decodes the rows in quarantine again, because the clock may have come to a stamp that was too late; returns how many have
     /// left quarantine.
     fn release(&mut self, parts: &mut NodeParts<'_>) -> usize;
+    /// Rows of `writer` that have no effect here, each with its version and the reason, at most [`MAX_NOT_APPLIED`]: those in
+    /// quarantine, and the latest ones that were refused.
+    fn not_applied(&self, writer: Writer) -> Vec<(u64, NotAppliedReason)>;
+    /// Whether the log of `writer` has a row of this version, so that nothing has replaced it.
+    fn has_row(&self, writer: Writer, version: u64) -> bool;
     /// Drops all rows of `writer`, which has ended, from a store whose rows end with their writer; returns how many. This
     /// node relays the log no longer, because other nodes may not know yet that the writer has ended.
     fn end(&mut self, writer: Writer) -> usize;
@@ -136,7 +142,7 @@ impl<S: Store> Table<S> {
     pub(super) fn raw(&self, writers: &Writers, writer: Writer, key: &S::Key) -> Option<RawRow> {
         let row = self.row(key, writer)?;
         let content = match &row.body {
-            Body::Opaque(content) => content.clone()?,
+            Body::Opaque(content, _) => content.clone()?,
             Body::Live(_) | Body::Dead => {
                 encode_content(writers, row.own(), row.carried(), row.kills())?.into()
             }
@@ -312,6 +318,24 @@ impl<S: StoreOperations> Replica for Table<S> {
 
     fn release(&mut self, parts: &mut NodeParts<'_>) -> usize {
         self.retry_quarantine(parts)
+    }
+
+    fn not_applied(&self, writer: Writer) -> Vec<(u64, NotAppliedReason)> {
+        let quarantined = self.quarantine.iter().filter(|(_, w)| *w == writer);
+        let quarantined = quarantined.filter_map(|(key, _)| {
+            let row = self.row(key, writer)?;
+            match row.body {
+                Body::Opaque(_, reason) => Some((row.version, reason)),
+                Body::Live(_) | Body::Dead => None,
+            }
+        });
+        let refused =
+            self.logs.get(&writer).into_iter().flat_map(|log| log.refused.iter().copied());
+        refused.chain(quarantined).take(MAX_NOT_APPLIED).collect()
+    }
+
+    fn has_row(&self, writer: Writer, version: u64) -> bool {
+        self.logs.get(&writer).is_some_and(|log| log.by_version.contains_key(&version))
     }
 
     fn changes_with_time(&self) -> bool {

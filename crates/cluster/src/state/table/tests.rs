@@ -92,7 +92,7 @@ impl<S: StoreOperations> Replica<S> {
             let number = writers.intern(&writer(at)).unwrap();
             writers.note_member(number, false);
         }
-        let clock = HybridClock::new(Author::of(&writer(at)), HybridClock::MAX_AHEAD);
+        let clock = HybridClock::new(Author::of(&writer(at)));
         Self { at, table: Table::default(), writers, clock, join: None }
     }
 
