@@ -6,7 +6,6 @@
 //! refused, for only this router would know of them, and it would forget them at its restart.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,34 +21,18 @@ use smg_types::ids::{ModelId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
+use super::receipt::{Receipt, Wait};
 use super::settings::{self, PolicyDocument, PolicyError};
 use super::{Bridge, publish};
 
 /// Time between two checks of which routers have acknowledged a write.
 const RECEIPT_POLL: Duration = Duration::from_millis(2);
 
-/// Which routers a write waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Wait {
-    /// This router only.
-    #[default]
-    Local,
-    /// More than half of all listed routers, those that are DOWN included: two sides of a partition never both reach it.
-    Quorum,
-    /// All present routers.
-    All,
-}
+/// How long a write waits for the state of the other routers.
+const STATE_WAIT: Duration = Duration::from_secs(5);
 
-/// Which routers have applied a write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Receipt {
-    /// The routers that have applied the write, by name; this one is among them.
-    pub applied: Vec<NodeName>,
-    /// The present routers that have not acknowledged it yet.
-    pub pending: Vec<NodeName>,
-    /// Whether as many have applied it as the write waited for.
-    pub complete: bool,
-}
+/// Time between two checks of whether the state is here.
+const STATE_POLL: Duration = Duration::from_millis(10);
 
 /// Why a write was not made.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +43,11 @@ pub enum WriteError {
     /// The write is outside the bounds of the shared state.
     #[error(transparent)]
     Refused(#[from] RefusedRow),
+    /// This router has joined a moment ago and lacks the state of the others.
+    #[error(
+        "this router does not have the state of the cluster yet: make the change on another router, or try again"
+    )]
+    StateIncomplete,
     /// The worker can't be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -210,16 +198,27 @@ impl Admin {
     }
 
     async fn write(&self, change: Change) -> Result<Written<'_>, WriteError> {
-        let configured = Arc::clone(&self.bridge.configured);
-        let gate = Arc::clone(&self.bridge.gate);
-        let visit = self.mesh.visit(move |node, _, now| {
-            let unannounced = if gate.has_announced() { &[][..] } else { &configured };
-            write(node, now, change, unannounced)
-        });
-        let versions = visit.await??;
+        self.wait_for_state().await?;
+        let versions = self.mesh.visit(move |node, _, now| write(node, now, change)).await??;
         // A new worker should be probed at once.
         self.bridge.wake.notify_one();
         Ok(Written { admin: self, versions })
+    }
+
+    /// Waits until this router has the state of the others and has announced the workers of its configuration. A change that
+    /// was made earlier could be undone by what arrives, or by another router that announces the same workers.
+    async fn wait_for_state(&self) -> Result<(), WriteError> {
+        let clock = self.bridge.clock;
+        let deadline = clock.mono() + STATE_WAIT;
+        while !self.bridge.gate.has_announced() {
+            // A node that has failed will never have the state.
+            self.mesh.visit(|_, _, _| ()).await?;
+            if clock.mono() >= deadline {
+                return Err(WriteError::StateIncomplete);
+            }
+            tokio::time::sleep(STATE_POLL).await;
+        }
+        Ok(())
     }
 }
 
@@ -242,8 +241,8 @@ impl Written<'_> {
         loop {
             let versions = self.versions.clone();
             // Needed for `Wait::Local` too: when this visit is answered, the follower has applied the write to the fleet.
-            let receipt = mesh.visit(move |node, _, _| receipt(node, &versions, wait)).await?;
-            if receipt.complete || bridge.clock.mono() >= deadline {
+            let receipt = mesh.visit(move |node, _, _| Receipt::of(node, &versions, wait)).await?;
+            if receipt.is_final() || bridge.clock.mono() >= deadline {
                 return Ok(receipt);
             }
             tokio::time::sleep(RECEIPT_POLL).await;
@@ -251,25 +250,10 @@ impl Written<'_> {
     }
 }
 
-/// Writes a change into the node. Returns the versions that a receipt waits for. `unannounced`: workers that the
-/// configuration names and this router has not announced yet.
-fn write(
-    node: &mut Node,
-    now: Now,
-    change: Change,
-    unannounced: &[WorkerSpec],
-) -> Result<Vec<Version>, WriteError> {
-    let mut writes = Vec::new();
-    if let Some(id) = change.worker()
-        && node.state().worker(id).is_none()
-        && let Some(spec) = unannounced.iter().find(|spec| spec.id() == id)
-    {
-        // This router routes to it already; the state needs its record before it can be changed.
-        node.update(now, WorkerWrite::Put(WorkerRecord::configured(spec)))?;
-    }
-    writes.extend(writes_of(node, now, change)?);
+/// Writes a change into the node. Returns the versions that a receipt waits for.
+fn write(node: &mut Node, now: Now, change: Change) -> Result<Vec<Version>, WriteError> {
     let mut versions = Vec::new();
-    for write in writes {
+    for write in writes_of(node, now, change)? {
         versions.extend(node.update(now, write)?);
     }
     Ok(versions)
@@ -333,29 +317,6 @@ fn override_record(verdict: Override, now: Now) -> worker::Override {
             wall_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
         }),
     }
-}
-
-fn receipt(node: &Node, versions: &[Version], wait: Wait) -> Receipt {
-    let listed: BTreeMap<NodeName, bool> =
-        node.replication().members().map(|(member, up)| (member.name.clone(), up)).collect();
-    let all = listed.len() + 1;
-    let present = listed.into_iter().filter(|(_, up)| *up).map(|(name, _)| name);
-    let has_all = |name: &NodeName| {
-        versions.iter().all(|version| {
-            let mut confirmed = node.replication().receipt(*version);
-            confirmed.any(|(member, applied)| member.name == *name && applied)
-        })
-    };
-    let mut applied = vec![node.replication().me().name.clone()];
-    let (confirmed, pending): (Vec<_>, Vec<_>) = present.partition(has_all);
-    applied.extend(confirmed);
-    applied.sort();
-    let complete = match wait {
-        Wait::Local => true,
-        Wait::Quorum => applied.len() > all / 2,
-        Wait::All => pending.is_empty(),
-    };
-    Receipt { applied, pending, complete }
 }
 
 /// What the other routers have published of each worker.

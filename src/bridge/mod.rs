@@ -19,12 +19,14 @@ mod health;
 mod metrics;
 mod parts;
 mod publish;
+mod receipt;
 mod run;
 mod settings;
 mod startup;
 
-pub use admin::{Admin, Observed, Receipt, Wait, WorkerSeen, WriteError, Written};
+pub use admin::{Admin, Observed, WorkerSeen, WriteError, Written};
 pub use gate::Gate;
 pub use metrics::Metrics;
 pub use parts::{Bridge, Config};
+pub use receipt::{NotApplied, Receipt, Wait};
 pub use settings::{PolicyDocument, PolicyError};

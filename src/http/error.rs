@@ -444,6 +444,12 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Node(error) => error.into(),
             WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
+            WriteError::StateIncomplete => {
+                let mut error =
+                    Self::new(StatusCode::SERVICE_UNAVAILABLE, "state_incomplete", message);
+                error.retry_after = Some(Duration::from_secs(1));
+                error
+            }
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
             WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
