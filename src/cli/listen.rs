@@ -10,7 +10,7 @@ use smg_types::spec::Secret;
 
 use crate::cli::values::{
     AdminKey, TenantKey, address, admin_key, file, header_name, origin, seconds, secret,
-    tenant_key, whole,
+    tenant_key, whole, whole_or_zero,
 };
 
 /// Where the router listens for clients, and the limits of their connections.
@@ -39,14 +39,16 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 32)
     )]
     pub max_payload_size: usize,
-    /// Memory that the bodies of all requests may use together, 1024 to 1099511627776 bytes.
+    /// Memory for the bodies of all requests together, 1024 to 1099511627776 bytes; 0: a quarter of the memory that the
+    /// router may use, 2147483648 at most.
     ///
-    /// A request whose body does not fit is answered 503. Set it below the memory that the router may use.
+    /// The memory that the router may use is the limit of its control group (a container's limit), or else the memory of
+    /// the machine. A request that finds no room is answered 503, one that is larger than all of it 413.
     #[arg(
         long,
         value_name = "BYTES",
-        default_value = "2147483648",
-        value_parser = whole::<usize>(1024, 1 << 40)
+        default_value = "0",
+        value_parser = whole_or_zero::<usize>(1024, 1 << 40)
     )]
     pub max_buffered_bytes: usize,
     /// Decodes compressed request bodies (content-encoding gzip, zstd, br or deflate) before they go to a worker.

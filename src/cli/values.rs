@@ -38,6 +38,15 @@ pub(crate) fn whole<T: TryFrom<u64>>(
     }
 }
 
+/// A whole number from `low` to `high`, or 0 for a value that depends on the machine.
+pub(crate) fn whole_or_zero<T: TryFrom<u64>>(
+    low: u64,
+    high: u64,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    let (zero, parse) = (whole::<T>(0, 0), whole::<T>(low, high));
+    move |text| zero(text).or_else(|_| parse(text).map_err(|error| format!("{error}, nor 0")))
+}
+
 /// A whole number from 1 to `high`, both included.
 pub(crate) fn positive(
     high: u32,

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use smg_runtime::clock::Clock;
+use smg_runtime::memory;
 use smg_types::now::Now;
 
 /// The largest configuration or key file that is read, in bytes.
@@ -25,6 +26,8 @@ pub struct Process<'a> {
     pub read: &'a dyn Fn(&Path) -> io::Result<String>,
     /// The number of CPUs that the process may use.
     pub cpus: usize,
+    /// The memory that the process may use, in bytes; `None`: the system does not say.
+    pub memory: Option<u64>,
     /// The host name of the machine.
     pub host_name: String,
     /// The time, to check the validity of certificates.
@@ -44,6 +47,7 @@ impl Process<'static> {
             variables,
             read: &read_text,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: memory::limit(),
             now: Clock::start().now(),
         }
     }

@@ -87,6 +87,7 @@ fn http_config(
             "--client-ca-path asks clients for certificates, which needs TLS: --tls-cert-path is missing",
         ));
     }
+    let max_buffered_bytes = max_buffered_bytes(listen.max_buffered_bytes, process.memory);
     http::Config {
         listen: SocketAddr::new(listen.host, listen.port),
         metrics_listen,
@@ -112,9 +113,10 @@ fn http_config(
             })
             .collect(),
         admin_open: access.admin_open,
-        max_body_bytes: listen.max_payload_size,
+        // A larger body would never find room.
+        max_body_bytes: listen.max_payload_size.min(max_buffered_bytes),
         decompress_requests: listen.decompress_requests,
-        max_buffered_bytes: listen.max_buffered_bytes,
+        max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
         idle_timeout: listen.idle_connection_timeout_secs,
         body_timeout: listen.body_timeout_secs,
@@ -145,6 +147,17 @@ fn http_config(
 
 fn worker_networks(args: &Args) -> WorkerNetworks {
     WorkerNetworks::permitting(args.workers.allow_worker_cidr.clone())
+}
+
+/// The memory for bodies of requests: as `given`, or if that is 0 the share of `memory` that leaves room for everything else.
+fn max_buffered_bytes(given: usize, memory: Option<u64>) -> usize {
+    const MOST: u64 = 2 << 30;
+    const LEAST: u64 = 8 << 20;
+    if given > 0 {
+        return given;
+    }
+    let share = memory.map_or(MOST, |memory| (memory / 4).clamp(LEAST, MOST));
+    usize::try_from(share).unwrap_or(usize::MAX)
 }
 
 fn policy_config(args: &Args) -> policy::Config {

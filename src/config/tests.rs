@@ -431,6 +431,7 @@ fn a_value_that_is_not_utf_8_is_a_mistake() {
         variables: [("SMG_API_KEY".to_owned(), OsString::from_vec(vec![0xff]))].into(),
         read: &|_| unreachable!("no file is named"),
         cpus: 1,
+        memory: Some(8 << 30),
         host_name: "r".to_owned(),
         now: Now::default(),
     };

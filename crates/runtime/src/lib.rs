@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod descriptors;
 pub mod dial;
+pub mod memory;
 pub mod resolve;
 pub mod shortage;
 pub mod tasks;

@@ -58,6 +58,7 @@ impl Given {
             variables: self.variables.iter().map(|(n, v)| (n.clone(), v.into())).collect(),
             read: &read,
             cpus: 3,
+            memory: Some(8 << 30),
             host_name: "router-0".to_owned(),
             now: Now::at(Duration::from_secs(1_800_000_000)),
         })
