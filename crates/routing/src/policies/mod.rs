@@ -62,6 +62,8 @@ pub struct Entry {
     pub policy: Arc<dyn Policy>,
     /// The metric handles of the model.
     pub metrics: ModelMetrics,
+    /// Whether its requests are counted under the name of the model.
+    has_series: bool,
     /// Weights that replace those in the workers' specs.
     pub weights: BTreeMap<WorkerId, u32>,
     kind: Kind,
@@ -70,6 +72,13 @@ pub struct Entry {
     root: Option<u64>,
     policy_metrics: metrics::PolicyMetrics,
 }
+
+/// Models whose requests are counted under their own names; those of further models are counted together. A model has some
+/// 40 series, and workers decide how many models they list.
+const MAX_SERIES: usize = 256;
+
+/// The label of requests that are counted together.
+const OTHER: &str = "other";
 
 impl Policies {
     /// Uses the default policy for every model, until a worker's label or the admin API names another.
@@ -106,11 +115,13 @@ impl Policies {
         self.settings.lock().clone()
     }
 
-    /// The requests of each model since the start, by how they ended. Models that no worker serves any more are left out.
+    /// The requests of each model since the start, by how they ended, without models that no worker serves any more and
+    /// models whose requests are counted together.
     #[must_use]
     pub fn endings(&self) -> Vec<(ModelId, Endings)> {
         let table = self.table.load();
-        table.by_model.iter().map(|(id, entry)| (id.clone(), entry.metrics.endings())).collect()
+        let counted = table.by_model.iter().filter(|(_, entry)| entry.has_series);
+        counted.map(|(id, entry)| (id.clone(), entry.metrics.endings())).collect()
     }
 
     /// Sets the policy of a model. With `None` the workers' labels and the default decide again.
@@ -153,6 +164,9 @@ impl Policies {
     fn rebuild(&self, settings: &Settings, snapshot: &Snapshot) {
         let old = self.table.load_full();
         let mut by_model = HashMap::new();
+        let is_kept = |id: &ModelId| snapshot.model(id.as_str()).is_some();
+        let mut series =
+            old.by_model.iter().filter(|(id, entry)| entry.has_series && is_kept(id)).count();
         for (id, model) in snapshot.models() {
             let wanted = match settings.get(id) {
                 Some(setting) => setting.clone(),
@@ -161,10 +175,15 @@ impl Policies {
                     Setting { kind, ..default_setting(&self.config) }
                 }
             };
-            let entry = match old.by_model.get(id) {
+            let present = old.by_model.get(id);
+            let entry = match present {
                 Some(present) if present.follows(&wanted) => Arc::clone(present),
                 Some(_) | None => {
-                    Arc::new(Entry::new(Some(id), wanted, &self.memory, &self.metrics))
+                    let had_series = present.is_some_and(|entry| entry.has_series);
+                    let has_series = had_series || (series < MAX_SERIES && id.as_str() != OTHER);
+                    series += usize::from(has_series && !had_series);
+                    let model = Some((id, has_series));
+                    Arc::new(Entry::new(model, wanted, &self.memory, &self.metrics))
                 }
             };
             by_model.insert(id.clone(), entry);
@@ -178,8 +197,10 @@ impl Policies {
                 }
             }
         }
-        for id in old.by_model.keys().filter(|id| !by_model.contains_key(*id)) {
-            self.metrics.forget(id);
+        for (id, entry) in &old.by_model {
+            if entry.has_series && !by_model.contains_key(id) {
+                self.metrics.forget(id);
+            }
         }
         let other = Arc::clone(&old.other);
         self.table.store(Arc::new(Table {
@@ -213,23 +234,27 @@ impl Table {
 }
 
 impl Entry {
-    /// `model`: `None` for the entry that serves all models without one of their own.
+    /// `model`: the model, and whether its requests are counted under its name; `None` for the entry that serves all models
+    /// without one of their own.
     fn new(
-        model: Option<&ModelId>,
+        model: Option<(&ModelId, bool)>,
         setting: Setting,
         memory: &Arc<Memory>,
         metrics: &Metrics,
     ) -> Self {
         let Setting { kind, config, weights } = setting;
+        let label =
+            model.filter(|(_, has_series)| *has_series).map_or(OTHER, |(id, _)| id.as_str());
         let policy = policy::build(kind, &config, Arc::clone(memory));
         Self {
-            metrics: metrics.model(model.map_or("other", ModelId::as_str)),
+            metrics: metrics.model(label),
+            has_series: label != OTHER,
             policy_metrics: metrics.policy(policy.name()),
             policy,
             weights,
             kind,
             config,
-            root: model.map(prefix::root),
+            root: model.map(|(id, _)| prefix::root(id)),
         }
     }
 

@@ -105,3 +105,32 @@ fn the_series_of_a_model_end_with_its_last_worker() {
     let _table = policies.table(&fleet.snapshot());
     assert!(!shown(&registry).contains("model=\"m\"") && policies.endings().is_empty());
 }
+
+#[test]
+fn a_worker_that_lists_very_many_models_makes_a_bounded_number_of_series() {
+    let (policies, registry) = policies(Kind::RoundRobin);
+    let metrics = fleet::Metrics::register(&prometheus::Registry::new()).unwrap();
+    let fleet = Fleet::new(fleet::Config::default(), metrics);
+    let mut spec = WorkerSpec::new("http://a:1".parse().unwrap());
+    spec.models = (0..1_000).map(|n| ModelId::from(format!("m{n}").as_str())).collect();
+    fleet.register(spec).unwrap();
+    let snapshot = fleet.snapshot();
+    for n in 0..1_000 {
+        let table = policies.table(&snapshot);
+        table.entry(Some(&format!("m{n}"))).metrics.count(Ending::Complete);
+    }
+    let families = registry.gather();
+    let requests = families.iter().find(|f| f.name() == "smg_router_requests_total").unwrap();
+    let models: std::collections::BTreeSet<_> = requests
+        .get_metric()
+        .iter()
+        .flat_map(|metric| metric.get_label())
+        .filter(|label| label.name() == "model")
+        .map(|label| label.value().to_owned())
+        .collect();
+    assert_eq!(models.len(), MAX_SERIES + 1);
+    let sum: f64 =
+        requests.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum();
+    assert!((sum - 1_000.0).abs() < 0.5, "no request is lost: {sum}");
+    assert_eq!(policies.endings().len(), MAX_SERIES);
+}
