@@ -1,8 +1,6 @@
-//! Requests that go to all workers: their metrics, their loads, flushing their caches, changes of an engine, a stored
+//! Requests that go to all workers: their loads, flushing their caches, changes of an engine, a stored
 //! response.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +19,7 @@ use super::Surface;
 use super::error::ApiError;
 
 /// How long one worker may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer of a worker, in bytes.
 const MOST_BYTES: usize = 16 << 20;
 /// How long one worker may take for a change, such as loading an adapter or weights.
@@ -29,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The most workers that are asked at the same time.
 const AT_ONCE: usize = 32;
 
+/// A worker with its answer, or why there is none.
 type Answer = (Arc<Worker>, Result<Bytes, String>);
 
 /// Asks every worker for the first of `paths` that it has. Returns the answers in the order of the workers.
@@ -41,7 +40,7 @@ async fn ask_all(
 }
 
 /// Runs `ask` for every worker, a bounded number at the same time. Returns the answers in the order of the workers.
-async fn each_worker<T: Send + 'static, F>(
+pub(super) async fn each_worker<T: Send + 'static, F>(
     surface: &Arc<Surface>,
     ask: impl Fn(Arc<Surface>, Arc<Worker>) -> F,
 ) -> Vec<(Arc<Worker>, T)>
@@ -198,86 +197,4 @@ pub(super) async fn loads(State(surface): State<Arc<Surface>>) -> Json<Value> {
         })
         .collect();
     Json(json!({ "loads": loads, "workers": workers }))
-}
-
-/// Answers `GET /engine_metrics`: the metrics of all workers as one exposition, each sample with the label
-/// `worker_addr`.
-pub(super) async fn engine_metrics(State(surface): State<Arc<Surface>>) -> Response {
-    let answers = ask_all(&surface, Method::GET, &["/metrics"]).await;
-    let pages = answers.iter().filter_map(|(worker, answer)| {
-        let text = std::str::from_utf8(answer.as_ref().ok()?).ok()?;
-        Some((worker.spec.url.authority(), text))
-    });
-    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], merge(pages)).into_response()
-}
-
-/// Merges expositions: the help and type of each family once, then all its samples, in the order that the format
-/// requires.
-fn merge<'a>(pages: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    #[derive(Default)]
-    struct Family<'a> {
-        head: Vec<&'a str>,
-        samples: Vec<String>,
-    }
-    let mut families: BTreeMap<&str, Family<'_>> = BTreeMap::new();
-    for (address, page) in pages {
-        let mut current = "";
-        for line in page.lines() {
-            if let Some(comment) = line.strip_prefix("# ") {
-                let mut words = comment.splitn(3, ' ');
-                let (kind, name) =
-                    (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-                if matches!(kind, "HELP" | "TYPE") && !name.is_empty() {
-                    current = name;
-                    let head = &mut families.entry(name).or_default().head;
-                    let there = head.iter().any(|line| line.starts_with(&format!("# {kind} ")));
-                    if !there {
-                        head.push(line);
-                    }
-                }
-                continue;
-            }
-            let Some(end) = line.find(['{', ' ']) else { continue };
-            let (name, rest) = line.split_at(end);
-            // The samples of a histogram have the family's name and a suffix.
-            let family =
-                if !current.is_empty() && name.starts_with(current) { current } else { name };
-            let mut sample = String::with_capacity(line.len() + address.len() + 16);
-            let label = address.replace('\\', "\\\\").replace('"', "\\\"");
-            let written = match rest.strip_prefix('{') {
-                Some(labels) if labels.trim_start().starts_with('}') => {
-                    write!(sample, "{name}{{worker_addr=\"{label}\"{labels}")
-                }
-                Some(labels) => write!(sample, "{name}{{worker_addr=\"{label}\",{labels}"),
-                None => write!(sample, "{name}{{worker_addr=\"{label}\"}}{rest}"),
-            };
-            if written.is_ok() {
-                families.entry(family).or_default().samples.push(sample);
-            }
-        }
-    }
-    let mut merged = String::new();
-    for family in families.values() {
-        for line in family.head.iter().copied().chain(family.samples.iter().map(String::as_str)) {
-            merged.push_str(line);
-            merged.push('\n');
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_stay_together_and_samples_name_their_worker() {
-        let page = "# HELP x Help.\n# TYPE x histogram\nx_bucket{le=\"1\"} 1\nx_sum 2\n# TYPE y gauge\ny{} 3\n";
-        let merged = merge([("a:1", page), ("b:2", page)].into_iter());
-        let expected = "# HELP x Help.\n# TYPE x histogram\n\
-                        x_bucket{worker_addr=\"a:1\",le=\"1\"} 1\nx_sum{worker_addr=\"a:1\"} 2\n\
-                        x_bucket{worker_addr=\"b:2\",le=\"1\"} 1\nx_sum{worker_addr=\"b:2\"} 2\n\
-                        # TYPE y gauge\ny{worker_addr=\"a:1\"} 3\ny{worker_addr=\"b:2\"} 3\n";
-        assert_eq!(merged, expected);
-    }
 }

@@ -14,7 +14,7 @@ use smg_routing::fleet::Snapshot;
 
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
-use super::{Surface, fanout, ha, keys, legacy, shared, workers};
+use super::{Surface, engine_metrics, fanout, ha, keys, legacy, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -23,7 +23,7 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/v1/models/{*model}", get(model))
         .route("/v1/responses/{id}", get(fanout::response).delete(fanout::response))
         .route("/v1/responses/{id}/cancel", post(fanout::response))
-        .route("/engine_metrics", get(fanout::engine_metrics))
+        .route("/engine_metrics", get(engine_metrics::engine_metrics))
         .route("/get_loads", get(fanout::loads))
         .route("/flush_cache", post(fanout::flush_cache))
         .route("/list_workers", get(legacy::list))

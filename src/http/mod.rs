@@ -13,6 +13,7 @@ mod connection;
 mod data_thread;
 mod documents;
 mod encoding;
+mod engine_metrics;
 mod error;
 mod exchange;
 mod fanout;

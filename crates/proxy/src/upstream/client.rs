@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
@@ -33,6 +34,9 @@ pub struct Client {
     /// The entry in `via` for the router's own requests.
     via: Option<HeaderValue>,
 }
+
+/// Of the length that a worker announces for an answer, at most this is reserved before it comes, in bytes.
+const RESERVED_BYTES: u64 = 16 << 20;
 
 /// How long the check may take whether a worker that has closed a connection still listens.
 const CHECK: Duration = Duration::from_secs(1);
@@ -155,6 +159,26 @@ impl Client {
         timeout: Duration,
         most: usize,
     ) -> Result<(StatusCode, Bytes), SendError> {
+        let mut room = most;
+        let mut grow = |bytes: usize| {
+            let fits = bytes <= room;
+            room = room.saturating_sub(bytes);
+            fits
+        };
+        self.ask_within(worker, question, timeout, &mut grow).await
+    }
+
+    /// The same, where `grow` is called with the length of each piece of the answer and says whether there is room for it.
+    ///
+    /// # Errors
+    /// As [`Client::ask`]; an answer without room is [`SendError::Lost`].
+    pub async fn ask_within(
+        &self,
+        worker: &WorkerUrl,
+        question: Question<'_>,
+        timeout: Duration,
+        grow: &mut (dyn FnMut(usize) -> bool + Send),
+    ) -> Result<(StatusCode, Bytes), SendError> {
         let Question { method, path, key, body } = question;
         let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
         let mut headers = HeaderMap::new();
@@ -177,19 +201,23 @@ impl Client {
             let response = self.send_within(worker, &outgoing, timeout).await?;
             let status = response.status();
             let mut body = response.into_body();
-            let mut text = BytesMut::new();
+            let mut text = Vec::new();
             while let Some(frame) = body.frame().await {
                 if let Ok(data) = frame.map_err(unread)?.into_data() {
-                    if text.len() + data.len() > most {
+                    if !grow(data.len()) {
                         return Err(SendError::Lost {
                             delivery: Delivery::PerhapsAll,
                             gone: false,
                         });
                     }
+                    let announced = body.size_hint().exact().unwrap_or(0).min(RESERVED_BYTES);
+                    if text.capacity() == 0 {
+                        text.reserve_exact(data.len() + usize::try_from(announced).unwrap_or(0));
+                    }
                     text.extend_from_slice(&data);
                 }
             }
-            Ok((status, text.freeze()))
+            Ok((status, Bytes::from(text)))
         };
         // A little longer than the timeout of the phases, so that the error names the phase that took too long.
         let timeout_in_all = timeout + Duration::from_millis(50);
