@@ -1,5 +1,7 @@
 //! Limits the memory of request bodies: each body is bounded, and so is the sum of all.
 
+use bytes::Bytes;
+
 use super::error::ApiError;
 use super::metrics::Metrics;
 
@@ -17,6 +19,11 @@ impl Held {
         Self { metrics: metrics.clone(), bytes: 0, most }
     }
 
+    /// The bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds bytes to the count.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         // The bytes are counted first, so that two requests can't both use the last room. At worst neither can.
@@ -27,6 +34,53 @@ impl Held {
         }
         self.metrics.buffered_refused.inc();
         Err(ApiError::no_room())
+    }
+}
+
+/// A body that grows, in one piece of memory.
+///
+/// A body beyond [`Whole::SMALL`] is moved only once, into room for all that it may become, so that it never takes twice its
+/// size. The system gives a page of that room when it is first written to, so room that stays unused costs nothing.
+#[derive(Debug)]
+pub(super) struct Whole {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl Whole {
+    /// Bodies up to this many bytes grow by doubling.
+    const SMALL: usize = 1 << 20;
+
+    /// An empty body that will have at most `most` bytes.
+    pub(super) fn new(most: usize) -> Self {
+        Self { bytes: Vec::new(), most }
+    }
+
+    /// The bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Appends `data`.
+    pub(super) fn push(&mut self, data: &[u8]) {
+        self.room(data.len()).extend_from_slice(data);
+    }
+
+    /// The body, with room for `more` bytes after it.
+    pub(super) fn room(&mut self, more: usize) -> &mut Vec<u8> {
+        let needed = self.bytes.len().saturating_add(more);
+        if needed > self.bytes.capacity() {
+            let missing = self.most.max(needed) - self.bytes.len();
+            if needed <= Self::SMALL || self.bytes.try_reserve_exact(missing).is_err() {
+                self.bytes.reserve(more);
+            }
+        }
+        &mut self.bytes
+    }
+
+    /// The whole body.
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes.into()
     }
 }
 
@@ -43,6 +97,31 @@ fn count(bytes: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_body_is_moved_once() {
+        let mut whole = Whole::new(8 << 20);
+        let piece = vec![7; 100_000];
+        let mut places = std::collections::BTreeSet::new();
+        for _ in 0..80 {
+            whole.push(&piece);
+            if whole.len() > Whole::SMALL {
+                places.insert(whole.bytes.as_ptr() as usize);
+            }
+        }
+        assert_eq!(whole.len(), 8_000_000);
+        assert!(places.len() <= 2, "it was moved {} times", places.len() - 1);
+        let before = whole.bytes.as_ptr();
+        assert_eq!(whole.into_bytes().as_ptr(), before, "and is not copied in the end");
+    }
+
+    #[test]
+    fn a_body_may_become_larger_than_announced() {
+        let mut whole = Whole::new(2);
+        whole.push(&[1; 3 << 20]);
+        whole.push(&[2; 5]);
+        assert_eq!(whole.into_bytes().len(), (3 << 20) + 5);
+    }
 
     #[test]
     fn the_sum_is_bounded_and_given_back() {

@@ -7,11 +7,11 @@ use std::pin::Pin;
 use async_compression::tokio::bufread::{
     BrotliDecoder, DeflateDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::buffered::Held;
+use super::buffered::{Held, Whole};
 use super::error::ApiError;
 
 /// The encodings that are decoded, in the format of `accept-encoding`.
@@ -19,6 +19,9 @@ const DECODED: &str = "gzip, zstd, br, deflate";
 
 /// The most encodings that may be applied one on top of the other.
 const MAX_LAYERS: usize = 3;
+
+/// Room for decoded bytes at each step.
+const READ_BYTES: usize = 16 * 1024;
 
 /// The number of decoded bytes after which other tasks of the thread get a turn.
 const TURN_BYTES: usize = 1 << 20;
@@ -108,16 +111,16 @@ async fn one(
         Encoding::Deflate if is_zlib(source) => Box::pin(ZlibDecoder::new(source)),
         Encoding::Deflate => Box::pin(DeflateDecoder::new(source)),
     };
-    let mut whole = BytesMut::new();
+    let mut whole = Whole::new(most);
     let mut since_turn = 0;
     loop {
-        whole.reserve(16 * 1024);
+        let room = whole.room(READ_BYTES);
         let read = decoder
-            .read_buf(&mut whole)
+            .read_buf(room)
             .await
             .map_err(|error| ApiError::bad_encoding(&error.to_string()))?;
         if read == 0 {
-            return Ok(whole.freeze());
+            return Ok(whole.into_bytes());
         }
         if whole.len() > most {
             return Err(ApiError::too_large(most));

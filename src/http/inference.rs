@@ -123,7 +123,7 @@ impl Inference {
             websocket: inbound.websocket,
             stream_end: StreamEnd::Event(broken),
             session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
-            prompt: &peek.prompt,
+            prompt: &peek.prompt(&body),
             priority,
         };
         let Dispatched { response, trace } = self
@@ -277,7 +277,7 @@ async fn facts<'a>(
         let model = model_of_query(parts.uri.query());
         return Ok(Facts { peek: Peek { model, ..Peek::default() }, ..Facts::default() });
     }
-    let mut peek = peek::peek(body)?;
+    let mut peek = peek::read(body).await?;
     // An empty name counts as none.
     peek.model = peek.model.filter(|name| !name.is_empty());
     let model_at = peek.model_at.take().map(ModelPlace::Json);

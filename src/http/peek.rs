@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use bytes::Bytes;
 use memchr::memchr2;
 use smallvec::SmallVec;
 
@@ -23,8 +24,27 @@ pub(super) struct Peek<'a> {
     pub(super) stream: bool,
     /// The value of `prompt_cache_key`, else of `user`.
     pub(super) session: Option<Cow<'a, str>>,
-    /// The pieces of the prompt in the body: tools, system, then messages, prompt, input or text.
-    pub(super) prompt: SmallVec<[&'a [u8]; 3]>,
+    /// The positions of the pieces of the prompt: tools, system, then messages, prompt, input or text.
+    pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
+}
+
+impl Peek<'_> {
+    /// The pieces of the prompt in `body`, which is the one that was read.
+    pub(super) fn prompt<'b>(&self, body: &'b [u8]) -> SmallVec<[&'b [u8]; 3]> {
+        self.prompt_at.iter().filter_map(|at| body.get(at.clone())).collect()
+    }
+
+    /// The same without a reference to the body.
+    fn into_owned(self) -> Peek<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Peek {
+            model: self.model.map(owned),
+            session: self.session.map(owned),
+            model_at: self.model_at,
+            stream: self.stream,
+            prompt_at: self.prompt_at,
+        }
+    }
 }
 
 /// Why a body is not a request.
@@ -42,8 +62,25 @@ pub(super) enum PeekError {
     WrongType { key: &'static str, wanted: &'static str },
 }
 
+/// Larger bodies are scanned on another thread: at some nanoseconds per byte, a scan would hold up the other requests of
+/// this thread.
+const LARGE_BODY_BYTES: usize = 512 * 1024;
+
+/// Reads `body` without holding up the other tasks of this thread.
+pub(super) async fn read(body: &Bytes) -> Result<Peek<'_>, PeekError> {
+    if body.len() <= LARGE_BODY_BYTES {
+        return peek(body);
+    }
+    let shared = body.clone();
+    match tokio::task::spawn_blocking(move || peek(&shared).map(Peek::into_owned)).await {
+        Ok(peek) => peek,
+        // The runtime is ending.
+        Err(_not_run) => peek(body),
+    }
+}
+
 /// Scans `body`.
-pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
+fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     std::str::from_utf8(body).map_err(|e| PeekError::NotUtf8(e.valid_up_to()))?;
     let mut scan = Scan { body, at: 0 };
     scan.blanks();
@@ -82,11 +119,11 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 }
                 // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
-                b"\"tools\"" => tools = Some(text),
-                b"\"system\"" | b"\"instructions\"" => system = Some(text),
-                b"\"messages\"" => prompt = Some(text),
+                b"\"tools\"" => tools = Some(value),
+                b"\"system\"" | b"\"instructions\"" => system = Some(value),
+                b"\"messages\"" => prompt = Some(value),
                 b"\"prompt\"" | b"\"input\"" | b"\"text\"" if prompt.is_none() => {
-                    prompt = Some(text);
+                    prompt = Some(value);
                 }
                 _ => {}
             }
@@ -103,8 +140,8 @@ pub(super) fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         return Err(PeekError::Malformed(scan.at));
     }
     peek.session = peek.session.or(user);
-    peek.prompt =
-        [tools, system, prompt].into_iter().flatten().filter(|piece| *piece != b"null").collect();
+    let pieces = [tools, system, prompt].into_iter().flatten();
+    peek.prompt_at = pieces.filter(|at| body[at.clone()] != *b"null").collect();
     Ok(peek)
 }
 
@@ -258,7 +295,7 @@ mod tests {
         );
         check("{}", |peek| assert_eq!(peek, Peek::default()));
         check(r#"{"model":null,"stream":null,"messages":null}"#, |peek| {
-            assert_eq!((peek.model, peek.stream, peek.prompt.len()), (None, false, 0));
+            assert_eq!((peek.model, peek.stream, peek.prompt_at.len()), (None, false, 0));
         });
         check(r#"{"user":"u","prompt_cache_key":"k"}"#, |peek| {
             assert_eq!(peek.session.as_deref(), Some("k"));
@@ -268,11 +305,22 @@ mod tests {
 
     #[test]
     fn the_prompt_is_taken_as_it_lies_and_in_the_engines_order() {
-        check(r#"{"messages":[ {"role":"user"} ],"system":"s","tools":[1]}"#, |peek| {
-            let pieces: Vec<&[u8]> = peek.prompt.to_vec();
-            assert_eq!(pieces, [&b"[1]"[..], b"\"s\"", br#"[ {"role":"user"} ]"#]);
-        });
-        check(r#"{"prompt":"a\"b"}"#, |peek| assert_eq!(peek.prompt.to_vec(), [&br#""a\"b""#[..]]));
+        let body = br#"{"messages":[ {"role":"user"} ],"system":"s","tools":[1]}"#;
+        let pieces = peek(body).unwrap().prompt(body);
+        assert_eq!(pieces.to_vec(), [&b"[1]"[..], b"\"s\"", br#"[ {"role":"user"} ]"#]);
+        let body = br#"{"prompt":"a\"b"}"#;
+        assert_eq!(peek(body).unwrap().prompt(body).to_vec(), [&br#""a\"b""#[..]]);
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_read_like_a_small_one() {
+        let text = "x".repeat(2 * LARGE_BODY_BYTES);
+        let body = format!(r#"{{"model":"m\u0031","user":"u","stream":true,"prompt":"{text}"}}"#);
+        let body = Bytes::from(body);
+        let large = read(&body).await.unwrap();
+        assert_eq!(large, peek(&body).unwrap());
+        assert_eq!(large.prompt(&body)[0].len(), text.len() + 2);
+        assert!(matches!(read(&body.slice(1..)).await, Err(PeekError::NotAnObject)));
     }
 
     #[test]
@@ -348,7 +396,7 @@ mod tests {
                 let peek = peek(&body).unwrap();
                 prop_assert_eq!(peek.model.as_deref(), Some(model.as_str()));
                 prop_assert_eq!(peek.stream, stream);
-                let messages: serde_json::Value = serde_json::from_slice(peek.prompt[0]).unwrap();
+                let messages: serde_json::Value = serde_json::from_slice(peek.prompt(&body)[0]).unwrap();
                 prop_assert_eq!(&messages, &document["messages"]);
             }
         }

@@ -3,13 +3,13 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use super::buffered::Held;
+use super::buffered::{Held, Whole};
 use super::error::ApiError;
 
 /// The limits of a body's size and speed.
@@ -62,18 +62,17 @@ async fn rest(
     held: &mut Held,
 ) -> Result<Bytes, ApiError> {
     let Limits { most, timeout } = limits;
-    // Memory is not reserved for the announced length before the bytes arrive.
-    let mut whole = BytesMut::with_capacity(announced.unwrap_or(0).min(1 << 20).max(first.len()));
+    let mut whole = Whole::new(announced.unwrap_or(most));
     let mut next = Some(first);
     while let Some(data) = next {
         if whole.len() + data.len() > most {
             return Err(ApiError::too_large(most));
         }
-        whole.extend_from_slice(&data);
+        whole.push(&data);
         next = piece(&mut incoming, timeout).await?;
         held.grow(next.as_ref().map_or(0, Bytes::len))?;
     }
-    Ok(whole.freeze())
+    Ok(whole.into_bytes())
 }
 
 /// The next piece of the body. Trailers are skipped.

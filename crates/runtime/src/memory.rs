@@ -12,7 +12,7 @@ pub fn limit() -> Option<u64> {
 /// The same, with the files of the system read by `read`.
 fn limit_of(read: &dyn Fn(&Path) -> io::Result<String>) -> Option<u64> {
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    let limits = groups.lines().flat_map(|line| limit_files(line));
+    let limits = groups.lines().flat_map(limit_files);
     let limits = limits.filter_map(|file| read(&file).ok()?.trim().parse::<u64>().ok());
     limits.chain(machine_memory(read)).filter(|bytes| *bytes > 0).min()
 }

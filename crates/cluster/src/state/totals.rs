@@ -282,8 +282,7 @@ mod tests {
     #[test]
     fn counts_are_adopted_a_few_rows_at_a_time_and_each_once() {
         let mut writers = Writers::default();
-        let mut clock =
-            HybridClock::new(crate::crdt::stamp::Author::default(), HybridClock::MAX_AHEAD);
+        let mut clock = HybridClock::new(crate::crdt::stamp::Author::default());
         let mut table = Table::<Totals>::default();
         let [former, me] = [1, 2].map(|g| writers.intern(&generation(g)).unwrap());
         writers.note_member(me, false);

@@ -8,7 +8,9 @@ use crate::state::policy::Policies;
 use crate::state::row::{ContentRef, RawRow, encode_key};
 use crate::state::store::Store;
 use crate::state::table::tests::{Replica, SharedSample};
-use crate::state::table::{Applied, MAX_PENDING, Mark, Replica as _, SnapshotRange};
+use crate::state::table::{
+    Applied, MAX_PENDING, Mark, NotAppliedReason, Replica as _, SnapshotRange,
+};
 
 const WHOLE: usize = 1 << 20;
 
@@ -221,6 +223,9 @@ fn raw(version: u64, n: u8, content: Vec<u8>) -> RawRow {
     RawRow { version, key: key.into(), content: content.into() }
 }
 
+/// The result of applying a row that is too long.
+const TOO_LONG: Applied = Applied::Refused(NotAppliedReason::TooLong);
+
 /// A row that no table of policies keeps.
 fn refused(version: u64, n: u8) -> RawRow {
     raw(version, n, vec![1; Policies::MAX_CONTENT_BYTES + 1])
@@ -238,7 +243,7 @@ fn a_log_with_a_hole() -> [Node; 4] {
     rows[1] = refused(2, 1);
     b.with(|table, parts| {
         let applied = rows.iter().map(|row| table.apply(parts, of, row)).collect::<Vec<_>>();
-        assert_eq!(applied, [Applied::Changed, Applied::Refused, Applied::Changed]);
+        assert_eq!(applied, [Applied::Changed, TOO_LONG, Applied::Changed]);
         table.advance(of, 3, 3);
     });
     [a, b, c, d]
@@ -370,5 +375,5 @@ fn a_row_at_the_limit_is_not_refused() {
         [raw(1, 0, tombstone), raw(2, 1, vec![9; Policies::MAX_CONTENT_BYTES]), refused(3, 2)]
             .map(|row| table.apply(parts, of, &row))
     });
-    assert_eq!(applied, [Applied::Nothing, Applied::Quarantined, Applied::Refused]);
+    assert_eq!(applied, [Applied::Nothing, Applied::Quarantined, TOO_LONG]);
 }
