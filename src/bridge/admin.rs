@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use smg_cluster::Node;
-use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
 use smg_cluster::state::policy::PolicyWrite;
 use smg_cluster::state::table::RefusedRow;
 use smg_cluster::state::worker::{self, AdminState, OverrideState, WorkerRecord, WorkerWrite};
@@ -21,9 +20,10 @@ use smg_types::ids::{ModelId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
+use super::Bridge;
+use super::health::Measured;
 use super::receipt::{Receipt, Wait};
 use super::settings::{self, PolicyDocument, PolicyError};
-use super::{Bridge, publish};
 
 /// Time between two checks of which routers have acknowledged a write.
 const RECEIPT_POLL: Duration = Duration::from_millis(2);
@@ -42,7 +42,18 @@ pub enum WriteError {
     Node(#[from] VisitError),
     /// The write is outside the bounds of the shared state.
     #[error(transparent)]
-    Refused(#[from] RefusedRow),
+    Refused(RefusedRow),
+    /// This router has written as many rows of a store as one router may.
+    #[error(
+        "this router holds {limit} {store} of its own, the most that one router may: remove some that are no longer needed, \
+         or, in a cluster, make the change on another router"
+    )]
+    Full {
+        /// The name of the store.
+        store: &'static str,
+        /// The most rows of one router.
+        limit: usize,
+    },
     /// This router has joined a moment ago and lacks the state of the others.
     #[error(
         "this router does not have the state of the cluster yet: make the change on another router, or try again"
@@ -59,10 +70,19 @@ pub enum WriteError {
     Policy(#[from] PolicyError),
 }
 
+impl From<RefusedRow> for WriteError {
+    fn from(refused: RefusedRow) -> Self {
+        match refused {
+            RefusedRow::Full { store, limit } => Self::Full { store: store.name(), limit },
+            RefusedRow::TooLarge { .. } | RefusedRow::Invalid { .. } => Self::Refused(refused),
+        }
+    }
+}
+
 /// What one router observes of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WorkerSeen {
-    /// `healthy`, `unhealthy`, or `unknown` if the router leaves probing to others.
+    /// `healthy`, `unhealthy`, or `unknown`: the router has not probed the worker yet, or leaves that to other routers.
     pub health: &'static str,
     /// `closed`, `half_open` or `open`.
     pub breaker: &'static str,
@@ -191,7 +211,7 @@ impl Admin {
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in self.bridge.fleet.snapshot().workers() {
             let seen = worker.local_view(now, breaker);
-            let seen = WorkerSeen::new(&publish::observation(&seen, now), seen.in_flight);
+            let seen = WorkerSeen::new((&seen).into(), seen.in_flight, seen.latency);
             observed.entry(worker.id).or_default().insert(me.clone(), seen);
         }
         Ok(observed)
@@ -329,7 +349,9 @@ fn observed_elsewhere(node: &Node) -> BTreeMap<WorkerId, Observed> {
         let seen = state.observations(id).filter(|(router, _)| router.name != *me);
         let seen = seen.map(|(router, seen)| {
             let in_flight = loads.get(&router.name).copied().unwrap_or(0);
-            (router.name.clone(), WorkerSeen::new(seen, in_flight))
+            let latency =
+                (seen.latency_us > 0).then(|| Duration::from_micros(seen.latency_us.into()));
+            (router.name.clone(), WorkerSeen::new(seen.into(), in_flight, latency))
         });
         all.insert(id, seen.collect());
     }
@@ -337,20 +359,18 @@ fn observed_elsewhere(node: &Node) -> BTreeMap<WorkerId, Observed> {
 }
 
 impl WorkerSeen {
-    fn new(seen: &Observation, in_flight: u32) -> Self {
-        let (breaker, serving) = match seen.breaker {
-            SeenBreaker::Closed => ("closed", false),
-            SeenBreaker::Serving => ("closed", true),
-            SeenBreaker::HalfOpen => ("half_open", false),
-            SeenBreaker::Open => ("open", false),
+    fn new(measured: Measured, in_flight: u32, head_latency: Option<Duration>) -> Self {
+        let health = match measured.health {
+            None => "unknown",
+            Some(true) => "healthy",
+            Some(false) => "unhealthy",
         };
-        let health = match seen.health {
-            SeenHealth::Unknown => "unknown",
-            SeenHealth::Healthy => "healthy",
-            SeenHealth::Unhealthy => "unhealthy",
-        };
-        let head_latency_seconds =
-            (seen.latency_us > 0).then(|| f64::from(seen.latency_us) / 1_000_000.0);
-        Self { health, breaker, serving, in_flight, head_latency_seconds }
+        Self {
+            health,
+            breaker: measured.breaker.name(),
+            serving: measured.serving,
+            in_flight,
+            head_latency_seconds: head_latency.map(|latency| latency.as_secs_f64()),
+        }
     }
 }

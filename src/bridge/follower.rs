@@ -85,7 +85,8 @@ impl RoutingFollower {
         let me = node.replication().me().clone();
         let probers = self.bridge.config.health_probers;
         let elsewhere = health::is_probed_elsewhere(&me.name, &self.present, probers, id);
-        self.bridge.fleet.set_remote_view(id, health::heard(node.state(), &me, id, elsewhere));
+        let reports = health::combined_reports(node.state(), &me, id, elsewhere);
+        self.bridge.fleet.set_remote_view(id, reports);
         let known = self.restarts.entry(id).or_default();
         let mut is_cold = false;
         for (router, seen) in node.state().observations(id).filter(|(r, _)| r.name != me.name) {

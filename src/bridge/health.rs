@@ -1,16 +1,77 @@
-//! Whose word counts about a worker, and who asks it.
+//! The health of workers as routers share it: the translation between what the fleet measures and what the cluster stores,
+//! the verdict on the reports of other routers, and the choice of the routers that probe a worker.
 //!
-//! A few routers ask each worker, chosen by rendezvous hashing over those that are there, so that all agree on who does
-//! without a word, and probes don't grow with the number of routers. Of what the others see, the majority counts, and of
-//! those only who has seen anything; a tie speaks for the worker. So no single router can take a worker from the others.
+//! `--health-probers` routers probe each worker. Rendezvous hashing over the present routers chooses them, so all routers
+//! agree on them without a message, and the number of probes does not grow with the number of routers. A router without
+//! other routers probes all workers, has no reports, and decides by its own probes and breakers alone.
+//!
+//! Of the other routers' reports on the health of a worker, the majority decides. A router that does not probe the worker
+//! reports no health and does not count. A tie counts as healthy.
 
 use smg_cluster::state::State;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
-use smg_routing::fleet::{BreakerMode, RemoteView};
+use smg_routing::fleet::{BreakerMode, LocalView, RemoteView};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
+use smg_types::now::Now;
 
-/// What the routers but `me` say of a worker, put together.
-pub(super) fn heard(
+/// What one router has measured of a worker, in the terms of the fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// The result of the router's probes; `None`: the router has no result of its own.
+    pub(super) health: Option<bool>,
+    pub(super) breaker: BreakerMode,
+    /// A request succeeded within the last 10 s, and none has failed since.
+    pub(super) serving: bool,
+}
+
+impl From<&LocalView> for Measured {
+    fn from(view: &LocalView) -> Self {
+        Self { health: view.health, breaker: view.breaker, serving: view.serving }
+    }
+}
+
+impl From<&Observation> for Measured {
+    fn from(seen: &Observation) -> Self {
+        let health = match seen.health {
+            SeenHealth::Unknown => None,
+            SeenHealth::Healthy => Some(true),
+            SeenHealth::Unhealthy => Some(false),
+        };
+        let (breaker, serving) = match seen.breaker {
+            SeenBreaker::Closed => (BreakerMode::Closed, false),
+            SeenBreaker::Serving => (BreakerMode::Closed, true),
+            SeenBreaker::HalfOpen => (BreakerMode::HalfOpen, false),
+            SeenBreaker::Open => (BreakerMode::Open, false),
+        };
+        Self { health, breaker, serving }
+    }
+}
+
+/// The row in which this router publishes what it has measured of a worker.
+pub(super) fn observation(view: &LocalView, now: Now) -> Observation {
+    let Measured { health, breaker, serving } = view.into();
+    Observation {
+        health: match health {
+            None => SeenHealth::Unknown,
+            Some(true) => SeenHealth::Healthy,
+            Some(false) => SeenHealth::Unhealthy,
+        },
+        breaker: match breaker {
+            BreakerMode::Closed if serving => SeenBreaker::Serving,
+            BreakerMode::Closed => SeenBreaker::Closed,
+            BreakerMode::HalfOpen => SeenBreaker::HalfOpen,
+            BreakerMode::Open => SeenBreaker::Open,
+        },
+        latency_us: view
+            .latency
+            .map_or(0, |latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX)),
+        restarts: view.cold_count,
+        seen_ms: u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Combines the reports of all routers but `me` on a worker.
+pub(super) fn combined_reports(
     state: &State,
     me: &NodeId,
     id: WorkerId,
@@ -20,25 +81,26 @@ pub(super) fn heard(
     let loads = state.loads(id).filter(|(node, _)| others(node));
     let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
     let seen = state.observations(id).filter(|(node, _)| others(node));
-    let (health, breaker) = judge(seen.map(|(_, seen)| seen));
+    let (health, breaker) = judge(seen.map(|(_, seen)| seen.into()));
     RemoteView { in_flight, health, breaker, probed_elsewhere }
 }
 
-/// What several routers' observations of one worker mean: its health, and the most closed of their breakers.
-fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Option<BreakerMode>) {
+/// The health and the breaker that follow from several routers' measurements of one worker; `None`: no router has measured
+/// its health, or all breakers are closed. The breaker counts as open if more routers have an open breaker than have had a
+/// success within the last 10 s.
+fn judge(measured: impl Iterator<Item = Measured>) -> (Option<bool>, Option<BreakerMode>) {
     let (mut good, mut bad, mut serving) = (0u32, 0u32, 0u32);
     let (mut open, mut half_open) = (0u32, 0u32);
-    for seen in seen {
-        match seen.health {
-            SeenHealth::Healthy => good += 1,
-            SeenHealth::Unhealthy => bad += 1,
-            SeenHealth::Unknown => {}
+    for router in measured {
+        match router.health {
+            Some(true) => good += 1,
+            Some(false) => bad += 1,
+            None => {}
         }
-        match seen.breaker {
-            SeenBreaker::Open => open += 1,
-            SeenBreaker::HalfOpen => half_open += 1,
-            SeenBreaker::Serving => serving += 1,
-            SeenBreaker::Closed => {}
+        match router.breaker {
+            BreakerMode::Open => open += 1,
+            BreakerMode::HalfOpen => half_open += 1,
+            BreakerMode::Closed => serving += u32::from(router.serving),
         }
     }
     let breaker = if open > serving {
@@ -49,7 +111,8 @@ fn judge<'a>(seen: impl Iterator<Item = &'a Observation>) -> (Option<bool>, Opti
     ((good + bad > 0).then_some(bad <= good), breaker)
 }
 
-/// Whether `me` is none of the `count` routers of `present` (which it is one of) that ask a worker.
+/// Whether the `count` routers that probe a worker are all other routers than `me`. `present` holds the names of all present
+/// routers, `me` included. False if `me` is the only router.
 pub(super) fn is_probed_elsewhere(
     me: &NodeName,
     present: &[NodeName],
@@ -65,31 +128,32 @@ pub(super) fn is_probed_elsewhere(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Each word is a router: `+`, `-` or `?` for its probes, `c`, `s`, `h` or `o` for its breaker.
+    fn measured(router: &str) -> Measured {
+        let (breaker, serving) = match router.as_bytes()[1] {
+            b's' => (BreakerMode::Closed, true),
+            b'h' => (BreakerMode::HalfOpen, false),
+            b'o' => (BreakerMode::Open, false),
+            _ => (BreakerMode::Closed, false),
+        };
+        let health = match router.as_bytes()[0] {
+            b'+' => Some(true),
+            b'-' => Some(false),
+            _ => None,
+        };
+        Measured { health, breaker, serving }
+    }
+
     fn judged(routers: &str) -> (Option<bool>, Option<BreakerMode>) {
-        let seen = routers.split_whitespace().map(|router| Observation {
-            health: match router.as_bytes()[0] {
-                b'+' => SeenHealth::Healthy,
-                b'-' => SeenHealth::Unhealthy,
-                _ => SeenHealth::Unknown,
-            },
-            breaker: match router.as_bytes()[1] {
-                b's' => SeenBreaker::Serving,
-                b'h' => SeenBreaker::HalfOpen,
-                b'o' => SeenBreaker::Open,
-                _ => SeenBreaker::Closed,
-            },
-            latency_us: 0,
-            restarts: 0,
-            seen_ms: 0,
-        });
-        judge(seen.collect::<Vec<_>>().iter())
+        judge(routers.split_whitespace().map(measured))
     }
 
     #[test]
-    fn the_majority_of_those_who_have_seen_something_counts_and_a_tie_is_for_the_worker() {
+    fn the_majority_of_the_routers_that_have_probed_decides_and_a_tie_counts_as_healthy() {
         assert_eq!(judged(""), (None, None));
         assert_eq!(judged("?c ?c"), (None, None));
         assert_eq!(judged("+c ?c"), (Some(true), None));
@@ -103,23 +167,44 @@ mod tests {
     }
 
     #[test]
-    fn as_many_routers_ask_as_should_and_workers_are_spread() {
+    fn a_measurement_survives_its_way_through_the_cluster() {
+        let now = Now { mono: Duration::ZERO, wall: Duration::from_millis(7) };
+        for health in ["+", "-", "?"] {
+            for breaker in ["c", "s", "h", "o"] {
+                let measured = measured(&format!("{health}{breaker}"));
+                let view = LocalView {
+                    health: measured.health,
+                    breaker: measured.breaker,
+                    serving: measured.serving,
+                    latency: Some(Duration::from_micros(9)),
+                    cold_count: 3,
+                    in_flight: 0,
+                };
+                let row = observation(&view, now);
+                assert_eq!(Measured::from(&row), measured, "{row:?}");
+                assert_eq!((row.latency_us, row.restarts, row.seen_ms), (9, 3, 7));
+            }
+        }
+    }
+
+    #[test]
+    fn each_worker_has_its_count_of_probers_and_workers_are_spread_over_the_routers() {
         let names: Vec<NodeName> = (0..7).map(|n| format!("r{n}").parse().unwrap()).collect();
-        let mut asks = [0; 7];
+        let mut probes = [0; 7];
         for worker in 0..700 {
             let id = WorkerId::of_url(&format!("http://w{worker}:80"));
-            let asking: Vec<usize> =
+            let probers: Vec<usize> =
                 (0..7).filter(|n| !is_probed_elsewhere(&names[*n], &names, 2, id)).collect();
-            assert_eq!(asking.len(), 2);
-            asking.iter().for_each(|n| asks[*n] += 1);
+            assert_eq!(probers.len(), 2);
+            probers.iter().for_each(|n| probes[*n] += 1);
         }
-        assert!(asks.iter().all(|n| (140..=260).contains(n)), "{asks:?}");
+        assert!(probes.iter().all(|n| (140..=260).contains(n)), "{probes:?}");
         let alone = &names[..1];
         assert!(!is_probed_elsewhere(&names[0], alone, 2, WorkerId::from_u64(1)));
     }
 
     #[test]
-    fn who_leaves_changes_only_what_it_asked() {
+    fn a_router_that_leaves_changes_only_the_probers_of_its_workers() {
         let names: Vec<NodeName> = (0..5).map(|n| format!("r{n}").parse().unwrap()).collect();
         let left = &names[..4];
         for worker in 0..200 {
@@ -127,7 +212,7 @@ mod tests {
             for name in left {
                 let before = is_probed_elsewhere(name, &names, 2, id);
                 let after = is_probed_elsewhere(name, left, 2, id);
-                assert!(before || !after, "who asked goes on asking");
+                assert!(before || !after, "a router that probes a worker goes on probing it");
             }
         }
     }

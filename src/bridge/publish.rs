@@ -7,17 +7,17 @@ use std::time::Duration;
 use smg_cluster::Node;
 use smg_cluster::state::Write;
 use smg_cluster::state::load::{Load, LoadWrite};
-use smg_cluster::state::observation::{Observation, ObservationWrite, SeenBreaker, SeenHealth};
+use smg_cluster::state::observation::{Observation, ObservationWrite};
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
-use smg_routing::fleet::{BreakerMode, LocalView, Snapshot};
+use smg_routing::fleet::Snapshot;
 use smg_routing::policies::Endings;
 use smg_routing::policy::journal::JournalBatch;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
-use super::{Bridge, Metrics};
+use super::{Bridge, Metrics, health};
 
 /// Time between two publications of the counts of requests. A latency is published at most every five of these.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
@@ -132,7 +132,7 @@ impl Publisher {
                 let load = (seen.in_flight > 0).then_some(load);
                 writes.push(LoadWrite { worker: worker.id, load }.into());
             }
-            let observation = observation(&seen, now);
+            let observation = health::observation(&seen, now);
             if observation_changed(published, &observation, now.mono) {
                 published.seen = Some(observation);
                 published.seen_at = now.mono;
@@ -207,27 +207,6 @@ fn total(node: &Node, model: ModelId) -> (ModelId, [(&'static str, u64); 3]) {
     (model, counts)
 }
 
-pub(super) fn observation(seen: &LocalView, now: Now) -> Observation {
-    Observation {
-        health: match seen.health {
-            None => SeenHealth::Unknown,
-            Some(true) => SeenHealth::Healthy,
-            Some(false) => SeenHealth::Unhealthy,
-        },
-        breaker: match seen.breaker {
-            BreakerMode::Closed if seen.serving => SeenBreaker::Serving,
-            BreakerMode::Closed => SeenBreaker::Closed,
-            BreakerMode::HalfOpen => SeenBreaker::HalfOpen,
-            BreakerMode::Open => SeenBreaker::Open,
-        },
-        latency_us: seen
-            .latency
-            .map_or(0, |latency| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX)),
-        restarts: seen.cold_count,
-        seen_ms: u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX),
-    }
-}
-
 /// Whether to publish an observation: at once if health, breaker or restarts differ, later if only the latency has moved by a
 /// quarter.
 fn observation_changed(published: &Published, seen: &Observation, now: Duration) -> bool {
@@ -248,6 +227,8 @@ fn load_changed(published: &Published, load: u32, now: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
+
     use super::*;
 
     fn seen() -> Observation {

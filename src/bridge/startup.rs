@@ -68,7 +68,7 @@ impl Startup {
             announced
         });
         if let Ok(announced) = visit.await {
-            info!(workers = announced, "announced the workers that the configuration names");
+            info!(workers = announced, "wrote the configured workers into the shared state");
         }
         self.bridge.gate.has_announced()
     }

@@ -444,6 +444,9 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Node(error) => error.into(),
             WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
+            WriteError::Full { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "shared_state_full", message)
+            }
             WriteError::StateIncomplete => {
                 let mut error =
                     Self::new(StatusCode::SERVICE_UNAVAILABLE, "state_incomplete", message);

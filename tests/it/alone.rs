@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::support::client;
+use crate::support::client::{self, Connection};
 use crate::support::eventually;
 use crate::support::router::Router;
 use crate::support::worker::Worker;
@@ -67,6 +67,30 @@ async fn a_router_alone_answers_writes_with_a_receipt_and_shows_its_observations
         (&json!("healthy"), &json!("closed"))
     );
     assert_eq!(router.get("/ha/status").await.json()["stores"]["workers"]["entry_count"], 1);
+}
+
+#[tokio::test]
+async fn a_write_beyond_the_bound_of_the_shared_state_is_no_fault_of_the_client() {
+    let router = Router::start(&[]).await;
+    let mut connection = Connection::open(router.address()).await.unwrap();
+    let mut set = async |at: usize| {
+        let path = format!("/ha/policies/m{at}");
+        connection.put(&path, r#"{"policy":"random"}"#.to_owned()).await.unwrap()
+    };
+    for at in 0..2048 {
+        assert_eq!(set(at).await.status, 200, "policy {at}");
+    }
+    let refused = set(2048).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "shared_state_full"));
+    let text = refused.text();
+    assert!(text.contains("2048 policies") && text.contains("remove some"), "{text}");
+    // An entry that is there may change, and a removed one makes room.
+    assert_eq!(set(7).await.status, 200);
+    assert_eq!(router.send("DELETE", "/ha/policies/m7", &[], b"").await.status, 200);
+    assert_eq!(set(2048).await.status, 200);
+    // A body out of bounds remains the client's fault.
+    let wrong = router.send("PUT", "/ha/policies/m9", &[], br#"{"policy":"none"}"#).await;
+    assert_eq!(wrong.status, 400);
 }
 
 #[tokio::test]
@@ -162,7 +186,7 @@ async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
     assert_eq!(router.get("/readiness").await.json()["reason"], "joining", "it is still early");
     eventually("it has stopped waiting for others and has published its workers", || async {
         let log = router.log();
-        if log.contains("announced the workers") { Ok(()) } else { Err(log) }
+        if log.contains("wrote the configured workers") { Ok(()) } else { Err(log) }
     })
     .await;
     assert_eq!(router.get(&removed).await.status, 404, "it stays removed");
