@@ -289,7 +289,7 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
     let writes = match change {
         Change::Add(spec) if takes_part => return Err(RegisterError::Exists(spec.id()).into()),
         Change::Add(spec) => {
-            let record = WorkerRecord::from(&*spec).with_configuration(known);
+            let record = WorkerRecord::registered(&spec, entry.record(), now);
             let mut writes = vec![WorkerWrite::Put(record).into()];
             writes.extend(
                 is_dismissed
@@ -303,7 +303,9 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
         }
         Change::Remove(id) => vec![WorkerWrite::Remove(id).into()],
         Change::Respecify(spec) if takes_part => {
-            vec![WorkerWrite::Put(WorkerRecord::from(&*spec).with_configuration(known)).into()]
+            let record = WorkerRecord::from(&*spec);
+            let record = entry.record().map_or(record.clone(), |before| record.replacing(before));
+            vec![WorkerWrite::Put(record).into()]
         }
         Change::Cordon(id, true) if takes_part => {
             vec![WorkerWrite::AdminState(id, AdminState::Cordoned).into()]

@@ -7,14 +7,15 @@ use std::time::Duration;
 use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
 use smg_cluster::state::State;
+use smg_cluster::state::session::SessionWrite;
 use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::worker::{AdminState, OverrideState, WorkerEntry};
 use smg_mesh::Follower;
-use smg_routing::fleet::{DesiredWorker, Override};
+use smg_routing::fleet::{DesiredWorker, Override, Reconciled};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Bridge, health, settings};
 
@@ -43,7 +44,13 @@ impl RoutingFollower {
         }
     }
 
-    fn apply_workers(&mut self, node: &mut Node, ids: &BTreeSet<WorkerId>, now: Now) {
+    /// Returns the workers that have left or were registered again: what was learnt of them before is void.
+    fn apply_workers(
+        &mut self,
+        node: &mut Node,
+        ids: &BTreeSet<WorkerId>,
+        now: Now,
+    ) -> Vec<WorkerId> {
         let gate = &self.bridge.gate;
         let mut desired = BTreeMap::new();
         let mut left = Vec::new();
@@ -62,17 +69,26 @@ impl RoutingFollower {
                 }
             }
         }
-        let new = self.bridge.fleet.reconcile(desired, now);
-        if !new.is_empty() {
-            info!(workers = new.len(), "workers registered");
+        let Reconciled { added, registered_again } = self.bridge.fleet.reconcile(desired, now);
+        if !added.is_empty() {
+            info!(workers = added.len(), "workers registered");
             self.bridge.wake.notify_one();
         }
-        for id in left {
-            node.forget_prefixes(id);
+        left.extend(registered_again);
+        if !left.is_empty() {
+            // At once, not at the next pick: what routers report from now on is of the worker's next registration.
+            self.bridge.policies.follow(&self.bridge.fleet.snapshot());
         }
-        for id in new {
+        for id in &left {
+            node.forget_prefixes(now, *id);
+            if let Err(error) = node.update(now, SessionWrite::EndOf { worker: *id }) {
+                debug!(worker = %id, %error, "some sessions of a removed worker stay in the shared state");
+            }
+        }
+        for id in added {
             self.apply_reports(node, id, now);
         }
+        left
     }
 
     fn apply_reports(&mut self, node: &mut Node, id: WorkerId, now: Now) {
@@ -109,7 +125,7 @@ impl RoutingFollower {
         if last.is_none_or(|at| now.mono.saturating_sub(at) > SAME_RESTART_WINDOW) {
             info!(worker = %id, "another router found its cache cold");
             self.bridge.fleet.apply_remote_cold(id);
-            node.forget_prefixes(id);
+            node.forget_prefixes(now, id);
         }
     }
 
@@ -132,9 +148,10 @@ impl Follower for RoutingFollower {
         if members {
             self.present = present(node);
         }
-        if !changed.workers.is_empty() {
-            self.apply_workers(node, &changed.workers, now);
-        }
+        let left = match changed.workers.is_empty() {
+            true => Vec::new(),
+            false => self.apply_workers(node, &changed.workers, now),
+        };
         if !changed.policies.is_empty() {
             self.apply_policies(node.state(), changed);
         }
@@ -144,7 +161,8 @@ impl Follower for RoutingFollower {
                 memory.apply_remote_session(key.0, session.worker(), now);
             }
         }
-        for run in &changed.hints {
+        // The hints of these changes may be older than the removal of their worker.
+        for run in changed.hints.iter().filter(|run| !left.contains(&run.worker.into())) {
             memory.index.insert_remote(run.parent, &run.blocks, run.worker.into(), now);
         }
         if members {
@@ -193,5 +211,6 @@ fn desired_worker(entry: &WorkerEntry, now: Now) -> Option<DesiredWorker> {
         };
         Some(Override { healthy, reason: verdict.reason.clone(), until })
     });
-    Some(DesiredWorker { spec, health_override, cordoned })
+    let registration = entry.record()?.registration();
+    Some(DesiredWorker { spec, health_override, cordoned, registration })
 }

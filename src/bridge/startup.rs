@@ -111,7 +111,10 @@ fn announce(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
                 Some((known, _)) if known.configuration().is_none() => {
                     known.clone().with_configuration(mine.configuration())
                 }
-                Some(_) => mine,
+                Some((known, _)) => {
+                    let configured = mine.configuration();
+                    mine.replacing(known).with_configuration(configured)
+                }
             };
         match node.update(now, WorkerWrite::Put(write)) {
             Ok(_) => announced += 1,

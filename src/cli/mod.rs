@@ -133,7 +133,17 @@ pub struct Args {
 /// The whole command line, for parsing.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    /// Reads `-1` behind a flag as the flag's value, so that a number out of bounds is one mistake and not two: a flag
+    /// without a value, and an unknown flag.
+    fn with_negative_numbers(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| {
+                let takes_value = arg.get_action().takes_values();
+                arg.allow_negative_numbers(takes_value)
+            })
+            .mut_subcommands(with_negative_numbers)
+    }
+    with_negative_numbers(Cli::command())
 }
 
 /// The command line with each flag's variable shown: for help, completions, the manual page and the documentation.

@@ -8,7 +8,9 @@ use smg_routing::limit::Priority;
 use smg_routing::policy::Kind;
 use smg_types::spec::{Secret, WorkerUrl};
 
-use crate::cli::values::{Limit, ModelAlias, between, limit, seconds, secret, whole, worker_url};
+use crate::cli::values::{
+    Limit, ModelAlias, between, limit, place, seconds, secret, whole, worker_url,
+};
 
 /// The workers that are configured.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -188,6 +190,19 @@ pub struct RoutingArgs {
         action = clap::ArgAction::Set
     )]
     pub debug_headers: bool,
+    /// The zone of this router: it prefers workers of its own zone.
+    ///
+    /// A worker's zone stands in its `[[workers]]` table or in the API. Requests go to workers of another zone while those of
+    /// the own zone are out or full, or while the least loaded of them exceeds the least loaded worker by more than
+    /// --balance-abs-threshold and --balance-rel-threshold allow. Default: none, no worker is preferred for its zone.
+    #[arg(long, value_name = "NAME", value_parser = place)]
+    pub node_zone: Option<String>,
+    /// The region of this router: it prefers workers of its own region.
+    ///
+    /// As --node-zone, one step wider: a worker of the own zone comes first, then one of the own region, then any. Zones of
+    /// the same name in two regions are two zones. Default: none, no worker is preferred for its region.
+    #[arg(long, value_name = "NAME", value_parser = place)]
+    pub node_region: Option<String>,
 }
 
 /// How many requests are admitted.

@@ -155,6 +155,11 @@ pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
     })
 }
 
+/// The name of a region or a zone.
+pub(crate) fn place(text: &str) -> Result<String, String> {
+    bounds::place(text).map(|()| text.to_owned())
+}
+
 /// The address of another router to join.
 pub(crate) fn peer_url(text: &str) -> Result<JoinAddress, String> {
     text.parse().map_err(|error: ParseJoinAddressError| error.to_string())

@@ -182,8 +182,12 @@ fn bridge_config(args: &Args) -> bridge::Config {
 }
 
 fn fleet_config(args: &Args) -> fleet::Config {
-    let Args { health, breaker, workers, .. } = args;
+    let Args { health, breaker, workers, routing, .. } = args;
     fleet::Config {
+        place: fleet::Place {
+            region: routing.node_region.clone(),
+            zone: routing.node_zone.clone(),
+        },
         health: fleet::HealthConfig {
             endpoint: health.health_check_endpoint.clone(),
             interval: health.health_check_interval_secs,

@@ -15,7 +15,9 @@ use smg_types::bounds::{
     PROBE_TIMEOUT_SECONDS, WEIGHT,
 };
 use smg_types::ids::ModelId;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
+use smg_types::spec::{
+    HealthSpec, NO_DISAGGREGATION, REGULAR_WORKER, Secret, Weight, WorkerSpec, WorkerUrl,
+};
 use toml::{Table, Value};
 
 use crate::cli::values;
@@ -94,9 +96,9 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
         fields.wrong("labels.policy", &format!("{} is no policy", shown(policy)));
     }
     check_aliases(fields, &models, &aliases);
-    let kind = fields.text("worker_type", worker_kind).unwrap_or_default();
-    let region = fields.text("region", place);
-    let zone = fields.text("zone", place);
+    fields.text("worker_type", regular);
+    let region = fields.text("region", values::place);
+    let zone = fields.text("zone", values::place);
     let priority = fields.text("priority", priority).unwrap_or_default();
     let weight = fields
         .text("weight", |text| {
@@ -106,13 +108,12 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
         })
         .unwrap_or_default();
     let max_concurrent = fields.text("max_concurrent", values::positive(*MAX_CONCURRENT.end()));
-    let bootstrap_port = fields.text("bootstrap_port", values::whole::<u16>(1, 65_535));
+    fields.text("bootstrap_port", |_| Err::<(), _>(format!("is refused: {NO_DISAGGREGATION}")));
     let health = fields.table("health", HEALTH_KEYS, health).unwrap_or_default();
     let api_key = api_key(fields, process);
     Some(WorkerSpec {
         models,
         aliases,
-        kind,
         labels,
         region,
         zone,
@@ -121,7 +122,6 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
         api_key,
         health,
         max_concurrent,
-        bootstrap_port,
         ..WorkerSpec::new(url?)
     })
 }
@@ -184,23 +184,18 @@ fn label_value(text: &str) -> Result<String, String> {
     bounds::label_value(text).map(|()| text.to_owned())
 }
 
-fn place(text: &str) -> Result<String, String> {
-    bounds::place(text).map(|()| text.to_owned())
-}
-
 fn seconds(
     bounds: &RangeInclusive<f64>,
 ) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
     values::seconds(*bounds.start(), *bounds.end())
 }
 
-fn worker_kind(text: &str) -> Result<WorkerKind, String> {
-    match text {
-        "regular" => Ok(WorkerKind::Regular),
-        "prefill" => Ok(WorkerKind::Prefill),
-        "decode" => Ok(WorkerKind::Decode),
-        _ => Err("is none of regular, prefill, decode".to_owned()),
+/// Accepts the one worker type that is supported.
+fn regular(text: &str) -> Result<(), String> {
+    if text == REGULAR_WORKER {
+        return Ok(());
     }
+    Err(format!("is refused, only {REGULAR_WORKER} is accepted: {NO_DISAGGREGATION}"))
 }
 
 fn priority(text: &str) -> Result<i32, String> {

@@ -128,6 +128,10 @@ pub(super) async fn control(
             }
         }
     }
+    if ["/sleep", "/wake_up"].contains(&uri.path()) {
+        // The next probe asks whether the engine sleeps.
+        surface.fleet.load().workers().iter().for_each(|worker| worker.request_probe());
+    }
     (status_of(&done, &failed), Json(json!({ "done": done, "failed": failed }))).into_response()
 }
 

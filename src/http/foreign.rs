@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 use smg_routing::fleet::{Models, Worker, WorkerState};
+use smg_types::spec::{NO_DISAGGREGATION, REGULAR_WORKER};
 
 use super::documents::invalid;
 use super::error::ApiError;
@@ -17,10 +18,10 @@ const RUNTIMES: [&str; 8] =
 /// Fields of theirs that ask for something that is not done here, each with what to use instead. `null`, an empty text, an
 /// empty list and an empty object ask for nothing.
 const REFUSED: &[(&str, &str)] = &[
-    ("bootstrap_port", DISAGGREGATION),
-    ("bootstrap_host", DISAGGREGATION),
-    ("kv_connector", DISAGGREGATION),
-    ("kv_role", DISAGGREGATION),
+    ("bootstrap_port", NO_DISAGGREGATION),
+    ("bootstrap_host", NO_DISAGGREGATION),
+    ("kv_connector", NO_DISAGGREGATION),
+    ("kv_role", NO_DISAGGREGATION),
     ("kv_block_size", "KV events of workers are not read"),
     ("dp_base_url", RANKS),
     ("dp_rank", RANKS),
@@ -36,7 +37,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("load_monitor_interval_secs", "load is the number of requests in flight"),
 ];
 
-const DISAGGREGATION: &str = "disaggregation is not supported";
 const RANKS: &str = "data-parallel ranks are not addressed: register each engine by its URL";
 const ENGINE: &str = "the engine tokenizes and parses: give it to the engine";
 
@@ -53,8 +53,8 @@ const HEALTH: &[(&str, &str)] = &[
 pub(super) fn read_fields(description: &mut Value) -> Result<(), ApiError> {
     let Value::Object(fields) = description else { return Ok(()) };
     for (name, instead) in REFUSED {
-        if fields.remove(*name).is_some_and(|value| !asks_for_nothing(&value)) {
-            return Err(refused(name, instead));
+        if let Some(value) = fields.remove(*name).filter(|value| !asks_for_nothing(value)) {
+            return Err(refused(name, &value, instead));
         }
     }
     drop_if(fields, "runtime", |value| is_one_of(value, &RUNTIMES), RUNTIME)?;
@@ -77,17 +77,17 @@ pub(super) fn read_fields(description: &mut Value) -> Result<(), ApiError> {
         |value| value.as_u64() == Some(20),
         "only 20 is accepted; a worker is probed until it answers",
     )?;
-    if fields.get("worker_type").is_some_and(|kind| !is_one_of(kind, &["regular"])) {
-        return Err(refused("worker_type", DISAGGREGATION));
-    }
+    drop_if(fields, "worker_type", |value| is_one_of(value, &[REGULAR_WORKER]), NO_DISAGGREGATION)?;
     read_health(fields)?;
     read_models(fields)
 }
 
 const RUNTIME: &str = "it is no engine that is known to speak HTTP";
 
-fn refused(name: &'static str, instead: &str) -> ApiError {
-    invalid(name, format!("{name} is refused: {instead}"))
+/// `value` is shortened, because a client may send any JSON.
+fn refused(name: &'static str, value: &Value, instead: &str) -> ApiError {
+    let shown: String = value.to_string().chars().take(64).collect();
+    invalid(name, format!("{name} {shown} is refused: {instead}"))
 }
 
 fn asks_for_nothing(value: &Value) -> bool {
@@ -113,9 +113,7 @@ fn drop_if(
     instead: &str,
 ) -> Result<(), ApiError> {
     match fields.remove(name) {
-        Some(value) if !value.is_null() && !is_so(&value) => {
-            Err(invalid(name, format!("{name} {value} is refused: {instead}")))
-        }
+        Some(value) if !value.is_null() && !is_so(&value) => Err(refused(name, &value, instead)),
         Some(_) | None => Ok(()),
     }
 }
@@ -195,7 +193,7 @@ pub(super) fn fields_of(worker: &Worker) -> Map<String, Value> {
     let fields = json!({
         "url": worker.spec.url,
         "model_id": model,
-        "worker_type": worker.spec.kind,
+        "worker_type": REGULAR_WORKER,
         "connection_mode": "http",
         "priority": worker.spec.priority,
         "cost": 1.0,
@@ -247,7 +245,7 @@ mod tests {
                 "max_connection_attempts": 20, "bootstrap_port": null, "http_pool": {}
             }),
             json!({
-                "url": "http://w", "model_id": "m", "worker_type": "regular", "priority": 50,
+                "url": "http://w", "model_id": "m", "priority": 50,
                 "labels": { "a": "b" }
             }),
         );
@@ -279,8 +277,12 @@ mod tests {
             check_refused(json!({ *name: { "x": 1 } }), name, instead);
             check(json!({ *name: null }), json!({}));
         }
-        check_refused(json!({ "worker_type": "prefill" }), "worker_type", "disaggregation");
-        check_refused(json!({ "worker_type": "encode" }), "worker_type", "disaggregation");
+        check_refused(json!({ "worker_type": "prefill" }), "worker_type", "\"prefill\" is refused");
+        check_refused(
+            json!({ "worker_type": "encode" }),
+            "worker_type",
+            "disaggregated prefill is not",
+        );
         check_refused(json!({ "connection_mode": "grpc" }), "connection_mode", "over HTTP");
         check_refused(json!({ "runtime": "abacus" }), "runtime", "abacus");
         check_refused(json!({ "cost": 2 }), "cost", "weight");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smg_types::bounds::{PROBE_INTERVAL_SECONDS, PROBE_TIMEOUT_SECONDS};
 use smg_types::ids::ModelId;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl};
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec, WorkerUrl};
 
 use super::documents::{invalid, read, seconds};
 use super::error::ApiError;
@@ -24,8 +24,6 @@ pub(super) struct SpecDocument {
     model_id: Option<ModelId>,
     #[serde(default)]
     aliases: BTreeMap<ModelId, ModelId>,
-    #[serde(default)]
-    worker_type: WorkerKind,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -49,8 +47,6 @@ pub(super) struct SpecDocument {
     health: HealthDocument,
     #[serde(default)]
     max_concurrent: Option<NonZeroU32>,
-    #[serde(default)]
-    bootstrap_port: Option<u16>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -77,7 +73,6 @@ impl SpecDocument {
             models: spec.models.clone(),
             model_id: None,
             aliases: spec.aliases.clone(),
-            worker_type: spec.kind,
             labels: spec.labels.clone(),
             region: spec.region.clone(),
             zone: spec.zone.clone(),
@@ -95,7 +90,6 @@ impl SpecDocument {
                 disabled: spec.health.disabled,
             },
             max_concurrent: spec.max_concurrent,
-            bootstrap_port: spec.bootstrap_port,
         }
     }
 
@@ -129,7 +123,6 @@ impl SpecDocument {
             url: self.url,
             models,
             aliases: self.aliases,
-            kind: self.worker_type,
             labels: self.labels,
             region: self.region,
             zone: self.zone,
@@ -145,7 +138,6 @@ impl SpecDocument {
                 disabled: self.health.disabled,
             },
             max_concurrent: self.max_concurrent,
-            bootstrap_port: self.bootstrap_port,
         };
         spec.check().map_err(|error| {
             let param = error.field.split('.').next().unwrap_or(error.field);

@@ -210,9 +210,10 @@ impl Node {
         self.replication.served_below(now, worker, above, blocks);
     }
 
-    /// Drops all hints about a worker that left or restarted with a cold cache.
-    pub fn forget_prefixes(&mut self, worker: WorkerId) {
-        self.replication.forget_prefixes(worker);
+    /// Drops all hints about a worker that left or restarted with a cold cache, and ignores those that peers made before now.
+    pub fn forget_prefixes(&mut self, now: Now, worker: WorkerId) {
+        self.now = now;
+        self.replication.forget_prefixes(now, worker);
     }
 
     /// Keeps the keys that change from now on for [`Node::take_changed_keys`].

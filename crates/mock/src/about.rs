@@ -78,6 +78,18 @@ pub(super) fn about(worker: &Worker, about: About) -> Response<Body> {
             worker.engine().flush_cache();
             Response::new(Body::full("Cache flushed.\n"))
         }
+        About::IsSleeping => {
+            json_response(json!({ "is_sleeping": worker.is_sleeping() }).to_string())
+        }
+        About::Sleep => {
+            worker.engine().flush_cache();
+            worker.set_sleeping(true);
+            Response::new(Body::full(Bytes::new()))
+        }
+        About::WakeUp => {
+            worker.set_sleeping(false);
+            Response::new(Body::full(Bytes::new()))
+        }
     }
 }
 

@@ -40,6 +40,9 @@ pub(super) enum About {
     Metrics,
     Loads,
     FlushCache,
+    IsSleeping,
+    Sleep,
+    WakeUp,
 }
 
 /// A route that only mock workers have.
@@ -78,6 +81,9 @@ pub(super) fn route(head: &Parts) -> Route {
         "/metrics" => (Route::About(About::Metrics), get),
         "/get_loads" => (Route::About(About::Loads), get),
         "/flush_cache" => (Route::About(About::FlushCache), both),
+        "/is_sleeping" => (Route::About(About::IsSleeping), get),
+        "/sleep" => (Route::About(About::Sleep), post),
+        "/wake_up" => (Route::About(About::WakeUp), post),
         "/_mock/stats" => (Route::Mock(Mock::Stats), get),
         "/_mock/last" => (Route::Mock(Mock::Last), get),
         "/_mock/last/body" => (Route::Mock(Mock::LastBody), get),

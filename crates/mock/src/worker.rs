@@ -27,6 +27,7 @@ pub struct Worker {
     faults: Mutex<Faults>,
     /// Avoids the lock on `faults` while there are none.
     has_faults: AtomicBool,
+    is_sleeping: AtomicBool,
 }
 
 /// A model that the worker serves.
@@ -66,6 +67,7 @@ impl Worker {
             answers: AtomicU64::new(0),
             last: Mutex::default(),
             faults: Mutex::default(),
+            is_sleeping: AtomicBool::new(false),
             has_faults: AtomicBool::new(false),
             config,
         }
@@ -80,6 +82,17 @@ impl Worker {
     /// Counts a request to `/health`.
     pub(super) fn count_probe(&self) {
         self.engine.count_probe();
+    }
+
+    /// Whether the engine sleeps. It still answers requests, so that tests see those that must not reach it.
+    #[must_use]
+    pub fn is_sleeping(&self) -> bool {
+        self.is_sleeping.load(Ordering::Acquire)
+    }
+
+    /// Puts the engine to sleep, or wakes it up.
+    pub fn set_sleeping(&self, sleeping: bool) {
+        self.is_sleeping.store(sleeping, Ordering::Release);
     }
 
     /// The last inference request that arrived.

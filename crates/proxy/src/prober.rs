@@ -16,7 +16,7 @@ use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use serde_json::Value;
 use smg_routing::fleet::{
-    Cause, Discovered, Failure, Fleet, HealthChange, Models, ProbeResult, Worker,
+    Cause, Discovered, Failure, Fleet, HealthChange, Models, ProbeResult, Worker, WorkerState,
 };
 use smg_runtime::clock::Clock;
 use smg_types::ids::{ModelId, WorkerId};
@@ -36,6 +36,9 @@ const SOON: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Time between two reads of the models of a worker whose models are known.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Time between two attempts to ask a worker without the route `/is_sleeping` whether it sleeps. A worker that has the route
+/// is asked with each probe.
+const ASK_SLEEP_AGAIN: Duration = Duration::from_secs(600);
 /// Largest response to a probe or read, in bytes.
 const MOST_BYTES: usize = 4 << 20;
 /// Most models of one worker.
@@ -46,7 +49,11 @@ const MOST_MODELS: usize = 10_000;
 struct Schedule {
     probe_at: Duration,
     look_at: Duration,
+    /// The worker is asked whether it sleeps by the first good probe from then on.
+    sleep_at: Duration,
     asking: bool,
+    /// The registration of the worker for which this is the schedule.
+    registered_epoch: u32,
 }
 
 /// The result of probing and reading one worker.
@@ -57,8 +64,20 @@ struct Answer {
     unjudged: bool,
     probe: Option<ProbeResult>,
     look: Look,
+    sleep: Sleep,
     /// Why the probe or the look failed.
     failure: Option<Failure>,
+}
+
+/// What a worker answers to the question whether it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleep {
+    /// The worker was not asked, or did not answer.
+    Unknown,
+    /// The engine can't sleep: it has no such route.
+    NoRoute,
+    Asleep,
+    Awake,
 }
 
 /// The result of reading a worker's models.
@@ -124,6 +143,11 @@ pub async fn run(
             if schedule.asking {
                 continue;
             }
+            if schedule.registered_epoch != worker.registered_epoch {
+                // Also if the worker was removed and added again between two turns: it is probed at once.
+                let registered_epoch = worker.registered_epoch;
+                *schedule = Schedule { registered_epoch, ..Schedule::default() };
+            }
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
             let probe = probed && (wish || (worker.is_probed_here() && schedule.probe_at <= now));
             let unknown =
@@ -131,14 +155,9 @@ pub async fn run(
             let look = schedule.look_at <= now || unknown;
             if probe || look {
                 schedule.asking = true;
-                asking.spawn(ask(
-                    Arc::clone(&fleet),
-                    Arc::clone(&client),
-                    Arc::clone(worker),
-                    clock,
-                    probe,
-                    look,
-                ));
+                let wanted = Wanted { probe, look, sleep: schedule.sleep_at <= now };
+                let (fleet, client) = (Arc::clone(&fleet), Arc::clone(&client));
+                asking.spawn(ask(fleet, client, Arc::clone(worker), clock, wanted));
             }
         }
     }
@@ -176,6 +195,15 @@ fn settle(
             }
         }
     }
+    match answer.sleep {
+        Sleep::Unknown => {}
+        Sleep::NoRoute => {
+            schedule.sleep_at = now + ASK_SLEEP_AGAIN.mul_f64(rng.random_range(0.8..1.2));
+            note_sleep(fleet, worker, false);
+        }
+        Sleep::Asleep => note_sleep(fleet, worker, true),
+        Sleep::Awake => note_sleep(fleet, worker, false),
+    }
     if answer.unjudged {
         schedule.probe_at = now + SOON.mul_f64(rng.random_range(0.9..1.1));
     }
@@ -187,8 +215,11 @@ fn settle(
         match fleet.report_probe(worker, probe) {
             Some(HealthChange::Up { cold }) => {
                 info!(%worker, cold, "worker is up");
-                // It may serve other models than before.
+                // It may serve other models than before, or be another engine.
                 schedule.look_at = now;
+                if answer.sleep == Sleep::Unknown {
+                    schedule.sleep_at = now;
+                }
             }
             Some(HealthChange::Down) => log_failure(fleet, answer, "worker is down"),
             Some(HealthChange::Failed) => {
@@ -197,11 +228,25 @@ fn settle(
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
-        if probe != ProbeResult::Good || state != Some(smg_routing::fleet::WorkerState::Ready) {
+        if probe != ProbeResult::Good
+            || !matches!(state, Some(WorkerState::Ready | WorkerState::Sleeping))
+        {
             // A worker that is not ready is probed more often, but at most once a second.
             let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
             schedule.probe_at = now + soon;
         }
+    }
+}
+
+/// Reports whether a worker sleeps, and logs a change.
+fn note_sleep(fleet: &Fleet, worker: WorkerId, sleeping: bool) {
+    if !fleet.report_sleeping(worker, sleeping) {
+        return;
+    }
+    if sleeping {
+        info!(%worker, "worker sleeps: it gets no requests until it wakes up");
+    } else {
+        info!(%worker, "worker is awake");
     }
 }
 
@@ -236,20 +281,30 @@ fn log(fleet: &Fleet, id: WorkerId, failure: Option<&Failure>, message: &str) {
     );
 }
 
+/// What to ask a worker now.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    probe: bool,
+    look: bool,
+    /// Whether a good probe is followed by the question whether the worker sleeps.
+    sleep: bool,
+}
+
 async fn ask(
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     worker: Arc<Worker>,
     clock: Clock,
-    probe: bool,
-    look: bool,
+    wanted: Wanted,
 ) -> Answer {
+    let Wanted { probe, look, sleep } = wanted;
     let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
     let mut answer = Answer {
         worker: worker.id,
         unjudged: false,
         probe: None,
         look: Look::NotNow,
+        sleep: Sleep::Unknown,
         failure: None,
     };
     let failed = |path: &str, cause, status, detail| {
@@ -278,6 +333,9 @@ async fn ask(
                     .and_then(|cause| failed(endpoint, cause, None, in_full(&error)));
             }
         }
+    }
+    if sleep && answer.probe == Some(ProbeResult::Good) {
+        answer.sleep = ask_sleep(&client, &worker, timeout).await;
     }
     if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == ProbeResult::Good) {
         answer.look = match look_at(&client, &worker, timeout).await {
@@ -351,6 +409,29 @@ enum LookError {
 impl From<SendError> for LookError {
     fn from(error: SendError) -> Self {
         Self::Send(error)
+    }
+}
+
+/// Asks a worker whether its engine sleeps. vLLM has the route in its development mode; other engines can't sleep.
+async fn ask_sleep(client: &Client, worker: &Worker, timeout: Duration) -> Sleep {
+    let key = worker.spec.api_key.as_ref();
+    let asked =
+        client.fetch(&worker.spec.url, Method::GET, "/is_sleeping", key, timeout, MOST_BYTES);
+    match asked.await {
+        Ok((status, body)) => sleep_of(status, &body),
+        Err(_) => Sleep::Unknown,
+    }
+}
+
+fn sleep_of(status: StatusCode, body: &[u8]) -> Sleep {
+    if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+        return Sleep::Unknown;
+    }
+    let document = status.is_success().then(|| serde_json::from_slice::<Value>(body).ok());
+    match document.flatten().and_then(|document| document.get("is_sleeping")?.as_bool()) {
+        Some(true) => Sleep::Asleep,
+        Some(false) => Sleep::Awake,
+        None => Sleep::NoRoute,
     }
 }
 
@@ -464,6 +545,20 @@ mod tests {
         let silent = SendError::ConnectTimeout(Duration::from_secs(1));
         assert_eq!(judge(&silent), Some(ProbeResult::Unreachable));
         assert_eq!(judge(&SendError::HeadTimeout(Duration::from_secs(1))), Some(ProbeResult::Bad));
+    }
+
+    #[test]
+    fn only_a_document_that_says_so_makes_a_worker_sleep() {
+        let sleep =
+            |status, body: &str| sleep_of(StatusCode::from_u16(status).unwrap(), body.as_bytes());
+        assert_eq!(sleep(200, r#"{"is_sleeping": true}"#), Sleep::Asleep);
+        assert_eq!(sleep(200, r#"{"is_sleeping": false}"#), Sleep::Awake);
+        for (status, body) in
+            [(404, ""), (405, ""), (401, ""), (501, ""), (200, "{}"), (200, "<html>")]
+        {
+            assert_eq!(sleep(status, body), Sleep::NoRoute, "{status} {body}");
+        }
+        assert_eq!(sleep(503, ""), Sleep::Unknown);
     }
 
     #[test]

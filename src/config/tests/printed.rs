@@ -49,6 +49,19 @@ fn the_default_configuration_is_printed_and_resolves_to_itself() {
 }
 
 #[test]
+fn check_config_refuses_disaggregated_workers() {
+    for (line, value) in [("worker_type = 'prefill'", "prefill"), ("bootstrap_port = 1", "1")] {
+        let given = given()
+            .flags(&["check-config"])
+            .file(&format!("[[workers]]\nurl = 'http://a'\n{line}"));
+        let (status, out, err) = given.run();
+        assert_eq!((status, out.as_str()), (2, ""), "{line}");
+        assert!(err.contains(&format!("{value:?} is refused")), "{err}");
+        assert!(err.contains("disaggregated prefill is not supported yet"), "{err}");
+    }
+}
+
+#[test]
 fn check_config_prints_warnings_and_mistakes() {
     let (status, out, err) = given().flags(&["check-config"]).variable("SMG_PROT", "1").run();
     assert_eq!((status, out.is_empty()), (0, false));

@@ -271,6 +271,8 @@ fn failure() -> Vec<Row> {
         row("cb-window-duration-secs", "7", "8", "7s", see!(fleet.breaker.window)),
         row("disable-circuit-breaker", "true", "false", "true", see!(fleet.breaker.disabled)),
         row("max-ejection-percent", "7", "8", "7", see!(fleet.max_ejection_percent)),
+        row("node-zone", "a", "b", "Some(\"a\")", see!(fleet.place.zone)),
+        row("node-region", "a", "b", "Some(\"a\")", see!(fleet.place.region)),
         row("health-check-endpoint", "/seven", "/eight", "\"/seven\"", see!(fleet.health.endpoint)),
         row("health-check-interval-secs", "7", "8", "7s", see!(fleet.health.interval)),
         row("health-check-timeout-secs", "7", "8", "7s", see!(fleet.health.timeout)),

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use smg_types::ids::ModelId;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerKind, WorkerSpec};
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec};
 
 use super::{check_mistake, given};
 
@@ -15,7 +15,7 @@ fn a_table_describes_a_worker_in_full() {
          url = 'https://GPU-1.example:8443/base/'
          models = ['a', 'b']
          aliases = { default = 'a', c = 'b' }
-         worker-type = 'prefill'
+         worker-type = 'regular'
          labels = { policy = 'least_load', rack = '7' }
          region = 'eu'
          zone = 'eu-a'
@@ -23,7 +23,6 @@ fn a_table_describes_a_worker_in_full() {
          weight = 2
          api_key = 'k'
          max_concurrent = 64
-         bootstrap-port = 8998
          [workers.health]
          endpoint = '/ok'
          interval_secs = 2.5
@@ -35,7 +34,6 @@ fn a_table_describes_a_worker_in_full() {
     let expected = WorkerSpec {
         models: vec![ModelId::from("a"), ModelId::from("b")],
         aliases: [("default".into(), "a".into()), ("c".into(), "b".into())].into(),
-        kind: WorkerKind::Prefill,
         labels: [("policy", "least_load"), ("rack", "7")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
@@ -53,7 +51,6 @@ fn a_table_describes_a_worker_in_full() {
             disabled: true,
         },
         max_concurrent: NonZeroU32::new(64),
-        bootstrap_port: Some(8998),
         ..WorkerSpec::new("https://gpu-1.example:8443/base".parse().unwrap())
     };
     assert_eq!(given.config().workers, [expected]);
@@ -100,8 +97,16 @@ fn every_mistake_of_a_worker_names_its_key() {
         ),
         ("wieght = 1", &["workers[0].wieght in smg.toml: is not known", "did you mean weight?"]),
         ("weight = [1]", &["workers[0].weight", "is a list"]),
-        ("worker_type = 'both'", &["\"both\" is none of regular, prefill, decode"]),
-        ("worker_type = 'decode'\nworker-type = 'decode'", &["stands there twice"]),
+        ("worker_type = 'both'", &["workers[0].worker_type", "\"both\" is refused, only regular"]),
+        (
+            "worker_type = 'prefill'",
+            &[
+                "workers[0].worker_type in smg.toml: \"prefill\" is refused",
+                "disaggregated prefill is not supported yet",
+            ],
+        ),
+        ("worker-type = 'decode'", &["workers[0].worker_type", "\"decode\"", "not supported yet"]),
+        ("worker_type = 'regular'\nworker-type = 'regular'", &["stands there twice"]),
         ("models = ['']", &["workers[0].models", "\"\" is not a model's name"]),
         ("models = [1]\naliases = { a = 'b' }", &["workers[0].aliases.a", "\"b\" is not among"]),
         ("models = ['a']\naliases = { a = 'a' }", &["is a model that the worker serves"]),
@@ -110,7 +115,10 @@ fn every_mistake_of_a_worker_names_its_key() {
         ("labels = { 'a b' = 'c' }", &["\"a b\" is not a label's name"]),
         ("region = ''", &["workers[0].region", "is empty"]),
         ("priority = 9999999", &["workers[0].priority", "-1000000 to 1000000"]),
-        ("bootstrap_port = 0", &["workers[0].bootstrap_port", "from 1 to 65535"]),
+        (
+            "bootstrap_port = 8998",
+            &["workers[0].bootstrap_port in smg.toml: \"8998\" is refused", "not supported yet"],
+        ),
         ("max_concurrent = 0", &["workers[0].max_concurrent", "from 1 to 1000000"]),
         ("health = { interval_secs = 0 }", &["workers[0].health.interval_secs", "0.001"]),
         (

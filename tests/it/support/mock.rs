@@ -53,6 +53,11 @@ impl Mock {
         self.worker.stats()
     }
 
+    /// Puts its engine to sleep, or wakes it up.
+    pub(crate) fn sleep(&self, sleeping: bool) {
+        self.worker.set_sleeping(sleeping);
+    }
+
     /// Sets the faults for the requests from now on, in the format of `PUT /_mock/faults`.
     pub(crate) fn faults(&self, json: &str) {
         self.worker.set_faults(Faults::parse(json.as_bytes()).unwrap());

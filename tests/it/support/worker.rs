@@ -183,7 +183,7 @@ async fn serve(
                 let list = serde_json::json!({ "object": "list", "data": [{ "id": &*model }] });
                 talk.answer(200, "", list.to_string().as_bytes()).await;
             }
-            "/get_server_info" | "/get_model_info" if seen.method == "GET" => {
+            "/get_server_info" | "/get_model_info" | "/is_sleeping" if seen.method == "GET" => {
                 talk.answer(404, "", b"").await;
             }
             _ => {

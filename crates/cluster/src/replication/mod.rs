@@ -152,8 +152,8 @@ impl Replication {
     }
 
     /// Drops all hints about a worker that left or restarted with a cold cache.
-    pub fn forget_prefixes(&mut self, worker: WorkerId) {
-        self.state.prefixes.forget(worker);
+    pub fn forget_prefixes(&mut self, now: Now, worker: WorkerId) {
+        self.state.prefixes.forget(now, worker);
     }
 
     pub(crate) fn track_changed_keys(&mut self) {

@@ -103,7 +103,13 @@ pub struct Prefixes {
     dropped: u64,
     /// Hints received since they were last taken; `None`: nobody takes them.
     received: Option<Vec<HintRun>>,
+    /// When the hints of a worker were dropped, in milliseconds of wall time. Hints that a peer sent before it dropped its own
+    /// arrive later and are ignored. Entries older than the time to live of a hint are removed.
+    forgotten: BTreeMap<WorkerId, u64>,
 }
+
+/// Most workers whose late hints are ignored.
+const MAX_FORGOTTEN: usize = 1 << 14;
 
 /// Most runs of received hints that wait to be taken. They are taken after each message.
 const MAX_RECEIVED: usize = 1 << 17;
@@ -118,6 +124,7 @@ impl Prefixes {
             waiting_blocks: 0,
             dropped: 0,
             received: None,
+            forgotten: BTreeMap::new(),
         }
     }
 
@@ -192,7 +199,12 @@ impl Prefixes {
         let wall = millis(now.wall);
         let oldest = wall.saturating_sub(millis(self.config.ttl));
         let mut changed = 0;
-        for run in runs.iter().filter(|run| run.touched_ms > oldest || oldest == 0) {
+        let is_current = |run: &&HintRun| {
+            let forgotten = self.forgotten.get(&run.worker.into()).copied().unwrap_or(0);
+            run.touched_ms > forgotten.max(oldest) || (forgotten == 0 && oldest == 0)
+        };
+        let runs: Vec<&HintRun> = runs.iter().filter(is_current).collect();
+        for run in runs {
             let mut parent = run.parent;
             let before = changed;
             for block in &run.blocks {
@@ -261,8 +273,21 @@ impl Prefixes {
         }
     }
 
-    /// Drops all hints of a worker that was removed or restarted with a cold cache. O(hints).
-    pub(crate) fn forget(&mut self, worker: WorkerId) {
+    /// Drops all hints of a worker that was removed or restarted with a cold cache, those that wait to be sent included. From
+    /// now on, hints that a peer made earlier are ignored. O(hints).
+    pub(crate) fn forget(&mut self, now: Now, worker: WorkerId) {
+        let wall = millis(now.wall);
+        let oldest = wall.saturating_sub(millis(self.config.ttl));
+        self.forgotten.retain(|_, at| *at > oldest);
+        if self.forgotten.len() < MAX_FORGOTTEN {
+            self.forgotten.insert(worker, wall);
+        }
+        let number = WorkerNumber::from(worker);
+        self.waiting.retain(|run| run.worker != number);
+        self.waiting_blocks = self.waiting.iter().map(|run| run.blocks.len()).sum();
+        if let Some(received) = &mut self.received {
+            received.retain(|run| run.worker != number);
+        }
         self.by_touch.retain(|(_, _, w)| *w != worker);
         self.blocks.retain(|_, entry| {
             entry.workers.retain(|(w, _)| *w != worker);
@@ -373,6 +398,29 @@ mod tests {
     }
 
     #[test]
+    fn hints_from_before_a_worker_was_forgotten_are_ignored_and_not_sent() {
+        let run = |touched_ms| HintRun {
+            parent: 0,
+            blocks: vec![1],
+            worker: worker(1).into(),
+            touched_ms,
+        };
+        let mut here = Prefixes::new(Config::default());
+        here.keep_received();
+        here.served(at(1000), worker(1), 0, &[7]);
+        here.served(at(1000), worker(2), 0, &[8]);
+        here.forget(at(1001), worker(1));
+        let sent: Vec<_> = here.flush().into_iter().map(|run| run.blocks).collect();
+        assert_eq!(sent, [vec![8]]);
+        assert_eq!(here.merge(at(1002), &[run(1_000_500)]), 0);
+        assert_eq!(here.merge(at(1002), &[run(1_001_500)]), 1);
+        assert_eq!(here.take_received().len(), 1);
+        // Another worker's hints do not depend on it.
+        let other = HintRun { worker: worker(3).into(), ..run(1_000_500) };
+        assert_eq!(here.merge(at(1002), &[other]), 1);
+    }
+
+    #[test]
     fn hints_waiting_hints_and_flushes_are_bounded() {
         let config = Config { max_entries: 100, max_waiting: 150, ..Config::default() };
         let mut here = Prefixes::new(config);
@@ -388,7 +436,7 @@ mod tests {
             sent += runs.iter().map(|run| run.blocks.len()).sum::<usize>();
         }
         assert_eq!(sent, 150);
-        here.forget(worker(3));
+        here.forget(at(1000), worker(3));
         assert!(here.len() < 100);
         here.expire(at(2000), 1000);
         assert!(here.is_empty());

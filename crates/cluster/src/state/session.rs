@@ -79,16 +79,26 @@ impl StoreOperations for Sessions {
                 table.put_shared(parts, &key, session).map(Some)
             }
             SessionWrite::End { key } => table.remove_shared(parts, &key),
+            SessionWrite::EndOf { worker } => {
+                let mut last = None;
+                for key in table.keys_of(parts.me) {
+                    if table.merged(&key).is_some_and(|session| session.worker == worker) {
+                        last = table.remove_shared(parts, &key)?.or(last);
+                    }
+                }
+                Ok(last)
+            }
         }
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<SessionWrite> {
         let key = SessionKey(draw.rng.random_range(0..4));
         let (worker, ttl) = (draw.worker, Duration::from_secs(3600));
-        Some(match draw.number % 3 {
-            0 => SessionWrite::Use { key, worker, ttl },
-            1 => SessionWrite::Rebind { key, worker, ttl },
-            _ => SessionWrite::End { key },
+        Some(match draw.number % 7 {
+            0 | 1 => SessionWrite::Use { key, worker, ttl },
+            2 | 3 => SessionWrite::Rebind { key, worker, ttl },
+            4 | 5 => SessionWrite::End { key },
+            _ => SessionWrite::EndOf { worker },
         })
     }
 
@@ -132,6 +142,12 @@ pub enum SessionWrite {
     End {
         /// The session.
         key: SessionKey,
+    },
+    /// Removes the sessions that are bound to a worker and of which this node made the last write. When each node does so,
+    /// all sessions of the worker are removed, each by one node. O(sessions of this node).
+    EndOf {
+        /// The worker.
+        worker: WorkerId,
     },
 }
 

@@ -10,9 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
-use smg_types::spec::{
-    HealthSpec, Secret, Weight, WorkerKind, WorkerSpec, WorkerUrl, WorkerUrlError,
-};
+use smg_types::now::Now;
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec, WorkerUrl, WorkerUrlError};
 
 use crate::crdt::Merge;
 use crate::crdt::lww_register::LwwRegister;
@@ -214,6 +213,7 @@ pub struct WorkerRecord {
     url: String,
     models: Vec<ModelId>,
     aliases: BTreeMap<ModelId, ModelId>,
+    /// The worker's part in disaggregated serving. Only 0, both prefill and decode, is supported.
     kind: u8,
     labels: BTreeMap<String, String>,
     region: Option<String>,
@@ -223,7 +223,9 @@ pub struct WorkerRecord {
     api_key: Option<String>,
     health: HealthRecord,
     max_concurrent: Option<std::num::NonZeroU32>,
-    bootstrap_port: Option<u16>,
+    /// Tells apart the registrations of one URL; `None`: a configuration registered the worker. Early versions kept the port
+    /// of a prefill worker here and made no use of it.
+    registration: Option<u16>,
     /// A hash of the spec in a router's configuration, if one names the worker.
     configured: Option<u64>,
 }
@@ -232,9 +234,37 @@ impl WorkerRecord {
     /// The record of a spec in a router's configuration. Changes by administrators stay until the configuration changes.
     #[must_use]
     pub fn configured(spec: &WorkerSpec) -> Self {
-        let record = Self::from(spec);
-        let text = crate::codec::encode(&record);
-        Self { configured: Some(xxhash_rust::xxh3::xxh3_64(&text)), ..record }
+        Self::from(spec).into_configured()
+    }
+
+    fn into_configured(self) -> Self {
+        let text = crate::codec::encode(&self);
+        Self { configured: Some(xxhash_rust::xxh3::xxh3_64(&text)), ..self }
+    }
+
+    /// The record of an administrator's registration. Its number differs from that of the registration before it with a
+    /// probability of 65,535 in 65,536; if `before` is given, it differs from that one in any case.
+    #[must_use]
+    pub fn registered(spec: &WorkerSpec, before: Option<&Self>, now: Now) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(&now.wall.as_nanos().to_le_bytes());
+        let [low, high, ..] = hash.to_le_bytes();
+        let number = u16::from_le_bytes([low, high]);
+        let is_taken = before.is_some_and(|before| before.registration == Some(number));
+        let registration = Some(number.wrapping_add(is_taken.into()));
+        let configured = before.and_then(|before| before.configured);
+        Self { registration, configured, ..Self::from(spec) }
+    }
+
+    /// This record for the same registration as `before`: it changes only the spec.
+    #[must_use]
+    pub fn replacing(self, before: &Self) -> Self {
+        Self { registration: before.registration, configured: before.configured, ..self }
+    }
+
+    /// The number that tells apart the registrations of one URL; `None`: a configuration registered the worker.
+    #[must_use]
+    pub fn registration(&self) -> Option<u16> {
+        self.registration
     }
 
     /// A hash of the spec in a router's configuration, if one names the worker.
@@ -256,17 +286,10 @@ impl WorkerRecord {
             return Err(WorkerRecordError::Spelling(self.url.clone()));
         }
         Weight::try_from(self.weight)?;
-        self.kind()?;
-        Ok(url)
-    }
-
-    fn kind(&self) -> Result<WorkerKind, WorkerRecordError> {
-        match self.kind {
-            0 => Ok(WorkerKind::Regular),
-            1 => Ok(WorkerKind::Prefill),
-            2 => Ok(WorkerKind::Decode),
-            kind => Err(WorkerRecordError::Kind(kind)),
+        if self.kind > 2 {
+            return Err(WorkerRecordError::Kind(self.kind));
         }
+        Ok(url)
     }
 }
 
@@ -294,11 +317,7 @@ impl From<&WorkerSpec> for WorkerRecord {
             url: spec.url.as_str().to_owned(),
             models: spec.models.clone(),
             aliases: spec.aliases.clone(),
-            kind: match spec.kind {
-                WorkerKind::Regular => 0,
-                WorkerKind::Prefill => 1,
-                WorkerKind::Decode => 2,
-            },
+            kind: 0,
             labels: spec.labels.clone(),
             region: spec.region.clone(),
             zone: spec.zone.clone(),
@@ -314,7 +333,7 @@ impl From<&WorkerSpec> for WorkerRecord {
                 disabled: spec.health.disabled,
             },
             max_concurrent: spec.max_concurrent,
-            bootstrap_port: spec.bootstrap_port,
+            registration: None,
             configured: None,
         }
     }
@@ -332,8 +351,8 @@ pub enum WorkerRecordError {
     /// The weight is out of bounds.
     #[error(transparent)]
     Weight(#[from] smg_types::spec::WeightError),
-    /// The kind is unknown.
-    #[error("worker kind {0} is unknown")]
+    /// The kind is unknown, or one of disaggregated serving.
+    #[error("worker kind {0} is not supported")]
     Kind(u8),
 }
 
@@ -342,12 +361,15 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
 
     fn try_from(record: &WorkerRecord) -> Result<Self, Self::Error> {
         let url = record.check()?;
+        // A version that supports disaggregated serving may have written the row: it is valid, but of no use here.
+        if record.kind != 0 {
+            return Err(WorkerRecordError::Kind(record.kind));
+        }
         let health = record.health.clone();
         Ok(Self {
             url,
             models: record.models.clone(),
             aliases: record.aliases.clone(),
-            kind: record.kind()?,
             labels: record.labels.clone(),
             region: record.region.clone(),
             zone: record.zone.clone(),
@@ -363,7 +385,6 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
                 disabled: health.disabled,
             },
             max_concurrent: record.max_concurrent,
-            bootstrap_port: record.bootstrap_port,
         })
     }
 }
@@ -379,7 +400,6 @@ mod tests {
         let mut spec = WorkerSpec::new("http://w1:8000/v1".parse().unwrap());
         spec.models = vec!["m".into(), "n".into()];
         spec.aliases.insert("a".into(), "m".into());
-        spec.kind = WorkerKind::Decode;
         spec.labels.insert("pool".to_owned(), "blue".to_owned());
         spec.region = Some("eu".to_owned());
         spec.zone = Some("eu-1".to_owned());
@@ -393,12 +413,13 @@ mod tests {
         spec.health.success_threshold = NonZeroU32::new(2);
         spec.health.disabled = true;
         spec.max_concurrent = NonZeroU32::new(9);
-        spec.bootstrap_port = Some(8998);
+        let record =
+            WorkerRecord { kind: 2, registration: Some(8998), ..WorkerRecord::from(&spec) };
         let verdict =
             Override { state: OverrideState::Down, reason: "disk".to_owned(), until_ms: Some(99) };
         Golden {
             writes: vec![
-                WorkerWrite::Put(WorkerRecord::configured(&spec)).into(),
+                WorkerWrite::Put(record.into_configured()).into(),
                 WorkerWrite::Override(spec.id(), Some(verdict)).into(),
                 WorkerWrite::AdminState(spec.id(), AdminState::Cordoned).into(),
             ],
@@ -412,7 +433,6 @@ mod tests {
         let mut spec = WorkerSpec::new("http://[::1]:8000/v".parse().unwrap());
         spec.models = vec!["m".into()];
         spec.aliases.insert("a".into(), "m".into());
-        spec.kind = WorkerKind::Decode;
         spec.labels.insert("k".to_owned(), "v".to_owned());
         spec.zone = Some("z".to_owned());
         spec.priority = -3;
@@ -420,7 +440,6 @@ mod tests {
         spec.api_key = Some(Secret::new("hunter2"));
         spec.health.interval = Some(Duration::from_millis(1500));
         spec.max_concurrent = NonZeroU32::new(9);
-        spec.bootstrap_port = Some(1);
         let record = WorkerRecord::from(&spec);
         assert_eq!(WorkerSpec::try_from(&record), Ok(spec));
         assert!(!format!("{record:?}").contains("hunter2"));
@@ -438,7 +457,30 @@ mod tests {
         assert!(check(WorkerRecord { url: "http://A".to_owned(), ..record.clone() }).is_err());
         assert!(check(WorkerRecord { url: "http://b:80".to_owned(), ..record.clone() }).is_err());
         assert!(check(WorkerRecord { weight: 0, ..record.clone() }).is_err());
-        assert!(check(WorkerRecord { kind: 9, ..record }).is_err());
+        assert!(check(WorkerRecord { kind: 9, ..record.clone() }).is_err());
+        // A later version may support this one.
+        let prefill = WorkerRecord { kind: 1, ..record };
+        assert_eq!(check(prefill.clone()), Ok(()));
+        assert_eq!(WorkerSpec::try_from(&prefill), Err(WorkerRecordError::Kind(1)));
+    }
+
+    #[test]
+    fn each_registration_has_a_number_of_its_own_and_a_change_of_the_spec_keeps_it() {
+        let spec = WorkerSpec::new("http://a:80".parse().unwrap());
+        let now = Now::at(Duration::from_secs(5));
+        let first = WorkerRecord::registered(&spec, None, now);
+        let second = WorkerRecord::registered(&spec, Some(&first), now);
+        assert!(first.registration().is_some() && second.registration().is_some());
+        assert_ne!(first.registration(), second.registration());
+        let later = WorkerRecord::registered(&spec, None, now + Duration::from_millis(1));
+        assert_ne!(later.registration(), first.registration());
+        let configured = WorkerRecord::configured(&spec);
+        assert_eq!(configured.registration(), None);
+        let again = WorkerRecord::registered(&spec, Some(&configured), now);
+        assert_eq!(again.configuration(), configured.configuration());
+        let changed = WorkerRecord::from(&WorkerSpec { priority: 1, ..spec }).replacing(&again);
+        assert_eq!(changed.registration(), again.registration());
+        assert_eq!(changed.configuration(), again.configuration());
     }
 
     fn numbered(n: u8) -> WorkerSpec {

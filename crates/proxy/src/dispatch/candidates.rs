@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
-use smg_routing::fleet::{self, Fitness, Member};
+use smg_routing::fleet::{self, Fitness, Member, Rank};
+use smg_routing::policies::Entry;
 use smg_routing::policy::Candidate;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
@@ -19,6 +20,8 @@ pub(super) struct Candidates {
     pub(super) anyway: bool,
     /// A worker was left out only because it is at its own `max_concurrent`.
     pub(super) full: bool,
+    /// Candidates, and their indexes among the members, that the policy gets only once the list is empty.
+    less_preferred: SmallVec<[(Candidate, u32); 16]>,
 }
 
 /// The members that can serve now and were not tried yet. Workers that push back are candidates only if there are no
@@ -83,10 +86,30 @@ impl Candidates {
         self.members.push(at);
     }
 
-    /// Removes a candidate that has reached its limit since it was listed.
-    pub(super) fn remove(&mut self, index: usize) {
+    /// Keeps the preferred candidates in the list, and puts the others aside.
+    pub(super) fn prefer(&mut self, members: &[Member], entry: &Entry) {
+        let ranks: SmallVec<[Rank; 16]> =
+            self.members.iter().map(|at| members[*at as usize].rank).collect();
+        let lowest = entry.least_preferred_rank(&self.list, &ranks);
+        for index in (0..ranks.len()).rev().filter(|index| ranks[*index] < lowest) {
+            self.less_preferred.push((self.list.remove(index), self.members.remove(index)));
+        }
+    }
+
+    /// Removes a candidate that has reached its limit since it was listed. After the last preferred one, the others are
+    /// listed, again the preferred ones among them.
+    pub(super) fn remove(&mut self, index: usize, members: &[Member], entry: &Entry) {
         self.list.swap_remove(index);
         self.members.swap_remove(index);
+        if self.list.is_empty() && !self.less_preferred.is_empty() {
+            (self.list, self.members) = self.less_preferred.drain(..).rev().unzip();
+            self.prefer(members, entry);
+        }
+    }
+
+    /// Whether there is more than one candidate, preferred or not.
+    pub(super) fn has_several(&self) -> bool {
+        self.list.len() + self.less_preferred.len() > 1
     }
 }
 

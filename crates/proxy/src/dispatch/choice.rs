@@ -87,6 +87,9 @@ pub(super) fn choose(
             found = candidates::of(members, &[], now, fleet.config(), weights);
         }
     }
+    if snapshot.has_ranks() {
+        found.prefer(members, entry);
+    }
     loop {
         let Some(pick) = entry.policy.pick(&found.list, &hint, now, rng) else {
             return Err(DispatchError::NoneAvailable);
@@ -96,7 +99,7 @@ pub(super) fn choose(
         // request through.
         let Some(in_flight) = member.worker.begin(now, &fleet.config().breaker, found.anyway)
         else {
-            found.remove(pick.index);
+            found.remove(pick.index, members, entry);
             continue;
         };
         entry.count_decision(pick.decision);
@@ -106,7 +109,7 @@ pub(super) fn choose(
             in_flight,
             entry: Arc::clone(entry),
             decision: pick.decision,
-            others: untried && found.list.len() > 1,
+            others: untried && found.has_several(),
         });
     }
 }

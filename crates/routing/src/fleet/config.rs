@@ -20,6 +20,17 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Other names for models, whichever workers serve them: a request for the key is sent as a request for the value.
     pub aliases: BTreeMap<ModelId, ModelId>,
+    /// The place of this router; its workers are preferred.
+    pub place: Place,
+}
+
+/// The place of a router or a worker. `None`: not given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// The region.
+    pub region: Option<String>,
+    /// The zone within the region.
+    pub zone: Option<String>,
 }
 
 /// Probe settings of a worker whose [`HealthSpec`](smg_types::spec::HealthSpec) does not set its own.
@@ -62,6 +73,7 @@ impl Default for Config {
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
             aliases: BTreeMap::new(),
+            place: Place::default(),
         }
     }
 }

@@ -23,17 +23,29 @@ pub struct DesiredWorker {
     pub health_override: Option<Override>,
     /// The worker takes no new requests.
     pub cordoned: bool,
+    /// The number of the worker's registration by an administrator; `None`: a configuration registered it. With another
+    /// number the worker was removed and registered again, also if this router has not seen the removal.
+    pub registration: Option<u16>,
+}
+
+/// What [`Fleet::reconcile`] has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// The workers that were added.
+    pub added: Vec<WorkerId>,
+    /// The workers that were removed and registered again before this router removed them. Their caches count as lost.
+    pub registered_again: Vec<WorkerId>,
 }
 
 impl Fleet {
     /// Gives each named worker its desired form: adds it, changes it, or, for `None`, removes it as [`Fleet::remove`] does.
-    /// Workers that are not named stay as they are. Returns the workers that were added.
+    /// Workers that are not named stay as they are.
     pub fn reconcile(
         &self,
         desired: BTreeMap<WorkerId, Option<DesiredWorker>>,
         now: Now,
-    ) -> Vec<WorkerId> {
-        let mut new = Vec::new();
+    ) -> Reconciled {
+        let mut reconciled = Reconciled::default();
         let differs = |(id, desired): (&WorkerId, &Option<DesiredWorker>)| {
             let snapshot = self.load();
             match (snapshot.worker(*id), desired) {
@@ -44,7 +56,7 @@ impl Fleet {
             }
         };
         if !desired.iter().any(differs) {
-            return new;
+            return reconciled;
         }
         let changed = self.change(|workers| {
             // New workers are appended after `known`, and a map names no worker twice: so the search may stop there.
@@ -54,20 +66,27 @@ impl Fleet {
                 let has_room = workers.len() < MAX_WORKERS;
                 match (at.map(|at| &mut workers[at]), desired) {
                     (Some(there), Some(desired)) if !desired.matches(there) => {
-                        desired.apply(Arc::make_mut(there));
+                        let worker = Arc::make_mut(there);
+                        if worker.registration != desired.registration {
+                            worker.cache_epoch = self.next_epoch();
+                            reconciled.registered_again.push(id);
+                        }
+                        desired.apply(worker);
                     }
                     (Some(there), None) if there.drain_deadline.is_none() => {
                         let worker = Arc::make_mut(there);
                         worker.draining = true;
                         worker.drain_deadline = Some(now.mono + self.config.drain_timeout);
+                        worker.cache_epoch = self.next_epoch();
                     }
                     (None, Some(desired)) if has_room => {
                         let metrics = self.metrics.worker(id);
                         let spec = Arc::new(desired.spec.clone());
-                        let mut worker = Worker::new(spec, &self.config, metrics);
+                        let epoch = self.next_epoch();
+                        let mut worker = Worker::new(spec, epoch, &self.config, metrics);
                         desired.apply(&mut worker);
                         workers.push(Arc::new(worker));
-                        new.push(id);
+                        reconciled.added.push(id);
                     }
                     // The worker already has its form, or the fleet is full: a worker that does not fit is not routed to.
                     (Some(_) | None, Some(_) | None) => {}
@@ -77,7 +96,7 @@ impl Fleet {
         });
         changed.unwrap_or_else(|never| match never {});
         self.sweep(now);
-        new
+        reconciled
     }
 }
 
@@ -85,6 +104,7 @@ impl DesiredWorker {
     fn matches(&self, worker: &Worker) -> bool {
         worker.drain_deadline.is_none()
             && worker.draining == self.cordoned
+            && worker.registration == self.registration
             && *worker.spec == self.spec
             && is_same_override(worker.health_override.as_ref(), self.health_override.as_ref())
     }
@@ -92,6 +112,7 @@ impl DesiredWorker {
     fn apply(&self, worker: &mut Worker) {
         worker.drain_deadline = None;
         worker.draining = self.cordoned;
+        worker.registration = self.registration;
         worker.health_override.clone_from(&self.health_override);
         if *worker.spec != self.spec {
             worker.respecify(self.spec.clone());
@@ -148,11 +169,47 @@ mod tests {
     fn desired(name: &str) -> (WorkerId, DesiredWorker) {
         let mut spec = WorkerSpec::new(format!("http://{name}").parse().unwrap());
         spec.models = vec!["m".into()];
-        (spec.id(), DesiredWorker { spec, health_override: None, cordoned: false })
+        let registration = Some(1);
+        (spec.id(), DesiredWorker { spec, health_override: None, cordoned: false, registration })
     }
 
     fn reconcile(fleet: &Fleet, id: WorkerId, desired: Option<DesiredWorker>) -> Vec<WorkerId> {
-        fleet.reconcile(BTreeMap::from([(id, desired)]), NOW)
+        fleet.reconcile(BTreeMap::from([(id, desired)]), NOW).added
+    }
+
+    fn epoch(fleet: &Fleet, id: WorkerId) -> u32 {
+        fleet.load().worker(id).unwrap().cache_epoch
+    }
+
+    #[test]
+    fn each_registration_of_a_worker_has_a_cache_epoch_of_its_own() {
+        let fleet = fleet();
+        let (id, mut a) = desired("a");
+        reconcile(&fleet, id, Some(a.clone()));
+        let mut epochs = vec![epoch(&fleet, id)];
+        // Removed and registered again, seen as two changes.
+        reconcile(&fleet, id, None);
+        reconcile(&fleet, id, Some(a.clone()));
+        epochs.push(epoch(&fleet, id));
+        // Seen as one change.
+        a.registration = Some(2);
+        let reconciled = fleet.reconcile(BTreeMap::from([(id, Some(a.clone()))]), NOW);
+        assert_eq!(reconciled, Reconciled { added: vec![], registered_again: vec![id] });
+        epochs.push(epoch(&fleet, id));
+        // While it finished a request.
+        let worker = Arc::clone(fleet.load().worker(id).unwrap());
+        fleet.report_probe(id, ProbeResult::Good);
+        let in_flight = worker.begin(NOW, &fleet.config().breaker, false);
+        reconcile(&fleet, id, None);
+        reconcile(&fleet, id, Some(a.clone()));
+        drop(in_flight);
+        epochs.push(epoch(&fleet, id));
+        epochs.dedup();
+        assert_eq!(epochs.len(), 4, "{epochs:?}");
+        // A change of the spec is no registration.
+        a.spec.priority = 3;
+        reconcile(&fleet, id, Some(a));
+        assert_eq!(epoch(&fleet, id), epochs[3]);
     }
 
     #[test]

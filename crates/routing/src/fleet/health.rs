@@ -17,12 +17,14 @@ pub enum WorkerState {
     Failed = 3,
     /// The worker gets no new requests; those in flight finish.
     Draining = 4,
+    /// The worker is healthy, and its engine sleeps: it gets no requests until it wakes up.
+    Sleeping = 5,
 }
 
 impl WorkerState {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::Pending, Self::Ready, Self::NotReady, Self::Failed, Self::Draining];
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Ready, Self::NotReady, Self::Failed, Self::Draining, Self::Sleeping];
 
     /// The name in metrics and in the API.
     #[must_use]
@@ -33,6 +35,7 @@ impl WorkerState {
             Self::NotReady => "not_ready",
             Self::Failed => "failed",
             Self::Draining => "draining",
+            Self::Sleeping => "sleeping",
         }
     }
 }

@@ -12,12 +12,13 @@ mod desired;
 mod failure;
 mod health;
 mod metrics;
+mod preference;
 mod remote;
 mod snapshot;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -26,11 +27,12 @@ use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
 pub use breaker::{BreakerMode, Outcome};
-pub use config::{BreakerConfig, Config, HealthConfig};
-pub use desired::DesiredWorker;
+pub use config::{BreakerConfig, Config, HealthConfig, Place};
+pub use desired::{DesiredWorker, Reconciled};
 pub use failure::{Cause, Failure};
 pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
+pub use preference::{Proximity, Rank};
 pub use remote::{LocalView, RemoteView};
 pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
 pub use worker::{Fitness, InFlight, Models, Override, Worker};
@@ -48,6 +50,8 @@ pub struct Fleet {
     ready: AtomicUsize,
     /// Serialises writers, so that no change overwrites another.
     write_lock: Mutex<()>,
+    /// The last cache epoch that a worker was given.
+    last_epoch: AtomicU32,
 }
 
 /// The reason why a worker was not registered.
@@ -88,6 +92,7 @@ impl Fleet {
             snapshot: ArcSwap::default(),
             ready: AtomicUsize::new(0),
             write_lock: Mutex::new(()),
+            last_epoch: AtomicU32::new(0),
         }
     }
 
@@ -149,7 +154,8 @@ impl Fleet {
                 return Err(RegisterError::Full);
             }
             let metrics = self.metrics.worker(id);
-            workers.push(Arc::new(Worker::new(Arc::new(spec), &self.config, metrics)));
+            let epoch = self.next_epoch();
+            workers.push(Arc::new(Worker::new(Arc::new(spec), epoch, &self.config, metrics)));
             Ok(id)
         })
     }
@@ -179,6 +185,7 @@ impl Fleet {
         let there = self.update(id, |worker| {
             worker.draining = true;
             worker.drain_deadline.get_or_insert(drain_deadline);
+            worker.cache_epoch = self.next_epoch();
         });
         self.sweep(now);
         there
@@ -238,6 +245,22 @@ impl Fleet {
         self.ready.store(self.load().count_ready(), Ordering::Relaxed);
     }
 
+    /// Stores whether a worker's engine sleeps. An engine that has woken up has lost its cache. Returns whether this differs
+    /// from before.
+    pub fn report_sleeping(&self, id: WorkerId, sleeping: bool) -> bool {
+        let snapshot = self.snapshot();
+        let Some(worker) = snapshot.worker(id) else { return false };
+        if worker.live().sleeping.swap(sleeping, Ordering::Relaxed) == sleeping {
+            return false;
+        }
+        if sleeping {
+            self.update_ready();
+        } else {
+            self.mark_cold(id);
+        }
+        true
+    }
+
     /// Stores what a worker says it serves. If its spec names models, they take precedence. Returns whether anything changed.
     pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
         let Discovered { models, info } = discovered;
@@ -287,8 +310,14 @@ impl Fleet {
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| {
             worker.live().own_cold_count.fetch_add(1, Ordering::Relaxed);
-            worker.cache_epoch += 1;
+            worker.cache_epoch = self.next_epoch();
         });
+    }
+
+    /// A cache epoch that no worker has had before. So a worker that is removed and registered again has another one than
+    /// before.
+    fn next_epoch(&self) -> u32 {
+        self.last_epoch.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// Sets the gauges of state and latency. Called before each scrape.
@@ -319,7 +348,8 @@ impl Fleet {
         let mut workers = old.workers().to_vec();
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
-        let snapshot = Snapshot::new(old.version + 1, workers, &self.config.aliases);
+        let snapshot =
+            Snapshot::new(old.version + 1, workers, &self.config.aliases, &self.config.place);
         self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)

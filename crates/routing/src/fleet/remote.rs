@@ -86,7 +86,7 @@ impl Fleet {
 
     /// Notes that another router has found the worker's cache empty: policies forget what they have learnt about the worker.
     pub fn apply_remote_cold(&self, id: WorkerId) {
-        self.update(id, |worker| worker.cache_epoch += 1);
+        self.update(id, |worker| worker.cache_epoch = self.next_epoch());
     }
 
     /// Applies the reported health to the workers that other routers probe. Returns what changed. A worker that has answered
@@ -127,8 +127,8 @@ impl Worker {
         self.in_flight().saturating_add(self.live().remote_in_flight.load(Ordering::Relaxed))
     }
 
-    /// Whether this router should probe the worker: no other router does, none has reported its health yet, or this router's
-    /// last probe failed.
+    /// Whether this router should probe the worker: no other router does, none has reported its health yet, this router's last
+    /// probe failed, or it found the worker asleep.
     #[must_use]
     pub fn is_probed_here(&self) -> bool {
         let live = self.live();
@@ -136,6 +136,7 @@ impl Worker {
             || (live.probed_state() == WorkerState::Pending
                 && live.remote_health.load(Ordering::Relaxed) == 0)
             || live.own_probe_failed.load(Ordering::Relaxed)
+            || live.sleeping.load(Ordering::Relaxed)
     }
 
     /// Whether the worker gets requests, or would get them if it were not overloaded or at its own limit.
@@ -155,7 +156,8 @@ impl Worker {
         let own_path = live.last_unreachable.load(Ordering::Relaxed) != 0;
         LocalView {
             health: (self.is_probed_here() && live.probed_state() != WorkerState::Pending)
-                .then(|| live.probed_state() == WorkerState::Ready),
+                .then(|| live.probed_state() == WorkerState::Ready)
+                .map(|healthy| healthy && !live.sleeping.load(Ordering::Relaxed)),
             breaker: if own_path { BreakerMode::Closed } else { breaker },
             serving: live.served_recently(now),
             latency: self.latency(),
@@ -311,7 +313,7 @@ mod tests {
             .map(|as_expected| fleet.report_cached_prompt(id, as_expected))
             .into();
         assert_eq!(cold, [false, false, false, false, false, true]);
-        assert_eq!(worker(&fleet, id).cache_epoch, 1);
+        assert_eq!(worker(&fleet, id).cache_epoch, 2, "1 is that of the registration");
         assert_eq!(worker(&fleet, id).local_view(NOW, &fleet.config().breaker).cold_count, 1);
     }
 }

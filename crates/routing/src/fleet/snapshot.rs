@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use smg_types::ids::{ModelId, WorkerId};
 
+use super::config::Place;
 use super::health::WorkerState;
+use super::preference::Rank;
 use super::worker::{Models, Worker};
 
 /// All workers at one moment, indexed by model.
@@ -24,6 +26,8 @@ pub struct Snapshot {
     undiscovered: Vec<Arc<Worker>>,
     /// How many models the workers list. Aliases do not count.
     listed: Listed,
+    /// Whether the workers' ranks differ.
+    has_ranks: bool,
 }
 
 /// How many models the workers of a fleet list. Aliases do not count.
@@ -52,6 +56,8 @@ pub struct Model {
 pub struct Member {
     /// The worker.
     pub worker: Arc<Worker>,
+    /// The worker's place in the order of preference.
+    pub rank: Rank,
     /// If clients name the model by an alias: the name of the model at the worker.
     pub renamed: Option<ModelId>,
 }
@@ -77,15 +83,19 @@ impl Eq for Member {}
 
 impl Snapshot {
     /// Builds the snapshot of `workers`, which are sorted by id. `aliases` are other names for models, whichever workers serve
-    /// them.
+    /// them. `place` is that of this router.
     pub(super) fn new(
         version: u64,
         workers: Vec<Arc<Worker>>,
         aliases: &BTreeMap<ModelId, ModelId>,
+        place: &Place,
     ) -> Self {
         let mut snapshot = Self { version, ..Self::default() };
+        let mut first_rank = None;
         for worker in &workers {
-            let member = || Member { worker: Arc::clone(worker), renamed: None };
+            let rank = Rank::of(&worker.spec, place);
+            snapshot.has_ranks |= *first_rank.get_or_insert(rank) != rank;
+            let member = || Member { worker: Arc::clone(worker), rank, renamed: None };
             match &worker.models {
                 Models::Unknown => {
                     snapshot.undiscovered.push(Arc::clone(worker));
@@ -177,6 +187,12 @@ impl Snapshot {
         }
     }
 
+    /// Whether any two workers differ in rank. If not, no worker is preferred to another.
+    #[must_use]
+    pub fn has_ranks(&self) -> bool {
+        self.has_ranks
+    }
+
     /// Counts the workers in state `ready`.
     pub(super) fn count_ready(&self) -> usize {
         self.workers.iter().filter(|worker| worker.state() == WorkerState::Ready).count()
@@ -192,6 +208,7 @@ fn add_alias(snapshot: &mut Snapshot, alias: &ModelId, model: &ModelId) {
     }
     let renamed = |member: &Member| Member {
         worker: Arc::clone(&member.worker),
+        rank: member.rank,
         renamed: Some(member.renamed.clone().unwrap_or_else(|| model.clone())),
     };
     let members = members.iter().map(renamed).collect();

@@ -51,7 +51,9 @@ fn a_full_fleet_has_room_only_for_registered_workers() {
     let fleet = fleet();
     let desired = (0..=MAX_WORKERS).map(|number| {
         let spec = spec(&format!("http://w{number}"), &["m"]);
-        (spec.id(), Some(DesiredWorker { spec, health_override: None, cordoned: false }))
+        let registration = None;
+        let desired = DesiredWorker { spec, health_override: None, cordoned: false, registration };
+        (desired.spec.id(), Some(desired))
     });
     fleet.reconcile(desired.collect(), NOW);
     assert_eq!(fleet.load().workers().len(), MAX_WORKERS);
@@ -302,6 +304,29 @@ fn failures_eject_and_a_half_open_breaker_lets_one_request_through() {
 }
 
 #[test]
+fn a_sleeping_worker_gets_no_requests_and_wakes_up_with_an_empty_cache() {
+    let fleet = fleet();
+    let id = ready(&fleet, "http://a", &["m"]);
+    let worker = || Arc::clone(fleet.load().worker(id).unwrap());
+    let breaker = &fleet.config().breaker;
+    let epoch = worker().cache_epoch;
+    assert!(!fleet.report_sleeping(id, false));
+    assert!(fleet.report_sleeping(id, true) && !fleet.report_sleeping(id, true));
+    assert_eq!(worker().state(), WorkerState::Sleeping);
+    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out);
+    assert_eq!(fleet.ready_and_total(), (0, 1));
+    // Other routers learn of it as of a bad health.
+    assert_eq!(worker().local_view(NOW, breaker).health, Some(false));
+    // Good probes do not wake it up.
+    fleet.report_probe(id, ProbeResult::Good);
+    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out);
+    assert!(fleet.report_sleeping(id, false));
+    assert_eq!(worker().fitness(NOW, breaker), Fitness::Fit);
+    assert_eq!(fleet.ready_and_total(), (1, 1));
+    assert_ne!(worker().cache_epoch, epoch);
+}
+
+#[test]
 fn a_refused_connection_ejects_at_once_and_a_good_probe_brings_the_worker_back_cold() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &["m"]);
@@ -314,7 +339,7 @@ fn a_refused_connection_ejects_at_once_and_a_good_probe_brings_the_worker_back_c
     fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     assert_eq!(worker.fitness(NOW, breaker), Fitness::Fit);
-    assert_eq!(worker.cache_epoch, 1, "its cache is lost");
+    assert_eq!(worker.cache_epoch, 2, "its cache is lost since its registration");
 }
 
 #[test]

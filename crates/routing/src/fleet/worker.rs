@@ -58,8 +58,13 @@ pub struct Worker {
     pub draining: bool,
     /// The worker is being removed: once it has no requests in flight, at the latest at this time of `Now::mono`.
     pub drain_deadline: Option<Duration>,
-    /// Increases by 1 whenever the worker has lost its cache.
+    /// Changes whenever the worker has lost its cache, is removed, or is registered again. No two registrations of a worker
+    /// share an epoch.
     pub cache_epoch: u32,
+    /// The cache epoch with which this router registered the worker. It tells apart the registrations of a worker.
+    pub registered_epoch: u32,
+    /// The number of the worker's registration by an administrator; `None`: a configuration registered it.
+    pub registration: Option<u16>,
     /// The worker's description of itself (its maximum number of tokens and the like) as JSON, shown by the API.
     pub info: Option<Arc<serde_json::Value>>,
     live: Arc<LiveState>,
@@ -75,6 +80,8 @@ pub(super) struct LiveState {
     /// The worker refused a request because it is overloaded: other workers are preferred until this time.
     pushes_back_until: AtomicU64,
     pub(super) probe_requested: AtomicBool,
+    /// The worker's engine says that it sleeps.
+    pub(super) sleeping: AtomicBool,
     breaker_mode: AtomicU8,
     /// Moving average of the time to the head of a response, in nanoseconds; 0: no response yet.
     latency_nanos: AtomicU64,
@@ -113,7 +120,12 @@ const UNREACHABLE_FOR: Duration = Duration::from_secs(5);
 const MAX_FAILED_DISCOVERIES: u32 = 5;
 
 impl Worker {
-    pub(super) fn new(spec: Arc<WorkerSpec>, config: &Config, metrics: WorkerMetrics) -> Self {
+    pub(super) fn new(
+        spec: Arc<WorkerSpec>,
+        cache_epoch: u32,
+        config: &Config,
+        metrics: WorkerMetrics,
+    ) -> Self {
         let mut health = Health::default();
         if spec.health.disabled || config.health.disabled {
             health.assume_good();
@@ -128,6 +140,7 @@ impl Worker {
             unreachable_until: AtomicU64::new(0),
             pushes_back_until: AtomicU64::new(0),
             probe_requested: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
             breaker_mode: AtomicU8::new(BreakerMode::Closed as u8),
             latency_nanos: AtomicU64::new(0),
             breaker: Mutex::default(),
@@ -153,7 +166,9 @@ impl Worker {
             health_override: None,
             draining: false,
             drain_deadline: None,
-            cache_epoch: 0,
+            cache_epoch,
+            registered_epoch: cache_epoch,
+            registration: None,
             info: None,
             live: Arc::new(live),
         }
@@ -177,6 +192,9 @@ impl Worker {
         }
         match self.live.probed_state() {
             WorkerState::Ready if self.models == Models::Unknown => WorkerState::Pending,
+            WorkerState::Ready if self.live.sleeping.load(Ordering::Relaxed) => {
+                WorkerState::Sleeping
+            }
             state => state,
         }
     }
@@ -229,7 +247,9 @@ impl Worker {
             Some(_) => return Fitness::Out,
             None => {}
         }
-        if self.live.probed_state() != WorkerState::Ready {
+        if self.live.probed_state() != WorkerState::Ready
+            || self.live.sleeping.load(Ordering::Relaxed)
+        {
             return Fitness::Out;
         }
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
@@ -323,6 +343,11 @@ impl Worker {
         self.live.pushes_back_until.store((now + time).mono_nanos(), Ordering::Relaxed);
     }
 
+    /// Requests a probe before its time, because something has changed on the worker.
+    pub fn request_probe(&self) {
+        self.live.probe_requested.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a probe was requested before its time. Clears the request.
     #[must_use]
     pub fn take_probe_request(&self) -> bool {
@@ -347,7 +372,7 @@ pub enum Fitness {
         /// The last attempt could not connect.
         unreachable: bool,
     },
-    /// The worker gets no requests: it is draining, down, forced_healthy by an operator, or its models are unknown.
+    /// The worker gets no requests: it is draining, down, asleep, overridden by an operator, or its models are unknown.
     Out,
 }
 

@@ -5,6 +5,7 @@
 //! has left the fleet or has lost its cache, all policies forget what they have learnt about it.
 
 mod metrics;
+mod preference;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use smg_types::ids::{ModelId, WorkerId};
 use tracing::warn;
 
 pub use metrics::{Ending, Endings, Metrics, ModelMetrics};
+pub use preference::least_preferred_rank;
 
-use crate::fleet::Snapshot;
-use crate::policy::{self, Decision, Kind, Memory, Policy};
+use crate::fleet::{Rank, Snapshot};
+use crate::policy::{self, Candidate, Decision, Kind, Memory, Policy};
 use crate::prefix;
 
 /// All policies in use.
@@ -136,6 +138,12 @@ impl Policies {
         }
     }
 
+    /// Brings the table up to date with `snapshot` now, and not at the next pick: so the policies forget the workers that have
+    /// left or lost their cache before this returns.
+    pub fn follow(&self, snapshot: &Snapshot) {
+        drop(self.table(snapshot));
+    }
+
     /// The table for `snapshot`, or a newer one. Don't hold the guard across an await.
     pub fn table(&self, snapshot: &Snapshot) -> Guard<Arc<Table>> {
         let table = self.table.load();
@@ -192,6 +200,8 @@ impl Policies {
             snapshot.workers().iter().map(|worker| (worker.id, worker.cache_epoch)).collect();
         for (worker, epoch) in &old.cache_epochs {
             if cache_epochs.get(worker) != Some(epoch) {
+                // Also if no policy in use reads the memory, because one may be set later.
+                self.memory.forget(*worker);
                 for entry in by_model.values().chain([&old.other]) {
                     entry.policy.forget(*worker);
                 }
@@ -279,6 +289,12 @@ impl Entry {
             None if session.is_some() => self.root(model),
             None => 0,
         }
+    }
+
+    /// The rank from which on candidates are preferred: see [`least_preferred_rank`].
+    #[must_use]
+    pub fn least_preferred_rank(&self, candidates: &[Candidate], ranks: &[Rank]) -> Rank {
+        least_preferred_rank(candidates, ranks, &self.config)
     }
 
     /// Counts a pick.

@@ -88,6 +88,46 @@ fn policies_forget_a_worker_whose_cache_went_cold() {
 }
 
 #[test]
+fn policies_forget_a_worker_that_was_removed_and_registered_again_between_two_picks() {
+    for kind in [Kind::Manual, Kind::CacheAware] {
+        let (policies, _) = policies(kind);
+        let (fleet, id) = fleet("m", None);
+        let decide = || {
+            let entry = Arc::clone(policies.table(&fleet.snapshot()).entry(Some("m")));
+            let hint = policy::Hint {
+                session: Some(b"s"),
+                blocks: &[1, 2, 3],
+                prompt_bytes: 100,
+                ..policy::Hint::default()
+            };
+            let candidates = [Candidate { id, load: 0, weight: 1 }];
+            let mut rng = SmallRng::seed_from_u64(1);
+            let pick = entry.policy.pick(&candidates, &hint, NOW, &mut rng).unwrap();
+            entry.policy.sent(id, &hint, NOW);
+            pick.decision
+        };
+        let (first, second) = (decide(), decide());
+        assert_eq!(first, Decision::Miss);
+        assert_ne!(second, Decision::Miss);
+        let spec = (*fleet.load().worker(id).unwrap().spec).clone();
+        fleet.remove(id, NOW);
+        fleet.register(spec).unwrap();
+        assert_eq!(decide(), Decision::Miss);
+    }
+}
+
+#[test]
+fn what_other_routers_reported_of_a_removed_worker_is_forgotten_whatever_the_policy() {
+    let (policies, _) = policies(Kind::Random);
+    let (fleet, id) = fleet("m", None);
+    policies.follow(&fleet.snapshot());
+    policies.memory().index.insert_remote(0, &[1], id, NOW);
+    fleet.remove(id, NOW);
+    policies.follow(&fleet.snapshot());
+    assert_eq!(policies.memory().index.longest(&[1], NOW, |_| true), None);
+}
+
+#[test]
 fn the_series_of_a_model_end_with_its_last_worker() {
     let (policies, registry) = policies(Kind::Random);
     let (fleet, id) = fleet("m", None);

@@ -107,7 +107,7 @@ impl Policy for CacheAware {
     }
 
     fn forget(&self, worker: WorkerId) {
-        self.memory.index.forget(worker);
+        self.memory.forget(worker);
     }
 
     fn wants_blocks(&self) -> bool {

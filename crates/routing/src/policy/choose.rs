@@ -19,7 +19,7 @@ pub(super) fn weight(candidate: &Candidate) -> u64 {
 }
 
 /// Compares two candidates by (load + 1) / weight.
-pub(super) fn compare_load(a: &Candidate, b: &Candidate) -> Ordering {
+pub(crate) fn compare_load(a: &Candidate, b: &Candidate) -> Ordering {
     // Each product is at most 2^32 * (2^32 - 1).
     let left = (u64::from(a.load) + 1) * weight(b);
     let right = (u64::from(b.load) + 1) * weight(a);
@@ -74,7 +74,7 @@ pub(super) fn total_weight(candidates: &[Candidate]) -> u64 {
 /// Whether the load of `candidate` is low enough to prefer it to the `least` loaded one. It is not if it exceeds the load of
 /// `least` by more than `balance_abs_threshold` and by more than `balance_rel_threshold` times. The load of `least` is scaled to
 /// the weight of `candidate` first.
-pub(super) fn within_balance(candidate: &Candidate, least: &Candidate, config: &Config) -> bool {
+pub(crate) fn within_balance(candidate: &Candidate, least: &Candidate, config: &Config) -> bool {
     let load = f64::from(candidate.load) + 1.0;
     let scale = weight(candidate) as f64 / weight(least) as f64;
     let fair = (f64::from(least.load) + 1.0) * scale;

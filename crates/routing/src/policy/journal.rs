@@ -79,6 +79,11 @@ impl Journal {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Removes the entries of a worker that has left the fleet or has lost its cache.
+    pub(super) fn forget(&self, worker: WorkerId) {
+        self.batch.lock().forget(worker);
+    }
+
     pub(super) fn record_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
         if blocks.is_empty() || !self.is_open() {
             return;
@@ -116,6 +121,19 @@ impl JournalBatch {
         })
     }
 
+    fn forget(&mut self, worker: WorkerId) {
+        self.sessions.retain(|bound| bound.worker != worker);
+        if self.prompts.iter().all(|prompt| prompt.worker != worker) {
+            return;
+        }
+        let mut kept = Self { sessions: std::mem::take(&mut self.sessions), ..Self::default() };
+        for (prompt, blocks) in self.prompts().filter(|(prompt, _)| prompt.worker != worker) {
+            kept.prompts.push(prompt);
+            kept.blocks.extend_from_slice(blocks);
+        }
+        *self = kept;
+    }
+
     /// Whether the batch has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -147,6 +165,22 @@ mod tests {
             batch.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
         assert_eq!(taken, [(0, vec![1, 2]), (2, vec![3])]);
         assert!(journal.take().is_empty());
+    }
+
+    #[test]
+    fn the_entries_of_a_forgotten_worker_are_removed() {
+        let other = WorkerId::from_u64(2);
+        let journal = Journal::default();
+        journal.open();
+        for (worker, blocks) in [(A, vec![1, 2]), (other, vec![3, 4, 5]), (A, vec![6])] {
+            journal.record_prompt(worker, 0, &blocks);
+            journal.record_session(SessionBinding { key: blocks[0], worker, moved: false });
+        }
+        journal.forget(A);
+        let batch = journal.take();
+        let kept: Vec<_> = batch.prompts().map(|(p, blocks)| (p.worker, blocks.to_vec())).collect();
+        assert_eq!(kept, [(other, vec![3, 4, 5])]);
+        assert_eq!(batch.sessions.iter().map(|bound| bound.key).collect::<Vec<_>>(), [3]);
     }
 
     #[test]

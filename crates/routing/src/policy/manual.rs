@@ -77,6 +77,6 @@ impl Policy for Manual {
     }
 
     fn forget(&self, worker: WorkerId) {
-        self.memory.sessions.forget(worker);
+        self.memory.forget(worker);
     }
 }

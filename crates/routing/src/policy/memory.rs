@@ -36,6 +36,13 @@ impl Memory {
         self.sessions.bind(key, worker, now);
     }
 
+    /// Forgets all prefixes and sessions of a worker, and what was to be published of them.
+    pub fn forget(&self, worker: WorkerId) {
+        self.journal.forget(worker);
+        self.index.forget(worker);
+        self.sessions.forget(worker);
+    }
+
     /// Time after its last use at which a session is forgotten.
     #[must_use]
     pub fn session_ttl(&self) -> std::time::Duration {

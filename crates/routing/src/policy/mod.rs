@@ -36,6 +36,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
 pub use build::build;
+pub(crate) use choose::{compare_load, within_balance as is_within_balance};
 pub use memory::Memory;
 
 /// The policies (`--policy`).

@@ -20,6 +20,13 @@ pub use url::{WorkerUrl, WorkerUrlError};
 use crate::bounds;
 use crate::ids::{ModelId, WorkerId};
 
+/// The only value of a worker's `worker_type` that is supported: the worker does both prefill and decode.
+pub const REGULAR_WORKER: &str = "regular";
+
+/// The reason why other worker types, and the settings that go with them, are refused.
+pub const NO_DISAGGREGATION: &str =
+    "disaggregated prefill is not supported yet: register workers that do both prefill and decode";
+
 /// The settings of a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerSpec {
@@ -29,15 +36,14 @@ pub struct WorkerSpec {
     pub models: Vec<ModelId>,
     /// Other names for the worker's models: a request for the key is sent as a request for the value.
     pub aliases: BTreeMap<ModelId, ModelId>,
-    /// The worker's part in disaggregated serving.
-    pub kind: WorkerKind,
     /// Free labels. The label `policy` names the policy of the worker's models.
     pub labels: BTreeMap<String, String>,
-    /// The region of the worker. Reserved: it has no effect yet.
+    /// The region of the worker. Routers prefer workers of their own region to those of others.
     pub region: Option<String>,
-    /// The zone of the worker within its region. Reserved: it has no effect yet.
+    /// The zone of the worker within its region. Routers prefer workers of their own zone.
     pub zone: Option<String>,
-    /// The priority of the worker. Reserved: it has no effect yet.
+    /// A higher number is preferred: the worker serves only while all workers of its models with a higher priority are out
+    /// or full.
     pub priority: i32,
     /// The worker's share of traffic relative to other workers.
     pub weight: Weight,
@@ -47,8 +53,6 @@ pub struct WorkerSpec {
     pub health: HealthSpec,
     /// Most requests in flight on the worker. The router counts its own requests and those that other routers report.
     pub max_concurrent: Option<NonZeroU32>,
-    /// The port of an SGLang prefill worker at which a decode worker fetches the prefill's result.
-    pub bootstrap_port: Option<u16>,
 }
 
 impl WorkerSpec {
@@ -59,7 +63,6 @@ impl WorkerSpec {
             url,
             models: Vec::new(),
             aliases: BTreeMap::new(),
-            kind: WorkerKind::Regular,
             labels: BTreeMap::new(),
             region: None,
             zone: None,
@@ -68,7 +71,6 @@ impl WorkerSpec {
             api_key: None,
             health: HealthSpec::default(),
             max_concurrent: None,
-            bootstrap_port: None,
         }
     }
 
@@ -112,19 +114,6 @@ impl WorkerSpec {
     pub fn id(&self) -> WorkerId {
         self.url.id()
     }
-}
-
-/// A worker's part in disaggregated serving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WorkerKind {
-    /// The worker does prefill and decode.
-    #[default]
-    Regular,
-    /// The worker does prefill only.
-    Prefill,
-    /// The worker does decode only.
-    Decode,
 }
 
 /// A field of a spec that is out of its bounds.

@@ -1,0 +1,144 @@
+//! What routers have learnt of a worker ends with its registration: a worker that is removed and added again has an empty cache.
+
+use serde_json::{Value, json};
+
+use crate::support::client::Answer;
+use crate::support::eventually;
+use crate::support::mock::Mock;
+use crate::support::router::Router;
+
+/// As many conversations as it takes for both workers to get some.
+const CONVERSATIONS: usize = 14;
+
+async fn say(router: &Router, conversation: usize) -> Answer {
+    let words = format!("conversation {conversation} begins like this. ").repeat(40);
+    let body = json!({
+        "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": words }],
+    });
+    let session = format!("s{conversation}");
+    let headers = [("content-type", "application/json"), ("x-session-id", session.as_str())];
+    let body = body.to_string();
+    let answer = router.send("POST", "/v1/chat/completions", &headers, body.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer
+}
+
+fn decision(answer: &Answer) -> String {
+    answer.header("x-smg-decision").unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn worker(answer: &Answer) -> String {
+    answer.header("x-mock-worker").unwrap().to_owned()
+}
+
+/// The number of prefixes that a router knows, and of sessions in its shared state.
+async fn learnt(router: &Router) -> (f64, u64) {
+    let status = router.get("/ha/status").await.json();
+    let sessions = status["stores"]["sessions"]["entry_count"].as_u64().unwrap();
+    (router.metric("smg_prefix_entries").await, sessions)
+}
+
+/// Removes the worker, and adds it again at once.
+async fn replace(router: &Router, mock: &Mock) {
+    let list = router.get("/workers").await.json();
+    let is = |worker: &&Value| worker["url"].as_str().unwrap().trim_end_matches('/') == mock.url();
+    let found = list["workers"].as_array().unwrap().iter().find(is).unwrap();
+    let path = format!("/workers/{}", found["id"].as_str().unwrap());
+    assert_eq!(router.send("DELETE", &path, &[], b"").await.status, 202);
+    let spec = json!({ "url": mock.url() }).to_string();
+    let added = router.post("/workers?wait=all", spec).await;
+    assert_eq!((added.status, &added.json()["receipt"]["complete"]), (202, &json!(true)));
+}
+
+/// Starts the conversations on `first`, waits until `last` knows of them, replaces a worker on `first`, and checks that `last`
+/// has forgotten what that worker served, and nothing else.
+async fn forgets(first: &Router, last: &Router, mocks: &[Mock], kept: &str) {
+    let mut servers = Vec::new();
+    for n in 0..CONVERSATIONS {
+        servers.push(worker(&say(first, n).await));
+    }
+    let replaced = servers.iter().filter(|name| *name == mocks[0].name()).count();
+    assert!(replaced > 0 && replaced < CONVERSATIONS, "{servers:?}");
+    eventually("the other router knows what this one has learnt", || async {
+        let (here, there) = (learnt(first).await, learnt(last).await);
+        // A router alone publishes nothing, and has nothing to wait for.
+        let has_learnt = here != (0.0, 0) || std::ptr::eq(first, last);
+        if here == there && has_learnt { Ok(()) } else { Err((here, there)) }
+    })
+    .await;
+    for (n, server) in servers.iter().enumerate() {
+        let answer = say(last, n).await;
+        assert_eq!((decision(&answer).as_str(), &worker(&answer)), (kept, server), "{n}");
+    }
+    replace(first, &mocks[0]).await;
+    last.knows_ready(2).await;
+    for (n, server) in servers.iter().enumerate() {
+        let expected = if server == mocks[0].name() { "miss" } else { kept };
+        assert_eq!(decision(&say(last, n).await), expected, "conversation {n} of {server}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_added_again_has_no_prefixes() {
+    let mocks = Mock::several(2).await;
+    let urls = [mocks[0].url(), mocks[1].url()];
+    let router = Router::start(&["--debug-headers"]).await;
+    for url in urls {
+        router.post("/workers", json!({ "url": url }).to_string()).await;
+    }
+    router.knows_ready(2).await;
+    forgets(&router, &router, &mocks, "hit").await;
+}
+
+#[tokio::test]
+async fn a_configured_worker_that_is_added_again_has_no_sessions() {
+    let mocks = Mock::several(2).await;
+    let urls = [mocks[0].url(), mocks[1].url()];
+    let router = Router::before(&urls, &["--debug-headers", "--policy", "manual"]).await;
+    forgets(&router, &router, &mocks, "sticky").await;
+}
+
+/// Two routers that form one cluster in front of the workers.
+async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
+    let flags = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
+    let flags = [&flags[..], &["--debug-headers", "--policy", policy]].concat();
+    let first = Router::start(&[&flags[..], &["--mesh-server-name", "r1"]].concat()).await;
+    let address = eventually("the mesh port is known", || async {
+        let log = first.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut lines = lines.filter(|event| event["message"] == "mesh");
+        lines.next().map(|event| event["address"].as_str().unwrap().to_owned()).ok_or(log.clone())
+    })
+    .await;
+    let joins = ["--mesh-server-name", "r2", "--mesh-peer-urls", address.as_str()];
+    let second = Router::start(&[&flags[..], &joins].concat()).await;
+    for router in [&first, &second] {
+        eventually("both routers are members", || async {
+            let status = router.get("/ha/status").await.json();
+            let nodes = status["nodes"].as_array().map_or(0, Vec::len);
+            if nodes == 2 { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    }
+    for mock in mocks {
+        let spec = json!({ "url": mock.url() }).to_string();
+        assert_eq!(first.post("/workers?wait=all", spec).await.status, 202);
+    }
+    first.knows_ready(2).await;
+    second.knows_ready(2).await;
+    [first, second]
+}
+
+#[tokio::test]
+async fn every_router_forgets_the_prefixes_of_a_worker_that_is_added_again() {
+    let mocks = Mock::several(2).await;
+    let [first, second] = two_routers(&mocks, "cache_aware").await;
+    forgets(&first, &second, &mocks, "hit").await;
+}
+
+#[tokio::test]
+async fn every_router_forgets_the_sessions_of_a_worker_that_is_added_again() {
+    let mocks = Mock::several(2).await;
+    let [first, second] = two_routers(&mocks, "manual").await;
+    forgets(&first, &second, &mocks, "sticky").await;
+}
