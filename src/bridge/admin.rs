@@ -304,7 +304,10 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
         Change::Remove(id) => vec![WorkerWrite::Remove(id).into()],
         Change::Respecify(spec) if takes_part => {
             let record = WorkerRecord::from(&*spec);
-            let record = entry.record().map_or(record.clone(), |before| record.replacing(before));
+            let record = match entry.record() {
+                Some(before) => record.replacing(before),
+                None => record,
+            };
             vec![WorkerWrite::Put(record).into()]
         }
         Change::Cordon(id, true) if takes_part => {

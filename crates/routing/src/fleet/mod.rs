@@ -10,6 +10,7 @@ mod breaker;
 mod config;
 mod desired;
 mod failure;
+mod fitness;
 mod health;
 mod metrics;
 mod preference;
@@ -30,12 +31,13 @@ pub use breaker::{BreakerMode, Outcome};
 pub use config::{BreakerConfig, Config, HealthConfig, Place};
 pub use desired::{DesiredWorker, Reconciled};
 pub use failure::{Cause, Failure};
+pub use fitness::{Fitness, Override};
 pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
 pub use preference::{Proximity, Rank};
 pub use remote::{LocalView, RemoteView};
 pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
-pub use worker::{Fitness, InFlight, Models, Override, Worker};
+pub use worker::{InFlight, Models, Worker};
 
 /// Most workers in a fleet. It is far above any real fleet and bounds the memory that a runaway script can fill.
 const MAX_WORKERS: usize = 16_384;

@@ -18,6 +18,7 @@ use super::abort::{AbortSignal, Registration};
 use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
 use super::config::{BreakerConfig, Config};
 use super::failure::Failure;
+use super::fitness::{Fitness, Override};
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 
@@ -30,17 +31,6 @@ pub enum Models {
     Any,
     /// The worker serves exactly these models.
     Known(Vec<ModelId>),
-}
-
-/// An operator's decision on a worker's health. It takes precedence over probes and breakers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Override {
-    /// Whether the worker gets requests.
-    pub healthy: bool,
-    /// The operator's reason, shown by the API.
-    pub reason: String,
-    /// The override ends at this time of `Now::mono`; `None`: it holds until it is lifted.
-    pub until: Option<Duration>,
 }
 
 /// A worker within one snapshot of the fleet.
@@ -354,26 +344,6 @@ impl Worker {
         self.live.probe_requested.load(Ordering::Relaxed)
             && self.live.probe_requested.swap(false, Ordering::Relaxed)
     }
-}
-
-/// Whether a worker is a candidate for a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fitness {
-    /// The worker is a candidate.
-    Fit,
-    /// The worker is overloaded: it is a candidate only if no other worker is fit.
-    PushesBack,
-    /// The worker has reached its `max_concurrent`.
-    Full,
-    /// A breaker or a connect error ejected the worker. It may get requests all the same when all others are ejected too.
-    Ejected {
-        /// The time of the ejection (`Now::mono`).
-        since: Duration,
-        /// The last attempt could not connect.
-        unreachable: bool,
-    },
-    /// The worker gets no requests: it is draining, down, asleep, overridden by an operator, or its models are unknown.
-    Out,
 }
 
 impl LiveState {

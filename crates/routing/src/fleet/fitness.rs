@@ -1,0 +1,34 @@
+//! Whether a worker gets requests, by what the router knows and by what an operator has decided.
+
+use std::time::Duration;
+
+/// An operator's decision on a worker's health. It takes precedence over probes and breakers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// Whether the worker gets requests.
+    pub healthy: bool,
+    /// The operator's reason, shown by the API.
+    pub reason: String,
+    /// The override ends at this time of `Now::mono`; `None`: it holds until it is lifted.
+    pub until: Option<Duration>,
+}
+
+/// Whether a worker is a candidate for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fitness {
+    /// The worker is a candidate.
+    Fit,
+    /// The worker is overloaded: it is a candidate only if no other worker is fit.
+    PushesBack,
+    /// The worker has reached its `max_concurrent`.
+    Full,
+    /// A breaker or a connect error ejected the worker. It may get requests all the same when all others are ejected too.
+    Ejected {
+        /// The time of the ejection (`Now::mono`).
+        since: Duration,
+        /// The last attempt could not connect.
+        unreachable: bool,
+    },
+    /// The worker gets no requests: it is draining, down, asleep, overridden by an operator, or its models are unknown.
+    Out,
+}
