@@ -107,7 +107,10 @@ async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
         let log = first.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let mut lines = lines.filter(|event| event["message"] == "mesh");
-        lines.next().map(|event| event["address"].as_str().unwrap().to_owned()).ok_or(log.clone())
+        lines
+            .next()
+            .map(|event| event["address"].as_str().unwrap().to_owned())
+            .ok_or_else(|| log.clone())
     })
     .await;
     let joins = ["--mesh-server-name", "r2", "--mesh-peer-urls", address.as_str()];
