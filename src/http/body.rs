@@ -8,7 +8,6 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use smg_proxy::dispatch;
 
 use super::exchange::Exchange;
-use super::heartbeat::{Beat, Heartbeat};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -26,7 +25,23 @@ enum Kind {
     Full(Bytes),
     Worker(Box<dispatch::ResponseBody>),
     Axum(axum::body::Body),
-    Heartbeat(Box<Heartbeat>),
+    Beats(Box<dyn Beats>),
+}
+
+/// The part of a stream before the worker's first byte.
+pub(super) trait Beats: std::fmt::Debug + Send {
+    /// The next item of the stream.
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Beat>;
+}
+
+/// An item of a stream before the worker's first byte.
+pub(super) enum Beat {
+    /// A comment, or the event that ends the stream.
+    Own(Bytes),
+    /// The first piece of the worker's stream, if there is one, and the rest of it.
+    Worker(Option<Result<Frame<Bytes>, BoxError>>, Box<Body>),
+    /// The end of the stream.
+    End,
 }
 
 impl Body {
@@ -46,16 +61,16 @@ impl Body {
         Kind::Axum(body).into()
     }
 
-    /// A stream with comments until the worker's first byte.
-    pub(super) fn heartbeat(heartbeat: Heartbeat) -> Self {
-        Kind::Heartbeat(Box::new(heartbeat)).into()
+    /// A stream that `beats` begins.
+    pub(super) fn beats(beats: impl Beats + 'static) -> Self {
+        Kind::Beats(Box::new(beats)).into()
     }
 
     /// The tunnel to the worker, after its answer of 101.
     pub(super) fn take_tunnel(&mut self) -> Option<dispatch::Tunnel> {
         match &mut self.kind {
             Kind::Worker(body) => body.take_tunnel(),
-            Kind::Empty | Kind::Full(_) | Kind::Axum(_) | Kind::Heartbeat(_) => None,
+            Kind::Empty | Kind::Full(_) | Kind::Axum(_) | Kind::Beats(_) => None,
         }
     }
 
@@ -84,7 +99,7 @@ impl Body {
                 polled.map_err(Into::into)
             }
             Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Kind::Heartbeat(heartbeat) => match ready!(heartbeat.poll_beat(cx)) {
+            Kind::Beats(beats) => match ready!(beats.poll_beat(cx)) {
                 Beat::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Beat::Worker(piece, body) => {
                     self.kind = body.kind;
@@ -130,7 +145,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Worker(body) => body.is_end_stream(),
             Kind::Axum(body) => body.is_end_stream(),
-            Kind::Heartbeat(_) => false,
+            Kind::Beats(_) => false,
         }
     }
 
@@ -140,7 +155,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Worker(body) => body.size_hint(),
             Kind::Axum(body) => body.size_hint(),
-            Kind::Heartbeat(_) => SizeHint::default(),
+            Kind::Beats(_) => SizeHint::default(),
         }
     }
 }

@@ -7,17 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use serde_json::json;
-use smg_mesh::VisitError;
 use smg_proxy::dispatch::DispatchError;
 use smg_proxy::upstream::SendError;
-use smg_routing::fleet::RegisterError;
 use smg_routing::limit::Rejected;
 
 use super::body::Body;
 use super::form::FormError;
 use super::peek::PeekError;
 use super::routes;
-use crate::bridge::WriteError;
 
 /// The error code's own header.
 pub(super) static X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");
@@ -438,53 +435,6 @@ impl From<SendError> for ApiError {
     }
 }
 
-impl From<WriteError> for ApiError {
-    fn from(error: WriteError) -> Self {
-        let message = error.to_string();
-        match error {
-            WriteError::Node(error) => error.into(),
-            WriteError::Refused(_) => Self::bad_request("refused_by_cluster", message),
-            WriteError::Full { .. } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "shared_state_full", message)
-            }
-            WriteError::StateIncomplete => {
-                let mut error =
-                    Self::new(StatusCode::SERVICE_UNAVAILABLE, "state_incomplete", message);
-                error.retry_after = Some(Duration::from_secs(1));
-                error
-            }
-            WriteError::Register(error) => error.into(),
-            WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
-            WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
-        }
-    }
-}
-
-impl From<VisitError> for ApiError {
-    fn from(error: VisitError) -> Self {
-        let code = match error {
-            VisitError::Ended => "node_failed",
-            VisitError::Timeout => "mesh_unavailable",
-        };
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string())
-    }
-}
-
-impl From<RegisterError> for ApiError {
-    fn from(error: RegisterError) -> Self {
-        let message = error.to_string();
-        match error {
-            RegisterError::Exists(_) => {
-                Self::new(StatusCode::CONFLICT, "worker_already_exists", message)
-            }
-            RegisterError::SameId { .. } => {
-                Self::new(StatusCode::CONFLICT, "worker_id_conflict", message)
-            }
-            RegisterError::Full => Self::new(StatusCode::CONFLICT, "too_many_workers", message),
-        }
-    }
-}
-
 /// What a stream of OpenAI's kind ends with when it breaks. It may have broken within a line: the blank lines end that.
 pub(super) const BROKEN_OPENAI: &str = "\n\ndata: {\"error\":{\"message\":\"the worker's response broke off\",\
      \"type\":\"api_error\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
@@ -494,6 +444,7 @@ pub(super) const BROKEN_ANTHROPIC: &str = "\n\nevent: error\ndata: {\"type\":\"e
      \"message\":\"the worker's response broke off\",\"param\":null,\"code\":\"upstream_stream_broken\"}}\n\n";
 
 mod unread;
+mod writes;
 
 pub(super) use unread::{new_id, unread};
 

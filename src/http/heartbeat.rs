@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use serde_json::{Value, json};
 use tokio::time::Sleep;
 
-use super::body::Body;
+use super::body::{Beat, Beats, Body};
 use super::error::ApiError;
 
 /// A comment, which readers of a stream of events ignore (HTML Standard, section 9.2.6).
@@ -61,16 +61,6 @@ enum Source {
     Over,
 }
 
-/// The next item of a stream before the worker's first byte.
-pub(super) enum Beat {
-    /// A comment, or the event that ends the stream.
-    Own(Bytes),
-    /// The first piece of the worker's stream, if there is one, and the rest of it.
-    Worker(Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>, Box<Body>),
-    /// The end of the stream.
-    End,
-}
-
 /// Whether streams on this path get comments.
 pub(super) fn applies_to(path: &str) -> bool {
     PATHS.contains(&path)
@@ -83,7 +73,7 @@ pub(super) fn begin(answering: Answering, rhythm: Rhythm) -> Response<Body> {
         rhythm,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
-    let mut response = Response::new(Body::heartbeat(heartbeat));
+    let mut response = Response::new(Body::beats(heartbeat));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -96,7 +86,7 @@ pub(super) fn until_first_byte(response: Response<Body>, rhythm: Rhythm) -> Resp
         return response;
     }
     response.map(|body| {
-        Body::heartbeat(Heartbeat {
+        Body::beats(Heartbeat {
             source: Source::Silent(Box::new(body)),
             rhythm,
             timer: Box::pin(tokio::time::sleep(rhythm.period)),
@@ -115,9 +105,8 @@ fn is_plain_stream(response: &Response<Body>) -> bool {
         && !response.headers().contains_key(header::CONTENT_ENCODING)
 }
 
-impl Heartbeat {
-    /// The next item of the stream.
-    pub(super) fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
+impl Beats for Heartbeat {
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Beat> {
         loop {
             match &mut self.source {
                 Source::Answering(answering) => match answering.as_mut().poll(cx) {
@@ -155,7 +144,9 @@ impl Heartbeat {
             return Poll::Ready(Beat::Own(Bytes::from_static(COMMENT)));
         }
     }
+}
 
+impl Heartbeat {
     fn end_with(&mut self, error: &ApiError) -> Beat {
         self.source = Source::Over;
         Beat::Own(error.to_event(self.rhythm.anthropic))

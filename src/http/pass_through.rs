@@ -1,7 +1,9 @@
 //! Which paths clients may send to workers (`--pass-through`): the engines' documented ones, and prefixes that an operator
 //! adds. No prefix opens a path that changes an engine, or one of the router's own.
 
-use super::routes::{Access, ROUTES};
+use http::Method;
+
+use super::routes::{self, Access, Found, ROUTES};
 
 /// Paths that change an engine or bind a caller to one engine process. They are in no table, for no request to them is
 /// passed or sent to all workers.
@@ -54,6 +56,21 @@ impl PassThrough {
 
     fn has(&self, path: &str) -> bool {
         self.prefixes.iter().any(|prefix| begins_with(path, prefix))
+    }
+}
+
+/// Looks up a request as [`routes::find`] does, and applies `pass`, which closes documented paths and opens others.
+pub(super) fn find_open(method: &Method, path: &str, pass: &PassThrough) -> Found {
+    match routes::find(method, path) {
+        Found::At(at)
+            if ROUTES[at].access == Access::Client
+                && ROUTES[at].serves.is_worker()
+                && !pass.admits_documented(path) =>
+        {
+            Found::Nothing
+        }
+        Found::OtherMethod | Found::Nothing if pass.admits_other(path) => Found::Passed,
+        found => found,
     }
 }
 

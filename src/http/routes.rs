@@ -2,8 +2,6 @@
 
 use http::Method;
 
-use super::pass_through::PassThrough;
-
 /// The access that a route needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -241,21 +239,6 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
     match find_exact(method, &plain) {
         Found::At(at) if ROUTES[at].serves.is_worker() => Found::At(at),
         Found::At(_) | Found::Passed | Found::OtherMethod | Found::Nothing => Found::Nothing,
-    }
-}
-
-/// Looks up a request as [`find`] does, and applies `pass`, which closes documented paths and opens others.
-pub(super) fn find_open(method: &Method, path: &str, pass: &PassThrough) -> Found {
-    match find(method, path) {
-        Found::At(at)
-            if ROUTES[at].access == Access::Client
-                && ROUTES[at].serves.is_worker()
-                && !pass.admits_documented(path) =>
-        {
-            Found::Nothing
-        }
-        Found::OtherMethod | Found::Nothing if pass.admits_other(path) => Found::Passed,
-        found => found,
     }
 }
 

@@ -24,6 +24,7 @@ use super::headers::{self, X_REQUEST_ID};
 use super::heartbeat::{self, Answering, Rhythm};
 use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
+use super::pass_through;
 use super::routes::{self, Access, Found, PASSED, ROUTES, Route, Serves};
 use super::tunnel::{self, Pending, Slot};
 use super::upload::{self, Limits};
@@ -90,7 +91,7 @@ impl Shard {
         let asks_to_switch = !is_head && tunnel::is_websocket(&request);
         let client = asks_to_switch.then(|| hyper::upgrade::on(&mut request));
         let pass = &self.surface().config.pass_through;
-        let found = routes::find_open(request.method(), request.uri().path(), pass);
+        let found = pass_through::find_open(request.method(), request.uri().path(), pass);
         let at = match found {
             Found::At(at) => at,
             Found::Passed => ROUTES.len(),

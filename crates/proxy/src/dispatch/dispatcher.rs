@@ -16,8 +16,9 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use tracing::{debug, warn};
 
+use super::account::Account;
 use super::attempts::{Attempt, Attempts, Budget, Next};
-use super::body::{Account, ResponseBody, StreamEnd};
+use super::body::{ResponseBody, StreamEnd};
 use super::causes::with_causes;
 use super::choice::{self, Blocks, Chosen};
 use super::config::Config;

@@ -3,6 +3,7 @@
 //! One [`Dispatcher`] per data-path thread, over parts that all of them share. A request reads the fleet once per
 //! attempt, from one consistent snapshot; no step holds a lock across an await, and none waits for another node.
 
+mod account;
 mod attempts;
 mod body;
 mod candidates;

@@ -15,7 +15,7 @@ use smg_runtime::shortage::Kind;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tracing::debug;
 
-use super::body::Account;
+use super::account::Account;
 use crate::upstream;
 
 /// The buffer of a direction, in bytes.
