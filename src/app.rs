@@ -81,6 +81,30 @@ struct Routing {
     dispatch: Arc<dispatch::Shared>,
 }
 
+/// Binds the mesh port. `client_endpoint`: the address of the listener for clients, which other routers publish.
+///
+/// # Errors
+/// If the port can't be bound, a key or a certificate can't be used, or a metric is registered already.
+fn bind_mesh(
+    config: &Config,
+    clock: Clock,
+    registry: &Registry,
+    dialer: &Dialer,
+    client_endpoint: mesh::ClientEndpoint,
+) -> anyhow::Result<(Mesh, bridge::Metrics)> {
+    // `/metrics` shows the metrics of the mesh only if other routers can join.
+    let unshown = Registry::new();
+    let of_others = if config.mesh.network.is_some() { registry } else { &unshown };
+    let metrics = mesh::Metrics::register(registry, of_others)?;
+    let bridge_metrics = bridge::Metrics::register(of_others)?;
+    let services = mesh::HostServices {
+        resolver: dialer.resolver().clone(),
+        shortages: dialer.shortages().clone(),
+    };
+    let mesh = Mesh::bind(config.mesh.clone(), clock, metrics, client_endpoint, services)?;
+    Ok((mesh, bridge_metrics))
+}
+
 /// Builds fleet, policies, admission and dispatch, and registers their metrics.
 fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
     let fleet = Arc::new(Fleet::new(config.fleet.clone(), fleet::Metrics::register(registry)?));
@@ -138,17 +162,8 @@ impl App {
         let wake = Arc::new(Notify::new());
         let client_endpoint =
             mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };
-        // `/metrics` shows the metrics of the mesh only if other routers can join.
-        let unshown = Registry::new();
-        let of_others = if config.mesh.network.is_some() { &registry } else { &unshown };
-        let mesh_metrics = mesh::Metrics::register(&registry, of_others)?;
-        let bridge_metrics = bridge::Metrics::register(of_others)?;
-        let services = mesh::HostServices {
-            resolver: dialer.resolver().clone(),
-            shortages: dialer.shortages().clone(),
-        };
-        let mut mesh =
-            Mesh::bind(config.mesh.clone(), clock, mesh_metrics, client_endpoint, services)?;
+        let (mut mesh, bridge_metrics) =
+            bind_mesh(&config, clock, &registry, &dialer, client_endpoint)?;
         let bridge = Bridge::new(
             config.bridge.clone(),
             Arc::clone(&fleet),

@@ -59,8 +59,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("descriptors", &[]),
     ("shortage", &["clock", "descriptors"]),
     ("resolve", &["clock", "shortage"]),
-    ("dial", &["clock", "shortage", "descriptors", "resolve"]),
+    ("dial", &["spec", "clock", "shortage", "descriptors", "resolve"]),
     ("tasks", &[]),
+    ("memory", &[]),
     ("tls", &["now"]),
     (
         "upstream",
@@ -104,7 +105,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("mock", &["clock", "tasks"]),
     ("console", &["spec", "clock", "tls", "upstream", "dial"]),
-    ("cli", &["ids", "spec", "policy", "mesh", "console", "mock", "bounds"]),
+    ("cli", &["ids", "spec", "policy", "limit", "mesh", "console", "mock", "bounds"]),
     ("telemetry", &[]),
     (
         "config",
@@ -127,6 +128,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "console",
             "cli",
+            "memory",
             "telemetry",
             "mock",
             "bounds",

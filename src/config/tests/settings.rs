@@ -33,6 +33,7 @@ macro_rules! see {
 fn rows() -> Vec<Row> {
     let mut rows = workers_and_routing();
     rows.extend(surface());
+    rows.extend(access());
     rows.extend(failure());
     rows.extend(mesh());
     rows
@@ -206,6 +207,11 @@ fn surface() -> Vec<Row> {
             "Some((\"CERT\", \"KEY\"))",
             see!(upstream.tls.identity),
         ),
+    ]
+}
+
+fn access() -> Vec<Row> {
+    vec![
         row("api-key", "k1,k2", "k3", "k1 k2", |c| {
             c.http
                 .api_keys
