@@ -58,7 +58,7 @@ async fn a_router_alone_answers_writes_with_a_receipt_and_shows_its_observations
     let spec = json!({ "url": worker.url() }).to_string();
     let added = router.post("/workers?wait=all", spec).await;
     assert_eq!(added.status, 202);
-    let receipt = json!({ "applied": [name], "pending": [], "complete": true });
+    let receipt = json!({ "applied": [name], "pending": [], "not_applied": [], "complete": true });
     assert_eq!(added.json()["receipt"], receipt);
     router.knows_ready(1).await;
     let observed = router.get("/ha/workers").await.json()["workers"][0]["observations"].clone();
@@ -154,7 +154,28 @@ async fn a_worker_that_is_added_again_while_it_drains_stays() {
 /// A router that has not joined another yet has not published the workers of its configuration. They are its own all
 /// the same, and the API can change them.
 #[tokio::test]
-async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
+async fn a_write_is_refused_while_the_router_lacks_the_state_of_the_others() {
+    let worker = Worker::plain().await;
+    let arguments = [
+        "--enable-mesh",
+        "--mesh-server-name=node1",
+        "--mesh-host=127.0.0.1",
+        "--mesh-port=0",
+        "--mesh-peer-urls=127.0.0.1:1",
+        "--mesh-join-timeout=300s",
+    ];
+    let router = Router::before(&[worker.url()], &arguments).await;
+    let spec = json!({ "url": "http://127.0.0.1:9" }).to_string();
+    let refused = router.post("/workers", spec).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(refused.json()["error"]["code"], "state_incomplete");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let listed = router.get("/workers").await.json()["workers"].as_array().unwrap().len();
+    assert_eq!(listed, 1, "nothing was added");
+}
+
+#[tokio::test]
+async fn a_change_of_a_configured_worker_waits_until_the_router_has_stopped_waiting_for_others() {
     let workers = [Worker::plain().await, Worker::plain().await];
     let urls: Vec<String> = workers.iter().map(Worker::url).collect();
     let arguments = [
@@ -183,7 +204,7 @@ async fn a_configured_worker_can_be_changed_before_the_router_has_joined() {
         drain.text()
     );
     assert_eq!(router.send("DELETE", &removed, &[], b"").await.status, 202);
-    assert_eq!(router.get("/readiness").await.json()["reason"], "joining", "it is still early");
+    assert_ne!(router.get("/readiness").await.json()["reason"], "joining", "it has waited");
     eventually("it has stopped waiting for others and has published its workers", || async {
         let log = router.log();
         if log.contains("wrote the configured workers") { Ok(()) } else { Err(log) }

@@ -371,7 +371,8 @@ fn every_alert_has_a_runbook() {
     assert!(without.is_empty(), "no runbook: {without:?}");
     for page in ["mesh", "router"] {
         for heading in read(&format!("docs/runbooks/{page}.md")).lines() {
-            if let Some(name) = heading.strip_prefix("## ") {
+            // Headings of other procedures are sentences.
+            if let Some(name) = heading.strip_prefix("## ").filter(|name| !name.contains(' ')) {
                 assert!(alerts().contains_key(name), "{page}.md: there is no alert {name}");
             }
         }

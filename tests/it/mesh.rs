@@ -599,8 +599,9 @@ async fn a_write_waits_for_the_requested_routers_and_lists_those_that_applied_it
     let spec = json!({ "url": worker.url() }).to_string();
     let added = routers[0].post("/workers?wait=all&timeout=5s", spec).await;
     assert_eq!(added.status, 202, "{}", added.text());
-    let receipt =
-        json!({ "applied": ["node1", "node2", "node3"], "pending": [], "complete": true });
+    let receipt = json!({
+        "applied": ["node1", "node2", "node3"], "pending": [], "not_applied": [], "complete": true
+    });
     assert_eq!(added.json()["receipt"], receipt);
     let id = added.json()["id"].as_str().unwrap().to_owned();
     for router in &routers {
