@@ -161,6 +161,10 @@ impl Follower for RoutingFollower {
                 memory.apply_remote_session(key.0, session.worker(), now);
             }
         }
+        for model in &changed.departures {
+            let remember = node.state().departure(model, now);
+            self.bridge.fleet.apply_remote_departure(model, remember, now);
+        }
         // The hints of these changes may be older than the removal of their worker.
         for run in changed.hints.iter().filter(|run| !left.contains(&run.worker.into())) {
             memory.index.insert_remote(run.parent, &run.blocks, run.worker.into(), now);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use smg_cluster::Node;
 use smg_cluster::state::Write;
+use smg_cluster::state::departure::{self, DepartureWrite};
 use smg_cluster::state::load::{Load, LoadWrite};
 use smg_cluster::state::observation::{Observation, ObservationWrite};
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
@@ -69,6 +70,7 @@ impl Publisher {
         self.follow_generation();
         let snapshot = self.bridge.fleet.snapshot();
         let mut writes = self.observations(&snapshot, now);
+        writes.extend(self.departures(now));
         let pages = self.bridge.policies.memory().journal.take();
         let counting = now.mono.saturating_sub(self.totals_at) >= COUNT_INTERVAL;
         let mut models = Vec::new();
@@ -152,6 +154,14 @@ impl Publisher {
             stays
         });
         writes
+    }
+
+    /// The models that have lost their last worker, and those that have one again.
+    fn departures(&self, now: Now) -> impl Iterator<Item = Write> + use<> {
+        self.bridge.fleet.take_departures(now).into_iter().map(|departure| {
+            let remember = departure.remember.map(|time| time.min(departure::MAX_MEMORY));
+            DepartureWrite { model: departure.model, remember }.into()
+        })
     }
 
     fn count(&mut self) -> Vec<Write> {

@@ -254,4 +254,15 @@ pub struct AdmissionArgs {
     /// 0 answers 503 at once. A few seconds let requests survive the restart of a single worker.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 86_400.0))]
     pub no_worker_wait_secs: Duration,
+    /// How long a model whose last worker was removed is remembered, 0 to 2592000 seconds.
+    ///
+    /// A request for such a model is answered 503 with Retry-After, which clients repeat, and 404 only afterwards. 0 answers 404
+    /// at once. The routers of a cluster share the names.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "86400",
+        value_parser = seconds(0.0, 2_592_000.0)
+    )]
+    pub model_memory_secs: Duration,
 }

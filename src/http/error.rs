@@ -2,6 +2,8 @@
 //!
 //! No worker's URL is ever told; what went wrong inside is in the log.
 
+mod model;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -137,16 +139,6 @@ impl ApiError {
         }
     }
 
-    /// Several models are served and the request names none.
-    pub(super) fn model_missing(form_defect: Option<String>) -> Self {
-        let why = form_defect.map(|why| format!(" (the form could not be read: {why})"));
-        let message = format!(
-            "the request does not name a model, and several models are served: set `model`{}",
-            why.unwrap_or_default()
-        );
-        Self { param: Some("model"), ..Self::bad_request("model_missing", message) }
-    }
-
     /// The body's encoding is not decoded here. `decoded`: the encodings that are, as an `accept-encoding` header lists
     /// them; `None`: none is.
     pub(super) fn encoding_refused(encoding: &str, decoded: Option<&'static str>) -> Self {
@@ -236,23 +228,6 @@ impl ApiError {
         Self::bad_request("invalid_body", "the request's body could not be read")
     }
 
-    /// The model is served by nobody.
-    pub(super) fn no_such_model(model: &str) -> Self {
-        let error = Self::new(
-            StatusCode::NOT_FOUND,
-            "model_not_found",
-            "the model does not exist or no worker serves it",
-        );
-        Self { param: Some("model"), ..error }.about_model(Some(model))
-    }
-
-    /// A name that no model can have. `why` is the rest of a sentence that begins with the name.
-    pub(super) fn invalid_model(model: &str, why: &str) -> Self {
-        let model: String = model.chars().take(64).collect();
-        let error = Self::bad_request("invalid_model", format!("model {model:?} {why}"));
-        Self { param: Some("model"), ..error }
-    }
-
     /// No worker has stored such a response.
     pub(super) fn no_such_response(id: &str) -> Self {
         let id: String = id.chars().take(200).collect();
@@ -266,17 +241,6 @@ impl ApiError {
     pub(super) fn no_such_worker(id: &str) -> Self {
         let id: String = id.chars().take(64).collect();
         Self::new(StatusCode::NOT_FOUND, "worker_not_found", format!("no such worker: {id}"))
-    }
-
-    /// The same, naming the model that was asked for, if that is what does not exist.
-    pub(super) fn about_model(mut self, model: Option<&str>) -> Self {
-        if self.code == "model_not_found"
-            && let Some(model) = model
-        {
-            let model: String = model.chars().take(200).collect();
-            self.message = format!("the model {model} does not exist or no worker serves it");
-        }
-        self
     }
 
     /// OpenAI's name for the class of error.
@@ -368,6 +332,16 @@ impl From<DispatchError> for ApiError {
             DispatchError::NoSuchModel => Self {
                 param: Some("model"),
                 ..Self::new(StatusCode::NOT_FOUND, "model_not_found", error.to_string())
+            },
+            DispatchError::ModelDeparted => Self {
+                param: Some("model"),
+                // A worker takes longer to load a model than another one to get well.
+                retry_after: Some(Duration::from_secs(5)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "model_has_no_worker",
+                    error.to_string(),
+                )
             },
             DispatchError::NoneAvailable => Self {
                 retry_after: soon,

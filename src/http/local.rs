@@ -3,24 +3,23 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post, put};
 use axum::{Json, Router};
 use http::{StatusCode, header};
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
-use smg_routing::fleet::Snapshot;
 
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
-use super::{Surface, engine_metrics, fanout, ha, keys, legacy, shared, workers};
+use super::{Surface, engine_metrics, fanout, ha, keys, legacy, models, shared, workers};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
     controls()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*model}", get(model))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::show))
         .route("/v1/responses/{id}", get(fanout::response).delete(fanout::response))
         .route("/v1/responses/{id}/cancel", post(fanout::response))
         .route("/engine_metrics", get(engine_metrics::engine_metrics))
@@ -116,41 +115,6 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
         "ha_mode": surface.mesh.ha_mode(),
         "draining": surface.lifecycle.is_draining(),
     }))
-}
-
-/// The models that workers really have, in OpenAI's shape.
-async fn models(State(surface): State<Arc<Surface>>) -> Json<Value> {
-    let snapshot = surface.fleet.snapshot();
-    let data: Vec<Value> = real_models(&snapshot).into_iter().map(model_object).collect();
-    Json(json!({ "object": "list", "data": data }))
-}
-
-/// One model, in OpenAI's shape.
-async fn model(
-    State(surface): State<Arc<Surface>>,
-    Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let snapshot = surface.fleet.snapshot();
-    let is_real = real_models(&snapshot).contains(name.as_str());
-    if is_real { Ok(Json(model_object(&name))) } else { Err(ApiError::no_such_model(&name)) }
-}
-
-fn model_object(name: &str) -> Value {
-    json!({ "id": name, "object": "model", "created": 0, "owned_by": "smg" })
-}
-
-/// The models that workers list, aliases apart.
-fn real_models(snapshot: &Snapshot) -> BTreeSet<&str> {
-    snapshot
-        .models()
-        .filter(|(id, model)| {
-            // An alias is another name, not a model.
-            model.members.iter().any(|member| {
-                member.renamed.is_none() && matches!(&member.worker.models, smg_routing::fleet::Models::Known(own) if own.contains(id))
-            })
-        })
-        .map(|(id, _)| id.as_str())
-        .collect()
 }
 
 async fn metrics(State(surface): State<Arc<Surface>>) -> Result<Response, ApiError> {

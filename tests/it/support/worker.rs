@@ -5,8 +5,10 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -92,7 +94,15 @@ type Script = Arc<dyn Fn(Talk) -> Pin<Box<dyn Future<Output = Talk> + Send>> + S
 pub(crate) struct Worker {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    listed: Arc<Listed>,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// What the worker answers on `/v1/models`, and how often it has.
+struct Listed {
+    models: Mutex<Value>,
+    reads: AtomicUsize,
+    stalled: AtomicBool,
 }
 
 impl Drop for Worker {
@@ -126,7 +136,13 @@ impl Worker {
         F: Fn(Talk) -> R + Send + Sync + 'static,
         R: Future<Output = Talk> + Send + 'static,
     {
-        let model: Arc<str> = model.into();
+        let models = Mutex::new(json!([{ "id": model }]));
+        let listed = Arc::new(Listed {
+            models,
+            reads: AtomicUsize::new(0),
+            stalled: AtomicBool::new(false),
+        });
+        let shown = Arc::clone(&listed);
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -136,10 +152,10 @@ impl Worker {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (script, record) = (Arc::clone(&script), Arc::clone(&record));
-                connections.spawn(serve(stream, Arc::clone(&model), script, record));
+                connections.spawn(serve(stream, Arc::clone(&shown), script, record));
             }
         });
-        Self { address, seen, task }
+        Self { address, seen, listed, task }
     }
 
     /// Starts a worker that answers every request with `{}`.
@@ -160,6 +176,21 @@ impl Worker {
         format!("http://{}", self.address)
     }
 
+    /// From now on the worker lists these models.
+    pub(crate) fn list(&self, models: Value) {
+        *self.listed.models.lock().unwrap() = models;
+    }
+
+    /// From now on the worker does not answer when its list of models is read.
+    pub(crate) fn stall(&self) {
+        self.listed.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// How often its list of models has been read.
+    pub(crate) fn reads(&self) -> usize {
+        self.listed.reads.load(Ordering::Relaxed)
+    }
+
     /// The requests that the script has received so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
@@ -168,7 +199,7 @@ impl Worker {
 
 async fn serve(
     mut stream: TcpStream,
-    model: Arc<str>,
+    listed: Arc<Listed>,
     script: Script,
     record: Arc<Mutex<Vec<Seen>>>,
 ) {
@@ -180,7 +211,12 @@ async fn serve(
         match seen.path.as_str() {
             "/health" => talk.answer(200, "", b"").await,
             "/v1/models" => {
-                let list = serde_json::json!({ "object": "list", "data": [{ "id": &*model }] });
+                if listed.stalled.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                listed.reads.fetch_add(1, Ordering::Relaxed);
+                let models = listed.models.lock().unwrap().clone();
+                let list = json!({ "object": "list", "data": models });
                 talk.answer(200, "", list.to_string().as_bytes()).await;
             }
             "/get_server_info" | "/get_model_info" | "/is_sleeping" if seen.method == "GET" => {

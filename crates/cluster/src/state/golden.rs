@@ -125,6 +125,7 @@ fn stores_keep_their_numbers_and_names() {
         (7, "observations"),
         (8, "load"),
         (9, "totals"),
+        (10, "departures"),
     ];
     // A store that is added comes after these.
     assert_eq!(stores[..expected.len()], expected);

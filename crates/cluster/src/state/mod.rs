@@ -8,6 +8,7 @@
 //! A row takes about 250 bytes of memory and its encoded bytes. `Store::MAX_ROWS` and `Store::MAX_CONTENT_BYTES` bound what
 //! one writer may send to a store; [`State::sizes`] is what a store holds.
 
+pub mod departure;
 #[cfg(test)]
 mod golden;
 pub mod load;

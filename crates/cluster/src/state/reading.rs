@@ -1,6 +1,8 @@
 //! Readings: the values that the rows of each store add up to. Each method takes time proportional to the rows that it
 //! returns.
 
+use std::time::Duration;
+
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
@@ -108,6 +110,17 @@ impl State {
     pub fn session(&self, key: SessionKey, now: Now) -> Option<Session> {
         let session = self.tables.sessions.merged(&key);
         session.filter(|session| session.ends_ms() > millis(now.wall))
+    }
+}
+
+/// Departures.
+impl State {
+    /// How long the model is still remembered; `None`: it is not.
+    #[must_use]
+    pub fn departure(&self, model: &ModelId, now: Now) -> Option<Duration> {
+        let until_ms = self.tables.departures.merged(model)?.get()?.until_ms;
+        let left_ms = until_ms.checked_sub(millis(now.wall)).filter(|left_ms| *left_ms > 0)?;
+        Some(Duration::from_millis(left_ms))
     }
 }
 

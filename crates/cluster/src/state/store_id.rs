@@ -32,6 +32,8 @@ pub enum StoreId {
     Load = 8,
     /// The requests ever served, per model and outcome.
     Totals = 9,
+    /// The models whose last worker was removed.
+    Departures = 10,
 }
 
 /// How many stores there are.
@@ -39,7 +41,7 @@ pub const STORES: usize = StoreId::ALL.len();
 
 impl StoreId {
     /// All stores.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Workers,
         Self::Policies,
         Self::Rules,
@@ -50,6 +52,7 @@ impl StoreId {
         Self::Observations,
         Self::Load,
         Self::Totals,
+        Self::Departures,
     ];
 
     /// The place in [`StoreId::ALL`], from 0.

@@ -135,6 +135,8 @@ stores! {
     Load: load = crate::state::load::Loads,
     /// The requests ever served, per model and outcome.
     Totals: totals = crate::state::totals::Totals,
+    /// The models whose last worker was removed.
+    Departures: departures = crate::state::departure::Departures,
 }
 
 /// An action that is done with every store's type.

@@ -63,10 +63,13 @@ pub(super) fn choose(
     let members = match snapshot.served_by(request.model) {
         ServedBy::Members(members) => members,
         ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
-        ServedBy::UnknownModel if request.model.is_none() => {
-            return Err(DispatchError::NoneAvailable);
+        ServedBy::UnknownModel => {
+            return Err(match request.model {
+                None => DispatchError::NoneAvailable,
+                Some(model) if fleet.has_departed(model, now) => DispatchError::ModelDeparted,
+                Some(_) => DispatchError::NoSuchModel,
+            });
         }
-        ServedBy::UnknownModel => return Err(DispatchError::NoSuchModel),
     };
     let table = policies.table(&snapshot);
     let entry = table.entry(request.model);

@@ -24,6 +24,7 @@ use super::choice::{self, Blocks, Chosen};
 use super::config::Config;
 use super::feedback;
 use super::metrics::Metrics;
+use super::rediscovery::Rediscovery;
 use super::request::{DispatchError, Dispatched, Request, Trace};
 use crate::upstream::{self, Client, Outgoing, SendError};
 
@@ -197,7 +198,7 @@ impl Dispatcher {
             stream: request.stream,
             websocket: request.websocket,
         };
-        let sending = self.upstream.send(&worker.spec.url, &outgoing);
+        let sending = self.upstream.send(&*worker.spec, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;
         progress.tried.push(chosen.worker.id);
         match answer {
@@ -364,6 +365,7 @@ impl Dispatcher {
     ) -> Result<Chosen, DispatchError> {
         let Shared { fleet, policies, config, .. } = &*self.shared;
         let deadline = self.clock.mono() + config.no_worker_wait;
+        let mut rediscovery = None;
         loop {
             let now = self.clock.now();
             let chosen = {
@@ -371,7 +373,17 @@ impl Dispatcher {
                 let rng = &mut *self.rng.lock();
                 choice::choose(fleet, policies, request, tried, blocks, now, rng)
             };
-            if now.mono >= deadline || !matches!(chosen, Err(DispatchError::NoneAvailable)) {
+            let may_wait = match &chosen {
+                Err(DispatchError::NoneAvailable) => now.mono < deadline,
+                Err(DispatchError::NoSuchModel | DispatchError::ModelDeparted) => {
+                    let reading =
+                        rediscovery.get_or_insert_with(|| Rediscovery::request(fleet, now));
+                    let departed = matches!(chosen, Err(DispatchError::ModelDeparted));
+                    !reading.is_over(fleet, now) || (departed && now.mono < deadline)
+                }
+                Ok(_) | Err(_) => false,
+            };
+            if !may_wait {
                 return chosen;
             }
             tokio::time::sleep(CHOOSE_EVERY).await;

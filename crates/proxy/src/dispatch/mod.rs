@@ -13,6 +13,7 @@ mod config;
 mod dispatcher;
 mod feedback;
 mod metrics;
+mod rediscovery;
 mod request;
 mod tunnel;
 
@@ -20,5 +21,6 @@ pub use body::{BodyError, ResponseBody, StreamEnd};
 pub use config::Config;
 pub use dispatcher::{Dispatcher, Shared};
 pub use metrics::Metrics;
+pub use rediscovery::discover;
 pub use request::{DispatchError, Dispatched, ModelPlace, Request, Trace};
 pub use tunnel::{Tunnel, TunnelEnd};

@@ -84,6 +84,9 @@ pub enum DispatchError {
     /// No worker serves such a model.
     #[error("the model does not exist or no worker serves it")]
     NoSuchModel,
+    /// The last worker of the model was removed not long ago.
+    #[error("the model has no worker at present: its last one was removed")]
+    ModelDeparted,
     /// Workers are known, but none can take it now.
     #[error("no worker is available")]
     NoneAvailable,

@@ -1,10 +1,11 @@
 //! What the prober reads of a worker besides its health: its models, its description of itself, and whether it sleeps.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::Value;
-use smg_routing::fleet::{Cause, Discovered, Models, Worker};
+use smg_routing::fleet::{Cause, Discovered, ModelObjects, Models, Worker};
 use smg_types::ids::ModelId;
 
 use crate::upstream::{Client, SendError};
@@ -43,7 +44,7 @@ impl From<SendError> for LookError {
 pub(super) async fn ask_sleep(client: &Client, worker: &Worker, timeout: Duration) -> Sleep {
     let key = worker.spec.api_key.as_ref();
     let asked =
-        client.fetch(&worker.spec.url, Method::GET, "/is_sleeping", key, timeout, MOST_BYTES);
+        client.fetch(&*worker.spec, Method::GET, "/is_sleeping", key, timeout, MOST_BYTES);
     match asked.await {
         Ok((status, body)) => sleep_of(status, &body),
         Err(_) => Sleep::Unknown,
@@ -62,18 +63,23 @@ fn sleep_of(status: StatusCode, body: &[u8]) -> Sleep {
     }
 }
 
-/// Reads which models a worker serves.
+/// Reads which models a worker serves. `again`: only the list of models is read, if the worker has one.
+///
+/// # Errors
+/// If the worker does not answer, or not with a list of models.
 pub(super) async fn look_at(
     client: &Client,
     worker: &Worker,
     timeout: Duration,
+    again: bool,
 ) -> Result<Discovered, LookError> {
     let key = worker.spec.api_key.as_ref();
-    let url = &worker.spec.url;
-    let read = async |path| client.fetch(url, Method::GET, path, key, timeout, MOST_BYTES).await;
+    let spec = &*worker.spec;
+    let read = async |path| client.fetch(spec, Method::GET, path, key, timeout, MOST_BYTES).await;
     let (status, body) = read("/v1/models").await?;
     let mut info = None;
-    for path in ["/get_server_info", "/get_model_info"] {
+    let described = !(again && status == StatusCode::OK);
+    for path in ["/get_server_info", "/get_model_info"].into_iter().filter(|_| described) {
         match read(path).await {
             Ok((StatusCode::OK, body)) => {
                 if let Ok(Value::Object(found)) = serde_json::from_slice::<Value>(&body) {
@@ -85,9 +91,13 @@ pub(super) async fn look_at(
             Ok(_) | Err(_) => {}
         }
     }
+    let mut objects = ModelObjects::default();
     let models = match status {
         StatusCode::OK => match listed(&body) {
-            Some(models) => Models::Known(models),
+            Some((models, described)) => {
+                objects = described;
+                Models::Known(models)
+            }
             None => {
                 let cause = Cause::NotAList;
                 return Err(LookError::Answer { status: status.as_u16(), cause });
@@ -108,7 +118,7 @@ pub(super) async fn look_at(
             return Err(LookError::Answer { status, cause });
         }
     };
-    Ok(Discovered { models, info })
+    Ok(Discovered { models, objects, info })
 }
 
 /// The fields of an engine's information that are shown to everybody who may see workers. Engines also return their keys,
@@ -136,17 +146,22 @@ fn told(mut info: serde_json::Map<String, Value>) -> Value {
     Value::Object(info)
 }
 
-/// The ids of a list of models in OpenAI's shape; `None`: the document is no such list.
-fn listed(body: &[u8]) -> Option<Vec<ModelId>> {
-    let document: Value = serde_json::from_slice(body).ok()?;
+/// The ids and objects of a list of models in OpenAI's shape; `None`: the document is no such list.
+fn listed(body: &[u8]) -> Option<(Vec<ModelId>, ModelObjects)> {
+    let mut document: Value = serde_json::from_slice(body).ok()?;
     let mut models = Vec::new();
-    for entry in document.get("data")?.as_array()?.iter().take(MOST_MODELS) {
-        let id = ModelId::from(entry.get("id")?.as_str()?);
-        if !models.contains(&id) {
-            models.push(id);
+    let mut known = HashSet::new();
+    let mut objects = ModelObjects::default();
+    let Value::Array(entries) = document.get_mut("data")?.take() else { return None };
+    for entry in entries.into_iter().take(MOST_MODELS) {
+        let Value::Object(object) = entry else { return None };
+        let id = ModelId::from(object.get("id")?.as_str()?);
+        if known.insert(id.clone()) {
+            models.push(id.clone());
+            objects.insert(id, object);
         }
     }
-    Some(models)
+    Some((models, objects))
 }
 
 #[cfg(test)]
@@ -177,7 +192,7 @@ mod tests {
     #[test]
     fn a_list_of_models_is_read_and_nothing_else() {
         let ids = |text: &str| {
-            listed(text.as_bytes()).map(|models| {
+            listed(text.as_bytes()).map(|(models, _)| {
                 models.iter().map(|model| model.as_str().to_owned()).collect::<Vec<_>>()
             })
         };

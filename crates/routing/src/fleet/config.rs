@@ -20,6 +20,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Other names for models, whichever workers serve them: a request for the key is sent as a request for the value.
     pub aliases: BTreeMap<ModelId, ModelId>,
+    /// Time for which a model whose last worker was removed is still a known model; zero: not at all.
+    pub model_memory: Duration,
     /// The place of this router; its workers are preferred.
     pub place: Place,
 }
@@ -73,6 +75,7 @@ impl Default for Config {
             max_ejection_percent: 50,
             drain_timeout: Duration::from_secs(300),
             aliases: BTreeMap::new(),
+            model_memory: Duration::from_secs(24 * 3600),
             place: Place::default(),
         }
     }

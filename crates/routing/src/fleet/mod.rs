@@ -8,12 +8,16 @@
 mod abort;
 mod breaker;
 mod config;
+mod departed;
 mod desired;
 mod failure;
 mod fitness;
 mod health;
 mod metrics;
+mod model_objects;
+mod models;
 mod preference;
+mod rediscovery;
 mod remote;
 mod snapshot;
 mod worker;
@@ -27,14 +31,21 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
+use departed::Departed;
+use rediscovery::Rediscovery;
+
 pub use breaker::{BreakerMode, Outcome};
 pub use config::{BreakerConfig, Config, HealthConfig, Place};
+pub use departed::Departure;
 pub use desired::{DesiredWorker, Reconciled};
 pub use failure::{Cause, Failure};
 pub use fitness::{Fitness, Override};
 pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use metrics::Metrics;
+pub use model_objects::{MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, ModelObjects};
+pub use models::Discovered;
 pub use preference::{Proximity, Rank};
+pub use rediscovery::{MIN_INTERVAL, Round};
 pub use remote::{LocalView, RemoteView};
 pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};
 pub use worker::{InFlight, Models, Worker};
@@ -50,6 +61,8 @@ pub struct Fleet {
     snapshot: ArcSwap<Snapshot>,
     /// Number of workers in state `ready`, updated whenever a state may have changed. Written under `write_lock`.
     ready: AtomicUsize,
+    departed: Departed,
+    rediscovery: Rediscovery,
     /// Serialises writers, so that no change overwrites another.
     write_lock: Mutex<()>,
     /// The last cache epoch that a worker was given.
@@ -75,15 +88,6 @@ pub enum RegisterError {
     Full,
 }
 
-/// The answers of a worker to the questions what it serves and how it is configured.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Discovered {
-    /// The models that the worker lists.
-    pub models: Models,
-    /// The worker's description of itself as JSON; `None`: the worker has no endpoint for it.
-    pub info: Option<serde_json::Value>,
-}
-
 impl Fleet {
     /// A fleet without workers.
     #[must_use]
@@ -93,6 +97,8 @@ impl Fleet {
             metrics,
             snapshot: ArcSwap::default(),
             ready: AtomicUsize::new(0),
+            departed: Departed::default(),
+            rediscovery: Rediscovery::default(),
             write_lock: Mutex::new(()),
             last_epoch: AtomicU32::new(0),
         }
@@ -201,7 +207,8 @@ impl Fleet {
                 .drain_deadline
                 .is_some_and(|drain_deadline| worker.in_flight() == 0 || drain_deadline <= now.mono)
         };
-        if !self.load().workers().iter().any(|worker| gone(worker)) {
+        let before = self.snapshot();
+        if !before.workers().iter().any(|worker| gone(worker)) {
             return;
         }
         self.change(|workers| {
@@ -216,6 +223,10 @@ impl Fleet {
             Ok::<(), std::convert::Infallible>(())
         })
         .unwrap_or_else(|never| match never {});
+        if !self.config.model_memory.is_zero() {
+            let until = now.mono + self.config.model_memory;
+            self.departed.remember_left(&before, &self.load(), until);
+        }
     }
 
     /// Counts the result of a probe. Returns the change of the worker's health, if there was one.
@@ -263,30 +274,6 @@ impl Fleet {
         true
     }
 
-    /// Stores what a worker says it serves. If its spec names models, they take precedence. Returns whether anything changed.
-    pub fn report_discovered(&self, id: WorkerId, discovered: Discovered) -> bool {
-        let Discovered { models, info } = discovered;
-        let info = info.map(Arc::new);
-        if let Some(worker) = self.load().worker(id) {
-            worker.live().failed_discoveries.store(0, Ordering::Relaxed);
-        }
-        let differs = |worker: &Worker| {
-            (worker.spec.models.is_empty() && worker.models != models)
-                || info.as_ref().is_some_and(|info| worker.info.as_ref() != Some(info))
-        };
-        // Compared first without the lock, because most answers equal the last one.
-        if !self.load().worker(id).is_some_and(|worker| differs(worker)) {
-            return false;
-        }
-        self.update(id, |worker| {
-            // The spec is read again under the lock, because it may have changed since the comparison above.
-            if worker.spec.models.is_empty() {
-                worker.models.clone_from(&models);
-            }
-            worker.info = info.clone().or_else(|| worker.info.take());
-        })
-    }
-
     /// Stores and counts the cause of a failed probe or discovery. Returns whether the cause differs from the last one.
     pub fn note_failure(&self, id: WorkerId, failure: Failure) -> bool {
         let snapshot = self.load();
@@ -298,13 +285,6 @@ impl Fleet {
     pub fn clear_failure(&self, id: WorkerId) {
         if let Some(worker) = self.load().worker(id) {
             worker.live().clear_failure();
-        }
-    }
-
-    /// Counts a failed attempt to ask a worker what it serves.
-    pub fn report_failed_discovery(&self, id: WorkerId) {
-        if let Some(worker) = self.load().worker(id) {
-            worker.live().failed_discoveries.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -352,6 +332,7 @@ impl Fleet {
         workers.sort_by_key(|worker| worker.id);
         let snapshot =
             Snapshot::new(old.version + 1, workers, &self.config.aliases, &self.config.place);
+        self.departed.forget_returned(&old, &snapshot);
         self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));
         Ok(changed)

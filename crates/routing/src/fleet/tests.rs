@@ -1,5 +1,6 @@
 //! The fleet through its public interface: registering, discovering, judging and removing workers.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -27,6 +28,10 @@ fn ready(fleet: &Fleet, url: &str, models: &[&str]) -> WorkerId {
     let id = fleet.register(spec(url, models)).unwrap();
     fleet.report_probe(id, ProbeResult::Good);
     id
+}
+
+fn discovered(models: Models) -> Discovered {
+    Discovered { models, objects: ModelObjects::default(), info: None }
 }
 
 fn serving(fleet: &Fleet, model: Option<&str>) -> Vec<WorkerId> {
@@ -94,7 +99,7 @@ fn an_alias_is_served_by_the_workers_that_serve_the_model() {
     assert_eq!(renamed("n"), [(second, None)]);
     // A worker that serves every model gets the model's own name, too.
     let any = fleet.register(spec("http://c", &[])).unwrap();
-    fleet.report_discovered(any, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(any, discovered(Models::Any));
     assert!(renamed("a").contains(&(any, Some("m".into()))));
     assert_eq!(renamed("x"), [(any, Some("absent".into()))]);
 }
@@ -106,7 +111,7 @@ fn a_model_is_not_yet_known_while_a_worker_may_still_list_it() {
     let a = ready(&fleet, "http://a", &[]);
     assert_eq!(fleet.load().served_by(Some("m")), ServedBy::NotYetKnown);
     assert_eq!(fleet.load().worker(a).unwrap().state(), WorkerState::Pending);
-    let found = Discovered { models: Models::Known(vec!["m".into()]), info: None };
+    let found = discovered(Models::Known(vec!["m".into()]));
     assert!(fleet.report_discovered(a, found.clone()));
     assert!(!fleet.report_discovered(a, found));
     assert_eq!(serving(&fleet, Some("m")), [a]);
@@ -165,7 +170,7 @@ fn ready_workers_are_counted() {
     assert_eq!(fleet.ready_and_total(), (1, 2));
     fleet.report_probe(b, ProbeResult::Good);
     assert_eq!(fleet.ready_and_total(), (1, 2), "the models of one are not known");
-    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(b, discovered(Models::Any));
     assert_eq!(fleet.ready_and_total(), (2, 2));
     fleet.drain(a, true);
     assert_eq!(fleet.ready_and_total(), (1, 2));
@@ -197,7 +202,7 @@ fn a_worker_without_a_list_serves_every_model() {
     let fleet = fleet();
     let a = ready(&fleet, "http://a", &["m"]);
     let b = ready(&fleet, "http://b", &[]);
-    fleet.report_discovered(b, Discovered { models: Models::Any, info: None });
+    fleet.report_discovered(b, discovered(Models::Any));
     assert_eq!(serving(&fleet, Some("x")), [b]);
     assert_eq!(serving(&fleet, Some("m")).len(), 2);
     assert!(serving(&fleet, Some("m")).contains(&a));
@@ -402,7 +407,7 @@ fn a_removed_worker_is_deleted_at_its_drain_deadline() {
 fn a_new_spec_keeps_counters_and_health() {
     let fleet = fleet();
     let id = ready(&fleet, "http://a", &[]);
-    fleet.report_discovered(id, Discovered { models: Models::Known(vec!["m".into()]), info: None });
+    fleet.report_discovered(id, discovered(Models::Known(vec!["m".into()])));
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
     let _guard = worker.begin(NOW, &fleet.config().breaker, false);
     let heavier = WorkerSpec {
@@ -432,4 +437,69 @@ fn a_deleted_worker_leaves_no_series() {
     assert!(mentions(id));
     fleet.remove(id, NOW);
     assert!(!mentions(id));
+}
+
+#[test]
+fn a_model_that_lost_its_last_worker_is_remembered_for_a_time() {
+    let memory = Duration::from_secs(60);
+    let fleet = fleet_with(Config { model_memory: memory, ..Config::default() });
+    let mut aliased = spec("http://a", &["m", "n"]);
+    aliased.aliases = BTreeMap::from([("nick".into(), "m".into())]);
+    let a = fleet.register(aliased).unwrap();
+    let b = ready(&fleet, "http://b", &["n"]);
+    fleet.remove(a, NOW);
+    let departed = |fleet: &Fleet, now| {
+        ["m", "nick", "n", "never"].map(|model| fleet.has_departed(model, now))
+    };
+    assert_eq!(departed(&fleet, NOW), [true, true, false, false]);
+    assert_eq!(departed(&fleet, NOW + memory), [false; 4]);
+    fleet.remove(b, NOW);
+    assert_eq!(departed(&fleet, NOW), [true, true, true, false]);
+    let sent: Vec<_> = fleet.take_departures(NOW).into_iter().map(|d| d.model).collect();
+    assert_eq!(sent, ["m", "n", "nick"].map(ModelId::from));
+    assert_eq!(fleet.take_departures(NOW), []);
+    // A worker serves it again, and later does not list it any more: it was unloaded.
+    let a = fleet.register(spec("http://a", &["m"])).unwrap();
+    let returned = Departure { model: "m".into(), remember: None };
+    assert_eq!(fleet.take_departures(NOW), [returned]);
+    fleet.respecify(spec("http://a", &["other"]));
+    assert_eq!(departed(&fleet, NOW), [false, true, true, false]);
+    fleet.remove(a, NOW);
+    assert_eq!(departed(&fleet, NOW), [false, true, true, false]);
+}
+
+#[test]
+fn the_departure_of_a_model_from_another_router_counts_here() {
+    let departed = |memory: u64| {
+        let model_memory = Duration::from_secs(memory);
+        let fleet = fleet_with(Config { model_memory, ..Config::default() });
+        let model = ModelId::from("m");
+        // This router still drains its worker: that is no return of the model.
+        let worker = ready(&fleet, "http://a", &["m"]);
+        fleet.apply_remote_departure(&model, Some(Duration::from_secs(30)), NOW);
+        fleet.drain(worker, true);
+        assert_eq!(fleet.take_departures(NOW), []);
+        let before = fleet.has_departed("m", NOW);
+        fleet.apply_remote_departure(&model, None, NOW);
+        assert!(!fleet.has_departed("m", NOW));
+        before
+    };
+    assert_eq!([departed(60), departed(0)], [true, false]);
+}
+
+#[test]
+fn models_are_read_again_only_where_a_worker_may_list_others() {
+    let fleet = fleet();
+    let specified = ready(&fleet, "http://a", &["m"]);
+    assert_eq!(fleet.request_rediscovery(NOW), None, "its spec names its models");
+    let listing = ready(&fleet, "http://b", &[]);
+    assert_eq!(fleet.request_rediscovery(NOW), None, "its models are being read anyway");
+    fleet.report_discovered(listing, discovered(Models::Known(vec!["m".into()])));
+    let round = fleet.request_rediscovery(NOW).unwrap();
+    assert_eq!(fleet.begin_rediscovery(NOW), Some(vec![listing]), "{specified} is not asked");
+    assert!(!fleet.is_rediscovered(round));
+    fleet.end_rediscovery();
+    assert!(fleet.is_rediscovered(round));
+    assert_eq!(fleet.request_rediscovery(NOW), None, "they were read just now");
+    assert!(fleet.request_rediscovery(NOW + MIN_INTERVAL).is_some());
 }

@@ -21,6 +21,7 @@ use super::failure::Failure;
 use super::fitness::{Fitness, Override};
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
+use super::model_objects::ModelObjects;
 
 /// The models that a worker serves, as far as the router knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub(super) struct LiveState {
     pub(super) failed_discoveries: AtomicU32,
     /// The cause of the last failed probe or discovery; `None`: the last one succeeded.
     failure: Mutex<Option<Failure>>,
+    /// How the worker describes its models.
+    pub(super) model_objects: Mutex<Arc<ModelObjects>>,
     /// Time of the last success of a request; 0: none has succeeded since the last failure.
     pub(super) last_success: AtomicU64,
     /// Time of the last failed connection; 0: the last failure had another cause.
@@ -138,6 +141,7 @@ impl Worker {
             abort: AbortSignal::default(),
             failed_discoveries: AtomicU32::new(0),
             failure: Mutex::default(),
+            model_objects: Mutex::default(),
             last_success: AtomicU64::new(0),
             last_unreachable: AtomicU64::new(0),
             own_probe_failed: AtomicBool::new(false),
