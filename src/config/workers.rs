@@ -16,7 +16,7 @@ use smg_types::bounds::{
 };
 use smg_types::ids::ModelId;
 use smg_types::spec::{
-    HealthSpec, NO_DISAGGREGATION, REGULAR_WORKER, Secret, Weight, WorkerSpec, WorkerUrl,
+    HealthSpec, NO_DISAGGREGATION, REGULAR_WORKER, Secret, Weight, WorkerSpec, WorkerTls, WorkerUrl,
 };
 use toml::{Table, Value};
 
@@ -39,6 +39,7 @@ const KEYS: &[&str] = &[
     "api_key",
     "api_key_file",
     "api_key_env",
+    "tls",
     "health",
     "max_concurrent",
     "bootstrap_port",
@@ -53,6 +54,9 @@ const HEALTH_KEYS: &[&str] = &[
     "success_threshold",
     "disabled",
 ];
+
+/// Keys of its `tls` table.
+const TLS_KEYS: &[&str] = &["pin_sha256", "insecure_skip_verify"];
 
 /// Reads the tables. Mistakes in one do not keep the others from being read.
 pub(super) fn read(
@@ -110,7 +114,15 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
     let max_concurrent = fields.text("max_concurrent", values::positive(*MAX_CONCURRENT.end()));
     fields.text("bootstrap_port", |_| Err::<(), _>(format!("is refused: {NO_DISAGGREGATION}")));
     let health = fields.table("health", HEALTH_KEYS, health).unwrap_or_default();
+    let tls = fields.table("tls", TLS_KEYS, tls).unwrap_or_default();
     let api_key = api_key(fields, process);
+    let url = url?;
+    if tls != WorkerTls::Authorities && !url.is_secure() {
+        fields.wrong(
+            "tls",
+            &format!("needs a URL that begins with https://, and the worker's is {url}"),
+        );
+    }
     Some(WorkerSpec {
         models,
         aliases,
@@ -120,9 +132,20 @@ fn worker(fields: &mut Fields<'_>, process: &Process<'_>) -> Option<WorkerSpec> 
         priority,
         weight,
         api_key,
+        tls,
         health,
         max_concurrent,
-        ..WorkerSpec::new(url?)
+        ..WorkerSpec::new(url)
+    })
+}
+
+fn tls(fields: &mut Fields<'_>) -> WorkerTls {
+    let pins =
+        fields.text("pin_sha256", |text| WorkerTls::of(Some(text), false).map(|_| text.to_owned()));
+    let skip_verify = fields.text("insecure_skip_verify", values::yes_or_no).unwrap_or_default();
+    WorkerTls::of(pins.as_deref(), skip_verify).unwrap_or_else(|why| {
+        fields.wrong("insecure_skip_verify", &why);
+        WorkerTls::Authorities
     })
 }
 

@@ -77,7 +77,7 @@ async fn ask(
         let key = worker.spec.api_key.as_ref();
         answer = match surface
             .control
-            .fetch(&worker.spec.url, method.clone(), path, key, TIMEOUT, MOST_BYTES)
+            .fetch(&*worker.spec, method.clone(), path, key, TIMEOUT, MOST_BYTES)
             .await
         {
             Ok((status, body)) if status.is_success() => return (worker, Ok(body)),
@@ -170,7 +170,7 @@ async fn ask_each(surface: &Arc<Surface>, method: &Method, uri: &Uri, body: &Byt
         async move {
             let key = worker.spec.api_key.as_ref();
             let question = Question { method, path: &path, key, body };
-            let asked = surface.control.ask(&worker.spec.url, question, PATIENCE, MOST_BYTES);
+            let asked = surface.control.ask(&*worker.spec, question, PATIENCE, MOST_BYTES);
             let answer = asked.await.map_err(|error| error.to_string());
             (worker, answer)
         }

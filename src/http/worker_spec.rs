@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use smg_types::bounds::{PROBE_INTERVAL_SECONDS, PROBE_TIMEOUT_SECONDS};
 use smg_types::ids::ModelId;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec, WorkerUrl};
+use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec, WorkerTls, WorkerUrl};
 
 use super::documents::{invalid, read, seconds};
 use super::error::ApiError;
@@ -44,9 +44,21 @@ pub(super) struct SpecDocument {
     #[serde(default, skip_serializing)]
     api_key_file: Option<String>,
     #[serde(default)]
+    tls: TlsDocument,
+    #[serde(default)]
     health: HealthDocument,
     #[serde(default)]
     max_concurrent: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsDocument {
+    /// SHA-256 of the public key or the certificate; several are separated by semicolons.
+    #[serde(default)]
+    pin_sha256: Option<String>,
+    #[serde(default)]
+    insecure_skip_verify: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -81,6 +93,10 @@ impl SpecDocument {
             api_key: None,
             api_key_env: None,
             api_key_file: None,
+            tls: TlsDocument {
+                pin_sha256: spec.tls.pins(),
+                insecure_skip_verify: spec.tls.is_unchecked(),
+            },
             health: HealthDocument {
                 endpoint: spec.health.endpoint.clone(),
                 interval_secs: spec.health.interval.map(|interval| interval.as_secs_f64()),
@@ -97,8 +113,10 @@ impl SpecDocument {
     pub(super) fn read(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields: Value = read(body)?;
         foreign::read_fields(&mut fields)?;
-        if let Some(Value::Object(health)) = fields.get_mut("health") {
-            health.retain(|_, value| !value.is_null());
+        for name in ["health", "tls"] {
+            if let Some(Value::Object(part)) = fields.get_mut(name) {
+                part.retain(|_, value| !value.is_null());
+            }
         }
         serde_json::from_value(fields)
             .map_err(|error| ApiError::bad_request("invalid_json", error.to_string()))
@@ -113,6 +131,8 @@ impl SpecDocument {
         {
             return Err(invalid("labels", error));
         }
+        let tls = WorkerTls::of(self.tls.pin_sha256.as_deref(), self.tls.insecure_skip_verify)
+            .map_err(|why| invalid("tls", format!("tls: {why}")))?;
         let mut models = self.models;
         models.extend(self.model_id);
         let interval =
@@ -129,6 +149,7 @@ impl SpecDocument {
             priority: self.priority,
             weight: self.weight,
             api_key,
+            tls,
             health: HealthSpec {
                 endpoint: self.health.endpoint,
                 interval,

@@ -162,11 +162,16 @@ async fn client_certificates_can_be_required() {
 
 /// Starts a worker with TLS that requires a certificate of `clients`, and returns its URL. It runs as long as the test.
 async fn tls_worker(own: &Authority, clients: &Authority) -> String {
-    let config = smg_runtime::tls::ServerConfig {
-        certificate: own.path("own.pem"),
-        key: own.path("own.key"),
-        client_ca: Some(clients.path("ca.pem")),
-    };
+    serve_tls(own.path("own.pem"), own.path("own.key"), Some(clients.path("ca.pem"))).await
+}
+
+/// A worker behind TLS; its URL. It lives as long as the test.
+pub(crate) async fn serve_tls(
+    certificate: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+) -> String {
+    let config = smg_runtime::tls::ServerConfig { certificate, key, client_ca };
     let mut config = smg_runtime::tls::server(&config, now()).unwrap();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));

@@ -3,12 +3,13 @@
 //! Probes are spread over their interval with jitter, at most 128 at once. A worker that a request could not reach is
 //! probed at once. In a cluster only a few of the routers probe each worker. The models of a worker are read when it first
 //! responds, when it becomes ready again, and once a minute, because engines load adapters while they run; a failed read
-//! is repeated. A probe that failed because the router lacks a resource of its own does not judge the worker, and is
-//! repeated soon.
+//! is repeated. A request for a model that no worker is known to serve makes the prober read the models of all workers
+//! again (`fleet::MIN_INTERVAL` at least apart). A probe that failed because the router lacks a resource of its own does not
+//! judge the worker, and is repeated soon.
 
 mod read;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,12 +53,16 @@ struct Schedule {
     asking: bool,
     /// The registration of the worker for which this is the schedule.
     registered_epoch: u32,
+    /// The worker's certificate is not checked, and the log says so.
+    unchecked: bool,
 }
 
 /// The result of probing and reading one worker.
 #[derive(Debug)]
 struct Answer {
     worker: WorkerId,
+    /// The answer belongs to a round of reads that requests wait for.
+    again: bool,
     /// The probe failed because the router lacks a resource of its own, so it does not judge the worker.
     unjudged: bool,
     probe: Option<ProbeResult>,
@@ -92,6 +97,8 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut schedules: HashMap<WorkerId, Schedule> = HashMap::new();
     let mut asking: JoinSet<Answer> = JoinSet::new();
+    // The workers whose models are still to be read in the round that is running.
+    let mut round: Option<HashSet<WorkerId>> = None;
     let mut turn = 0usize;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -101,19 +108,33 @@ pub async fn run(
             () = wake.notified() => {}
             Some(answer) = asking.join_next() => {
                 match answer {
-                    Ok(answer) => settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng),
+                    Ok(answer) => {
+                        settle(&fleet, &mut schedules, &answer, clock.mono(), &mut rng);
+                        if let (true, Some(round)) = (answer.again, &mut round) {
+                            round.remove(&answer.worker);
+                        }
+                    }
                     Err(error) => {
                         // Which worker's probe panicked is unknown: all may be probed again.
                         warn!(%error, "a probe panicked");
                         schedules.values_mut().for_each(|schedule| schedule.asking = false);
+                        round = round.map(|_| HashSet::new());
                     }
                 }
+                round = unless_over(&fleet, round);
                 continue;
             }
         }
         fleet.sweep(clock.now());
         let snapshot = fleet.snapshot();
         schedules.retain(|id, _| snapshot.worker(*id).is_some());
+        if let Some(workers) = fleet.begin_rediscovery(clock.now()) {
+            round = Some(workers.into_iter().collect());
+        }
+        if let Some(round) = &mut round {
+            round.retain(|id| snapshot.worker(*id).is_some());
+        }
+        round = unless_over(&fleet, round);
         // Each turn begins with another worker, so that workers that never respond do not block the probes of others.
         let (later, first) = snapshot.workers().split_at(turn.min(snapshot.workers().len()));
         turn = (turn + 1) % snapshot.workers().len().max(1);
@@ -135,19 +156,44 @@ pub async fn run(
                 let registered_epoch = worker.registered_epoch;
                 *schedule = Schedule { registered_epoch, ..Schedule::default() };
             }
+            warn_if_unchecked(worker, schedule);
             let probed = !(worker.spec.health.disabled || fleet.config().health.disabled);
             let probe = probed && (wish || (worker.is_probed_here() && schedule.probe_at <= now));
             let unknown =
                 worker.models == Models::Unknown && schedule.look_at > now + ASK_AGAIN.mul_f64(1.2);
+            let again = round.as_ref().is_some_and(|round| round.contains(&worker.id));
             let look = schedule.look_at <= now || unknown;
-            if probe || look {
+            if probe || look || again {
                 schedule.asking = true;
-                let wanted = Wanted { probe, look, sleep: schedule.sleep_at <= now };
+                let wanted = Wanted { probe, look, again, sleep: schedule.sleep_at <= now };
                 let (fleet, client) = (Arc::clone(&fleet), Arc::clone(&client));
                 asking.spawn(ask(fleet, client, Arc::clone(worker), clock, wanted));
             }
         }
     }
+}
+
+/// Says in the log that the certificate of a worker is not checked, when the worker is new or has come to be so.
+fn warn_if_unchecked(worker: &Worker, schedule: &mut Schedule) {
+    let unchecked = worker.spec.tls.is_unchecked();
+    if unchecked && !schedule.unchecked {
+        warn!(
+            worker = %worker.id,
+            url = %worker.spec.url,
+            "the certificate of this worker is not checked (tls.insecure_skip_verify): whoever can intercept its \
+             connections can read and change them; set tls.pin_sha256 or --worker-tls-ca instead"
+        );
+    }
+    schedule.unchecked = unchecked;
+}
+
+/// Ends the round of reads when no worker is left in it.
+fn unless_over(fleet: &Fleet, round: Option<HashSet<WorkerId>>) -> Option<HashSet<WorkerId>> {
+    let is_over = round.as_ref().is_some_and(HashSet::is_empty);
+    if is_over {
+        fleet.end_rediscovery();
+    }
+    round.filter(|_| !is_over)
 }
 
 /// Reports a result to the fleet and schedules the next probe and read.
@@ -271,8 +317,12 @@ fn log(fleet: &Fleet, id: WorkerId, failure: Option<&Failure>, message: &str) {
 /// What to ask a worker now.
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
+    /// Whether it is healthy.
     probe: bool,
+    /// Which models it serves, and how it describes itself.
     look: bool,
+    /// Which models it serves, because requests named a model that no worker is known to serve.
+    again: bool,
     /// Whether a good probe is followed by the question whether the worker sleeps.
     sleep: bool,
 }
@@ -284,10 +334,11 @@ async fn ask(
     clock: Clock,
     wanted: Wanted,
 ) -> Answer {
-    let Wanted { probe, look, sleep } = wanted;
+    let Wanted { probe, look, again, sleep } = wanted;
     let timeout = worker.spec.health.timeout.unwrap_or_else(|| fleet.config().health.timeout);
     let mut answer = Answer {
         worker: worker.id,
+        again,
         unjudged: false,
         probe: None,
         look: Look::NotNow,
@@ -302,7 +353,7 @@ async fn ask(
         let endpoint =
             worker.spec.health.endpoint.as_deref().unwrap_or(&fleet.config().health.endpoint);
         let key = worker.spec.api_key.as_ref();
-        let asked = client.fetch(&worker.spec.url, Method::GET, endpoint, key, timeout, MOST_BYTES);
+        let asked = client.fetch(&*worker.spec, Method::GET, endpoint, key, timeout, MOST_BYTES);
         match asked.await {
             Ok((status, _)) if status.is_success() => answer.probe = Some(ProbeResult::Good),
             Ok((status, _)) => {
@@ -324,8 +375,11 @@ async fn ask(
     if sleep && answer.probe == Some(ProbeResult::Good) {
         answer.sleep = ask_sleep(&client, &worker, timeout).await;
     }
-    if look && !answer.unjudged && answer.probe.is_none_or(|probe| probe == ProbeResult::Good) {
-        answer.look = match look_at(&client, &worker, timeout).await {
+    if (look || again)
+        && !answer.unjudged
+        && answer.probe.is_none_or(|probe| probe == ProbeResult::Good)
+    {
+        answer.look = match look_at(&client, &worker, timeout, !look).await {
             Ok(found) => Look::Found(found),
             Err(LookError::Answer { status, cause }) => {
                 answer.failure = failed("/v1/models", cause, Some(status), String::new());

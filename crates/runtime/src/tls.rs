@@ -6,6 +6,7 @@
 
 mod live;
 mod mesh;
+mod verify;
 
 use std::fmt;
 use std::fs::File;
@@ -23,8 +24,10 @@ use rustls::{CertificateError, RootCertStore};
 
 pub use live::{Files, Live};
 pub use mesh::{MeshFiles, MeshTls, mesh, names_in};
+pub use verify::for_worker;
 
 use smg_types::now::Now;
+use verify::AuthorityVerifier;
 
 /// Largest PEM file that is read, in bytes. The system's list of all authorities has about 250,000.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -87,11 +90,16 @@ pub fn server(config: &ServerConfig, now: Now) -> Result<rustls::ServerConfig, T
 /// Everything that is wrong with the files.
 pub fn client(config: &ClientConfig, now: Now) -> Result<rustls::ClientConfig, TlsErrors> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let (own_roots, identity) = client_files(config, &provider, now)?;
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let (authorities, identity) = client_files(config, &provider, now)?;
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .expect("the provider supports TLS 1.2 and 1.3")
-        .with_root_certificates(own_roots.unwrap_or_else(system_roots));
+        .expect("the provider supports TLS 1.2 and 1.3");
+    let (roots, listed) = authorities.unwrap_or_else(|| (system_roots(), Vec::new()));
+    let builder = match AuthorityVerifier::new(roots, listed, provider) {
+        Some(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
+        // Without an authority no certificate is right.
+        None => builder.with_root_certificates(RootCertStore::empty()),
+    };
     let mut client = match identity {
         Some(identity) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
@@ -243,18 +251,25 @@ fn both<A, B>(a: Result<A, TlsErrors>, b: Result<B, TlsErrors>) -> Result<(A, B)
     }
 }
 
-type ClientFiles = (Option<RootCertStore>, Option<CertifiedKey>);
+/// Authorities, and the certificates that they were made of.
+type Authorities = (RootCertStore, Vec<CertificateDer<'static>>);
+
+type ClientFiles = (Option<Authorities>, Option<CertifiedKey>);
 
 fn client_files(
     config: &ClientConfig,
     provider: &CryptoProvider,
     now: Now,
 ) -> Result<ClientFiles, TlsErrors> {
-    let roots = config.ca.as_deref().map(|path| roots(Role::WorkerCa, path)).transpose();
+    let authorities = config.ca.as_deref().map(authorities).transpose();
     let identity = config.identity.as_ref().map(|(chain, key)| {
         identity((Role::WorkerCertificate, chain, Role::WorkerKey, key), provider, now)
     });
-    both(roots.map_err(TlsErrors::from), identity.transpose())
+    both(authorities.map_err(TlsErrors::from), identity.transpose())
+}
+
+fn authorities(path: &Path) -> Result<Authorities, TlsError> {
+    Ok((roots(Role::WorkerCa, path)?, certificates(Role::WorkerCa, path)?))
 }
 
 /// A chain and the key that fits it.
@@ -293,15 +308,7 @@ fn fit_to_show(
 ) -> Result<(), Problem> {
     let (head, rest) = chain.split_first().ok_or(Problem::NoCertificate)?;
     let parsed = ParsedCertificate::try_from(head).map_err(Problem::BadCertificate)?;
-    // Checked against no authority: rustls checks the times first and then fails for the unknown issuer.
-    let verdict = verify_server_cert_signed_by_trust_anchor(
-        &parsed,
-        &RootCertStore::empty(),
-        rest,
-        UnixTime::since_unix_epoch(now.wall),
-        provider.signature_verification_algorithms.all,
-    );
-    match verdict {
+    match check_alone(&parsed, rest, provider, UnixTime::since_unix_epoch(now.wall)) {
         Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
             time,
             not_after,
@@ -311,6 +318,18 @@ fn fit_to_show(
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Checks a certificate against no authority: rustls checks the dates first, and then fails for another reason.
+fn check_alone(
+    certificate: &ParsedCertificate<'_>,
+    rest: &[CertificateDer<'_>],
+    provider: &CryptoProvider,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let algorithms = provider.signature_verification_algorithms.all;
+    let none = RootCertStore::empty();
+    verify_server_cert_signed_by_trust_anchor(certificate, &none, rest, now, algorithms)
 }
 
 fn roots(role: Role, path: &Path) -> Result<RootCertStore, TlsError> {

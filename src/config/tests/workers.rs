@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use smg_types::ids::ModelId;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec};
+use smg_types::spec::{HealthSpec, Pin, Secret, Weight, WorkerSpec, WorkerTls};
 
 use super::{check_mistake, given};
 
@@ -23,6 +23,8 @@ fn a_table_describes_a_worker_in_full() {
          weight = 2
          api_key = 'k'
          max_concurrent = 64
+         [workers.tls]
+         pin-sha256 = 'sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA='
          [workers.health]
          endpoint = '/ok'
          interval_secs = 2.5
@@ -42,6 +44,7 @@ fn a_table_describes_a_worker_in_full() {
         priority: -3,
         weight: Weight::try_from(2).unwrap(),
         api_key: Some(Secret::new("k")),
+        tls: WorkerTls::Pins(vec![Pin([0; 32])]),
         health: HealthSpec {
             endpoint: Some("/ok".to_owned()),
             interval: Some(Duration::from_millis(2500)),

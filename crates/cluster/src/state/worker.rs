@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use smg_types::bounds;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
-use smg_types::spec::{HealthSpec, Secret, Weight, WorkerSpec, WorkerUrl, WorkerUrlError};
+use smg_types::spec::{
+    HealthSpec, Secret, Weight, WorkerSpec, WorkerTls, WorkerUrl, WorkerUrlError,
+};
 
 use crate::crdt::Merge;
 use crate::crdt::lww_register::LwwRegister;
@@ -310,6 +312,23 @@ impl std::fmt::Debug for WorkerRecord {
     }
 }
 
+/// The labels of a record that hold the worker's TLS settings, because its bytes are fixed: older routers take them for labels
+/// and check the certificate as usual. No label of an administrator has a blank in its name.
+const PINS: &str = "tls pin_sha256";
+const SKIPS_VERIFY: &str = "tls insecure_skip_verify";
+
+/// The labels of a record: those of the spec, and its TLS settings.
+fn labels_with_tls(spec: &WorkerSpec) -> BTreeMap<String, String> {
+    let mut labels = spec.labels.clone();
+    if let Some(pins) = spec.tls.pins() {
+        labels.insert(PINS.to_owned(), pins);
+    }
+    if spec.tls.is_unchecked() {
+        labels.insert(SKIPS_VERIFY.to_owned(), "true".to_owned());
+    }
+    labels
+}
+
 impl From<&WorkerSpec> for WorkerRecord {
     fn from(spec: &WorkerSpec) -> Self {
         Self {
@@ -318,7 +337,7 @@ impl From<&WorkerSpec> for WorkerRecord {
             models: spec.models.clone(),
             aliases: spec.aliases.clone(),
             kind: 0,
-            labels: spec.labels.clone(),
+            labels: labels_with_tls(spec),
             region: spec.region.clone(),
             zone: spec.zone.clone(),
             priority: spec.priority,
@@ -354,6 +373,9 @@ pub enum WorkerRecordError {
     /// The kind is unknown, or one of disaggregated serving.
     #[error("worker kind {0} is not supported")]
     Kind(u8),
+    /// The TLS settings can't be read.
+    #[error("tls: {0}")]
+    Tls(String),
 }
 
 impl TryFrom<&WorkerRecord> for WorkerSpec {
@@ -366,16 +388,21 @@ impl TryFrom<&WorkerRecord> for WorkerSpec {
             return Err(WorkerRecordError::Kind(record.kind));
         }
         let health = record.health.clone();
+        let mut labels = record.labels.clone();
+        let (pins, skips) = (labels.remove(PINS), labels.remove(SKIPS_VERIFY));
+        let tls =
+            WorkerTls::of(pins.as_deref(), skips.is_some()).map_err(WorkerRecordError::Tls)?;
         Ok(Self {
             url,
             models: record.models.clone(),
             aliases: record.aliases.clone(),
-            labels: record.labels.clone(),
+            labels,
             region: record.region.clone(),
             zone: record.zone.clone(),
             priority: record.priority,
             weight: Weight::try_from(record.weight)?,
             api_key: record.api_key.as_deref().map(Secret::new),
+            tls,
             health: HealthSpec {
                 endpoint: health.endpoint,
                 interval: health.interval,

@@ -10,12 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use smg_runtime::clock::Clock;
 use smg_runtime::shortage::Kind;
-use smg_types::ids::WorkerId;
 use tokio::time::Sleep;
 
 use super::connection::Connection;
 use super::decode::{FramingError, Incoming};
 use super::pool::Pool;
+use super::target::Place;
 use super::tunnel::Tunnel;
 
 /// Why a body ended before its end.
@@ -65,7 +65,7 @@ pub struct ResponseBody {
     /// `None` after the end.
     connection: Option<Connection>,
     /// The pool to which the connection returns; `None` if the worker closes the connection.
-    home: Option<(Arc<Pool>, WorkerId)>,
+    home: Option<(Arc<Pool>, Place)>,
     clock: Clock,
     limits: Limits,
     /// `Clock::mono` of the last frame.
@@ -82,7 +82,7 @@ impl ResponseBody {
     pub(super) fn new(
         incoming: Incoming,
         connection: Connection,
-        home: Option<(Arc<Pool>, WorkerId)>,
+        home: Option<(Arc<Pool>, Place)>,
         clock: Clock,
         limits: Limits,
     ) -> Self {

@@ -12,7 +12,7 @@ use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
 use smg_runtime::shortage::{Kind, Shortage};
 use smg_runtime::tls::{self, Live};
-use smg_types::spec::{Secret, WorkerUrl};
+use smg_types::spec::Secret;
 
 use super::body::{self, BodyError, ResponseBody};
 use super::config::Config;
@@ -21,6 +21,7 @@ use super::error::{Delivery, SendError};
 use super::head::Answer;
 use super::pool::Pool;
 use super::request::{self, Outgoing, Question, bearer};
+use super::target::Target;
 
 /// Sends requests to workers. Used by one thread.
 #[derive(Debug)]
@@ -78,24 +79,25 @@ impl Client {
     /// If there is no response head; the error states how much of the request the worker may have read.
     pub async fn send(
         &self,
-        worker: &WorkerUrl,
+        worker: impl Into<Target<'_>>,
         outgoing: &Outgoing<'_>,
     ) -> Result<Response<ResponseBody>, SendError> {
-        self.send_within(worker, outgoing, Duration::MAX).await
+        self.send_within(worker.into(), outgoing, Duration::MAX).await
     }
 
     /// Sends a request with `timeout` for each phase.
     async fn send_within(
         &self,
-        worker: &WorkerUrl,
+        worker: Target<'_>,
         outgoing: &Outgoing<'_>,
         timeout: Duration,
     ) -> Result<Response<ResponseBody>, SendError> {
         let started = self.clock.mono();
-        let request = Request::new(request::write_head(worker, outgoing), outgoing.body.clone());
+        let request =
+            Request::new(request::write_head(worker.url, outgoing), outgoing.body.clone());
         let mut delivered = Delivery::Nothing;
         // A connection that is to switch is a new one: a worker that closes it may have read the request.
-        let take = || self.pool.take(worker.id(), started).filter(|_| !outgoing.websocket);
+        let take = || self.pool.take(worker.place(), started).filter(|_| !outgoing.websocket);
         while let Some(mut connection) = take() {
             match self.exchange(&mut connection, request.clone(), outgoing, timeout).await? {
                 Ok(answer) => {
@@ -136,7 +138,7 @@ impl Client {
     /// The same errors as [`Client::ask`].
     pub async fn fetch(
         &self,
-        worker: &WorkerUrl,
+        worker: impl Into<Target<'_>>,
         method: Method,
         path: &str,
         key: Option<&Secret>,
@@ -154,7 +156,7 @@ impl Client {
     /// that takes too long is [`SendError::HeadTimeout`].
     pub async fn ask(
         &self,
-        worker: &WorkerUrl,
+        worker: impl Into<Target<'_>>,
         question: Question<'_>,
         timeout: Duration,
         most: usize,
@@ -174,11 +176,12 @@ impl Client {
     /// As [`Client::ask`]; an answer without room is [`SendError::Lost`].
     pub async fn ask_within(
         &self,
-        worker: &WorkerUrl,
+        worker: impl Into<Target<'_>>,
         question: Question<'_>,
         timeout: Duration,
         grow: &mut (dyn FnMut(usize) -> bool + Send),
     ) -> Result<(StatusCode, Bytes), SendError> {
+        let worker = worker.into();
         let Question { method, path, key, body } = question;
         let path_and_query = path.parse().unwrap_or_else(|_| PathAndQuery::from_static("/"));
         let mut headers = HeaderMap::new();
@@ -238,7 +241,7 @@ impl Client {
 
     async fn connect(
         &self,
-        worker: &WorkerUrl,
+        worker: Target<'_>,
         timeout: Duration,
     ) -> Result<Connection, SendError> {
         let timeout = timeout.min(self.config.connect_timeout);
@@ -257,18 +260,18 @@ impl Client {
     }
 
     /// The error for a request that was lost on a connection that is closed now.
-    async fn lost(&self, worker: &WorkerUrl, delivery: Delivery) -> SendError {
+    async fn lost(&self, worker: Target<'_>, delivery: Delivery) -> SendError {
         SendError::Lost { delivery, gone: self.is_gone(worker).await }
     }
 
     /// Whether the worker no longer listens, so that it cannot be generating.
-    async fn is_gone(&self, worker: &WorkerUrl) -> bool {
+    async fn is_gone(&self, worker: Target<'_>) -> bool {
         for _ in 0..3 {
             match self.connect(worker, CHECK).await {
                 Err(error) => return error.is_gone(),
                 Ok(mut connection) => {
                     if connection.stays_open(SETTLE).await {
-                        self.pool.put(worker.id(), connection, self.clock.mono());
+                        self.pool.put(worker.place(), connection, self.clock.mono());
                         return false;
                     }
                 }
@@ -310,14 +313,14 @@ impl Client {
 
     fn respond(
         &self,
-        worker: &WorkerUrl,
+        worker: Target<'_>,
         connection: Connection,
         answer: Answer,
         started: Duration,
         stream: bool,
     ) -> Response<ResponseBody> {
         let Answer { status, headers, incoming, keeps } = answer;
-        let home = keeps.then(|| (Arc::clone(&self.pool), worker.id()));
+        let home = keeps.then(|| (Arc::clone(&self.pool), worker.place()));
         let limits = body::Limits {
             idle: self.config.idle_timeout,
             deadline: self.total(stream).map(|total| started + total),

@@ -19,8 +19,7 @@ use smg_runtime::clock::Clock;
 use smg_runtime::descriptors::Counted;
 use smg_runtime::dial::Dialer;
 use smg_runtime::shortage::{Kind, Shortage, Shortages};
-use smg_runtime::tls::{ClientConfig, Live};
-use smg_types::spec::WorkerUrl;
+use smg_runtime::tls::{ClientConfig, Live, for_worker};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -28,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::{Delivery, SendError};
 use super::head::{Answer, HeadReader, ProtocolError};
+use super::target::Target;
 
 /// The most bytes that one read may return.
 const READ: usize = 64 << 10;
@@ -119,13 +119,14 @@ enum Broken {
 impl Connection {
     /// Connects to a worker within `timeout`, name resolution and TLS included.
     pub(super) async fn open(
-        worker: &WorkerUrl,
+        worker: Target<'_>,
         dialer: &Dialer,
         timeout: Duration,
         tls: Option<&Live<ClientConfig>>,
         shared: &Arc<Shared>,
         clock: Clock,
     ) -> Result<Self, SendError> {
+        let Target { url: worker, tls: checks } = worker;
         let began = clock.mono();
         let (tcp, descriptor) = dialer.dial(worker.host(), worker.port(), timeout).await?;
         // Small writes must not wait for delayed acknowledgements, which take up to 40 ms.
@@ -136,7 +137,7 @@ impl Connection {
             })?;
             let name = ServerName::try_from(worker.host().to_owned())
                 .map_err(|e| SendError::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-            let connector = tokio_rustls::TlsConnector::from(tls.current());
+            let connector = tokio_rustls::TlsConnector::from(for_worker(tls.current(), checks));
             let left = (began + timeout).saturating_sub(clock.mono());
             let secured = tokio::time::timeout(left, connector.connect(name, tcp)).await;
             let secured = secured.map_err(|_elapsed| SendError::ConnectTimeout(timeout))?;

@@ -16,6 +16,7 @@ mod error;
 mod head;
 mod pool;
 mod request;
+mod target;
 mod tunnel;
 
 pub use body::{BodyError, ResponseBody};
@@ -25,4 +26,5 @@ pub use decode::FramingError;
 pub use error::{Delivery, SendError};
 pub use head::ProtocolError;
 pub use request::{Outgoing, Question, bearer};
+pub use target::Target;
 pub use tunnel::Tunnel;

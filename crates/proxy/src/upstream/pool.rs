@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use smg_runtime::descriptors::Descriptors;
-use smg_types::ids::WorkerId;
 
 use super::connection::Connection;
+use super::target::Place;
 
 /// The idle connections of one data-path thread.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Pool {
     keep_alive: Duration,
     descriptors: Arc<Descriptors>,
     // Only one thread uses the lock, for a push or a pop, so it is never contended on the request path.
-    idle: Mutex<HashMap<WorkerId, Vec<Idle>>>,
+    idle: Mutex<HashMap<Place, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Pool {
     }
 
     /// Takes the most recently used connection that is still open.
-    pub(super) fn take(&self, worker: WorkerId, now: Duration) -> Option<Connection> {
+    pub(super) fn take(&self, worker: Place, now: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock();
         let stack = idle.get_mut(&worker)?;
         while let Some(Idle { mut connection, since }) = stack.pop() {
@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// Keeps a connection for later use, or closes it if there are enough.
-    pub(super) fn put(&self, worker: WorkerId, connection: Connection, now: Duration) {
+    pub(super) fn put(&self, worker: Place, connection: Connection, now: Duration) {
         if self.descriptors.is_scarce() {
             return;
         }

@@ -125,8 +125,9 @@ impl Failure {
                 "the host is down, or a firewall drops packets; --connect-timeout-secs bounds the wait"
                     .to_owned()
             }
-            Cause::Tls if url.is_secure() => "if the certificate's authority is not a public one, \
-                name it with --worker-tls-ca; if the engine speaks plain HTTP, use http:// in the URL"
+            Cause::Tls if url.is_secure() => "if the certificate's authority is not a public one, or \
+                the certificate is self-signed, name its file with --worker-tls-ca, or pin it with the \
+                worker's tls.pin_sha256; if the engine speaks plain HTTP, use http:// in the URL"
                 .to_owned(),
             Cause::Tls => "use https:// in the URL if the engine speaks TLS".to_owned(),
             Cause::Closed => "the engine is starting or crashing: see its log".to_owned(),

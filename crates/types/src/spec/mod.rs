@@ -5,6 +5,7 @@
 
 mod networks;
 mod secret;
+mod tls;
 mod url;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use networks::{ForbiddenPlace, WorkerNetworks};
 pub use secret::Secret;
+pub use tls::{Pin, WorkerTls};
 pub use url::{WorkerUrl, WorkerUrlError};
 
 use crate::bounds;
@@ -49,6 +51,8 @@ pub struct WorkerSpec {
     pub weight: Weight,
     /// The key that the router sends as `authorization: Bearer …` in place of the client's.
     pub api_key: Option<Secret>,
+    /// How the worker's certificate is checked.
+    pub tls: WorkerTls,
     /// The settings of the worker's probes.
     pub health: HealthSpec,
     /// Most requests in flight on the worker. The router counts its own requests and those that other routers report.
@@ -69,6 +73,7 @@ impl WorkerSpec {
             priority: 0,
             weight: Weight::ONE,
             api_key: None,
+            tls: WorkerTls::Authorities,
             health: HealthSpec::default(),
             max_concurrent: None,
         }
@@ -106,6 +111,10 @@ impl WorkerSpec {
         number("priority", Some(self.priority), &bounds::PRIORITY)?;
         let max_concurrent = self.max_concurrent.map(NonZeroU32::get);
         number("max_concurrent", max_concurrent, &bounds::MAX_CONCURRENT)?;
+        if self.tls != WorkerTls::Authorities && !self.url.is_secure() {
+            let reason = "needs a URL that begins with https://".to_owned();
+            return Err(SpecError { field: "tls", value: None, reason });
+        }
         self.health.check()
     }
 
@@ -257,6 +266,10 @@ mod tests {
             (
                 wrong(|spec| spec.max_concurrent = NonZeroU32::new(1_000_001)),
                 "max_concurrent 1000001",
+            ),
+            (
+                wrong(|spec| spec.tls = WorkerTls::Unchecked),
+                "tls needs a URL that begins with https",
             ),
             (wrong(|spec| spec.health.endpoint = Some("x".into())), "health.endpoint \"x\""),
             (wrong(|spec| spec.health.interval = Some(Duration::ZERO)), "health.interval_secs 0"),

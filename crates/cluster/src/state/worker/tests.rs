@@ -48,9 +48,13 @@ fn a_spec_is_the_same_after_conversion_to_a_record_and_back() {
     spec.api_key = Some(Secret::new("hunter2"));
     spec.health.interval = Some(Duration::from_millis(1500));
     spec.max_concurrent = NonZeroU32::new(9);
-    let record = WorkerRecord::from(&spec);
-    assert_eq!(WorkerSpec::try_from(&record), Ok(spec));
-    assert!(!format!("{record:?}").contains("hunter2"));
+    let pins = WorkerTls::Pins(vec![smg_types::spec::Pin([7; 32])]);
+    for tls in [WorkerTls::Authorities, pins, WorkerTls::Unchecked] {
+        spec.tls = tls;
+        let record = WorkerRecord::from(&spec);
+        assert_eq!(WorkerSpec::try_from(&record).as_ref(), Ok(&spec));
+        assert!(!format!("{record:?}").contains("hunter2"));
+    }
 }
 
 #[test]
