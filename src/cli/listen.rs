@@ -66,6 +66,19 @@ pub struct ListenArgs {
         action = clap::ArgAction::Set
     )]
     pub decompress_requests: bool,
+    /// Sends workers no x-forwarded-for, x-forwarded-proto and x-forwarded-host of this router.
+    ///
+    /// By default the client's address is appended to x-forwarded-for; the other two are set unless the request has them.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub disable_forwarded_headers: bool,
     /// How long a request's head may take to arrive, 0.001 to 3600 seconds.
     ///
     /// Limits clients that send single bytes with long pauses, and those that send nothing: the time of a connection's

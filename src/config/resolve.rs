@@ -115,6 +115,7 @@ fn http_config(
         admin_open: access.admin_open,
         // A larger body would never find room.
         max_body_bytes: listen.max_payload_size.min(max_buffered_bytes),
+        forwarded_headers: !listen.disable_forwarded_headers,
         decompress_requests: listen.decompress_requests,
         max_buffered_bytes,
         header_timeout: listen.header_timeout_secs,
@@ -182,7 +183,7 @@ fn bridge_config(args: &Args) -> bridge::Config {
 }
 
 fn fleet_config(args: &Args) -> fleet::Config {
-    let Args { health, breaker, workers, routing, .. } = args;
+    let Args { health, breaker, workers, admission, routing, .. } = args;
     fleet::Config {
         place: fleet::Place {
             region: routing.node_region.clone(),
@@ -210,6 +211,7 @@ fn fleet_config(args: &Args) -> fleet::Config {
             .iter()
             .map(|named| (named.alias.clone(), named.model.clone()))
             .collect(),
+        model_memory: admission.model_memory_secs,
     }
 }
 

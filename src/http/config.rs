@@ -32,6 +32,8 @@ pub struct Config {
     pub admin_open: bool,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Whether workers learn of the client by `x-forwarded-*`.
+    pub forwarded_headers: bool,
     /// Whether compressed request bodies are decoded; otherwise they are refused.
     pub decompress_requests: bool,
     /// The most bytes that the bodies of all requests may hold in memory together.

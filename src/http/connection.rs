@@ -1,5 +1,5 @@
-//! One client connection: hyper's HTTP/1.1 or, if TLS has negotiated it, HTTP/2, with the timers that hyper does not
-//! have.
+//! One client connection: hyper's HTTP/1.1 or HTTP/2 (negotiated by TLS, or begun by the client's preface), with the
+//! timers that hyper does not have.
 //!
 //! One timer per connection serves all purposes: a request's head must arrive in time, an idle connection is closed,
 //! and a client that reads nothing of its response is disconnected (over HTTP/2, `streams` resets the stream). A

@@ -29,6 +29,12 @@ use super::tunnel::Slot;
 /// How often a thread closes connections to workers that have been idle for too long.
 const EVICT: Duration = Duration::from_secs(5);
 
+/// The first bytes of a connection that speaks HTTP/2. No method of HTTP/1.1 is called `PRI`.
+const PREFACE: &[u8; 4] = b"PRI ";
+
+/// Time between two looks at a connection of which less than that has come.
+const MORE: Duration = Duration::from_millis(10);
+
 /// The state of one thread of the data path.
 pub(super) struct DataThread {
     pub(super) shard: Arc<Shard>,
@@ -86,7 +92,11 @@ impl DataThread {
             let client = Client { shard, peer, place: Arc::clone(&place), closing };
             let serving = async {
                 match acceptor {
-                    None => client.serve(stream, Protocol::Http1).await,
+                    None => {
+                        if let Some(protocol) = client.spoken(&stream).await {
+                            client.serve(stream, protocol).await;
+                        }
+                    }
                     Some(acceptor) => Box::pin(client.serve_tls(acceptor, stream)).await,
                 }
             };
@@ -108,6 +118,32 @@ struct Client {
 }
 
 impl Client {
+    /// The protocol of a client without TLS: HTTP/2 begins with a preface that is no request of HTTP/1.1 (RFC 9113, 3.4).
+    /// `None`: the client sends nothing in time, or the router ends.
+    async fn spoken(&self, stream: &TcpStream) -> Option<Protocol> {
+        let first = async {
+            loop {
+                let mut begin = [0; PREFACE.len()];
+                // The bytes stay in the socket. If the connection has broken, the next read reports the error.
+                let found = stream.peek(&mut begin).await.unwrap_or(0);
+                if begin[..found] == PREFACE[..] {
+                    return Protocol::Http2;
+                }
+                if found == 0 || !PREFACE.starts_with(&begin[..found]) {
+                    return Protocol::Http1;
+                }
+                // The system does not report when more bytes than these have arrived.
+                tokio::time::sleep(MORE).await;
+            }
+        };
+        let mut closing = self.closing.clone();
+        tokio::select! {
+            protocol = first => Some(protocol),
+            () = turned_on(&mut closing) => None,
+            () = tokio::time::sleep(self.shard.surface().config.header_timeout) => None,
+        }
+    }
+
     /// Serves the requests of the connection.
     async fn serve<T>(self, stream: T, protocol: Protocol)
     where

@@ -97,8 +97,7 @@ async fn page_of(
     };
     let (key, body) = (worker.spec.api_key.as_ref(), Bytes::new());
     let question = Question { method: Method::GET, path: "/metrics", key, body };
-    let url = &worker.spec.url;
-    let answer = surface.control.ask_within(url, question, TIMEOUT, &mut grow).await;
+    let answer = surface.control.ask_within(&*worker.spec, question, TIMEOUT, &mut grow).await;
     let page = match (answer, refusal) {
         (_, Some(refusal)) => Err(refusal),
         (Ok((status, text)), None) if status.is_success() => Ok((text, held)),

@@ -25,6 +25,7 @@ use super::encoding;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
 use super::exchange::State;
 use super::form;
+use super::forwarded::{self, Hop};
 use super::from_worker;
 use super::headers;
 use super::peek::{self, Peek};
@@ -49,6 +50,8 @@ pub(super) struct Inbound {
     pub(super) request_id: HeaderValue,
     /// The keys against which the request was checked.
     pub(super) keys: Arc<Keys>,
+    /// How the request came to this router; `None` if workers must not learn it.
+    pub(super) hop: Option<Hop>,
     /// Whether the client uses Anthropic's API.
     pub(super) anthropic: bool,
     /// Whether the client asks to switch to WebSocket.
@@ -103,6 +106,9 @@ impl Inference {
             .cloned();
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
         inbound.keys.take_own(&mut headers);
+        if let Some(hop) = inbound.hop {
+            forwarded::add(&mut headers, hop, parts.uri.authority());
+        }
         let via = self.surface.hops.entry(parts.version);
         headers::to_worker(&mut headers, &inbound.request_id, via, &mut self.rng());
         if let Some(begins) = inbound.stream_begins.as_ref().filter(|_| peek.stream) {

@@ -19,6 +19,7 @@ use super::body::Body;
 use super::buffered::Held;
 use super::error::ApiError;
 use super::exchange::State;
+use super::forwarded::Hop;
 use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
 use super::heartbeat::{self, Answering, Rhythm};
@@ -182,15 +183,19 @@ impl Shard {
                     "inference"
                 );
                 let any_model = route.serves == Serves::AnyWorker;
+                let config = &self.surface().config;
+                let hop = Hop { peer: peer.ip(), is_secure: config.tls.is_some() };
+                let hop = config.forwarded_headers.then_some(hop);
                 let inbound = Inbound {
                     request_id,
                     keys,
+                    hop,
                     anthropic,
                     any_model,
                     websocket,
                     stream_begins: None,
                 };
-                let period = self.surface().config.stream_heartbeat;
+                let period = config.stream_heartbeat;
                 if let Some(period) = period.filter(|_| heartbeat::applies_to(route.path)) {
                     return self.infer_with_heartbeat(request, inbound, state, period).await;
                 }

@@ -157,6 +157,8 @@ fn workers_and_routing() -> Vec<Row> {
         row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
         row("max-client-priority", "bulk", "system", "Bulk", see!(http.max_client_priority)),
         row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),
+        row("model-memory-secs", "7", "8", "7s", see!(fleet.model_memory)),
+        row("disable-forwarded-headers", "true", "false", "false", see!(http.forwarded_headers)),
     ]
 }
 
