@@ -152,7 +152,7 @@ fn only_failed_attempts_in_a_row_to_list_models_make_a_model_unknown() {
     let fail = |times| (0..times).for_each(|_| fleet.report_failed_discovery(worker));
     fail(4);
     let models = Models::Known(vec!["m".into()]);
-    fleet.report_discovered(worker, Discovered { models, info: None });
+    fleet.report_discovered(worker, discovered(models));
     // The worker gets a list of models, and loses it: its models are unknown again.
     fleet.respecify(spec("http://a", &["m"]));
     fleet.respecify(spec("http://a", &[]));

@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use fake::{Fake, noticing, request, request_head};
 
+use smg_types::spec::WorkerUrl;
+
 use super::*;
 use crate::upstream::BodyError;
 
@@ -154,7 +156,7 @@ async fn a_connection_that_the_worker_closed_meanwhile_costs_no_request() {
         assert_eq!(worker.connections(), 3);
         client.evict();
         assert!(
-            client.pool.take(Target::from(worker.url()).place(), client.clock.mono()).is_none()
+            client.pool.take(Target::from(&worker.url()).place(), client.clock.mono()).is_none()
         );
     }
 }
@@ -294,7 +296,7 @@ async fn a_worker_that_answers_much_and_reads_nothing_causes_no_deadlock() {
     let response = send(&client, &worker.url(), Method::POST, vec![0u8; 16 << 20]).await.unwrap();
     assert_eq!(rest(response).await.unwrap().len(), 16 << 20);
     // Half of the request has not been read.
-    assert!(client.pool.take(Target::from(worker.url()).place(), client.clock.mono()).is_none());
+    assert!(client.pool.take(Target::from(&worker.url()).place(), client.clock.mono()).is_none());
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ where
 {
     let worker = Fake::start(script).await;
     let client = client();
-    let mut connection = client.connect(&worker.url(), LONG).await.unwrap();
+    let mut connection = client.connect(Target::from(&worker.url()), LONG).await.unwrap();
     // The worker's first actions are complete before the request is sent.
     settled().await;
     let outgoing = Outgoing {
@@ -171,7 +171,10 @@ async fn bytes_on_an_idle_connection_are_noticed_before_the_runtime_polls() {
         // This thread waits without giving the runtime a chance to poll.
         go.send(()).unwrap();
         is_done.recv().unwrap();
-        assert!(client.pool.take(url.id(), client.clock.mono()).is_none(), "{stray:?}");
+        assert!(
+            client.pool.take(Target::from(&url).place(), client.clock.mono()).is_none(),
+            "{stray:?}"
+        );
         assert!(worker.unwrap().join().unwrap() > 0);
     }
 }
