@@ -102,7 +102,7 @@ async fn a_request_that_begins_slowly_is_read_by_its_protocol() {
 /// A connection that says nothing keeps neither a thread nor the end of the router.
 #[tokio::test]
 async fn a_silent_connection_is_closed_in_time_and_at_the_end() {
-    let mut router = Router::start(&["--idle-connection-timeout-secs", "0.5"]).await;
+    let mut router = Router::start(&["--header-timeout-secs", "0.5"]).await;
     let mut silent = TcpStream::connect(router.address()).await.unwrap();
     let mut byte = [0];
     let closed = tokio::time::timeout(Duration::from_secs(20), silent.read(&mut byte)).await;

@@ -43,8 +43,7 @@ impl From<SendError> for LookError {
 /// Asks a worker whether its engine sleeps. vLLM has the route in its development mode; other engines can't sleep.
 pub(super) async fn ask_sleep(client: &Client, worker: &Worker, timeout: Duration) -> Sleep {
     let key = worker.spec.api_key.as_ref();
-    let asked =
-        client.fetch(&*worker.spec, Method::GET, "/is_sleeping", key, timeout, MOST_BYTES);
+    let asked = client.fetch(&*worker.spec, Method::GET, "/is_sleeping", key, timeout, MOST_BYTES);
     match asked.await {
         Ok((status, body)) => sleep_of(status, &body),
         Err(_) => Sleep::Unknown,
