@@ -62,7 +62,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("dial", &["spec", "clock", "shortage", "descriptors", "resolve"]),
     ("tasks", &[]),
     ("memory", &[]),
-    ("tls", &["now"]),
+    ("tls", &["spec", "now"]),
     (
         "upstream",
         &["ids", "spec", "now", "clock", "tls", "shortage", "descriptors", "resolve", "dial"],

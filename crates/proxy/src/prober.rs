@@ -18,10 +18,12 @@ use http::Method;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 use smg_routing::fleet::{
-    Cause, Discovered, Failure, Fleet, HealthChange, Models, ProbeResult, Worker, WorkerState,
+    Cause, Discovered, Failure, Fleet, HealthChange, Models, ProbeResult, Snapshot, Worker,
+    WorkerState,
 };
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
+use smg_types::now::Now;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -128,13 +130,7 @@ pub async fn run(
         fleet.sweep(clock.now());
         let snapshot = fleet.snapshot();
         schedules.retain(|id, _| snapshot.worker(*id).is_some());
-        if let Some(workers) = fleet.begin_rediscovery(clock.now()) {
-            round = Some(workers.into_iter().collect());
-        }
-        if let Some(round) = &mut round {
-            round.retain(|id| snapshot.worker(*id).is_some());
-        }
-        round = unless_over(&fleet, round);
+        round = continue_round(&fleet, &snapshot, round, clock.now());
         // Each turn begins with another worker, so that workers that never respond do not block the probes of others.
         let (later, first) = snapshot.workers().split_at(turn.min(snapshot.workers().len()));
         turn = (turn + 1) % snapshot.workers().len().max(1);
@@ -185,6 +181,21 @@ fn warn_if_unchecked(worker: &Worker, schedule: &mut Schedule) {
         );
     }
     schedule.unchecked = unchecked;
+}
+
+/// Begins a round of reads if one is wanted, and removes the workers from it that have left the fleet.
+fn continue_round(
+    fleet: &Fleet,
+    snapshot: &Snapshot,
+    round: Option<HashSet<WorkerId>>,
+    now: Now,
+) -> Option<HashSet<WorkerId>> {
+    let begun = fleet.begin_rediscovery(now).map(HashSet::from_iter);
+    let mut round = begun.or(round);
+    if let Some(round) = &mut round {
+        round.retain(|id| snapshot.worker(*id).is_some());
+    }
+    unless_over(fleet, round)
 }
 
 /// Ends the round of reads when no worker is left in it.

@@ -14,7 +14,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
@@ -27,7 +26,7 @@ pub use mesh::{MeshFiles, MeshTls, mesh, names_in};
 pub use verify::for_worker;
 
 use smg_types::now::Now;
-use verify::AuthorityVerifier;
+use verify::{AuthorityVerifier, check_alone};
 
 /// Largest PEM file that is read, in bytes. The system's list of all authorities has about 250,000.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -318,18 +317,6 @@ fn fit_to_show(
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-/// Checks a certificate against no authority: rustls checks the dates first, and then fails for another reason.
-fn check_alone(
-    certificate: &ParsedCertificate<'_>,
-    rest: &[CertificateDer<'_>],
-    provider: &CryptoProvider,
-    now: UnixTime,
-) -> Result<(), rustls::Error> {
-    let algorithms = provider.signature_verification_algorithms.all;
-    let none = RootCertStore::empty();
-    verify_server_cert_signed_by_trust_anchor(certificate, &none, rest, now, algorithms)
 }
 
 fn roots(role: Role, path: &Path) -> Result<RootCertStore, TlsError> {

@@ -4,12 +4,9 @@
 //! `permission[].id`): a change of an object must not build a snapshot.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use smg_types::ids::ModelId;
-
-use super::worker::Worker;
 
 /// Largest object of one model, in bytes of JSON. A larger one loses its largest fields.
 pub const MAX_OBJECT_BYTES: usize = 8 << 10;
@@ -55,20 +52,6 @@ impl ModelObjects {
             }
         }
         self
-    }
-}
-
-impl Worker {
-    /// The objects by which the worker describes its models in its list of models.
-    #[must_use]
-    pub fn model_objects(&self) -> Arc<ModelObjects> {
-        Arc::clone(&self.live().model_objects.lock())
-    }
-
-    /// Keeps how the worker describes its models.
-    pub(super) fn note_model_objects(&self, objects: ModelObjects) {
-        let mut kept = self.live().model_objects.lock();
-        *kept = Arc::new(objects.replace(&kept));
     }
 }
 

@@ -106,6 +106,18 @@ impl Fleet {
 }
 
 impl Worker {
+    /// The objects by which the worker describes its models in its list of models.
+    #[must_use]
+    pub fn model_objects(&self) -> Arc<ModelObjects> {
+        Arc::clone(&self.live().model_objects.lock())
+    }
+
+    /// Keeps how the worker describes its models.
+    pub(super) fn note_model_objects(&self, objects: ModelObjects) {
+        let mut kept = self.live().model_objects.lock();
+        *kept = Arc::new(objects.replace(&kept));
+    }
+
     /// Whether the worker may by now list other models than those that are known.
     fn may_list_others(&self) -> bool {
         self.spec.models.is_empty() && self.state() == WorkerState::Ready
