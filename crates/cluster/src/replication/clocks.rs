@@ -5,7 +5,7 @@ use smg_types::now::Now;
 
 use crate::crdt::stamp::millis;
 use crate::replication::Replication;
-use crate::replication::cluster_time::{Epoch, OwnClock, agreed};
+use crate::replication::cluster_time::{Epoch, OwnClock, agreed, known_to_peers};
 use crate::replication::peer::Peer;
 
 impl Replication {
@@ -13,8 +13,11 @@ impl Replication {
     /// cluster; a driver calls this for each reading of its clock.
     pub fn cluster_time(&mut self, reading: Now) -> Now {
         let own = Epoch::new(millis(reading.wall), reading.mono);
-        let agreed = agreed(own, self.peers.reachable().filter_map(Peer::clock));
-        self.own_clock = OwnClock { clock: Some(own), correction_ms: agreed.ahead_of(own) };
+        let mut peers = self.peers.reachable().filter_map(Peer::clock).peekable();
+        let is_alone = peers.peek().is_none();
+        let shown = self.own_clock.shown.filter(|_| !is_alone);
+        let agreed = agreed(known_to_peers(own, shown), peers);
+        self.own_clock = OwnClock { clock: Some(own), shown, correction_ms: agreed.ahead_of(own) };
         if agreed == own { reading } else { Now { wall: agreed.at(reading.mono), ..reading } }
     }
 

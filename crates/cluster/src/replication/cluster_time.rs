@@ -7,9 +7,9 @@
 //! because of a fast clock. Two nodes therefore agree on the earlier of their clocks, and of three, one wrong clock is
 //! outvoted. A clock that is within [`TOLERANCE_MS`] of the median is read as it is.
 //!
-//! Clocks are kept as the wall time at which the monotonic clock here was zero. A step of the wall clock here is therefore
-//! seen at the next reading, without waiting for digests; a step of a peer's clock is seen with its next digest, within
-//! seconds.
+//! Clocks are kept as the wall time at which the monotonic clock here was zero, so a step of the wall clock here does not
+//! move the clocks of the peers. A step counts once a digest has shown it to a peer: until then, a node goes by the clock
+//! that its peers know.
 //!
 //! Not guaranteed: a node without peers reads its own clock, whatever that is. A digest takes time to arrive, which makes
 //! its sender's clock look late by as much.
@@ -55,7 +55,9 @@ fn signed(ms: u64) -> i64 {
 pub(super) struct OwnClock {
     /// As it was read last; `None`: it was never read, and the times that this node is given are taken for its own.
     pub(super) clock: Option<Epoch>,
-    /// How far the time of the cluster was ahead of it then, in milliseconds.
+    /// As the last digest has shown it to a peer; `None`: none was sent.
+    pub(super) shown: Option<Epoch>,
+    /// How far the time of the cluster was ahead of it at the last reading, in milliseconds.
     pub(super) correction_ms: i64,
 }
 
@@ -64,6 +66,12 @@ impl OwnClock {
     pub(super) fn wall_ms(&self, now: Now) -> u64 {
         millis(self.clock.map_or(now.wall, |clock| clock.at(now.mono)))
     }
+}
+
+/// The clock that a node counts as its own while it has peers: the one that they know, until a digest has shown them a step.
+/// Otherwise two nodes would go by different clocks from the step to the digest.
+pub(super) fn known_to_peers(own: Epoch, shown: Option<Epoch>) -> Epoch {
+    shown.filter(|shown| own.ahead_of(*shown).saturating_abs() > TOLERANCE_MS).unwrap_or(own)
 }
 
 /// The lower median of `own` and `peers`, or `own` if it is within the tolerance of that.

@@ -17,6 +17,7 @@ impl Replication {
     /// Queues a digest for `to`, and before it the list of rows of `to` that have no effect here.
     pub(super) fn queue_digest(&mut self, to: &NodeName, digest: Digest) {
         self.report_not_applied(to);
+        self.own_clock.shown = self.own_clock.clock;
         self.queue(to, Message::Digest(digest));
     }
 

@@ -100,3 +100,30 @@ fn a_row_that_was_refused_is_reported_again_after_the_report_was_lost() {
     }
     assert!(matches!(acknowledgement(&a, version), Acknowledgement::NotApplied(_)));
 }
+
+#[test]
+fn a_step_of_the_clock_counts_once_a_digest_has_shown_it_to_the_peer() {
+    /// Milliseconds; there is a day before it.
+    const START: u64 = 200_000_000;
+    let (a, b) = pair();
+    let mut both = [a, b];
+    let day = Duration::from_secs(24 * 3600);
+    for node in &mut both {
+        node.cluster_time(at(START));
+        let digest = node.digest(at(START), true);
+        let peers: Vec<_> = node.members().map(|(peer, _)| peer.name.clone()).collect();
+        peers.iter().for_each(|peer| node.queue_digest(peer, digest.clone()));
+    }
+    exchange(at(START), &mut both);
+    let [mut a, mut b] = both;
+    let behind = Now { wall: at(START + 100).wall - day, ..at(START + 100) };
+    assert_eq!(a.cluster_time(behind).wall, at(START + 100).wall, "b does not know of the step");
+    let digest = a.digest(at(START + 100), true);
+    let to = b.me().name.clone();
+    a.queue_digest(&to, digest);
+    assert_eq!(a.cluster_time(behind).wall, behind.wall, "the earlier clock of two counts");
+    while let Some((_, message, _)) = a.poll_transmit(at(START + 100)) {
+        b.handle_message(at(START + 100), a.me(), message);
+    }
+    assert_eq!(b.cluster_time(at(START + 100)).wall, behind.wall, "for both");
+}
