@@ -130,14 +130,11 @@ async fn a_request_that_cannot_be_served_is_answered_503_and_counts_against_no_w
     let router = with_few(&workers, &["--policy", "round_robin"]).await;
     let address = router.address();
     let mut watching = Connection::open(address).await.unwrap();
-    let mut clients = Vec::new();
-    for _ in 0..40 {
-        clients.push(Connection::open(address).await.unwrap());
-    }
     // Each client holds a descriptor and needs another one for the connection to a worker. Together they need more than
-    // there are.
-    let asking = clients.into_iter().map(|mut client| {
+    // there are. A client asks as soon as it has connected, because the router closes idle connections in a shortage.
+    let asking = (0..40).map(|_| {
         tokio::spawn(async move {
+            let mut client = Connection::open(address).await.unwrap();
             let answer = client.send("POST", "/v1/chat/completions", &[], CHAT).await;
             (client, answer.unwrap())
         })
