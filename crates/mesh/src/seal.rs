@@ -145,7 +145,7 @@ impl Ring {
     /// A ring of these keys, the first of which encrypts.
     ///
     /// # Errors
-    /// If there are more than [`MAX_KEYS`].
+    /// If there are more than 8.
     pub fn new(keys: impl IntoIterator<Item = SharedKey>) -> Result<Self, RingError> {
         let mut ring = Self::default();
         for key in keys {

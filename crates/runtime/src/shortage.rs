@@ -157,7 +157,7 @@ impl Shortage {
 /// The minimum time between two log lines about one kind.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Counts shortages, and logs at most one line per kind and [`LINE_EVERY`]. Cheap to clone.
+/// Counts shortages, and logs at most one line per kind in 10 s. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shortages(Arc<Inner>);
 
@@ -198,7 +198,7 @@ impl Shortages {
         Self::register(&Registry::new(), clock).expect("a new registry has no such family")
     }
 
-    /// Counts a shortage and logs it, unless one of its kind was logged within [`LINE_EVERY`]. `doing` says what
+    /// Counts a shortage and logs it, unless one of its kind was logged within the last 10 s. `doing` says what
     /// failed.
     pub fn report(&self, kind: Kind, doing: &str, error: &dyn fmt::Display) {
         let Inner { clock, counters, lines } = &*self.0;

@@ -85,7 +85,7 @@ pub struct Log {
     text: Arc<Mutex<String>>,
 }
 
-/// Waits, when it is dropped, until queued lines are written, for at most [`LAST_LINES`]. Hold it until the end of
+/// Waits, when it is dropped, until queued lines are written, for at most 1 s. Hold it until the end of
 /// `main`.
 #[derive(Debug)]
 #[must_use = "dropping it waits for the log"]
