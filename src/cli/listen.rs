@@ -39,9 +39,10 @@ pub struct ListenArgs {
         value_parser = whole::<usize>(1024, 1 << 32)
     )]
     pub max_payload_size: usize,
-    /// Memory for the bodies of all requests together, 1024 to 1099511627776 bytes; 0: a quarter of the memory that the
-    /// router may use, 2147483648 at most.
+    /// Memory for the bodies of all requests together, 1024 to 1099511627776 bytes; 0: a share of the memory that the
+    /// router may use.
     ///
+    /// The share is a sixth of what is beyond 96 MiB, 8 MiB to 2 GiB: 26 MiB of 256 MiB, 325 MiB of 2 GiB.
     /// The memory that the router may use is the limit of its control group (a container's limit), or else the memory of
     /// the machine. A request that finds no room is answered 503, one that is larger than all of it 413.
     #[arg(

@@ -96,10 +96,15 @@ class Memory(ChaosTest):
         eventually("the workers serve", servers.log, lambda log: "serving" in log, 30)
         machine = self.network.machine("node1")
         urls = ",".join(f"http://{workers.address}:{port}" for port in range(9001, 9005))
-        join = 'echo $$ > "$1"; shift; exec "$@"'
+        # The network namespace has a /sys of its own, without the control groups.
+        mounts = {
+            1: "mount -t tmpfs none $root && mkdir $root/memory && mount -t cgroup -o memory none $root/memory",
+            2: "mount -t cgroup2 none $root",
+        }
+        enter = f'root=/sys/fs/cgroup; {mounts[group.version]} && echo $$ > "$1" || exit 99; shift; exec "$@"'
         flags = ["--enable-mesh", "--mesh-server-name", "node1", "--mesh-peer-urls", f"node1:{MESH}", "--admin-open"]
         router = Router(
-            machine, "sh", "-c", join, "sh", str(group.path / "cgroup.procs"), binary(), *flags, "--log-json", "--worker-urls", urls
+            machine, "sh", "-c", enter, "sh", str(group.path / "cgroup.procs"), binary(), *flags, "--log-json", "--worker-urls", urls
         )
         ready = lambda: router.ask("GET", "/readiness").json()  # noqa: E731
         eventually("it is ready", ready, lambda seen: seen["healthy_workers"] == 4, 60)
@@ -155,6 +160,7 @@ class Memory(ChaosTest):
         self.assertEqual({self.chat(router, number) for number in range(1, 200)}, {200})
         metrics = router.ask("GET", "/metrics", timeout=20).body
         merged = request(self.outside, router.machine.address, "GET", "/engine_metrics", timeout=120).body
+        self.assertGreater(group.peak(), 16 << 20, "the router is in the control group")
         print(
             f"\n    measured: peak {group.peak() >> 20} MiB of {LIMIT >> 20}, /metrics {len(metrics) >> 10} KiB, "
             f"/engine_metrics {len(merged) >> 20} MiB, {answered.count(200)} of {len(answered)} chats answered meanwhile",
