@@ -14,7 +14,8 @@ import urllib.request
 import openai
 from support import Process, Router, eventually
 
-CONVERSATIONS = 4
+# A new conversation goes to either of two idle engines by chance: that all go to one has a chance of 1 in 1,024.
+CONVERSATIONS = 11
 TURNS = 5
 
 
@@ -25,7 +26,7 @@ def free_port():
 
 
 def start_engine(port):
-    flags = ["--host", "127.0.0.1", "--port", str(port), "-c", "32768", "-np", "8", "-t", "1"]
+    flags = ["--host", "127.0.0.1", "--port", str(port), "-c", "49152", "-np", "12", "-t", "1"]
     model = ["-m", os.environ["SMG_ENGINE_MODEL"], "--alias", "tiny", "--chat-template", "chatml", "--no-webui"]
     return Process([*shlex.split(os.environ["SMG_ENGINE"]), *model, *flags])
 
