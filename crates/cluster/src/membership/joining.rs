@@ -28,14 +28,32 @@ impl Membership {
     /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is
     /// no other router to join.
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
-        self.joining.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+        let addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+        let former = std::mem::replace(&mut self.joining.addresses, addresses);
         self.become_alive_if_alone(now);
         // Later calls wait for the next round: the list comes again and again.
         if self.joining.next_round_at == Duration::ZERO
             || (self.joining.is_paused && self.may_find_others())
         {
             self.run_join_round(now);
+        } else if self.swim.num_members() == 0 && self.me.state != MemberState::Leaving {
+            self.probe_new_addresses(&former);
         }
+    }
+
+    /// Probes join addresses that were not in the list before. Names are resolved one by one: if the first address is that
+    /// of a router that is gone, the others must not wait for the next round.
+    fn probe_new_addresses(&mut self, former: &BTreeSet<SocketAddr>) {
+        let mine = self.swim.identity().address;
+        let new =
+            self.joining.addresses.difference(former).copied().filter(|address| {
+                *address != mine && !self.joining.own_addresses.contains(address)
+            });
+        let new = self.pick(new.collect(), self.config.join_alone_fanout.get());
+        for address in &new {
+            self.send_join_probe(*address);
+        }
+        self.joining.probed.extend(new);
     }
 
     /// Goes on with join rounds after a pause: a member is known now, and it may go down.

@@ -117,6 +117,18 @@ fn state_for_another_generation_is_refused() {
 }
 
 #[test]
+fn an_address_that_is_resolved_later_is_probed_at_once_while_the_node_is_alone() {
+    let mut lone = node("b", 2);
+    let mut probed = |addresses: &[SocketAddr]| {
+        lone.join(now(), addresses);
+        std::iter::from_fn(|| lone.poll_transmit()).map(|frame| frame.to).collect::<Vec<_>>()
+    };
+    assert_eq!(probed(&[address(9)]), [address(9)]);
+    assert_eq!(probed(&[address(9), address(1), address(2)]), [address(1)], "2 is its own");
+    assert_eq!(probed(&[address(9), address(1)]), []);
+}
+
+#[test]
 fn a_node_that_has_left_sends_nothing_more() {
     let (mut a, mut b, _) = pair();
     b.depart(now());
