@@ -1,8 +1,8 @@
-//! What is known of a member's part in a write.
+//! Whether a member has applied a write of this node.
 
 use crate::state::table::NotAppliedReason;
 
-/// What is known of a member's part in a write.
+/// Whether a member has applied a write of this node, as far as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acknowledgement {
     /// It has applied the write.

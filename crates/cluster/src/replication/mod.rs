@@ -320,7 +320,7 @@ impl Replication {
         self.is_fenced
     }
 
-    /// All members except this node, each with what is known of its part in a write of this node.
+    /// All members except this node, each with whether it has applied a write of this node, as far as this node knows.
     pub fn receipt(&self, version: Version) -> impl Iterator<Item = (&NodeId, Acknowledgement)> {
         let stream = (version.store, self.state.me);
         self.peers.iter().map(move |peer| {

@@ -255,7 +255,10 @@ impl Replication {
         self.counters.received_bytes[store.index()] += bytes as u64;
         self.counters.rows_received += delta.rows.len() as u64;
         changes.touch(store, self.apply(now, stream, applied, delta));
-        self.report_not_applied(from);
+        if self.peers.get(from).is_some_and(|peer| peer.writer() == writer) {
+            // Before the acknowledgement, which covers rows of the sender that have no effect here (R41).
+            self.report_not_applied(from);
+        }
         if let Some(peer) = self.peers.get_mut(from) {
             peer.note_version(stream, delta.to);
             peer.acks.note_delta(stream, bytes, now.mono);

@@ -232,19 +232,11 @@ impl World {
 
     /// The time by which the process of `slot` goes: that of its cluster.
     pub(crate) fn clock(&mut self, slot: usize) -> Now {
-        let reading = self.reading(slot);
+        let reading = self.slots[slot].reading(Now { mono: self.now, wall: EPOCH + self.now });
         match &mut self.slots[slot].process {
             Some(process) => process.node.cluster_time(reading),
             None => reading,
         }
-    }
-
-    /// What both clocks of `slot` show.
-    fn reading(&self, slot: usize) -> Now {
-        let error = Duration::from_millis(self.slots[slot].clock_error.unsigned_abs());
-        let wall = EPOCH + self.now;
-        let wall = if self.slots[slot].clock_error < 0 { wall - error } else { wall + error };
-        Now { mono: self.now, wall }
     }
 
     pub(crate) fn node(&self, slot: usize) -> Option<&Node> {

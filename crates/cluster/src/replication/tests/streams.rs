@@ -23,7 +23,7 @@ fn tombstones(node: &Replication) -> usize {
     node.state().sizes(LOAD).tombstones
 }
 
-/// What the digests among the messages to `to` say: whether they ask for `relay`, and which writers they name.
+/// The digests among the messages to `to`: whether each asks for `relay`, and the writers that it names.
 fn digests(sent: &[(NodeId, Message)], to: &NodeId) -> Vec<(bool, Vec<NodeId>)> {
     let to = sent.iter().filter(|(receiver, _)| receiver == to);
     to.filter_map(|(_, message)| match message {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use smg_cluster::codec::ClusterId;
 use smg_cluster::{Node, membership, replication};
 use smg_types::ids::{Generation, NodeName};
+use smg_types::now::Now;
 
 /// A place where a router can run: a name, a disk, a clock, and the process if there is one.
 #[derive(Debug)]
@@ -26,6 +27,15 @@ pub(crate) struct Slot {
     pub process: Option<Process>,
     /// Frames that were dropped because its inbox was full.
     pub lost: u64,
+}
+
+impl Slot {
+    /// The reading of its clocks at the true time `now`.
+    pub(super) fn reading(&self, now: Now) -> Now {
+        let error = Duration::from_millis(self.clock_error.unsigned_abs());
+        let wall = if self.clock_error < 0 { now.wall - error } else { now.wall + error };
+        Now { wall, ..now }
+    }
 }
 
 #[derive(Debug)]
