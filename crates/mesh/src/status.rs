@@ -446,7 +446,25 @@ pub fn rfc3339(wall: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use smg_types::ids::{Generation, NodeId};
+
     use super::*;
+
+    #[test]
+    fn rows_that_another_router_did_not_apply_make_the_router_degraded() {
+        let me = MemberView {
+            node: NodeId { name: "node1".parse().unwrap(), generation: Generation(1) },
+            address: "10.0.0.1:39527".parse().unwrap(),
+            state: MemberState::Alive,
+            since: Duration::ZERO,
+            renewal: 0,
+            incarnation: 0,
+            rtt: None,
+        };
+        assert_eq!(health_of(&me, None, &[], &[], Vec::new()), ("ok", Vec::new()));
+        let reasons = vec!["node2 did not apply row 7 of policies".to_owned()];
+        assert_eq!(health_of(&me, None, &[], &[], reasons.clone()), ("degraded", reasons));
+    }
 
     #[test]
     fn times_are_shown_in_utc_with_milliseconds() {
