@@ -89,7 +89,7 @@ class Partition(ChaosTest):
         self.cut_and_heal(2, 5, 30)
 
     def test_d05_partition_of_two(self):
-        # Nobody is left on either side who would remember the other: only knocking heals this.
+        # Nobody is left on either side who would remember the other: only join probes heal this.
         self.cut_and_heal(1, 2, 20)
 
     def test_partition_when_all_links_break_with_resets(self):

@@ -15,7 +15,8 @@ use crate::engine::Job;
 use crate::reply::error;
 use crate::worker::{Last, Worker};
 
-/// What a connection becomes after the answer under way: a socket, whose job lasts as long.
+/// The job of a connection that switches to WebSocket after the present answer. It counts as running as long as the socket is
+/// open. `None`: the connection does not switch.
 #[derive(Debug, Default)]
 pub(super) struct Switched(Mutex<Option<Job>>);
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::bounded;
 
-/// What happens to one request. An empty script means an ordinary answer.
+/// The faults and delays with which the worker answers one request. An empty script means an ordinary answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Script {

@@ -453,10 +453,10 @@ fn a_connection_on_which_no_frame_is_accepted_ends_after_seconds() {
 #[test]
 fn a_connection_on_which_a_frame_was_accepted_stays() {
     let home = Home::of(Mode::Off);
-    let knock = frames().swap_remove(0);
+    let first_frame = frames().swap_remove(0);
     home.run(async {
         let mut client = home.client().await;
-        let messages = vec![wire::opening_envelope(opening()), plain(&knock)];
+        let messages = vec![wire::opening_envelope(opening()), plain(&first_frame)];
         let outbound =
             tokio_stream::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
         let mut inbound = client.swim(outbound).await.unwrap().into_inner();
