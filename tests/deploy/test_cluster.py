@@ -25,6 +25,8 @@ PROMETHEUS = os.environ.get("SMG_PROMETHEUS") or shutil.which("prometheus")
 DASHBOARD = ROOT / "grafana" / "dashboards" / "smg.json"
 RULES = ROOT / "deploy" / "prometheus" / "smg-rules.yml"
 NAMES = ["node1", "node2", "node3"]
+# So many that each worker has some: a conversation stays with its worker, and one in ten of its requests fails there.
+CONVERSATIONS = 60
 
 
 class Node(Router):
@@ -104,7 +106,7 @@ class Traffic(threading.Thread):
             turn += 1
             words = "All work and no play makes Jack a dull boy. " * (10 + turn % 7)
             document = {"model": "mock-model", "max_tokens": 4, "stream": turn % 2 == 0}
-            document["messages"] = [{"role": "user", "content": f"{turn % 5} {words}"}]
+            document["messages"] = [{"role": "user", "content": f"{turn % CONVERSATIONS} {words}"}]
             router = self._routers[turn % len(self._routers)]
             request = urllib.request.Request(f"{router.url}/v1/chat/completions", json.dumps(document).encode())
             request.add_header("content-type", "application/json")
