@@ -1,0 +1,500 @@
+//! Simulates clusters of routers with limits: crashes, restarts, leaving, partitions, lost and late rows, threads that stop, and
+//! one clock that is wrong by an hour. Whatever happens, no window admits more than its limit.
+//!
+//! `SMG_LIMIT_SEEDS=10000 cargo test -p smg-limits --release --test sim` plays that many histories of each kind;
+//! `SMG_LIMIT_SEED=17` plays one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use smg_limits::engine::{Config, Engine, Member, Turn};
+use smg_limits::limiter::Limiter;
+use smg_limits::rows::Row;
+use smg_limits::rule::{Rule, RuleDocument, TokenCount, Who};
+use smg_types::ids::{Generation, NodeId, NodeName};
+use smg_types::now::Now;
+
+/// Length of a step, in milliseconds.
+const STEP: u64 = 100;
+/// Time at which the simulation begins.
+const EPOCH: u64 = 1_800_000_000_000;
+/// How long a router is missed before it counts as down.
+const DOWN_AFTER: u64 = 3_000;
+
+/// The key of a row in a replica: the writer (nobody for the roster), and what it is about.
+type Key = (Option<NodeId>, String);
+
+#[derive(Clone)]
+struct Held {
+    /// Larger is later; the roster's are comparable between writers.
+    version: (u64, String),
+    row: Row,
+}
+
+struct Router {
+    engine: Engine,
+    limiter: Arc<Limiter>,
+    rows: BTreeMap<Key, Held>,
+    /// When this router last heard of each other one, by name.
+    heard: BTreeMap<NodeName, (NodeId, u64)>,
+    is_complete: bool,
+    started: u64,
+    /// Until when it stands still.
+    stopped_until: u64,
+    count: u64,
+}
+
+struct Slot {
+    name: NodeName,
+    generation: u64,
+    skew_ms: i64,
+    router: Option<Router>,
+    back_at: u64,
+}
+
+/// How a kind of history is played.
+#[derive(Clone, Copy)]
+struct Kind {
+    routers: usize,
+    has_expected: bool,
+    crashes: f64,
+    partitions: f64,
+    stops: f64,
+    skew: bool,
+    late: f64,
+    /// Whether only the rule per second is in force.
+    is_plain: bool,
+}
+
+struct World {
+    rng: SmallRng,
+    at: u64,
+    kind: Kind,
+    slots: Vec<Slot>,
+    /// The group of each slot; routers of different groups do not reach each other.
+    groups: Vec<u8>,
+    rules: Vec<Rule>,
+    /// Units admitted, by rule, subject and window, and the routers that admitted them.
+    admitted: BTreeMap<(String, String, u64), u64>,
+    offered: BTreeMap<(String, String, u64), u64>,
+    /// Who admitted how much when, for the message of a failure.
+    history: BTreeMap<(String, String, u64), Vec<String>>,
+    left: BTreeSet<NodeName>,
+}
+
+fn rules() -> Vec<Rule> {
+    let rule = |json: &str| Rule::new(serde_json::from_str::<RuleDocument>(json).unwrap()).unwrap();
+    vec![
+        rule(r#"{"id":"second","match":"global","requests":20,"window":"1s"}"#),
+        rule(r#"{"id":"strict","match":"tenant","requests":7,"window":"5s","mode":"strict"}"#),
+        rule(r#"{"id":"small","match":"model","requests":2,"window":"10s"}"#),
+        rule(r#"{"id":"tokens","match":"tenant","tokens":900,"window":"20s"}"#),
+        rule(r#"{"id":"long","match":"global","requests":150,"window":"1m","burst":30}"#),
+    ]
+}
+
+impl World {
+    fn new(seed: u64, kind: Kind) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let skewed = rng.random_range(0..kind.routers);
+        let slots = (0..kind.routers).map(|n| Slot {
+            name: format!("r{n}").parse().unwrap(),
+            generation: 0,
+            skew_ms: if kind.skew && n == skewed {
+                if rng.random_bool(0.5) { 3_600_000 } else { -3_600_000 }
+            } else {
+                rng.random_range(-300..300)
+            },
+            router: None,
+            back_at: rng.random_range(0..2_000),
+        });
+        let slots = slots.collect::<Vec<_>>();
+        Self {
+            at: EPOCH,
+            groups: vec![0; slots.len()],
+            slots,
+            rng,
+            kind,
+            rules: if kind.is_plain { rules().into_iter().take(1).collect() } else { rules() },
+            admitted: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            history: BTreeMap::new(),
+            left: BTreeSet::new(),
+        }
+    }
+
+    fn now(&self, slot: usize) -> Now {
+        let own = &self.slots[slot];
+        let started = own.router.as_ref().map_or(self.at, |router| router.started);
+        let wall = i64::try_from(self.at).unwrap() + own.skew_ms;
+        Now {
+            mono: Duration::from_millis(self.at - started + 5_000),
+            wall: Duration::from_millis(u64::try_from(wall).unwrap()),
+        }
+    }
+
+    fn start(&mut self, slot: usize) {
+        let own = &mut self.slots[slot];
+        own.generation += 1;
+        let me = NodeId { name: own.name.clone(), generation: Generation(own.generation) };
+        let expected = self.kind.has_expected.then(|| u32::try_from(self.kind.routers).unwrap());
+        let now = Now { mono: Duration::from_millis(5_000), wall: Duration::ZERO };
+        let config = Config { expected, ..Config::default() };
+        let limiter = Limiter::default();
+        limiter.set_rules(self.rules.clone());
+        self.left.remove(&self.slots[slot].name);
+        self.slots[slot].router = Some(Router {
+            engine: Engine::new(me, config, now),
+            limiter: Arc::new(limiter),
+            rows: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            is_complete: false,
+            started: self.at,
+            stopped_until: 0,
+            count: 0,
+        });
+    }
+
+    /// What happens to routers and links in this step.
+    fn fate(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].router.is_none() && self.at >= EPOCH + self.slots[slot].back_at {
+                self.start(slot);
+            }
+            let Some(router) = &mut self.slots[slot].router else { continue };
+            if self.rng.random_bool(self.kind.stops) {
+                router.stopped_until = self.at + self.rng.random_range(1_000..15_000);
+            }
+            if self.rng.random_bool(self.kind.crashes) && self.may_crash(slot) {
+                if self.rng.random_bool(0.5) {
+                    self.leave(slot);
+                }
+                let away = self.rng.random_range(200..25_000);
+                self.slots[slot].router = None;
+                self.slots[slot].back_at = self.at - EPOCH + away;
+            }
+        }
+        if self.rng.random_bool(self.kind.partitions) {
+            let heal = self.rng.random_bool(0.5);
+            for group in &mut self.groups {
+                *group = if heal { 0 } else { self.rng.random_range(0..2) };
+            }
+        }
+    }
+
+    /// Whether a majority would remember what has been admitted if this router crashed. More is not promised: nothing is on
+    /// disk, so that a majority without memory makes a new roster.
+    fn may_crash(&self, slot: usize) -> bool {
+        let remembers = |other: &usize| {
+            let router = self.slots[*other].router.as_ref();
+            *other != slot
+                && router.is_some_and(|router| router.engine.roster().is_some_and(|(_, is_settled)| is_settled))
+        };
+        (0..self.slots.len()).filter(remembers).count() > self.slots.len() / 2
+    }
+
+    /// A router leaves: its last rows reach those that it can reach.
+    fn leave(&mut self, slot: usize) {
+        let now = self.now(slot);
+        let (members, cluster_ms) = (self.members(slot), self.cluster_ms(slot));
+        let Some(router) = &mut self.slots[slot].router else { return };
+        if router.stopped_until > self.at {
+            return;
+        }
+        let turn = Turn { now, cluster_ms, members: &members, is_complete: router.is_complete };
+        let rows = router.engine.leave(&turn, &router.limiter);
+        self.write(slot, rows);
+        for other in 0..self.slots.len() {
+            if other != slot && self.groups[other] == self.groups[slot] {
+                self.exchange(slot, other, 1.0);
+            }
+        }
+        self.left.insert(self.slots[slot].name.clone());
+    }
+
+    fn write(&mut self, slot: usize, rows: Vec<Row>) {
+        let at = self.at;
+        let skew = self.slots[slot].skew_ms;
+        let name = self.slots[slot].name.to_string();
+        let Some(router) = &mut self.slots[slot].router else { return };
+        let me = router.engine.me().clone();
+        for row in rows {
+            router.count += 1;
+            let (key, version) = match &row {
+                // The stamp of the cluster's clock orders the rosters of different writers.
+                Row::Roster(_) => {
+                    let before = router.rows.get(&(None, "roster".to_owned()));
+                    let before = before.map_or(0, |held| held.version.0);
+                    let stamp = u64::try_from(i64::try_from(at).unwrap() + skew / 1_000).unwrap();
+                    ((None, "roster".to_owned()), (stamp.max(before + 1), name.clone()))
+                }
+                Row::Beat(_) => ((Some(me.clone()), "beat".to_owned()), (router.count, String::new())),
+                Row::Report(key, _) => {
+                    ((Some(me.clone()), format!("report {key:?}")), (router.count, String::new()))
+                }
+                Row::Grant { key, to, .. } => {
+                    ((Some(me.clone()), format!("grant {key:?} {to}")), (router.count, String::new()))
+                }
+            };
+            router.rows.insert(key, Held { version, row });
+        }
+    }
+
+    /// `to` receives each newer row of `from` with this probability.
+    fn exchange(&mut self, from: usize, to: usize, probability: f64) {
+        let now = self.now(to);
+        let Some(source) = &self.slots[from].router else { return };
+        let sender = source.engine.me().clone();
+        let is_still = |router: &Router| router.stopped_until > self.at;
+        if is_still(source) {
+            return;
+        }
+        let rows: Vec<(Key, Held)> =
+            source.rows.iter().map(|(key, held)| (key.clone(), held.clone())).collect();
+        let at = self.at;
+        let Some(target) = &mut self.slots[to].router else { return };
+        if target.stopped_until > at {
+            return;
+        }
+        target.heard.insert(sender.name.clone(), (sender, at));
+        let mut is_whole = true;
+        for (key, held) in rows {
+            let known = target.rows.get(&key).map(|known| known.version.clone());
+            if known.is_some_and(|known| known >= held.version) {
+                continue;
+            }
+            if !self.rng.random_bool(probability) {
+                is_whole = false;
+                continue;
+            }
+            let writer = key.0.clone().unwrap_or_else(|| target.engine.me().clone());
+            target.rows.insert(key, held.clone());
+            target.engine.receive(&writer, held.row, &target.limiter, now);
+        }
+        target.is_complete |= is_whole;
+    }
+
+    fn members(&self, slot: usize) -> Vec<Member> {
+        let Some(router) = &self.slots[slot].router else { return Vec::new() };
+        let known = router.heard.values().filter(|(node, _)| !self.left.contains(&node.name));
+        known
+            .map(|(node, at)| Member { node: node.clone(), is_alive: self.at < at + DOWN_AFTER })
+            .collect()
+    }
+
+    /// The lower median of the clocks that the router hears; its own, if that is near.
+    fn cluster_ms(&self, slot: usize) -> u64 {
+        let own = self.slots[slot].skew_ms;
+        let mut skews: Vec<i64> = (0..self.slots.len())
+            .filter(|other| self.members(slot).iter().any(|member| {
+                member.is_alive && member.node.name == self.slots[*other].name
+            }))
+            .map(|other| self.slots[other].skew_ms)
+            .chain([own])
+            .collect();
+        skews.sort_unstable();
+        let median = skews[(skews.len() - 1) / 2];
+        let skew = if (median - own).abs() <= 5_000 { own } else { median };
+        u64::try_from(i64::try_from(self.at).unwrap() + skew).unwrap()
+    }
+
+    /// The grants of windows that start at `start`, in any replica, and what each router may use.
+    fn grants(&self, start: u64) -> String {
+        let mut grants = BTreeSet::new();
+        for router in self.slots.iter().filter_map(|slot| slot.router.as_ref()) {
+            for ((writer, _), held) in &router.rows {
+                if let Row::Grant { key, to, units } = &held.row
+                    && key.start_ms == start
+                {
+                    grants.insert(format!(
+                        "\n {} of {} to {to}: {units} of {:?} {:?}",
+                        writer.as_ref().unwrap(), held.version.0, key.meter, key.subject
+                    ));
+                }
+            }
+            grants.insert(format!("\n {} {:?} {:?}", router.engine.me(), router.engine.roster(), router.limiter.standing()));
+        }
+        grants.into_iter().collect()
+    }
+
+    fn requests(&mut self, slot: usize, load: usize) {
+        let now = self.now(slot);
+        let Some(router) = &self.slots[slot].router else { return };
+        if router.stopped_until > self.at {
+            return;
+        }
+        let limiter = Arc::clone(&router.limiter);
+        for _ in 0..load {
+            let tenant = ["acme", "umbrella"][self.rng.random_range(0..2)];
+            let model = ["small", "large"][self.rng.random_range(0..2)];
+            let who = Who { api_key: None, tenant: Some(tenant), model: Some(model) };
+            let input = self.rng.random_range(1..60);
+            let estimate = TokenCount { input, cached_input: 0, output: 20 };
+            let cluster_ms = limiter.cluster_ms(now);
+            let answer = limiter.check(&who, &estimate, now);
+            let is_admitted = answer.is_ok();
+            for rule in &self.rules {
+                let key = |rule: &Rule| {
+                    let meter = &rule.meters[0];
+                    let start = cluster_ms - cluster_ms % u64::from(meter.window_ms);
+                    (rule.id.clone(), rule.label(&who), start)
+                };
+                let units = rule.meters[0].units(&estimate);
+                *self.offered.entry(key(rule)).or_default() += units;
+                if is_admitted {
+                    let sum = self.admitted.entry(key(rule)).or_default();
+                    *sum += units;
+                    let sum = *sum;
+                    let limit = rule.meters[0].limit;
+                    let history = self.history.entry(key(rule)).or_default();
+                    let (name, generation) = (&self.slots[slot].name, self.slots[slot].generation);
+                    history.push(format!("{name}/{generation} {units} at {}", self.at - EPOCH));
+                    if sum > limit {
+                        let start = key(rule).2;
+                        let history = history.join("; ");
+                        let grants = self.grants(start);
+                        panic!(
+                            "{sum} of {limit} for {} {} in the window of {}: {history}; grants: {grants}",
+                            rule.id,
+                            rule.label(&who),
+                            start - EPOCH,
+                        );
+                    }
+                }
+            }
+            if let Ok(admission) = answer
+                && !self.kind.is_plain
+                && self.rng.random_bool(0.5)
+            {
+                // Fewer tokens than reserved; what is returned may be taken again.
+                let used = TokenCount { output: self.rng.random_range(0..20), ..estimate };
+                let rule = &self.rules[3];
+                let window_ms = u64::from(rule.meters[0].window_ms);
+                let key = (rule.id.clone(), rule.label(&who), cluster_ms - cluster_ms % window_ms);
+                *self.admitted.get_mut(&key).unwrap() -= estimate.output - used.output;
+                admission.settle(&used);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.at += STEP;
+        self.fate();
+        for from in 0..self.slots.len() {
+            for to in 0..self.slots.len() {
+                if from != to && self.groups[from] == self.groups[to] {
+                    let is_late = self.rng.random_bool(self.kind.late);
+                    if !is_late {
+                        let probability = if self.kind.late > 0.0 { 0.7 } else { 1.0 };
+                        self.exchange(from, to, probability);
+                    }
+                }
+            }
+        }
+        for slot in 0..self.slots.len() {
+            let load = if self.rng.random_bool(0.3) { 6 } else { self.rng.random_range(0..3) };
+            // The data path goes on while the engine waits for its turn.
+            self.requests(slot, load);
+            if self.rng.random_bool(0.9) {
+                self.turn(slot);
+            }
+            self.requests(slot, load);
+        }
+    }
+
+    fn turn(&mut self, slot: usize) {
+        let now = self.now(slot);
+        let (members, cluster_ms) = (self.members(slot), self.cluster_ms(slot));
+        let at = self.at;
+        let Some(router) = &mut self.slots[slot].router else { return };
+        if router.stopped_until > at {
+            return;
+        }
+        // Nobody answers for a while: it is alone.
+        router.is_complete |= at >= router.started + 10_000;
+        let turn = Turn { now, cluster_ms, members: &members, is_complete: router.is_complete };
+        let rows = router.engine.turn(&turn, &router.limiter);
+        router.limiter.sweep(now);
+        // Rows end two windows after they began.
+        router.rows.retain(|_, held| match &held.row {
+            Row::Report(key, _) | Row::Grant { key, .. } => {
+                key.end_ms() + 2 * u64::from(key.length_ms) + 10_000 > cluster_ms
+            }
+            Row::Roster(_) | Row::Beat(_) => true,
+        });
+        self.write(slot, rows);
+    }
+}
+
+fn seeds(default: u64) -> Vec<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    if let Some(seed) = number("SMG_LIMIT_SEED") {
+        return vec![seed];
+    }
+    (0..number("SMG_LIMIT_SEEDS").unwrap_or(default)).collect()
+}
+
+/// Plays histories of a kind; returns how much of the limit per second was used where there was demand.
+fn play(kind: Kind, steps: u64, default: u64) -> f64 {
+    let (mut used, mut possible) = (0, 0);
+    for seed in seeds(default) {
+        let mut world = World::new(seed, kind);
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..steps {
+                world.step();
+            }
+        }));
+        if let Err(panic) = played {
+            eprintln!("seed {seed}: replay with SMG_LIMIT_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+        for ((rule, subject, start), offered) in &world.offered {
+            if rule == "second" && *start > EPOCH + 20_000 && *offered >= 20 {
+                possible += 20;
+                let key = (rule.clone(), subject.clone(), *start);
+                used += world.admitted.get(&key).copied().unwrap_or(0);
+            }
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let part = used as f64 / f64::max(possible as f64, 1.0);
+    eprintln!("used {:.1} % of what was possible", part * 100.0);
+    part
+}
+
+const CALM: Kind = Kind {
+    routers: 3,
+    has_expected: true,
+    crashes: 0.0,
+    partitions: 0.0,
+    stops: 0.0,
+    skew: false,
+    late: 0.0,
+    is_plain: false,
+};
+
+#[test]
+fn a_calm_cluster_uses_its_limits() {
+    let part = play(Kind { is_plain: true, ..CALM }, 600, 20);
+    assert!(part > 0.98, "{part}");
+}
+
+#[test]
+fn crashes_and_partitions_never_admit_more_than_the_limit() {
+    play(Kind { crashes: 0.004, partitions: 0.01, late: 0.2, ..CALM }, 900, 150);
+}
+
+#[test]
+fn larger_clusters_with_wrong_clocks_never_admit_more_than_the_limit() {
+    let kind = Kind { routers: 5, crashes: 0.003, partitions: 0.01, skew: true, late: 0.2, ..CALM };
+    play(kind, 900, 100);
+}
+
+#[test]
+fn threads_that_stop_never_admit_more_than_the_limit() {
+    let kind = Kind { stops: 0.005, crashes: 0.002, partitions: 0.005, skew: true, late: 0.1, ..CALM };
+    play(kind, 900, 150);
+}
