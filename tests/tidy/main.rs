@@ -17,7 +17,8 @@ use std::process::Command;
 /// The crates of this workspace, each with the crates of this workspace that it may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("smg-types", &[]),
-    ("smg-cluster", &["smg-types"]),
+    ("smg-limits", &["smg-types"]),
+    ("smg-cluster", &["smg-types", "smg-limits"]),
     ("smg-routing", &["smg-types"]),
     ("smg-runtime", &["smg-types"]),
     ("smg-mesh", &["smg-types", "smg-cluster", "smg-runtime"]),
@@ -27,6 +28,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "smg",
         &[
             "smg-types",
+            "smg-limits",
             "smg-cluster",
             "smg-routing",
             "smg-runtime",
@@ -50,8 +52,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("prefix", &["ids", "now"]),
     ("policy", &["ids", "now", "prefix"]),
     ("limit", &["ids", "now"]),
+    ("limits", &["ids", "now"]),
     // state machines without I/O
-    ("cluster", &["ids", "now", "spec", "crdt", "bounds"]),
+    ("cluster", &["ids", "now", "spec", "crdt", "bounds", "limits"]),
     ("fleet", &["ids", "now", "spec"]),
     ("policies", &["ids", "policy", "prefix", "fleet"]),
     // edges
@@ -77,11 +80,15 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream", "shortage"]),
-    ("bridge", &["ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh"]),
+    (
+        "bridge",
+        &["ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh", "limits"],
+    ),
     // surface
     (
         "http",
         &[
+            "limits",
             "ids",
             "now",
             "spec",
@@ -116,6 +123,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "policy",
             "prefix",
             "limit",
+            "limits",
             "cluster",
             "fleet",
             "clock",
@@ -146,6 +154,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "policies",
             "prefix",
             "limit",
+            "limits",
             "fleet",
             "clock",
             "tasks",
@@ -209,7 +218,7 @@ fn production(text: &str) -> String {
 }
 
 /// Crates that are one module of [`LAYERS`], but for `crdt`.
-const WHOLE: &[&str] = &["cluster", "mesh", "mock"];
+const WHOLE: &[&str] = &["cluster", "limits", "mesh", "mock"];
 
 /// The name of each crate and its root file.
 fn crate_roots() -> Vec<(String, PathBuf)> {

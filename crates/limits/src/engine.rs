@@ -1,25 +1,19 @@
 //! The engine: it exchanges rows with the other routers and states what this router may use.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
-use crate::escrow::{Book, Books, Other};
-use crate::limiter::{Cell, Limiter};
-use crate::meter::{self, Moment};
+use crate::exchange::{Exchange, GRANT_HORIZON_MS, Parts};
+use crate::limiter::Limiter;
+use crate::meter::Moment;
 use crate::roster::{self, Roster, RosterId, Situation};
-use crate::rows::{Beat, MeterId, Report, Row, SubjectId, WindowKey};
-use crate::share::share;
-use crate::standing::{Inherited, Mode, Place, Standing};
+use crate::rows::{Beat, Report, Row, WindowKey};
+use crate::standing::{Inherited, Place, Standing};
 use crate::votes::{Times, Votes};
-use crate::windows::{CLOCK_MARGIN_MS, ClusterTime, start_of};
-
-/// How far ahead a router grants rights when it leaves. A router that restarts has no share in windows that begin within
-/// this time, because its former life may have granted it.
-pub const GRANT_HORIZON_MS: u64 = 8_000;
+use crate::windows::{CLOCK_MARGIN_MS, ClusterTime};
 
 /// Time between two beats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,24 +23,6 @@ const ROSTER_DELAY: Duration = Duration::from_millis(300);
 
 /// How long a router must have left before its place is given up. A router that restarts returns sooner.
 pub const GONE_AFTER: Duration = Duration::from_secs(600);
-
-/// Rights for windows up to this length are granted before the window begins.
-const AHEAD_MS: u32 = 2_000;
-
-/// How far ahead demand is foreseen, in milliseconds, so that nobody hoards rights of a long window.
-const FORESIGHT_MS: u64 = 5_000;
-
-/// The most grants of one turn; beyond it, routers keep to the rights they have.
-const MAX_GRANTS: usize = 200;
-
-/// The most windows of which reports of others are kept.
-const MAX_BOOKS: usize = 65_536;
-
-/// How long a subject without demand stays in the exchange.
-const COOL_AFTER: Duration = Duration::from_secs(10);
-
-/// Time constant of the measured demand, in milliseconds.
-const DEMAND_MS: f64 = 1_000.0;
 
 /// Configuration of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,20 +55,6 @@ pub struct Turn<'a> {
     pub is_complete: bool,
 }
 
-/// A subject whose demand is exchanged.
-#[derive(Debug)]
-struct Hot {
-    cell: Arc<Cell>,
-    /// Measured demand, in units per millisecond.
-    demand: f64,
-    measured: Duration,
-    /// The window of the last measurement, and the units that had been offered in it.
-    offered: (u64, u64),
-    last_used: Duration,
-    /// What was last reported of each window.
-    reported: BTreeMap<u64, (Report, Duration)>,
-}
-
 /// The engine of one router.
 #[derive(Debug)]
 pub struct Engine {
@@ -110,8 +72,7 @@ pub struct Engine {
     heir_from_ms: BTreeMap<NodeName, u64>,
     time: Option<ClusterTime>,
     sent_beat: Option<(Beat, Duration)>,
-    hot: BTreeMap<(MeterId, SubjectId), Hot>,
-    books: Books,
+    exchange: Exchange,
     is_leaving: bool,
 }
 
@@ -134,8 +95,7 @@ impl Engine {
             heir_from_ms: BTreeMap::new(),
             time: None,
             sent_beat: None,
-            hot: BTreeMap::new(),
-            books: Books::new(),
+            exchange: Exchange::default(),
             is_leaving: false,
         }
     }
@@ -175,44 +135,10 @@ impl Engine {
                     self.beats.insert(from.name.clone(), (from.clone(), beat));
                 }
             }
-            Row::Report(key, report) => {
-                if self.books.len() < MAX_BOOKS || self.books.contains_key(&key) {
-                    let book = self.books.entry(key).or_default();
-                    book.report(from, report);
-                    Self::count_others(book, key, limiter);
-                }
-            }
+            Row::Report(key, report) => self.exchange.reported(from, key, report, limiter),
             Row::Grant { key, to, units } => {
-                if self.books.len() < MAX_BOOKS || self.books.contains_key(&key) {
-                    let book = self.books.entry(key).or_default();
-                    book.grant(from, &to, units);
-                    Self::apply_grants(&self.me, book, key, limiter);
-                }
+                self.exchange.granted(from, key, &to, units, &self.me, limiter);
             }
-        }
-    }
-
-    /// Adds what others have reported to a window of mode soft.
-    fn count_others(book: &Book, key: WindowKey, limiter: &Limiter) {
-        if let Some(cell) = limiter.reported(key.meter, key.subject)
-            && cell.meter.window_ms == key.length_ms
-            && cell.meter.mode == Mode::Soft
-        {
-            cell.with(key.start_ms, |_, _, window| window.others = book.used_by_others());
-        }
-    }
-
-    fn apply_grants(me: &NodeId, book: &mut Book, key: WindowKey, limiter: &Limiter) {
-        let units = book.unapplied(me);
-        if units == 0 {
-            return;
-        }
-        if let Some(cell) = limiter.reported(key.meter, key.subject)
-            && cell.meter.window_ms == key.length_ms
-        {
-            cell.with(key.start_ms, |_, _, window| window.granted += units);
-            cell.has_hope();
-            book.apply(me);
         }
     }
 
@@ -227,18 +153,44 @@ impl Engine {
         limiter.set_standing(standing.clone(), self.time.unwrap_or_default());
         rows.extend(self.beat(turn, !limiter.is_idle()).map(Row::Beat));
         if limiter.is_idle() {
-            self.hot.clear();
-            self.books.clear();
+            self.exchange.clear();
             return rows;
         }
         let moment = self.moment(turn, &standing);
-        self.books.retain(|key, _| key.end_ms() + u64::from(key.length_ms) >= moment.cluster_ms);
-        for (key, book) in &mut self.books {
-            Self::apply_grants(&self.me, book, *key, limiter);
-        }
-        self.report(turn, limiter, &moment, &mut rows);
-        self.grant(turn, limiter, &moment, &mut rows);
+        let shares = self.settled.as_ref().map(Roster::shares);
+        let parts =
+            Parts { me: &self.me, members: turn.members, shares: shares.as_ref(), moment: &moment };
+        rows.extend(self.exchange.turn(&parts, limiter));
         rows
+    }
+
+    /// Hands all rights of the subjects in exchange to the others, because this router leaves: in the present window and in
+    /// those that begin within [`GRANT_HORIZON_MS`]. Afterwards it grants nothing more.
+    pub fn leave(&mut self, turn: &Turn<'_>, limiter: &Limiter) -> Vec<Row> {
+        self.is_leaving = true;
+        let standing = self.standing(turn);
+        let moment = self.moment(turn, &standing);
+        let shares = self.settled.as_ref().map(Roster::shares);
+        let parts =
+            Parts { me: &self.me, members: turn.members, shares: shares.as_ref(), moment: &moment };
+        self.exchange.leave(&parts, limiter)
+    }
+
+    /// What other routers have reported of a window, by router.
+    #[must_use]
+    pub fn reports(&self, key: &WindowKey) -> Vec<(NodeId, Report)> {
+        self.exchange.reports(key)
+    }
+
+    /// How many subjects this router exchanges with others, and how many windows.
+    #[must_use]
+    pub fn exchanged(&self) -> (usize, usize) {
+        self.exchange.size()
+    }
+
+    /// Forgets the subjects that are exchanged, because the rules have changed.
+    pub fn rules_changed(&mut self) {
+        self.exchange.rules_changed();
     }
 
     fn moment<'a>(&self, turn: &Turn<'_>, standing: &'a Standing) -> Moment<'a> {
@@ -264,9 +216,10 @@ impl Engine {
 
     /// The greatest number of routers that any present router expects.
     fn expected(&self, turn: &Turn<'_>) -> Option<u32> {
-        let present = self.beats.values().filter(|(node, _)| {
-            turn.members.iter().any(|member| member.node.name == node.name)
-        });
+        let present = self
+            .beats
+            .values()
+            .filter(|(node, _)| turn.members.iter().any(|member| member.node.name == node.name));
         present.filter_map(|(_, beat)| beat.expected).chain(self.config.expected).max()
     }
 
@@ -346,10 +299,8 @@ impl Engine {
         if self.votes.contacts(&names) < majority {
             return;
         }
-        let is_stated = self
-            .beats
-            .values()
-            .any(|(_, beat)| beat.is_settled && beat.roster == Some(id));
+        let is_stated =
+            self.beats.values().any(|(_, beat)| beat.is_settled && beat.roster == Some(id));
         let is_known =
             |name: &NodeName| turn.members.iter().any(|member| member.node.name == *name);
         let mut concerned = roster.concerned();
@@ -463,7 +414,8 @@ impl Engine {
         let is_due = match &self.sent_beat {
             None => true,
             Some((sent, at)) => {
-                let who = |beat: &Beat| beat.heard.iter().map(|h| h.of.clone()).collect::<BTreeSet<_>>();
+                let who =
+                    |beat: &Beat| beat.heard.iter().map(|h| h.of.clone()).collect::<BTreeSet<_>>();
                 let is_same = (sent.roster, sent.is_settled, sent.expected)
                     == (beat.roster, beat.is_settled, beat.expected)
                     && sent.claims == beat.claims
@@ -477,253 +429,5 @@ impl Engine {
         }
         self.sent_beat = Some((beat.clone(), mono));
         Some(beat)
-    }
-
-    /// Measures the demand of the subjects that are exchanged, and reports what has changed.
-    fn report(&mut self, turn: &Turn<'_>, limiter: &Limiter, moment: &Moment<'_>, rows: &mut Vec<Row>) {
-        let mono = turn.now.mono;
-        for cell in limiter.take_heated() {
-            self.hot.insert((cell.meter.id, cell.subject), Hot::new(cell, mono));
-        }
-        self.hot.retain(|_, hot| {
-            let keep = mono < hot.last_used + COOL_AFTER.max(hot.length() * 2);
-            if !keep {
-                hot.cell.cool();
-            }
-            keep
-        });
-        for hot in self.hot.values_mut() {
-            hot.measure(moment, mono);
-            let key = hot.cell.key(moment.cluster_ms);
-            rows.extend(hot.report(key, moment, mono));
-            if key.length_ms <= AHEAD_MS {
-                let next = WindowKey { start_ms: key.end_ms(), ..key };
-                rows.extend(hot.report(next, moment, mono));
-            }
-        }
-    }
-
-    /// Grants what this router does not need to those who lack it.
-    fn grant(&mut self, turn: &Turn<'_>, limiter: &Limiter, moment: &Moment<'_>, rows: &mut Vec<Row>) {
-        let Some(settled) = &self.settled else { return };
-        let shares = settled.shares();
-        let mut grants = 0;
-        for (key, book) in &mut self.books {
-            if grants >= MAX_GRANTS || self.is_leaving {
-                break;
-            }
-            if key.end_ms() <= moment.cluster_ms || !book.is_wanted() {
-                continue;
-            }
-            let Some(cell) = limiter.reported(key.meter, key.subject) else { continue };
-            if cell.meter.window_ms != key.length_ms || cell.meter.mode == Mode::Soft {
-                continue;
-            }
-            let need = self.hot.get(&(key.meter, key.subject)).map_or(0, |hot| hot.need(key, moment));
-            let free = cell.with(key.start_ms, |meter, salt, window| {
-                meter::free(meter, salt, window, moment)
-            });
-            let surplus = free.unwrap_or(0).saturating_sub(need);
-            if surplus == 0 {
-                continue;
-            }
-            let others = others(&shares.names, shares.size, &self.me, turn.members, &cell);
-            for (to, units) in book.divide(surplus, &others) {
-                let lent = cell.with(key.start_ms, |meter, salt, window| {
-                    meter::lend(meter, salt, window, units, moment)
-                });
-                let lent = lent.unwrap_or(0);
-                if lent > 0 {
-                    grants += 1;
-                    let units = book.granted(&self.me, &to, lent);
-                    rows.push(Row::Grant { key: *key, to, units });
-                }
-            }
-        }
-    }
-
-    /// Hands all rights of the subjects in exchange to the others, because this router leaves: in the present window and in
-    /// those that begin within [`GRANT_HORIZON_MS`]. Afterwards it grants nothing more.
-    pub fn leave(&mut self, turn: &Turn<'_>, limiter: &Limiter) -> Vec<Row> {
-        self.is_leaving = true;
-        let standing = self.standing(turn);
-        let moment = self.moment(turn, &standing);
-        let alive: Vec<&NodeId> = turn
-            .members
-            .iter()
-            .filter(|member| member.is_alive)
-            .map(|member| &member.node)
-            .collect();
-        let mut rows = Vec::new();
-        if alive.is_empty() || limiter.is_idle() {
-            return rows;
-        }
-        let exchanged: BTreeSet<_> = self
-            .hot
-            .keys()
-            .copied()
-            .chain(self.books.keys().map(|key| (key.meter, key.subject)))
-            .collect();
-        for (meter, subject) in exchanged {
-            let Some(cell) = limiter.reported(meter, subject) else { continue };
-            let length = u64::from(cell.meter.window_ms);
-            let first = start_of(moment.cluster_ms, cell.meter.window_ms);
-            let starts = (0..)
-                .map(|n| first + n * length)
-                .take_while(|start| *start < moment.cluster_ms + GRANT_HORIZON_MS);
-            for start_ms in starts {
-                let key = WindowKey { start_ms, ..cell.key(moment.cluster_ms) };
-                self.hand_over(&cell, key, &alive, &moment, &mut rows);
-            }
-        }
-        rows
-    }
-
-    fn hand_over(
-        &mut self,
-        cell: &Cell,
-        key: WindowKey,
-        alive: &[&NodeId],
-        moment: &Moment<'_>,
-        rows: &mut Vec<Row>,
-    ) {
-        let book = self.books.entry(key).or_default();
-        let mut left = alive.len() as u64;
-        for to in alive {
-            let lent = cell.with(key.start_ms, |meter, salt, window| {
-                let free = meter::free(meter, salt, window, moment);
-                meter::lend(meter, salt, window, free.div_ceil(left), moment)
-            });
-            left -= 1;
-            let lent = lent.unwrap_or(0);
-            if lent > 0 {
-                let units = book.granted(&self.me, to, lent);
-                rows.push(Row::Grant { key, to: (*to).clone(), units });
-            }
-        }
-    }
-
-    /// What other routers have reported of a window, by router.
-    #[must_use]
-    pub fn reports(&self, key: &WindowKey) -> Vec<(NodeId, Report)> {
-        let book = self.books.get(key);
-        let reports = book.into_iter().flat_map(|book| book.reports());
-        reports.map(|(node, report)| (node.clone(), *report)).collect()
-    }
-
-    /// How many subjects and windows are exchanged with others.
-    #[must_use]
-    pub fn exchanged(&self) -> (usize, usize) {
-        (self.hot.len(), self.books.len())
-    }
-
-    /// Forgets the subjects that are exchanged, because the rules have changed.
-    pub fn rules_changed(&mut self) {
-        for hot in self.hot.values() {
-            hot.cell.cool();
-        }
-        self.hot.clear();
-    }
-}
-
-/// The other routers of the roster, with their shares of the cell's limit.
-fn others<'a>(
-    names: &'a [NodeName],
-    size: u32,
-    me: &NodeId,
-    members: &'a [Member],
-    cell: &Cell,
-) -> Vec<Other<'a>> {
-    let places = (0u32..).zip(names).filter(|(_, name)| **name != me.name);
-    let other = |(place, name): (u32, &'a NodeName)| {
-        let member = members.iter().find(|member| member.node.name == *name && member.is_alive);
-        let share = share(cell.meter.limit, cell.salt(), place, size);
-        Other { name, node: member.map(|member| &member.node), share }
-    };
-    places.map(other).collect()
-}
-
-impl Hot {
-    fn new(cell: Arc<Cell>, mono: Duration) -> Self {
-        Self {
-            cell,
-            demand: 0.0,
-            measured: mono,
-            offered: (0, 0),
-            last_used: mono,
-            reported: BTreeMap::new(),
-        }
-    }
-
-    fn length(&self) -> Duration {
-        Duration::from_millis(u64::from(self.cell.meter.window_ms))
-    }
-
-    /// Measures the demand since the last turn.
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn measure(&mut self, moment: &Moment<'_>, mono: Duration) {
-        let start_ms = start_of(moment.cluster_ms, self.cell.meter.window_ms);
-        let offered = self.cell.window(start_ms).map_or(0, |window| window.offered);
-        let before = if self.offered.0 == start_ms { self.offered.1 } else { 0 };
-        let rest = match self.cell.window(self.offered.0) {
-            Some(window) if self.offered.0 != start_ms => window.offered.saturating_sub(self.offered.1),
-            _ => 0,
-        };
-        let new = offered.saturating_sub(before) + rest;
-        let passed = mono.saturating_sub(self.measured).as_secs_f64() * 1_000.0;
-        if passed > 0.0 {
-            let weight = 1.0 - (-passed / DEMAND_MS).exp();
-            let rate = new as f64 / passed;
-            self.demand += (rate - self.demand) * weight;
-        }
-        self.measured = mono;
-        self.offered = (start_ms, offered);
-        if new > 0 {
-            self.last_used = mono;
-        }
-    }
-
-    /// Units that this router expects to need in a window from now on.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an estimate, which is not negative"
-    )]
-    fn need(&self, key: &WindowKey, moment: &Moment<'_>) -> u64 {
-        let begin = key.start_ms.max(moment.cluster_ms);
-        let time = key.end_ms().saturating_sub(begin).min(FORESIGHT_MS);
-        let units = self.demand * time as f64;
-        if units < 0.5 { 0 } else { (units * 1.1).ceil() as u64 }
-    }
-
-    /// The report of a window, if it says something new.
-    fn report(&mut self, key: WindowKey, moment: &Moment<'_>, mono: Duration) -> Option<Row> {
-        let need = self.need(&key, moment);
-        let report = self.cell.with(key.start_ms, |meter, salt, window| {
-            let free = meter::free(meter, salt, window, moment);
-            let refused = std::mem::take(&mut window.refused);
-            let wanted = need.max(refused).saturating_sub(free).min(meter.limit);
-            let wanted = if meter.mode == Mode::Soft { 0 } else { wanted };
-            Report { taken: window.taken, returned: window.returned, wanted }
-        })?;
-        self.reported.retain(|start, _| start + u64::from(key.length_ms) >= key.start_ms);
-        let is_news = match self.reported.get(&key.start_ms) {
-            None => report != Report::default(),
-            Some((last, at)) => {
-                let step = (self.cell.meter.limit / 100).max(1);
-                let is_more = report.taken.saturating_sub(last.taken) >= step
-                    || report.returned.saturating_sub(last.returned) >= step;
-                let is_wanted = report.wanted.abs_diff(last.wanted) * 10 > last.wanted.max(1)
-                    || report.wanted > 0 && mono >= *at + Duration::from_millis(500);
-                let is_late = mono >= *at + Duration::from_secs(1);
-                is_wanted || is_more || is_late && report != *last
-            }
-        };
-        if !is_news {
-            return None;
-        }
-        self.reported.insert(key.start_ms, (report, mono));
-        Some(Row::Report(key, report))
     }
 }

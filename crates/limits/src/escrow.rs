@@ -115,7 +115,8 @@ impl Book {
     /// How to divide `surplus` of this router: receivers with their units. Every giver gives in proportion to what it has,
     /// so that together they give what is wanted, and hardly more.
     pub(crate) fn divide(&self, surplus: u64, others: &[Other<'_>]) -> Vec<(NodeId, u64)> {
-        let elsewhere = others.iter().map(|other| u128::from(self.estimated_free(other))).sum::<u128>();
+        let elsewhere =
+            others.iter().map(|other| u128::from(self.estimated_free(other))).sum::<u128>();
         let total = elsewhere + u128::from(surplus);
         let mut left = surplus;
         let mut receivers: Vec<(u64, &NodeId)> = others

@@ -15,8 +15,12 @@
 //! twice the limit. A router forgets at its restart what it has admitted; it has no share in windows that began before. A
 //! restart of all routers at once forgets everything.
 
+pub mod admission;
+pub mod cell;
+mod demand;
 pub mod engine;
 mod escrow;
+mod exchange;
 pub mod limiter;
 pub mod meter;
 pub mod roster;

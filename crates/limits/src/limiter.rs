@@ -5,15 +5,17 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use smg_types::now::Now;
 
-use crate::meter::{self, Moment, Window, Windows};
-use crate::rows::{MeterId, SubjectId, WindowKey};
+use crate::admission::{Admission, Quota, Refusal, Taken, quota, refusal};
+use crate::cell::{self, Cell};
+use crate::meter::{self, Moment};
+use crate::rows::{MeterId, SubjectId};
 use crate::rule::{Kind, Meter, Rule, TokenCount, Who};
 use crate::standing::{Mode, Standing};
 use crate::windows::{ClusterTime, start_of};
@@ -26,57 +28,6 @@ const SHARDS: usize = 64;
 
 /// The subject under which those beyond [`MAX_SUBJECTS`] count together.
 const OVERFLOW: SubjectId = SubjectId(0);
-
-/// The counts of one subject of a meter.
-pub struct Cell {
-    /// What is counted.
-    pub meter: Arc<Meter>,
-    /// The name of the meter's rule.
-    pub rule: Arc<str>,
-    /// For whom.
-    pub subject: SubjectId,
-    /// For whom, for people.
-    pub label: String,
-    /// Shared with the cell that replaces this one when the rule changes, because requests that hold this one still settle.
-    windows: Arc<Mutex<Windows>>,
-    /// Whether the engine exchanges this subject with other routers.
-    is_hot: AtomicBool,
-    /// Until when nobody waits for rights here because a wait was in vain, by the cluster's time in milliseconds.
-    in_vain_until_ms: AtomicU64,
-}
-
-impl fmt::Debug for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cell").field("rule", &self.rule).field("label", &self.label).finish_non_exhaustive()
-    }
-}
-
-impl Cell {
-    /// A number that differs between subjects, so that the remainders of small limits lie with different routers.
-    pub(crate) fn salt(&self) -> u64 {
-        self.subject.0 ^ self.meter.id.0
-    }
-
-    /// The key of the window that contains `cluster_ms`.
-    #[must_use]
-    pub fn key(&self, cluster_ms: u64) -> WindowKey {
-        let length_ms = self.meter.window_ms;
-        let start_ms = start_of(cluster_ms, length_ms);
-        WindowKey { meter: self.meter.id, subject: self.subject, start_ms, length_ms }
-    }
-
-    /// The counts of a window.
-    #[must_use]
-    pub fn window(&self, start_ms: u64) -> Option<Window> {
-        self.windows.lock().get(start_ms).cloned()
-    }
-
-    /// Does something with the counts of a window; `None` if they have been dropped.
-    pub(crate) fn with<T>(&self, start_ms: u64, act: impl FnOnce(&Meter, u64, &mut Window) -> T) -> Option<T> {
-        let mut windows = self.windows.lock();
-        windows.at(start_ms).map(|window| act(&self.meter, self.salt(), window))
-    }
-}
 
 /// The rules that are in force, with the cells of their subjects.
 #[derive(Debug, Default)]
@@ -142,86 +93,10 @@ impl Default for Limiter {
     }
 }
 
-/// What the answer to a request says of one limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quota {
-    /// The rule's name.
-    pub rule: Arc<str>,
-    /// What is limited.
-    pub kind: Kind,
-    /// Most units in a window, in the whole cluster.
-    pub limit: u64,
-    /// The length of the window, in milliseconds.
-    pub window_ms: u32,
-    /// Units that are left in the window, as far as this router knows.
-    pub remaining: u64,
-    /// Time to the end of the window, in milliseconds.
-    pub reset_ms: u64,
-}
-
-/// Why a request may not go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The limit that is used up.
-    pub quota: Quota,
-    /// All limits that concern the request, for its answer.
-    pub quotas: Vec<Quota>,
-    /// The units that it would have used.
-    pub needed: u64,
-    /// Whether it needs more than the limit of a whole window, so that it can never be admitted.
-    pub is_too_large: bool,
-    /// Whether another router may have rights left, so that a short wait may help.
-    pub is_hopeful: bool,
-}
-
-/// Something that was taken for a request.
-#[derive(Debug)]
-struct Taken {
-    cell: Arc<Cell>,
-    start_ms: u64,
-    units: u64,
-}
-
-/// What was taken for a request that may go on. Dropping it without settling it leaves all of it taken.
-#[derive(Debug, Default)]
-pub struct Admission {
-    taken: Vec<Taken>,
-    /// What the answer says of each limit.
-    pub quotas: Vec<Quota>,
-}
-
-impl Admission {
-    /// Whether a limit of tokens concerns the request, so that it must be settled.
-    #[must_use]
-    pub fn counts_tokens(&self) -> bool {
-        self.taken.iter().any(|taken| taken.cell.meter.kind == Kind::Tokens)
-    }
-
-    /// Replaces the tokens that were reserved by those that were used.
-    pub fn settle(self, tokens: &TokenCount) {
-        for taken in self.taken {
-            if taken.cell.meter.kind == Kind::Tokens {
-                let used = taken.cell.meter.units(tokens);
-                // A window that has been dropped no longer limits anything.
-                taken.cell.with(taken.start_ms, |_, _, window| {
-                    window.taken = window.taken.saturating_add(used.saturating_sub(taken.units));
-                    window.returned += taken.units.saturating_sub(used);
-                });
-            }
-        }
-    }
-
-    fn take_back(self) {
-        for taken in self.taken {
-            taken.cell.with(taken.start_ms, |_, _, window| window.returned += taken.units);
-        }
-    }
-}
-
 impl Limiter {
     /// Sets what is called when a request lacks rights that another router may have. Only the first call has an effect.
     pub fn on_shortage(&self, wake: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_shortage.set(Box::new(wake));
+        drop(self.on_shortage.set(Box::new(wake)));
     }
 
     /// Replaces all rules. The counts of limits that remain are kept; those of removed rules are freed.
@@ -244,7 +119,9 @@ impl Limiter {
         let meters: HashMap<MeterId, (Arc<str>, Arc<Meter>)> = new
             .rules
             .iter()
-            .flat_map(|rule| rule.meters.iter().map(|m| (m.id, (Arc::clone(&rule.name), Arc::clone(m)))))
+            .flat_map(|rule| {
+                rule.meters.iter().map(|m| (m.id, (Arc::clone(&rule.name), Arc::clone(m))))
+            })
             .collect();
         drop(before);
         self.in_force.store(Arc::new(new));
@@ -257,7 +134,7 @@ impl Limiter {
                 }
                 Some((rule, meter)) => {
                     if !Arc::ptr_eq(meter, &cell.meter) {
-                        *cell = Arc::new(renewed(cell, rule, meter));
+                        *cell = Arc::new(cell::renewed(cell, rule, meter));
                     }
                     true
                 }
@@ -271,7 +148,8 @@ impl Limiter {
         let in_force = self.in_force.load();
         let rules = in_force.rules.iter().map(|rule| {
             let Counts { admitted, rejected } = &rule.counts;
-            let (admitted, rejected) = (admitted.load(Ordering::Relaxed), rejected.load(Ordering::Relaxed));
+            let (admitted, rejected) =
+                (admitted.load(Ordering::Relaxed), rejected.load(Ordering::Relaxed));
             (rule.rule.clone(), admitted, rejected)
         });
         rules.collect()
@@ -305,7 +183,8 @@ impl Limiter {
     pub fn counts_tokens(&self, who: &Who<'_>) -> bool {
         let in_force = self.in_force.load();
         in_force.rules.iter().any(|rule| {
-            rule.meters.iter().any(|meter| meter.kind == Kind::Tokens) && rule.rule.subject(who).is_some()
+            rule.meters.iter().any(|meter| meter.kind == Kind::Tokens)
+                && rule.rule.subject(who).is_some()
         })
     }
 
@@ -313,18 +192,20 @@ impl Limiter {
     ///
     /// # Errors
     /// A limit is used up.
-    pub fn check(&self, who: &Who<'_>, estimate: &TokenCount, now: Now) -> Result<Admission, Box<Refusal>> {
+    pub fn check(
+        &self,
+        who: &Who<'_>,
+        estimate: &TokenCount,
+        now: Now,
+    ) -> Result<Admission, Box<Refusal>> {
         let in_force = self.in_force.load();
         let mut admission = Admission::default();
         if in_force.rules.is_empty() {
             return Ok(admission);
         }
         let live = self.live.load();
-        let moment = Moment {
-            standing: &live.standing,
-            cluster_ms: live.time.at(now),
-            mono: now.mono,
-        };
+        let moment =
+            Moment { standing: &live.standing, cluster_ms: live.time.at(now), mono: now.mono };
         for rule in &in_force.rules {
             let Some(subject) = rule.rule.subject(who) else { continue };
             for meter in &rule.meters {
@@ -359,11 +240,11 @@ impl Limiter {
     ) -> Result<(Option<Taken>, Quota), Box<Refusal>> {
         let meter = &cell.meter;
         let start_ms = start_of(moment.cluster_ms, meter.window_ms);
-        let mut windows = cell.windows.lock();
+        let mut windows = cell.windows();
         windows.drop_old(meter.window_ms, moment.cluster_ms);
         let Some(window) = windows.at(start_ms) else {
             // The cluster's time has stepped back into a window whose counts are gone.
-            let quota = quota(rule, meter, 0, start_ms, moment);
+            let quota = quota(&rule.name, meter, 0, start_ms, moment);
             return Err(Box::new(refusal(quota, units, false)));
         };
         let salt = cell.salt();
@@ -372,21 +253,26 @@ impl Limiter {
         let remaining = meter.limit.saturating_sub(window.used()).saturating_sub(window.others);
         // Another router may have used what this one has not: only what this one can still give out is certain.
         let known = meter::free(meter, salt, window, moment);
-        let is_low = window.used().saturating_mul(2) > rights.total || !is_admitted || meter.mode == Mode::Soft;
+        let is_low = window.used().saturating_mul(2) > rights.total
+            || !is_admitted
+            || meter.mode == Mode::Soft;
         let used_all_here = window.used() >= meter.limit;
         if !is_admitted && rule.rule.shadow {
             window.taken += units;
             window.refused = window.refused.saturating_sub(units);
         }
         drop(windows);
-        if is_low && !cell.is_hot.swap(true, Ordering::Relaxed) {
+        if is_low && cell.heat() {
             self.heated.lock().push(Arc::clone(cell));
         }
         let taken = Taken { cell: Arc::clone(cell), start_ms, units };
         if is_admitted {
-            return Ok((Some(taken), quota(rule, meter, remaining.max(known), start_ms, moment)));
+            return Ok((
+                Some(taken),
+                quota(&rule.name, meter, remaining.max(known), start_ms, moment),
+            ));
         }
-        let quota = quota(rule, meter, 0, start_ms, moment);
+        let quota = quota(&rule.name, meter, 0, start_ms, moment);
         if rule.rule.shadow {
             rule.counts.rejected.fetch_add(1, Ordering::Relaxed);
             return Ok((Some(taken), quota));
@@ -395,7 +281,7 @@ impl Limiter {
         let is_hopeful = others
             && meter.burst.is_none()
             && units <= meter.limit
-            && cell.in_vain_until_ms.load(Ordering::Relaxed) <= moment.cluster_ms;
+            && cell.is_hopeful(moment.cluster_ms);
         if is_hopeful && let Some(wake) = self.on_shortage.get() {
             wake();
         }
@@ -411,12 +297,18 @@ impl Limiter {
         let meter = rule.meters.iter().find(|meter| meter.kind == refused.quota.kind);
         if let Some(meter) = meter {
             let cell = self.cell(rule, meter, subject, who);
-            cell.in_vain_until_ms.store(self.cluster_ms(now) + pause_ms, Ordering::Relaxed);
+            cell.waited_in_vain(self.cluster_ms(now) + pause_ms);
         }
     }
 
     /// The cell of a subject, which is made if there is none.
-    fn cell(&self, rule: &RuleInForce, meter: &Arc<Meter>, subject: SubjectId, who: &Who<'_>) -> Arc<Cell> {
+    fn cell(
+        &self,
+        rule: &RuleInForce,
+        meter: &Arc<Meter>,
+        subject: SubjectId,
+        who: &Who<'_>,
+    ) -> Arc<Cell> {
         let at = (meter.id, subject);
         let shard = self.shard(at);
         if let Some(cell) = shard.read().get(&at) {
@@ -428,7 +320,7 @@ impl Limiter {
         } else {
             (at, rule.rule.label(who))
         };
-        self.insert(at, || Cell::new(rule, meter, at.1, label))
+        self.insert(at, || Cell::new(&rule.name, meter, at.1, label))
     }
 
     fn insert(&self, at: (MeterId, SubjectId), make: impl FnOnce() -> Cell) -> Arc<Cell> {
@@ -442,7 +334,10 @@ impl Limiter {
     }
 
     fn shard(&self, (meter, subject): (MeterId, SubjectId)) -> &Shard {
-        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below the number of shards")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the remainder is below the number of shards"
+        )]
         let at = ((meter.0 ^ subject.0.rotate_left(17)) % SHARDS as u64) as usize;
         &self.shards[at]
     }
@@ -462,7 +357,7 @@ impl Limiter {
             rule.meters.iter().find(|own| own.id == meter).map(|meter| (rule, meter))
         })?;
         let label = format!("#{:016x}", subject.0);
-        Some(self.insert(at, || Cell::new(rule, meter, subject, label)))
+        Some(self.insert(at, || Cell::new(&rule.name, meter, subject, label)))
     }
 
     /// The subjects that have become hot since the last call.
@@ -473,7 +368,10 @@ impl Limiter {
     /// All subjects that are counted, for people.
     #[must_use]
     pub fn cells(&self) -> Vec<Arc<Cell>> {
-        self.shards.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>())
+            .collect()
     }
 
     /// How many subjects are counted.
@@ -487,7 +385,7 @@ impl Limiter {
         let cluster_ms = self.cluster_ms(now);
         for shard in &self.shards {
             shard.write().retain(|_, cell| {
-                let is_empty = cell.windows.lock().drop_old(cell.meter.window_ms, cluster_ms);
+                let is_empty = cell.windows().drop_old(cell.meter.window_ms, cluster_ms);
                 // A request that has the cell still holds a reference to it.
                 let keep = !is_empty || Arc::strong_count(cell) > 1;
                 if !keep {
@@ -497,61 +395,4 @@ impl Limiter {
             });
         }
     }
-}
-
-impl Cell {
-    fn new(rule: &RuleInForce, meter: &Arc<Meter>, subject: SubjectId, label: String) -> Self {
-        Self {
-            meter: Arc::clone(meter),
-            rule: Arc::clone(&rule.name),
-            subject,
-            label,
-            windows: Arc::default(),
-            is_hot: AtomicBool::new(false),
-            in_vain_until_ms: AtomicU64::new(0),
-        }
-    }
-
-    /// The engine no longer exchanges this subject.
-    pub(crate) fn cool(&self) {
-        self.is_hot.store(false, Ordering::Relaxed);
-    }
-
-
-    /// Rights may have come: those who wait may wait again.
-    pub(crate) fn has_hope(&self) {
-        self.in_vain_until_ms.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The cell under a changed rule. Windows of another length start empty.
-fn renewed(cell: &Cell, rule: &Arc<str>, meter: &Arc<Meter>) -> Cell {
-    let keeps = cell.meter.window_ms == meter.window_ms;
-    let windows = if keeps { Arc::clone(&cell.windows) } else { Arc::default() };
-    Cell {
-        meter: Arc::clone(meter),
-        rule: Arc::clone(rule),
-        subject: cell.subject,
-        label: cell.label.clone(),
-        windows,
-        is_hot: AtomicBool::new(false),
-        in_vain_until_ms: AtomicU64::new(0),
-    }
-}
-
-fn quota(rule: &RuleInForce, meter: &Meter, remaining: u64, start_ms: u64, moment: &Moment<'_>) -> Quota {
-    let end_ms = start_ms + u64::from(meter.window_ms);
-    Quota {
-        rule: Arc::clone(&rule.name),
-        kind: meter.kind,
-        limit: meter.limit,
-        window_ms: meter.window_ms,
-        remaining,
-        reset_ms: end_ms.saturating_sub(moment.cluster_ms),
-    }
-}
-
-fn refusal(quota: Quota, needed: u64, is_hopeful: bool) -> Refusal {
-    let is_too_large = needed > quota.limit;
-    Refusal { quotas: vec![quota.clone()], quota, needed, is_too_large, is_hopeful }
 }

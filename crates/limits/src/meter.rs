@@ -146,7 +146,13 @@ pub fn free(meter: &Meter, salt: u64, window: &mut Window, moment: &Moment<'_>) 
 }
 
 /// Takes `units` in a window if they are free, and by the rule's burst if there is one.
-pub fn take(meter: &Meter, salt: u64, window: &mut Window, units: u64, moment: &Moment<'_>) -> bool {
+pub fn take(
+    meter: &Meter,
+    salt: u64,
+    window: &mut Window,
+    units: u64,
+    moment: &Moment<'_>,
+) -> bool {
     window.offered = window.offered.saturating_add(units);
     let rights = rights(meter, salt, window, moment);
     let free = rights.total.saturating_sub(window.used()).saturating_sub(window.lent);
@@ -161,7 +167,13 @@ pub fn take(meter: &Meter, salt: u64, window: &mut Window, units: u64, moment: &
 
 /// Whether `units` more are within the burst: at any time of a window, at most the rule's burst beyond what an even rate
 /// would have admitted, both in proportion to the rights of this router.
-fn within_burst(meter: &Meter, window: &Window, units: u64, total: u64, moment: &Moment<'_>) -> bool {
+fn within_burst(
+    meter: &Meter,
+    window: &Window,
+    units: u64,
+    total: u64,
+    moment: &Moment<'_>,
+) -> bool {
     let Some(burst) = meter.burst else { return true };
     let part = |of: u64, number: u64, whole: u64| {
         let part = u128::from(of) * u128::from(number) / u128::from(whole.max(1));

@@ -145,9 +145,8 @@ pub fn propose(situation: &Situation<'_>) -> Option<Roster> {
     let named = u32::try_from(places.len()).unwrap_or(MAX_PLACES);
     let size = expected.map_or(named, |_| most).max(named).max(1);
     let names = |places: &[NodeId]| places.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
-    let is_same = current.is_some_and(|roster| {
-        roster.size == size && names(&roster.places) == names(&places)
-    });
+    let is_same = current
+        .is_some_and(|roster| roster.size == size && names(&roster.places) == names(&places));
     if is_same || places.is_empty() {
         return None;
     }

@@ -161,7 +161,10 @@ impl Weights {
     fn of(cost: &Cost) -> Result<Self, RuleError> {
         let weight = |name: &str, value: f64| {
             if !(0.0..=MAX_WEIGHT).contains(&value) {
-                return Err(error("cost", format!("{name} is {value}, 0 to {MAX_WEIGHT} expected")));
+                return Err(error(
+                    "cost",
+                    format!("{name} is {value}, 0 to {MAX_WEIGHT} expected"),
+                ));
             }
             Ok((value * WEIGHT_ONE as f64).round() as u64)
         };
@@ -336,9 +339,7 @@ impl Rule {
         if self.api_key.is_some() {
             parts[0] = who.api_key.unwrap_or(1);
         }
-        for (part, wanted, value) in
-            [(1, &self.tenant, who.tenant), (2, &self.model, who.model)]
-        {
+        for (part, wanted, value) in [(1, &self.tenant, who.tenant), (2, &self.model, who.model)] {
             match wanted {
                 None => {}
                 Some(Value::Each) => parts[part] = hash(value?),
@@ -404,7 +405,8 @@ fn requests_and_window(document: &RuleDocument) -> Result<(Option<u64>, u32), Ru
             return Err(error(field, "is part of `rate`: set one of the two"));
         }
     }
-    let bad = || error("rate", format!("\"{rate}\": a number per time such as 100/s or 10/m expected"));
+    let bad =
+        || error("rate", format!("\"{rate}\": a number per time such as 100/s or 10/m expected"));
     let (number, per) = rate.split_once('/').ok_or_else(bad)?;
     let requests = number.trim().parse::<u64>().map_err(|_| bad())?;
     let per = per.trim();
@@ -460,7 +462,9 @@ fn values(document: &MatchDocument) -> Result<[Option<Value>; 3], RuleError> {
                 _ => {
                     return Err(error(
                         "match",
-                        format!("\"{property}\": global, api_key, tenant, model or an object expected"),
+                        format!(
+                            "\"{property}\": global, api_key, tenant, model or an object expected"
+                        ),
                     ));
                 }
             }

@@ -10,7 +10,9 @@ use crate::share::share;
 use crate::votes::kept;
 
 /// How the routers of a cluster divide a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Rights are never created: the share of a router that has gone is idle until it returns.

@@ -122,14 +122,14 @@ impl Votes {
 
     /// Applies the beat of another router; `names` are those of the roster.
     pub fn receive(&mut self, from: &NodeId, beat: &Beat, names: &[NodeName], now: Duration) {
-        let is_news = self.last.get(&from.name).is_none_or(|last| {
-            (last.generation, last.at_ms) < (from.generation, beat.at_ms)
-        });
+        let is_news = self
+            .last
+            .get(&from.name)
+            .is_none_or(|last| (last.generation, last.at_ms) < (from.generation, beat.at_ms));
         if !is_news {
             return;
         }
-        let last =
-            LastBeat { generation: from.generation, at_ms: beat.at_ms, received: now };
+        let last = LastBeat { generation: from.generation, at_ms: beat.at_ms, received: now };
         self.last.insert(from.name.clone(), last);
         for heard in beat.heard.iter().filter(|heard| heard.of == self.me) {
             let known = self.acknowledged.entry(from.name.clone()).or_default();
@@ -151,7 +151,10 @@ impl Votes {
         if self.abstains(now) || !self.is_absent(absent, now) || *absent == heir.name {
             return;
         }
-        if self.promises.get(absent).is_some_and(|promise| promise.heir != *heir && now < promise.until)
+        if self
+            .promises
+            .get(absent)
+            .is_some_and(|promise| promise.heir != *heir && now < promise.until)
         {
             return;
         }
@@ -175,9 +178,10 @@ impl Votes {
         }
         let is_promised =
             |name: &NodeName| self.promises.get(name).is_some_and(|promise| now < promise.until);
-        let heard = self.last.iter().filter(|(name, last)| {
-            !is_promised(name) && now < last.received + self.times.ttl * 2
-        });
+        let heard = self
+            .last
+            .iter()
+            .filter(|(name, last)| !is_promised(name) && now < last.received + self.times.ttl * 2);
         heard
             .map(|(name, last)| Heard {
                 of: NodeId { name: name.clone(), generation: last.generation },
@@ -327,7 +331,11 @@ mod tests {
         let ack = Beat { at_ms: 1, heard, ..Beat::default() };
         holder.receive(&node("b"), &ack, &names(), seconds(15));
         assert_eq!(holder.whole_until(&names(), 3, seconds(15)), Some(seconds(18)));
-        assert_eq!(holder.whole_until(&names(), 4, seconds(15)), None, "two of four are no majority");
+        assert_eq!(
+            holder.whole_until(&names(), 4, seconds(15)),
+            None,
+            "two of four are no majority"
+        );
     }
 
     #[test]
@@ -337,9 +345,12 @@ mod tests {
         heir.receive(&node("b"), &hello, &names(), seconds(9));
         assert_eq!(heir.claim(&names(), seconds(10)), vec!["c".parse().unwrap()]);
         let c: NodeName = "c".parse().unwrap();
-        assert_eq!(heir.heir_until(&c, &names(), 3, seconds(10)), None, "its own vote is not enough");
-        let promises =
-            vec![Promised { absent: c.clone(), heir: node("a"), heir_at_ms: 10_000 }];
+        assert_eq!(
+            heir.heir_until(&c, &names(), 3, seconds(10)),
+            None,
+            "its own vote is not enough"
+        );
+        let promises = vec![Promised { absent: c.clone(), heir: node("a"), heir_at_ms: 10_000 }];
         let beat = Beat { at_ms: 10_100, promises, ..Beat::default() };
         heir.receive(&node("b"), &beat, &names(), seconds(11));
         assert_eq!(heir.heir_until(&c, &names(), 3, seconds(11)), Some(seconds(18)));

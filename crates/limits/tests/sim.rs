@@ -4,6 +4,8 @@
 //! `SMG_LIMIT_SEEDS=10000 cargo test -p smg-limits --release --test sim` plays that many histories of each kind;
 //! `SMG_LIMIT_SEED=17` plays one.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,7 +193,9 @@ impl World {
         let remembers = |other: &usize| {
             let router = self.slots[*other].router.as_ref();
             *other != slot
-                && router.is_some_and(|router| router.engine.roster().is_some_and(|(_, is_settled)| is_settled))
+                && router.is_some_and(|router| {
+                    router.engine.roster().is_some_and(|(_, is_settled)| is_settled)
+                })
         };
         (0..self.slots.len()).filter(remembers).count() > self.slots.len() / 2
     }
@@ -231,13 +235,16 @@ impl World {
                     let stamp = u64::try_from(i64::try_from(at).unwrap() + skew / 1_000).unwrap();
                     ((None, "roster".to_owned()), (stamp.max(before + 1), name.clone()))
                 }
-                Row::Beat(_) => ((Some(me.clone()), "beat".to_owned()), (router.count, String::new())),
+                Row::Beat(_) => {
+                    ((Some(me.clone()), "beat".to_owned()), (router.count, String::new()))
+                }
                 Row::Report(key, _) => {
                     ((Some(me.clone()), format!("report {key:?}")), (router.count, String::new()))
                 }
-                Row::Grant { key, to, .. } => {
-                    ((Some(me.clone()), format!("grant {key:?} {to}")), (router.count, String::new()))
-                }
+                Row::Grant { key, to, .. } => (
+                    (Some(me.clone()), format!("grant {key:?} {to}")),
+                    (router.count, String::new()),
+                ),
             };
             router.rows.insert(key, Held { version, row });
         }
@@ -289,9 +296,11 @@ impl World {
     fn cluster_ms(&self, slot: usize) -> u64 {
         let own = self.slots[slot].skew_ms;
         let mut skews: Vec<i64> = (0..self.slots.len())
-            .filter(|other| self.members(slot).iter().any(|member| {
-                member.is_alive && member.node.name == self.slots[*other].name
-            }))
+            .filter(|other| {
+                self.members(slot)
+                    .iter()
+                    .any(|member| member.is_alive && member.node.name == self.slots[*other].name)
+            })
             .map(|other| self.slots[other].skew_ms)
             .chain([own])
             .collect();
@@ -311,11 +320,19 @@ impl World {
                 {
                     grants.insert(format!(
                         "\n {} of {} to {to}: {units} of {:?} {:?}",
-                        writer.as_ref().unwrap(), held.version.0, key.meter, key.subject
+                        writer.as_ref().unwrap(),
+                        held.version.0,
+                        key.meter,
+                        key.subject
                     ));
                 }
             }
-            grants.insert(format!("\n {} {:?} {:?}", router.engine.me(), router.engine.roster(), router.limiter.standing()));
+            grants.insert(format!(
+                "\n {} {:?} {:?}",
+                router.engine.me(),
+                router.engine.roster(),
+                router.limiter.standing()
+            ));
         }
         grants.into_iter().collect()
     }
@@ -478,23 +495,24 @@ const CALM: Kind = Kind {
 
 #[test]
 fn a_calm_cluster_uses_its_limits() {
-    let part = play(Kind { is_plain: true, ..CALM }, 600, 20);
+    let part = play(Kind { is_plain: true, ..CALM }, 600, 6);
     assert!(part > 0.98, "{part}");
 }
 
 #[test]
 fn crashes_and_partitions_never_admit_more_than_the_limit() {
-    play(Kind { crashes: 0.004, partitions: 0.01, late: 0.2, ..CALM }, 900, 150);
+    play(Kind { crashes: 0.004, partitions: 0.01, late: 0.2, ..CALM }, 900, 12);
 }
 
 #[test]
 fn larger_clusters_with_wrong_clocks_never_admit_more_than_the_limit() {
     let kind = Kind { routers: 5, crashes: 0.003, partitions: 0.01, skew: true, late: 0.2, ..CALM };
-    play(kind, 900, 100);
+    play(kind, 900, 8);
 }
 
 #[test]
 fn threads_that_stop_never_admit_more_than_the_limit() {
-    let kind = Kind { stops: 0.005, crashes: 0.002, partitions: 0.005, skew: true, late: 0.1, ..CALM };
-    play(kind, 900, 150);
+    let kind =
+        Kind { stops: 0.005, crashes: 0.002, partitions: 0.005, skew: true, late: 0.1, ..CALM };
+    play(kind, 900, 12);
 }

@@ -8,6 +8,7 @@
 //! A row takes about 250 bytes of memory and its encoded bytes. `Store::MAX_ROWS` and `Store::MAX_CONTENT_BYTES` bound what
 //! one writer may send to a store; [`State::sizes`] is what a store holds.
 
+pub mod beat;
 pub mod departure;
 #[cfg(test)]
 mod golden;
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod prefixes;
 mod reading;
 pub mod rights;
+pub mod roster;
 pub mod row;
 pub mod rule;
 pub mod session;

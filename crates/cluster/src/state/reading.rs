@@ -3,18 +3,23 @@
 
 use std::time::Duration;
 
+use smg_limits::roster::Roster;
+use smg_limits::rows::Beat;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
 use crate::crdt::bounded_counter::BoundedCounter;
 use crate::crdt::stamp::millis;
 use crate::state::State;
+use crate::state::beat::SOLE;
 use crate::state::load::Load;
 use crate::state::observation::Observation;
 use crate::state::policy::PolicyRecord;
-use crate::state::rule::{Rule, RuleId};
+use crate::state::rule::{RuleId, RuleRecord};
 use crate::state::session::{Session, SessionKey};
 use crate::state::totals::Outcome;
+use crate::state::rights::{GrantKey, Granted};
+use crate::state::tokens::TokenFlow;
 use crate::state::usage::{UsageCount, UsageKey};
 use crate::state::worker::WorkerEntry;
 use crate::state::writers::Writer;
@@ -52,19 +57,19 @@ impl State {
 impl State {
     /// A rule.
     #[must_use]
-    pub fn rule(&self, id: &RuleId) -> Option<Rule> {
+    pub fn rule(&self, id: &RuleId) -> Option<RuleRecord> {
         self.tables.rules.merged(id)?.get().cloned()
     }
 
     /// All rules, in the order of their ids.
-    pub fn rules(&self) -> impl Iterator<Item = (&RuleId, Rule)> {
+    pub fn rules(&self) -> impl Iterator<Item = (&RuleId, RuleRecord)> {
         self.tables.rules.keys().filter_map(|id| Some((id, self.rule(id)?)))
     }
 }
 
 /// Usage, tokens and rights.
 impl State {
-    /// The requests and tokens that each node has admitted in a window.
+    /// The requests that each node has admitted in a window.
     pub fn usage(&self, key: &UsageKey) -> impl Iterator<Item = (&NodeId, UsageCount)> {
         let values = self.tables.usage.values(key);
         values.filter_map(|(writer, count)| Some((self.writers.id(writer)?, *count)))
@@ -75,6 +80,29 @@ impl State {
     pub fn tokens(&self, key: &UsageKey) -> i128 {
         let flows = self.tables.tokens.values(key);
         flows.map(|(_, f)| i128::from(f.taken) - i128::from(f.given_back)).sum()
+    }
+
+    /// The tokens that each node has reserved and returned in a window.
+    pub fn token_flows(&self, key: &UsageKey) -> impl Iterator<Item = (&NodeId, TokenFlow)> {
+        let values = self.tables.tokens.values(key);
+        values.filter_map(|(writer, flow)| Some((self.writers.id(writer)?, *flow)))
+    }
+
+    /// What each node has granted to one node in a window.
+    pub fn granted(&self, key: &GrantKey) -> impl Iterator<Item = (&NodeId, Granted)> {
+        let values = self.tables.rights.values(key);
+        values.filter_map(|(writer, granted)| Some((self.writers.id(writer)?, *granted)))
+    }
+
+    /// The routers among which the limits are divided.
+    #[must_use]
+    pub fn roster(&self) -> Option<Roster> {
+        self.tables.rosters.merged(&SOLE)?.get().cloned()
+    }
+
+    /// The regular messages of all nodes about the limits, without those of nodes that are down.
+    pub fn beats(&self) -> impl Iterator<Item = (&NodeId, &Beat)> {
+        self.of_live_writers(self.tables.beats.values(&SOLE))
     }
 
     /// The rights of all nodes in a window: their `shares`, which all nodes must have configured alike, the grants between

@@ -26,7 +26,7 @@ impl Store for Rights {
     const MAX_ROWS: usize = 65_536;
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
-    const IS_IN_USE: bool = false;
+    const IS_IN_USE: bool = true;
 
     type Key = GrantKey;
     type Value = Granted;

@@ -12,7 +12,6 @@ use crate::state::operations::{Draw, StoreOperations};
 use crate::state::store::{Ownership, Retention, Store};
 use crate::state::store_id::StoreId;
 use crate::state::table::{NodeParts, RefusedRow, Table};
-use crate::state::usage::MAX_WINDOW_MS;
 
 /// The rules store.
 #[derive(Debug)]
@@ -27,21 +26,17 @@ impl Store for Rules {
     const MAX_ROWS: usize = 2_048;
     const MAX_CONTENT_BYTES: usize = 8 * 1024;
     const IS_AWAITED: bool = true;
-    const IS_IN_USE: bool = false;
+    const IS_IN_USE: bool = true;
 
     type Key = RuleId;
-    type Value = LwwRegister<Rule>;
+    type Value = LwwRegister<RuleRecord>;
 
     fn validate(key: &RuleId, value: &Self::Value) -> Result<(), String> {
         if key.0.is_empty() || key.0.len() > RuleId::MAX_BYTES {
             return Err(format!("rule id of {} bytes, 1 to 128 expected", key.0.len()));
         }
-        let Some(rule) = value.get() else { return Err("the rule is empty".to_owned()) };
-        if rule.window_ms == 0 || rule.window_ms > MAX_WINDOW_MS {
-            return Err(format!("window of {} ms, 1 ms to a week expected", rule.window_ms));
-        }
-        if rule.requests.is_none() && rule.tokens.is_none() {
-            return Err("the rule limits neither requests nor tokens".to_owned());
+        if value.get().is_none() {
+            return Err("the rule is empty".to_owned());
         }
         Ok(())
     }
@@ -67,28 +62,14 @@ impl StoreOperations for Rules {
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<RuleWrite> {
-        let rule = Rule {
-            matches: RuleMatch::Global,
-            requests: Some(u64::from(draw.number)),
-            tokens: None,
-            window_ms: 1000,
-            burst: 0,
-            mode: RuleMode::Soft,
-        };
+        let rule = RuleRecord { document: Some(format!("{{{}}}", draw.number)), configured: None };
         let id = RuleId(format!("rule-{}", draw.number % 3));
         Some(RuleWrite { id, rule: draw.is_put.then_some(rule) })
     }
 
     #[cfg(test)]
     fn golden() -> Golden {
-        let rule = Rule {
-            matches: RuleMatch::Tenant(Some("t".to_owned())),
-            requests: Some(1000),
-            tokens: Some(70_000),
-            window_ms: 60_000,
-            burst: 5,
-            mode: RuleMode::Bounded,
-        };
+        let rule = RuleRecord { document: Some("{}".to_owned()), configured: Some(7) };
         Golden {
             writes: vec![RuleWrite { id: RuleId("r".to_owned()), rule: Some(rule) }.into()],
             key: "0172",
@@ -103,7 +84,7 @@ pub struct RuleWrite {
     /// The rule's id.
     pub id: RuleId,
     /// The new rule; `None` removes it.
-    pub rule: Option<Rule>,
+    pub rule: Option<RuleRecord>,
 }
 
 /// The id of a rule; at most 128 bytes.
@@ -116,45 +97,16 @@ impl RuleId {
     pub const MAX_BYTES: usize = 128;
 }
 
-/// A limit of requests or tokens per window.
+/// A rule, as it is stored.
+///
+/// It is replicated as text and not interpreted here, so that a router replicates rules that only newer routers understand.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Rule {
-    /// The subjects that are counted.
-    pub matches: RuleMatch,
-    /// Most requests per window.
-    pub requests: Option<u64>,
-    /// Most tokens per window.
-    pub tokens: Option<u64>,
-    /// Length of the window, in milliseconds; at most a week.
-    pub window_ms: u32,
-    /// How many requests or tokens above the average rate may be used at once; 0: those of a whole window.
-    pub burst: u64,
-    /// How the nodes divide the limit.
-    pub mode: RuleMode,
-}
-
-/// The subjects of a rule.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum RuleMatch {
-    /// All requests together.
-    Global,
-    /// Each API key by itself, or only this one.
-    ApiKey(Option<String>),
-    /// Each tenant by itself, or only this one.
-    Tenant(Option<String>),
-    /// Each model by itself, or only this one.
-    Model(Option<String>),
-}
-
-/// How the nodes divide a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum RuleMode {
-    /// Each node spends only rights that it holds; the rights of a dead node are lost until the window ends.
-    Strict,
-    /// Each node spends only rights that it holds; a majority of the nodes may reclaim those of a dead node.
-    Bounded,
-    /// Nodes add up what all of them have admitted, and may exceed the limit by what has not reached them yet.
-    Soft,
+pub struct RuleRecord {
+    /// The rule as a JSON document; `None`: an administrator has removed a rule that a configuration names.
+    pub document: Option<String>,
+    /// A hash of the document in the configuration that names the rule, by which a router that restarts knows whether its
+    /// configuration has changed. `None`: no configuration names it.
+    pub configured: Option<u64>,
 }
 
 #[cfg(test)]
@@ -168,21 +120,12 @@ mod tests {
         }
 
         fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
-            LwwRegister::of(
-                stamp,
-                Rule {
-                    matches: RuleMatch::Global,
-                    requests: Some(number),
-                    tokens: None,
-                    window_ms: 1000,
-                    burst: 0,
-                    mode: RuleMode::Strict,
-                },
-            )
+            let record = RuleRecord { document: Some(number.to_string()), configured: None };
+            LwwRegister::of(stamp, record)
         }
 
         fn number(value: &Self::Value) -> u64 {
-            value.get().unwrap().requests.unwrap()
+            value.get().unwrap().document.as_ref().unwrap().parse().unwrap()
         }
     }
 

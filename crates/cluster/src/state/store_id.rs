@@ -34,6 +34,10 @@ pub enum StoreId {
     Totals = 9,
     /// The models whose last worker was removed.
     Departures = 10,
+    /// The routers among which the limits are divided.
+    Rosters = 11,
+    /// Each node's regular message about the limits.
+    Beats = 12,
 }
 
 /// How many stores there are.
@@ -41,7 +45,7 @@ pub const STORES: usize = StoreId::ALL.len();
 
 impl StoreId {
     /// All stores.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Workers,
         Self::Policies,
         Self::Rules,
@@ -53,6 +57,8 @@ impl StoreId {
         Self::Load,
         Self::Totals,
         Self::Departures,
+        Self::Rosters,
+        Self::Beats,
     ];
 
     /// The place in [`StoreId::ALL`], from 0.

@@ -123,7 +123,7 @@ stores! {
     Rules: rules = crate::state::rule::Rules,
     /// The rights that nodes have granted to each other.
     Rights: rights = crate::state::rights::Rights,
-    /// The requests and tokens that each node has admitted.
+    /// The requests that each node has admitted.
     Usage: usage = crate::state::usage::Usage,
     /// The tokens that each node has reserved and returned.
     Tokens: tokens = crate::state::tokens::Tokens,
@@ -137,6 +137,10 @@ stores! {
     Totals: totals = crate::state::totals::Totals,
     /// The models whose last worker was removed.
     Departures: departures = crate::state::departure::Departures,
+    /// The routers among which the limits are divided.
+    Rosters: rosters = crate::state::roster::Rosters,
+    /// Each node's regular message about the limits.
+    Beats: beats = crate::state::beat::Beats,
 }
 
 /// An action that is done with every store's type.

@@ -25,7 +25,7 @@ impl Store for Tokens {
     const MAX_ROWS: usize = 262_144;
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
-    const IS_IN_USE: bool = false;
+    const IS_IN_USE: bool = true;
 
     type Key = UsageKey;
     type Value = TokenFlow;
@@ -51,17 +51,17 @@ impl StoreOperations for Tokens {
     }
 
     fn sample(draw: &mut Draw<'_>) -> Option<TokenWrite> {
-        let flow = TokenFlow { taken: u64::from(draw.number), given_back: 0 };
+        let flow = TokenFlow { taken: u64::from(draw.number), given_back: 0, wanted: 0 };
         Some(TokenWrite { key: UsageKey::sample(draw), flow })
     }
 
     #[cfg(test)]
     fn golden() -> Golden {
-        let flow = TokenFlow { taken: 300, given_back: 1 };
+        let flow = TokenFlow { taken: 300, given_back: 1, wanted: 2 };
         Golden {
             writes: vec![TokenWrite { key: golden::window(), flow }.into()],
             key: golden::WINDOW_HEX,
-            content: "0101fb2c01010000",
+            content: "01fb2c0101020000",
         }
     }
 }
@@ -75,13 +75,15 @@ pub struct TokenWrite {
     pub flow: TokenFlow,
 }
 
-/// Tokens that a node has reserved and returned in a window; both counts only grow.
+/// Tokens that a node has reserved and returned in a window; the first two counts only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TokenFlow {
     /// Tokens reserved when requests were admitted.
     pub taken: u64,
     /// Tokens returned because requests used fewer.
     pub given_back: u64,
+    /// Tokens for which the node expects demand beyond its rights, by which other nodes decide how many to grant.
+    pub wanted: u64,
 }
 
 #[cfg(test)]
@@ -101,7 +103,7 @@ mod tests {
         }
 
         fn value(number: u64) -> TokenFlow {
-            TokenFlow { taken: number, given_back: number / 3 }
+            TokenFlow { taken: number, given_back: number / 3, wanted: 0 }
         }
     }
 

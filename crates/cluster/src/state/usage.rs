@@ -1,4 +1,4 @@
-//! The usage store: the requests and tokens that each node has admitted, per window of a limit.
+//! The usage store: the requests that each node has admitted, per window of a limit.
 //!
 //! The key of each count contains its window. When a window is past, its rows expire; no counter is ever reset. The
 //! subject of a rule is stored as a hash, so that no key of a client is stored. A subject without requests has no row.
@@ -70,7 +70,7 @@ impl Store for Usage {
     const MAX_ROWS: usize = 262_144;
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
-    const IS_IN_USE: bool = false;
+    const IS_IN_USE: bool = true;
 
     type Key = UsageKey;
     type Value = UsageCount;
@@ -102,11 +102,11 @@ impl StoreOperations for Usage {
 
     #[cfg(test)]
     fn golden() -> Golden {
-        let count = UsageCount { requests: 1, tokens: 300, demand: 70_000 };
+        let count = UsageCount { requests: 300, wanted: 70_000 };
         Golden {
             writes: vec![UsageWrite { key: golden::window(), count }.into()],
             key: golden::WINDOW_HEX,
-            content: "010101fb2c01fc701101000000",
+            content: "01fb2c01fc701101000000",
         }
     }
 }
@@ -120,15 +120,13 @@ pub struct UsageWrite {
     pub count: UsageCount,
 }
 
-/// The requests and tokens that a node has admitted in a window.
+/// The requests that a node has admitted in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UsageCount {
     /// Requests; only grows.
     pub requests: u64,
-    /// Tokens of requests that have completed; only grows.
-    pub tokens: u64,
-    /// Smoothed demand, in requests per window, by which other nodes decide how many rights to grant.
-    pub demand: u32,
+    /// Requests for which the node expects demand beyond its rights, by which other nodes decide how many to grant.
+    pub wanted: u64,
 }
 
 #[cfg(test)]
