@@ -171,6 +171,7 @@ impl App {
             &config.workers,
             clock,
             Arc::clone(&wake),
+            bridge::Limits::new(config.limits.engine, config.limits.rules.clone()),
         );
         mesh.follow(bridge.follower());
         let handle = mesh.handle().clone();
@@ -336,6 +337,7 @@ impl Running {
             // Load balancers need some time to notice; until then the router accepts requests.
             tokio::time::sleep(settle).await;
             self.server.close();
+            self.surface.admin.hand_over_rights().await;
             tokio::time::timeout(self.config.shutdown_grace, self.server.drained()).await
         };
         let drained = tokio::select! {

@@ -11,9 +11,11 @@ use std::time::Duration;
 use serde::Serialize;
 use smg_cluster::Node;
 use smg_cluster::state::policy::PolicyWrite;
+use smg_cluster::state::rule::{RuleId, RuleRecord, RuleWrite};
 use smg_cluster::state::table::RefusedRow;
 use smg_cluster::state::worker::{self, AdminState, OverrideState, WorkerRecord, WorkerWrite};
 use smg_cluster::state::{Version, Write};
+use smg_limits::rule::Rule;
 use smg_mesh::{self as mesh, VisitError};
 use smg_routing::fleet::{Override, RegisterError};
 use smg_types::ids::{ModelId, NodeName, WorkerId};
@@ -22,6 +24,7 @@ use smg_types::spec::WorkerSpec;
 
 use super::Bridge;
 use super::health::Measured;
+use super::limits::{self, Limits};
 use super::receipt::{Receipt, Wait};
 use super::settings::{self, PolicyDocument, PolicyError};
 
@@ -65,6 +68,9 @@ pub enum WriteError {
     /// There is no such worker any more.
     #[error("worker {0} is not registered")]
     NoSuchWorker(WorkerId),
+    /// There is no such rule.
+    #[error("there is no rule {0:?}")]
+    NoSuchRule(String),
     /// The document is no policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -112,6 +118,8 @@ enum Change {
     Cordon(WorkerId, bool),
     Override(WorkerId, Option<Override>),
     Policy(ModelId, Option<PolicyDocument>),
+    /// The rule's id, and its document as text; `None` removes it.
+    Rule(String, Option<String>),
 }
 
 impl Change {
@@ -120,7 +128,7 @@ impl Change {
         match self {
             Self::Add(spec) | Self::Respecify(spec) => Some(spec.id()),
             Self::Remove(id) | Self::Cordon(id, _) | Self::Override(id, _) => Some(*id),
-            Self::Policy(..) => None,
+            Self::Policy(..) | Self::Rule(..) => None,
         }
     }
 }
@@ -194,6 +202,40 @@ impl Admin {
             settings::setting(&settings::record(document), defaults)?;
         }
         self.write(Change::Policy(model, document)).await
+    }
+
+    /// Sets a rule of the limits.
+    ///
+    /// # Errors
+    /// If the node does not answer, or lacks the state of the others.
+    pub async fn set_rule(&self, rule: &Rule) -> Result<Written<'_>, WriteError> {
+        self.write(Change::Rule(rule.id.clone(), Some(limits::text(rule.document())))).await
+    }
+
+    /// Removes a rule of the limits.
+    ///
+    /// # Errors
+    /// If there is no such rule.
+    pub async fn remove_rule(&self, id: &str) -> Result<Written<'_>, WriteError> {
+        self.write(Change::Rule(id.to_owned(), None)).await
+    }
+
+    /// A write that changes nothing, and is therefore complete everywhere.
+    pub fn unchanged(&self) -> Written<'_> {
+        Written { admin: self, versions: Vec::new() }
+    }
+
+    /// Hands the rights of this router to the others, because it takes no more requests.
+    pub async fn hand_over_rights(&self) {
+        let limits = self.bridge.limits.clone();
+        // If the node does not answer, the rights stay unused.
+        let _answered = self.mesh.visit(move |node, _, now| limits.leave(node, now)).await.is_ok();
+    }
+
+    /// The limits of this router.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.bridge.limits
     }
 
     /// What each router observes of each worker: this one at this moment, the others as they last published it. Once this
@@ -323,6 +365,19 @@ fn writes_of(node: &Node, now: Now, change: Change) -> Result<Vec<Write>, WriteE
         Change::Respecify(spec) => return Err(WriteError::NoSuchWorker(spec.id())),
         Change::Cordon(id, _) | Change::Override(id, _) => {
             return Err(WriteError::NoSuchWorker(id));
+        }
+        Change::Rule(id, document) => {
+            let id = RuleId(id);
+            let known = node.state().rule(&id);
+            let configured = known.as_ref().and_then(|known| known.configured);
+            let is_set = known.is_some_and(|known| known.document.is_some());
+            let rule = match (document, configured) {
+                (None, _) if !is_set => return Err(WriteError::NoSuchRule(id.0)),
+                // Without the record, a router whose configuration names the rule would set it again at its next start.
+                (None, None) => None,
+                (document, configured) => Some(RuleRecord { document, configured }),
+            };
+            vec![RuleWrite { id, rule }.into()]
         }
         Change::Policy(model, document) => {
             let policy = document.map(|document| settings::record(&document));

@@ -165,6 +165,7 @@ impl Follower for RoutingFollower {
             let remember = node.state().departure(model, now);
             self.bridge.fleet.apply_remote_departure(model, remember, now);
         }
+        self.bridge.limits.apply(node, changed, members, self.bridge.gate.is_open(), now);
         // The hints of these changes may be older than the removal of their worker.
         for run in changed.hints.iter().filter(|run| !left.contains(&run.worker.into())) {
             memory.index.insert_remote(run.parent, &run.blocks, run.worker.into(), now);

@@ -16,6 +16,7 @@ mod admin;
 mod follower;
 mod gate;
 mod health;
+mod limits;
 mod metrics;
 mod parts;
 mod publish;
@@ -26,6 +27,7 @@ mod startup;
 
 pub use admin::{Admin, Observed, WorkerSeen, WriteError, Written};
 pub use gate::Gate;
+pub use limits::{Division, Limits};
 pub use metrics::Metrics;
 pub use parts::{Bridge, Config};
 pub use receipt::{NotApplied, Receipt, Wait};

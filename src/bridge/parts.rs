@@ -10,6 +10,7 @@ use smg_types::spec::WorkerSpec;
 use tokio::sync::Notify;
 
 use super::gate::Gate;
+use super::limits::Limits;
 
 /// How a router starts in a cluster, and how routers share the probing of workers.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,7 @@ pub struct Bridge {
     pub(super) gate: Arc<Gate>,
     /// Makes the prober run before its next probe is due.
     pub(super) wake: Arc<Notify>,
+    pub(super) limits: Limits,
 }
 
 impl Bridge {
@@ -52,9 +54,10 @@ impl Bridge {
         configured: &[WorkerSpec],
         clock: Clock,
         wake: Arc<Notify>,
+        limits: Limits,
     ) -> Self {
         let gate = Arc::new(Gate::new(!config.has_others));
-        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake }
+        Self { config, fleet, policies, clock, configured: configured.into(), gate, wake, limits }
     }
 
     /// The progress of this router's start, for `/readiness`.

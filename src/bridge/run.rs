@@ -33,7 +33,8 @@ impl Bridge {
     pub async fn run(self, mesh: mesh::Handle, metrics: Metrics) -> anyhow::Result<()> {
         let failed = mesh.clone();
         tokio::select! {
-            never = self.share(mesh, metrics) => match never {},
+            never = self.share(mesh.clone(), metrics) => match never {},
+            never = self.limits.run(&mesh, &self) => match never {},
             () = failed.failed() => self.go_on_without_node(),
         }
         std::future::pending().await

@@ -61,8 +61,10 @@ impl Startup {
         }
         let configured = Arc::clone(&self.bridge.configured);
         let gate = Arc::clone(&self.bridge.gate);
+        let limits = self.bridge.limits.clone();
         let visit = self.mesh.visit(move |node, _, now| {
             let announced = announce(node, &configured, now);
+            limits.announce(node, now);
             // In the same visit, so that no administrator's write comes between the two.
             gate.mark_announced();
             announced

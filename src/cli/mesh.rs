@@ -57,6 +57,13 @@ pub struct MeshArgs {
     /// Name of the cluster. Routers of another cluster are refused, even at a reused address.
     #[arg(long, value_name = "NAME", default_value = "smg", value_parser = node_name)]
     pub mesh_cluster_id: NodeName,
+    /// Number of routers that the cluster is meant to have, 1 to 1024.
+    ///
+    /// Limits are divided into this many shares, so that a router never takes the part of one that it does not see. Set it to the
+    /// replicas of the StatefulSet, the same on all routers. Default: none; limits are divided among the routers that have
+    /// joined.
+    #[arg(long, value_name = "COUNT", value_parser = whole::<u32>(1, 1_024))]
+    pub mesh_expected_replicas: Option<u32>,
     /// The set of timings that the next flags default to.
     #[arg(long, value_name = "NAME", default_value = "lan")]
     pub mesh_profile: MeshProfile,

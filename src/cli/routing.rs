@@ -238,6 +238,18 @@ pub struct AdmissionArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub queue_timeout_secs: Duration,
+    /// Most requests per minute of all clients together, on all routers of the cluster, 1 to 1000000000.
+    ///
+    /// More are answered 429 with Retry-After. The short form of a rule; docs/limits.md shows what else rules can do. Default:
+    /// no limit.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1_000_000_000))]
+    pub rate_limit_requests_per_minute: Option<u64>,
+    /// Most tokens per minute, of prompts and answers, of all clients together, on all routers of the cluster, 1 to
+    /// 1000000000000.
+    ///
+    /// A request reserves its prompt and the most that it may answer, and returns what it did not use. Default: no limit.
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1_000_000_000_000))]
+    pub rate_limit_tokens_per_minute: Option<u64>,
     /// The most urgent priority class that a client may claim in x-smg-priority.
     ///
     /// A claim above it counts as this class. A more urgent class is served first from the queue, so lower this to

@@ -1,4 +1,4 @@
-//! The configuration file: TOML whose keys are the flags' names, and `[[workers]]`.
+//! The configuration file: TOML whose keys are the flags' names, `[[workers]]` and `[[rate_limits]]`.
 //!
 //! This module only splits the file. It turns each value into the text that the flag would have, so that one parser
 //! checks both. An error never shows a line of the file, because the line may contain a key.
@@ -21,6 +21,8 @@ pub(super) struct ConfigFile {
     pub(super) settings: BTreeMap<String, Vec<String>>,
     /// The `[[workers]]` tables.
     pub(super) workers: Vec<Table>,
+    /// The `[[rate_limits]]` tables.
+    pub(super) rate_limits: Vec<Table>,
 }
 
 /// Splits a file. A mistake does not stop the reading of the rest, unless the file is not TOML.
@@ -42,9 +44,10 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mi
     let mut mistakes = Vec::new();
     for (name, value) in table {
         let id = name.replace('-', "_");
-        if id == "workers" {
-            match workers(value) {
-                Ok(tables) => file.workers = tables,
+        if id == "workers" || id == "rate_limits" {
+            match tables(&id, value) {
+                Ok(tables) if id == "workers" => file.workers = tables,
+                Ok(tables) => file.rate_limits = tables,
                 Err(why) => mistakes.push(Mistake::new(format!("{} {why}", key_in(path, &name)))),
             }
             continue;
@@ -55,7 +58,7 @@ pub(super) fn take_apart(path: &Path, text: &str) -> (Option<ConfigFile>, Vec<Mi
             continue;
         }
         let Some(arg) = command.get_arguments().find(|arg| arg.get_id().as_str() == id) else {
-            let names = known.iter().map(String::as_str).chain(["workers"]);
+            let names = known.iter().map(String::as_str).chain(["workers", "rate_limits"]);
             mistakes.push(peers::refused_key(path, &name).unwrap_or_else(|| {
                 Mistake::new(format!("{} is not known", key_in(path, &name)))
                     .with_hint(did_you_mean(&key(&id), names))
@@ -99,9 +102,9 @@ pub(super) fn text_of(value: &Value) -> Result<String, &'static str> {
     }
 }
 
-fn workers(value: Value) -> Result<Vec<Table>, &'static str> {
-    const WRONG: &str = "is not a list of tables: write [[workers]] above each";
-    let Value::Array(elements) = value else { return Err(WRONG) };
+fn tables(name: &str, value: Value) -> Result<Vec<Table>, String> {
+    let wrong = || format!("is not a list of tables: write [[{name}]] above each");
+    let Value::Array(elements) = value else { return Err(wrong()) };
     elements
         .into_iter()
         .map(|element| match element {
@@ -111,7 +114,7 @@ fn workers(value: Value) -> Result<Vec<Table>, &'static str> {
             | Value::Float(_)
             | Value::Boolean(_)
             | Value::Datetime(_)
-            | Value::Array(_) => Err(WRONG),
+            | Value::Array(_) => Err(wrong()),
         })
         .collect()
 }

@@ -28,6 +28,7 @@ pub struct Settings {
     pub args: Args,
     pub(super) given: BTreeMap<String, Given>,
     pub(super) workers: Vec<Table>,
+    pub(super) rate_limits: Vec<Table>,
     pub(super) file: PathBuf,
 }
 
@@ -126,7 +127,8 @@ pub(super) fn settle(
         }
     }
     let args = values(&given);
-    (Settings { args, given, workers: file.workers, file: file.path }, mistakes)
+    let ConfigFile { path: file, workers, rate_limits, .. } = file;
+    (Settings { args, given, workers, rate_limits, file }, mistakes)
 }
 
 /// The texts given by the flag, or by a name that another router has for it.

@@ -18,6 +18,7 @@ use crate::console;
 mod cluster;
 mod file;
 mod layers;
+mod limits;
 mod mistakes;
 mod parts;
 mod peers;
@@ -31,6 +32,7 @@ mod variables;
 mod workers;
 
 pub use layers::Settings;
+pub use limits::Config as Limits;
 pub use mistakes::{ConfigErrors, Mistake};
 pub use parts::Config;
 pub use peers::migrating;

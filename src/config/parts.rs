@@ -11,6 +11,7 @@ use smg_runtime::telemetry;
 use smg_types::spec::WorkerSpec;
 
 use crate::bridge;
+use crate::config::Limits;
 use crate::http;
 
 /// The configuration of a router, one part per module.
@@ -36,6 +37,8 @@ pub struct Config {
     pub mesh: mesh::Config,
     /// The connection between the cluster node and routing.
     pub bridge: bridge::Config,
+    /// Limits of requests and tokens, which the cluster shares.
+    pub limits: Limits,
     /// The configuration of the log.
     pub telemetry: telemetry::Config,
 }

@@ -76,6 +76,9 @@ fn needs_restart(started: &Settings, now: &Settings) -> Vec<String> {
     if without_keys(started) != without_keys(now) {
         differ.push("workers".to_owned());
     }
+    if started.rate_limits != now.rate_limits {
+        differ.push("rate_limits".to_owned());
+    }
     differ
 }
 

@@ -22,6 +22,7 @@ use crate::cli::values::{DOCUMENTED, ModelAlias};
 use crate::cli::{Args, LogLevel};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
+use crate::config::limits::limits_config;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 use crate::config::{Config, workers};
@@ -61,6 +62,7 @@ pub(super) fn resolve(
         workers: all_workers(args, described),
         mesh: mesh_config(settings, process, &mut mistakes, warnings),
         bridge: bridge_config(&settings.args),
+        limits: limits_config(settings, &mut mistakes),
         telemetry: telemetry_config(args, process, &mut mistakes),
     };
     (config, mistakes)

@@ -68,6 +68,11 @@ pub(super) fn as_toml(settings: &Settings) -> String {
         let tables = Table::from_iter([("workers".to_owned(), Value::Array(workers.collect()))]);
         line(&mut text, format_args!("\n{}", tables.to_string().trim_end()));
     }
+    if !settings.rate_limits.is_empty() {
+        let rules = settings.rate_limits.iter().cloned().map(Value::Table);
+        let tables = Table::from_iter([("rate_limits".to_owned(), Value::Array(rules.collect()))]);
+        line(&mut text, format_args!("\n{}", tables.to_string().trim_end()));
+    }
     text
 }
 

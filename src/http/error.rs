@@ -243,6 +243,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "worker_not_found", format!("no such worker: {id}"))
     }
 
+    /// No limit has this id.
+    pub(super) fn no_such_rule(id: &str) -> Self {
+        let id: String = id.chars().take(128).collect();
+        Self::new(StatusCode::NOT_FOUND, "rule_not_found", format!("there is no rule {id:?}"))
+    }
+
     /// OpenAI's name for the class of error.
     fn class(&self) -> &'static str {
         match self.status.as_u16() {

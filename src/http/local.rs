@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
-use super::{Surface, engine_metrics, fanout, ha, keys, legacy, models, shared, workers};
+use super::{
+    Surface, engine_metrics, fanout, ha, keys, legacy, models, rate_limits, shared, workers,
+};
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
 pub(super) fn router(surface: Arc<Surface>) -> Router {
@@ -48,6 +50,13 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
             "/ha/policies/{*model}",
             get(shared::policy).put(shared::set_policy).delete(shared::unset_policy),
         )
+        .route("/ha/rate-limits", get(rate_limits::rules))
+        .route(
+            "/ha/rate-limits/{id}",
+            get(rate_limits::rule).put(rate_limits::set_rule).delete(rate_limits::remove_rule),
+        )
+        .route("/ha/rate-limit", get(rate_limits::short).post(rate_limits::set_short))
+        .route("/ha/rate-limit/stats", get(rate_limits::stats))
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
         .route("/ha/shutdown", post(ha::shutdown))

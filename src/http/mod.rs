@@ -36,6 +36,7 @@ mod own_address;
 mod pass_through;
 mod peek;
 mod public;
+mod rate_limits;
 mod routes;
 mod server;
 mod shard;

@@ -82,7 +82,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream", "shortage"]),
     (
         "bridge",
-        &["ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh", "limits"],
+        &[
+            "ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh",
+            "limits",
+        ],
     ),
     // surface
     (

@@ -394,6 +394,10 @@ impl Engine {
 
     /// The beat that is due: regularly while there are rules, else only if something has changed.
     fn beat(&mut self, turn: &Turn<'_>, has_rules: bool) -> Option<Beat> {
+        if self.is_leaving {
+            // The others may inherit the share as soon as they may.
+            return None;
+        }
         let mono = turn.now.mono;
         let names = self.settled.as_ref().map(|roster| roster.shares().names).unwrap_or_default();
         let is_voter = has_rules && names.contains(&self.me.name) && names.len() > 2;
@@ -404,7 +408,7 @@ impl Engine {
             is_settled: self.roster.as_ref().is_some_and(|roster| self.is_settled(roster.id())),
             ..Beat::default()
         };
-        if is_voter && !self.is_leaving {
+        if is_voter {
             beat.claims = self.votes.claim(&names, mono);
         }
         if has_rules {

@@ -21,6 +21,7 @@ mod demand;
 pub mod engine;
 mod escrow;
 mod exchange;
+pub mod explain;
 pub mod limiter;
 pub mod meter;
 pub mod roster;

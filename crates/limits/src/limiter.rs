@@ -360,9 +360,30 @@ impl Limiter {
         Some(self.insert(at, || Cell::new(&rule.name, meter, subject, label)))
     }
 
+    /// What a meter counts, if its rule is in force.
+    #[must_use]
+    pub fn kind(&self, meter: MeterId) -> Option<Kind> {
+        let in_force = self.in_force.load();
+        let mut meters = in_force.rules.iter().flat_map(|rule| &rule.meters);
+        meters.find(|own| own.id == meter).map(|meter| meter.kind)
+    }
+
     /// The subjects that have become hot since the last call.
     pub(crate) fn take_heated(&self) -> Vec<Arc<Cell>> {
         std::mem::take(&mut *self.heated.lock())
+    }
+
+    /// All that this router may use of a subject's present window, what it has used and lent included.
+    #[must_use]
+    pub fn rights(&self, cell: &Cell, now: Now) -> u64 {
+        let live = self.live.load();
+        let cluster_ms = live.time.at(now);
+        let moment = Moment { standing: &live.standing, cluster_ms, mono: now.mono };
+        let start_ms = start_of(cluster_ms, cell.meter.window_ms);
+        let rights = cell.with(start_ms, |meter, salt, window| {
+            meter::rights(meter, salt, window, &moment).total
+        });
+        rights.unwrap_or(0)
     }
 
     /// All subjects that are counted, for people.

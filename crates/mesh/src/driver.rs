@@ -179,7 +179,8 @@ impl Driver {
                 break;
             }
         }
-        self.flush().await;
+        // The future is large, because it holds the changed keys of every store.
+        Box::pin(self.flush()).await;
     }
 
     /// Waits until a command, a frame or a timer is due.

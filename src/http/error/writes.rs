@@ -26,6 +26,9 @@ impl From<WriteError> for ApiError {
             }
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
+            WriteError::NoSuchRule(_) => {
+                Self::new(StatusCode::NOT_FOUND, "rule_not_found", message)
+            }
             WriteError::Policy(_) => Self::bad_request("invalid_policy", message),
         }
     }

@@ -73,7 +73,7 @@ impl StoreOperations for Rules {
         Golden {
             writes: vec![RuleWrite { id: RuleId("r".to_owned()), rule: Some(rule) }.into()],
             key: "0172",
-            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e70201017401fbe80301fc70110100fb60ea05010000",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e701027b7d01070000",
         }
     }
 }
