@@ -173,6 +173,7 @@ impl App {
             Arc::clone(&wake),
             bridge::Limits::new(config.limits.engine, config.limits.rules.clone()),
         );
+        bridge::LimitMetrics::register(&registry, bridge.limits())?;
         mesh.follow(bridge.follower());
         let handle = mesh.handle().clone();
         let hops = http::Hops::new(&handle.view().me.node);
@@ -193,6 +194,7 @@ impl App {
             dispatch,
             admin: Admin::new(&bridge, handle.clone()),
             gate: Arc::clone(bridge.gate()),
+            estimates: Arc::new(http::Estimates::register(&registry)?),
             metrics: http::Metrics::register(&registry)?,
             lifecycle: Lifecycle::default(),
             registry,

@@ -16,6 +16,7 @@ mod admin;
 mod follower;
 mod gate;
 mod health;
+mod limit_metrics;
 mod limits;
 mod metrics;
 mod parts;
@@ -27,6 +28,7 @@ mod startup;
 
 pub use admin::{Admin, Observed, WorkerSeen, WriteError, Written};
 pub use gate::Gate;
+pub use limit_metrics::LimitMetrics;
 pub use limits::{Division, Limits};
 pub use metrics::Metrics;
 pub use parts::{Bridge, Config};

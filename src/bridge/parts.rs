@@ -60,6 +60,12 @@ impl Bridge {
         Self { config, fleet, policies, clock, configured: configured.into(), gate, wake, limits }
     }
 
+    /// The limits of this router.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The progress of this router's start, for `/readiness`.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {

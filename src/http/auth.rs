@@ -23,7 +23,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use smg_types::spec::Secret;
 
 use super::error::ApiError;
-use super::headers::{is_key, shown_keys};
+use super::headers::{is_key, key_hash, shown_keys};
 use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
@@ -32,6 +32,8 @@ use super::{AdminKey, AdminRole, Config, Tenant};
 pub(super) struct Caller {
     /// The tenant whose key was sent.
     pub(super) tenant: Option<String>,
+    /// A hash of the key by which the caller was admitted; without configured keys, of the first one that it sent.
+    pub(super) key: Option<u64>,
 }
 
 /// The keys against which new requests are checked.
@@ -135,7 +137,8 @@ impl Keys {
     /// Admits a client or returns the error. Each credential that it sends is tried.
     pub(super) fn client(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if !self.guard_clients() {
-            return Ok(Caller { tenant: None });
+            let key = shown_keys(headers).next().map(key_hash);
+            return Ok(Caller { tenant: None, key });
         }
         // All keys are compared, so that the time does not reveal which of them is similar.
         let mut found = None;
@@ -143,7 +146,8 @@ impl Keys {
             let is_client = is_one_of(&self.clients, shown);
             let tenant = self.tenants.iter().rfind(|tenant| tenant.key.matches(shown));
             if found.is_none() && (is_client || tenant.is_some()) {
-                found = Some(Caller { tenant: tenant.map(|tenant| tenant.id.clone()) });
+                let tenant = tenant.map(|tenant| tenant.id.clone());
+                found = Some(Caller { tenant, key: Some(key_hash(shown)) });
             }
         }
         found.ok_or_else(ApiError::unauthorized)

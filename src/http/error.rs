@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use serde_json::json;
+use smg_limits::admission::Quota;
 use smg_proxy::dispatch::DispatchError;
 use smg_proxy::upstream::SendError;
 use smg_routing::limit::Rejected;
@@ -16,6 +17,7 @@ use smg_routing::limit::Rejected;
 use super::body::Body;
 use super::form::FormError;
 use super::peek::PeekError;
+use super::quota;
 use super::routes;
 
 /// The error code's own header.
@@ -37,6 +39,8 @@ pub(super) struct ApiError {
     pub(super) retry_after: Option<Duration>,
     /// The limit that was reached, in requests: told with nothing remaining.
     pub(super) limit: Option<u32>,
+    /// The limits that concern the request.
+    pub(super) quotas: Vec<Quota>,
     /// A header that says what would have been accepted: `allow` (RFC 9110, 10.2.1), `accept-encoding` (12.5.3) or
     /// `upgrade` (15.5.22).
     pub(super) accepted: Option<Box<(HeaderName, HeaderValue)>>,
@@ -51,6 +55,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             limit: None,
+            quotas: Vec::new(),
             accepted: None,
         }
     }
@@ -296,6 +301,7 @@ impl ApiError {
             headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
             headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
         }
+        quota::show(&self.quotas, headers);
         if let Some((name, value)) = self.accepted.map(|accepted| *accepted) {
             headers.insert(name, value);
         }

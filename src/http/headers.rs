@@ -139,6 +139,11 @@ pub(super) fn is_key<'a>(name: &HeaderName, value: &'a HeaderValue) -> Option<&'
     (scheme.eq_ignore_ascii_case(b"bearer") && blank).then(|| key.trim_ascii())
 }
 
+/// The hash by which limits tell keys apart.
+pub(super) fn key_hash(key: &[u8]) -> u64 {
+    smg_limits::rule::hash(&String::from_utf8_lossy(key))
+}
+
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng as _;

@@ -15,6 +15,7 @@ mod documents;
 mod encoding;
 mod engine_metrics;
 mod error;
+mod estimates;
 mod exchange;
 mod fanout;
 mod foreign;
@@ -36,6 +37,7 @@ mod own_address;
 mod pass_through;
 mod peek;
 mod public;
+mod quota;
 mod rate_limits;
 mod routes;
 mod server;
@@ -56,6 +58,7 @@ use tokio::sync::Notify;
 
 pub use auth::{KeysRefused, LiveKeys};
 pub use config::{AdminKey, AdminRole, Config, MetricsListen, Tenant};
+pub use estimates::Estimates;
 pub use hops::Hops;
 pub use metrics::Metrics;
 pub use own_address::{OwnAddress, OwnAddresses};
@@ -103,6 +106,8 @@ pub struct Surface {
     pub own_addresses: OwnAddresses,
     /// What this router says of itself to the next hop, and how it knows its own requests.
     pub hops: Hops,
+    /// What requests may use, for the limits of tokens.
+    pub estimates: Arc<Estimates>,
     /// Whether this router knows what the others know.
     pub gate: Arc<Gate>,
     /// Time.

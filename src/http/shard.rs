@@ -163,7 +163,7 @@ impl Shard {
             Access::Admin | Access::Operator => {
                 let admitted =
                     keys.admin(route.access, request.method(), request.headers(), peer.ip());
-                Some(admitted.map(|()| Caller { tenant: None }))
+                Some(admitted.map(|()| Caller { tenant: None, key: None }))
             }
         };
         // An unread body would be taken for the next request.
@@ -175,7 +175,7 @@ impl Shard {
                 if websocket && self.surface().lifecycle.is_draining() {
                     return Err(ApiError::draining());
                 }
-                let caller = caller.unwrap_or(Caller { tenant: None });
+                let caller = caller.unwrap_or(Caller { tenant: None, key: None });
                 debug!(
                     request_id = headers::text(&request_id),
                     route = route.path,

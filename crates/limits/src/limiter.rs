@@ -213,7 +213,8 @@ impl Limiter {
                 match self.take(rule, &cell, meter.units(estimate), &moment) {
                     Ok((taken, quota)) => {
                         admission.taken.extend(taken);
-                        admission.quotas.push(quota);
+                        // A shadow is not seen.
+                        admission.quotas.extend((!rule.rule.shadow).then_some(quota));
                     }
                     Err(mut refusal) => {
                         rule.counts.rejected.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,225 @@
+"""Limits that hold for the cluster: what three routers admit together, whoever asks which of them, and whatever happens."""
+
+import collections
+import http.client
+import json
+import threading
+import time
+import unittest
+
+from support import API, LONG, MESH, ChaosTest, eventually, report
+
+SECONDS = 60 if LONG else 20
+QUESTION = json.dumps({"model": "mock-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
+
+
+class Demand:
+    """Asks routers at a steady rate, whether they answer or refuse."""
+
+    THREADS = 4
+
+    def __init__(self, machine, routers, rate):
+        """`rate`: requests per second at each router."""
+        self._machine = machine
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        # When an answer came, its router and its status.
+        self.answers = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(router, self.THREADS / rate), daemon=True)
+            for router in routers
+            for _ in range(self.THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, router, pause):
+        connection = None
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due = max(due + pause, time.monotonic() - 1.0)
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection(router.machine.address, API, timeout=3)
+                    connection.sock = self._machine.connect(router.machine.address, API, 3)
+                headers = {"content-type": "application/json"}
+                connection.request("POST", "/v1/chat/completions", QUESTION, headers)
+                answer = connection.getresponse()
+                answer.read()
+                status = answer.status
+                if answer.will_close:
+                    connection.close()
+                    connection = None
+            except (OSError, http.client.HTTPException):
+                connection, status = None, 0
+            with self._lock:
+                self.answers.append((time.time(), str(router.machine), status))
+
+    def stop(self):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def admitted(self, begin, end):
+        with self._lock:
+            return sum(1 for at, _, status in self.answers if status == 200 and begin <= at < end)
+
+    def statuses(self):
+        with self._lock:
+            return collections.Counter((name, status) for _, name, status in self.answers)
+
+
+class Limits(ChaosTest):
+    PEERS = [f"node{number}:{MESH}" for number in (1, 2, 3)]
+
+    def limited_cluster(self, *flags):
+        """Three routers with workers, whose limits are divided among them, and a machine for clients."""
+        machines = self.machines(3)
+        self.client = self.network.machine("client")
+        self.urls = self.workers(2)
+        self.flags = ["--worker-urls", *self.urls, "--mesh-expected-replicas", "3", *flags]
+        routers = [self.router(machine, *self.flags, peers=self.PEERS) for machine in machines]
+        self.await_all_alive(routers, 10)
+        for router in routers:
+            ready = lambda router=router: router.ask("GET", "/readiness").status  # noqa: E731
+            eventually("it is ready", ready, lambda status: status == 200, 15)
+            divided = lambda router=router: router.ask("GET", "/ha/rate-limits").json()["divided_among"]  # noqa: E731
+            eventually("limits are divided", divided, lambda seen: seen and seen["is_settled"] and len(seen["routers"]) == 3, 10)
+        return routers
+
+    def limit(self, router, per_second):
+        answer = router.ask("POST", "/ha/rate-limit?wait=all", {"limit_per_second": per_second})
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(sorted(answer.json()["receipt"]["applied"]), ["node1", "node2", "node3"])
+
+    def demand(self, routers, rate):
+        demand = Demand(self.client, routers, rate)
+        self.addCleanup(demand.stop)
+        return demand
+
+    def test_three_routers_admit_what_one_limit_allows(self):
+        routers = self.limited_cluster()
+        self.limit(routers[0], 100)
+        demand = self.demand(routers, 100)
+        time.sleep(1)
+        begin = time.time()
+        time.sleep(SECONDS)
+        admitted = demand.admitted(begin, begin + SECONDS) / SECONDS
+        demand.stop()
+        report("admitted per second of 100, offered 300 over three routers", [admitted], "requests")
+        self.assertAlmostEqual(admitted, 100, delta=2, msg=demand.statuses())
+
+    def test_all_demand_on_one_router(self):
+        routers = self.limited_cluster()
+        self.limit(routers[1], 100)
+        demand = self.demand(routers[:1], 200)
+        time.sleep(3)
+        begin = time.time()
+        time.sleep(10)
+        admitted = demand.admitted(begin, begin + 10) / 10
+        report("admitted per second of 100, all demand on one router", [admitted], "requests")
+        self.assertGreaterEqual(admitted, 95, demand.statuses())
+        self.assertLessEqual(admitted, 102)
+
+    def test_a_killed_router(self):
+        routers = self.limited_cluster()
+        self.limit(routers[0], 90)
+        demand = self.demand(routers, 100)
+        time.sleep(10)
+        killed = routers[2].kill()
+        time.sleep(30)
+        demand.stop()
+        fives = [demand.admitted(killed - 5 + at, killed + at) / 5 for at in range(31)]
+        late = demand.admitted(killed + 20, killed + 30) / 10
+        report("admitted per second of 90 in any 5 s around a kill", fives, "requests")
+        report("admitted per second of 90, 20 s after the kill", [late], "requests")
+        self.assertLessEqual(max(fives), 90 * 1.05)
+        self.assertGreaterEqual(late, 90 * 0.9)
+
+    def test_a_cut_cluster_stays_below_its_limit(self):
+        routers = self.limited_cluster()
+        self.limit(routers[0], 90)
+        demand = self.demand(routers, 100)
+        time.sleep(5)
+        machines = [router.machine for router in routers]
+        machines[0].cut_from(*machines[1:])
+        cut = time.time()
+        time.sleep(30)
+        for machine in machines:
+            machine.heal()
+        healed = time.time()
+        time.sleep(15)
+        demand.stop()
+        during = [demand.admitted(cut + at, cut + at + 5) / 5 for at in range(25)]
+        after = [demand.admitted(healed + at, healed + at + 5) / 5 for at in range(10)]
+        report("admitted per second of 90 during a partition 1|2", during, "requests")
+        report("admitted per second of 90 after it", after, "requests")
+        # An interval has edges: a window's worth may be moved into it by a late answer.
+        self.assertLessEqual(max(during), 90 * 1.05)
+        self.assertLessEqual(max(after), 90 * 1.05)
+
+    def test_ten_per_minute(self):
+        routers = self.limited_cluster()
+        rule = {"requests": 10, "window": "1m"}
+        answer = routers[0].ask("PUT", "/ha/rate-limits/few?wait=all", rule)
+        self.assertEqual(answer.status, 200, answer.body)
+        # Not across the edge of a window.
+        time.sleep((60 - time.time() % 60) % 60 if time.time() % 60 > 40 else 0)
+        statuses = []
+        for turn in range(30):
+            router = routers[turn % 3]
+            answer = router.ask("POST", "/v1/chat/completions", json.loads(QUESTION))
+            statuses.append(answer.status)
+        self.assertEqual(statuses.count(200), 10, statuses)
+        self.assertEqual(answer.status, 429)
+        self.assertIn("retry-after", answer.headers)
+        self.assertEqual(answer.headers["x-ratelimit-limit-requests"], "10")
+        self.assertNotIn("x-ratelimit-limit-tokens", answer.headers)
+
+    def test_ten_per_minute_on_one_router(self):
+        routers = self.limited_cluster()
+        answer = routers[0].ask("PUT", "/ha/rate-limits/few?wait=all", {"requests": 10, "window": "1m"})
+        self.assertEqual(answer.status, 200, answer.body)
+        time.sleep((60 - time.time() % 60) % 60 if time.time() % 60 > 40 else 0)
+        statuses = [routers[1].ask("POST", "/v1/chat/completions", json.loads(QUESTION)).status for _ in range(15)]
+        self.assertEqual(statuses.count(200), 10, statuses)
+
+    def test_a_rolling_restart(self):
+        routers = self.limited_cluster()
+        self.limit(routers[0], 90)
+        demand = self.demand(routers, 100)
+        time.sleep(5)
+        begin = time.time()
+        for at, router in enumerate(routers):
+            router.signal(15)
+            router.wait(15)
+            routers[at] = self.router(router.machine, *self.flags, peers=self.PEERS)
+            ready = lambda router=routers[at]: router.ask("GET", "/readiness").status  # noqa: E731
+            eventually("it is ready", ready, lambda status: status == 200, 15)
+            time.sleep(max(0.0, begin + 20 * (at + 1) - time.time()))
+        end = time.time()
+        demand.stop()
+        mean = demand.admitted(begin, end) / (end - begin)
+        fives = [demand.admitted(begin + at, begin + at + 5) / 5 for at in range(int(end - begin) - 5)]
+        report("admitted per second of 90 during a rolling restart", [mean], "requests")
+        self.assertLessEqual(max(fives), 90 * 1.05)
+        self.assertGreaterEqual(mean, 90 * 0.95)
+
+    def test_a_removed_rule_leaves_nothing(self):
+        routers = self.limited_cluster()
+        self.limit(routers[0], 50)
+        demand = self.demand(routers, 50)
+        time.sleep(3)
+        demand.stop()
+        stats = routers[2].ask("GET", "/ha/rate-limit/stats").json()
+        self.assertGreater(stats["subjects"], 0)
+        self.assertEqual(routers[1].ask("POST", "/ha/rate-limit?wait=all", {"limit_per_second": 0}).status, 200)
+        for router in routers:
+            stats = lambda router=router: router.ask("GET", "/ha/rate-limit/stats").json()  # noqa: E731
+            freed = lambda seen: seen["subjects"] == seen["exchanged_subjects"] == seen["exchanged_windows"] == 0  # noqa: E731
+            eventually("nothing of the rule is left", stats, freed, 2)
+            self.assertEqual(router.ask("GET", "/ha/rate-limit").json(), {"limit_per_second": 0, "remaining": -1})
+
+
+if __name__ == "__main__":
+    unittest.main()
