@@ -72,8 +72,24 @@ pub enum Command {
     /// Show the cluster that a router belongs to.
     #[command(subcommand)]
     Mesh(console::Command),
+    /// Explain limits of requests and tokens.
+    #[command(subcommand)]
+    Limits(LimitsCommand),
     /// Run a demonstration: routers of one cluster, mock workers, users who chat, and a live screen.
     Demo(mock::demo::Args),
+}
+
+/// The subcommands of `smg limits`.
+#[derive(Debug, Subcommand)]
+pub enum LimitsCommand {
+    /// Print what a rule promises in a cluster: its bound, each router's share, and what a partition does.
+    Explain {
+        /// The rule as JSON, as for PUT /ha/rate-limits: '{"requests": 100, "window": "1m"}'.
+        rule: String,
+        /// Number of routers in the cluster, 1 to 1024.
+        #[arg(long, value_name = "COUNT", default_value = "3", value_parser = values::whole::<u32>(1, 1_024))]
+        replicas: u32,
+    },
 }
 
 /// The router's settings, as given on the command line, in variables or in a file.

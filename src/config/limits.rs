@@ -1,6 +1,7 @@
 //! The limits: `[[rate_limits]]` tables, and the flags for the most common ones.
 
 use smg_limits::engine;
+use smg_limits::explain::{Promise, explain};
 use smg_limits::rule::{MatchDocument, Rule, RuleDocument};
 use smg_limits::standing::Mode;
 use toml::Value;
@@ -68,4 +69,29 @@ fn per_minute(id: &str, requests: Option<u64>, tokens: Option<u64>) -> RuleDocum
         mode: Mode::Bounded,
         shadow: false,
     }
+}
+
+/// What a rule in JSON promises among `replicas` routers, as text.
+pub(super) fn explanation(rule: &str, replicas: u32) -> Result<String, Mistake> {
+    let mut document: RuleDocument = serde_json::from_str(rule)
+        .map_err(|error| Mistake::new(format!("the rule is not valid JSON of a rule: {error}")))?;
+    if document.id.is_empty() {
+        document.id = "rule".to_owned();
+    }
+    let rule = Rule::new(document).map_err(|error| Mistake::new(format!("the rule's {error}")))?;
+    let mut text = String::new();
+    for promise in explain(&rule, replicas) {
+        let Promise { kind, limit, window_ms, bound, shares: (least, most), explanation } = promise;
+        let bound =
+            bound.map_or_else(|| "depends on the demand".to_owned(), |bound| bound.to_string());
+        let seconds = f64::from(window_ms) / 1_000.0;
+        let head = format!("{limit} {} in {seconds} s among {replicas} routers", kind.as_str());
+        text.push_str(&format!(
+            "{head}\n  bound: {bound}\n  share of a router: {least} to {most}\n"
+        ));
+        for line in explanation {
+            text.push_str(&format!("  - {line}\n"));
+        }
+    }
+    Ok(text)
 }

@@ -159,6 +159,9 @@ fn other(command: cli::Command) -> Result<Answer, ConfigErrors> {
         }
         cli::Command::Demo(args) => return Ok(Answer::Demo(args)),
         cli::Command::Mesh(command) => return Ok(Answer::Console(command)),
+        cli::Command::Limits(cli::LimitsCommand::Explain { rule, replicas }) => {
+            text = limits::explanation(&rule, replicas).map_err(ConfigErrors::one)?.into_bytes();
+        }
         cli::Command::Completions { shell } => {
             clap_complete::generate(shell, &mut cli::shown_command(), "smg", &mut text);
         }

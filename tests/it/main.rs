@@ -28,6 +28,7 @@ mod floods;
 mod forwarded;
 mod heartbeat;
 mod leaving;
+mod limits;
 mod loops;
 mod mesh;
 mod model_facts;
