@@ -45,5 +45,6 @@ mod signals;
 mod sinks;
 mod streams;
 mod tls;
+mod tokens;
 mod websocket;
 mod worker_tls;

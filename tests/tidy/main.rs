@@ -70,6 +70,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "upstream",
         &["ids", "spec", "now", "clock", "tls", "shortage", "descriptors", "resolve", "dial"],
     ),
+    ("usage", &[]),
     ("mesh", &["ids", "now", "cluster", "clock", "tasks", "tls", "shortage", "resolve"]),
     // joints
     (
@@ -104,6 +105,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "tasks",
             "tls",
             "upstream",
+            "usage",
             "mesh",
             "dispatch",
             "bridge",
@@ -184,7 +186,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] = &[
     "ids", "now", "bounds", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster",
-    "fleet",
+    "fleet", "usage",
 ];
 
 /// What a pure module may not name.
