@@ -33,6 +33,7 @@ use super::heartbeat::is_plain_stream;
 use super::metered::Metered;
 use super::metering::Meter;
 use super::peek::{self, Peek};
+use super::quota::{self, Reservation};
 use super::stream_options;
 use super::tunnel;
 use super::upload::{self, Limits};
@@ -65,6 +66,8 @@ pub(super) struct Inbound {
     pub(super) route: &'static str,
     /// The tenant whose key the request had.
     pub(super) tenant: Option<String>,
+    /// A hash of the key by which the request was admitted.
+    pub(super) key: Option<u64>,
     /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
@@ -104,10 +107,20 @@ impl Inference {
         let body = self.read(incoming, &mut headers, &mut held, state).await?;
         let mut facts = facts(&parts, &headers, &body).await?;
         let sole = self.sole_model(&facts, inbound.any_model)?;
+        let named = facts.peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
+        let reserved = match parts.method == Method::POST || inbound.websocket {
+            true => quota::reserve(&self.surface, inbound, named, &facts.peek).await?,
+            false => None,
+        };
+        let quotas = reserved.as_ref().map(Reservation::quotas).unwrap_or_default();
         let prompt_bytes = facts.peek.prompt_bytes();
         let mut meter = Meter::new(inbound.route, inbound.tenant.clone(), prompt_bytes);
         // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
-        let needs_usage = config.meter_streams;
+        let counts_tokens = reserved.as_ref().is_some_and(Reservation::counts_tokens);
+        let needs_usage = config.meter_streams || counts_tokens;
+        if let Some(reserved) = reserved.filter(|_| counts_tokens) {
+            meter.add_listener(Box::new(reserved));
+        }
         let (body, strip) = match ask_for_usage(needs_usage, inbound.route, &mut facts, &body) {
             None => (body, None),
             Some(asking) => {
@@ -157,10 +170,14 @@ impl Inference {
             sent: meter.sent(),
         };
         match self.dispatcher.dispatch(&request).await {
-            Ok(dispatched) => self.respond(dispatched, meter, strip),
+            Ok(dispatched) => {
+                let mut response = self.respond(dispatched, meter, strip)?;
+                quota::show(&quotas, response.headers_mut());
+                Ok(response)
+            }
             Err(error) => {
                 meter.refuse();
-                Err(ApiError::from(error).about_model(model))
+                Err(ApiError { quotas, ..ApiError::from(error).about_model(model) })
             }
         }
     }

@@ -63,7 +63,6 @@ impl Meter {
     }
 
     /// Tells `listener` what the request has used, once it is known.
-    #[cfg_attr(not(test), expect(dead_code, reason = "limits of tokens will reserve with it"))]
     pub(super) fn add_listener(&mut self, listener: Box<dyn Settle>) {
         self.listeners.push(listener);
     }

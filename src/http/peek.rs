@@ -26,6 +26,8 @@ pub(super) struct Peek<'a> {
     pub(super) session: Option<Cow<'a, str>>,
     /// The positions of the pieces of the prompt: tools, system, then messages, prompt, input or text.
     pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
+    /// The most tokens that the answer may have, over all its choices.
+    pub(super) most_output: Option<u64>,
     /// The position of the value of `stream_options`.
     pub(super) stream_options_at: Option<Range<usize>>,
 }
@@ -50,6 +52,7 @@ impl Peek<'_> {
             model_at: self.model_at,
             stream: self.stream,
             prompt_at: self.prompt_at,
+            most_output: self.most_output,
             stream_options_at: self.stream_options_at,
         }
     }
@@ -97,6 +100,7 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     }
     let mut peek = Peek::default();
     let (mut tools, mut system, mut prompt, mut user) = (None, None, None, None);
+    let (mut most_output, mut choices) = (None::<u64>, 1);
     scan.blanks();
     if scan.peek() == Some(b'}') {
         scan.at += 1;
@@ -127,6 +131,13 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 }
                 // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
+                b"\"max_tokens\""
+                | b"\"max_completion_tokens\""
+                | b"\"max_output_tokens\""
+                | b"\"n_predict\"" => {
+                    most_output = number(text).or(most_output);
+                }
+                b"\"n\"" => choices = number(text).unwrap_or(1).max(1),
                 b"\"stream_options\"" => peek.stream_options_at = Some(value),
                 b"\"tools\"" => tools = Some(value),
                 b"\"system\"" | b"\"instructions\"" => system = Some(value),
@@ -148,10 +159,16 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     if scan.at != body.len() {
         return Err(PeekError::Malformed(scan.at));
     }
+    peek.most_output = most_output.map(|most| most.saturating_mul(choices));
     peek.session = peek.session.or(user);
     let pieces = [tools, system, prompt].into_iter().flatten();
     peek.prompt_at = pieces.filter(|at| body[at.clone()] != *b"null").collect();
     Ok(peek)
+}
+
+/// A whole number that is not negative.
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 fn string_or_null<'a>(

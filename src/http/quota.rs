@@ -1,5 +1,6 @@
 //! The limits on the way of an inference request: what it takes before it is dispatched, and what its answer says of it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -7,9 +8,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smg_limits::admission::{Admission, Quota, Refusal};
 use smg_limits::limiter::Limiter;
 use smg_limits::rule::{Kind, TokenCount, Who};
+use smg_proxy::usage::{Origin, Settlement, TokenUsage, Work};
 use smg_runtime::clock::Clock;
+use smg_types::ids::ModelId;
 
+use super::Surface;
 use super::error::ApiError;
+use super::estimates::Estimates;
+use super::inference::Inbound;
+use super::metering::Settle;
+use super::peek::Peek;
 
 /// How long a request waits for rights that another router may lend.
 const WAIT: Duration = Duration::from_millis(50);
@@ -51,7 +59,7 @@ static OPENAI: [[HeaderName; 3]; 2] = [
 ///
 /// # Errors
 /// A limit is used up.
-pub(super) async fn admit(
+async fn admit(
     limiter: &Limiter,
     clock: Clock,
     who: &Who<'_>,
@@ -77,6 +85,70 @@ pub(super) async fn admit(
         limiter.waited_in_vain(who, &refusal, IN_VAIN_MS, clock.now());
     }
     Err(ApiError::limited(&refusal))
+}
+
+/// What limits have taken for a request.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    admission: Admission,
+    estimates: Arc<Estimates>,
+    model: Option<ModelId>,
+    prompt_bytes: usize,
+    estimate: TokenCount,
+}
+
+/// Takes what a request needs from every limit that concerns it; `None`: there are no limits.
+///
+/// # Errors
+/// A limit is used up.
+pub(super) async fn reserve(
+    surface: &Surface,
+    inbound: &Inbound,
+    model: Option<&str>,
+    peek: &Peek<'_>,
+) -> Result<Option<Reservation>, ApiError> {
+    let limiter = surface.admin.limits().limiter();
+    if limiter.is_idle() {
+        return Ok(None);
+    }
+    let who = Who { api_key: inbound.key, tenant: inbound.tenant.as_deref(), model };
+    let (mut estimate, mut model_id) = (TokenCount::default(), None);
+    if limiter.counts_tokens(&who) {
+        model_id = model.map(ModelId::new);
+        let most_output = match Work::of(inbound.route) {
+            Work::Generate => peek.most_output,
+            Work::Read | Work::Other => Some(0),
+        };
+        estimate = surface.estimates.of(model_id.as_ref(), peek.prompt_bytes(), most_output);
+    }
+    let admission = admit(limiter, surface.clock, &who, &estimate).await?;
+    let estimates = Arc::clone(&surface.estimates);
+    let prompt_bytes = peek.prompt_bytes();
+    Ok(Some(Reservation { admission, estimates, model: model_id, prompt_bytes, estimate }))
+}
+
+impl Reservation {
+    /// What the answer says of each limit.
+    pub(super) fn quotas(&self) -> Vec<Quota> {
+        self.admission.quotas.clone()
+    }
+
+    /// Whether the tokens of the answer must be counted.
+    pub(super) fn counts_tokens(&self) -> bool {
+        self.admission.counts_tokens()
+    }
+}
+
+impl Settle for Reservation {
+    fn settle(self: Box<Self>, settlement: &Settlement) {
+        let TokenUsage { input, cached_input, output, .. } = settlement.tokens;
+        let used = TokenCount { input, cached_input, output };
+        if settlement.origin == Origin::Reported {
+            let reserved = self.estimate.input.saturating_add(self.estimate.output);
+            self.estimates.learn(self.model.as_ref(), self.prompt_bytes, reserved, &used);
+        }
+        self.admission.settle(&used);
+    }
 }
 
 /// A place among the requests that wait.

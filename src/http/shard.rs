@@ -195,6 +195,7 @@ impl Shard {
                     websocket,
                     route: route.path,
                     tenant: caller.tenant,
+                    key: caller.key,
                     stream_begins: None,
                 };
                 let period = config.stream_heartbeat;
