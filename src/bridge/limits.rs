@@ -19,12 +19,16 @@ use smg_cluster::state::tokens::{TokenFlow, TokenWrite};
 use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
 use smg_limits::engine::{Config, Engine, Member, Turn};
 use smg_limits::limiter::Limiter;
-use smg_limits::rows::{MeterId, Report, Row, SubjectId, WindowKey};
+use smg_limits::rows::{LIFE_MS, MeterId, Report, Row, SubjectId, WindowKey};
 use smg_limits::rule::{Kind, Rule, RuleDocument, hash};
 use smg_mesh as mesh;
+use smg_types::ids::NodeId;
 use smg_types::now::Now;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
+
+/// In place of a meter: a row of the rights store that says of the writer's life when it began or ended, not what it granted.
+const LIVES: u64 = 0;
 
 /// Time between two turns of the engine while there are rules.
 const TURN: Duration = Duration::from_millis(100);
@@ -184,6 +188,12 @@ impl Limits {
         }
         for key in &changed.rights {
             for (from, granted) in state.granted(key) {
+                if key.window.rule == LIVES {
+                    let until_ms = Some(granted.amount).filter(|until| *until > 0);
+                    let row = Row::Life { at_ms: key.window.start_ms, until_ms };
+                    engine.receive(from, row, limiter, now);
+                    continue;
+                }
                 let (key, to) = (window_of(&key.window), key.to.clone());
                 engine.receive(from, Row::Grant { key, to, units: granted.amount }, limiter, now);
             }
@@ -215,8 +225,9 @@ impl Limits {
     }
 
     fn write(&self, node: &mut Node, rows: Vec<Row>, now: Now) {
+        let me = node.replication().me().clone();
         for row in rows {
-            let Some(write) = self.write_of(row) else { continue };
+            let Some(write) = self.write_of(&me, row) else { continue };
             let store = write.store();
             if let Err(error) = node.update(now, write) {
                 // Rights that were granted and not written are unused. That is the safe side.
@@ -225,7 +236,7 @@ impl Limits {
         }
     }
 
-    fn write_of(&self, row: Row) -> Option<Write> {
+    fn write_of(&self, me: &NodeId, row: Row) -> Option<Write> {
         Some(match row {
             Row::Roster(roster) => {
                 info!(
@@ -250,6 +261,19 @@ impl Limits {
                             .into()
                     }
                 }
+            }
+            Row::Life { at_ms, until_ms } => {
+                let window = UsageKey {
+                    rule: LIVES,
+                    subject: hash(me.name.as_str()),
+                    start_ms: at_ms,
+                    length_ms: LIFE_MS / 2,
+                };
+                let granted = Granted {
+                    amount: until_ms.unwrap_or(0),
+                    expires_ms: at_ms + u64::from(LIFE_MS),
+                };
+                GrantWrite { key: GrantKey { window, to: me.clone() }, granted }.into()
             }
             Row::Grant { key: window, to, units } => {
                 let key = GrantKey { window: key_of(&window), to };

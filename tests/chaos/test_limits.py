@@ -34,6 +34,11 @@ class Demand:
             thread.start()
 
     def _run(self, router, pause):
+        connection = self._ask_until_stopped(router, pause)
+        if connection is not None:
+            connection.close()
+
+    def _ask_until_stopped(self, router, pause):
         connection = None
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
@@ -51,9 +56,12 @@ class Demand:
                     connection.close()
                     connection = None
             except (OSError, http.client.HTTPException):
+                if connection is not None:
+                    connection.close()
                 connection, status = None, 0
             with self._lock:
                 self.answers.append((time.time(), str(router.machine), status))
+        return connection
 
     def stop(self):
         self._stop.set()

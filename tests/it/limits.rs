@@ -7,8 +7,7 @@ use crate::support::eventually;
 use crate::support::mock::Mock;
 use crate::support::router::Router;
 
-const CHAT: &str =
-    r#"{"model":"mock-model","max_tokens":4,"messages":[{"role":"user","content":"hello"}]}"#;
+const CHAT: &str = r#"{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"hello"}]}"#;
 
 /// Windows of a day, so that no test crosses the edge of one unless it runs at midnight.
 const DAY: &str = "1d";
@@ -133,7 +132,7 @@ async fn tokens_are_reserved_and_settled() {
         let router = &router;
         move || async move {
             let seen = used(router, "t", "tokens").await;
-            if seen == [("model=mock-model".to_owned(), expected)] { Ok(()) } else { Err(seen) }
+            if seen == [("model=m".to_owned(), expected)] { Ok(()) } else { Err(seen) }
         }
     };
     eventually("the answer's tokens are counted", is_settled(total)).await;
@@ -238,8 +237,7 @@ async fn the_short_form_is_one_rule_per_second() {
 async fn flags_and_the_file_set_rules() {
     let mock = Mock::start("w").await;
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
-    let text =
-        "[[rate_limits]]\nid = \"file\"\nmatch = { model = \"mock-model\" }\nrate = \"7/h\"\n";
+    let text = "[[rate_limits]]\nid = \"file\"\nmatch = { model = \"m\" }\nrate = \"7/h\"\n";
     std::fs::write(file.path(), text).unwrap();
     let path = file.path().to_str().unwrap().to_owned();
     let flags = ["--config", &path, "--rate-limit-requests-per-minute", "1000"];

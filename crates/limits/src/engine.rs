@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use smg_types::ids::{NodeId, NodeName};
+use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
 
 use crate::exchange::{Exchange, GRANT_HORIZON_MS, Parts};
@@ -20,6 +20,9 @@ pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the same change of the roster must be due before it is made.
 const ROSTER_DELAY: Duration = Duration::from_millis(300);
+
+/// How long the others have to learn of a new life before it uses anything, in milliseconds.
+const LIFE_DELAY_MS: u64 = 1_000;
 
 /// How long a router must have left before its place is given up. A router that restarts returns sooner.
 pub const GONE_AFTER: Duration = Duration::from_secs(600);
@@ -73,7 +76,12 @@ pub struct Engine {
     time: Option<ClusterTime>,
     sent_beat: Option<(Beat, Duration)>,
     exchange: Exchange,
-    is_leaving: bool,
+    /// When this router leaves: the time from which it uses nothing.
+    until_ms: Option<u64>,
+    /// What former lives of this router have said of themselves.
+    former: BTreeMap<Generation, Option<u64>>,
+    /// What this router has to say of its own life.
+    life: Option<Row>,
 }
 
 impl Engine {
@@ -96,7 +104,9 @@ impl Engine {
             time: None,
             sent_beat: None,
             exchange: Exchange::default(),
-            is_leaving: false,
+            until_ms: None,
+            former: BTreeMap::new(),
+            life: None,
         }
     }
 
@@ -124,7 +134,14 @@ impl Engine {
                     self.roster = Some(roster);
                 }
             }
-            Row::Beat(_) | Row::Report(..) | Row::Grant { .. } if *from == self.me => {}
+            Row::Beat(_) | Row::Report(..) | Row::Grant { .. } | Row::Life { .. }
+                if *from == self.me => {}
+            Row::Life { until_ms, .. } => {
+                if from.name == self.me.name && from.generation < self.me.generation {
+                    let known = self.former.entry(from.generation).or_default();
+                    *known = (*known).max(until_ms);
+                }
+            }
             Row::Beat(beat) => {
                 let names = self.names();
                 self.votes.receive(from, &beat, &names, now.mono);
@@ -151,6 +168,7 @@ impl Engine {
         self.follow_votes(turn);
         let standing = self.standing(turn);
         limiter.set_standing(standing.clone(), self.time.unwrap_or_default());
+        rows.extend(self.life.take());
         rows.extend(self.beat(turn, !limiter.is_idle()).map(Row::Beat));
         if limiter.is_idle() {
             self.exchange.clear();
@@ -167,13 +185,18 @@ impl Engine {
     /// Hands all rights of the subjects in exchange to the others, because this router leaves: in the present window and in
     /// those that begin within [`GRANT_HORIZON_MS`]. Afterwards it grants nothing more.
     pub fn leave(&mut self, turn: &Turn<'_>, limiter: &Limiter) -> Vec<Row> {
-        self.is_leaving = true;
+        let at_ms = self.time.unwrap_or_default().at(turn.now);
+        let until_ms = at_ms + GRANT_HORIZON_MS;
+        self.until_ms = Some(until_ms);
         let standing = self.standing(turn);
+        limiter.set_standing(standing.clone(), self.time.unwrap_or_default());
         let moment = self.moment(turn, &standing);
         let shares = self.settled.as_ref().map(Roster::shares);
         let parts =
             Parts { me: &self.me, members: turn.members, shares: shares.as_ref(), moment: &moment };
-        self.exchange.leave(&parts, limiter)
+        let mut rows = self.exchange.leave(&parts, limiter);
+        rows.push(Row::Life { at_ms, until_ms: Some(until_ms) });
+        rows
     }
 
     /// What other routers have reported of a window, by router.
@@ -253,7 +276,11 @@ impl Engine {
             true => alive.first().map(|node| &node.name),
             false => names.iter().find(|name| alive.iter().any(|node| node.name == **name)),
         };
-        if !turn.is_complete || self.is_leaving || is_unsettled || first != Some(&self.me.name) {
+        if !turn.is_complete
+            || self.until_ms.is_some()
+            || is_unsettled
+            || first != Some(&self.me.name)
+        {
             self.proposal = None;
             return None;
         }
@@ -324,13 +351,23 @@ impl Engine {
             // A founder: nobody has used anything before.
             None if is_first_life && roster.previous.is_none() => None,
             None if is_first_life => Some((Place::NONE, CLOCK_MARGIN_MS)),
-            None => Some((Place::NONE, GRANT_HORIZON_MS + CLOCK_MARGIN_MS)),
+            None => Some((Place::NONE, self.after_former_life(cluster_ms))),
         };
         if let Some((place, margin_ms)) = restriction {
             self.earlier.push((place, cluster_ms + margin_ms));
         }
+        self.life = Some(Row::Life { at_ms: cluster_ms, until_ms: None });
         self.votes.abstain(!is_first_life);
         self.settled = Some(roster);
+    }
+
+    /// How long after `cluster_ms` the windows begin in which no former life of this router can have used or granted anything.
+    fn after_former_life(&self, cluster_ms: u64) -> u64 {
+        match self.former.last_key_value() {
+            // It has said where it stopped. A moment more, so that the others know of this life before it uses anything.
+            Some((_, Some(until_ms))) => until_ms.saturating_sub(cluster_ms).max(LIFE_DELAY_MS),
+            Some((_, None)) | None => GRANT_HORIZON_MS + CLOCK_MARGIN_MS,
+        }
     }
 
     /// Follows for how long a majority acknowledges this router, and which shares it inherits.
@@ -389,12 +426,13 @@ impl Engine {
             whole_until: self.whole_until,
             whole_from_ms: self.whole_from_ms,
             inherited,
+            until_ms: self.until_ms.unwrap_or(u64::MAX),
         }
     }
 
     /// The beat that is due: regularly while there are rules, else only if something has changed.
     fn beat(&mut self, turn: &Turn<'_>, has_rules: bool) -> Option<Beat> {
-        if self.is_leaving {
+        if self.until_ms.is_some() {
             // The others may inherit the share as soon as they may.
             return None;
         }

@@ -111,4 +111,14 @@ pub enum Row {
         /// The units.
         units: u64,
     },
+    /// What the writer's next life must know of this one.
+    Life {
+        /// When it was written, in milliseconds of the cluster's time.
+        at_ms: u64,
+        /// The writer has left, and uses and grants nothing in windows that start at this time or later. `None`: it has begun.
+        until_ms: Option<u64>,
+    },
 }
+
+/// How long the others keep a row about a life, in milliseconds.
+pub const LIFE_MS: u32 = 120_000;

@@ -72,6 +72,8 @@ pub struct Standing {
     pub whole_from_ms: u64,
     /// The shares that it uses for routers that have gone.
     pub inherited: Vec<Inherited>,
+    /// It uses nothing in windows that start at this time of the cluster or later, because it leaves.
+    pub until_ms: u64,
 }
 
 impl Standing {
@@ -84,6 +86,7 @@ impl Standing {
             whole_until: Duration::ZERO,
             whole_from_ms: u64::MAX,
             inherited: Vec::new(),
+            until_ms: u64::MAX,
         }
     }
 
@@ -96,12 +99,16 @@ impl Standing {
             whole_until: Duration::MAX,
             whole_from_ms: 0,
             inherited: Vec::new(),
+            until_ms: u64::MAX,
         }
     }
 
     /// This router's share of `limit` in a window that starts at `start_ms`, by the rosters alone.
     #[must_use]
     pub fn share(&self, limit: u64, salt: u64, start_ms: u64) -> u64 {
+        if start_ms >= self.until_ms {
+            return 0;
+        }
         let earlier = self.earlier.iter().filter(|(_, before)| start_ms < *before);
         let places = self.places.iter().chain(earlier.map(|(place, _)| place));
         places.map(|place| place.share(limit, salt)).min().unwrap_or(0)
@@ -116,6 +123,9 @@ impl Standing {
     /// What this router may use of the shares of others in a window that starts at `start_ms`.
     #[must_use]
     pub fn inherited(&self, limit: u64, salt: u64, start_ms: u64, mono: Duration) -> u64 {
+        if start_ms >= self.until_ms {
+            return 0;
+        }
         let Some(size) = self.places.last().map(|place| place.size) else { return 0 };
         let valid = self
             .inherited

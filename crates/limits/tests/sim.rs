@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use smg_limits::engine::{Config, Engine, Member, Turn};
 use smg_limits::limiter::Limiter;
-use smg_limits::rows::Row;
+use smg_limits::rows::{LIFE_MS, Row};
 use smg_limits::rule::{Rule, RuleDocument, TokenCount, Who};
 use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
@@ -241,6 +241,9 @@ impl World {
                 Row::Report(key, _) => {
                     ((Some(me.clone()), format!("report {key:?}")), (router.count, String::new()))
                 }
+                Row::Life { at_ms, .. } => {
+                    ((Some(me.clone()), format!("life {at_ms}")), (router.count, String::new()))
+                }
                 Row::Grant { key, to, .. } => (
                     (Some(me.clone()), format!("grant {key:?} {to}")),
                     (router.count, String::new()),
@@ -440,6 +443,7 @@ impl World {
             Row::Report(key, _) | Row::Grant { key, .. } => {
                 key.end_ms() + 2 * u64::from(key.length_ms) + 10_000 > cluster_ms
             }
+            Row::Life { at_ms, .. } => at_ms + u64::from(LIFE_MS) > cluster_ms,
             Row::Roster(_) | Row::Beat(_) => true,
         });
         self.write(slot, rows);

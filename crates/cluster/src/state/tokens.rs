@@ -21,7 +21,7 @@ impl Store for Tokens {
     const ID: StoreId = StoreId::Tokens;
     const OWNERSHIP: Ownership = Ownership::PerNode;
     const RETENTION: Retention = Retention::TimeToLive;
-    const COALESCING: Duration = Duration::from_millis(100);
+    const COALESCING: Duration = Duration::from_millis(5);
     const MAX_ROWS: usize = 262_144;
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
