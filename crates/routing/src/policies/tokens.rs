@@ -184,7 +184,8 @@ mod tests {
 
     fn seen(registry: &Registry) -> BTreeMap<(String, String, String), u64> {
         let families = registry.gather();
-        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let tokens = families.iter().filter(|family| family.name() == "smg_tokens_total");
+        let metrics = tokens.flat_map(|family| family.get_metric());
         metrics
             .map(|metric| {
                 let label = |name: &str| {
