@@ -128,6 +128,28 @@ fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
     Ok(Routing { fleet, policies, dispatch })
 }
 
+/// Connects the cluster node with routing and the limits.
+fn bridge(
+    config: &Config,
+    fleet: &Arc<Fleet>,
+    policies: &Arc<Policies>,
+    clock: Clock,
+    wake: &Arc<Notify>,
+    registry: &Registry,
+) -> anyhow::Result<Bridge> {
+    let limits = bridge::Limits::new(config.limits.engine, config.limits.rules.clone());
+    bridge::LimitMetrics::register(registry, &limits)?;
+    Ok(Bridge::new(
+        config.bridge.clone(),
+        Arc::clone(fleet),
+        Arc::clone(policies),
+        &config.workers,
+        clock,
+        Arc::clone(wake),
+        limits,
+    ))
+}
+
 impl App {
     /// Reads the certificates, binds the sockets and connects the parts.
     ///
@@ -164,16 +186,7 @@ impl App {
             mesh::ClientEndpoint { listen: server.address()?, secure: config.http.tls.is_some() };
         let (mut mesh, bridge_metrics) =
             bind_mesh(&config, clock, &registry, &dialer, client_endpoint)?;
-        let bridge = Bridge::new(
-            config.bridge.clone(),
-            Arc::clone(&fleet),
-            Arc::clone(&policies),
-            &config.workers,
-            clock,
-            Arc::clone(&wake),
-            bridge::Limits::new(config.limits.engine, config.limits.rules.clone()),
-        );
-        bridge::LimitMetrics::register(&registry, bridge.limits())?;
+        let bridge = bridge(&config, &fleet, &policies, clock, &wake, &registry)?;
         mesh.follow(bridge.follower());
         let handle = mesh.handle().clone();
         let hops = http::Hops::new(&handle.view().me.node);

@@ -17,15 +17,19 @@ use smg_cluster::state::rule::{RuleId, RuleRecord, RuleWrite};
 use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::tokens::{TokenFlow, TokenWrite};
 use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
-use smg_limits::engine::{Config, Engine, Member, Turn};
+use smg_limits::engine::{Config, Engine, Turn};
 use smg_limits::limiter::Limiter;
+use smg_limits::roster::Member;
 use smg_limits::rows::{LIFE_MS, MeterId, Report, Row, SubjectId, WindowKey};
 use smg_limits::rule::{Kind, Rule, RuleDocument, hash};
 use smg_mesh as mesh;
+use smg_runtime::clock::Clock;
 use smg_types::ids::NodeId;
 use smg_types::now::Now;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
+
+use super::gate::Gate;
 
 /// In place of a meter: a row of the rights store that says of the writer's life when it began or ended, not what it granted.
 const LIVES: u64 = 0;
@@ -307,23 +311,24 @@ impl Limits {
     pub(super) async fn run(
         &self,
         mesh: &mesh::Handle,
-        bridge: &super::Bridge,
+        gate: &Arc<Gate>,
+        clock: Clock,
     ) -> std::convert::Infallible {
-        let mut swept = bridge.clock.mono();
+        let mut swept = clock.mono();
         loop {
             let is_idle = self.limiter.is_idle();
             if is_idle && !mesh.is_networked() {
                 // A router alone does nothing without rules.
                 self.wake.notified().await;
             }
-            let gate = Arc::clone(&bridge.gate);
+            let gate = Arc::clone(gate);
             let limits = self.clone();
             let visit = mesh.visit(move |node, _, now| limits.turn(node, gate.is_open(), now));
             if visit.await.is_err() {
                 // A node that has failed does not come back; a busy one will.
                 tokio::time::sleep(SWEEP).await;
             }
-            let now = bridge.clock.now();
+            let now = clock.now();
             if now.mono.saturating_sub(swept) >= SWEEP {
                 swept = now.mono;
                 self.limiter.sweep(now);

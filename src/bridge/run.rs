@@ -34,7 +34,7 @@ impl Bridge {
         let failed = mesh.clone();
         tokio::select! {
             never = self.share(mesh.clone(), metrics) => match never {},
-            never = self.limits.run(&mesh, &self) => match never {},
+            never = self.limits.run(&mesh, &self.gate, self.clock) => match never {},
             () = failed.failed() => self.go_on_without_node(),
         }
         std::future::pending().await

@@ -11,8 +11,7 @@
 //!    this machine makes everybody's address a loopback address.
 //! 5. A write that a browser may have sent on behalf of another site is refused whatever it shows.
 //!
-//! The keys can be replaced while requests are served. A request is checked against the keys of its arrival until its
-//! end.
+//! The keys can be replaced at any time. A request is checked against those of its arrival until its end.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,12 +26,10 @@ use super::headers::{is_key, key_hash, shown_keys};
 use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
-/// The identity of a caller.
+/// The identity of a caller: the tenant of its key, and a hash of the key (without configured keys, of the first one shown).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caller {
-    /// The tenant whose key was sent.
     pub(super) tenant: Option<String>,
-    /// A hash of the key by which the caller was admitted; without configured keys, of the first one that it sent.
     pub(super) key: Option<u64>,
 }
 
@@ -137,11 +134,10 @@ impl Keys {
     /// Admits a client or returns the error. Each credential that it sends is tried.
     pub(super) fn client(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if !self.guard_clients() {
-            let key = shown_keys(headers).next().map(key_hash);
-            return Ok(Caller { tenant: None, key });
+            return Ok(Caller { tenant: None, key: shown_keys(headers).next().map(key_hash) });
         }
-        // All keys are compared, so that the time does not reveal which of them is similar.
         let mut found = None;
+        // All keys are compared, so that the time does not reveal which of them is similar.
         for shown in shown_keys(headers) {
             let is_client = is_one_of(&self.clients, shown);
             let tenant = self.tenants.iter().rfind(|tenant| tenant.key.matches(shown));
@@ -173,9 +169,9 @@ impl Keys {
             return own_machine(headers, peer);
         }
         if !self.clients.is_empty() {
-            let is_client = |shown| is_one_of(&self.clients, shown);
             // All keys are compared, for a constant time.
-            let known = shown_keys(headers).fold(false, |known, shown| known | is_client(shown));
+            let known = shown_keys(headers)
+                .fold(false, |known, shown| known | is_one_of(&self.clients, shown));
             return if known { Ok(()) } else { Err(ApiError::unauthorized()) };
         }
         if writes && !self.open { own_machine(headers, peer) } else { Ok(()) }

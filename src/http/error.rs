@@ -17,7 +17,7 @@ use smg_routing::limit::Rejected;
 use super::body::Body;
 use super::form::FormError;
 use super::peek::PeekError;
-use super::quota;
+use super::quota_headers;
 use super::routes;
 
 /// The error code's own header.
@@ -301,7 +301,7 @@ impl ApiError {
             headers.insert(X_RATELIMIT_LIMIT.clone(), HeaderValue::from(limit));
             headers.insert(X_RATELIMIT_REMAINING.clone(), HeaderValue::from(0));
         }
-        quota::show(&self.quotas, headers);
+        quota_headers::show(&self.quotas, headers);
         if let Some((name, value)) = self.accepted.map(|accepted| *accepted) {
             headers.insert(name, value);
         }

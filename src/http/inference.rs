@@ -10,6 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
+use smg_limits::admission::Quota;
+use smg_limits::rule::Who;
 use smg_proxy::dispatch::{self, Dispatched, Dispatcher, ModelPlace, StreamEnd};
 use smg_proxy::usage::Strip;
 use smg_routing::fleet::{Listed, Worker};
@@ -34,6 +36,7 @@ use super::metered::Metered;
 use super::metering::Meter;
 use super::peek::{self, Peek};
 use super::quota::{self, Reservation};
+use super::quota_headers;
 use super::stream_options;
 use super::tunnel;
 use super::upload::{self, Limits};
@@ -108,19 +111,8 @@ impl Inference {
         let mut facts = facts(&parts, &headers, &body).await?;
         let sole = self.sole_model(&facts, inbound.any_model)?;
         let named = facts.peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
-        let reserved = match parts.method == Method::POST || inbound.websocket {
-            true => quota::reserve(&self.surface, inbound, named, &facts.peek).await?,
-            false => None,
-        };
-        let quotas = reserved.as_ref().map(Reservation::quotas).unwrap_or_default();
-        let prompt_bytes = facts.peek.prompt_bytes();
-        let mut meter = Meter::new(inbound.route, inbound.tenant.clone(), prompt_bytes);
-        // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
-        let counts_tokens = reserved.as_ref().is_some_and(Reservation::counts_tokens);
-        let needs_usage = config.meter_streams || counts_tokens;
-        if let Some(reserved) = reserved.filter(|_| counts_tokens) {
-            meter.add_listener(Box::new(reserved));
-        }
+        let (mut meter, quotas, needs_usage) =
+            self.limit(&parts.method, inbound, named, &facts.peek).await?;
         let (body, strip) = match ask_for_usage(needs_usage, inbound.route, &mut facts, &body) {
             None => (body, None),
             Some(asking) => {
@@ -172,7 +164,7 @@ impl Inference {
         match self.dispatcher.dispatch(&request).await {
             Ok(dispatched) => {
                 let mut response = self.respond(dispatched, meter, strip)?;
-                quota::show(&quotas, response.headers_mut());
+                quota_headers::show(&quotas, response.headers_mut());
                 Ok(response)
             }
             Err(error) => {
@@ -180,6 +172,31 @@ impl Inference {
                 Err(ApiError { quotas, ..ApiError::from(error).about_model(model) })
             }
         }
+    }
+
+    /// Holds the request against the limits. Returns its meter, what its answer says of the limits, and whether the usage of
+    /// its answer must be known.
+    async fn limit(
+        &self,
+        method: &Method,
+        inbound: &Inbound,
+        model: Option<&str>,
+        peek: &Peek<'_>,
+    ) -> Result<(Meter, Vec<Quota>, bool), ApiError> {
+        let tenant = inbound.tenant.as_deref();
+        let who = Who { api_key: inbound.key, tenant, model };
+        let reserved = match *method == Method::POST || inbound.websocket {
+            true => quota::reserve(&self.surface, &who, inbound.route, peek).await?,
+            false => None,
+        };
+        let quotas = reserved.as_ref().map(Reservation::quotas).unwrap_or_default();
+        let mut meter = Meter::new(inbound.route, inbound.tenant.clone(), peek.prompt_bytes());
+        // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
+        let counts_tokens = reserved.as_ref().is_some_and(Reservation::counts_tokens);
+        if let Some(reserved) = reserved.filter(|_| counts_tokens) {
+            meter.add_listener(Box::new(reserved));
+        }
+        Ok((meter, quotas, self.surface.config.meter_streams || counts_tokens))
     }
 
     /// Reads the body, and decodes it if it is compressed.

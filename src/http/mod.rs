@@ -40,6 +40,7 @@ mod pass_through;
 mod peek;
 mod public;
 mod quota;
+mod quota_headers;
 mod rate_limits;
 mod routes;
 mod server;

@@ -9,7 +9,7 @@ use smg_types::now::Now;
 use crate::exchange::{Exchange, GRANT_HORIZON_MS, Parts};
 use crate::limiter::Limiter;
 use crate::meter::Moment;
-use crate::roster::{self, Roster, RosterId, Situation};
+use crate::roster::{self, Member, Roster, RosterId, Situation};
 use crate::rows::{Beat, Report, Row, WindowKey};
 use crate::standing::{Inherited, Place, Standing};
 use crate::votes::{Times, Votes};
@@ -34,15 +34,6 @@ pub struct Config {
     pub expected: Option<u32>,
     /// The periods of the votes.
     pub times: Times,
-}
-
-/// Another router of the cluster, as membership knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Name and generation.
-    pub node: NodeId,
-    /// Whether it is alive.
-    pub is_alive: bool,
 }
 
 /// What a turn is based on.

@@ -7,11 +7,10 @@ use smg_types::ids::{NodeId, NodeName};
 
 use crate::cell::Cell;
 use crate::demand::Hot;
-use crate::engine::Member;
 use crate::escrow::{Book, Books, Other};
 use crate::limiter::Limiter;
 use crate::meter::{self, Moment};
-use crate::roster::Shares;
+use crate::roster::{Member, Shares};
 use crate::rows::{MeterId, Report, Row, SubjectId, WindowKey};
 use crate::share::share;
 use crate::standing::Mode;

@@ -12,6 +12,15 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Most routers in a roster.
 pub const MAX_PLACES: u32 = 1_024;
 
+/// Another router of the cluster, as membership knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Name and generation.
+    pub node: NodeId,
+    /// Whether it is alive.
+    pub is_alive: bool,
+}
+
 /// The routers that have a share.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Roster {

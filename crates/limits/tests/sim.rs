@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use smg_limits::engine::{Config, Engine, Member, Turn};
+use smg_limits::engine::{Config, Engine, Turn};
 use smg_limits::limiter::Limiter;
+use smg_limits::roster::Member;
 use smg_limits::rows::{LIFE_MS, Row};
 use smg_limits::rule::{Rule, RuleDocument, TokenCount, Who};
 use smg_types::ids::{Generation, NodeId, NodeName};
