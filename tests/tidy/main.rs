@@ -67,6 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "upstream",
         &["ids", "spec", "now", "clock", "tls", "shortage", "descriptors", "resolve", "dial"],
     ),
+    ("usage", &[]),
     ("mesh", &["ids", "now", "cluster", "clock", "tasks", "tls", "shortage", "resolve"]),
     // joints
     (
@@ -94,6 +95,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "tasks",
             "tls",
             "upstream",
+            "usage",
             "mesh",
             "dispatch",
             "bridge",
@@ -172,7 +174,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] = &[
     "ids", "now", "bounds", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster",
-    "fleet",
+    "fleet", "usage",
 ];
 
 /// What a pure module may not name.
