@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use crate::body::StreamShape;
 use crate::engine::Usage;
+use crate::script::UsageForm;
 
 /// The APIs that generate text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +40,60 @@ pub(super) struct Facts<'a> {
     pub(super) usage: Usage,
     /// Whether the text ended because of the request's own limit.
     pub(super) at_limit: bool,
-    /// Whether an OpenAI stream ends with its usage.
+    /// Whether an OpenAI stream reports its usage.
     pub(super) include_usage: bool,
+    pub(super) usage_form: UsageForm,
 }
+
+impl Facts<'_> {
+    /// How an OpenAI stream reports its usage; `None`: it does not.
+    fn stream_usage(&self) -> Option<UsageForm> {
+        let is_asked = self.include_usage && self.usage_form != UsageForm::Absent;
+        is_asked.then_some(self.usage_form)
+    }
+
+    /// The usage as a field of a chunk with choices, after the other fields; `tokens` have been generated.
+    fn chunk_usage(&self, dialect: Dialect, tokens: u32, is_last: bool) -> String {
+        let counts = Usage { completion: tokens, ..self.usage };
+        match self.stream_usage() {
+            None | Some(UsageForm::Absent) => String::new(),
+            Some(UsageForm::LastChoice) if is_last => {
+                format!(r#","usage":{}"#, usage(dialect, counts))
+            }
+            Some(UsageForm::Continuous) => format!(r#","usage":{}"#, usage(dialect, counts)),
+            Some(UsageForm::OwnChunk | UsageForm::LastChoice | UsageForm::Absurd) => {
+                r#","usage":null"#.to_owned()
+            }
+        }
+    }
+
+    /// The part of a chunk with a token after the token's text: `begin` closes the text and its choice. The number of tokens
+    /// so far may follow it, and then `close`.
+    fn after_token(&self, begin: &str) -> (String, Option<u32>, &'static str) {
+        if self.stream_usage() == Some(UsageForm::Continuous) {
+            let prompt = self.usage.prompt;
+            let usage = format!(r#","usage":{{"prompt_tokens":{prompt},"completion_tokens":"#);
+            return (format!("{begin}{usage}"), Some(1), "}}\n\n");
+        }
+        let usage = self.chunk_usage(Dialect::Chat, 0, false);
+        (format!("{begin}{usage}}}\n\n"), None, "")
+    }
+}
+
+/// A usage that can't be one.
+const ABSURD: &str =
+    r#"{"prompt_tokens":-1,"completion_tokens":9223372036854775808,"total_tokens":1.5}"#;
 
 /// The answer as one body.
 pub(super) fn whole(dialect: Dialect, facts: &Facts<'_>, text: &str) -> String {
     let Facts { id, created, model, .. } = facts;
-    let usage = usage(dialect, facts.usage);
+    let usage = match facts.usage_form {
+        UsageForm::Absent => "null".to_owned(),
+        UsageForm::Absurd => ABSURD.to_owned(),
+        UsageForm::OwnChunk | UsageForm::LastChoice | UsageForm::Continuous => {
+            usage(dialect, facts.usage)
+        }
+    };
     let finish = finish(dialect, facts.at_limit);
     match dialect {
         Dialect::Chat => format!(
@@ -101,50 +148,63 @@ pub(super) fn repeats_text(dialect: Dialect) -> bool {
 }
 
 fn chat_stream(facts: &Facts<'_>) -> StreamShape {
-    let Facts { id, created, model, .. } = facts;
+    let Facts { id, created, model, usage: Usage { completion, .. }, .. } = facts;
     let head = format!(
         r#"data: {{"id":"chatcmpl-{id}","object":"chat.completion.chunk","created":{created},"model":{model}"#
     );
-    // If the request asks for usage, every chunk has the field, and it is null in all but the last one.
-    let null = if facts.include_usage { r#","usage":null"# } else { "" };
+    let usage = |tokens, is_last| facts.chunk_usage(Dialect::Chat, tokens, is_last);
     let finish = finish(Dialect::Chat, facts.at_limit);
     let mut epilogue = format!(
-        "{head},\"choices\":[{{\"index\":0,\"delta\":{{}},\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{null}}}\n\n"
+        "{head},\"choices\":[{{\"index\":0,\"delta\":{{}},\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{}}}\n\n",
+        usage(*completion, true)
     );
     push_openai_end(&mut epilogue, &head, Dialect::Chat, facts);
+    let (after, numbered_from, close) =
+        facts.after_token(r#""},"logprobs":null,"finish_reason":null}]"#);
     StreamShape {
         prologue: format!(
-            "{head},\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"
+            "{head},\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"logprobs\":null,\"finish_reason\":null}}]{}}}\n\n",
+            usage(0, false)
         ),
         before: format!(r#"{head},"choices":[{{"index":0,"delta":{{"content":""#),
-        after: format!("\"}},\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"),
+        after,
+        numbered_from,
+        close,
         epilogue,
         ..StreamShape::default()
     }
 }
 
 fn completions_stream(facts: &Facts<'_>) -> StreamShape {
-    let Facts { id, created, model, .. } = facts;
+    let Facts { id, created, model, usage: Usage { completion, .. }, .. } = facts;
     let head = format!(
         r#"data: {{"id":"cmpl-{id}","object":"text_completion","created":{created},"model":{model}"#
     );
-    let null = if facts.include_usage { r#","usage":null"# } else { "" };
     let finish = finish(Dialect::Completions, facts.at_limit);
     let mut epilogue = format!(
-        "{head},\"choices\":[{{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{null}}}\n\n"
+        "{head},\"choices\":[{{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"{finish}\"}}]{}}}\n\n",
+        facts.chunk_usage(Dialect::Completions, *completion, true)
     );
     push_openai_end(&mut epilogue, &head, Dialect::Completions, facts);
+    let (after, numbered_from, close) =
+        facts.after_token(r#"","logprobs":null,"finish_reason":null}]"#);
     StreamShape {
         before: format!(r#"{head},"choices":[{{"index":0,"text":""#),
-        after: format!("\",\"logprobs\":null,\"finish_reason\":null}}]{null}}}\n\n"),
+        after,
+        numbered_from,
+        close,
         epilogue,
         ..StreamShape::default()
     }
 }
 
 fn push_openai_end(epilogue: &mut String, head: &str, dialect: Dialect, facts: &Facts<'_>) {
-    if facts.include_usage {
-        let usage = usage(dialect, facts.usage);
+    let usage = match facts.stream_usage() {
+        Some(UsageForm::OwnChunk | UsageForm::Continuous) => Some(usage(dialect, facts.usage)),
+        Some(UsageForm::Absurd) => Some(ABSURD.to_owned()),
+        None | Some(UsageForm::LastChoice | UsageForm::Absent) => None,
+    };
+    if let Some(usage) = usage {
         // Writing to a string can't fail.
         let _infallible = write!(epilogue, "{head},\"choices\":[],\"usage\":{usage}}}\n\n");
     }

@@ -32,6 +32,26 @@ pub struct Script {
     pub output_tokens: Option<u32>,
     /// The size in bytes to which each token is padded.
     pub chunk_bytes: Option<u32>,
+    /// How the answer reports the tokens that it used.
+    pub usage: UsageForm,
+}
+
+/// How an answer of OpenAI's chat and completions reports its tokens. The forms of streams apply if the request asks for
+/// usage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageForm {
+    /// A stream has a chunk of its own for it, without choices, and a null in the others, as OpenAI documents it.
+    #[default]
+    OwnChunk,
+    /// A stream has it in the last chunk with choices.
+    LastChoice,
+    /// A stream has it, cumulative, in every chunk, and in one of its own at the end.
+    Continuous,
+    /// There is none, whatever the request asks for.
+    Absent,
+    /// As `own_chunk`, with numbers that are not counts of tokens.
+    Absurd,
 }
 
 /// The largest token that a script may ask for, in bytes.

@@ -185,6 +185,7 @@ async fn answer(
         usage,
         at_limit: ask.max_tokens().is_some(),
         include_usage: ask.includes_usage(),
+        usage_form: script.usage,
     };
     let listed = match kind {
         Kind::Generated(dialect) => {

@@ -17,6 +17,7 @@ use crate::body::Body;
 use crate::engine::Usage;
 use crate::reply::{error, json_response};
 use crate::route::StoredAction;
+use crate::script::UsageForm;
 
 /// The most responses that a worker stores. The oldest are forgotten first.
 const MAX_STORED: usize = 256;
@@ -57,6 +58,7 @@ impl Stored {
             usage: self.usage,
             at_limit: false,
             include_usage: false,
+            usage_form: UsageForm::default(),
         };
         answer::with_status(&facts, self.status(now), &self.text)
     }

@@ -145,6 +145,36 @@ async fn a_repeated_prefix_is_reported_as_cached() {
 }
 
 #[tokio::test]
+async fn a_script_chooses_how_usage_is_reported() {
+    let mock = serving(Config::default()).await;
+    let counts = |event: &Value| event["usage"]["completion_tokens"].clone();
+    for path in ["/v1/chat/completions", "/v1/completions"] {
+        let of = async |form: &str| {
+            let mut body = chat("hello");
+            body["stream_options"] = json!({ "include_usage": true });
+            body["mock"] = json!({ "usage": form });
+            mock.stream(path, body).await.0
+        };
+        let own = of("own_chunk").await;
+        let (last, others) = own.split_last().unwrap();
+        assert_eq!((counts(last), &last["choices"]), (json!(3), &json!([])));
+        assert!(others.iter().all(|event| event.get("usage") == Some(&Value::Null)));
+        let last_choice = of("last_choice").await;
+        let last = last_choice.last().unwrap();
+        assert_eq!((counts(last), last_choice.len()), (json!(3), own.len() - 1));
+        assert!(last["choices"][0]["finish_reason"].is_string());
+        let continuous: Vec<Value> = of("continuous").await.iter().map(counts).collect();
+        let tokens = &continuous[continuous.len() - 5..];
+        assert_eq!(tokens, [json!(1), json!(2), json!(3), json!(3), json!(3)]);
+        assert!(of("absent").await.iter().all(|event| event.get("usage").is_none()));
+        assert_eq!(of("absurd").await.last().unwrap()["usage"]["prompt_tokens"], -1);
+    }
+    let mut body = chat("hello");
+    body["mock"] = json!({ "usage": "absent" });
+    assert_eq!(mock.post("/v1/chat/completions", &body).await.1["usage"], Value::Null);
+}
+
+#[tokio::test]
 async fn anthropic_streams_open_and_close_their_blocks() {
     let mock = serving(Config::default()).await;
     let (events, done) = mock.stream("/v1/messages", chat("hello")).await;
