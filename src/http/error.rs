@@ -66,6 +66,12 @@ impl ApiError {
 
     /// The request's path names nothing.
     pub(super) fn no_such_route(path: &str) -> Self {
+        if let Some(objects) = routes::unsupported(path) {
+            let message = format!(
+                "{objects} are not supported: the router passes requests on to engines, and engines have no {objects}"
+            );
+            return Self::new(StatusCode::NOT_FOUND, "not_supported", message);
+        }
         let hint = routes::suggestion(path).map(|meant| {
             let base =
                 if meant.starts_with("/v1/") { "; a client's base URL ends in /v1" } else { "" };
@@ -314,7 +320,10 @@ impl ApiError {
 
 impl axum::response::IntoResponse for ApiError {
     fn into_response(self) -> axum::response::Response {
-        Self::into_response(self, false).map(axum::body::Body::new)
+        // The connection may replace it by the same error in Anthropic's shape.
+        let mut response = Self::into_response(self.clone(), false).map(axum::body::Body::new);
+        response.extensions_mut().insert(self);
+        response
     }
 }
 

@@ -24,7 +24,8 @@ pub(super) struct Peek<'a> {
     pub(super) stream: bool,
     /// The value of `prompt_cache_key`, else of `user`.
     pub(super) session: Option<Cow<'a, str>>,
-    /// The positions of the pieces of the prompt: tools, system, then messages, prompt, input or text.
+    /// The positions of the pieces of the prompt: tools, system without the line that differs in each request, then
+    /// messages, prompt, input or text.
     pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
     /// The most tokens that the answer may have, over all its choices.
     pub(super) most_output: Option<u64>,
@@ -161,9 +162,36 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     }
     peek.most_output = most_output.map(|most| most.saturating_mul(choices));
     peek.session = peek.session.or(user);
+    let system = system.map(|at| behind_billing_line(body, at));
     let pieces = [tools, system, prompt].into_iter().flatten();
     peek.prompt_at = pieces.filter(|at| body[at.clone()] != *b"null").collect();
     Ok(peek)
+}
+
+/// The beginning of the first line of Claude Code's system prompts, with the quote of its string.
+const BILLING_LINE: &[u8] = b"\"x-anthropic-billing-header:";
+/// The bytes of a system prompt in which that line may begin.
+const BILLING_WITHIN: usize = 128;
+
+/// The rest of a system prompt behind Claude Code's billing line, if it begins with one.
+///
+/// The line is different in each request (`cch=…`). Engines drop it, so that they find the rest of the prompt in their
+/// cache. Here it is left out of the prompt for the same reason: two turns of a conversation have the same head.
+fn behind_billing_line(body: &[u8], at: Range<usize>) -> Range<usize> {
+    let text = &body[at.clone()];
+    let head = &text[..text.len().min(BILLING_WITHIN)];
+    // The line is the string itself, or the text of the first block.
+    let begin = memchr::memmem::find(head, BILLING_LINE).filter(|at| !head[..*at].contains(&b'}'));
+    let Some(mut end) = begin.map(|at| at + BILLING_LINE.len()) else { return at };
+    while let Some(next) = memchr2(b'"', b'\\', &text[end..]) {
+        end += next;
+        match (text[end], text.get(end + 1)) {
+            (b'\\', Some(b'n')) => return at.start + end + 2..at.end,
+            (b'\\', _) => end += 2,
+            _ => return at.start + end + 1..at.end,
+        }
+    }
+    at
 }
 
 /// A whole number that is not negative.
@@ -327,6 +355,38 @@ mod tests {
             assert_eq!(peek.session.as_deref(), Some("k"));
         });
         check(r#"{"user":7,"n":-1.5e+3}"#, |peek| assert_eq!(peek.session, None));
+    }
+
+    #[test]
+    fn the_billing_line_of_claude_code_is_no_part_of_the_prompt() {
+        let system = |json: &str| {
+            let body = format!(r#"{{"system":{json},"messages":[]}}"#);
+            let peek = peek(body.as_bytes()).unwrap();
+            String::from_utf8(peek.prompt(body.as_bytes())[0].to_vec()).unwrap()
+        };
+        let line =
+            r"x-anthropic-billing-header: cc_version=2.1.100.7b4; cc_entrypoint=cli; cch=eb6c6;";
+        for (before, after) in [
+            (
+                format!(r#"[{{"type":"text","text":"{line}"}},{{"type":"text","text":"You"}}]"#),
+                r#"},{"type":"text","text":"You"}]"#,
+            ),
+            (format!("[ {{\n\"text\" : \"{line}\",\"type\":\"text\"}}]"), r#","type":"text"}]"#),
+            (format!(r#""{line}\nYou are""#), r#"You are""#),
+            (format!(r#"[{{"text":"{line} \"\u00e9\" \\\\\nYou"}}]"#), r#"You"}]"#),
+            (format!(r#""{line}""#), ""),
+        ] {
+            assert_eq!(system(&before), after, "{before}");
+        }
+        for same in [
+            format!(r#"[{{"type":"text","text":"You"}},{{"type":"text","text":"{line}"}}]"#),
+            format!(r#""You are {line}""#),
+            format!(r#"[{{"type":"text","text":"{}{line}"}}]"#, " ".repeat(200)),
+            r#""""#.to_owned(),
+            "[]".to_owned(),
+        ] {
+            assert_eq!(system(&same), same);
+        }
     }
 
     #[test]

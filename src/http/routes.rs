@@ -96,6 +96,8 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/v1/models/{model}", Access::Client),
     // The other inference paths that vLLM, SGLang and llama.cpp document: see docs/engines.md.
     Route { serves: Serves::AnthropicWorker, ..infer("/v1/messages/count_tokens") },
+    infer("/v1/responses/input_tokens"),
+    infer("/v1/chat/completions/input_tokens"),
     infer("/v1/chat/completions/batch"),
     infer("/v1/chat/completions/render"),
     infer("/v1/completions/render"),
@@ -263,6 +265,34 @@ pub(super) fn suggestion(path: &str) -> Option<String> {
     [with, without.to_owned(), plain.clone()]
         .into_iter()
         .find(|other| other != path && ROUTES.iter().any(|route| leads_to(other, route.path)))
+}
+
+/// The objects that a path is about, if neither the router nor any engine has such objects. OpenAI's and Anthropic's own
+/// services store them.
+pub(super) fn unsupported(path: &str) -> Option<&'static str> {
+    const OBJECTS: [(&str, &str); 15] = [
+        ("messages/batches", "batches"),
+        ("batches", "batches"),
+        ("files", "files"),
+        ("uploads", "uploads"),
+        ("fine_tuning", "fine-tuning jobs"),
+        ("assistants", "assistants"),
+        ("threads", "threads"),
+        ("vector_stores", "vector stores"),
+        ("conversations", "conversations"),
+        ("containers", "containers"),
+        ("evals", "evaluations"),
+        ("videos", "videos"),
+        ("skills", "skills"),
+        ("organization", "organizations"),
+        ("organizations", "organizations"),
+    ];
+    let plain = plain(path);
+    let rest = plain.strip_prefix("/v1/")?;
+    let is_below = |name: &str| {
+        rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    OBJECTS.iter().find(|(name, _)| is_below(name)).map(|(_, objects)| *objects)
 }
 
 fn find_exact(method: &Method, path: &str) -> Found {

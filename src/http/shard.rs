@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
@@ -18,7 +18,7 @@ use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
 use super::error::ApiError;
-use super::exchange::State;
+use super::exchange::{Exchange, State};
 use super::forwarded::Hop;
 use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
@@ -33,6 +33,9 @@ use super::{Surface, local};
 
 /// The largest body that a route of the router itself reads, in bytes. Documents about workers are small.
 const LARGEST_OWN_BODY: usize = 1 << 20;
+
+/// The header that every request of Anthropic's clients has.
+static ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 
 /// What is known of a request besides its head.
 struct Asks {
@@ -99,7 +102,9 @@ impl Shard {
             Found::OtherMethod | Found::Nothing => ROUTES.len() + 1,
         };
         exchange.count_as(Arc::clone(&self.metrics[at]));
-        let anthropic = request.uri().path().starts_with("/v1/messages");
+        // Anthropic's clients use paths that others use too, such as `/v1/models`.
+        let anthropic = request.uri().path().starts_with("/v1/messages")
+            || request.headers().contains_key(&ANTHROPIC_VERSION);
         let answer = match found {
             _ if !headers::has_valid_host(request.version(), request.headers()) => {
                 exchange.close_after();
@@ -126,10 +131,7 @@ impl Shard {
                     Asks { peer, request_id: request_id.clone(), websocket: client.is_some() };
                 self.answer(route, request, asks, state).await
             }
-            Found::OtherMethod => {
-                Err(ApiError::method_not_allowed(routes::methods_of(request.uri().path())))
-            }
-            Found::Nothing => Err(ApiError::no_such_route(request.uri().path())),
+            Found::OtherMethod | Found::Nothing => Err(unrouted(found, &request, &exchange)),
         };
         let mut response = answer.unwrap_or_else(|error| {
             let name = headers::text(&request_id);
@@ -221,7 +223,11 @@ impl Shard {
                 let body = Box::pin(reading).await.inspect_err(|_| state.close_after())?;
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
-                Ok(answered.unwrap_or_else(|never| match never {}).map(Body::axum))
+                let mut response = answered.unwrap_or_else(|never| match never {});
+                match response.extensions_mut().remove::<ApiError>() {
+                    Some(error) => Err(error),
+                    None => Ok(response.map(Body::axum)),
+                }
             }
         }
     }
@@ -270,6 +276,19 @@ impl Shard {
             .iter()
             .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
             .then(|| origin.clone())
+    }
+}
+
+/// The answer to a request without a route.
+fn unrouted(found: Found, request: &Request<Incoming>, exchange: &Exchange) -> ApiError {
+    if !request.body().is_end_stream() {
+        // The rest of an upload is read, so that the client can read the answer.
+        exchange.close_after();
+    }
+    let path = request.uri().path();
+    match found {
+        Found::OtherMethod => ApiError::method_not_allowed(routes::methods_of(path)),
+        Found::At(_) | Found::Passed | Found::Nothing => ApiError::no_such_route(path),
     }
 }
 

@@ -98,6 +98,38 @@ async fn a_configured_worker_that_is_added_again_has_no_sessions() {
     forgets(&router, &router, &mocks, "sticky").await;
 }
 
+#[tokio::test]
+async fn a_first_line_that_changes_with_each_turn_does_not_move_a_conversation() {
+    let mocks = Mock::several(2).await;
+    let router = Router::before(&[mocks[0].url(), mocks[1].url()], &["--debug-headers"]).await;
+    let mut served = [0; 2];
+    for conversation in 0..CONVERSATIONS {
+        let mut messages = Vec::new();
+        let mut first = None;
+        for turn in 0..4 {
+            let line = format!(
+                "x-anthropic-billing-header: cc_version=2.1.100.7b4; cc_entrypoint=cli; cch={:05x};",
+                0xeb6c6 - conversation * 4 - turn
+            );
+            let system = format!("This is agent {conversation}. ").repeat(80);
+            let question = format!("question {turn} ").repeat(40);
+            messages.push(json!({ "role": "user", "content": question }));
+            let body = json!({
+                "model": "m", "max_tokens": 1, "messages": messages,
+                "system": [{ "type": "text", "text": line }, { "type": "text", "text": system }],
+            });
+            let answer = router.post("/v1/messages", body.to_string()).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let name = worker(&answer);
+            assert_eq!(first.get_or_insert_with(|| name.clone()), &name, "{conversation}, {turn}");
+            assert_eq!(decision(&answer), if turn == 0 { "miss" } else { "hit" });
+            messages.push(json!({ "role": "assistant", "content": "answer ".repeat(20) }));
+        }
+        served[usize::from(first.as_deref() == Some(mocks[1].name()))] += 1;
+    }
+    assert!(served[0] > 0 && served[1] > 0, "both workers have conversations: {served:?}");
+}
+
 /// Two routers that form one cluster in front of the workers.
 async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
     let flags = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];

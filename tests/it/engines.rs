@@ -92,6 +92,15 @@ async fn the_answer_for_a_wrong_path_names_the_right_one() {
         let answer = router.post(path, r#"{"model":"nobody"}"#).await.json();
         assert_eq!(answer["type"], "error", "{path} speaks Anthropic's shape: {answer}");
     }
+    let version = ("anthropic-version", "2023-06-01");
+    for path in ["/v1/models/nobody", "/v1/files", "/nowhere", "/generate", "/v1/responses/resp_1"]
+    {
+        for (headers, shape) in [(&[version][..], json!("error")), (&[][..], Value::Null)] {
+            let answer = router.send("GET", path, headers, b"").await;
+            assert_eq!(answer.json()["type"], shape, "{path}: {}", answer.text());
+            assert_eq!(answer.header("x-smg-error-code"), Some(answer.code().as_str()), "{path}");
+        }
+    }
 }
 
 #[tokio::test]

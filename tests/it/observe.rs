@@ -112,7 +112,7 @@ async fn errors_match_the_golden_files_and_every_answer_has_a_request_id() {
     let router = Router::before(&[worker.url()], &flags).await;
     let key = ("x-api-key", "k");
     let large = "x".repeat(1025);
-    let asked: [(&str, &str, (&str, &str), &str); 13] = [
+    let asked: [(&str, &str, (&str, &str), &str); 15] = [
         ("POST", "/generate", key, "{"),
         ("POST", "/generate", key, r#"{"model":1}"#),
         ("POST", "/generate", key, r#"{"model":"other"}"#),
@@ -122,6 +122,8 @@ async fn errors_match_the_golden_files_and_every_answer_has_a_request_id() {
         ("POST", "/v1/messages", ("x-api-key", "wrong"), BODY),
         ("POST", "/v1/messages", key, r#"{"model":"other"}"#),
         ("GET", "/nowhere", key, ""),
+        ("GET", "/v1/batches/batch_1", key, ""),
+        ("POST", "/v1/messages/batches", key, "{}"),
         ("GET", "/generate", key, ""),
         ("GET", "/workers", key, ""),
         ("GET", "/liveness", ("host", "another"), ""),

@@ -47,6 +47,8 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A model of random weights says what is not UTF-8.
+            errors="replace",
             env=environment(),
         )
         threading.Thread(target=self._read, daemon=True).start()
@@ -94,6 +96,11 @@ def mock_workers(count, *flags):
     """Starts mock workers; returns the process and their URLs."""
     process = Process([binary(), "mock-worker", "--count", str(count), *flags])
     return process, [process.find(r"serves .* on (http://\S+)")[1] for _ in range(count)]
+
+
+def script(**faults):
+    """The header that makes a mock worker fail as described."""
+    return {"x-mock": json.dumps(faults)}
 
 
 class Router(Process):

@@ -1,10 +1,9 @@
 """The anthropic SDK, as its users use it, against the router and two mock workers."""
 
-import json
 import unittest
 
 import anthropic
-from support import Router, mock_workers
+from support import Router, mock_workers, script
 
 MODEL = "mock-model"
 HELLO = [{"role": "user", "content": "Hello, who is there?"}]
@@ -14,11 +13,6 @@ KEY = "client-key"
 def client(router, key=KEY):
     # It shows its key as x-api-key.
     return anthropic.Anthropic(base_url=router.url, api_key=key, max_retries=0, timeout=30)
-
-
-def script(**faults):
-    """What the mock worker is to do wrong."""
-    return {"x-mock": json.dumps(faults)}
 
 
 class Anthropic(unittest.TestCase):

@@ -1,11 +1,10 @@
 """The openai SDK, as its users use it, against the router and two mock workers."""
 
-import json
 import threading
 import unittest
 
 import openai
-from support import Router, eventually, mock_workers
+from support import Router, eventually, mock_workers, script
 
 MODEL = "mock-model"
 HELLO = [{"role": "user", "content": "Hello, who is there?"}]
@@ -15,11 +14,6 @@ ADMIN = "admin-key"
 
 def client(router, key=KEY):
     return openai.OpenAI(base_url=f"{router.url}/v1", api_key=key, max_retries=0, timeout=30)
-
-
-def script(**faults):
-    """What the mock worker is to do wrong."""
-    return {"x-mock": json.dumps(faults)}
 
 
 class OpenAi(unittest.TestCase):

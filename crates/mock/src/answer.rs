@@ -24,6 +24,8 @@ pub(super) enum Dialect {
     Generate,
     /// OpenAI's `/v1/audio/transcriptions`.
     Transcription,
+    /// OpenAI's `/v1/audio/translations`.
+    Translation,
 }
 
 /// The data of an answer besides its text.
@@ -111,7 +113,16 @@ pub(super) fn whole(dialect: Dialect, facts: &Facts<'_>, text: &str) -> String {
             format!(r#"{{"text":"{text}","meta_info":{}}}"#, meta_info(facts, finish))
         }
         Dialect::Transcription => format!(r#"{{"text":"{text}","usage":{usage}}}"#),
+        Dialect::Translation => format!(r#"{{"text":"{text}"}}"#),
     }
+}
+
+/// A response of `/v1/responses` that is not streamed, with its status. Only a completed one has its text.
+pub(super) fn with_status(facts: &Facts<'_>, status: &str, text: &str) -> String {
+    if status == "completed" {
+        return whole(Dialect::Responses, facts, text);
+    }
+    response(facts, status, "", "null")
 }
 
 /// The answer as a stream of server-sent events. `text` is the complete text.
@@ -122,14 +133,16 @@ pub(super) fn stream(dialect: Dialect, facts: &Facts<'_>, text: &str) -> StreamS
         Dialect::Responses => responses_stream(facts, text),
         Dialect::Messages => messages_stream(facts),
         Dialect::Generate => generate_stream(facts, text),
-        Dialect::Transcription => transcription_stream(facts, text),
+        Dialect::Transcription | Dialect::Translation => transcription_stream(facts, text),
     }
 }
 
 /// Whether a stream of this dialect repeats the whole text at its end.
 pub(super) fn repeats_text(dialect: Dialect) -> bool {
     match dialect {
-        Dialect::Responses | Dialect::Transcription | Dialect::Generate => true,
+        Dialect::Responses | Dialect::Transcription | Dialect::Translation | Dialect::Generate => {
+            true
+        }
         Dialect::Chat | Dialect::Completions | Dialect::Messages => false,
     }
 }
@@ -349,7 +362,7 @@ fn usage(dialect: Dialect, Usage { prompt, cached, completion }: Usage) -> Strin
                 r#"{{"input_tokens":{fresh},"cache_creation_input_tokens":0,"cache_read_input_tokens":{cached},"output_tokens":{completion}}}"#
             )
         }
-        Dialect::Transcription => format!(
+        Dialect::Transcription | Dialect::Translation => format!(
             r#"{{"type":"tokens","input_tokens":{prompt},"output_tokens":{completion},"total_tokens":{total}}}"#
         ),
     }

@@ -14,6 +14,10 @@ pub(super) struct Ask<'a> {
     model: Option<&'a RawValue>,
     #[serde(default)]
     pub(super) stream: Option<bool>,
+    #[serde(default)]
+    pub(super) background: Option<bool>,
+    #[serde(default)]
+    pub(super) store: Option<bool>,
     stream_options: Option<StreamOptions>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,

@@ -165,6 +165,11 @@ enum End {
 }
 
 impl Job {
+    /// Counts the tokens of a prompt without running the model.
+    pub(super) fn count(prompt: &[u8]) -> Usage {
+        Usage { prompt: ask::tokens(prompt.len()), cached: 0, completion: 0 }
+    }
+
     /// Waits for a slot, then takes the time to prefill the prompt's tokens that are not cached. Returns the token
     /// counts. `seed` keeps the prefixes of different models apart.
     pub(super) async fn prefill(&mut self, prompt: &[u8], seed: u64) -> Usage {
@@ -188,10 +193,10 @@ impl Job {
         Usage { prompt: prompt_tokens, cached, completion: 0 }
     }
 
-    /// Takes the time that generating `tokens` takes. The first token is ready at the end of the prefill.
-    pub(super) async fn decode(&self, tokens: u32) {
+    /// The time that generating `tokens` takes. The first token is ready at the end of the prefill.
+    pub(super) fn decode_time(&self, tokens: u32) -> Duration {
         let time = self.engine.config.decode.time_for(tokens.saturating_sub(1));
-        pause(self.engine.jittered(time)).await;
+        self.engine.jittered(time)
     }
 
     /// The time between two tokens of this request.

@@ -1,9 +1,12 @@
-//! The form of an upload (`/v1/audio/transcriptions`), parsed only as far as needed.
+//! The form of an upload (`/v1/audio/transcriptions`, `/v1/images/edits`), parsed only as far as needed.
 
 use http::HeaderValue;
 use serde_json::json;
 
-/// The two fields of a form that a worker needs, as JSON that `ask::Ask` can parse.
+/// The names under which a form has its file.
+const FILES: [&str; 3] = ["file", "image", "image[]"];
+
+/// The fields of a form that a worker needs, as JSON that `ask::Ask` can parse.
 pub(super) struct Multipart {
     pub(super) json: String,
 }
@@ -30,12 +33,22 @@ impl Multipart {
             let end = value + memchr::memmem::find(&body[value..], b"\r\n--")?;
             std::str::from_utf8(&body[value..end]).ok()
         };
-        if field("file").is_none() && memchr::memmem::find(body, b"name=\"file\"").is_none() {
-            return Err("the form has no file".to_owned());
+        let has = |name: &&str| {
+            memchr::memmem::find(body, format!("name=\"{name}\"").as_bytes()).is_some()
+        };
+        if !FILES.iter().any(has) {
+            return Err(format!(
+                "the form has no file: it has none of the parts {}",
+                FILES.join(", ")
+            ));
         }
         let mut json = json!({ "stream": field("stream") == Some("true") });
         if let Some(model) = field("model") {
             json["model"] = json!(model);
+        }
+        if let Some(n) = field("n") {
+            let n: usize = n.parse().map_err(|_no_number| format!("n {n:?} is no number"))?;
+            json["n"] = json!(n);
         }
         Ok(Self { json: json.to_string() })
     }

@@ -6,7 +6,7 @@
 //!
 //! In reading order: [`config`] · [`server`] (sockets) · [`worker`] (state) · `route`, `service`, `about`, `form`,
 //! `receive` (requests) · `engine` (slots, time, counts) · [`prefix_cache`] · [`script`] (faults) · `ask`, `answer`,
-//! `listed`, `body`, `reply` (formats of requests and answers). Then [`traffic`] (sessions and pace), [`client`],
+//! `listed`, `stored`, `body`, `reply` (formats of requests and answers). Then [`traffic`] (sessions and pace), [`client`],
 //! [`histogram`] and [`demo`].
 
 mod about;
@@ -28,6 +28,7 @@ mod route;
 pub mod script;
 pub mod server;
 mod service;
+mod stored;
 pub mod traffic;
 pub mod worker;
 

@@ -1,4 +1,4 @@
-//! The answers without generated text: embeddings, ranks, classes, scores, tokens, images.
+//! The answers without generated text: embeddings, ranks, classes, scores, moderations, tokens, images, sound.
 //!
 //! All numbers are derived from hashes of the input, so that equal requests get equal answers.
 
@@ -118,13 +118,40 @@ pub(super) fn detokenize(ask: &Ask<'_>) -> Result<Value, String> {
     Ok(json!({ "prompt": String::from_utf8_lossy(&bytes) }))
 }
 
-/// Answers `/v1/images/generations` with single pixels.
+/// Answers `/v1/images/generations`, `/v1/images/edits` and `/v1/images/variations` with single pixels.
 pub(super) fn images(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
     let count = ask.n.unwrap_or(1);
     if !(1..=MAX_IMAGES).contains(&count) {
         return Err(format!("n {count} is not in 1..={MAX_IMAGES}"));
     }
     Ok(json!({ "created": facts.created, "data": vec![json!({ "b64_json": PIXEL }); count] }))
+}
+
+/// Answers OpenAI's `/v1/moderations`. Each input has a score of its own, and is flagged from a half on.
+pub(super) fn moderations(ask: &Ask<'_>, facts: &Facts<'_>) -> Result<Value, String> {
+    let results: Vec<Value> = required(ask.input, "input")?
+        .iter()
+        .map(|input| {
+            let score = relevance("violence", input);
+            json!({
+                "flagged": score >= 0.5,
+                "categories": { "violence": score >= 0.5 },
+                "category_scores": { "violence": score },
+                "category_applied_input_types": { "violence": ["text"] },
+            })
+        })
+        .collect();
+    Ok(json!({ "id": format!("modr-{}", facts.id), "model": model(facts), "results": results }))
+}
+
+/// Answers Anthropic's `/v1/messages/count_tokens` and OpenAI's `/v1/responses/input_tokens`.
+pub(super) fn count_tokens(facts: &Facts<'_>) -> Value {
+    json!({ "object": "response.input_tokens", "input_tokens": facts.usage.prompt })
+}
+
+/// The bytes that `/v1/audio/speech` answers: as many as the input has, so that a lost one shows.
+pub(super) fn speech(ask: &Ask<'_>) -> Result<Vec<u8>, String> {
+    Ok(required(ask.input, "input")?.concat().into_bytes())
 }
 
 fn required(field: Option<&RawValue>, name: &str) -> Result<Vec<String>, String> {

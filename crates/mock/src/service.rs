@@ -19,6 +19,7 @@ use crate::receive::{CollectError, MAX_BODY_BYTES, collect};
 use crate::reply::{error, json_response, scripted};
 use crate::route::{self, Kind, Route};
 use crate::script::Script;
+use crate::stored;
 use crate::worker::{Last, Worker};
 
 /// The header with the worker's name.
@@ -74,6 +75,7 @@ pub(super) async fn serve(
         _ if !authorised(worker, &head) => unauthorised(),
         Route::Realtime => realtime::accept(worker, head, switched),
         Route::About(about) => about::about(worker, about),
+        Route::Stored(action) => stored::answer(worker.responses(), worker.mono(), action, &head),
         Route::Infer(kind) => infer(worker, kind, head, body).await?,
     };
     response.headers_mut().insert(WORKER, worker.name_header());
@@ -121,11 +123,7 @@ async fn infer(
         job.fail();
         return Ok(scripted(status, script.retry_after));
     }
-    let prompt = if kind == Kind::Generated(Dialect::Transcription) {
-        body.as_ref().into()
-    } else {
-        ask.prompt_bytes()
-    };
+    let prompt = if kind.is_form() { body.as_ref().into() } else { ask.prompt_bytes() };
     Ok(answer(worker, job, kind, &ask, &prompt, &script).await)
 }
 
@@ -143,7 +141,7 @@ fn json_of<'a>(
     content_type: Option<&HeaderValue>,
     body: &'a [u8],
 ) -> Result<Cow<'a, [u8]>, Refusal> {
-    if kind != Kind::Generated(Dialect::Transcription) {
+    if !kind.is_form() {
         return Ok(Cow::Borrowed(body));
     }
     let multipart = Multipart::read(content_type, body).map_err(Refusal::bad_request)?;
@@ -175,7 +173,11 @@ async fn answer(
         let message = format!("the model {model} does not exist");
         return Refusal { status: StatusCode::NOT_FOUND, message }.answer(job);
     };
-    let usage = job.prefill(prompt, model.seed).await;
+    let usage = if kind == Kind::CountTokens {
+        Job::count(prompt)
+    } else {
+        job.prefill(prompt, model.seed).await
+    };
     let mut facts = Facts {
         id: worker.next_id(),
         created: worker.seconds(),
@@ -190,7 +192,7 @@ async fn answer(
             let asked = script.output_tokens.or_else(|| ask.max_tokens());
             let tokens = asked.unwrap_or_else(|| worker.output_tokens()).min(MAX_OUTPUT_TOKENS);
             facts.usage.completion = tokens;
-            return generate(job, dialect, &facts, ask.stream.unwrap_or(false), script).await;
+            return generate(worker, job, dialect, &facts, ask, script).await;
         }
         Kind::Embeddings => listed::embeddings(ask, &facts),
         Kind::Rerank => listed::rerank(ask, &facts),
@@ -198,7 +200,16 @@ async fn answer(
         Kind::Score => listed::score(ask, &facts),
         Kind::Tokenize => listed::tokenize(ask),
         Kind::Detokenize => listed::detokenize(ask),
-        Kind::Images => listed::images(ask, &facts),
+        Kind::Images | Kind::ImageForm => listed::images(ask, &facts),
+        Kind::Moderations => listed::moderations(ask, &facts),
+        Kind::CountTokens => Ok(listed::count_tokens(&facts)),
+        Kind::Speech => match listed::speech(ask) {
+            Ok(sound) => {
+                job.complete();
+                return sound_response(sound);
+            }
+            Err(message) => Err(message),
+        },
     };
     match listed {
         Ok(value) => {
@@ -209,13 +220,21 @@ async fn answer(
     }
 }
 
+fn sound_response(sound: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::full(sound));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("audio/mpeg"));
+    response
+}
+
 async fn generate(
+    worker: &Worker,
     job: Job,
     dialect: Dialect,
     facts: &Facts<'_>,
-    streamed: bool,
+    ask: &Ask<'_>,
     script: &Script,
 ) -> Response<Body> {
+    let streamed = ask.stream.unwrap_or(false);
     let tokens = facts.usage.completion;
     let chunk_bytes = script.chunk_bytes.map_or(0, |bytes| bytes as usize);
     let whole_text = !streamed || answer::repeats_text(dialect);
@@ -228,6 +247,22 @@ async fn generate(
     if whole_text {
         (0..tokens).for_each(|nth| push_token(&mut text, nth, chunk_bytes));
     }
+    let is_stored = dialect == Dialect::Responses && ask.store.unwrap_or(true);
+    let in_background = dialect == Dialect::Responses && ask.background.unwrap_or(false);
+    if in_background && !is_stored {
+        return Refusal::bad_request("background needs store").answer(job);
+    }
+    let decode_time = job.decode_time(tokens);
+    if is_stored {
+        let stalls = in_background && script.stall_after_chunks.is_some();
+        let ready = (!stalls).then(|| worker.mono() + decode_time);
+        worker.responses().store(facts, &text, ready, in_background);
+    }
+    if in_background && !streamed {
+        job.generated(tokens);
+        job.complete();
+        return json_response(answer::with_status(facts, "queued", &text));
+    }
     if streamed {
         let shape = answer::stream(dialect, facts, &text);
         let mut response =
@@ -237,7 +272,7 @@ async fn generate(
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
         return response;
     }
-    job.decode(tokens).await;
+    pause(decode_time).await;
     job.generated(tokens);
     job.complete();
     json_response(answer::whole(dialect, facts, &text))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -13,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::Config;
 use crate::engine::{Engine, Stats};
 use crate::script::{Faults, Script};
+use crate::stored::Responses;
 
 /// A running mock worker, for use within its own process.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct Worker {
     engine: Arc<Engine>,
     clock: Clock,
     answers: AtomicU64,
+    responses: Responses,
     last: Mutex<Option<Last>>,
     faults: Mutex<Faults>,
     /// Avoids the lock on `faults` while there are none.
@@ -59,12 +62,15 @@ impl Worker {
             json: serde_json::Value::from(id.as_str()).to_string(),
             seed: xxh3_64(id.as_bytes()),
         };
+        // Two workers must not give two responses the same id, because a router asks all of them for a stored one.
+        let first_id = (xxh3_64(name.as_bytes()) >> 32) << 20;
         Self {
             name,
             models: config.models.iter().map(model).collect(),
             engine: Arc::new(Engine::new(config.clone())),
             clock: Clock::start(),
-            answers: AtomicU64::new(0),
+            answers: AtomicU64::new(first_id),
+            responses: Responses::default(),
             last: Mutex::default(),
             faults: Mutex::default(),
             is_sleeping: AtomicBool::new(false),
@@ -176,5 +182,13 @@ impl Worker {
 
     pub(super) fn seconds(&self) -> u64 {
         self.clock.now().wall.as_secs()
+    }
+
+    pub(super) fn mono(&self) -> Duration {
+        self.clock.mono()
+    }
+
+    pub(super) fn responses(&self) -> &Responses {
+        &self.responses
     }
 }

@@ -26,7 +26,7 @@ async fn run(engine: &Arc<Engine>, prompt: &[u8], tokens: u32) -> (Usage, Durati
     let start = Instant::now();
     let mut job = engine.begin();
     let usage = job.prefill(prompt, 0).await;
-    job.decode(tokens).await;
+    pause(job.decode_time(tokens)).await;
     job.complete();
     (usage, start.elapsed())
 }

@@ -14,6 +14,8 @@ use crate::client::{Connection, ExchangeError, request};
 use crate::config::Rate;
 use crate::engine::Stats;
 
+mod methods;
+
 /// A worker that serves until this is dropped.
 struct Serving {
     worker: Arc<Worker>,
