@@ -27,7 +27,7 @@ use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
 /// The identity of a caller: the tenant of its key, and a hash of the key (without configured keys, of the first one shown).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Caller {
     pub(super) tenant: Option<String>,
     pub(super) key: Option<u64>,

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::Surface;
-use super::auth::Keys;
+use super::auth::{Caller, Keys};
 use super::body::Body;
 use super::buffered::Held;
 use super::encoding;
@@ -67,10 +67,8 @@ pub(super) struct Inbound {
     pub(super) websocket: bool,
     /// The route, in the spelling of the table.
     pub(super) route: &'static str,
-    /// The tenant whose key the request had.
-    pub(super) tenant: Option<String>,
-    /// A hash of the key by which the request was admitted.
-    pub(super) key: Option<u64>,
+    /// Whose key the request had.
+    pub(super) caller: Caller,
     /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
@@ -183,14 +181,15 @@ impl Inference {
         model: Option<&str>,
         peek: &Peek<'_>,
     ) -> Result<(Meter, Vec<Quota>, bool), ApiError> {
-        let tenant = inbound.tenant.as_deref();
-        let who = Who { api_key: inbound.key, tenant, model };
+        let tenant = inbound.caller.tenant.as_deref();
+        let who = Who { api_key: inbound.caller.key, tenant, model };
         let reserved = match *method == Method::POST || inbound.websocket {
             true => quota::reserve(&self.surface, &who, inbound.route, peek).await?,
             false => None,
         };
         let quotas = reserved.as_ref().map(Reservation::quotas).unwrap_or_default();
-        let mut meter = Meter::new(inbound.route, inbound.tenant.clone(), peek.prompt_bytes());
+        let mut meter =
+            Meter::new(inbound.route, inbound.caller.tenant.clone(), peek.prompt_bytes());
         // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
         let counts_tokens = reserved.as_ref().is_some_and(Reservation::counts_tokens);
         if let Some(reserved) = reserved.filter(|_| counts_tokens) {

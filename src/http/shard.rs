@@ -165,7 +165,7 @@ impl Shard {
             Access::Admin | Access::Operator => {
                 let admitted =
                     keys.admin(route.access, request.method(), request.headers(), peer.ip());
-                Some(admitted.map(|()| Caller { tenant: None, key: None }))
+                Some(admitted.map(|()| Caller::default()))
             }
         };
         // An unread body would be taken for the next request.
@@ -177,7 +177,7 @@ impl Shard {
                 if websocket && self.surface().lifecycle.is_draining() {
                     return Err(ApiError::draining());
                 }
-                let caller = caller.unwrap_or(Caller { tenant: None, key: None });
+                let caller = caller.unwrap_or_default();
                 debug!(
                     request_id = headers::text(&request_id),
                     route = route.path,
@@ -196,8 +196,7 @@ impl Shard {
                     any_model,
                     websocket,
                     route: route.path,
-                    tenant: caller.tenant,
-                    key: caller.key,
+                    caller,
                     stream_begins: None,
                 };
                 let period = config.stream_heartbeat;

@@ -349,7 +349,7 @@ async fn streams_of_a_thousand_tokens_cut_at_random_are_each_counted_once() {
                 client::begin(router.address(), "POST", CHAT, &[], body.as_bytes()).await.unwrap();
             let mut seen = String::new();
             while !seen.contains(&last) {
-                seen += &String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap();
+                seen += std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap();
             }
             (least, most) = (least + leaves + 1, most + cut);
         }
