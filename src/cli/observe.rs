@@ -58,4 +58,20 @@ pub struct ObserveArgs {
         value_parser = whole::<u16>(0, 65_535)
     )]
     pub prometheus_port: u16,
+    /// Ask workers for the token usage of every stream.
+    ///
+    /// A stream of /v1/chat/completions or /v1/completions has usage only if its request asks for it with
+    /// stream_options.include_usage. With this flag the router asks where the client does not, and removes the usage
+    /// from what the client gets. Without it, smg_tokens_total has estimates for those streams.
+    #[arg(
+        long,
+        value_name = "YES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        value_parser = yes_or_no,
+        action = clap::ArgAction::Set
+    )]
+    pub meter_streams: bool,
 }

@@ -122,6 +122,7 @@ fn http_config(
         idle_timeout: listen.idle_connection_timeout_secs,
         body_timeout: listen.body_timeout_secs,
         stream_heartbeat: unless_zero(timeouts.stream_heartbeat_secs),
+        meter_streams: settings.args.observe.meter_streams,
         max_client_priority: settings.args.admission.max_client_priority,
         pass_through: http::PassThrough {
             documented: access.pass_through.iter().any(|path| path == DOCUMENTED),

@@ -8,6 +8,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use smg_proxy::dispatch;
 
 use super::exchange::Exchange;
+use super::metered::Metered;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -23,7 +24,7 @@ pub(super) struct Body {
 enum Kind {
     Empty,
     Full(Bytes),
-    Worker(Box<dispatch::ResponseBody>),
+    Worker(Box<Metered>),
     Axum(axum::body::Body),
     Beats(Box<dyn Beats>),
 }
@@ -53,7 +54,7 @@ impl Body {
         Kind::Full(bytes.into()).into()
     }
 
-    pub(super) fn worker(body: dispatch::ResponseBody) -> Self {
+    pub(super) fn worker(body: Metered) -> Self {
         Kind::Worker(Box::new(body)).into()
     }
 
@@ -90,7 +91,7 @@ impl Body {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Kind::Worker(body) => {
-                let polled = Pin::new(&mut **body).poll_frame(cx);
+                let polled = body.poll_frame(cx);
                 if body.is_broken()
                     && let Some(exchange) = &self.exchange
                 {

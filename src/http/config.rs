@@ -46,6 +46,8 @@ pub struct Config {
     pub body_timeout: Duration,
     /// Time after which a stream without an answer gets its first comment, and between two of them; `None`: it gets none.
     pub stream_heartbeat: Option<Duration>,
+    /// Whether workers are asked for the usage of every stream, also of those whose clients do not ask for it.
+    pub meter_streams: bool,
     /// The most urgent class that a client may claim.
     pub max_client_priority: Priority,
     /// The paths that clients may send to workers.

@@ -94,8 +94,8 @@ pub(super) fn until_first_byte(response: Response<Body>, rhythm: Rhythm) -> Resp
     })
 }
 
-/// Whether a plain-text comment is valid in the body, which it is not if the body is compressed.
-fn is_plain_stream(response: &Response<Body>) -> bool {
+/// Whether an answer is a stream of events that is not compressed, so that events can be added and removed.
+pub(super) fn is_plain_stream<B>(response: &Response<B>) -> bool {
     let is_events = |headers: &HeaderMap| {
         let kind = headers.get(header::CONTENT_TYPE);
         kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))

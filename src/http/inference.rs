@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
 use smg_proxy::dispatch::{self, Dispatched, Dispatcher, ModelPlace, StreamEnd};
+use smg_proxy::usage::Strip;
 use smg_routing::fleet::{Listed, Worker};
 use smg_routing::limit::Priority;
 use smg_types::ids::ModelId;
@@ -28,7 +29,11 @@ use super::form;
 use super::forwarded::{self, Hop};
 use super::from_worker;
 use super::headers;
+use super::heartbeat::is_plain_stream;
+use super::metered::Metered;
+use super::metering::Meter;
 use super::peek::{self, Peek};
+use super::stream_options;
 use super::tunnel;
 use super::upload::{self, Limits};
 
@@ -56,6 +61,10 @@ pub(super) struct Inbound {
     pub(super) anthropic: bool,
     /// Whether the client asks to switch to WebSocket.
     pub(super) websocket: bool,
+    /// The route, in the spelling of the table.
+    pub(super) route: &'static str,
+    /// The tenant whose key the request had.
+    pub(super) tenant: Option<String>,
     /// Told once the request is known to be one for a stream; `None`: its stream gets no comments.
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
@@ -93,8 +102,19 @@ impl Inference {
         let mut headers = std::mem::take(&mut parts.headers);
         let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
         let body = self.read(incoming, &mut headers, &mut held, state).await?;
-        let facts = facts(&parts, &headers, &body).await?;
+        let mut facts = facts(&parts, &headers, &body).await?;
         let sole = self.sole_model(&facts, inbound.any_model)?;
+        let prompt_bytes = facts.peek.prompt_bytes();
+        let mut meter = Meter::new(inbound.route, inbound.tenant.clone(), prompt_bytes);
+        // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
+        let needs_usage = config.meter_streams;
+        let (body, strip) = match ask_for_usage(needs_usage, inbound.route, &mut facts, &body) {
+            None => (body, None),
+            Some(asking) => {
+                drop(body);
+                (asking, Some(Box::<Strip>::default()))
+            }
+        };
         let peek = facts.peek;
         let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
         let priority =
@@ -111,9 +131,12 @@ impl Inference {
         }
         let via = self.surface.hops.entry(parts.version);
         headers::to_worker(&mut headers, &inbound.request_id, via, &mut self.rng());
-        if let Some(begins) = inbound.stream_begins.as_ref().filter(|_| peek.stream) {
-            // A compressed stream has no place for comments.
+        let begins = inbound.stream_begins.as_ref().filter(|_| peek.stream);
+        if needs_usage || begins.is_some() {
+            // A compressed answer has no place for comments, and its usage can't be read.
             headers.remove(header::ACCEPT_ENCODING);
+        }
+        if let Some(begins) = begins {
             begins.notify_one();
         }
         let broken = if inbound.anthropic { BROKEN_ANTHROPIC } else { BROKEN_OPENAI };
@@ -131,13 +154,15 @@ impl Inference {
             session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
             prompt: &peek.prompt(&body),
             priority,
+            sent: meter.sent(),
         };
-        let Dispatched { response, trace } = self
-            .dispatcher
-            .dispatch(&request)
-            .await
-            .map_err(|error| ApiError::from(error).about_model(model))?;
-        self.respond(response.map(Body::worker), &trace)
+        match self.dispatcher.dispatch(&request).await {
+            Ok(dispatched) => self.respond(dispatched, meter, strip),
+            Err(error) => {
+                meter.refuse();
+                Err(ApiError::from(error).about_model(model))
+            }
+        }
     }
 
     /// Reads the body, and decodes it if it is compressed.
@@ -162,7 +187,7 @@ impl Inference {
     ///
     /// # Errors
     /// If several models are served and the request concerns one of them.
-    fn sole_model(&self, facts: &Facts<'_>, any_model: bool) -> Result<Option<ModelId>, ApiError> {
+    fn sole_model(&self, facts: &Facts, any_model: bool) -> Result<Option<ModelId>, ApiError> {
         if facts.peek.model.is_some() {
             return Ok(None);
         }
@@ -179,11 +204,20 @@ impl Inference {
     /// Prepares a worker's response for the client.
     fn respond(
         &self,
-        mut response: Response<Body>,
-        trace: &dispatch::Trace,
+        dispatched: Dispatched,
+        mut meter: Meter,
+        strip: Option<Box<Strip>>,
     ) -> Result<Response<Body>, ApiError> {
+        let Dispatched { response, trace, entry } = dispatched;
+        meter.answer(&response, entry);
+        let strip = strip.filter(|_| is_plain_stream(&response));
+        let is_stripped = strip.is_some();
+        let mut response = response.map(|body| Body::worker(Metered::new(body, meter, strip)));
         let status = response.status();
         let headers = response.headers_mut();
+        if is_stripped {
+            headers.remove(header::CONTENT_LENGTH);
+        }
         if headers.contains_key(header::TRANSFER_ENCODING) {
             // If a worker sends both, the length does not apply (RFC 9112, section 6.3).
             headers.remove(header::CONTENT_LENGTH);
@@ -192,9 +226,9 @@ impl Inference {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             tunnel::confirm(headers);
         }
-        self.hide_worker(trace, headers)?;
+        self.hide_worker(&trace, headers)?;
         if self.surface.config.debug_headers {
-            show(trace, headers);
+            show(&trace, headers);
         }
         Ok(response)
     }
@@ -255,21 +289,31 @@ fn priority(
     }
 }
 
+/// Asks for the usage of a stream whose client has not asked for it. Returns the changed body; `None`: nothing changes.
+fn ask_for_usage(needs_usage: bool, route: &str, facts: &mut Facts, body: &[u8]) -> Option<Bytes> {
+    let peek = &mut facts.peek;
+    if !needs_usage || !peek.stream {
+        return None;
+    }
+    let edit = stream_options::edit(route, body, peek.stream_options_at.as_ref())?;
+    if let Some(ModelPlace::Json(at)) = &mut facts.model_at {
+        edit.shift(at);
+    }
+    peek.prompt_at.iter_mut().for_each(|at| edit.shift(at));
+    Some(edit.apply(body))
+}
+
 /// The properties of a request that routing needs.
 #[derive(Default)]
-struct Facts<'a> {
-    peek: Peek<'a>,
+struct Facts {
+    peek: Peek<'static>,
     model_at: Option<ModelPlace>,
     /// Why a form could not be read to its end.
     form_defect: Option<String>,
 }
 
 /// Reads what routing needs: from a form, from the query of a request without a body, else from JSON.
-async fn facts<'a>(
-    parts: &Parts,
-    headers: &HeaderMap,
-    body: &'a Bytes,
-) -> Result<Facts<'a>, ApiError> {
+async fn facts(parts: &Parts, headers: &HeaderMap, body: &Bytes) -> Result<Facts, ApiError> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if form::is_form(content_type) {

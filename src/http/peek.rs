@@ -27,12 +27,19 @@ pub(super) struct Peek<'a> {
     /// The positions of the pieces of the prompt: tools, system without the line that differs in each request, then
     /// messages, prompt, input or text.
     pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
+    /// The position of the value of `stream_options`.
+    pub(super) stream_options_at: Option<Range<usize>>,
 }
 
 impl Peek<'_> {
     /// The pieces of the prompt in `body`, which is the one that was read.
     pub(super) fn prompt<'b>(&self, body: &'b [u8]) -> SmallVec<[&'b [u8]; 3]> {
         self.prompt_at.iter().filter_map(|at| body.get(at.clone())).collect()
+    }
+
+    /// The size of the prompt, in bytes.
+    pub(super) fn prompt_bytes(&self) -> usize {
+        self.prompt_at.iter().map(ExactSizeIterator::len).sum()
     }
 
     /// The same without a reference to the body.
@@ -44,6 +51,7 @@ impl Peek<'_> {
             model_at: self.model_at,
             stream: self.stream,
             prompt_at: self.prompt_at,
+            stream_options_at: self.stream_options_at,
         }
     }
 }
@@ -68,15 +76,15 @@ pub(super) enum PeekError {
 const LARGE_BODY_BYTES: usize = 512 * 1024;
 
 /// Reads `body` without holding up the other tasks of this thread.
-pub(super) async fn read(body: &Bytes) -> Result<Peek<'_>, PeekError> {
+pub(super) async fn read(body: &Bytes) -> Result<Peek<'static>, PeekError> {
     if body.len() <= LARGE_BODY_BYTES {
-        return peek(body);
+        return peek(body).map(Peek::into_owned);
     }
     let shared = body.clone();
     match tokio::task::spawn_blocking(move || peek(&shared).map(Peek::into_owned)).await {
         Ok(peek) => peek,
         // The runtime is ending.
-        Err(_not_run) => peek(body),
+        Err(_not_run) => peek(body).map(Peek::into_owned),
     }
 }
 
@@ -120,6 +128,7 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 }
                 // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
+                b"\"stream_options\"" => peek.stream_options_at = Some(value),
                 b"\"tools\"" => tools = Some(value),
                 b"\"system\"" | b"\"instructions\"" => system = Some(value),
                 b"\"messages\"" => prompt = Some(value),

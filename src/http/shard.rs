@@ -195,6 +195,8 @@ impl Shard {
                     anthropic,
                     any_model,
                     websocket,
+                    route: route.path,
+                    tenant: caller.tenant,
                     stream_begins: None,
                 };
                 let period = config.stream_heartbeat;

@@ -10,9 +10,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
+use smg_proxy::usage::{Encoding, Reader, Strip};
 use smg_routing::limit::{self, Admission};
 use smg_routing::policy::{self, Candidate, Hint, Kind};
 use smg_routing::prefix::{self, Index};
@@ -30,7 +32,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = hashing, tree, picking, journal, admitting
+    targets = hashing, tree, picking, journal, admitting, metering
 }
 criterion_main!(benches);
 
@@ -232,6 +234,52 @@ fn admitting(criterion: &mut Criterion) {
         bencher.iter(|| admission.acquire(limit::Priority::Default).unwrap());
     });
     drop(taken);
+    group.finish();
+}
+
+/// Reading the usage of answers: a stream of 100 tokens as vLLM sends it, one event per piece, and a JSON answer.
+fn metering(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("usage");
+    let path = "/v1/chat/completions";
+    let chunk = |usage: &str| {
+        let head = r#"data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1790000000,"#;
+        let choice = r#""model":"m","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]"#;
+        Bytes::from(format!("{head}{choice}{usage}}}\n\n"))
+    };
+    let counts = r#","usage":{"prompt_tokens":900,"completion_tokens":100,"total_tokens":1000}"#;
+    for (name, usage) in [("none", ""), ("null", ",\"usage\":null"), ("continuous", counts)] {
+        let chunk = chunk(usage);
+        group.throughput(Throughput::Elements(100));
+        group.bench_function(BenchmarkId::new("stream_of_100", name), |bencher| {
+            bencher.iter(|| {
+                let mut reader = Reader::new(path, Encoding::Events);
+                (0..100).for_each(|_| reader.feed(black_box(&chunk)));
+                reader.settlement(true, 4000)
+            });
+        });
+        group.bench_function(BenchmarkId::new("strip_100", name), |bencher| {
+            bencher.iter(|| {
+                let mut strip = Strip::default();
+                (0..100).map(|_| strip.feed(black_box(&chunk).clone()).len()).sum::<usize>()
+            });
+        });
+    }
+    let text = "words and \\\"quotes\\\" ".repeat(80);
+    let answer = format!(
+        r#"{{"id":"1","choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}}}}]{counts}}}"#
+    );
+    let numbers = "0.0123456789,".repeat(1024 * 64);
+    let vectors = format!(r#"{{"data":[{{"embedding":[{numbers}0]}}]{counts}}}"#);
+    for (name, answer) in [("chat_2_kib", answer), ("embeddings_850_kib", vectors)] {
+        group.throughput(Throughput::Bytes(answer.len() as u64));
+        group.bench_function(BenchmarkId::new("json", name), |bencher| {
+            bencher.iter(|| {
+                let mut reader = Reader::new(path, Encoding::Json);
+                reader.feed(black_box(answer.as_bytes()));
+                reader.settlement(true, 4000)
+            });
+        });
+    }
     group.finish();
 }
 

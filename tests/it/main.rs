@@ -44,5 +44,6 @@ mod signals;
 mod sinks;
 mod streams;
 mod tls;
+mod tokens;
 mod websocket;
 mod worker_tls;

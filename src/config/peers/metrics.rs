@@ -85,7 +85,12 @@ pub(in crate::config) const METRICS: &[PeerMetric] = &[
         "for streams",
     ),
     metric("smg_router_tpot_seconds", SMG_SGLANG, &[], ENGINE),
-    metric("smg_router_tokens_total", SMG_SGLANG, &[], ENGINE),
+    metric(
+        "smg_router_tokens_total",
+        SMG_SGLANG,
+        &["smg_tokens_total"],
+        "by tenant, model and kind",
+    ),
     metric("smg_router_generation_duration_seconds", SMG_SGLANG, &[], ENGINE),
     metric("smg_router_stage_duration_seconds", SMG_SGLANG, &[], "there is one stage"),
     metric(

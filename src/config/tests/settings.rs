@@ -244,6 +244,7 @@ fn access() -> Vec<Row> {
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
         row("log-level", "debug", "warn", "\"debug\"", see!(telemetry.filter)),
         row("log-json", "true", "false", "true", see!(telemetry.json)),
+        row("meter-streams", "true", "false", "true", see!(http.meter_streams)),
         row("prometheus-host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| {
             c.http.metrics_listen.map_or_else(String::new, |m| m.address.ip().to_string())
         }),

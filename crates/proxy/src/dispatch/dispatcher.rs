@@ -1,6 +1,7 @@
 //! Admits a request, sends it to workers until one answers, and judges what happens.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -198,6 +199,7 @@ impl Dispatcher {
             stream: request.stream,
             websocket: request.websocket,
         };
+        request.sent.store(true, Ordering::Relaxed);
         let sending = self.upstream.send(&*worker.spec, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;
         progress.tried.push(chosen.worker.id);
@@ -313,7 +315,7 @@ impl Dispatcher {
             in_flight,
             permit: Some(permit),
             fleet: Arc::clone(&self.shared.fleet),
-            entry,
+            entry: Arc::clone(&entry),
             clock: self.clock,
             started,
             outcome: self.shared.config.judge(response.status()),
@@ -326,7 +328,7 @@ impl Dispatcher {
         let is_plain = !response.headers().contains_key(header::CONTENT_ENCODING);
         let stream_end = if is_events && is_plain { request.stream_end } else { StreamEnd::Cut };
         let response = response.map(|body| ResponseBody::new(body, account, stream_end));
-        Dispatched { response, trace }
+        Dispatched { response, trace, entry }
     }
 
     /// Takes a place among the requests that may be at the workers, waiting for it if the queue has room.

@@ -1,6 +1,8 @@
 //! A request as dispatch takes it, and what comes of it: a response with its trace, or an error.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +45,8 @@ pub struct Request<'a> {
     pub prompt: &'a [&'a [u8]],
     /// Its class in the queue.
     pub priority: Priority,
+    /// Set before it is first sent to a worker. A caller that drops the dispatch sees by it whether a worker may have worked.
+    pub sent: &'a AtomicBool,
 }
 
 /// Where a body names its model: a worker may call the model by another name.
@@ -61,6 +65,8 @@ pub struct Dispatched {
     pub response: Response<ResponseBody>,
     /// How it came to be.
     pub trace: Trace,
+    /// The entry of the model, under which the request is counted.
+    pub entry: Arc<Entry>,
 }
 
 /// How a response came to be, for `--debug-headers` and the log.

@@ -1,10 +1,13 @@
 //! The metrics of models and policies. Handles are looked up once per model and policy.
 
+use std::sync::Arc;
+
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
 };
 use smg_types::ids::ModelId;
 
+use super::tokens::{ModelTokens, TokenKind, TokenMetrics};
 use crate::policy::Decision;
 
 /// The metric families of models and policies.
@@ -16,6 +19,7 @@ pub struct Metrics {
     decisions: IntCounterVec,
     predicted: IntCounter,
     actual: IntCounter,
+    tokens: TokenMetrics,
 }
 
 /// The end of a dispatched request.
@@ -68,12 +72,24 @@ pub struct ModelMetrics {
     pub duration: Histogram,
     /// Time from dispatch to the first byte of the response's body, in seconds.
     pub first_byte: Histogram,
+    tokens: Arc<ModelTokens>,
+    unreadable_usage: IntCounter,
 }
 
 impl ModelMetrics {
     /// Counts a request that ended.
     pub fn count(&self, ending: Ending) {
         self.endings[ending as usize].inc();
+    }
+
+    /// Counts tokens of a request. `tenant`: the tenant whose key the request had.
+    pub fn count_tokens(&self, tenant: Option<&str>, kind: TokenKind, tokens: u64) {
+        self.tokens.count(tenant, kind, tokens);
+    }
+
+    /// Counts usage objects of workers that could not be read.
+    pub fn count_unreadable_usage(&self, objects: u64) {
+        self.unreadable_usage.inc_by(objects);
     }
 
     /// The requests that were counted.
@@ -173,6 +189,7 @@ impl Metrics {
                 "Prompt tokens that were cached according to the answers, of prompts of which cache_aware \
                  expected some to be cached.",
             )?,
+            tokens: TokenMetrics::register(registry)?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
@@ -190,6 +207,8 @@ impl Metrics {
                 .map(|ending| self.requests.with_label_values(&[ending.name(), model])),
             duration: self.duration.with_label_values(&[model]),
             first_byte: self.first_byte.with_label_values(&[model]),
+            tokens: self.tokens.model(model),
+            unreadable_usage: self.tokens.unreadable.clone(),
         }
     }
 
@@ -202,6 +221,7 @@ impl Metrics {
         }
         let _absent = self.duration.remove_label_values(&[model]);
         let _absent = self.first_byte.remove_label_values(&[model]);
+        self.tokens.forget(model);
     }
 
     /// The handles of a policy.

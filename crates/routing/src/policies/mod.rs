@@ -6,6 +6,7 @@
 
 mod metrics;
 mod preference;
+mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tracing::warn;
 
 pub use metrics::{Ending, Endings, Metrics, ModelMetrics};
 pub use preference::least_preferred_rank;
+pub use tokens::TokenKind;
 
 use crate::fleet::{Rank, Snapshot};
 use crate::policy::{self, Candidate, Decision, Kind, Memory, Policy};
