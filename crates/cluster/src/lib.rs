@@ -14,6 +14,7 @@ pub mod codec;
 pub mod crdt;
 pub mod membership;
 mod node;
+mod plausible;
 pub mod replication;
 pub mod state;
 pub mod timers;

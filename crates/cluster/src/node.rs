@@ -28,6 +28,13 @@ use crate::state::{State, Version, Write};
 /// counted, so a reader of events must compare with the whole list of members from time to time.
 const MAX_EVENTS: usize = 16 * 1024;
 
+/// A writer that has not ended, and whose name is not listed for this long, has ended.
+const UNLISTED_FOR: Duration = Duration::from_secs(30);
+
+/// A member is informed of a later generation of its name when it was known for this long: it takes a moment until a restart is
+/// known everywhere.
+const OUTDATED_FOR: Duration = Duration::from_secs(3);
+
 /// Settings of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -112,8 +119,12 @@ pub struct Node {
     frames: FrameCounters,
     /// Frames handled, by kind.
     received: BTreeMap<&'static str, u64>,
-    /// When to check next for writers that are not members and that a peer has retired.
-    check_unlisted_at: Duration,
+    /// When to compare writers and peers with the members next.
+    compare_at: Duration,
+    /// Writers that have not ended and whose names membership does not list, and since when.
+    unlisted: BTreeMap<NodeId, Duration>,
+    /// Members that are present although a later generation of their name is known, and since when.
+    outdated: BTreeMap<NodeId, Duration>,
     /// The time of the last input, which is the time of what is sent after it.
     now: Now,
 }
@@ -145,7 +156,9 @@ impl Node {
             events: VecDeque::new(),
             frames: FrameCounters::default(),
             received: BTreeMap::new(),
-            check_unlisted_at: now.mono,
+            compare_at: now.mono,
+            unlisted: BTreeMap::new(),
+            outdated: BTreeMap::new(),
             now,
         })
     }
@@ -183,9 +196,10 @@ impl Node {
             let changes = self.replication.handle_tick(now, &mut self.rng);
             self.apply_changes(now, changes);
         }
-        if now.mono >= self.check_unlisted_at {
-            self.check_unlisted_at = now.mono + Duration::from_secs(1);
+        if now.mono >= self.compare_at {
+            self.compare_at = now.mono + Duration::from_secs(1);
             self.end_unlisted_writers(now);
+            self.connect_missing_peers(now);
         }
     }
 
@@ -413,24 +427,49 @@ impl Node {
     }
 
     /// Ends writers that left before this node joined: it receives their rows, but never hears that they left (R34). It
-    /// is not enough that they are not listed here, because a member that is down may be unknown. It is enough that,
-    /// besides, a peer has retired them.
+    /// is enough that a peer has retired them. Otherwise they are ended when they were not listed for a while (R48): a member
+    /// that is down may be unknown here at first, but the others list it, and a writer that no member ever was would
+    /// stay for ever.
     fn end_unlisted_writers(&mut self, now: Now) {
         let writers = self.replication.state().writers();
         let me = &self.replication.me().name;
-        let unlisted: Vec<NodeId> = writers
-            .current()
-            .filter(|(writer, id)| {
-                id.name != *me
-                    && !writers.has_ended(*writer)
-                    && !self.membership.lists(&id.name)
-                    && self.replication.is_retired_by_a_peer(*writer)
-            })
-            .map(|(_, id)| id.clone())
-            .collect();
-        for id in unlisted {
+        let unlisted = writers.current().filter(|(writer, id)| {
+            id.name != *me && !writers.has_ended(*writer) && !self.membership.lists(&id.name)
+        });
+        let (mut still, mut ended) = (BTreeMap::new(), Vec::new());
+        for (writer, id) in unlisted {
+            let since = self.unlisted.get(id).copied().unwrap_or(now.mono);
+            if self.replication.is_retired_by_a_peer(writer) || now.mono >= since + UNLISTED_FOR {
+                ended.push(id.clone());
+            } else {
+                still.insert(id.clone(), since);
+            }
+        }
+        self.unlisted = still;
+        for id in ended {
             self.replication.peer_forgotten(now, &id);
         }
+    }
+
+    /// Connects members that are present and that replication could not take when they came, because it remembered too many
+    /// writers then. Informs those that have ended here of the later generation (R45): if that never was, they must exceed it
+    /// to be taken for what they are.
+    fn connect_missing_peers(&mut self, now: Now) {
+        let members = self.membership.members().filter(|member| member.state.is_present());
+        let mut outdated = BTreeMap::new();
+        for member in members.collect::<Vec<_>>() {
+            let later = self.replication.state().writers().later_generation(&member.node);
+            if let Some(later) = later {
+                let since = self.outdated.get(&member.node).copied().unwrap_or(now.mono);
+                if now.mono >= since + OUTDATED_FOR {
+                    self.membership.report_generation(&member, later);
+                }
+                outdated.insert(member.node, since);
+            } else if !self.replication.reaches(&member.node) {
+                self.replication.peer_up(now, &member.node);
+            }
+        }
+        self.outdated = outdated;
     }
 
     fn push_event(&mut self, event: Event) {

@@ -5,6 +5,7 @@
 //! the newest, and events, of which a slow reader misses some. The node makes all decisions. `measure` sets the gauges.
 
 mod measure;
+mod refused_log;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -24,6 +25,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::ClientEndpoint;
+use crate::driver::refused_log::RefusedLog;
 use crate::link::{Dialler, Link};
 use crate::metrics::Metrics;
 use crate::service::Incoming;
@@ -123,6 +125,8 @@ pub(super) struct Driver {
     measured: BTreeSet<NodeName>,
     /// `Clock::mono` when another router last claimed this one's name.
     contested: Option<Duration>,
+    /// When input of other routers that contradicts the clock or a limit was last logged.
+    refused_log: RefusedLog,
     /// The sender that the driver answers when everything is sent.
     departing: Option<oneshot::Sender<()>>,
 }
@@ -162,6 +166,7 @@ impl Driver {
             written: VecDeque::new(),
             measured: BTreeSet::new(),
             contested: None,
+            refused_log: RefusedLog::default(),
             departing: None,
         }
     }

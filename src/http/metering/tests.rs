@@ -110,12 +110,12 @@ fn a_request_that_is_dropped_settles_at_what_had_passed() {
 fn a_panic_settles() {
     let (mut meter, told) = meter(CHAT);
     meter.answer(&answer(200, STREAM), counters().0);
-    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+    let serving = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         let mut meter = meter;
         meter.observe(CHUNK);
         panic!("as a test wants it");
     }));
-    assert!(panicked.is_err());
+    assert!(serving.is_err());
     assert_eq!(only(&told).origin, Origin::Estimated);
 }
 

@@ -16,6 +16,7 @@ use crate::membership::identity::Identity;
 use crate::membership::join_state::{Claim, ClaimOutcome, Claimant};
 use crate::membership::message::{Hello, StillHere};
 use crate::membership::packet::PacketCodec;
+use crate::membership::screening::Evidence;
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
 
@@ -23,18 +24,19 @@ use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
 const MAX_CLAIMS: usize = 64;
 
 impl Membership {
-    /// The live member here that holds the name of `identity`, if that is another process at another address.
-    fn live_holder(&self, identity: &Identity) -> Option<&Identity> {
+    /// The live member here that holds the name of `identity`, if that is another process at another address. A process at
+    /// the same address has replaced it, unless the claim is absurd: then the holder is asked too.
+    fn live_holder(&self, now: Now, identity: &Identity) -> Option<&Identity> {
         let record = self.table.get(&identity.name)?;
         let is_live = matches!(record.state, Some(MemberState::Alive | MemberState::Suspected));
         let is_another = record.identity.generation != identity.generation
-            && record.identity.address != identity.address;
+            && (record.identity.address != identity.address || identity.is_absurd(now));
         (is_live && is_another).then_some(&record.identity)
     }
 
     /// Whether `identity` would replace a live member that may still answer for its name.
-    pub(super) fn is_claim(&self, identity: &Identity) -> bool {
-        self.live_holder(identity).is_some_and(|holder| identity.claim() > holder.claim())
+    pub(super) fn is_claim(&self, now: Now, identity: &Identity) -> bool {
+        self.live_holder(now, identity).is_some_and(|holder| identity.claim() > holder.claim())
             && !self.is_granted(identity)
     }
 
@@ -49,7 +51,7 @@ impl Membership {
     /// If the sender of a join probe claims the name of a live member, challenges that member. Returns whether it does.
     pub(super) fn defers_newcomer(&mut self, now: Now, from: SocketAddr, hello: &Hello) -> bool {
         let holder =
-            self.live_holder(&hello.identity).filter(|_| !self.is_granted(&hello.identity));
+            self.live_holder(now, &hello.identity).filter(|_| !self.is_granted(&hello.identity));
         let Some(holder) = holder.cloned() else { return false };
         let claimant = Claimant::Newcomer(hello.clone(), from);
         self.begin_claim(now, holder, claimant, hello.joined);
@@ -59,11 +61,11 @@ impl Membership {
     /// If a member of which another node reports would replace a live member, challenges the live one. Returns whether
     /// the report must not reach foca. That a later process of the name is down says nothing of the live one.
     pub(super) fn defers_member(&mut self, now: Now, member: &Member<Identity>) -> bool {
-        if !self.is_claim(member.id()) {
+        if !self.is_claim(now, member.id()) {
             return false;
         }
         if member.state() != State::Down
-            && let Some(holder) = self.live_holder(member.id()).cloned()
+            && let Some(holder) = self.live_holder(now, member.id()).cloned()
         {
             self.begin_claim(now, holder, Claimant::Listed(member.clone()), true);
         }
@@ -126,7 +128,8 @@ impl Membership {
         }
     }
 
-    /// The packet without reports of members that would replace a live one; `None` if its sender itself would.
+    /// The packet without reports of members that are not believed or would replace a live one; `None` if that is so of its
+    /// sender itself.
     pub(super) fn without_claims<'a>(
         &mut self,
         now: Now,
@@ -140,12 +143,19 @@ impl Membership {
             return Some(Cow::Borrowed(packet));
         }
         let sender = Member::new(header.src, header.src_incarnation, State::Alive);
-        if self.defers_member(now, &sender) {
+        let mut room = self.room();
+        if !self.believes(now, &sender, Evidence::Sender, &mut room)
+            || self.defers_member(now, &sender)
+        {
             return None;
         }
+        // The sender may report itself too.
+        let mut room = self.room();
         let mut kept = Vec::with_capacity(members.len());
         for (member, bytes) in &members {
-            if !self.defers_member(now, member) {
+            let evidence =
+                if member.id() == sender.id() { Evidence::Sender } else { Evidence::Relayed };
+            if self.believes(now, member, evidence, &mut room) && !self.defers_member(now, member) {
                 kept.push(*bytes);
             }
         }

@@ -22,6 +22,14 @@ pub struct Counters {
     pub refusals: u64,
     /// Holders of a name that did not answer when a newcomer claimed it.
     pub unanswered_challenges: u64,
+    /// Reports of members, and claims to this node's name, whose claim is absurd against the clock.
+    pub absurd_claims: u64,
+    /// Reports of unknown members that were not believed, because too many members have not answered a probe yet.
+    pub refused_strangers: u64,
+    /// Reports of unknown members that were refused because the list is full of members that are present.
+    pub refused_members: u64,
+    /// Times that this node was to begin a later generation, but had begun several a moment ago.
+    pub refused_generations: u64,
     /// Frames that were dropped because nobody took them.
     pub dropped_frames: u64,
 }

@@ -91,6 +91,7 @@ impl Membership {
             self.probe = None;
             if let Some(record) = self.table.get_mut(&peer) {
                 record.rtt = Some(rtt);
+                record.met = true;
             }
         }
         self.counters.failed_probes += u64::from(std::mem::take(&mut effects.failed_probes));
@@ -127,13 +128,17 @@ impl Membership {
         if self.me.departed || self.me.refused.is_some() {
             return;
         }
-        if let Some(accuser) = accuser {
-            self.send_join_probe(accuser.address);
+        // Once per probe period: the answer leads to an announcement, which may lead back to here at once.
+        if let Some(accuser) = accuser
+            && !self.was_asked_within(self.config.probe_period, now, accuser.address)
+        {
+            self.send_join_probe(now, accuser.address);
         }
         if now.mono >= self.me.renew_at {
             self.renew(now);
-        } else {
+        } else if self.me.renewal_scheduled_for != Some(self.me.renew_at) {
             let at = self.me.renew_at;
+            self.me.renewal_scheduled_for = Some(at);
             self.timers.schedule(at, RANK_OWN, Due::Renew { at });
         }
     }
@@ -240,15 +245,19 @@ impl Membership {
     }
 
     pub(super) fn sweep(&mut self, now: Now) {
-        for identity in self.table.sweep(now.mono, self.config.max_members.get()) {
-            self.drive(now, |swim, effects| {
-                swim.handle_timer(Timer::RemoveDown(identity), effects)
-            });
-        }
+        self.table.expire_goodbyes(now.mono);
+        // All at once: comparing the table with foca's list in between would list those again that foca still has.
+        let mut forgotten = self.table.sweep(now, self.config.max_members.get()).into_iter();
+        self.drive(now, |swim, effects| {
+            forgotten.try_for_each(|identity| {
+                swim.handle_timer(Timer::RemoveDown(identity), &mut *effects)
+            })
+        });
         self.is_sweep_scheduled = false;
         self.next_sweep = now.mono + self.sweep_period();
         // Schedules the next sweep, unless the table is empty.
         self.update_table(now, &BTreeMap::new());
+        self.seek_vouchers(now);
     }
 
     pub(super) fn sweep_period(&self) -> Duration {

@@ -12,6 +12,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, NodeId, NodeName};
+use smg_types::now::Now;
+
+use crate::plausible::{RANDOM_BITS, latest_generation};
 
 /// A member, as it presents itself at one moment.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,9 +30,12 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Claims at or above this are refused: no honest node gets there before the year 2100, and the rightful owner of a
-    /// name could not claim more.
+    /// Claims at or above this are refused in every case: no honest node gets there before the year 2100, and the
+    /// rightful owner of a name could not claim more.
     pub const MAX_CLAIM: u64 = 1 << 62;
+
+    /// A node raises its claim above another one only if this much is left below [`Self::MAX_CLAIM`] for later raises.
+    pub(super) const CLAIM_ROOM: u64 = 1 << 40;
 
     /// The name and the generation, without renewals and address.
     #[must_use]
@@ -55,15 +61,22 @@ impl Identity {
     pub const fn is_plausible(&self) -> bool {
         self.claim() < Self::MAX_CLAIM
     }
+
+    /// Whether the claim is beyond what a process can have whose clock is right or ahead by days. Such a claim counts only
+    /// if the process itself makes it, and only while that can be reached (see `screening`).
+    pub(super) fn is_absurd(&self, now: Now) -> bool {
+        self.claim() > latest_generation(now).0
+    }
 }
 
 /// The generation of a process that starts at the wall-clock time `wall`: milliseconds since 1970 above twenty random
 /// bits. The random bits distinguish two processes that start with the same reading, as after a clock was set back.
 #[must_use]
 pub fn generation_at(wall: std::time::Duration, chance: u32) -> Generation {
-    let millis =
-        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX).min((Identity::MAX_CLAIM >> 20) - 1);
-    Generation((millis << 20) | u64::from(chance & 0xf_ffff))
+    let millis = u64::try_from(wall.as_millis())
+        .unwrap_or(u64::MAX)
+        .min((Identity::MAX_CLAIM >> RANDOM_BITS) - 1);
+    Generation((millis << RANDOM_BITS) | u64::from(chance & ((1 << RANDOM_BITS) - 1)))
 }
 
 impl foca::Identity for Identity {

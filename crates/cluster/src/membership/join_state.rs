@@ -14,13 +14,22 @@ use crate::membership::message::Hello;
 /// Join addresses that are remembered; more are ignored.
 pub(super) const MAX_ADDRESSES: usize = 1024;
 
+/// How long an answer to a join probe counts as one.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long an address counts as this node's own.
+const OWN_ADDRESS_LASTS: Duration = Duration::from_secs(30);
+
 /// The addresses to probe, and the claims to a name that are not decided yet.
 #[derive(Debug, Default)]
 pub(super) struct JoinState {
     /// The join addresses.
     pub(super) addresses: BTreeSet<SocketAddr>,
-    /// Addresses that turned out to be this node's.
-    pub(super) own_addresses: BTreeSet<SocketAddr>,
+    /// Addresses that turned out to be this node's, each with when that was. They are forgotten after a while, because
+    /// any node may have sent the probe that seemed to come back.
+    pub(super) own_addresses: BTreeMap<SocketAddr, Duration>,
+    /// Addresses that were sent a join probe, and when.
+    pub(super) asked: BTreeMap<SocketAddr, Duration>,
     /// Addresses that were probed since all of them had their turn.
     pub(super) probed: BTreeSet<SocketAddr>,
     /// When the next round is due; an older timer is void.
@@ -31,6 +40,30 @@ pub(super) struct JoinState {
     pub(super) claims: BTreeMap<NodeName, Claim>,
     /// Another process with this node's name, and how often it was challenged.
     pub(super) namesake: Option<(Identity, u32)>,
+}
+
+impl JoinState {
+    /// Notes that a join probe to `address` came back to this node.
+    pub(super) fn note_own_address(&mut self, now: Duration, address: SocketAddr) {
+        if self.own_addresses.len() < MAX_ADDRESSES || self.own_addresses.contains_key(&address) {
+            self.own_addresses.insert(address, now);
+        }
+    }
+
+    /// Forgets addresses of this node that were not seen to be its own for a while.
+    pub(super) fn expire_own_addresses(&mut self, now: Duration) {
+        self.own_addresses.retain(|_, at| now < *at + OWN_ADDRESS_LASTS);
+    }
+
+    /// Notes that `address` is sent a join probe.
+    pub(super) fn note_asked(&mut self, now: Duration, address: SocketAddr) {
+        if self.asked.len() >= MAX_ADDRESSES / 4 {
+            self.asked.retain(|_, at| now < *at + ANSWER_WITHIN);
+        }
+        if self.asked.len() < MAX_ADDRESSES {
+            self.asked.insert(address, now);
+        }
+    }
 }
 
 /// A claim to the name of a live member.

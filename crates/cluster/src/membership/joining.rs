@@ -11,23 +11,26 @@ use std::time::Duration;
 
 use foca::{Member, State};
 use rand::RngExt;
-use smg_types::ids::Generation;
+use smg_types::ids::{Generation, NodeId};
 use smg_types::now::Now;
 
 use crate::codec::{self, Frame, Kind, PayloadError};
-use crate::membership::event::Event;
+use crate::membership::event::{Event, MemberView};
 use crate::membership::identity::Identity;
 use crate::membership::join_state::MAX_ADDRESSES;
 use crate::membership::message::{
     Goodbye, Hello, Listed, ListedState, MAX_WELCOME_MEMBERS, Refusal, RefusalReason, Welcome,
 };
+use crate::membership::screening::Evidence;
 use crate::membership::state::MemberState;
 use crate::membership::{Due, Membership, NEWCOMER_LISTED, RANK_OWN};
+use crate::plausible::{CLOCK_ERROR, claims_of};
 
 impl Membership {
     /// Takes the join addresses: the whole list, each time that names were resolved. An empty list means that there is
     /// no other router to join.
     pub fn join(&mut self, now: Now, addresses: &[SocketAddr]) {
+        self.joining.expire_own_addresses(now.mono);
         let addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
         let former = std::mem::replace(&mut self.joining.addresses, addresses);
         self.become_alive_if_alone(now);
@@ -37,21 +40,20 @@ impl Membership {
         {
             self.run_join_round(now);
         } else if self.swim.num_members() == 0 && self.me.state != MemberState::Leaving {
-            self.probe_new_addresses(&former);
+            self.probe_new_addresses(now, &former);
         }
     }
 
     /// Probes join addresses that were not in the list before. Names are resolved one by one: if the first address is that
     /// of a router that is gone, the others must not wait for the next round.
-    fn probe_new_addresses(&mut self, former: &BTreeSet<SocketAddr>) {
+    fn probe_new_addresses(&mut self, now: Now, former: &BTreeSet<SocketAddr>) {
         let mine = self.swim.identity().address;
-        let new =
-            self.joining.addresses.difference(former).copied().filter(|address| {
-                *address != mine && !self.joining.own_addresses.contains(address)
-            });
+        let new = self.joining.addresses.difference(former).copied().filter(|address| {
+            *address != mine && !self.joining.own_addresses.contains_key(address)
+        });
         let new = self.pick(new.collect(), self.config.join_alone_fanout.get());
         for address in &new {
-            self.send_join_probe(*address);
+            self.send_join_probe(now, *address);
         }
         self.joining.probed.extend(new);
     }
@@ -72,7 +74,8 @@ impl Membership {
     fn has_foreign_join_address(&self) -> bool {
         let mine = self.swim.identity().address;
         let mut addresses = self.joining.addresses.iter();
-        addresses.any(|address| *address != mine && !self.joining.own_addresses.contains(address))
+        addresses
+            .any(|address| *address != mine && !self.joining.own_addresses.contains_key(address))
     }
 
     pub(super) fn run_join_round_if_current(&mut self, now: Now, at: Duration) {
@@ -81,7 +84,8 @@ impl Membership {
         }
     }
 
-    pub(super) fn send_join_probe(&mut self, address: SocketAddr) {
+    pub(super) fn send_join_probe(&mut self, now: Now, address: SocketAddr) {
+        self.joining.note_asked(now.mono, address);
         let (identity, joined) = (self.swim.identity().clone(), self.is_joined());
         let hello = Hello { identity, dialled: address, joined };
         self.send_message(address, None, Kind::Hello, &hello);
@@ -90,7 +94,7 @@ impl Membership {
     fn run_join_round(&mut self, now: Now) {
         let is_alone = self.swim.num_members() == 0;
         let join_addresses = self.joining.addresses.iter().copied().filter(|address| {
-            !self.joining.own_addresses.contains(address) && !self.table.is_present_at(*address)
+            !self.joining.own_addresses.contains_key(address) && !self.table.is_present_at(*address)
         });
         let down = self
             .table
@@ -104,7 +108,7 @@ impl Membership {
             let fanout =
                 if is_alone { self.config.join_alone_fanout } else { self.config.join_fanout };
             for address in self.pick_in_turn(&candidates, fanout.get()) {
-                self.send_join_probe(address);
+                self.send_join_probe(now, address);
             }
         }
         self.joining.is_paused = !self.may_find_others();
@@ -182,6 +186,8 @@ impl Membership {
         };
         let others = self.table.iter().filter_map(|record| {
             let state = match record.state {
+                // What this node only has from others must not go round for ever.
+                Some(MemberState::Down) | None if !record.met => return None,
                 None => ListedState::Gone,
                 Some(MemberState::Init) => return None,
                 Some(MemberState::Alive) => ListedState::Alive,
@@ -217,6 +223,7 @@ impl Membership {
             return;
         }
         self.me.refused = None;
+        let has_answered = self.was_asked(now, welcome.from.address);
         if let Some(known) = welcome.known.filter(|known| known.name == me.name) {
             if !known.is_plausible() {
                 self.counters.stray_messages += 1;
@@ -232,16 +239,25 @@ impl Membership {
         if self.me.state == MemberState::Init {
             self.set_own_state(now, MemberState::Alive);
         }
-        self.merge_member_list(now, welcome.members);
         let host = welcome.from;
-        if !self.is_claim(&host) {
+        self.merge_member_list(now, &host, has_answered, welcome.members);
+        if !self.is_claim(now, &host) {
             self.drive(now, |swim, effects| swim.announce(host, effects));
         }
     }
 
-    /// Raises this node's claim above `known`, so that nodes which know `known` under its name believe it.
+    /// Raises this node's claim above `known`, so that nodes which know `known` under its name believe it. But not so far
+    /// that no room is left for later raises; and a node that is in a cluster does not follow a claim that is beyond both
+    /// the clock and its own claim, because the nodes that hold it forget it.
     pub(super) fn raise_claim_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
+        let is_far = known.is_absurd(now)
+            && known.claim().saturating_sub(me.claim()) > claims_of(CLOCK_ERROR)
+            && self.me.state != MemberState::Init;
+        if is_far || known.claim() >= Identity::MAX_CLAIM - Identity::CLAIM_ROOM {
+            self.counters.absurd_claims += 1;
+            return;
+        }
         if known.generation > me.generation {
             // A later generation has written rows. If this node went on below it, it would be taken for the earlier
             // one.
@@ -254,10 +270,30 @@ impl Membership {
         }
     }
 
+    /// Informs a member that a later generation of its name is remembered here, so that it goes on above that one (R45).
+    pub(crate) fn report_generation(&mut self, member: &MemberView, later: Generation) {
+        let NodeId { name, generation } = &member.node;
+        let known =
+            Identity { name: name.clone(), generation: later, renewal: 0, address: member.address };
+        let welcome = Welcome {
+            to: *generation,
+            from: self.swim.identity().clone(),
+            seen_as: member.address,
+            known: Some(known),
+            members: Vec::new(),
+        };
+        self.send_message(member.address, Some(name.clone()), Kind::Welcome, &welcome);
+    }
+
     pub(super) fn begin_generation_above(&mut self, now: Now, known: &Identity) {
         let me = self.swim.identity().clone();
+        self.me.must_exceed = self.me.must_exceed.max(known.generation);
+        if !self.me.may_begin_generation(now.mono) {
+            self.counters.refused_generations += 1;
+            return;
+        }
         // A random part, so that two processes which do this at the same time get different generations.
-        let above = known.generation.0 + 1 + u64::from(self.rng.random::<u16>());
+        let above = self.me.must_exceed.0 + 1 + u64::from(self.rng.random::<u16>());
         let later = Identity { generation: Generation(above), renewal: 0, ..me.clone() };
         let later = later.raised_above(known.claim());
         self.events.push_back(Event::NewGeneration { was: me.node(), is: later.node() });
@@ -266,8 +302,16 @@ impl Membership {
 
     /// Merges a member list. Members that are down are added only if they are unknown here: a list from the other side
     /// of a partition must not declare live members down.
-    fn merge_member_list(&mut self, now: Now, members: Vec<Listed>) {
+    fn merge_member_list(
+        &mut self,
+        now: Now,
+        host: &Identity,
+        has_answered: bool,
+        members: Vec<Listed>,
+    ) {
         let mine = self.swim.identity().name.clone();
+        let mut room = self.room();
+        let host_is_met = has_answered || self.table.get(&host.name).is_some_and(|host| host.met);
         let mut updates = Vec::new();
         let mut down_since = BTreeMap::new();
         let mut leaving = Vec::new();
@@ -282,24 +326,37 @@ impl Membership {
                 ListedState::Alive | ListedState::Suspected | ListedState::Leaving => {
                     let is_suspected = state == ListedState::Suspected;
                     let in_foca = if is_suspected { State::Suspect } else { State::Alive };
-                    let (name, generation) = (identity.name.clone(), identity.generation);
-                    let member = Member::new(identity, incarnation, in_foca);
-                    if self.defers_member(now, &member) {
+                    let evidence = if identity != *host {
+                        Evidence::Relayed
+                    } else if has_answered {
+                        Evidence::Answer
+                    } else {
+                        Evidence::Sender
+                    };
+                    let member = Member::new(identity.clone(), incarnation, in_foca);
+                    if !self.believes(now, &member, evidence, &mut room)
+                        || self.defers_member(now, &member)
+                    {
                         continue;
                     }
                     updates.push(member);
-                    if state == ListedState::Leaving {
-                        leaving.push((name, generation));
+                    // Of a member that is known, only its own goodbyes count: lists would repeat a false one for ever.
+                    if state == ListedState::Leaving && is_unknown {
+                        leaving.push(identity);
                     }
                 }
                 ListedState::Gone => gone.push(Goodbye { identity, gone: true }),
                 ListedState::Down(ago) => {
-                    if is_unknown
-                        && ago < self.config.forget_after
-                        && self.table.len() < self.config.max_members.get()
+                    let member = Member::new(identity.clone(), incarnation, State::Down);
+                    if !is_unknown {
+                        if host_is_met {
+                            self.table.vouch(now.mono, &identity);
+                        }
+                    } else if ago < self.config.forget_after
+                        && self.believes(now, &member, Evidence::Relayed, &mut room)
                     {
-                        down_since.insert(identity.name.clone(), now.mono.saturating_sub(ago));
-                        updates.push(Member::new(identity, incarnation, State::Down));
+                        down_since.insert(identity.name, now.mono.saturating_sub(ago));
+                        updates.push(member);
                     }
                 }
             }
@@ -308,8 +365,14 @@ impl Membership {
         let applied = self.swim.apply_many(updates.into_iter(), false, &mut effects);
         self.effects = effects;
         self.update_table(now, &down_since);
-        for (name, generation) in leaving {
-            self.table.mark_leaving(now.mono, &name, generation);
+        for identity in leaving {
+            self.table.mark_leaving(now.mono, &identity);
+        }
+        if has_answered
+            && let Some(record) = self.table.get_mut(&host.name)
+            && record.identity.generation == host.generation
+        {
+            record.met = true;
         }
         // Does what foca wanted done above.
         self.drive(now, |_, _| applied);

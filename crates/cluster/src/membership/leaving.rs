@@ -11,6 +11,7 @@ use smg_types::ids::NodeName;
 use smg_types::now::Now;
 
 use crate::codec::Kind;
+use crate::membership::identity::Identity;
 use crate::membership::message::Goodbye;
 use crate::membership::state::MemberState;
 use crate::membership::table::Record;
@@ -62,20 +63,31 @@ impl Membership {
     /// Notes that a member is leaving or gone. Returns whether that was new.
     pub(super) fn apply_goodbye(&mut self, now: Now, goodbye: &Goodbye) -> bool {
         let Goodbye { identity, gone } = goodbye;
+        if identity.is_absurd(now) && !self.is_known_as_absurd(now, identity) {
+            self.counters.absurd_claims += 1;
+            return false;
+        }
         let Some(record) = self.table.get(&identity.name) else { return false };
         if record.identity.generation != identity.generation {
             return false;
         }
         let was_listed = record.state.is_some();
-        let held = record.identity.clone();
-        let news = self.table.mark_leaving(now.mono, &identity.name, identity.generation);
+        // With the higher claim of the two: if the member has not left after all, it learns how much it must claim.
+        let held = &record.identity;
+        let last = if identity.claim() > held.claim() { identity } else { held }.clone();
+        let news = self.table.mark_leaving(now.mono, identity);
         if *gone && was_listed {
-            let dead = Member::down(held);
+            let dead = Member::down(last);
             self.drive(now, |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
             return true;
         }
         self.update_table(now, &BTreeMap::new());
         news
+    }
+
+    /// Whether the member that `identity` names is known with a claim that is as absurd.
+    fn is_known_as_absurd(&self, now: Now, identity: &Identity) -> bool {
+        self.table.get(&identity.name).is_some_and(|record| record.identity.is_absurd(now))
     }
 
     /// Relays goodbyes to a few members, several times: the leaving node may not reach all of them.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use smg_types::ids::Generation;
 
+use crate::codec::at_most;
 use crate::membership::identity::Identity;
 
 /// Most members in a welcome; further ones are learned by gossip.
@@ -36,6 +37,7 @@ pub(super) struct Welcome {
     /// The identity that was known under the newcomer's name: the newcomer must claim more than it to be believed.
     pub(super) known: Option<Identity>,
     /// All members that are known, except the newcomer; the node that answers is among them.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_WELCOME_MEMBERS>")]
     pub(super) members: Vec<Listed>,
 }
 

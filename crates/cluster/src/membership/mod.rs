@@ -20,6 +20,7 @@ mod leaving;
 mod message;
 mod names;
 mod packet;
+mod screening;
 mod state;
 mod swim;
 mod table;
@@ -46,7 +47,7 @@ use crate::membership::packet::PacketCodec;
 use crate::membership::swim::{Effects, Swim};
 use crate::membership::table::Table;
 use crate::timers::Timers;
-use smg_types::ids::{NodeId, NodeName};
+use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
 
 /// Frames that wait for `poll_transmit`, which a driver drains after each call. Beyond, the oldest are dropped and
@@ -89,11 +90,37 @@ struct Me {
     departed: bool,
     /// The earliest time of the next renewal.
     renew_at: Duration,
+    /// The time of the renewal that is scheduled, or was.
+    renewal_scheduled_for: Option<Duration>,
     /// Why it is not let in, while it is not.
     refused: Option<RefusalReason>,
     /// It was a member and gave up its name: it has declared its identity dead, and comes in again only under a renewed
     /// one.
     gave_up_name: bool,
+    /// When it began its latest generations without a new process, the earliest first.
+    generations_begun: VecDeque<Duration>,
+    /// The latest generation of its name that it was told of and could not exceed yet.
+    must_exceed: Generation,
+}
+
+/// A node begins at most [`MAX_GENERATIONS`] generations in this time: each is another writer for all nodes to remember, and a
+/// few forged messages could ask for thousands.
+const GENERATIONS_PERIOD: Duration = Duration::from_secs(30);
+const MAX_GENERATIONS: usize = 3;
+
+impl Me {
+    /// Whether the node may begin another generation now; if so, it counts.
+    fn may_begin_generation(&mut self, now: Duration) -> bool {
+        let is_old = |at: &Duration| *at + GENERATIONS_PERIOD <= now;
+        while self.generations_begun.front().is_some_and(is_old) {
+            self.generations_begun.pop_front();
+        }
+        let may = self.generations_begun.len() < MAX_GENERATIONS;
+        if may {
+            self.generations_begun.push_back(now);
+        }
+        may
+    }
 }
 
 /// The membership of one node.
@@ -153,8 +180,11 @@ impl Membership {
                 since: now.mono,
                 departed: false,
                 renew_at: now.mono,
+                renewal_scheduled_for: None,
                 refused: None,
                 gave_up_name: false,
+                generations_begun: VecDeque::new(),
+                must_exceed: Generation(0),
             },
             table: Table::default(),
             joining: JoinState::default(),

@@ -15,7 +15,6 @@ use smg_types::now::Now;
 use crate::codec::Kind;
 use crate::membership::event::Event;
 use crate::membership::identity::Identity;
-use crate::membership::join_state::MAX_ADDRESSES;
 use crate::membership::message::{Challenge, Hello, Refusal, RefusalReason, StillHere};
 use crate::membership::packet::PacketCodec;
 use crate::membership::state::MemberState;
@@ -29,9 +28,7 @@ impl Membership {
         let (me, it) = (self.swim.identity(), &hello.identity);
         if it.generation == me.generation {
             // This is our own join probe.
-            if self.joining.own_addresses.len() < MAX_ADDRESSES {
-                self.joining.own_addresses.insert(hello.dialled);
-            }
+            self.joining.note_own_address(now.mono, hello.dialled);
             self.become_alive_if_alone(now);
         } else if it.address == me.address {
             // It is an earlier generation at this very address.

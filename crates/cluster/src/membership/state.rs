@@ -64,9 +64,9 @@ impl MemberState {
             // It returns with a renewed claim, or it is forgotten.
             (Some(Self::Down), Some(Self::Alive | Self::Suspected | Self::Leaving) | None) => true,
             (Some(Self::Down), Some(Self::Init | Self::Down)) => false,
-            // A generation never takes back its goodbye.
-            (Some(Self::Leaving), None) => true,
-            (Some(Self::Leaving), Some(_)) => false,
+            // A generation never takes back its goodbye, but one that is not repeated was not its own.
+            (Some(Self::Leaving), Some(Self::Alive | Self::Suspected) | None) => true,
+            (Some(Self::Leaving), Some(Self::Init | Self::Down | Self::Leaving)) => false,
             (Some(Self::Alive), Some(Self::Init | Self::Alive)) => false,
             (Some(Self::Suspected), Some(Self::Init | Self::Suspected)) => false,
             // A later generation takes its place, or the table is full.
@@ -105,11 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn a_goodbye_is_not_taken_back() {
-        for state in MemberState::ALL {
+    fn a_member_that_leaves_is_gone_or_was_not_leaving_and_is_never_down() {
+        for state in [Init, Down, Leaving] {
             assert!(!MemberState::is_legal(Some(Leaving), Some(state)), "LEAVING to {state}");
         }
-        assert!(MemberState::is_legal(Some(Leaving), None));
+        for state in [Some(Alive), Some(Suspected), None] {
+            assert!(MemberState::is_legal(Some(Leaving), state), "LEAVING to {state:?}");
+        }
     }
 
     #[test]

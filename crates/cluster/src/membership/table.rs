@@ -8,10 +8,30 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use foca::State;
-use smg_types::ids::{Generation, NodeName};
+use smg_types::ids::NodeName;
+use smg_types::now::Now;
 
 use crate::membership::identity::Identity;
 use crate::membership::state::{MemberState, Transition};
+
+/// How long a member that is down or gone and was never met is remembered after a member listed it.
+const VOUCHED_FOR: Duration = Duration::from_secs(15);
+
+/// When a member that is down and was never met was last listed this long ago, another member is asked for its list.
+const VOUCH_AGAIN: Duration = Duration::from_secs(4);
+
+/// A member that is leaving repeats its goodbye each second or two. Without one for this long, it is not leaving: the
+/// goodbye was not its own.
+const GOODBYE_LASTS: Duration = Duration::from_secs(30);
+
+/// The goodbye of a generation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Farewell {
+    /// The highest claim of the generation when it said goodbye. A generation that is gone never claims more.
+    claim: u64,
+    /// When the goodbye was last received.
+    at: Duration,
+}
 
 /// A member other than this node.
 #[derive(Debug, Clone)]
@@ -22,8 +42,12 @@ pub(super) struct Record {
     pub(super) state: Option<MemberState>,
     /// When it came into that state, by the monotonic clock.
     pub(super) since: Duration,
-    /// Whether this generation has said goodbye.
-    pub(super) leaving: bool,
+    /// The goodbye of this generation, if it has said one.
+    pub(super) farewell: Option<Farewell>,
+    /// Whether it has ever answered a probe of this node.
+    pub(super) met: bool,
+    /// When it came into its state, or a member that this node has met last listed it so.
+    pub(super) vouched_at: Duration,
     /// When a member that is down, gone or a newcomer is forgotten.
     pub(super) forget_at: Duration,
     /// The round trip of the last probe that it answered.
@@ -57,6 +81,38 @@ impl Table {
         self.iter().filter(|record| record.state.is_some_and(MemberState::is_present))
     }
 
+    /// How many members were never met: those that are present, and those that are down or gone.
+    pub(super) fn count_unmet(&self) -> (usize, usize) {
+        let mut count = (0, 0);
+        for record in self.iter().filter(|record| !record.met) {
+            match record.state {
+                Some(state) if state.is_present() => count.0 += 1,
+                Some(MemberState::Down) | None => count.1 += 1,
+                Some(_) => {}
+            }
+        }
+        count
+    }
+
+    /// A member that this node has met lists this one as down too.
+    pub(super) fn vouch(&mut self, now: Duration, identity: &Identity) {
+        if let Some(record) = self.records.get_mut(&identity.name)
+            && record.state == Some(MemberState::Down)
+            && record.identity.generation == identity.generation
+        {
+            record.vouched_at = now;
+        }
+    }
+
+    /// Whether a member that is down and was never met has not been listed by another for a while.
+    pub(super) fn has_unvouched(&self, now: Duration) -> bool {
+        self.iter().any(|record| {
+            record.state == Some(MemberState::Down)
+                && !record.met
+                && record.vouched_at + VOUCH_AGAIN <= now
+        })
+    }
+
     pub(super) fn is_present_at(&self, address: SocketAddr) -> bool {
         self.present().any(|record| record.identity.address == address)
     }
@@ -82,18 +138,17 @@ impl Table {
         }
     }
 
-    /// Notes that a generation has said goodbye. Returns whether that was new.
-    pub(super) fn mark_leaving(
-        &mut self,
-        now: Duration,
-        name: &NodeName,
-        generation: Generation,
-    ) -> bool {
-        let Some(record) = self.records.get_mut(name) else { return false };
-        if record.identity.generation != generation || record.leaving {
+    /// Notes that the generation of `said_by` has said goodbye. Returns whether that was new.
+    pub(super) fn mark_leaving(&mut self, now: Duration, said_by: &Identity) -> bool {
+        let Some(record) = self.records.get_mut(&said_by.name) else { return false };
+        if record.identity.generation != said_by.generation {
             return false;
         }
-        record.leaving = true;
+        let claim = record.identity.claim().max(said_by.claim());
+        let before = record.farewell.replace(Farewell { claim, at: now });
+        if before.is_some() {
+            return false;
+        }
         let (identity, incarnation) = (record.identity.clone(), record.incarnation);
         match record.state {
             Some(MemberState::Alive | MemberState::Suspected) => {
@@ -132,9 +187,7 @@ impl Table {
                 // A later generation is a newcomer.
                 continue;
             }
-            let leaving = self.records.get(&identity.name).is_some_and(|record| {
-                record.leaving && record.identity.generation == identity.generation
-            });
+            let leaving = self.is_leaving(identity);
             let state = match member.state() {
                 State::Alive | State::Suspect if leaving => Some(MemberState::Leaving),
                 State::Alive => Some(MemberState::Alive),
@@ -156,10 +209,40 @@ impl Table {
         debug_assert!(seen <= self.records.len(), "each member of foca's list has a record");
     }
 
+    /// Whether the generation of `identity` has said goodbye. One that is said to be gone, and claims more than it did, is
+    /// not gone: the goodbye was not its own.
+    fn is_leaving(&mut self, identity: &Identity) -> bool {
+        let Some(record) = self.records.get_mut(&identity.name) else { return false };
+        let Some(farewell) = record.farewell else { return false };
+        if record.identity.generation != identity.generation {
+            return false;
+        }
+        let is_refuted = record.state.is_none() && identity.claim() > farewell.claim;
+        if is_refuted {
+            record.farewell = None;
+        }
+        !is_refuted
+    }
+
+    /// Drops goodbyes of members that are present and have not repeated them. Compare with foca's list after this.
+    pub(super) fn expire_goodbyes(&mut self, now: Duration) {
+        for record in self.records.values_mut() {
+            let is_leaving = record.state == Some(MemberState::Leaving);
+            if is_leaving && record.farewell.is_some_and(|f| f.at + GOODBYE_LASTS <= now) {
+                record.farewell = None;
+            }
+        }
+    }
+
     /// Drops records whose time is over. Returns those that foca must forget too.
-    pub(super) fn sweep(&mut self, now: Duration, max: usize) -> Vec<Identity> {
+    pub(super) fn sweep(&mut self, now: Now, max: usize) -> Vec<Identity> {
         let over = |record: &Record| match record.state {
-            Some(MemberState::Init | MemberState::Down) | None => record.forget_at <= now,
+            Some(MemberState::Init) => record.forget_at <= now.mono,
+            Some(MemberState::Down) | None => {
+                record.forget_at <= now.mono
+                    || record.identity.is_absurd(now)
+                    || (!record.met && record.vouched_at + VOUCHED_FOR <= now.mono)
+            }
             Some(MemberState::Alive | MemberState::Suspected | MemberState::Leaving) => false,
         };
         let mut gone: Vec<NodeName> = self
@@ -183,6 +266,17 @@ impl Table {
             gone.extend(absent.into_iter().take(excess).map(|(_, name)| name));
         }
         gone.iter().filter_map(|name| self.forget(name)).collect()
+    }
+
+    /// Drops the record of the member that is down or gone and would be forgotten first; `None` if there is none.
+    pub(super) fn forget_oldest_absent(&mut self) -> Option<Identity> {
+        let absent = self.records.values().filter(|record| match record.state {
+            Some(MemberState::Down) | None => true,
+            Some(_) => false,
+        });
+        let first = absent.min_by_key(|record| (record.met, record.forget_at))?;
+        let name = first.identity.name.clone();
+        self.forget(&name)
     }
 
     /// Drops a record that is not present.
@@ -226,14 +320,21 @@ impl Table {
             Some(before) if same_generation && before.state == state => before.since,
             Some(_) | None => now,
         };
-        let leaving = same_generation && before.is_some_and(|before| before.leaving);
+        let vouched_at = match before {
+            Some(before) if same_generation && before.state == state => before.vouched_at,
+            Some(_) | None => now,
+        };
+        let farewell = before.filter(|_| same_generation).and_then(|before| before.farewell);
         let rtt = before.and_then(|before| before.rtt);
+        let met = before.is_some_and(|before| before.met);
         let record = Record {
             identity: identity.clone(),
             incarnation,
             state,
             since,
-            leaving,
+            farewell,
+            met,
+            vouched_at,
             forget_at,
             rtt,
         };
@@ -244,10 +345,20 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use foca::Member;
+    use smg_types::ids::Generation;
 
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(mono: Duration) -> Now {
+        Now { mono, wall: Duration::from_secs(1_800_000_000) }
+    }
+
+    /// Notes that a member has answered.
+    fn meet(table: &mut Table, name: &str) {
+        table.get_mut(&name.parse().unwrap()).unwrap().met = true;
+    }
 
     fn identity(name: &str, generation: u64) -> Identity {
         Identity {
@@ -298,9 +409,8 @@ mod tests {
     fn a_member_that_said_goodbye_is_gone_and_not_down() {
         let mut table = Table::default();
         update(&mut table, &[Member::alive(identity("a", 1))]);
-        let name = "a".parse().unwrap();
-        assert!(table.mark_leaving(HOUR, &name, Generation(1)));
-        assert!(!table.mark_leaving(HOUR, &name, Generation(1)), "the second time it is not new");
+        assert!(table.mark_leaving(HOUR, &identity("a", 1)));
+        assert!(!table.mark_leaving(HOUR, &identity("a", 1)), "the second time it is not new");
         assert_eq!(transitions(&mut table), ["a@1 ALIVE LEAVING"]);
         assert_eq!(update(&mut table, &[Member::down(identity("a", 1))]), ["a@1 LEAVING -"]);
         // It returns as a later generation.
@@ -311,16 +421,16 @@ mod tests {
     fn a_goodbye_of_another_generation_is_ignored() {
         let mut table = Table::default();
         update(&mut table, &[Member::alive(identity("a", 2))]);
-        assert!(!table.mark_leaving(HOUR, &"a".parse().unwrap(), Generation(1)));
+        assert!(!table.mark_leaving(HOUR, &identity("a", 1)));
     }
 
     #[test]
     fn a_newcomer_that_leaves_before_it_is_a_member_is_dropped() {
         let mut table = Table::default();
         table.list_newcomer(Duration::ZERO, &identity("a", 1), Duration::from_secs(5));
-        table.mark_leaving(Duration::ZERO, &"a".parse().unwrap(), Generation(1));
+        table.mark_leaving(Duration::ZERO, &identity("a", 1));
         assert_eq!(transitions(&mut table), ["a@1 - INIT"]);
-        table.sweep(Duration::from_secs(5), 10);
+        table.sweep(at(Duration::from_secs(5)), 10);
         assert_eq!(transitions(&mut table), ["a@1 INIT -"]);
     }
 
@@ -329,8 +439,9 @@ mod tests {
         let mut table = Table::default();
         update(&mut table, &[Member::down(identity("a", 1))]);
         transitions(&mut table);
-        assert_eq!(table.sweep(HOUR, 10), []);
-        assert_eq!(table.sweep(HOUR + Duration::from_secs(1), 10), [identity("a", 1)]);
+        meet(&mut table, "a");
+        assert_eq!(table.sweep(at(HOUR), 10), []);
+        assert_eq!(table.sweep(at(HOUR + Duration::from_secs(1)), 10), [identity("a", 1)]);
         assert_eq!(transitions(&mut table), ["a@1 DOWN -"]);
     }
 
@@ -344,7 +455,7 @@ mod tests {
             })
             .collect();
         update(&mut table, &members);
-        assert_eq!(table.sweep(Duration::from_secs(2), 5).len(), 10);
+        assert_eq!(table.sweep(at(Duration::from_secs(2)), 5).len(), 10);
         assert_eq!(table.present().count(), 10);
     }
 }

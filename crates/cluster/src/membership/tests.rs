@@ -119,6 +119,7 @@ fn a_node_that_was_alone_probes_a_member_that_is_down_until_it_forgets_it() {
     let mut b = node("b", 2, 20);
     b.join(at(0), &[address(1)]);
     exchange(&mut [&mut a, &mut b], at(1));
+    a.table.get_mut(&b.identity().name).expect("it is listed").met = true;
     let dead = Member::down(b.identity().clone());
     a.drive(at(10), |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
     sent(&mut a);
@@ -202,7 +203,7 @@ fn a_node_that_gave_up_its_name_joins_again_with_a_renewed_identity() {
     assert_eq!(listed(&host), [("a@2".to_owned(), MemberState::Down)]);
     // The namesake goes, and a node that knows of nothing lets this one in.
     let mut stranger = node("s", 3, 1);
-    a.send_join_probe(address(3));
+    a.send_join_probe(at(0), address(3));
     exchange(&mut [&mut a, &mut stranger], at(20));
     assert_eq!(a.refused(), None);
     assert!(events(&mut a).iter().any(|event| matches!(event, Event::Renewed(_))));
@@ -286,6 +287,7 @@ fn a_node_below_its_earlier_generation_goes_on_above_it() {
 #[test]
 fn a_false_down_costs_a_renewal_and_keeps_the_generation() {
     let (mut a, mut b) = joined_pair();
+    a.table.get_mut(&b.identity().name).expect("it is listed").met = true;
     let dead = Member::down(b.identity().clone());
     a.drive(at(10), |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
     assert_eq!(listed(&a), [("b@20".to_owned(), MemberState::Down)]);
@@ -347,6 +349,7 @@ fn a_process_that_was_frozen_reads_its_inbox_before_it_suspects() {
 #[test]
 fn a_member_that_is_down_is_forgotten_by_command() {
     let (mut a, b) = joined_pair();
+    a.table.get_mut(&b.identity().name).expect("it is listed").met = true;
     let dead = Member::down(b.identity().clone());
     a.drive(at(10), |swim, effects| swim.apply_many(std::iter::once(dead), true, effects));
     let name = "b".parse().unwrap();

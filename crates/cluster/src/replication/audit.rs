@@ -4,7 +4,7 @@
 //! node with the lowest reachable name does. Fingerprints may be compared only at the same version of the stream and, in
 //! shared stores, where one stream's rows are ended by another's, only at the same version vector (R37).
 //!
-//! A random peer is audited every 30 to 60 s. When a member comes or goes, rows that died with it may have reached some
+//! Each peer is audited every 20 to 40 s, in turn. When a member comes or goes, rows that died with it may have reached some
 //! nodes and not others, so then all peers are audited soon, and a few times more (R39).
 
 use smg_types::ids::NodeId;

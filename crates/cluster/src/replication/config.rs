@@ -9,7 +9,7 @@ use crate::state::prefixes;
 pub struct Config {
     /// Time between two digests, each to a random peer.
     pub digest_interval: Duration,
-    /// Least time between two audits of a random peer; each waits by chance for up to as long again.
+    /// Least time between two audits of the same peer; each waits by chance for up to as long again.
     pub audit_interval: Duration,
     /// A delta that is not acknowledged, and a pull or a snapshot request that is not answered, is repeated after this
     /// time.
@@ -28,7 +28,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             digest_interval: Duration::from_secs(1),
-            audit_interval: Duration::from_secs(30),
+            audit_interval: Duration::from_secs(20),
             retry: Duration::from_secs(1),
             window_bytes: 1 << 20,
             repair_bytes_per_second: 16 << 20,

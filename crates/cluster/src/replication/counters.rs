@@ -38,6 +38,14 @@ pub struct Counters {
     pub released_rows: u64,
     /// Messages that contradict themselves or come from a node that is not a reachable peer.
     pub refused_messages: u64,
+    /// Claims, deltas and other messages with a version that their writer can't have reached by now.
+    pub absurd_versions: u64,
+    /// Names of writers in messages that were refused because too many are remembered.
+    pub refused_writers: u64,
+    /// Versions that a peer had claimed and that its later digests did not confirm.
+    pub withdrawn_claims: u64,
+    /// Logs of ended writers that were given up from a version on that no member has.
+    pub abandoned_logs: u64,
     /// Parts of messages about stores that this router does not have.
     pub unknown_stores: u64,
     /// Small messages that were dropped because a peer's outbox was full.

@@ -4,6 +4,7 @@
 use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
+use crate::plausible::latest_generation;
 use crate::replication::message::Message;
 use crate::replication::peers::Connected;
 use crate::replication::{Replication, retirement};
@@ -17,8 +18,9 @@ impl Replication {
         if id.name == self.me.name {
             return;
         }
-        let Some(writer) = self.state.writers.intern(id) else {
-            self.counters.refused_messages += 1;
+        self.state.writers.set_latest(latest_generation(now));
+        let Some(writer) = self.state.writers.intern_member(id) else {
+            self.counters.refused_writers += 1;
             return;
         };
         let connected = self.peers.connect(now, id, writer);
@@ -46,7 +48,7 @@ impl Replication {
         self.skip_missed_rounds(now);
         if id.name != self.me.name
             && self.peers.get(&id.name).is_none()
-            && let Some(writer) = self.state.writers.intern(id)
+            && let Some(writer) = self.state.writers.intern_member(id)
         {
             self.peers.list_unreachable(id, writer);
         }
@@ -70,6 +72,11 @@ impl Replication {
         if let Some(writer) = self.state.writers.number(id) {
             self.state.writers.end(writer);
         }
+    }
+
+    /// Whether this generation of a peer is connected.
+    pub(crate) fn reaches(&self, id: &NodeId) -> bool {
+        self.peers.is_reachable(id)
     }
 
     /// Whether any peer has retired `writer`.

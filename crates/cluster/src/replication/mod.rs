@@ -10,7 +10,7 @@
 //! messages out (`send`), what time brings (`upkeep`), saving and restoring (`restore`). What must be remembered for that belongs to parts that own their
 //! fields: the members, with what each has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are
 //! missing here (`pulls`), snapshots on their way in (`snapshot_loads`), what was adopted (`retirement`), when
-//! something is due (`schedule`, `coalescing`, `settling`). What needs no memory is a function of the state:
+//! something is due (`schedule`, `coalescing`, `settling`), what a member that lied has left behind (`leftovers`, `healing`). What needs no memory is a function of the state:
 //! `snapshot`, `audit`, `collection`.
 //!
 //! Not guaranteed: that a write survives if its node dies before any peer has it; that a hint about a prefix arrives.
@@ -26,6 +26,8 @@ mod collection;
 mod config;
 mod confirmations;
 mod counters;
+mod healing;
+mod leftovers;
 mod members;
 pub mod message;
 mod not_applied;
@@ -56,6 +58,7 @@ use crate::replication::coalescing::Coalescing;
 pub use crate::replication::config::Config;
 use crate::replication::confirmations::Confirmations;
 pub use crate::replication::counters::Counters;
+use crate::replication::leftovers::Leftovers;
 use crate::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::replication::peers::Peers;
 use crate::replication::pulls::Pulls;
@@ -84,6 +87,7 @@ pub struct Replication {
     pulls: Pulls,
     loads: SnapshotLoads,
     adoptions: Adoptions,
+    leftovers: Leftovers,
     /// Whether this node has ever applied all that some reachable peer had applied.
     is_warm: bool,
     /// Whether a peer has retired the present generation of this node, or knows that it has ended.
@@ -106,6 +110,7 @@ impl Replication {
             pulls: Pulls::default(),
             loads: SnapshotLoads::default(),
             adoptions: Adoptions::default(),
+            leftovers: Leftovers::default(),
             is_warm: false,
             is_fenced: false,
             counters: Counters::default(),

@@ -19,8 +19,14 @@ use crate::state::{StoreId, Version};
 pub(super) const MAX_OUTBOX: usize = 64;
 /// After a member came or went, peers are audited this soon.
 const FIRST_AUDIT: Duration = Duration::from_secs(2);
+/// Most requests for audited rows that are remembered. Beyond, all are forgotten, and the next audit asks again.
+const MAX_AUDIT_PULLS: usize = 4096;
 /// A peer is given the hot set of hints at most once in this time.
 const HOT_SET_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A version that a peer has claimed and does not repeat in a digest is doubted for this long before it is withdrawn: digests and
+/// acknowledgements may overtake each other.
+const DOUBTED_FOR: Duration = Duration::from_secs(5);
 
 /// Another member of the cluster, reachable or not.
 #[derive(Debug)]
@@ -32,6 +38,13 @@ pub(super) struct Peer {
     has_greeted: bool,
     /// The highest version of each stream that it has claimed, or proved by sending it.
     known: BTreeMap<Stream, u64>,
+    /// Versions in `known` that its last digest did not confirm, and since when.
+    doubted: BTreeMap<Stream, (u64, Duration)>,
+    /// Stores in which this node has been told of more of the peer's own log than the peer's last digest said, how far, and
+    /// since when.
+    overshot: BTreeMap<StoreId, (u64, Duration)>,
+    /// Whether the list of rows without effect has come since its last digest.
+    has_listed_not_applied: bool,
     /// Rows of this node that have no effect there, as it has reported.
     not_applied: BTreeMap<Version, NotAppliedReason>,
     /// How many rows of its own were reported to it as not applied here.
@@ -48,6 +61,8 @@ pub(super) struct Peer {
     /// Its wall clock, as its last digest showed it; `None`: it has sent none.
     clock: Option<Epoch>,
     hot_set_sent_at: Option<Duration>,
+    /// Rows that it was asked for because its fingerprints differed from those here, with the version of their log.
+    audit_pulls: BTreeSet<(Stream, u64)>,
     /// When it is audited out of turn, and how long after that again.
     extra_audit: Option<(Duration, Duration)>,
 }
@@ -61,6 +76,9 @@ impl Peer {
             is_reachable: false,
             has_greeted: false,
             known: BTreeMap::new(),
+            doubted: BTreeMap::new(),
+            overshot: BTreeMap::new(),
+            has_listed_not_applied: false,
             not_applied: BTreeMap::new(),
             reported_not_applied: 0,
             retired: BTreeSet::new(),
@@ -71,6 +89,7 @@ impl Peer {
             repair_credit: 0,
             clock: None,
             hot_set_sent_at: None,
+            audit_pulls: BTreeSet::new(),
             extra_audit: None,
         }
     }
@@ -102,18 +121,25 @@ impl Peer {
     pub(super) fn disconnect(&mut self) {
         self.is_reachable = false;
         self.has_greeted = false;
+        self.doubted.clear();
+        self.overshot.clear();
         self.not_applied.clear();
         self.reported_not_applied = 0;
         self.window.clear();
         self.acks.clear();
         self.outbox.clear();
         self.snapshot_requests.clear();
+        self.audit_pulls.clear();
         self.extra_audit = None;
     }
 
     /// It has sent a digest, which shows its wall clock. Returns whether that was its first one since it became reachable.
     pub(super) fn note_digest(&mut self, clock: Epoch) -> bool {
         self.clock = Some(clock);
+        // While it has such rows, it lists them before each digest.
+        if !std::mem::take(&mut self.has_listed_not_applied) {
+            self.not_applied.clear();
+        }
         !std::mem::replace(&mut self.has_greeted, true)
     }
 
@@ -142,6 +168,67 @@ impl Peer {
         self.window.acknowledge(stream, *known);
     }
 
+    /// Compares what is known of it with the claims of its digest, which names all streams but those of writers that it has
+    /// retired. Withdraws versions that it did not confirm for a while. `mine`: the version of a stream here. Returns how many
+    /// were withdrawn.
+    pub(super) fn withdraw_unconfirmed(
+        &mut self,
+        claimed: &BTreeMap<Stream, u64>,
+        mine: impl Fn(Stream) -> u64,
+        now: Duration,
+    ) -> u64 {
+        let before = std::mem::take(&mut self.doubted);
+        let mut withdrawn = Vec::new();
+        for (stream, known) in &self.known {
+            let is_doubtful = match claimed.get(stream) {
+                Some(version) => version < known,
+                // It may have retired the writer. But it can't have more of it than there is.
+                None => !self.retired.contains(&stream.1) && *known > mine(*stream),
+            };
+            if !is_doubtful {
+                continue;
+            }
+            match before.get(stream) {
+                Some((version, since)) if version == known => {
+                    if now >= *since + DOUBTED_FOR {
+                        withdrawn.push(*stream);
+                    } else {
+                        self.doubted.insert(*stream, (*known, *since));
+                    }
+                }
+                Some(_) | None => {
+                    self.doubted.insert(*stream, (*known, now));
+                }
+            }
+        }
+        for stream in &withdrawn {
+            match claimed.get(stream) {
+                Some(version) => self.known.insert(*stream, *version),
+                None => self.known.remove(stream),
+            };
+        }
+        withdrawn.len() as u64
+    }
+
+    /// Its digest says that its own log of `store` goes up to `stated`, and this node has been told that it goes up to `target`.
+    /// Returns whether that has been so for a while.
+    pub(super) fn is_overshot(
+        &mut self,
+        store: StoreId,
+        stated: u64,
+        target: u64,
+        now: Duration,
+    ) -> bool {
+        if target <= stated {
+            self.overshot.remove(&store);
+            return false;
+        }
+        let (last, since) = self.overshot.get(&store).copied().unwrap_or((target, now));
+        let since = if last == target { since } else { now };
+        self.overshot.insert(store, (target, since));
+        now >= since + DOUBTED_FOR
+    }
+
     /// Why a write of this node has no effect there; `None`: it has reported no reason.
     pub(super) fn not_applied(&self, version: Version) -> Option<NotAppliedReason> {
         self.not_applied.get(&version).copied()
@@ -158,6 +245,7 @@ impl Peer {
         rows: impl Iterator<Item = (Version, NotAppliedReason)>,
     ) {
         self.not_applied = rows.collect();
+        self.has_listed_not_applied = true;
     }
 
     /// Whether it has retired `writer`, so that its digests don't name it any more.
@@ -179,6 +267,7 @@ impl Peer {
         for store in StoreId::ALL {
             self.window.cancel((store, writer));
             self.known.remove(&(store, writer));
+            self.doubted.remove(&(store, writer));
         }
         self.retired.remove(&writer);
     }
@@ -237,6 +326,19 @@ impl Peer {
         let goes_on = gap * 2 < audit_interval;
         self.extra_audit = goes_on.then_some((now.mono + gap, gap * 2));
         true
+    }
+
+    /// It is asked for rows of `stream` at `version`, because its fingerprints differ from those here.
+    pub(super) fn note_audit_pull(&mut self, stream: Stream, version: u64) {
+        if self.audit_pulls.len() == MAX_AUDIT_PULLS {
+            self.audit_pulls.clear();
+        }
+        self.audit_pulls.insert((stream, version));
+    }
+
+    /// Whether it was asked for rows of `stream` at `version`; each time is answered once.
+    pub(super) fn take_audit_pull(&mut self, stream: Stream, version: u64) -> bool {
+        self.audit_pulls.remove(&(stream, version))
     }
 
     /// Whether it may be sent the hot set of hints now; if so, it counts as sent (R40).

@@ -15,6 +15,9 @@ use crate::state::writers::Writer;
 /// A node without any peer for this long takes itself to be alone, rather than not found yet.
 const ALONE_AFTER: Duration = Duration::from_secs(10);
 
+/// Names of forgotten nodes that are remembered: as many as there can be writers.
+const MAX_FORGOTTEN: usize = 4096;
+
 /// The change when membership reported a peer as reachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Connected {
@@ -37,6 +40,8 @@ pub(super) struct Peers {
     forgotten: BTreeSet<NodeName>,
     /// The peer that was sent a message last, so that peers take turns.
     last_served: Option<NodeName>,
+    /// The peer that was audited last.
+    last_audited: Option<NodeName>,
     started_at: Duration,
     /// When a peer became reachable last.
     last_connected_at: Duration,
@@ -49,6 +54,7 @@ impl Peers {
             by_name: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             last_served: None,
+            last_audited: None,
             started_at: now.mono,
             last_connected_at: now.mono,
         }
@@ -98,6 +104,9 @@ impl Peers {
     pub(super) fn forget(&mut self, id: &NodeId) {
         if self.by_name.get(&id.name).is_none_or(|peer| peer.id() == id) {
             self.by_name.remove(&id.name);
+            if self.forgotten.len() == MAX_FORGOTTEN {
+                self.forgotten.pop_first();
+            }
             self.forgotten.insert(id.name.clone());
         }
     }
@@ -175,6 +184,21 @@ impl Peers {
     /// The same among those that can be reached.
     pub(super) fn lowest_known_of_reachable(&self, stream: Stream) -> Option<u64> {
         self.reachable().map(|peer| peer.known(stream)).min()
+    }
+
+    /// The reachable peer that is to be audited next: each in turn. `None` if there is none.
+    pub(super) fn next_to_audit(&mut self) -> Option<NodeName> {
+        let last = self.last_audited.take();
+        let names = || self.reachable().map(|peer| &peer.id().name);
+        let next = last.and_then(|last| names().find(|name| **name > last));
+        let next = next.or_else(|| names().next()).cloned();
+        self.last_audited.clone_from(&next);
+        next
+    }
+
+    /// The number of peers that can be reached.
+    pub(super) fn count_reachable(&self) -> u32 {
+        u32::try_from(self.reachable().count()).unwrap_or(u32::MAX)
     }
 
     /// A reachable peer by chance; `None` if there is none.

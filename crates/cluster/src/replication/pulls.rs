@@ -68,15 +68,15 @@ impl Pulls {
     }
 
     /// The streams that have been missing for long enough to be pulled, by the peer that has most of each. Streams of which
-    /// nothing `is_missing` any more, up to the version given, are dropped.
+    /// nothing `is_missing` any more, up to the version that the peer given has claimed, are dropped.
     pub(super) fn due(
         &mut self,
         now: Duration,
-        is_missing: impl Fn(Stream, u64) -> bool,
+        is_missing: impl Fn(Stream, u64, &NodeName) -> bool,
     ) -> BTreeMap<NodeName, Vec<Stream>> {
         let mut due: BTreeMap<NodeName, Vec<Stream>> = BTreeMap::new();
         self.ahead.retain(|stream, ahead| {
-            let is_missing = is_missing(*stream, ahead.version);
+            let is_missing = is_missing(*stream, ahead.version, &ahead.peer);
             if is_missing && now >= ahead.since + SETTLE {
                 due.entry(ahead.peer.clone()).or_default().push(*stream);
             }
@@ -127,10 +127,10 @@ mod tests {
         pulls.note_ahead(stream, 5, &a, ms(0));
         pulls.note_ahead(stream, 9, &b, ms(100));
         pulls.note_ahead(stream, 7, &a, ms(200));
-        assert!(pulls.due(ms(499), |_, _| true).is_empty());
-        assert_eq!(pulls.due(ms(500), |_, version| version == 9), [(b, vec![stream])].into());
+        assert!(pulls.due(ms(499), |_, _, _| true).is_empty());
+        assert_eq!(pulls.due(ms(500), |_, version, _| version == 9), [(b, vec![stream])].into());
         pulls.note_applied(stream, 9);
-        assert!(pulls.due(ms(5000), |_, _| true).is_empty());
+        assert!(pulls.due(ms(5000), |_, _, _| true).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use smg_types::ids::{NodeId, NodeName};
 use smg_types::now::Now;
 
+use crate::plausible::latest_generation;
 use crate::replication::changes::Changes;
 use crate::replication::cluster_time::Epoch;
 use crate::replication::message::{
@@ -35,24 +36,26 @@ impl Replication {
             self.counters.refused_messages += 1;
             return Changes::default();
         }
+        self.state.writers.set_latest(latest_generation(now));
         let before = self.own_versions();
         let from = &from.name;
-        let changes = match message {
+        let mut changes = match message {
             Message::Digest(digest) => self.handle_digest(now, from, &digest),
             Message::Delta(delta) => self.handle_delta(now, from, &delta),
             Message::Ack(claims) => self.handle_ack(now, from, &claims),
-            Message::Pull(claims) => self.handle_pull(from, &claims),
+            Message::Pull(claims) => self.handle_pull(now, from, &claims),
             Message::Offer(offer) => self.handle_offer(now, from, &offer),
             Message::SnapshotRequest(request) => self.handle_snapshot_request(from, request),
             Message::Snapshot(chunk) => self.handle_snapshot(now, from, chunk),
             Message::Audit(audit) => self.handle_audit(from, &audit),
             Message::AuditPull(pull) => self.handle_audit_pull(from, &pull),
-            Message::AuditRows(rows) => self.handle_audit_rows(now, &rows),
+            Message::AuditRows(rows) => self.handle_audit_rows(now, from, &rows),
             Message::Retired(retired) => self.handle_retired(now, from, &retired),
             Message::Hints(runs) => Changes::of_hints(self.state.prefixes.merge(now, &runs)),
             Message::HotSetRequest => self.handle_hot_set_request(now, from),
             Message::NotApplied(rows) => self.handle_not_applied(from, &rows),
         };
+        changes.conflict |= self.is_killed_in_advance();
         self.plan_push_of_moved(now, before);
         changes
     }
@@ -69,17 +72,24 @@ impl Replication {
 impl Replication {
     /// Resolves `claims`. Returns the streams of writers that are not retired here, and the retired writers among those
     /// named.
-    fn streams(&mut self, claims: &Claims) -> (Vec<StreamClaim>, Vec<Writer>) {
+    fn streams(&mut self, now: Now, claims: &Claims) -> (Vec<StreamClaim>, Vec<Writer>) {
         let mut writers: Vec<Option<Writer>> = Vec::with_capacity(claims.writers.len());
         for id in &claims.writers {
-            writers.push(self.state.writers.intern(id));
+            let writer = self.state.writers.intern(id);
+            self.counters.refused_writers += u64::from(writer.is_none());
+            writers.push(writer);
         }
         let (mut streams, mut retired) = (Vec::new(), Vec::new());
         for claim in &claims.claims {
-            let Some(writer) = writers.get(usize::from(claim.writer)).copied().flatten() else {
+            let place = usize::from(claim.writer);
+            let (Some(id), Some(writer)) = (claims.writers.get(place), writers.get(place)) else {
                 self.counters.refused_messages += 1;
                 continue;
             };
+            let Some(writer) = *writer else { continue };
+            if !self.is_reachable_version(now, id, claim.version.max(claim.floor)) {
+                continue;
+            }
             let Some(store) = self.known_store(claim.store) else { continue };
             let (stream, version, floor) = ((store, writer), claim.version, claim.floor);
             reopen_if_behind(&mut self.state, stream, version);
@@ -93,7 +103,7 @@ impl Replication {
     }
 
     fn handle_digest(&mut self, now: Now, from: &NodeName, digest: &Digest) -> Changes {
-        let (streams, mut retired) = self.streams(&digest.claims);
+        let (streams, mut retired) = self.streams(now, &digest.claims);
         let mut changes = Changes::default();
         // A node whose generation has ended here is notified after each of its digests, until it goes on as a later one (R34).
         let sender = self.peers.get(from).map(Peer::writer);
@@ -114,20 +124,26 @@ impl Replication {
         for claim in &streams {
             changes.conflict |= self.apply_claim(now, from, *claim);
         }
+        let claimed = streams.iter().map(|claim| (claim.stream, claim.version)).collect();
+        self.compare_with_digest(now, from, &claimed);
         if !retired.is_empty() {
             let notice = retirement::notice(&self.state, &retired);
             self.queue(from, notice);
         }
-        self.send_missing_rows(now, from, &streams, digest.relay);
+        self.send_missing_rows(now, from, &claimed, digest.relay);
         changes
     }
 
     /// Sends the sender of a digest the rows that it lacks: this node's own and, if it asks for `relay`, those of other
     /// writers that have settled.
-    fn send_missing_rows(&mut self, now: Now, to: &NodeName, streams: &[StreamClaim], relay: bool) {
+    fn send_missing_rows(
+        &mut self,
+        now: Now,
+        to: &NodeName,
+        claimed: &BTreeMap<Stream, u64>,
+        relay: bool,
+    ) {
         // The digest counts, not what the peer claimed before: it may have restarted without its rows.
-        let claimed: BTreeMap<Stream, u64> =
-            streams.iter().map(|claim| (claim.stream, claim.version)).collect();
         let me = self.state.me;
         let writers: Vec<Writer> = self.state.writers.current().map(|(writer, _)| writer).collect();
         for store in StoreId::ALL {
@@ -187,7 +203,7 @@ impl Replication {
     }
 
     fn handle_ack(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
-        let (streams, _) = self.streams(claims);
+        let (streams, _) = self.streams(now, claims);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.window.reset_backoff();
         }
@@ -198,20 +214,23 @@ impl Replication {
         changes
     }
 
-    fn handle_pull(&mut self, from: &NodeName, claims: &Claims) -> Changes {
-        let (streams, retired) = self.streams(claims);
+    fn handle_pull(&mut self, now: Now, from: &NodeName, claims: &Claims) -> Changes {
+        let (streams, retired) = self.streams(now, claims);
+        let mut changes = Changes::default();
         if !retired.is_empty() {
             let notice = retirement::notice(&self.state, &retired);
             self.queue(from, notice);
         }
         for StreamClaim { stream, version, .. } in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
+            // The peer was told of writes that this node did not make (R19, R45).
+            changes.conflict |= stream.1 == self.state.me && version > target;
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.window.reset_backoff();
                 peer.window.restart(stream, version, target);
             }
         }
-        Changes::default()
+        changes
     }
 }
 
@@ -220,8 +239,12 @@ impl Replication {
     fn handle_delta(&mut self, now: Now, from: &NodeName, delta: &Delta) -> Changes {
         let mut changes = Changes::default();
         let Some(store) = self.known_store(delta.store) else { return changes };
+        let highest = delta.to.max(delta.upto).max(delta.floor);
+        if !self.is_reachable_version(now, &delta.writer, highest) {
+            return changes;
+        }
         let Some(writer) = self.state.writers.intern(&delta.writer) else {
-            self.counters.refused_messages += 1;
+            self.counters.refused_writers += 1;
             return changes;
         };
         let stream = (store, writer);
@@ -299,6 +322,7 @@ impl Replication {
 impl Replication {
     fn handle_offer(&mut self, now: Now, from: &NodeName, offer: &Offer) -> Changes {
         if let Some(store) = self.known_store(offer.store)
+            && self.is_reachable_version(now, &offer.writer, offer.floor)
             && let Some(writer) = self.state.writers.intern(&offer.writer)
         {
             self.load_if_behind(now, from, (store, writer), offer.floor);
@@ -319,6 +343,10 @@ impl Replication {
         let mut changes = Changes::default();
         let Some(store) = self.known_store(chunk.store) else { return changes };
         if !self.loads.expects(store, from, &chunk) {
+            return changes;
+        }
+        if !self.are_reachable_versions(now, &chunk.claims) {
+            self.loads.abandon(store);
             return changes;
         }
         let end = chunk.end.clone();
@@ -354,6 +382,9 @@ impl Replication {
         }
         let pull = audit::differing_buckets(&self.state, &self.loads, store, writer, audit);
         if let Some(pull) = pull {
+            if let Some(peer) = self.peers.get_mut(from) {
+                peer.note_audit_pull((store, writer), pull.version);
+            }
             self.queue(from, Message::AuditPull(pull));
         }
         Changes::default()
@@ -374,12 +405,18 @@ impl Replication {
         Changes::default()
     }
 
-    fn handle_audit_rows(&mut self, now: Now, rows: &AuditRows) -> Changes {
+    fn handle_audit_rows(&mut self, now: Now, from: &NodeName, rows: &AuditRows) -> Changes {
         let mut changes = Changes::default();
         if let Some(store) = self.known_store(rows.store)
             && let Some(writer) = self.state.writers.number(&rows.writer)
         {
             let stream = (store, writer);
+            let peer = self.peers.get_mut(from);
+            if !peer.is_some_and(|peer| peer.take_audit_pull(stream, rows.version)) {
+                // Nobody asked for them (R51).
+                self.counters.refused_messages += 1;
+                return changes;
+            }
             let repaired = audit::repair(&mut self.state, &self.loads, now, stream, rows);
             self.counters.repaired += repaired as u64;
             changes.touch(store, repaired);
@@ -398,7 +435,11 @@ impl Replication {
                 self.is_fenced = true;
                 changes.fenced = true;
             }
-            if !history.closed || self.state.writers.is_retired(writer) {
+            let highest = history.versions.iter().copied().max().unwrap_or(0);
+            if !history.closed
+                || self.state.writers.is_retired(writer)
+                || !self.is_reachable_version(now, &history.writer, highest)
+            {
                 continue;
             }
             for (store, version) in StoreId::ALL.into_iter().zip(&history.versions) {

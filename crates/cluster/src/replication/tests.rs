@@ -272,7 +272,7 @@ fn an_audit_repairs_what_version_vectors_can_not_show() {
     let writer = both[1].state().writers().number(&id("a", 1)).unwrap();
     both[1].state.tables.load.lose(&WorkerId::from_u64(7), writer);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 0);
-    both[0].audit_random_peer(&mut world::rng(1));
+    both[0].audit_next_peer();
     exchange(at(300), &mut both);
     assert_eq!(both[1].state().loads(WorkerId::from_u64(7)).count(), 1);
     assert_eq!(both[1].counters().repaired, 1);

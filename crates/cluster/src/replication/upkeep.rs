@@ -7,13 +7,14 @@ use rand::Rng;
 use smg_types::ids::NodeName;
 use smg_types::now::Now;
 
+use crate::plausible::latest_generation;
 use crate::replication::changes::Changes;
 use crate::replication::message::Message;
 use crate::replication::peer::Peer;
 use crate::replication::schedule::Schedule;
 use crate::replication::{Replication, audit, collection, retirement};
 use crate::state::StoreId;
-use crate::state::writers::Writer;
+use crate::state::writers::{Writer, Writers};
 
 /// Hints that a round checks for expiry.
 const HINTS_PER_ROUND: usize = 4096;
@@ -21,6 +22,7 @@ const HINTS_PER_ROUND: usize = 4096;
 impl Replication {
     /// Does what is due. Call it when [`Replication::next_deadline`] has come.
     pub fn handle_tick(&mut self, now: Now, rng: &mut dyn Rng) -> Changes {
+        self.state.writers.set_latest(latest_generation(now));
         let mut changes = Changes::default();
         let before = self.own_versions();
         if self.schedule.is_round_due(now.mono) {
@@ -35,8 +37,9 @@ impl Replication {
                 let digest = self.digest(now, true);
                 self.queue_digest(&name, digest);
             }
-            if self.schedule.is_audit_due(now.mono, self.config.audit_interval, rng) {
-                self.audit_random_peer(rng);
+            let interval = self.config.audit_interval / self.peers.count_reachable().max(1);
+            if self.schedule.is_audit_due(now.mono, interval, rng) {
+                self.audit_next_peer();
                 changes = changes.and(self.release_quarantine(now));
             }
         }
@@ -70,6 +73,8 @@ impl Replication {
         self.pull_missing_rows(now);
         self.replace_silent_donors(now);
         changes = changes.and(self.settle_ended_writers(now));
+        self.abandon_lost_rows(now);
+        self.forget_unused_writers(now);
         self.collect_tombstones(now);
         self.run_extra_audits(now);
         let refill = self.config.repair_bytes_per_second / Schedule::ROUNDS_PER_SECOND;
@@ -93,9 +98,11 @@ impl Replication {
 
     /// Pulls what peers have had, and this node has lacked, for a while (R16).
     fn pull_missing_rows(&mut self, now: Now) {
-        let state = &self.state;
-        let due = self.pulls.due(now.mono, |(store, writer), version| {
-            state.replica(store).applied(writer) < version && !state.writers.is_retired(writer)
+        let (state, peers) = (&self.state, &self.peers);
+        let due = self.pulls.due(now.mono, |(store, writer), version, peer| {
+            let is_claimed = peers.get(peer).is_some_and(|p| p.known((store, writer)) >= version);
+            let is_missing = state.replica(store).applied(writer) < version;
+            is_claimed && is_missing && !state.writers.is_retired(writer)
         });
         for (from, streams) in due {
             if self.peers.get(&from).is_some_and(Peer::is_reachable) {
@@ -136,7 +143,9 @@ impl Replication {
                 self.retire(now, writer);
             }
         }
-        self.state.forget_retired(now.mono.saturating_sub(self.config.fence), now);
+        let is_crowded = self.state.writers.len() > Writers::MAX / 2;
+        let fence = if is_crowded { Duration::ZERO } else { self.config.fence };
+        self.state.forget_retired(now.mono.saturating_sub(fence), now);
         changes
     }
 
@@ -154,7 +163,7 @@ impl Replication {
 
     /// Whether this node has had peers for a while and has applied all that they have: what they have removed need not
     /// be adopted.
-    fn is_level_with_all(&self, now: Now) -> bool {
+    pub(super) fn is_level_with_all(&self, now: Now) -> bool {
         (self.peers.has_reachable() || self.peers.are_none_expected(now))
             && self.loads.is_empty()
             && self.peers.are_settled_for(3 * self.config.digest_interval, now)
@@ -186,9 +195,9 @@ impl Replication {
         self.counters.collected += collected as u64;
     }
 
-    /// Audits a random peer.
-    pub(super) fn audit_random_peer(&mut self, rng: &mut dyn Rng) {
-        if let Some(name) = self.peers.pick_reachable(rng) {
+    /// Audits the next peer in turn.
+    pub(super) fn audit_next_peer(&mut self) {
+        if let Some(name) = self.peers.next_to_audit() {
             self.audit(&name);
         }
     }

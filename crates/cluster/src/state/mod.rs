@@ -82,7 +82,7 @@ impl State {
     #[must_use]
     pub fn new(me: &NodeId, prefixes: prefixes::Config) -> Self {
         let mut writers = Writers::default();
-        let number = writers.intern(me).expect("the first writer finds room");
+        let number = writers.intern_member(me).expect("the first writer finds room");
         writers.note_member(number, false);
         Self {
             me: number,
@@ -96,7 +96,7 @@ impl State {
     /// Begins a later generation of this node: a new writer, whose stamps are greater than all before. `None` if there are
     /// too many writers.
     pub(crate) fn begin_generation(&mut self, me: &NodeId) -> Option<Writer> {
-        let writer = self.writers.intern(me)?;
+        let writer = self.writers.intern_member(me)?;
         self.writers.note_member(writer, false);
         self.clock.set_author(Author::of(me));
         Some(writer)
@@ -134,12 +134,27 @@ impl State {
     pub(crate) fn forget_retired(&mut self, oldest: Duration, now: Now) {
         for writer in self.writers.retired_before(oldest) {
             if StoreId::ALL.iter().all(|store| !self.replica(*store).is_carried(writer)) {
-                for store in StoreId::ALL {
-                    self.replica_mut(store, now).0.forget(writer);
-                }
-                self.writers.forget(writer);
+                self.forget_writer(writer, now);
             }
         }
+    }
+
+    /// Whether nothing here names `writer`: no log, no row of another writer, no kill that waits.
+    pub(crate) fn is_unused(&self, writer: Writer) -> bool {
+        StoreId::ALL.iter().all(|store| {
+            let replica = self.replica(*store);
+            replica.is_without_log(writer)
+                && !replica.is_carried(writer)
+                && !replica.has_pending_kills(writer)
+        })
+    }
+
+    /// Forgets `writer`, of which nothing is needed any more.
+    pub(crate) fn forget_writer(&mut self, writer: Writer, now: Now) {
+        for store in StoreId::ALL {
+            self.replica_mut(store, now).0.forget(writer);
+        }
+        self.writers.forget(writer);
     }
 
     /// Writes a row of this node; `None` when there was nothing to remove.

@@ -9,6 +9,9 @@
 //!
 //! A writer that has not ended here may have ended elsewhere: a node that joined later has missed that. Other rows may
 //! therefore be dropped in favour of a row only if that row's writer is or was a member here and has not ended.
+//!
+//! Any message can name writers that never were. So names that are not those of members get only a part of the places, and a
+//! generation beyond the clock ends no other one unless it is that of a member that can be reached.
 
 use std::collections::BTreeMap;
 
@@ -43,32 +46,54 @@ pub struct Writers {
     entries: BTreeMap<Writer, Entry>,
     by_id: BTreeMap<NodeId, Writer>,
     next: u32,
+    /// The latest generation that is believed of a writer that is not a member; `None`: any.
+    latest: Option<Generation>,
 }
 
 impl Writers {
     /// Most writers. Names of more are refused, so that hostile messages can't fill the memory.
     pub const MAX: usize = 4096;
+    /// Places that only members get: this node and those that membership lists.
+    pub const FOR_MEMBERS: usize = 512;
     /// The number of retired writers that are never forgotten, at about 1 KB each. A cluster of ten routers that are all
     /// restarted once a day has as many after seven weeks.
     pub const KEPT: usize = 512;
 
-    /// The number of `id`, which is added if it is new; `None` if there are too many writers.
+    /// The number of `id`, which a message names. It is added if it is new; `None` if there are too many writers.
     pub fn intern(&mut self, id: &NodeId) -> Option<Writer> {
-        if let Some(writer) = self.by_id.get(id) {
-            return Some(*writer);
+        self.intern_up_to(Self::MAX - Self::FOR_MEMBERS, id, false)
+    }
+
+    /// The number of `id`, which is this node or a member. It is added if it is new; `None` if there are too many writers.
+    pub(crate) fn intern_member(&mut self, id: &NodeId) -> Option<Writer> {
+        self.intern_up_to(Self::MAX, id, true)
+    }
+
+    /// From now on, generations after `latest` are not believed of writers that are not members.
+    pub(crate) fn set_latest(&mut self, latest: Generation) {
+        self.latest = Some(latest);
+    }
+
+    fn intern_up_to(&mut self, max: usize, id: &NodeId, is_member: bool) -> Option<Writer> {
+        let is_beyond_clock = self.is_beyond_clock(id);
+        if let Some(writer) = self.by_id.get(id).copied() {
+            if is_member && is_beyond_clock {
+                self.end_before(id);
+            }
+            return Some(writer);
         }
-        if self.entries.len() >= Self::MAX {
+        if self.entries.len() >= max {
             return None;
         }
         let writer = Writer(self.next);
         self.next += 1;
-        let mut ended = false;
-        for (other, number) in self.generations(&id.name) {
-            if other.generation > id.generation {
-                ended = true;
-            } else if let Some(entry) = self.entries.get_mut(&number) {
-                entry.ended = true;
-            }
+        let ended = self.generations(&id.name).iter().any(|(other, number)| {
+            let entry = self.entries.get(number);
+            let is_reached = entry.is_some_and(|e| e.member && !e.down && !e.ended);
+            other.generation > id.generation && (is_reached || !self.is_beyond_clock(other))
+        });
+        if is_member || !is_beyond_clock {
+            self.end_before(id);
         }
         let author = Author::of(id);
         self.by_id.insert(id.clone(), writer);
@@ -77,6 +102,28 @@ impl Writers {
             Entry { id: id.clone(), author, member: false, down: false, ended, retired: None },
         );
         Some(writer)
+    }
+
+    /// The latest generation of the name of `id`, if it is later than `id` and ends it.
+    pub(crate) fn later_generation(&self, id: &NodeId) -> Option<Generation> {
+        let last = self.generations(&id.name).into_iter().map(|(id, _)| id);
+        let last = last.filter(|other| !self.is_beyond_clock(other)).max()?;
+        (last.generation > id.generation).then_some(last.generation)
+    }
+
+    fn is_beyond_clock(&self, id: &NodeId) -> bool {
+        self.latest.is_some_and(|latest| id.generation > latest)
+    }
+
+    /// Ends all earlier generations of the name.
+    fn end_before(&mut self, id: &NodeId) {
+        for (other, number) in self.generations(&id.name) {
+            if other.generation < id.generation
+                && let Some(entry) = self.entries.get_mut(&number)
+            {
+                entry.ended = true;
+            }
+        }
     }
 
     fn generations(&self, name: &NodeName) -> Vec<(NodeId, Writer)> {
@@ -201,6 +248,43 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    fn id(name: &str, generation: u64) -> NodeId {
+        NodeId { name: name.parse().unwrap(), generation: Generation(generation) }
+    }
+
+    #[test]
+    fn a_generation_beyond_the_clock_ends_another_one_only_while_it_is_a_member() {
+        let mut writers = Writers::default();
+        writers.set_latest(Generation(100));
+        let five = writers.intern_member(&id("a", 5)).unwrap();
+        writers.note_member(five, false);
+        let made_up = writers.intern(&id("a", 1 << 62)).unwrap();
+        assert!(!writers.has_ended(five), "any message can name a writer");
+        let six = writers.intern_member(&id("a", 6)).unwrap();
+        assert!(writers.has_ended(five) && !writers.has_ended(six));
+        // A process whose clock is wrong by years joins, and crashes.
+        writers.intern_member(&id("a", 1 << 62)).unwrap();
+        writers.note_member(made_up, false);
+        assert!(writers.has_ended(six));
+        writers.note_member(made_up, true);
+        let seven = writers.intern_member(&id("a", 7)).unwrap();
+        assert!(
+            !writers.has_ended(seven),
+            "the next process, whose clock is right, is not shut out"
+        );
+    }
+
+    #[test]
+    fn names_in_messages_leave_room_for_members() {
+        let mut writers = Writers::default();
+        for n in 0..Writers::MAX as u64 {
+            writers.intern(&id(&format!("n{n}"), 1));
+        }
+        assert_eq!(writers.len(), Writers::MAX - Writers::FOR_MEMBERS);
+        assert_eq!(writers.intern(&id("one-more", 1)), None);
+        assert!(writers.intern_member(&id("one-more", 1)).is_some());
+    }
 
     #[test]
     fn only_surplus_retired_writers_may_be_forgotten_the_earliest_first() {

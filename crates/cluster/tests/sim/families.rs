@@ -397,4 +397,27 @@ pub(crate) const FAMILIES: &[Family] = &[
             "a false DOWN was renewed",
         ],
     },
+    Family {
+        name: "liar",
+        prepare: |rng, world| {
+            let n = cluster(rng, world);
+            world.has_liar = true;
+            let mut plan = Plan::default();
+            start_all(rng, &mut plan, n);
+            let end: u64 = rng.random_range(8_000..30_000);
+            for _ in 0..any_of(rng, &[1, 3, 10, 100, 300]) {
+                plan.at(rng.random_range(3000..end), Fault::Lie);
+            }
+            plan.at(end, Fault::Heal);
+            plan
+        },
+        sometimes: &[
+            "a node went on as a later generation",
+            "a false DOWN was renewed",
+            "an absurd claim was refused",
+            "an absurd version was refused",
+            "a claim was withdrawn",
+            "an audit repaired rows",
+        ],
+    },
 ];

@@ -8,6 +8,7 @@ use smg_cluster::state::policy::{PolicyRecord, PolicyWrite};
 use smg_types::ids::{Generation, ModelId};
 
 use crate::checks::Violation;
+use crate::lies::lie;
 use crate::world::{Net, World, address_number};
 
 /// A fault, or the end of faults.
@@ -44,6 +45,8 @@ pub(crate) enum Fault {
     Move(usize, u16),
     /// The process leaves: it is LEAVING for this long, then gone.
     Leave(usize, Duration),
+    /// A frame that no honest node sends is sent to a random slot.
+    Lie,
     /// Random bytes are sent to a slot.
     Garbage(usize),
     /// A slot writes something random.
@@ -98,7 +101,7 @@ impl Plan {
 
 /// Lets one fault happen now.
 pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> {
-    if !matches!(fault, Fault::Write(_)) {
+    if !matches!(fault, Fault::Write(_) | Fault::Lie) {
         world.note(&format!("fault: {fault:?}"));
     }
     match fault {
@@ -146,6 +149,10 @@ pub(crate) fn inflict(world: &mut World, fault: Fault) -> Result<(), Violation> 
             let bytes = (0..length).map(|_| world.rng.random()).collect();
             let to = world.slots[slot].address;
             world.transmit(slot, address_number(60_000), to, bytes);
+        }
+        Fault::Lie => {
+            // There is nobody to lie to while no node runs.
+            let _sent = lie(world).is_some();
         }
         Fault::Write(slot) => world.write_something(slot)?,
         Fault::WriteTooMuch(slot) => {

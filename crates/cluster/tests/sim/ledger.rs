@@ -83,7 +83,8 @@ impl Ledger {
                 let added = WriteRecord { slot, run, version, copies: Vec::new() };
                 self.workers.insert(id, WorkerHistory { added, removed: None });
             }
-        } else if what < 7 {
+        } else if what < 7 && !world.has_liar {
+            // A removal that a liar makes its receivers skip is lost, see `docs/replication.md`.
             let state = process.node.state();
             let seen: Vec<WorkerId> = state.workers().map(|(id, _)| id).collect();
             if let Some(id) =

@@ -15,6 +15,8 @@ mod families;
 mod faults;
 mod joins;
 mod ledger;
+mod liar;
+mod lies;
 mod numbers;
 mod runner;
 mod states;
@@ -39,7 +41,7 @@ macro_rules! families {
 
 families! {
     cold_start loss disorder one_way_cut partition crash_restart stall slow_link clocks addresses duplicate_names
-    foreign_cluster mixed_versions corruption leaving chaos
+    foreign_cluster mixed_versions corruption leaving chaos liar
 }
 
 /// Histories that failed once. Each is named for what was wrong; the rule behind it has a test beside the code.

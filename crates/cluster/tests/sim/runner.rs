@@ -83,6 +83,8 @@ pub(crate) fn play(family: &Family, seed: u64, verbose: bool) -> Result<Outcome,
     Ok(Outcome { trace_hash: world.trace_hash(), reached: world.reached, steps: world.steps })
 }
 
+/// What a member that lied has left behind is healed this long after its last frame.
+const AFTER_LIAR: Duration = Duration::from_secs(60);
 /// The state is the same on all nodes this long after the last fault,
 const HEALED: Duration = Duration::from_secs(10);
 /// or, where membership took longer, this long after it.
@@ -95,9 +97,11 @@ pub(crate) fn converge(world: &mut World) -> Result<(), Violation> {
     let last_fault = world.now;
     let slot = &world.slots[0];
     let bound = slot.config.convergence(world.slots.len()) + RESOLVE;
+    let bound = if world.has_liar { AFTER_LIAR } else { bound };
     let look = Duration::from_millis(250);
     let met = world.run_while_not(bound, look, |world| disagreements(world).is_empty())?;
     let state_bound = HEALED.max(met.unwrap_or(bound) + SETTLED);
+    let state_bound = if world.has_liar { AFTER_LIAR } else { state_bound };
     let mut agreed_for = 0;
     while agreed_for < 6 {
         let after = world.now - last_fault;
@@ -156,6 +160,7 @@ fn collect_rare_states(world: &mut World) {
     let mut reached = BTreeSet::new();
     for (_, process) in world.running() {
         let (counters, frames) = (process.node.membership().counters(), process.node.frames());
+        let rows = process.node.replication().counters();
         for (seen, state) in [
             (counters.stale_suspicions, "a stale suspicion was dropped"),
             (counters.stalls, "a freeze was noticed"),
@@ -164,6 +169,10 @@ fn collect_rare_states(world: &mut World) {
             (frames.unknown_kind, "an unknown kind was skipped"),
             (frames.unknown_version, "an unknown version was refused"),
             (frames.corrupted, "a corrupted frame was refused"),
+            (counters.absurd_claims, "an absurd claim was refused"),
+            (rows.absurd_versions, "an absurd version was refused"),
+            (rows.withdrawn_claims, "a claim was withdrawn"),
+            (rows.repaired, "an audit repaired rows"),
         ] {
             if seen > 0 {
                 reached.insert(state);

@@ -8,8 +8,10 @@ use smg_cluster::Lane;
 use smg_cluster::membership::{self, MemberState};
 use smg_cluster::state::StoreId;
 use smg_types::ids::NodeName;
+use tracing::warn;
 
 use crate::driver::Driver;
+use crate::driver::refused_log::Refused;
 use crate::metrics;
 use crate::view::View;
 
@@ -61,6 +63,30 @@ impl Driver {
         self.measure_peers(now);
         self.measure_state();
         self.measure_membership();
+        self.log_refused(now);
+    }
+
+    /// Logs once a minute that other routers sent what no honest router sends.
+    fn log_refused(&mut self, now: Duration) {
+        let (membership, replication) =
+            (self.node.membership().counters(), self.node.replication().counters());
+        let refused = Refused {
+            absurd_claim: membership.absurd_claims,
+            too_many_strangers: membership.refused_strangers,
+            too_many_members: membership.refused_members,
+            too_many_generations: membership.refused_generations,
+            absurd_version: replication.absurd_versions,
+            too_many_writers: replication.refused_writers,
+            unconfirmed_version: replication.withdrawn_claims,
+        };
+        if self.refused_log.must_log(now, refused) {
+            warn!(
+                ?refused,
+                "other routers have reported members, generations or versions that can't be right, and this router has \
+                 refused them; if no clock is wrong by more than a week, a member of the cluster lies or is faulty \
+                 (smg_mesh_rejected_total counts by reason)"
+            );
+        }
     }
 
     fn measure_peers(&mut self, now: Duration) {
@@ -153,6 +179,9 @@ impl Driver {
             ("row", counters.refused_rows),
             ("contradiction", counters.refused_messages),
             ("unknown_store", counters.unknown_stores),
+            ("absurd_version", counters.absurd_versions),
+            ("too_many_writers", counters.refused_writers),
+            ("unconfirmed_version", counters.withdrawn_claims),
         ] {
             metrics::raise(&self.metrics.rejected.with_label_values(&[reason]), count);
         }
@@ -178,6 +207,10 @@ impl Driver {
             ("cluster", counters.foreign_cluster),
             ("packet", counters.refused_packets),
             ("stray", counters.stray_messages),
+            ("absurd_claim", counters.absurd_claims),
+            ("too_many_strangers", counters.refused_strangers),
+            ("too_many_members", counters.refused_members),
+            ("too_many_generations", counters.refused_generations),
             ("kind", frames.unknown_kind),
             ("version", frames.unknown_version),
             ("corrupted", frames.corrupted),

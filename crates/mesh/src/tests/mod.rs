@@ -7,6 +7,7 @@
 
 mod failures;
 mod lanes;
+mod liars;
 mod network;
 mod protection;
 mod rumours;

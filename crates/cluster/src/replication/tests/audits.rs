@@ -1,13 +1,14 @@
-//! The rules about audits and hints: R37, R39 and R40 of `docs/replication.md`.
+//! The rules about audits and hints: R37, R39, R40 and R51 of `docs/replication.md`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use smg_types::ids::{NodeId, WorkerId};
 
-use crate::replication::Replication;
-use crate::replication::message::{Audit, AuditPull, Message};
+use crate::replication::message::{Audit, AuditPull, AuditRows, Message};
 use crate::replication::tests::by_hand::{begin_load, hand, load_delta, node, pass, receive, sent};
-use crate::replication::tests::{at, id, load, pair, run, spec, world};
+use crate::replication::tests::{at, id, load, pair, run, spec};
+use crate::replication::{Config, Replication};
 use crate::state::StoreId;
 use crate::state::load::LoadWrite;
 use crate::state::worker::WorkerWrite;
@@ -48,7 +49,7 @@ fn damaged_pair() -> [Replication; 2] {
 
 fn audits_of(node: &mut Replication, to: &NodeId) -> Vec<Audit> {
     sent(node, at(1_000));
-    node.audit_random_peer(&mut world::rng(1));
+    node.audit_next_peer();
     audits(sent(node, at(1_000)), to)
 }
 
@@ -125,12 +126,54 @@ fn a_store_of_which_a_snapshot_is_loaded_is_not_audited() {
     assert_eq!(audited.collect::<Vec<_>>(), [LOAD.into()]);
 }
 
+/// R51.
+#[test]
+fn rows_that_were_not_asked_for_are_refused() {
+    let (mut a, mut b) = pair();
+    own_writes(&mut a);
+    let mut both = [a, b];
+    run(&mut both, 0, 1_000);
+    [a, b] = both;
+    let worker = WorkerId::from_u64(1);
+    let audit = audits_of(&mut a, b.me()).into_iter().find(|audit| audit.store == LOAD.into());
+    let mut audit = audit.unwrap();
+    let (store, writer, version) = (audit.store, audit.writer.clone(), audit.version);
+    let (vector, mask, rows) = (audit.vector, u64::MAX, Vec::new());
+    let nothing = Message::AuditRows(AuditRows { store, writer, version, vector, mask, rows });
+    hand(&mut b, at(1_000), a.me(), nothing.clone());
+    assert_eq!(b.state().loads(worker).count(), 1);
+    // Fingerprints that differ make it ask.
+    audit.fingerprints[0] += 1;
+    assert!(asks(&mut b, audit));
+    hand(&mut b, at(1_000), a.me(), nothing.clone());
+    assert_eq!(b.state().loads(worker).count(), 0, "the writer knows which rows are right");
+    assert_eq!(b.counters().refused_messages, 1);
+}
+
+/// R51.
+#[test]
+fn each_peer_is_audited_within_40_seconds() {
+    let peers = ["b", "c", "d", "e"].map(|name| id(name, 1));
+    let mut a = node("a", &peers.each_ref());
+    own_writes(&mut a);
+    pass(&mut a, 0, 20_000);
+    let sent = pass(&mut a, 20_000, 60_000);
+    assert_eq!(peers.each_ref().map(|peer| count(&sent, peer, "audit") > 0), [true; 4]);
+}
+
 /// R39.
 #[test]
 fn a_peer_is_audited_soon_after_it_came_and_every_peer_after_a_member_went() {
     let [b, c] = [id("b", 1), id("c", 1)];
-    let mut a = node("a", &[&b, &c]);
-    own_writes(&mut a);
+    // The regular audits come later than this test ends.
+    let node = || {
+        let config = Config { audit_interval: Duration::from_secs(300), ..Config::default() };
+        let mut a = Replication::new(id("a", 1), config, at(0));
+        [&b, &c].into_iter().for_each(|peer| a.peer_up(at(0), peer));
+        own_writes(&mut a);
+        a
+    };
+    let mut a = node();
     let mut are_audited = |from, to| {
         let sent = pass(&mut a, from, to);
         [&b, &c].map(|peer| count(&sent, peer, "audit") > 0)
@@ -142,8 +185,7 @@ fn a_peer_is_audited_soon_after_it_came_and_every_peer_after_a_member_went() {
             break;
         }
     }
-    let mut a = node("a", &[&b, &c]);
-    own_writes(&mut a);
+    let mut a = node();
     pass(&mut a, 0, 17_000);
     a.peer_down(at(17_000), &c);
     assert_eq!(count(&pass(&mut a, 17_000, 18_950), &b, "audit"), 0);

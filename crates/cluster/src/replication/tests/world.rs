@@ -149,7 +149,7 @@ impl World {
 
     fn config() -> Config {
         // Audits come often, so that there are some in the half minute that a world lasts.
-        Config { audit_interval: Duration::from_secs(5), ..Config::default() }
+        Config { audit_interval: Duration::from_secs(15), ..Config::default() }
     }
 
     fn start(&mut self, at: usize) {

@@ -102,6 +102,10 @@ pub(crate) trait Replica: Debug {
     fn retire(&mut self, writer: Writer);
     /// Whether rows of other writers carry dots of `writer`, which can't be encoded without its id.
     fn is_carried(&self, writer: Writer) -> bool;
+    /// Whether nothing is known of the log of `writer`.
+    fn is_without_log(&self, writer: Writer) -> bool;
+    /// Whether kills of writes of `writer` wait for these writes.
+    fn has_pending_kills(&self, writer: Writer) -> bool;
     /// Drops all rows and the log of `writer`.
     fn forget(&mut self, writer: Writer);
     /// How much the table holds.
@@ -368,6 +372,14 @@ impl<S: StoreOperations> Replica for Table<S> {
 
     fn is_carried(&self, writer: Writer) -> bool {
         self.carried.contains_key(&writer)
+    }
+
+    fn is_without_log(&self, writer: Writer) -> bool {
+        self.logs.get(&writer).is_none_or(|log| log.position() == LogPosition::default())
+    }
+
+    fn has_pending_kills(&self, writer: Writer) -> bool {
+        self.pending.contains_key(&writer)
     }
 
     fn forget(&mut self, writer: Writer) {
