@@ -43,6 +43,9 @@ const QUIET_TURN: Duration = Duration::from_millis(300);
 /// Time between two sweeps of the subjects that are no longer counted.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// Time between two warnings that limits are not divided yet.
+const UNDIVIDED: Duration = Duration::from_secs(10);
+
 /// Least time between two turns that requests without rights ask for.
 const LEAST_TURN: Duration = Duration::from_millis(2);
 
@@ -315,6 +318,7 @@ impl Limits {
         clock: Clock,
     ) -> std::convert::Infallible {
         let mut swept = clock.mono();
+        let mut undivided_since = None;
         loop {
             let is_idle = self.limiter.is_idle();
             if is_idle && !mesh.is_networked() {
@@ -329,6 +333,7 @@ impl Limits {
                 tokio::time::sleep(SWEEP).await;
             }
             let now = clock.now();
+            self.warn_while_undivided(&mut undivided_since, now);
             if now.mono.saturating_sub(swept) >= SWEEP {
                 swept = now.mono;
                 self.limiter.sweep(now);
@@ -340,6 +345,27 @@ impl Limits {
                 () = self.wake.notified() => {}
             }
         }
+    }
+}
+
+impl Limits {
+    /// Logs once in a while that requests are refused because nothing is divided among the routers yet.
+    fn warn_while_undivided(&self, since: &mut Option<Duration>, now: Now) {
+        if self.limiter.is_idle() || self.division().is_some_and(|division| division.is_settled) {
+            *since = None;
+            return;
+        }
+        let began = *since.get_or_insert(now.mono);
+        if now.mono.saturating_sub(began) < UNDIVIDED {
+            return;
+        }
+        *since = Some(now.mono);
+        let expected = self.config.expected;
+        warn!(
+            ?expected,
+            "limits are not divided among the routers yet, so that requests that rules concern are refused: more than half \
+             of --mesh-expected-replicas routers must be in contact, and all routers that have a share"
+        );
     }
 }
 

@@ -68,8 +68,8 @@ impl StoreOperations for Beats {
         let beat = Beat { at_ms: 300, expected: Some(3), ..Beat::default() };
         Golden {
             writes: vec![BeatWrite(beat).into()],
-            key: "0100",
-            content: "01fb2c010103000000000000",
+            key: "00",
+            content: "0101fb2c01010300000000000000",
         }
     }
 }

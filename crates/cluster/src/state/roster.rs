@@ -75,7 +75,11 @@ impl StoreOperations for Rosters {
             places: vec![crate::state::golden::node("node2", 4)],
             previous: None,
         };
-        Golden { writes: vec![RosterWrite(roster).into()], key: "0100", content: "" }
+        Golden {
+            writes: vec![RosterWrite(roster).into()],
+            key: "00",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e7010301056e6f64653204000000",
+        }
     }
 }
 

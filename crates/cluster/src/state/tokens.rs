@@ -61,7 +61,7 @@ impl StoreOperations for Tokens {
         Golden {
             writes: vec![TokenWrite { key: golden::window(), flow }.into()],
             key: golden::WINDOW_HEX,
-            content: "01fb2c0101020000",
+            content: "0101fb2c0101020000",
         }
     }
 }

@@ -106,7 +106,7 @@ impl StoreOperations for Usage {
         Golden {
             writes: vec![UsageWrite { key: golden::window(), count }.into()],
             key: golden::WINDOW_HEX,
-            content: "01fb2c01fc701101000000",
+            content: "0101fb2c01fc701101000000",
         }
     }
 }
