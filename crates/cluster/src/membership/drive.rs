@@ -158,7 +158,20 @@ impl Membership {
     /// SWIM leaves a gap: if the suspected member never learns of it, because the gossip was lost or the accuser died
     /// or was reset meanwhile, the suspicion is neither refuted nor confirmed as long as probes succeed. So suspects
     /// are notified directly.
+    ///
+    /// foca leaves it to the accuser to declare a suspect down. If the suspicion is made up there is none, so a suspect that
+    /// has not refuted for three times as long as it may take is declared down here.
     pub(super) fn notify_suspects(&mut self, now: Now) {
+        let limit = self.config.suspicion_at(self.configured_for) * 3;
+        let is_overdue = |since: Duration| now.mono >= since + limit;
+        let suspects = self.table.iter().filter(|r| r.state == Some(MemberState::Suspected));
+        let overdue: Vec<_> = suspects
+            .filter(|record| is_overdue(record.since))
+            .map(|record| Member::new(record.identity.clone(), record.incarnation, State::Down))
+            .collect();
+        if !overdue.is_empty() {
+            self.drive(now, |swim, effects| swim.apply_many(overdue.into_iter(), true, effects));
+        }
         let suspects: Vec<_> = self
             .table
             .iter()
@@ -247,7 +260,11 @@ impl Membership {
     pub(super) fn sweep(&mut self, now: Now) {
         self.table.expire_goodbyes(now.mono);
         // All at once: comparing the table with foca's list in between would list those again that foca still has.
-        let mut forgotten = self.table.sweep(now, self.config.max_members.get()).into_iter();
+        let forgotten = self.table.sweep(now, self.config.max_members.get());
+        for identity in &forgotten {
+            self.joining.note_forgotten(now.mono, identity.name.clone());
+        }
+        let mut forgotten = forgotten.into_iter();
         self.drive(now, |swim, effects| {
             forgotten.try_for_each(|identity| {
                 swim.handle_timer(Timer::RemoveDown(identity), &mut *effects)

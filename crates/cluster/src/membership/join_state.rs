@@ -17,6 +17,9 @@ pub(super) const MAX_ADDRESSES: usize = 1024;
 /// How long an answer to a join probe counts as one.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// A member that was forgotten is not listed again for this long, unless it answers or reports itself.
+const FORGOTTEN_FOR: Duration = Duration::from_secs(60);
+
 /// How long an address counts as this node's own.
 const OWN_ADDRESS_LASTS: Duration = Duration::from_secs(30);
 
@@ -28,6 +31,8 @@ pub(super) struct JoinState {
     /// Addresses that turned out to be this node's, each with when that was. They are forgotten after a while, because
     /// any node may have sent the probe that seemed to come back.
     pub(super) own_addresses: BTreeMap<SocketAddr, Duration>,
+    /// Names that were forgotten lately, and when: others may report them still, and each would bring them back.
+    pub(super) forgotten: BTreeMap<NodeName, Duration>,
     /// Addresses that were sent a join probe, and when.
     pub(super) asked: BTreeMap<SocketAddr, Duration>,
     /// Addresses that were probed since all of them had their turn.
@@ -53,6 +58,19 @@ impl JoinState {
     /// Forgets addresses of this node that were not seen to be its own for a while.
     pub(super) fn expire_own_addresses(&mut self, now: Duration) {
         self.own_addresses.retain(|_, at| now < *at + OWN_ADDRESS_LASTS);
+    }
+
+    /// Notes that the member `name` is forgotten.
+    pub(super) fn note_forgotten(&mut self, now: Duration, name: NodeName) {
+        self.forgotten.retain(|_, at| now < *at + FORGOTTEN_FOR);
+        if self.forgotten.len() < MAX_ADDRESSES {
+            self.forgotten.insert(name, now);
+        }
+    }
+
+    /// Whether the member `name` was forgotten lately.
+    pub(super) fn was_forgotten(&self, now: Duration, name: &NodeName) -> bool {
+        self.forgotten.get(name).is_some_and(|at| now < *at + FORGOTTEN_FOR)
     }
 
     /// Notes that `address` is sent a join probe.

@@ -7,7 +7,7 @@
 //!   are listed as present. Beyond, a member is asked with a join probe, and listed when it answers. Its failure to answer
 //!   probes then removes a made-up member as it removes one that has crashed.
 //! * A member that is down or gone and was never met is forgotten after 15 s, unless another member that this
-//!   node has met goes on listing it.
+//!   node has met goes on listing it. The reports of others do not bring it back within a minute.
 //! * A claim that is absurd against the clock counts only if the process makes it itself, is never taken from the reports of
 //!   others, and is forgotten as soon as the process can't be reached. Otherwise the claim would keep the owner of the name
 //!   out for ever, because it can't claim more.
@@ -97,6 +97,13 @@ impl Membership {
         let known = self.table.get(&identity.name);
         if known.is_some_and(|record| record.state != Some(MemberState::Init)) {
             return true;
+        }
+        if evidence == Evidence::Relayed && self.joining.was_forgotten(now.mono, &identity.name) {
+            self.counters.refused_strangers += 1;
+            if !is_down {
+                self.ask(now, identity.address);
+            }
+            return false;
         }
         if is_down {
             if room.absent == 0 {
