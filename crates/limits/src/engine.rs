@@ -1,4 +1,7 @@
 //! The engine: it exchanges rows with the other routers and states what this router may use.
+//!
+//! This file is long because the roster, the votes and the time of a router are one state: each step reads what the others
+//! have changed. The exchange of rights, which is not part of it, is in `exchange`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +12,7 @@ use smg_types::now::Now;
 use crate::exchange::{Exchange, GRANT_HORIZON_MS, Parts};
 use crate::limiter::Limiter;
 use crate::meter::Moment;
-use crate::roster::{self, Member, Roster, RosterId, Situation};
+use crate::roster::{self, Member, Roster, RosterId, Shares, Situation};
 use crate::rows::{Beat, Report, Row, WindowKey};
 use crate::standing::{Inherited, Place, Standing};
 use crate::votes::{Times, Votes};
@@ -26,6 +29,12 @@ const LIFE_DELAY_MS: u64 = 1_000;
 
 /// How long a router must have left before its place is given up. A router that restarts returns sooner.
 pub const GONE_AFTER: Duration = Duration::from_secs(600);
+
+/// The most rosters that are remembered because another one replaced them before they were settled.
+const MAX_SUPERSEDED: usize = 16;
+
+/// A step of the cluster's time, in milliseconds, from which on what is known by the former time counts as later.
+const MIN_STEP_MS: u64 = 1_000;
 
 /// Configuration of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,11 +67,15 @@ pub struct Engine {
     beats: BTreeMap<NodeName, (NodeId, Beat)>,
     roster: Option<Roster>,
     settled: Option<Roster>,
+    /// Divisions by rosters that this router went by, and that another roster replaced before they were settled.
+    superseded: Vec<Shares>,
     earlier: Vec<(Place, u64)>,
     proposal: Option<(Roster, Duration)>,
     missing: BTreeMap<NodeName, Duration>,
     whole_until: Duration,
     whole_from_ms: u64,
+    /// Since when this router has both rules and a settled roster, by its monotonic clock.
+    active_since: Option<Duration>,
     heir_from_ms: BTreeMap<NodeName, u64>,
     time: Option<ClusterTime>,
     sent_beat: Option<(Beat, Duration)>,
@@ -86,11 +99,13 @@ impl Engine {
             beats: BTreeMap::new(),
             roster: None,
             settled: None,
+            superseded: Vec::new(),
             earlier: Vec::new(),
             proposal: None,
             missing: BTreeMap::new(),
             whole_until: Duration::ZERO,
             whole_from_ms: 0,
+            active_since: None,
             heir_from_ms: BTreeMap::new(),
             time: None,
             sent_beat: None,
@@ -122,7 +137,7 @@ impl Engine {
         match row {
             Row::Roster(roster) => {
                 if roster.is_valid() {
-                    self.roster = Some(roster);
+                    self.adopt(roster);
                 }
             }
             Row::Beat(_) | Row::Report(..) | Row::Grant { .. } | Row::Life { .. }
@@ -150,12 +165,40 @@ impl Engine {
         }
     }
 
+    /// Goes by another roster. One that it replaces before it was settled still restricts this router, because others may
+    /// have settled it.
+    fn adopt(&mut self, roster: Roster) {
+        if let Some(before) = &self.roster
+            && before.id() != roster.id()
+            && !self.is_settled(before.id())
+            && !self.superseded.contains(&before.shares())
+            && self.superseded.len() < MAX_SUPERSEDED
+        {
+            self.superseded.push(before.shares());
+        }
+        self.roster = Some(roster);
+    }
+
+    /// The divisions that other routers may go by; the settled one is the last. While a roster is not settled, a majority of
+    /// every division is needed, since majorities of two divisions need not have a router in common.
+    fn divisions(&self) -> Vec<Shares> {
+        let Some(settled) = &self.settled else { return Vec::new() };
+        let mut divisions = self.superseded.clone();
+        let pending = self.roster.iter().filter(|roster| roster.id() != settled.id());
+        divisions.extend(pending.map(Roster::shares));
+        divisions.push(settled.shares());
+        divisions
+    }
+
     /// Does what is due, and returns the rows to write.
     pub fn turn(&mut self, turn: &Turn<'_>, limiter: &Limiter) -> Vec<Row> {
         let mut rows = Vec::new();
         self.follow_time(turn);
         rows.extend(self.change_roster(turn).map(Row::Roster));
         self.settle(turn);
+        let is_active = !limiter.is_idle() && self.settled.is_some();
+        self.votes.activate(!limiter.is_idle(), turn.now.mono);
+        self.active_since = is_active.then(|| self.active_since.unwrap_or(turn.now.mono));
         self.follow_votes(turn);
         let standing = self.standing(turn);
         limiter.set_standing(standing.clone(), self.time.unwrap_or_default());
@@ -218,9 +261,21 @@ impl Engine {
         let size = self.roster.as_ref().map_or(1, |roster| roster.size);
         let needed = usize::try_from(size / 2 + 1).unwrap_or(usize::MAX);
         let alive = turn.members.iter().filter(|member| member.is_alive).count() + 1;
-        if self.time.is_none() || alive >= needed {
-            self.time = Some(ClusterTime::new(turn.now, turn.cluster_ms));
+        if self.time.is_some() && alive < needed {
+            return;
         }
+        let before_ms = self.time.map(|time| time.at(turn.now));
+        self.time = Some(ClusterTime::new(turn.now, turn.cluster_ms));
+        let step_ms = turn.cluster_ms.saturating_sub(before_ms.unwrap_or(turn.cluster_ms));
+        if step_ms < MIN_STEP_MS {
+            return;
+        }
+        // What happened at a time by the former clock may have been that much later by the clock of others.
+        let latest_ms = turn.cluster_ms + GRANT_HORIZON_MS + CLOCK_MARGIN_MS;
+        let later = |from_ms: u64| from_ms.max(from_ms.saturating_add(step_ms).min(latest_ms));
+        self.whole_from_ms = later(self.whole_from_ms);
+        self.earlier.iter_mut().for_each(|(_, before)| *before = later(*before));
+        self.heir_from_ms.values_mut().for_each(|from_ms| *from_ms = later(*from_ms));
     }
 
     /// The names of the roster, in the order of their places.
@@ -314,7 +369,8 @@ impl Engine {
         }
         let names = roster.shares().names;
         let majority = usize::try_from(roster.size / 2 + 1).unwrap_or(usize::MAX);
-        if self.votes.contacts(&names) < majority {
+        let alive = turn.members.iter().filter(|member| member.is_alive).count() + 1;
+        if self.votes.contacts(&names) < majority || alive < majority {
             return;
         }
         let is_stated =
@@ -338,18 +394,32 @@ impl Engine {
         let cluster_ms = self.time.unwrap_or_default().at(turn.now);
         let is_first_life = self.is_in_first_life(&roster);
         let restriction = match &self.settled {
-            Some(before) => Some((Place::of(&before.shares(), &self.me.name), CLOCK_MARGIN_MS)),
+            Some(before) => {
+                let place = Place::of(&before.shares(), &self.me.name);
+                Some((place, GRANT_HORIZON_MS + CLOCK_MARGIN_MS))
+            }
             // A founder: nobody has used anything before.
             None if is_first_life && roster.previous.is_none() => None,
-            None if is_first_life => Some((Place::NONE, CLOCK_MARGIN_MS)),
+            // A place that has never been taken.
+            None if is_first_life && self.is_untouched(&roster) => None,
+            None if is_first_life => Some((Place::NONE, GRANT_HORIZON_MS + CLOCK_MARGIN_MS)),
             None => Some((Place::NONE, self.after_former_life(cluster_ms))),
         };
-        if let Some((place, margin_ms)) = restriction {
-            self.earlier.push((place, cluster_ms + margin_ms));
-        }
+        // A router that has left since may have granted what it had by the roster before.
+        let margin_ms = GRANT_HORIZON_MS + CLOCK_MARGIN_MS;
+        let superseded = std::mem::take(&mut self.superseded);
+        let superseded = superseded.iter().map(|shares| Place::of(shares, &self.me.name));
+        let all = restriction.into_iter().chain(superseded.map(|place| (place, margin_ms)));
+        self.earlier.extend(all.map(|(place, margin_ms)| (place, cluster_ms + margin_ms)));
         self.life = Some(Row::Life { at_ms: cluster_ms, until_ms: None });
         self.votes.abstain(!is_first_life);
         self.settled = Some(roster);
+    }
+
+    /// Whether this router's place has never belonged to another one.
+    fn is_untouched(&self, roster: &Roster) -> bool {
+        let place = roster.shares().place(&self.me.name);
+        place.is_some_and(|place| place >= roster.untouched_from)
     }
 
     /// How long after `cluster_ms` the windows begin in which no former life of this router can have used or granted anything.
@@ -367,7 +437,8 @@ impl Engine {
         let Some(roster) = self.settled.clone() else { return };
         let names = roster.shares().names;
         let cluster_ms = self.time.unwrap_or_default().at(turn.now);
-        if roster.size <= 2 {
+        let divisions = self.divisions();
+        if divisions.iter().all(|division| division.size <= 2) {
             self.whole_until = Duration::MAX;
             self.whole_from_ms = 0;
             self.heir_from_ms.clear();
@@ -375,17 +446,24 @@ impl Engine {
         }
         if self.whole_until <= mono {
             // There was a time without a majority, even if there is one now.
-            let is_first_time = self.whole_until.is_zero() && self.is_in_first_life(&roster);
+            // The first time is no interruption, if it comes before a promise of this share could have ended.
+            let is_early =
+                self.active_since.is_none_or(|since| mono < since + self.config.times.lease);
+            let is_first_time =
+                self.whole_until.is_zero() && is_early && self.is_in_first_life(&roster);
             self.whole_from_ms = if is_first_time { 0 } else { cluster_ms + CLOCK_MARGIN_MS };
         }
-        let until = self.votes.whole_until(&names, roster.size, mono);
-        match until {
+        let until = divisions.iter().map(|division| match division.size {
+            ..=2 => Some(Duration::MAX),
+            size => self.votes.whole_until(&division.names, size, mono),
+        });
+        match until.min().flatten() {
             Some(until) if until > mono => self.whole_until = until,
             _ => self.whole_until = self.whole_until.min(mono),
         }
         let mut heirs = BTreeMap::new();
         for name in names.iter().filter(|name| **name != self.me.name) {
-            if self.votes.heir_until(name, &names, roster.size, mono).is_some() {
+            if self.heir_until(name, &divisions, mono).is_some() {
                 let from = self.heir_from_ms.get(name).copied();
                 heirs.insert(name.clone(), from.unwrap_or(cluster_ms + CLOCK_MARGIN_MS));
             }
@@ -393,18 +471,26 @@ impl Engine {
         self.heir_from_ms = heirs;
     }
 
+    /// Until when this router may use what `absent` does not keep, by the promises of a majority of every division.
+    fn heir_until(
+        &self,
+        absent: &NodeName,
+        divisions: &[Shares],
+        mono: Duration,
+    ) -> Option<Duration> {
+        let until = divisions
+            .iter()
+            .map(|division| self.votes.heir_until(absent, &division.names, division.size, mono));
+        until.min().flatten()
+    }
+
     fn standing(&mut self, turn: &Turn<'_>) -> Standing {
         let mono = turn.now.mono;
         let Some(settled) = &self.settled else { return Standing::none() };
-        let mut places = vec![Place::of(&settled.shares(), &self.me.name)];
-        if let Some(roster) = &self.roster
-            && roster.id() != settled.id()
-        {
-            places.insert(0, Place::of(&roster.shares(), &self.me.name));
-        }
-        let names = settled.shares().names;
+        let divisions = self.divisions();
+        let places = divisions.iter().map(|division| Place::of(division, &self.me.name)).collect();
         let inherited = self.heir_from_ms.iter().filter_map(|(name, from_ms)| {
-            let until = self.votes.heir_until(name, &names, settled.size, mono)?;
+            let until = self.heir_until(name, &divisions, mono)?;
             Some(Inherited { place: settled.shares().place(name)?, from_ms: *from_ms, until })
         });
         let inherited = inherited.collect();

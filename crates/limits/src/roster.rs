@@ -30,6 +30,10 @@ pub struct Roster {
     pub size: u32,
     /// The routers that have shares, at most `size`. A router keeps its place as long as it is in the roster.
     pub places: Vec<NodeId>,
+    /// Places from this one on have never belonged to a router, so that nothing of them has been used or granted.
+    pub untouched_from: u32,
+    /// The most places that have ever been taken.
+    pub most_taken: u32,
     /// The shares before.
     pub previous: Option<Shares>,
 }
@@ -65,7 +69,8 @@ impl Roster {
     /// The identity.
     #[must_use]
     pub fn id(&self) -> RosterId {
-        let mut text = format!("{} {}", self.version, self.size);
+        let Self { version, size, untouched_from, most_taken, .. } = self;
+        let mut text = format!("{version} {size} {untouched_from} {most_taken}");
         for place in &self.places {
             text.push_str(&format!(" {} {}", place.name, place.generation.0));
         }
@@ -159,7 +164,12 @@ pub fn propose(situation: &Situation<'_>) -> Option<Roster> {
     if is_same || places.is_empty() {
         return None;
     }
+    let most_taken = current.map_or(0, |roster| roster.most_taken);
+    let is_same_size = current.is_some_and(|roster| roster.size == size);
     Some(Roster {
+        // Another size gives every place another share.
+        untouched_from: if is_same_size { most_taken } else { size },
+        most_taken: most_taken.max(named),
         version: current.map_or(0, |roster| roster.version) + 1,
         size,
         places,

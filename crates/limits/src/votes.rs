@@ -78,6 +78,8 @@ pub struct Votes {
     me: NodeId,
     times: Times,
     started: Duration,
+    /// Since when beats come regularly, because there are rules.
+    active: Option<Duration>,
     /// Whether a former life of this router may have promised something.
     may_have_promised: bool,
     last: BTreeMap<NodeName, LastBeat>,
@@ -100,6 +102,7 @@ impl Votes {
             me,
             times,
             started: now,
+            active: Some(now),
             may_have_promised: true,
             last: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
@@ -118,6 +121,11 @@ impl Votes {
     /// States whether a former life of this router may have promised something under the present roster.
     pub fn abstain(&mut self, may_have_promised: bool) {
         self.may_have_promised = may_have_promised;
+    }
+
+    /// States whether there are rules. Without rules beats are rare, so that their absence means nothing.
+    pub fn activate(&mut self, has_rules: bool, now: Duration) {
+        self.active = has_rules.then(|| self.active.unwrap_or(now));
     }
 
     /// Applies the beat of another router; `names` are those of the roster.
@@ -166,7 +174,8 @@ impl Votes {
     /// Whether this router has heard nothing of `name` for so long that its share may be promised (V1).
     #[must_use]
     pub fn is_absent(&self, name: &NodeName, now: Duration) -> bool {
-        let since = self.last.get(name).map_or(self.started, |last| last.received);
+        let Some(active) = self.active else { return false };
+        let since = self.last.get(name).map_or(self.started, |last| last.received).max(active);
         *name != self.me.name && now >= since + with_drift(self.times.ttl)
     }
 

@@ -64,7 +64,14 @@ impl StoreOperations for Rosters {
 
     fn sample(draw: &mut Draw<'_>) -> Option<RosterWrite> {
         let places = draw.other.clone().into_iter().collect();
-        Some(RosterWrite(Roster { version: draw.number.into(), size: 3, places, previous: None }))
+        Some(RosterWrite(Roster {
+            version: draw.number.into(),
+            size: 3,
+            places,
+            untouched_from: 3,
+            most_taken: 1,
+            previous: None,
+        }))
     }
 
     #[cfg(test)]
@@ -73,12 +80,14 @@ impl StoreOperations for Rosters {
             version: 1,
             size: 3,
             places: vec![crate::state::golden::node("node2", 4)],
+            untouched_from: 3,
+            most_taken: 1,
             previous: None,
         };
         Golden {
             writes: vec![RosterWrite(roster).into()],
             key: "00",
-            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e7010301056e6f64653204000000",
+            content: "010101fd0068e5cf8b01000000fdafdcd659883d46e7010301056e6f646532040301000000",
         }
     }
 }
@@ -98,7 +107,15 @@ mod tests {
         }
 
         fn value(_: u8, number: u64, stamp: Stamp, _: Option<&Self::Value>) -> Self::Value {
-            let roster = Roster { version: number, size: 1, places: Vec::new(), previous: None };
+            let places = Vec::new();
+            let roster = Roster {
+                version: number,
+                size: 1,
+                places,
+                untouched_from: 0,
+                most_taken: 0,
+                previous: None,
+            };
             LwwRegister::of(stamp, roster)
         }
 
