@@ -34,6 +34,9 @@ const RECEIPT_POLL: Duration = Duration::from_millis(2);
 /// How long a write waits for the state of the other routers.
 const STATE_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a router that leaves waits until the others have what it hands over.
+const HAND_OVER: Duration = Duration::from_millis(500);
+
 /// Time between two checks of whether the state is here.
 const STATE_POLL: Duration = Duration::from_millis(10);
 
@@ -229,7 +232,15 @@ impl Admin {
     pub async fn hand_over_rights(&self) {
         let limits = self.bridge.limits.clone();
         // If the node does not answer, the rights stay unused.
-        let _answered = self.mesh.visit(move |node, _, now| limits.leave(node, now)).await.is_ok();
+        let Ok(versions) = self.mesh.visit(move |node, _, now| limits.leave(node, now)).await
+        else {
+            return;
+        };
+        if !versions.is_empty() {
+            let written = Written { admin: self, versions };
+            // Rows that nobody has received yet would be lost with this process.
+            let _received = written.receipt(Wait::All, HAND_OVER).await.is_ok();
+        }
     }
 
     /// The limits of this router.

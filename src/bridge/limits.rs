@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use smg_cluster::Node;
 use smg_cluster::membership::MemberState;
-use smg_cluster::state::Write;
 use smg_cluster::state::beat::BeatWrite;
 use smg_cluster::state::rights::{GrantKey, GrantWrite, Granted};
 use smg_cluster::state::roster::RosterWrite;
@@ -17,6 +16,7 @@ use smg_cluster::state::rule::{RuleId, RuleRecord, RuleWrite};
 use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::tokens::{TokenFlow, TokenWrite};
 use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
+use smg_cluster::state::{Version, Write};
 use smg_limits::engine::{Config, Engine, Turn};
 use smg_limits::limiter::Limiter;
 use smg_limits::roster::Member;
@@ -218,29 +218,33 @@ impl Limits {
         let members = members(node);
         let turn = Turn { now, cluster_ms: cluster_ms(now), members: &members, is_complete };
         let rows = engine.turn(&turn, &self.limiter);
-        self.write(node, rows, now);
+        // The engine writes again what matters and has changed: nobody waits for these rows.
+        let _versions = self.write(node, rows, now);
     }
 
-    /// Hands the rights of this router to the others, because it takes no more requests.
-    pub(super) fn leave(&self, node: &mut Node, now: Now) {
+    /// Hands the rights of this router to the others, because it takes no more requests. Returns the versions of the rows.
+    pub(super) fn leave(&self, node: &mut Node, now: Now) -> Vec<Version> {
         let mut engine = self.engine.lock();
         let engine = current(&mut engine, node, self.config, now);
         let members = members(node);
         let turn = Turn { now, cluster_ms: cluster_ms(now), members: &members, is_complete: true };
         let rows = engine.leave(&turn, &self.limiter);
-        self.write(node, rows, now);
+        self.write(node, rows, now)
     }
 
-    fn write(&self, node: &mut Node, rows: Vec<Row>, now: Now) {
+    fn write(&self, node: &mut Node, rows: Vec<Row>, now: Now) -> Vec<Version> {
         let me = node.replication().me().clone();
+        let mut versions = Vec::new();
         for row in rows {
             let Some(write) = self.write_of(&me, row) else { continue };
             let store = write.store();
-            if let Err(error) = node.update(now, write) {
+            match node.update(now, write) {
+                Ok(written) => versions.extend(written),
                 // Rights that were granted and not written are unused. That is the safe side.
-                debug!(%store, %error, "a row of the limits was refused");
+                Err(error) => debug!(%store, %error, "a row of the limits was refused"),
             }
         }
+        versions
     }
 
     fn write_of(&self, me: &NodeId, row: Row) -> Option<Write> {
