@@ -217,7 +217,7 @@ impl Engine {
     }
 
     /// Hands all rights of the subjects in exchange to the others, because this router leaves: in the present window and in
-    /// those that begin within [`GRANT_HORIZON_MS`]. Afterwards it grants nothing more.
+    /// those that begin within `GRANT_HORIZON_MS`. Afterwards it grants nothing more.
     pub fn leave(&mut self, turn: &Turn<'_>, limiter: &Limiter) -> Vec<Row> {
         let at_ms = self.time.unwrap_or_default().at(turn.now);
         let until_ms = at_ms + GRANT_HORIZON_MS;
