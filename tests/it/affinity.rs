@@ -61,8 +61,13 @@ async fn forgets(first: &Router, last: &Router, mocks: &[Mock], kept: &str) {
     assert!(replaced > 0 && replaced < CONVERSATIONS, "{servers:?}");
     eventually("the other router knows what this one has learnt", || async {
         let (here, there) = (learnt(first).await, learnt(last).await);
+        let has_learnt = match kept {
+            // A router publishes some sessions at a time: equal numbers do not mean that all have been.
+            "sticky" => here.1 == CONVERSATIONS as u64,
+            _ => here != (0.0, 0),
+        };
         // A router alone publishes nothing, and has nothing to wait for.
-        let has_learnt = here != (0.0, 0) || std::ptr::eq(first, last);
+        let has_learnt = has_learnt || std::ptr::eq(first, last);
         if here == there && has_learnt { Ok(()) } else { Err((here, there)) }
     })
     .await;
