@@ -9,7 +9,7 @@ import unittest
 
 from support import API, LONG, MESH, ChaosTest, eventually, report
 
-SECONDS = 60 if LONG else 20
+SECONDS = 60 if LONG else 12
 QUESTION = json.dumps({"model": "mock-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
 
 
@@ -133,7 +133,7 @@ class Limits(ChaosTest):
         routers = self.limited_cluster()
         self.limit(routers[0], 90)
         demand = self.demand(routers, 100)
-        time.sleep(10)
+        time.sleep(5)
         killed = routers[2].kill()
         time.sleep(30)
         demand.stop()
@@ -152,13 +152,13 @@ class Limits(ChaosTest):
         machines = [router.machine for router in routers]
         machines[0].cut_from(*machines[1:])
         cut = time.time()
-        time.sleep(30)
+        time.sleep(25)
         for machine in machines:
             machine.heal()
         healed = time.time()
         time.sleep(15)
         demand.stop()
-        during = [demand.admitted(cut + at, cut + at + 5) / 5 for at in range(25)]
+        during = [demand.admitted(cut + at, cut + at + 5) / 5 for at in range(20)]
         after = [demand.admitted(healed + at, healed + at + 5) / 5 for at in range(10)]
         report("admitted per second of 90 during a partition 1|2", during, "requests")
         report("admitted per second of 90 after it", after, "requests")
@@ -204,7 +204,7 @@ class Limits(ChaosTest):
             routers[at] = self.router(router.machine, *self.flags, peers=self.PEERS)
             ready = lambda router=routers[at]: router.ask("GET", "/readiness").status  # noqa: E731
             eventually("it is ready", ready, lambda status: status == 200, 15)
-            time.sleep(max(0.0, begin + 20 * (at + 1) - time.time()))
+            time.sleep(max(0.0, begin + 15 * (at + 1) - time.time()))
         end = time.time()
         demand.stop()
         mean = demand.admitted(begin, end) / (end - begin)
