@@ -134,6 +134,7 @@ impl Engine {
 
     /// Applies a row of another router, or the present roster whoever wrote it.
     pub fn receive(&mut self, from: &NodeId, row: Row, limiter: &Limiter, now: Now) {
+        self.note_former_life(from);
         match row {
             Row::Roster(roster) => {
                 if roster.is_valid() {
@@ -149,6 +150,7 @@ impl Engine {
                 }
             }
             Row::Beat(beat) => {
+                beat.heard.iter().for_each(|heard| self.note_former_life(&heard.of));
                 let names = self.names();
                 self.votes.receive(from, &beat, &names, now.mono);
                 let known = self.beats.get(&from.name);
@@ -391,6 +393,10 @@ impl Engine {
         if !is_stated && !concerned.iter().all(goes_by_it) {
             return;
         }
+        // What a former life has said of itself must be here before this one uses anything.
+        if !turn.is_complete && !self.is_in_first_life(&roster) {
+            return;
+        }
         let cluster_ms = self.time.unwrap_or_default().at(turn.now);
         let is_first_life = self.is_in_first_life(&roster);
         let restriction = match &self.settled {
@@ -420,6 +426,14 @@ impl Engine {
     fn is_untouched(&self, roster: &Roster) -> bool {
         let place = roster.shares().place(&self.me.name);
         place.is_some_and(|place| place >= roster.untouched_from)
+    }
+
+    /// Notes that a former life of this router is known, whatever it has said of itself: a farewell counts only if no later
+    /// life has followed it.
+    fn note_former_life(&mut self, node: &NodeId) {
+        if node.name == self.me.name && node.generation < self.me.generation {
+            self.former.entry(node.generation).or_default();
+        }
     }
 
     /// How long after `cluster_ms` the windows begin in which no former life of this router can have used or granted anything.
