@@ -16,6 +16,7 @@
 //! restart of all routers at once forgets everything.
 
 pub mod admission;
+mod agreement;
 pub mod cell;
 mod demand;
 pub mod engine;
