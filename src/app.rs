@@ -30,7 +30,7 @@ use smg_runtime::shortage::Shortages;
 use smg_runtime::tasks::{OnEnd, TasksOwner};
 use smg_runtime::telemetry::{self, Log};
 use smg_runtime::tls::{self, Live};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{info, warn};
 
 use crate::bridge::{self, Admin, Bridge};
@@ -207,6 +207,7 @@ impl App {
             dispatch,
             admin: Admin::new(&bridge, handle.clone()),
             gate: Arc::clone(bridge.gate()),
+            waiting_for_rights: Semaphore::new(http::MOST_WAITING),
             estimates: Arc::new(http::Estimates::register(&registry)?),
             metrics: http::Metrics::register(&registry)?,
             lifecycle: Lifecycle::default(),

@@ -31,7 +31,7 @@ use tracing::{debug, info, warn};
 
 use super::gate::Gate;
 
-/// In place of a meter: a row of the rights store that says of the writer's life when it began or ended, not what it granted.
+/// The meter of rows of the rights store that hold no grant, but when a life of their writer began or ended.
 const LIVES: u64 = 0;
 
 /// Time between two turns of the engine while there are rules.
@@ -42,6 +42,9 @@ const QUIET_TURN: Duration = Duration::from_millis(300);
 
 /// Time between two sweeps of the subjects that are no longer counted.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// Pause after a turn for which the node had no time.
+const AFTER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time between two warnings that limits are not divided yet.
 const UNDIVIDED: Duration = Duration::from_secs(10);
@@ -89,12 +92,6 @@ impl Limits {
     #[must_use]
     pub fn limiter(&self) -> &Arc<Limiter> {
         &self.limiter
-    }
-
-    /// How many routers the configuration expects.
-    #[must_use]
-    pub fn expected(&self) -> Option<u32> {
-        self.config.expected
     }
 
     /// The number of shares that a limit is divided into.
@@ -333,8 +330,8 @@ impl Limits {
             let limits = self.clone();
             let visit = mesh.visit(move |node, _, now| limits.turn(node, gate.is_open(), now));
             if visit.await.is_err() {
-                // A node that has failed does not come back; a busy one will.
-                tokio::time::sleep(SWEEP).await;
+                // A node that has failed ends this task from outside; a busy one must not get more to do.
+                tokio::time::sleep(AFTER_TIMEOUT).await;
             }
             let now = clock.now();
             self.warn_while_undivided(&mut undivided_since, now);
@@ -342,6 +339,7 @@ impl Limits {
                 swept = now.mono;
                 self.limiter.sweep(now);
             }
+            // The pace of the turns: at most one in this time, however many requests lack rights.
             tokio::time::sleep(LEAST_TURN).await;
             let pause = if is_idle { QUIET_TURN } else { TURN };
             tokio::select! {

@@ -161,7 +161,9 @@ impl Inference {
         };
         match self.dispatcher.dispatch(&request).await {
             Ok(dispatched) => {
-                let mut response = self.respond(dispatched, meter, strip)?;
+                let response = self.respond(dispatched, meter, strip);
+                let mut response =
+                    response.map_err(|error| ApiError { quotas: quotas.clone(), ..error })?;
                 quota_headers::show(&quotas, response.headers_mut());
                 Ok(response)
             }
@@ -172,7 +174,7 @@ impl Inference {
         }
     }
 
-    /// Holds the request against the limits. Returns its meter, what its answer says of the limits, and whether the usage of
+    /// Checks the request against the limits. Returns its meter, what its answer says of the limits, and whether the usage of
     /// its answer must be known.
     async fn limit(
         &self,

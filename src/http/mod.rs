@@ -58,7 +58,7 @@ mod workers;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use auth::{KeysRefused, LiveKeys};
 pub use config::{AdminKey, AdminRole, Config, MetricsListen, Tenant};
@@ -68,6 +68,7 @@ pub use metering::Settle;
 pub use metrics::Metrics;
 pub use own_address::{OwnAddress, OwnAddresses};
 pub use pass_through::PassThrough;
+pub use quota::MOST_WAITING;
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 
@@ -111,7 +112,9 @@ pub struct Surface {
     pub own_addresses: OwnAddresses,
     /// What this router says of itself to the next hop, and how it knows its own requests.
     pub hops: Hops,
-    /// What requests may use, for the limits of tokens.
+    /// Places for requests that wait for rights of other routers.
+    pub waiting_for_rights: Semaphore,
+    /// Estimates of what requests may use, for the limits of tokens.
     pub estimates: Arc<Estimates>,
     /// Whether this router knows what the others know.
     pub gate: Arc<Gate>,

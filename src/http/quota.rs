@@ -1,7 +1,6 @@
 //! The limits on the way of an inference request: what it takes before it is dispatched, and what its answer says of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -11,6 +10,7 @@ use smg_limits::rule::{TokenCount, Who};
 use smg_proxy::usage::{Origin, Settlement, TokenUsage, Work};
 use smg_runtime::clock::Clock;
 use smg_types::ids::ModelId;
+use tokio::sync::Semaphore;
 
 use super::Surface;
 use super::error::ApiError;
@@ -28,13 +28,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const IN_VAIN_MS: u64 = 200;
 
 /// The most requests that wait for rights at once.
-const MOST_WAITING: usize = 256;
+pub const MOST_WAITING: usize = 256;
 
 /// A window of this length or longer is a quota, which a client should not simply wait for.
 const QUOTA_WINDOW_MS: u32 = 24 * 3600 * 1000;
-
-/// The requests that wait for rights at present.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes what the request needs from every limit that concerns it. If this router lacks rights that others may have, it waits
 /// for them for a moment.
@@ -44,6 +41,7 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 async fn admit(
     limiter: &Limiter,
     clock: Clock,
+    waiting: &Semaphore,
     who: &Who<'_>,
     estimate: &TokenCount,
 ) -> Result<Admission, ApiError> {
@@ -52,11 +50,12 @@ async fn admit(
         Err(refusal) => refusal,
     };
     if refusal.is_hopeful
-        && let Some(_place) = Place::take()
+        && let Ok(_place) = waiting.try_acquire()
     {
         let deadline = clock.mono() + WAIT;
         let mut pause = FIRST_PAUSE;
         while refusal.is_hopeful && clock.mono() < deadline {
+            // Nothing notifies this request of a grant: many grants come for subjects that nobody waits for.
             tokio::time::sleep(pause).await;
             pause *= 2;
             refusal = match limiter.check(who, estimate, clock.now()) {
@@ -102,7 +101,8 @@ pub(super) async fn reserve(
         };
         estimate = surface.estimates.of(model_id.as_ref(), peek.prompt_bytes(), most_output);
     }
-    let admission = admit(limiter, surface.clock, who, &estimate).await?;
+    let admission =
+        admit(limiter, surface.clock, &surface.waiting_for_rights, who, &estimate).await?;
     let estimates = Arc::clone(&surface.estimates);
     let prompt_bytes = peek.prompt_bytes();
     Ok(Some(Reservation { admission, estimates, model: model_id, prompt_bytes, estimate }))
@@ -129,25 +129,6 @@ impl Settle for Reservation {
             self.estimates.learn(self.model.as_ref(), self.prompt_bytes, reserved, &used);
         }
         self.admission.settle(&used);
-    }
-}
-
-/// A place among the requests that wait.
-struct Place;
-
-impl Place {
-    fn take() -> Option<Self> {
-        if WAITING.fetch_add(1, Ordering::Relaxed) < MOST_WAITING {
-            return Some(Self);
-        }
-        WAITING.fetch_sub(1, Ordering::Relaxed);
-        None
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        WAITING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

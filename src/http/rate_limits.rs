@@ -1,7 +1,6 @@
 //! The rules of the limits for administrators: `/ha/rate-limits`, the short form `/ha/rate-limit`, and what is counted.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -13,7 +12,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use smg_limits::cell::Cell;
 use smg_limits::explain::explain;
-use smg_limits::rule::{Rule, RuleDocument};
+use smg_limits::rule::{Meter, Rule, RuleDocument};
+use smg_types::now::Now;
 
 use super::Surface;
 use super::documents::read;
@@ -113,13 +113,11 @@ pub(super) async fn set_short(
     let Short { limit_per_second } =
         read(&body).map_err(|error| ApiError { code: "invalid_rule", ..error })?;
     if limit_per_second == 0 {
-        if current_document(&surface, SHORT).is_none() {
-            let wait = wait.read()?;
-            let written = surface.admin.unchanged();
-            return Ok(wait.answer(StatusCode::OK, written, || short_document(&surface)).await);
-        }
         let wait = wait.read()?;
-        let written = surface.admin.remove_rule(SHORT).await?;
+        let written = match current_document(&surface, SHORT) {
+            Some(_) => surface.admin.remove_rule(SHORT).await?,
+            None => surface.admin.unchanged(),
+        };
         tracing::info!(rule = SHORT, "limit removed");
         return Ok(wait.answer(StatusCode::OK, written, || short_document(&surface)).await);
     }
@@ -162,12 +160,9 @@ fn short_document(surface: &Surface) -> Value {
     else {
         return json!({ "limit_per_second": 0, "remaining": -1 });
     };
-    let cell = limiter.cells().into_iter().find(|cell| cell.meter.id == meter.id);
-    let used = cell.map_or(0, |cell| {
-        let key = cell.key(limiter.cluster_ms(surface.clock.now()));
-        let here = cell.window(key.start_ms).map_or(0, |window| window.used());
-        here + surface.admin.limits().used_elsewhere(&key).values().sum::<u64>()
-    });
+    let start_ms = |cell: &Cell| cell.key(limiter.cluster_ms(surface.clock.now())).start_ms;
+    let window = limiter.cells_of(meter.id).first().and_then(|cell| cell.window(start_ms(cell)));
+    let used = window.map_or(0, |window| window.used().saturating_add(window.others));
     json!({ "limit_per_second": meter.limit, "remaining": meter.limit.saturating_sub(used) })
 }
 
@@ -176,34 +171,18 @@ pub(super) async fn stats(State(surface): State<Arc<Surface>>) -> Json<Value> {
     let limits = surface.admin.limits();
     let limiter = limits.limiter();
     let now = surface.clock.now();
-    let cells = limiter.cells();
     let rules: Vec<Value> = limiter
         .rules()
         .iter()
         .map(|(rule, admitted, rejected)| {
-            let meters: Vec<Value> = rule
-                .meters
-                .iter()
-                .map(|meter| {
-                    let own = cells.iter().filter(|cell| cell.meter.id == meter.id);
-                    let mut subjects: Vec<(u64, Value)> =
-                        own.clone().map(|cell| subject_document(&surface, cell, now)).collect();
-                    let total = subjects.len();
-                    subjects.sort_by_key(|(used, _)| Reverse(*used));
-                    subjects.truncate(MOST_SUBJECTS);
-                    let overshoot = subjects.iter().map(|(used, _)| used.saturating_sub(meter.limit)).max();
-                    json!({
-                        "kind": meter.kind,
-                        "limit": meter.limit,
-                        "window_ms": meter.window_ms,
-                        "mode": meter.mode,
-                        "overshoot": overshoot.unwrap_or(0),
-                        "subject_count": total,
-                        "subjects": subjects.into_iter().map(|(_, value)| value).collect::<Vec<_>>(),
-                    })
-                })
-                .collect();
-            json!({ "id": rule.id, "admitted_total": admitted, "rejected_total": rejected, "limits": meters })
+            let limits: Vec<Value> =
+                rule.meters.iter().map(|meter| meter_document(&surface, meter, now)).collect();
+            json!({
+                "id": rule.id,
+                "admitted_total": admitted,
+                "rejected_total": rejected,
+                "limits": limits,
+            })
         })
         .collect();
     let (hot, windows) = limits.exchanged();
@@ -217,18 +196,44 @@ pub(super) async fn stats(State(surface): State<Arc<Surface>>) -> Json<Value> {
     }))
 }
 
-/// What is counted for a subject in the present window, with the sum of all routers.
-fn subject_document(surface: &Surface, cell: &Cell, now: smg_types::now::Now) -> (u64, Value) {
+/// One limit, with the subjects that have used most of it as far as this router knows.
+fn meter_document(surface: &Surface, meter: &Meter, now: Now) -> Value {
+    let limiter = surface.admin.limits().limiter();
+    let cluster_ms = limiter.cluster_ms(now);
+    let used = |cell: &Cell| {
+        let window = cell.window(cell.key(cluster_ms).start_ms);
+        window.map_or(0, |window| window.used().saturating_add(window.others))
+    };
+    let cells = limiter.cells_of(meter.id).into_iter();
+    let mut cells: Vec<_> = cells.map(|cell| (used(&cell), cell)).collect();
+    cells.sort_by_key(|(used, _)| Reverse(*used));
+    let overshoot = cells.first().map_or(0, |(used, _)| used.saturating_sub(meter.limit));
+    let shown = cells.iter().take(MOST_SUBJECTS);
+    let subjects: Vec<Value> =
+        shown.map(|(_, cell)| subject_document(surface, cell, now)).collect();
+    json!({
+        "kind": meter.kind,
+        "limit": meter.limit,
+        "window_ms": meter.window_ms,
+        "mode": meter.mode,
+        "overshoot": overshoot,
+        "subject_count": cells.len(),
+        "subjects": subjects,
+    })
+}
+
+/// The counts of a subject in the present window, with the sum of all routers.
+fn subject_document(surface: &Surface, cell: &Cell, now: Now) -> Value {
     let limits = surface.admin.limits();
     let limiter = limits.limiter();
     let key = cell.key(limiter.cluster_ms(now));
     let window = cell.window(key.start_ms);
     let (used, lent, granted) =
         window.as_ref().map_or((0, 0, 0), |window| (window.used(), window.lent, window.granted));
-    let elsewhere: BTreeMap<String, u64> = limits.used_elsewhere(&key);
+    let elsewhere = limits.used_elsewhere(&key);
     let total = used + elsewhere.values().sum::<u64>();
-    let document = json!({
-        "subject": cell.label,
+    json!({
+        "subject": cell.label(),
         "window_start_ms": key.start_ms,
         "used": total,
         "used_here": used,
@@ -236,6 +241,5 @@ fn subject_document(surface: &Surface, cell: &Cell, now: smg_types::now::Now) ->
         "rights_here": limiter.rights(cell, now),
         "lent": lent,
         "granted": granted,
-    });
-    (total, document)
+    })
 }

@@ -167,6 +167,7 @@ async fn a_shadow_rule_counts_and_rejects_nothing() {
     }
     assert_eq!(used(&router, "s", "requests").await, [("global".to_owned(), 3)]);
     assert_eq!(router.metric("smg_limit_rejected_total{rule=\"s\"}").await, 2.0);
+    assert_eq!(router.metric("smg_limit_admitted_total{rule=\"s\"}").await, 1.0);
 }
 
 #[tokio::test]

@@ -186,7 +186,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] = &[
     "ids", "now", "bounds", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster",
-    "fleet", "usage",
+    "fleet", "usage", "limits",
 ];
 
 /// What a pure module may not name.

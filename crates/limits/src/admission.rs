@@ -44,6 +44,8 @@ pub(crate) struct Taken {
     pub(crate) cell: Arc<Cell>,
     pub(crate) start_ms: u64,
     pub(crate) units: u64,
+    /// Whether the units were free. A shadow takes them all the same.
+    pub(crate) was_free: bool,
 }
 
 /// What was taken for a request that may go on. Dropping it without settling it leaves all of it taken.

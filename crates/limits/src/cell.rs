@@ -1,8 +1,8 @@
 //! The counts of one subject of a meter, shared by the data path and the engine.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -19,8 +19,8 @@ pub struct Cell {
     pub rule: Arc<str>,
     /// For whom.
     pub subject: SubjectId,
-    /// For whom, for people.
-    pub label: String,
+    /// For whom, for people. Not known until a request of the subject has come to this router.
+    label: OnceLock<String>,
     /// Shared with the cell that replaces this one when the rule changes, because requests that hold this one still settle.
     windows: Arc<Mutex<Windows>>,
     /// Whether the engine exchanges this subject with other routers.
@@ -33,7 +33,7 @@ impl fmt::Debug for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cell")
             .field("rule", &self.rule)
-            .field("label", &self.label)
+            .field("label", &self.label())
             .finish_non_exhaustive()
     }
 }
@@ -42,6 +42,17 @@ impl Cell {
     /// A number that differs between subjects, so that the remainders of small limits lie with different routers.
     pub(crate) fn salt(&self) -> u64 {
         self.subject.0 ^ self.meter.id.0
+    }
+
+    /// Names the subject for people: by the values that the rule tells apart, or by a hash while only other routers know them.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.label.get().cloned().unwrap_or_else(|| format!("#{:016x}", self.subject.0))
+    }
+
+    /// Gives the subject its name, unless it has one.
+    pub(crate) fn name(&self, label: impl FnOnce() -> String) {
+        self.label.get_or_init(label);
     }
 
     /// The key of the window that contains `cluster_ms`.
@@ -70,17 +81,12 @@ impl Cell {
 }
 
 impl Cell {
-    pub(crate) fn new(
-        rule: &Arc<str>,
-        meter: &Arc<Meter>,
-        subject: SubjectId,
-        label: String,
-    ) -> Self {
+    pub(crate) fn new(rule: &Arc<str>, meter: &Arc<Meter>, subject: SubjectId) -> Self {
         Self {
             meter: Arc::clone(meter),
             rule: Arc::clone(rule),
             subject,
-            label,
+            label: OnceLock::new(),
             windows: Arc::default(),
             is_hot: AtomicBool::new(false),
             in_vain_until_ms: AtomicU64::new(0),

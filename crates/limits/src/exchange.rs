@@ -123,11 +123,10 @@ impl Exchange {
         self.hot.clear();
     }
 
-    /// Adds what others have reported to a window of mode soft.
+    /// States what others have reported of a window.
     fn count_others(book: &Book, key: WindowKey, limiter: &Limiter) {
         if let Some(cell) = limiter.reported(key.meter, key.subject)
             && cell.meter.window_ms == key.length_ms
-            && cell.meter.mode == Mode::Soft
         {
             cell.with(key.start_ms, |_, _, window| window.others = book.used_by_others());
         }

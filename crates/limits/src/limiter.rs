@@ -46,7 +46,7 @@ struct RuleInForce {
 /// What has become of the requests that a rule concerned, since this router started.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Requests that the rule let pass.
+    /// Requests that the rule let pass, whatever other rules said.
     pub admitted: AtomicU64,
     /// Requests that the rule refused, or would have refused if it were not a shadow.
     pub rejected: AtomicU64,
@@ -208,11 +208,13 @@ impl Limiter {
             Moment { standing: &live.standing, cluster_ms: live.time.at(now), mono: now.mono };
         for rule in &in_force.rules {
             let Some(subject) = rule.rule.subject(who) else { continue };
+            let mut is_over = false;
             for meter in &rule.meters {
                 let cell = self.cell(rule, meter, subject, who);
                 match self.take(rule, &cell, meter.units(estimate), &moment) {
                     Ok((taken, quota)) => {
-                        admission.taken.extend(taken);
+                        is_over |= !taken.was_free;
+                        admission.taken.push(taken);
                         // A shadow is not seen.
                         admission.quotas.extend((!rule.rule.shadow).then_some(quota));
                     }
@@ -224,9 +226,8 @@ impl Limiter {
                     }
                 }
             }
-            if !rule.rule.shadow {
-                rule.counts.admitted.fetch_add(1, Ordering::Relaxed);
-            }
+            let count = if is_over { &rule.counts.rejected } else { &rule.counts.admitted };
+            count.fetch_add(1, Ordering::Relaxed);
         }
         Ok(admission)
     }
@@ -238,7 +239,7 @@ impl Limiter {
         cell: &Arc<Cell>,
         units: u64,
         moment: &Moment<'_>,
-    ) -> Result<(Option<Taken>, Quota), Box<Refusal>> {
+    ) -> Result<(Taken, Quota), Box<Refusal>> {
         let meter = &cell.meter;
         let start_ms = start_of(moment.cluster_ms, meter.window_ms);
         let mut windows = cell.windows();
@@ -252,8 +253,6 @@ impl Limiter {
         let is_admitted = meter::take(meter, salt, window, units, moment);
         let rights = meter::rights(meter, salt, window, moment);
         let remaining = meter.limit.saturating_sub(window.used()).saturating_sub(window.others);
-        // Another router may have used what this one has not: only what this one can still give out is certain.
-        let known = meter::free(meter, salt, window, moment);
         let is_low = window.used().saturating_mul(2) > rights.total
             || !is_admitted
             || meter.mode == Mode::Soft;
@@ -266,17 +265,13 @@ impl Limiter {
         if is_low && cell.heat() {
             self.heated.lock().push(Arc::clone(cell));
         }
-        let taken = Taken { cell: Arc::clone(cell), start_ms, units };
+        let taken = Taken { cell: Arc::clone(cell), start_ms, units, was_free: is_admitted };
         if is_admitted {
-            return Ok((
-                Some(taken),
-                quota(&rule.name, meter, remaining.max(known), start_ms, moment),
-            ));
+            return Ok((taken, quota(&rule.name, meter, remaining, start_ms, moment)));
         }
         let quota = quota(&rule.name, meter, 0, start_ms, moment);
         if rule.rule.shadow {
-            rule.counts.rejected.fetch_add(1, Ordering::Relaxed);
-            return Ok((Some(taken), quota));
+            return Ok((taken, quota));
         }
         let others = meter.mode != Mode::Soft && moment.standing.size() > 1 && !used_all_here;
         let is_hopeful = others
@@ -313,15 +308,14 @@ impl Limiter {
         let at = (meter.id, subject);
         let shard = self.shard(at);
         if let Some(cell) = shard.read().get(&at) {
+            cell.name(|| rule.rule.label(who));
             return Arc::clone(cell);
         }
         let is_full = self.cells.load(Ordering::Relaxed) >= MAX_SUBJECTS as u64;
-        let (at, label) = if is_full && subject != OVERFLOW {
-            ((meter.id, OVERFLOW), "others".to_owned())
-        } else {
-            (at, rule.rule.label(who))
-        };
-        self.insert(at, || Cell::new(&rule.name, meter, at.1, label))
+        let at = if is_full { (meter.id, OVERFLOW) } else { at };
+        let cell = self.insert(at, || Cell::new(&rule.name, meter, at.1));
+        cell.name(|| if is_full { "others".to_owned() } else { rule.rule.label(who) });
+        cell
     }
 
     fn insert(&self, at: (MeterId, SubjectId), make: impl FnOnce() -> Cell) -> Arc<Cell> {
@@ -357,8 +351,7 @@ impl Limiter {
         let (rule, meter) = in_force.rules.iter().find_map(|rule| {
             rule.meters.iter().find(|own| own.id == meter).map(|meter| (rule, meter))
         })?;
-        let label = format!("#{:016x}", subject.0);
-        Some(self.insert(at, || Cell::new(&rule.name, meter, subject, label)))
+        Some(self.insert(at, || Cell::new(&rule.name, meter, subject)))
     }
 
     /// What a meter counts, if its rule is in force.
@@ -387,13 +380,15 @@ impl Limiter {
         rights.unwrap_or(0)
     }
 
-    /// All subjects that are counted, for people.
+    /// All subjects that are counted for one limit, in no order.
     #[must_use]
-    pub fn cells(&self) -> Vec<Arc<Cell>> {
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>())
-            .collect()
+    pub fn cells_of(&self, meter: MeterId) -> Vec<Arc<Cell>> {
+        let mut cells = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read();
+            cells.extend(shard.values().filter(|cell| cell.meter.id == meter).cloned());
+        }
+        cells
     }
 
     /// How many subjects are counted.

@@ -20,7 +20,7 @@ pub struct Window {
     pub lent: u64,
     /// Units granted by other routers; only grows.
     pub granted: u64,
-    /// In mode soft: the units that other routers have reported.
+    /// Units that other routers have reported. Only mode soft decides by them.
     pub others: u64,
     /// Units that were asked for, whether admitted or not.
     pub offered: u64,
