@@ -225,7 +225,11 @@ impl Replication {
         if writer == self.state.me {
             return true;
         }
-        let runs = self.peers.reachable().any(|peer| peer.writer() == writer);
+        let Some(name) = self.state.writers.id(writer).map(|id| &id.name) else { return false };
+        if *name == self.me().name {
+            return true;
+        }
+        let runs = self.peers.reachable().any(|peer| peer.id().name == *name);
         !runs && self.peers.is_own_name_lowest()
     }
 

@@ -144,6 +144,13 @@ impl Writers {
         self.entries.get(&writer).map(|entry| &entry.id)
     }
 
+    /// Whether `earlier` is `writer`, or an earlier generation of the same node.
+    pub(crate) fn is_same_node(&self, earlier: Writer, writer: Writer) -> bool {
+        let ids = self.id(earlier).zip(self.id(writer));
+        earlier == writer
+            || ids.is_some_and(|(a, b)| a.name == b.name && a.generation < b.generation)
+    }
+
     pub(crate) fn author(&self, writer: Writer) -> Author {
         self.entries.get(&writer).map_or_else(Author::default, |entry| entry.author)
     }

@@ -186,6 +186,28 @@ fn a_delta_beyond_the_log_of_its_writer_deafens_nobody() -> Result<(), Violation
     Ok(())
 }
 
+/// The writer has not the lowest name, and writes before it learns of the lie: its row has a version that the lie covers, and
+/// no third node has received it.
+#[test]
+fn a_row_that_is_written_before_the_writer_learns_of_a_lie_is_not_lost() -> Result<(), Violation> {
+    // The lie takes some of this time to arrive, and the answer to it takes as long again.
+    for (beyond, delay) in (0..30).map(|n| (1 << (n % 3 * 10), Duration::from_micros(n * 100))) {
+        let mut world = cluster(2)?;
+        put(&mut world, 1, 1)?;
+        world.run_for(SECOND)?;
+        let writer = identity(&world, 1).node();
+        replicate(&mut world, 0, &writer, delta(&writer, 1, 1 + beyond, 1 + beyond));
+        world.run_for(delay)?;
+        put(&mut world, 1, 2)?;
+        world.run_for(SECOND * 20)?;
+        heals(&mut world)?;
+        for slot in 0..2 {
+            assert_eq!(workers_at(&world, slot), 2, "slot {slot}, {beyond} beyond, {delay:?}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_claim_that_a_peer_never_made_is_withdrawn() -> Result<(), Violation> {
     let mut world = cluster(3)?;

@@ -188,10 +188,10 @@ impl<S: Store> Table<S> {
             let ends = S::expires_ms(&key, value);
             let expired = ends
                 .is_some_and(|ends| ends.saturating_add(EXPIRY_GRACE_MS) <= millis(parts.now.wall));
-            // The authority knows best whether the writer's own dots are live. But a donor of a snapshot may know of kills
-            // that the authority has not received.
+            // The authority knows best whether the dots of the writer and of its earlier generations are live. But a donor of
+            // a snapshot may know of kills that the authority has not received.
             let is_vouched_for = source == Source::Authority
-                && dot.0 == writer
+                && parts.writers.is_same_node(dot.0, writer)
                 && !table.is_covered_by_range(&key, dot);
             !ended && !expired && (is_vouched_for || !table.is_dead(&key, dot))
         };
