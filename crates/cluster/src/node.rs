@@ -426,7 +426,7 @@ impl Node {
         }
     }
 
-    /// Ends writers that left before this node joined: it receives their rows, but never hears that they left (R34). It
+    /// Ends writers that left before this node joined: it receives their rows, but not the report of their departure (R34). It
     /// is enough that a peer has retired them. Otherwise they are ended when they were not listed for a while (R48): a member
     /// that is down may be unknown here at first, but the others list it, and a writer that no member ever was would
     /// stay for ever.
@@ -452,8 +452,8 @@ impl Node {
     }
 
     /// Connects members that are present and that replication could not take when they came, because it remembered too many
-    /// writers then. Informs those that have ended here of the later generation (R45): if that never was, they must exceed it
-    /// to be taken for what they are.
+    /// writers then. Informs those that have ended here of the later generation (R45): if that generation is forged, they must
+    /// exceed it to be accepted as current.
     fn connect_missing_peers(&mut self, now: Now) {
         let members = self.membership.members().filter(|member| member.state.is_present());
         let mut outdated = BTreeMap::new();

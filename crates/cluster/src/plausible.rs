@@ -2,16 +2,16 @@
 //!
 //! A fixed bound does not help against a member that lies: it claims the bound itself, and the honest node can never
 //! exceed that. These bounds follow the clock instead, so they pass whatever a liar has claimed. They are wide, because
-//! the clock of an honest node may be wrong by days. A number beyond them is refused and counted where it is hearsay,
-//! and never remembered once its node can't be reached. A node whose clock is wrong by years is not locked out: what it
-//! says itself, and proves by answering, counts.
+//! the clock of an honest node may be wrong by days. A number beyond them is refused and counted if another node reports
+//! it, and never remembered once its node can't be reached. A node whose clock is wrong by years is not locked out: its own
+//! numbers count once it has answered a probe.
 
 use std::time::Duration;
 
 use smg_types::ids::Generation;
 use smg_types::now::Now;
 
-/// How far ahead of the time of the cluster a clock may be, to be believed by hearsay.
+/// The largest error of another node's clock at which its numbers are accepted from third nodes.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A generation is the time of its process's start, in milliseconds since 1970, above this many random bits.

@@ -186,7 +186,7 @@ impl Membership {
         };
         let others = self.table.iter().filter_map(|record| {
             let state = match record.state {
-                // What this node only has from others must not go round for ever.
+                // A member that this node has not met is not listed, so that nodes do not repeat each other's reports for ever.
                 Some(MemberState::Down) | None if !record.met => return None,
                 None => ListedState::Gone,
                 Some(MemberState::Init) => return None,

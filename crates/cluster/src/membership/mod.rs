@@ -99,7 +99,7 @@ struct Me {
     gave_up_name: bool,
     /// When it began its latest generations without a new process, the earliest first.
     generations_begun: VecDeque<Duration>,
-    /// The latest generation of its name that it was told of and could not exceed yet.
+    /// The latest generation of its own name that this node has received and not exceeded yet.
     must_exceed: Generation,
 }
 

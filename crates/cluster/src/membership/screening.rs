@@ -1,7 +1,7 @@
 //! Which reports of members are believed: bounds that hold whatever a member sends.
 //!
-//! Nothing in a packet proves who sent it. So what one packet can bring into the list of members is bounded, and what
-//! nobody stands behind is forgotten within a minute:
+//! A packet does not prove its sender. So the number of members that one packet can add is limited, and a member that no
+//! reachable node confirms is forgotten within a minute:
 //!
 //! * A member is *met* once it has answered a probe of this node. At most [`MAX_STRANGERS`] members that were never met
 //!   are listed as present. Beyond, a member is asked with a join probe, and listed when it answers. Its failure to answer
@@ -47,7 +47,7 @@ pub(super) enum Evidence {
     Answer,
 }
 
-/// What one message may still bring in.
+/// The numbers of unknown members that one message may still add.
 #[derive(Debug)]
 pub(super) struct Room {
     /// Members that were never met and are said to be present.
@@ -59,7 +59,7 @@ pub(super) struct Room {
 }
 
 impl Membership {
-    /// What a message may bring in. Take it once per message: it is counted over the whole list.
+    /// The limits for one message. Call it once per message, because it scans the whole table.
     pub(super) fn room(&self) -> Room {
         let (strangers, absent) = self.table.count_unmet();
         Room {
@@ -79,7 +79,7 @@ impl Membership {
     ) -> bool {
         let identity = member.id();
         if identity.name == self.swim.identity().name {
-            // What is said of this node's own name never makes a member.
+            // A report of this node's own name never adds a member.
             return true;
         }
         if !room.reported.insert(identity.name.clone()) {

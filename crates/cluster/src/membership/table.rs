@@ -209,8 +209,8 @@ impl Table {
         debug_assert!(seen <= self.records.len(), "each member of foca's list has a record");
     }
 
-    /// Whether the generation of `identity` has said goodbye. One that is said to be gone, and claims more than it did, is
-    /// not gone: the goodbye was not its own.
+    /// Whether the generation of `identity` has said goodbye. If the member is listed as gone and its claim exceeds the claim
+    /// in the goodbye, the goodbye was forged and is dropped.
     fn is_leaving(&mut self, identity: &Identity) -> bool {
         let Some(record) = self.records.get_mut(&identity.name) else { return false };
         let Some(farewell) = record.farewell else { return false };

@@ -1,9 +1,9 @@
-//! What heals the damage that a member has done by lying: bounds on versions, claims that are withdrawn, logs that can't be
-//! completed, and writers that never were.
+//! Recovery from false messages: limits on versions, withdrawal of claims, abandoning incomplete logs, and forgetting writers
+//! that never existed.
 //!
 //! No message can be trusted to come from the node that it names, so a number that only its owner can know may be wrong here.
-//! Each such number is compared with what its owner says again and again, and gives way to it within seconds. What nobody
-//! owns is given up.
+//! A node compares each such number with its owner's later messages and adopts the owner's value within seconds. It drops
+//! numbers that have no owner.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::state::writers::Writer;
 /// The log of an ended writer that can't be completed is given up after this time.
 const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 
-/// Writers of which nothing is known are looked for this often, and forgotten when they are found twice.
+/// Time between two searches for unused writers. A writer that two consecutive searches find is forgotten.
 const UNUSED_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Replication {
@@ -45,7 +45,8 @@ impl Replication {
     }
 
     /// Compares what is known of the peer `from` with its digest, whose claims are `claimed`: withdraws what it does not
-    /// confirm (R46), and asks it to begin a later generation if this node was told of writes that it did not make (R45).
+    /// confirm (R46), and asks it to begin a later generation if this node has received a version that the peer has not reached
+    /// (R45).
     pub(super) fn compare_with_digest(
         &mut self,
         now: Now,
@@ -122,10 +123,10 @@ impl Replication {
 
     /// Forgets writers that some message has named, and of which nothing has arrived since.
     pub(super) fn forget_unused_writers(&mut self, now: Now) {
-        if now.mono < self.leftovers.look_at {
+        if now.mono < self.leftovers.next_check_at {
             return;
         }
-        self.leftovers.look_at = now.mono + UNUSED_INTERVAL;
+        self.leftovers.next_check_at = now.mono + UNUSED_INTERVAL;
         let listed: BTreeSet<Writer> = self.peers.iter().map(Peer::writer).collect();
         let writers = self.state.writers.all().map(|(writer, _)| writer);
         let unused: BTreeSet<Writer> = writers

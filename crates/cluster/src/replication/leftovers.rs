@@ -1,17 +1,17 @@
-//! What may be left behind by a member that lied, until `healing` is sure of it.
+//! Records of suspected false messages, kept until `healing` resolves them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::state::writers::Writer;
 
-/// Which logs can't be completed, and which writers seem never to have been.
+/// The logs that can't be completed, and the writers that seem never to have existed.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
     /// Ended writers of whose logs rows are missing that no member has, and since when.
     pub(super) incomplete: BTreeMap<Writer, Duration>,
-    /// Writers of which nothing was known at the last look.
+    /// Writers that were unused at the last check.
     pub(super) unused: BTreeSet<Writer>,
-    /// When to look next.
-    pub(super) look_at: Duration,
+    /// Time of the next check.
+    pub(super) next_check_at: Duration,
 }

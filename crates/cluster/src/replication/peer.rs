@@ -40,8 +40,8 @@ pub(super) struct Peer {
     known: BTreeMap<Stream, u64>,
     /// Versions in `known` that its last digest did not confirm, and since when.
     doubted: BTreeMap<Stream, (u64, Duration)>,
-    /// Stores in which this node has been told of more of the peer's own log than the peer's last digest said, how far, and
-    /// since when.
+    /// Stores in which this node's target for the peer's own log exceeds the version in the peer's last digest: the target,
+    /// and since when.
     overshot: BTreeMap<StoreId, (u64, Duration)>,
     /// Whether the list of rows without effect has come since its last digest.
     has_listed_not_applied: bool,
@@ -210,8 +210,7 @@ impl Peer {
         withdrawn.len() as u64
     }
 
-    /// Its digest says that its own log of `store` goes up to `stated`, and this node has been told that it goes up to `target`.
-    /// Returns whether that has been so for a while.
+    /// Whether the target of the peer's own log of `store` has exceeded `stated`, the version in the peer's digest, for 5 s.
     pub(super) fn is_overshot(
         &mut self,
         store: StoreId,

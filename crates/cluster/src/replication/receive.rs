@@ -223,7 +223,7 @@ impl Replication {
         }
         for StreamClaim { stream, version, .. } in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
-            // The peer was told of writes that this node did not make (R19, R45).
+            // The peer has received versions that this node has not written (R19, R45).
             changes.conflict |= stream.1 == self.state.me && version > target;
             if let Some(peer) = self.peers.get_mut(from) {
                 peer.window.reset_backoff();
@@ -413,7 +413,7 @@ impl Replication {
             let stream = (store, writer);
             let peer = self.peers.get_mut(from);
             if !peer.is_some_and(|peer| peer.take_audit_pull(stream, rows.version)) {
-                // Nobody asked for them (R51).
+                // This node did not request these rows (R51).
                 self.counters.refused_messages += 1;
                 return changes;
             }
