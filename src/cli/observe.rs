@@ -62,7 +62,8 @@ pub struct ObserveArgs {
     ///
     /// A stream of /v1/chat/completions or /v1/completions has usage only if its request asks for it with
     /// stream_options.include_usage. With this flag the router asks where the client does not, and removes the usage
-    /// from what the client gets. Without it, smg_tokens_total has estimates for those streams.
+    /// from what the client gets. Without it, smg_tokens_total has estimates for those streams, unless a rule limits tokens:
+    /// then the router asks for the usage of the streams that the rule concerns.
     #[arg(
         long,
         value_name = "YES",

@@ -3,7 +3,7 @@
 //! A [`Meter`] is made before the request is dispatched and lives until the last byte of the response, wherever that is: in
 //! the dispatch, in a stream that begins with comments, in the body. It settles exactly once: at the end of the answer, or
 //! when it is dropped because the client has left, the worker has died, or the code has panicked. Attempts at several workers
-//! are one request. What settles is told to the listeners ([`Settle`]) and counted in `smg_tokens_total`.
+//! are one request. Each settlement is passed to the listeners ([`Settle`]) and counted in `smg_tokens_total`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct Meter {
 enum Stage {
     /// No worker has answered.
     Waiting,
-    /// No worker will do the work.
+    /// Every attempt has failed, or the answer is an error.
     Refused,
     /// A worker answers.
     Answered {
@@ -62,7 +62,7 @@ impl Meter {
         }
     }
 
-    /// Tells `listener` what the request has used, once it is known.
+    /// Registers `listener`, which gets the settlement of the request.
     pub(super) fn add_listener(&mut self, listener: Box<dyn Settle>) {
         self.listeners.push(listener);
     }
@@ -107,7 +107,7 @@ impl Meter {
             Stage::Waiting | Stage::Refused => Settlement::UNUSED,
             Stage::Answered { reader, entry } => {
                 let settlement = reader.settlement(is_complete, self.prompt_bytes);
-                count(&entry, self.tenant.as_deref(), &settlement);
+                count(self.route, &entry, self.tenant.as_deref(), &settlement);
                 settlement
             }
         };
@@ -124,7 +124,7 @@ impl Drop for Meter {
 }
 
 /// Counts the tokens under the request's tenant and model.
-fn count(entry: &Entry, tenant: Option<&str>, settlement: &Settlement) {
+fn count(route: &str, entry: &Entry, tenant: Option<&str>, settlement: &Settlement) {
     let Settlement { tokens, origin, unreadable } = settlement;
     let (input, output) = match origin {
         Origin::Reported => (TokenKind::Input, TokenKind::Output),
@@ -143,7 +143,10 @@ fn count(entry: &Entry, tenant: Option<&str>, settlement: &Settlement) {
         }
     }
     if *unreadable > 0 {
-        debug!(unreadable, "a worker's usage has numbers that are no counts of tokens");
+        debug!(
+            route,
+            unreadable, "ignored usage objects of a worker whose numbers are not token counts"
+        );
         entry.metrics.count_unreadable_usage((*unreadable).into());
     }
 }

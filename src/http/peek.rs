@@ -101,7 +101,7 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     }
     let mut peek = Peek::default();
     let (mut tools, mut system, mut prompt, mut user) = (None, None, None, None);
-    let (mut most_output, mut choices) = (None::<u64>, 1);
+    let (mut most_output, mut choices) = ([None::<u64>; 4], 1);
     scan.blanks();
     if scan.peek() == Some(b'}') {
         scan.at += 1;
@@ -132,12 +132,11 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 }
                 // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
-                b"\"max_tokens\""
-                | b"\"max_completion_tokens\""
-                | b"\"max_output_tokens\""
-                | b"\"n_predict\"" => {
-                    most_output = number(text).or(most_output);
-                }
+                // Engines differ in which of these they prefer: the largest one counts.
+                b"\"max_tokens\"" => most_output[0] = number(text),
+                b"\"max_completion_tokens\"" => most_output[1] = number(text),
+                b"\"max_output_tokens\"" => most_output[2] = number(text),
+                b"\"n_predict\"" => most_output[3] = number(text),
                 b"\"n\"" => choices = number(text).unwrap_or(1).max(1),
                 b"\"stream_options\"" => peek.stream_options_at = Some(value),
                 b"\"tools\"" => tools = Some(value),
@@ -160,7 +159,8 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     if scan.at != body.len() {
         return Err(PeekError::Malformed(scan.at));
     }
-    peek.most_output = most_output.map(|most| most.saturating_mul(choices));
+    peek.most_output =
+        most_output.into_iter().flatten().max().map(|most: u64| most.saturating_mul(choices));
     peek.session = peek.session.or(user);
     let system = system.map(|at| behind_billing_line(body, at));
     let pieces = [tools, system, prompt].into_iter().flatten();

@@ -281,7 +281,7 @@ impl Shard {
 /// The answer to a request without a route.
 fn unrouted(found: Found, request: &Request<Incoming>, exchange: &Exchange) -> ApiError {
     if !request.body().is_end_stream() {
-        // The rest of an upload is read, so that the client can read the answer.
+        // Nobody reads the rest of the upload, and it would be taken for the next request.
         exchange.close_after();
     }
     let path = request.uri().path();

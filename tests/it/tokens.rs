@@ -126,12 +126,12 @@ async fn usage_in_any_form_is_counted_once_and_an_absurd_one_not_at_all() {
         });
         assert!(router.post(CHAT, chat(&fields)).await.text().contains("\"prompt_tokens\":-1"));
     }
-    counts(&router, "", [("output", output)]).await;
     eventually("both are counted as unreadable", || async {
         let seen = router.metric("smg_tokens_unreadable_total").await as u64;
         if seen == 2 { Ok(()) } else { Err(seen) }
     })
     .await;
+    counts(&router, "", [("output", output)]).await;
 }
 
 #[tokio::test]
@@ -180,9 +180,12 @@ async fn a_request_that_is_tried_again_is_counted_once() {
     // A worker's refusal costs nothing.
     mocks[1].faults(r#"{"script":{"status":400}}"#);
     for _ in 0..2 {
-        router.post(CHAT, chat(&json!({ "max_tokens": 5 }))).await;
+        assert_eq!(router.post(CHAT, chat(&json!({ "max_tokens": 5 }))).await.status, 400);
     }
-    counts(&router, "", [("output", 20), ("input_estimated", 0)]).await;
+    // One that is counted follows, so that those before it would have been counted.
+    mocks[1].faults("{}");
+    assert_eq!(router.post(CHAT, chat(&json!({ "max_tokens": 5 }))).await.status, 200);
+    counts(&router, "", [("output", 25), ("input_estimated", 0)]).await;
 }
 
 /// A worker that reports the usage of a stream as OpenAI documents it: if it is asked for.

@@ -7,7 +7,7 @@ import re
 
 # A method that sends its own request calls one of these. Those that only combine others (polling, parsing) do not.
 SENDS = re.compile(r"self\._(get|post|put|patch|delete|get_api_list)\(")
-# What is put for a parameter that must be given, by its name. Any other gets a text.
+# Default arguments for required parameters, by name. Any other gets a text.
 MADE_UP = {
     "file": ("file.txt", b"text", "text/plain"),
     "files": [("file.txt", b"text", "text/plain")],
@@ -60,8 +60,8 @@ def arguments(client, name):
     return {parameter: MADE_UP.get(parameter, "x") for parameter in required}
 
 
-async def settle(value):
-    """A result: a coroutine is awaited, the elements of a list with pages are read, others stay as they are."""
+async def await_if_needed(value):
+    """A result: a coroutine is awaited, others stay as they are."""
     if inspect.isawaitable(value):
         value = await value
     return value
@@ -70,7 +70,7 @@ async def settle(value):
 async def elements(value):
     """The elements of a stream or of a list with pages, whether it is async or not."""
     if not hasattr(value, "__aiter__"):
-        value = await settle(value)
+        value = await await_if_needed(value)
     if hasattr(value, "__aiter__"):
         return [element async for element in value]
     return list(value)

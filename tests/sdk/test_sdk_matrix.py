@@ -12,7 +12,7 @@ import warnings
 import anthropic
 import methods
 import openai
-from methods import elements, settle
+from methods import elements, await_if_needed
 from support import Router, mock_workers, script
 
 MODEL = "mock-model"
@@ -79,7 +79,7 @@ OPENAI |= {
 ANTHROPIC |= {f"beta.{name}": row for name, row in ANTHROPIC.items()}
 # These are tested apart: they return a manager of a stream.
 STREAMED = {"messages.stream": None, "beta.messages.stream": None}
-# What a refused method may be told.
+# The error codes that a refused method may get.
 REFUSED = {
     404: {"not_supported", "route_not_found", "response_not_found"},
     405: {"method_not_allowed"},
@@ -155,7 +155,7 @@ class Served(Clients):
         for client, _, table in self.all():
             for name, (arguments, holds) in table.items():
                 with self.subTest(name, client=type(client).__name__):
-                    answer = await settle(methods.method(client, name)(**arguments))
+                    answer = await await_if_needed(methods.method(client, name)(**arguments))
                     self.assertTrue(holds(answer), answer)
 
     async def test_chat_is_streamed_and_parsed(self):
@@ -165,8 +165,8 @@ class Served(Clients):
                 chunks = await elements(client.chat.completions.create(**request, stream=True))
                 words = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
                 self.assertEqual(len([word for word in words if word]), 5)
-                parsed = await settle(client.chat.completions.parse(**request | {"max_tokens": None}))
-                whole = await settle(client.chat.completions.create(**request))
+                parsed = await await_if_needed(client.chat.completions.parse(**request | {"max_tokens": None}))
+                whole = await await_if_needed(client.chat.completions.create(**request))
                 self.assertTrue(parsed.choices[0].message.content.startswith(whole.choices[0].message.content))
                 legacy = await elements(client.completions.create(model=MODEL, prompt="x", max_tokens=5, stream=True))
                 texts = [chunk.choices[0].text for chunk in legacy if chunk.choices]
@@ -180,7 +180,7 @@ class Served(Clients):
                 self.assertEqual((events[0].type, events[-1].type), ("response.created", "response.completed"))
                 text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
                 self.assertEqual(text, events[-1].response.output_text)
-                stored = await settle(client.responses.retrieve(events[-1].response.id))
+                stored = await await_if_needed(client.responses.retrieve(events[-1].response.id))
                 self.assertEqual(stored.output_text, text)
 
     async def test_transcriptions_and_speech_are_streamed(self):
@@ -189,7 +189,7 @@ class Served(Clients):
                 request = {"model": MODEL, "file": SOUND}
                 events = await elements(client.audio.transcriptions.create(**request, stream=True))
                 text = "".join(event.delta for event in events if event.type == "transcript.text.delta")
-                whole = await settle(client.audio.transcriptions.create(**request))
+                whole = await await_if_needed(client.audio.transcriptions.create(**request))
                 self.assertEqual((text, events[-1].text), (whole.text, whole.text))
         blocking, waiting = self.openai()
         request = {"model": MODEL, "input": "sound " * 1000, "voice": "alloy"}
@@ -218,28 +218,28 @@ class Served(Clients):
             # Both workers have some of them, whatever the policy does.
             for number in range(8):
                 with self.subTest(type(client).__name__, number=number):
-                    made = await settle(client.responses.create(model=MODEL, input=f"{number} " * 500))
-                    found = await settle(client.responses.retrieve(made.id))
+                    made = await await_if_needed(client.responses.create(model=MODEL, input=f"{number} " * 500))
+                    found = await await_if_needed(client.responses.retrieve(made.id))
                     self.assertEqual(found.to_dict(), made.to_dict())
                     with self.assertRaises(openai.BadRequestError):
-                        await settle(client.responses.cancel(made.id))
-                    await settle(client.responses.delete(made.id))
+                        await await_if_needed(client.responses.cancel(made.id))
+                    await await_if_needed(client.responses.delete(made.id))
                     for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
                         with self.assertRaises(openai.NotFoundError) as caught:
-                            await settle(call(made.id))
+                            await await_if_needed(call(made.id))
                         self.assertEqual(caught.exception.code, "response_not_found")
 
     async def test_a_response_in_the_background_is_cancelled(self):
         for client in self.openai():
             with self.subTest(type(client).__name__):
                 request = {"model": MODEL, "input": "Hello", "background": True}
-                made = await settle(client.responses.create(**request, extra_headers=script(stall_after_chunks=0)))
+                made = await await_if_needed(client.responses.create(**request, extra_headers=script(stall_after_chunks=0)))
                 self.assertEqual(made.status, "queued")
-                self.assertEqual((await settle(client.responses.retrieve(made.id))).status, "in_progress")
-                self.assertEqual((await settle(client.responses.cancel(made.id))).status, "cancelled")
-                self.assertEqual((await settle(client.responses.retrieve(made.id))).status, "cancelled")
-                made = await settle(client.responses.create(**request))
-                done = await settle(client.responses.retrieve(made.id))
+                self.assertEqual((await await_if_needed(client.responses.retrieve(made.id))).status, "in_progress")
+                self.assertEqual((await await_if_needed(client.responses.cancel(made.id))).status, "cancelled")
+                self.assertEqual((await await_if_needed(client.responses.retrieve(made.id))).status, "cancelled")
+                made = await await_if_needed(client.responses.create(**request))
+                done = await await_if_needed(client.responses.retrieve(made.id))
                 self.assertEqual(done.status, "completed")
                 self.assertTrue(done.output_text)
 
@@ -255,7 +255,7 @@ class Refused(Clients):
                     arguments = methods.arguments(client, name)
                     with self.assertRaises(sdk.APIStatusError) as caught:
                         # A list with pages sends its request when it is awaited or read.
-                        await settle(methods.method(client, name)(**arguments))
+                        await await_if_needed(methods.method(client, name)(**arguments))
                     error = caught.exception
                     inner = self.check_body(sdk, error)
                     self.assertIn(inner["code"], REFUSED.get(error.status_code, ()), error)
@@ -273,7 +273,7 @@ class Errors(Clients):
             for name, (arguments, _) in table.items():
                 with self.subTest(name, client=type(client).__name__):
                     with self.assertRaises(sdk.AuthenticationError) as caught:
-                        await settle(methods.method(client, name)(**arguments))
+                        await await_if_needed(methods.method(client, name)(**arguments))
                     inner = self.check_body(sdk, caught.exception)
                     self.assertEqual((inner["type"], inner["code"]), ("authentication_error", "invalid_api_key"))
 
@@ -285,7 +285,7 @@ class Errors(Clients):
                     continue
                 with self.subTest(name, client=type(client).__name__):
                     with self.assertRaises(sdk.NotFoundError) as caught:
-                        await settle(methods.method(client, name)(**arguments | {field: "none"}))
+                        await await_if_needed(methods.method(client, name)(**arguments | {field: "none"}))
                     inner = self.check_body(sdk, caught.exception)
                     self.assertEqual((inner["code"], inner["param"]), ("model_not_found", "model"))
                     self.assertIn("none", inner["message"])
@@ -308,7 +308,7 @@ class Errors(Clients):
                     with self.subTest(name, client=type(client).__name__, status=status):
                         with self.assertRaises(getattr(sdk, kind)) as caught:
                             headers = script(status=status, retry_after=7)
-                            await settle(methods.method(client, name)(**arguments, extra_headers=headers))
+                            await await_if_needed(methods.method(client, name)(**arguments, extra_headers=headers))
                         self.assertEqual(caught.exception.status_code, status)
                         self.assertEqual(caught.exception.response.headers["retry-after"], "7")
                         self.assertIn("failed by script", str(caught.exception))
@@ -347,7 +347,7 @@ class Limits(Clients):
                         continue
                     with self.subTest(name, client=type(client).__name__):
                         with self.assertRaises(sdk.RateLimitError) as caught:
-                            await settle(methods.method(client, name)(**arguments))
+                            await await_if_needed(methods.method(client, name)(**arguments))
                         inner = self.check_body(sdk, caught.exception)
                         self.assertEqual(inner["code"], "too_many_requests")
                         self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)
@@ -357,11 +357,11 @@ class Limits(Clients):
         large = [{"role": "user", "content": "x" * 5000}]
         for client in self.openai():
             with self.subTest(type(client).__name__), self.assertRaises(openai.APIStatusError) as caught:
-                await settle(client.chat.completions.create(model=MODEL, messages=large))
+                await await_if_needed(client.chat.completions.create(model=MODEL, messages=large))
             self.assertEqual(self.check_body(openai, caught.exception)["code"], "payload_too_large")
         for client in self.anthropic():
             with self.subTest(type(client).__name__), self.assertRaises(anthropic.APIStatusError) as caught:
-                await settle(client.messages.create(model=MODEL, messages=large, max_tokens=1))
+                await await_if_needed(client.messages.create(model=MODEL, messages=large, max_tokens=1))
             self.assertEqual(self.check_body(anthropic, caught.exception)["code"], "payload_too_large")
             self.assertEqual(caught.exception.status_code, 413)
 
@@ -384,7 +384,7 @@ class Nobody(Clients):
                     continue
                 with self.subTest(name, client=type(client).__name__):
                     with self.assertRaises(sdk.InternalServerError) as caught:
-                        await settle(methods.method(client, name)(**arguments))
+                        await await_if_needed(methods.method(client, name)(**arguments))
                     inner = self.check_body(sdk, caught.exception)
                     self.assertEqual((caught.exception.status_code, inner["code"]), (503, "no_available_workers"))
                     self.assertGreaterEqual(int(caught.exception.response.headers["retry-after"]), 1)

@@ -12,11 +12,11 @@ use super::*;
 const CHAT: &str = "/v1/chat/completions";
 const STREAM: &str = "text/event-stream";
 
-/// Sends each settlement of which it is told.
+/// Sends each settlement that it gets.
 #[derive(Debug)]
-struct Told(Sender<Settlement>);
+struct Recorder(Sender<Settlement>);
 
-impl Settle for Told {
+impl Settle for Recorder {
     fn settle(self: Box<Self>, settlement: &Settlement) {
         self.0.send(*settlement).unwrap();
     }
@@ -24,10 +24,10 @@ impl Settle for Told {
 
 /// A meter of a prompt of 40 bytes, and its settlements.
 fn meter(route: &'static str) -> (Meter, Receiver<Settlement>) {
-    let (sender, told) = channel();
+    let (sender, settlements) = channel();
     let mut meter = Meter::new(route, Some("acme".to_owned()), 40);
-    meter.add_listener(Box::new(Told(sender)));
-    (meter, told)
+    meter.add_listener(Box::new(Recorder(sender)));
+    (meter, settlements)
 }
 
 /// The counters of requests, and what they show.
@@ -54,9 +54,9 @@ fn answer(status: u16, kind: &str) -> Response<()> {
 
 /// The only settlement.
 #[track_caller]
-fn only(told: &Receiver<Settlement>) -> Settlement {
-    let settlement = told.try_recv().expect("it settles");
-    assert!(told.try_recv().is_err(), "it settles once");
+fn only(settlements: &Receiver<Settlement>) -> Settlement {
+    let settlement = settlements.try_recv().expect("it settles");
+    assert!(settlements.try_recv().is_err(), "it settles once");
     settlement
 }
 
@@ -67,17 +67,17 @@ const USAGE: &[u8] =
 #[test]
 fn a_request_settles_once_at_the_end_of_its_answer() {
     let (entry, registry) = counters();
-    let (mut meter, told) = meter(CHAT);
+    let (mut meter, settlements) = meter(CHAT);
     meter.sent().store(true, Ordering::Relaxed);
     meter.answer(&answer(200, STREAM), entry);
     for piece in [CHUNK, CHUNK, CHUNK, USAGE] {
         meter.observe(piece);
     }
-    assert!(told.try_recv().is_err(), "not before the end");
+    assert!(settlements.try_recv().is_err(), "not before the end");
     meter.end(true);
     meter.end(false);
     drop(meter);
-    let settlement = only(&told);
+    let settlement = only(&settlements);
     let tokens = TokenUsage { input: 9, output: 2, ..TokenUsage::default() };
     assert_eq!((settlement.tokens, settlement.origin), (tokens, Origin::Reported));
     let shown = shown(&registry);
@@ -92,13 +92,13 @@ fn a_request_settles_once_at_the_end_of_its_answer() {
 #[test]
 fn a_request_that_is_dropped_settles_at_what_had_passed() {
     let (entry, registry) = counters();
-    let (mut meter, told) = meter(CHAT);
+    let (mut meter, settlements) = meter(CHAT);
     meter.answer(&answer(200, STREAM), entry);
     for piece in [CHUNK, CHUNK, CHUNK] {
         meter.observe(piece);
     }
     drop(meter);
-    let Settlement { tokens, origin, .. } = only(&told);
+    let Settlement { tokens, origin, .. } = only(&settlements);
     // The first chunk of a chat has the role.
     assert_eq!((tokens.input, tokens.output, origin), (10, 2, Origin::Estimated));
     assert!(
@@ -108,7 +108,7 @@ fn a_request_that_is_dropped_settles_at_what_had_passed() {
 
 #[test]
 fn a_panic_settles() {
-    let (mut meter, told) = meter(CHAT);
+    let (mut meter, settlements) = meter(CHAT);
     meter.answer(&answer(200, STREAM), counters().0);
     let serving = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         let mut meter = meter;
@@ -116,36 +116,36 @@ fn a_panic_settles() {
         panic!("as a test wants it");
     }));
     assert!(serving.is_err());
-    assert_eq!(only(&told).origin, Origin::Estimated);
+    assert_eq!(only(&settlements).origin, Origin::Estimated);
 }
 
 #[test]
 fn a_request_without_an_answer_settles_at_what_a_worker_may_have_done() {
-    let (meter_before, told) = meter(CHAT);
+    let (meter_before, settlements) = meter(CHAT);
     drop(meter_before);
-    assert_eq!(only(&told), Settlement::UNUSED, "it was not sent");
-    let (sent, told) = meter(CHAT);
+    assert_eq!(only(&settlements), Settlement::UNUSED, "it was not sent");
+    let (sent, settlements) = meter(CHAT);
     sent.sent().store(true, Ordering::Relaxed);
     drop(sent);
-    let Settlement { tokens, origin, .. } = only(&told);
+    let Settlement { tokens, origin, .. } = only(&settlements);
     assert_eq!((tokens.input, tokens.output, origin), (10, 0, Origin::Estimated));
-    let (mut failed, told) = meter(CHAT);
+    let (mut failed, settlements) = meter(CHAT);
     failed.sent().store(true, Ordering::Relaxed);
     failed.refuse();
     drop(failed);
-    assert_eq!(only(&told), Settlement::UNUSED, "no worker answered");
-    let (mut refused, told) = meter(CHAT);
+    assert_eq!(only(&settlements), Settlement::UNUSED, "no worker answered");
+    let (mut refused, settlements) = meter(CHAT);
     refused.answer(&answer(429, "application/json"), counters().0);
     refused.observe(br#"{"usage":{"prompt_tokens":9,"completion_tokens":2}}"#);
     drop(refused);
-    assert_eq!(only(&told), Settlement::UNUSED, "the worker refused it");
+    assert_eq!(only(&settlements), Settlement::UNUSED, "the worker refused it");
 }
 
 #[test]
-fn all_listeners_are_told() {
+fn all_listeners_get_the_settlement() {
     let (mut meter, first) = meter("/v1/tokenize");
     let (sender, second) = channel();
-    meter.add_listener(Box::new(Told(sender)));
+    meter.add_listener(Box::new(Recorder(sender)));
     meter.answer(&answer(200, "application/json"), counters().0);
     meter.observe(br#"{"tokens":[1]}"#);
     meter.end(true);
@@ -156,10 +156,10 @@ fn all_listeners_are_told() {
 #[test]
 fn a_usage_that_is_no_count_is_counted_as_unreadable() {
     let (entry, registry) = counters();
-    let (mut meter, told) = meter(CHAT);
+    let (mut meter, settlements) = meter(CHAT);
     meter.answer(&answer(200, "application/json"), entry);
     meter.observe(br#"{"usage":{"prompt_tokens":-9,"completion_tokens":2}}"#);
     meter.end(true);
-    assert_eq!(only(&told).unreadable, 1);
+    assert_eq!(only(&settlements).unreadable, 1);
     assert!(shown(&registry).contains("smg_tokens_unreadable_total 1"));
 }

@@ -14,4 +14,4 @@ mod tokens;
 
 pub use reader::{Encoding, Reader};
 pub use strip::Strip;
-pub use tokens::{MAX_TOKENS, Origin, Settlement, TokenUsage, Work};
+pub use tokens::{Origin, Settlement, TokenUsage, Work};

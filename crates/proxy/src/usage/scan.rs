@@ -41,7 +41,7 @@ enum Context {
     OutputDetails,
 }
 
-/// What the value after a key is.
+/// The role of the value after a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     Skip,
@@ -49,7 +49,7 @@ enum Meaning {
     Number(Count),
 }
 
-/// What is expected next.
+/// The next expected token of the grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Value,
@@ -76,7 +76,7 @@ enum State {
     /// A comma or the end of the object.
     After,
     /// Nothing: the text has ended, or is not JSON.
-    Over,
+    Ended,
 }
 
 /// The longest key that is known, in bytes.
@@ -91,7 +91,7 @@ pub(super) struct Scanner {
     /// The key that is being read, as far as it can be a known one.
     key: SmallVec<[u8; 32]>,
     /// Whether that key is not a known one: it is too long or has escapes.
-    foreign_key: bool,
+    is_unknown_key: bool,
     /// Whether the key's next byte follows a backslash.
     escaped: bool,
     meaning: Meaning,
@@ -99,7 +99,7 @@ pub(super) struct Scanner {
     /// The counts of the usage object that is being read.
     object: Report,
     /// Whether a number of that object is not a count.
-    spoiled: bool,
+    has_invalid_count: bool,
     /// The counts of the answer that is being read.
     answer: Option<Report>,
     /// The sum of the answers before it, in a list of answers.
@@ -114,12 +114,12 @@ impl Scanner {
             state: State::Value,
             stack: SmallVec::new(),
             key: SmallVec::new(),
-            foreign_key: false,
+            is_unknown_key: false,
             escaped: false,
             meaning: Meaning::Skip,
             number: 0,
             object: Report::default(),
-            spoiled: false,
+            has_invalid_count: false,
             answer: None,
             answers: None,
             unreadable: 0,
@@ -139,7 +139,7 @@ impl Scanner {
     pub(super) fn feed(&mut self, mut rest: &[u8]) {
         while let Some(byte) = rest.first() {
             let used = match self.state {
-                State::Over => return,
+                State::Ended => return,
                 State::Key => self.key(rest),
                 State::Number => self.number(rest),
                 State::Scalar => self.scalar(rest),
@@ -149,7 +149,7 @@ impl Scanner {
                 State::Value => self.value(*byte),
                 State::BeforeKey => self.before_key(*byte),
                 State::Colon => {
-                    self.state = if *byte == b':' { State::Value } else { State::Over };
+                    self.state = if *byte == b':' { State::Value } else { State::Ended };
                     1
                 }
                 State::After => self.after(*byte),
@@ -162,11 +162,11 @@ impl Scanner {
         match byte {
             b'"' => {
                 self.key.clear();
-                (self.foreign_key, self.escaped) = (false, false);
+                (self.is_unknown_key, self.escaped) = (false, false);
                 self.state = State::Key;
             }
             b'}' => self.close(),
-            _ => self.state = State::Over,
+            _ => self.state = State::Ended,
         }
         1
     }
@@ -177,25 +177,25 @@ impl Scanner {
         }
         let end = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
         if self.key.len() + end > LONGEST_KEY {
-            self.foreign_key = true;
+            self.is_unknown_key = true;
         } else {
             self.key.extend_from_slice(&rest[..end]);
         }
         match rest.get(end) {
             None => end,
             Some(b'"') => {
-                self.meaning = if self.foreign_key { Meaning::Skip } else { self.meaning() };
+                self.meaning = if self.is_unknown_key { Meaning::Skip } else { self.meaning() };
                 self.state = State::Colon;
                 end + 1
             }
             Some(_backslash) => {
-                (self.foreign_key, self.escaped) = (true, true);
+                (self.is_unknown_key, self.escaped) = (true, true);
                 end + 1
             }
         }
     }
 
-    /// What the value after the present key is.
+    /// The role of the value after the present key.
     fn meaning(&self) -> Meaning {
         use Context as C;
         let Some(context) = self.stack.last() else { return Meaning::Skip };
@@ -237,7 +237,7 @@ impl Scanner {
                 match byte {
                     b'{' => self.open(Context::Answer),
                     b'[' => self.open(Context::Answers),
-                    _ => self.state = State::Over,
+                    _ => self.state = State::Ended,
                 }
                 return 1;
             }
@@ -263,7 +263,7 @@ impl Scanner {
                 self.skip(byte);
             }
             (Meaning::Number(_), _) if byte != b'n' => {
-                self.spoiled = true;
+                self.has_invalid_count = true;
                 self.skip(byte);
             }
             _ => self.skip(byte),
@@ -273,7 +273,7 @@ impl Scanner {
 
     fn open(&mut self, context: Context) {
         if matches!(context, Context::Usage | Context::FirstUsage) {
-            (self.object, self.spoiled) = (Report::default(), false);
+            (self.object, self.has_invalid_count) = (Report::default(), false);
         }
         self.stack.push(context);
         self.state = if context == Context::Answers { State::Value } else { State::BeforeKey };
@@ -287,7 +287,7 @@ impl Scanner {
             b'"' => State::Text { escaped: false },
             b'{' => nested(b'{', b'}'),
             b'[' => nested(b'[', b']'),
-            b'}' | b']' | b',' | b':' => State::Over,
+            b'}' | b']' | b',' | b':' => State::Ended,
             _ => State::Scalar,
         };
     }
@@ -304,14 +304,14 @@ impl Scanner {
                     Meaning::Number(count) if self.number <= MAX_TOKENS => {
                         self.object.set(count, self.number);
                     }
-                    Meaning::Number(_) => self.spoiled = true,
+                    Meaning::Number(_) => self.has_invalid_count = true,
                     Meaning::Skip | Meaning::Open(_) => {}
                 }
                 self.state = State::After;
             }
             // A fraction or an exponent, or not JSON.
             Some(_) => {
-                self.spoiled = true;
+                self.has_invalid_count = true;
                 self.state = State::Scalar;
             }
         }
@@ -374,7 +374,7 @@ impl Scanner {
             (b',', true) => self.state = State::Value,
             (b',', false) => self.state = State::BeforeKey,
             (b']', true) | (b'}', false) => self.close(),
-            _ => self.state = State::Over,
+            _ => self.state = State::Ended,
         }
         1
     }
@@ -383,7 +383,7 @@ impl Scanner {
     fn close(&mut self) {
         match self.stack.pop() {
             Some(Context::Usage | Context::FirstUsage) => {
-                if self.spoiled {
+                if self.has_invalid_count {
                     self.unreadable = self.unreadable.saturating_add(1);
                 } else if !self.object.is_empty() {
                     let object = self.object;
@@ -397,7 +397,7 @@ impl Scanner {
             }
             _ => {}
         }
-        self.state = if self.stack.is_empty() { State::Over } else { State::After };
+        self.state = if self.stack.is_empty() { State::Ended } else { State::After };
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tokens that a request used, how they are known, and the kinds of work that requests ask for.
 
 /// The most tokens that one request can have. A worker's number beyond it is not a count.
-pub const MAX_TOKENS: u64 = 1 << 32;
+pub(super) const MAX_TOKENS: u64 = 1 << 32;
 
 /// The tokens of one request. The counts mean the same for every API.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) fn tokens_in(bytes: u64) -> u64 {
     bytes.div_ceil(4).min(MAX_TOKENS)
 }
 
-/// What a request asks of a worker, as far as tokens are concerned.
+/// The kind of work that a request causes, by the tokens that it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// It reads a prompt and generates tokens.
@@ -95,6 +95,7 @@ impl Work {
             | "/infill"
             | "/api/chat"
             | "/api/generate"
+            | "/invocations"
             | "/v1/audio/transcriptions"
             | "/v1/audio/translations" => Self::Generate,
             "/v1/embeddings" | "/v2/embed" | "/embedding" | "/encode" | "/v1/rerank"
