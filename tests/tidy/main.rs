@@ -21,7 +21,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("smg-cluster", &["smg-types", "smg-limits"]),
     ("smg-routing", &["smg-types"]),
     ("smg-runtime", &["smg-types"]),
-    ("smg-mesh", &["smg-types", "smg-cluster", "smg-runtime"]),
+    ("smg-persist", &[]),
+    ("smg-mesh", &["smg-types", "smg-cluster", "smg-persist", "smg-runtime"]),
     ("smg-proxy", &["smg-types", "smg-routing", "smg-runtime"]),
     ("smg-mock", &["smg-types", "smg-runtime"]),
     (
@@ -30,6 +31,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "smg-types",
             "smg-limits",
             "smg-cluster",
+            "smg-persist",
             "smg-routing",
             "smg-runtime",
             "smg-mesh",
@@ -71,7 +73,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["ids", "spec", "now", "clock", "tls", "shortage", "descriptors", "resolve", "dial"],
     ),
     ("usage", &[]),
-    ("mesh", &["ids", "now", "cluster", "clock", "tasks", "tls", "shortage", "resolve"]),
+    ("persist", &[]),
+    ("mesh", &["ids", "now", "cluster", "persist", "clock", "tasks", "tls", "shortage", "resolve"]),
     // joints
     (
         "dispatch",
@@ -130,6 +133,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limit",
             "limits",
             "cluster",
+            "persist",
             "fleet",
             "clock",
             "tls",
@@ -223,7 +227,7 @@ fn production(text: &str) -> String {
 }
 
 /// Crates that are one module of [`LAYERS`], but for `crdt`.
-const WHOLE: &[&str] = &["cluster", "limits", "mesh", "mock"];
+const WHOLE: &[&str] = &["cluster", "limits", "mesh", "mock", "persist"];
 
 /// The name of each crate and its root file.
 fn crate_roots() -> Vec<(String, PathBuf)> {
