@@ -78,12 +78,13 @@ impl fmt::Debug for Given {
 }
 
 /// Chooses the strongest text of each setting and parses it. A wrong value is recorded as a mistake and replaced by its
-/// default, so that the rest can be checked.
+/// default, so that the rest can be checked. A text that is ignored is recorded as a warning.
 pub(super) fn settle(
     matches: &ArgMatches,
     aliases: &BTreeMap<String, Vec<AliasUse>>,
     process: &Process<'_>,
     file: ConfigFile,
+    warnings: &mut Vec<String>,
 ) -> (Settings, Vec<Mistake>) {
     let mut mistakes = Vec::new();
     let mut given = BTreeMap::new();
@@ -104,7 +105,19 @@ pub(super) fn settle(
             Origin::File => key_in(&file.path, &key(id)),
             Origin::Default => "default".to_owned(),
         };
-        let texts = if cli::is_list(arg) { elements(&texts) } else { texts };
+        let mut texts = if cli::is_list(arg) { elements(&texts) } else { texts };
+        if id == "worker_urls" {
+            texts.retain(|text| {
+                let variable = unset_variable(text);
+                warnings.extend(variable.map(|name| {
+                    format!(
+                        "{place} contains {text}: the variable {name} is not set in the container, so that no worker \
+                         comes from it; define it, or register workers at run time"
+                    )
+                }));
+                variable.is_none()
+            });
+        }
         if texts.len() > LONGEST_LIST {
             let why = format!("is a list of more than {LONGEST_LIST} elements");
             mistakes.push(Mistake::of_settings(&[id], format!("{place} {why}")));
@@ -186,6 +199,14 @@ fn elements(texts: &[String]) -> Vec<String> {
         if parts.is_empty() { vec![text.clone()] } else { parts }
     };
     texts.iter().flat_map(cut).collect()
+}
+
+/// The variable in `$(NAME)`. The kubelet replaces such a reference in a container's arguments by the value of the
+/// variable, and leaves it as it is if the variable is not set.
+fn unset_variable(text: &str) -> Option<&str> {
+    let name = text.strip_prefix("$(")?.strip_suffix(')')?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    (!name.is_empty() && name.chars().all(is_name)).then_some(name)
 }
 
 /// Checks one text with the flag's own parser.

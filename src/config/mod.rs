@@ -202,9 +202,10 @@ fn load_all_but_certificates(
     let translated = peers::translate(matches);
     mistakes.extend(translated.mistakes);
     let file = file.unwrap_or_default();
-    let (settings, wrong_values) = layers::settle(matches, &translated.aliases, process, file);
-    mistakes.extend(wrong_values);
     let mut warnings = translated.notes;
+    let (settings, wrong_values) =
+        layers::settle(matches, &translated.aliases, process, file, &mut warnings);
+    mistakes.extend(wrong_values);
     warnings.extend(variables::warnings(process));
     let (config, wrong_together) = resolve::resolve(&settings, process, &mut warnings);
     warnings.extend(peers::unread_variables(process, &config.workers));

@@ -74,6 +74,26 @@ fn a_list_is_split_at_commas_blanks_and_repetitions() {
 }
 
 #[test]
+fn a_reference_to_an_unset_variable_is_an_empty_list_of_workers() {
+    for (arguments, urls) in [
+        (&["--worker-urls=$(WORKER_URLS)"][..], &[][..]),
+        (&["--worker-urls", "$(WORKER_URLS)", "http://a"], &["http://a:80"]),
+        (&["--worker-urls=$(WORKER_URLS),http://a"], &["http://a:80"]),
+    ] {
+        let loaded = given().flags(arguments).loaded().unwrap();
+        let workers: Vec<_> = loaded.config.workers.iter().map(|w| w.url.as_str()).collect();
+        assert_eq!(workers, urls, "{arguments:?}");
+        let [warning] = &loaded.warnings[..] else { panic!("{:?}", loaded.warnings) };
+        assert!(warning.starts_with("flag --worker-urls contains $(WORKER_URLS)"), "{warning}");
+    }
+    for wrong in ["$(A B)", "$()", "$(A", "$A", "http://$(A)"] {
+        assert!(given().flags(&["--worker-urls", wrong]).loaded().is_err(), "{wrong}");
+    }
+    // A list of something else must not become empty: a router without peers would be a cluster of its own.
+    assert!(given().flags(&["--enable-mesh", "--mesh-peer-urls=$(PEERS)"]).loaded().is_err());
+}
+
+#[test]
 fn a_worker_counts_once_however_it_is_spelt() {
     let config = given().flags(&["--worker-urls", "http://a", "HTTP://A:80/", "http://b"]).config();
     assert_eq!(config.workers.len(), 2);
