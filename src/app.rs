@@ -37,6 +37,7 @@ use crate::bridge::{self, Admin, Bridge};
 use crate::config::{self, Config, Loaded, Process, Start};
 use crate::http::{self, Lifecycle, LiveKeys, Server, Surface};
 use crate::reload::Reload;
+use crate::supervisor;
 
 /// A router that has bound its sockets and has not started a task.
 #[derive(Debug)]
@@ -294,6 +295,7 @@ impl App {
             &handle,
         )?;
         info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");
+        supervisor::report_ready(address);
         Ok(Running {
             address,
             config: self.config.http,
@@ -345,6 +347,7 @@ impl Running {
         };
         tokio::pin!(second);
         self.surface.lifecycle.drain();
+        supervisor::report_stopping();
         // The members receive the announcement before any part stops, so that they don't take the silence for a crash.
         self.surface.mesh.leave().await;
         info!(open = self.server.open(), "the router drains: it finishes the requests in flight");

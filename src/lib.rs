@@ -2,7 +2,7 @@
 //!
 //! This crate is the program: the HTTP surface ([`http`]), the connection between cluster and routing ([`bridge`]), the
 //! configuration ([`cli`], [`config`]), the `smg mesh` commands ([`console`]), the composition root ([`app`]), and the
-//! reactions to signals ([`signals`], [`reload`]). Its parts are the crates under `crates/`; ARCHITECTURE.md has the
+//! reactions to signals ([`signals`], [`reload`]), and the reports to systemd ([`supervisor`]). Its parts are the crates under `crates/`; ARCHITECTURE.md has the
 //! map, and `tests/tidy` checks which module may import which.
 
 pub mod bridge;
@@ -15,3 +15,4 @@ pub mod console;
 pub mod app;
 pub mod reload;
 pub mod signals;
+pub mod supervisor;

@@ -44,6 +44,7 @@ mod shutdown;
 mod signals;
 mod sinks;
 mod streams;
+mod supervisor;
 mod tls;
 mod tokens;
 mod websocket;

@@ -153,6 +153,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("reload", &["spec", "tls", "mesh", "bridge", "http", "telemetry", "config"]),
     ("signals", &["reload"]),
+    ("supervisor", &[]),
     (
         "app",
         &[
@@ -179,6 +180,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "telemetry",
             "config",
             "reload",
+            "supervisor",
             "shortage",
             "descriptors",
             "resolve",
