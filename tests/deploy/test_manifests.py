@@ -509,12 +509,24 @@ class HelmChart(unittest.TestCase):
         self.assertFalse([a for a in container["args"] if a.startswith("--worker-urls")])
         self.assertEqual({d["metadata"]["name"].split("-mesh")[0] for d in documents} - {"prod-smg-dashboard"}, {"prod-smg"})
 
+    def test_alerts_link_to_their_runbooks_where_the_docs_are_published(self):
+        given = values("ha")
+        given["monitoring"] = {"enabled": True, "docsUrl": "https://docs.example.com/smg"}
+        (rule,) = (d for d in chart(given) if d["kind"] == "PrometheusRule")
+        alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+        found = [alert["annotations"]["runbook_url"] for alert in alerts if "runbook_url" in alert["annotations"]]
+        # The high-availability document's own two alerts name none.
+        self.assertEqual(len(found), len(alerts) - 2)
+        for url in found:
+            self.assertRegex(url, r"^https://docs\.example\.com/smg/runbooks/[a-z]+\.md#smg[a-z]+$")
+
     def test_wrong_values_are_refused(self):
         for wrong in (
             {"replicas": 3},
             {"workerUrls": ["gpu-1:8000"]},
             {"spread": {"hosts": "Never"}},
             {"drain": {"settleSeconds": "5s"}},
+            {"monitoring": {"docsUrl": "docs.example.com"}},
         ):
             with self.subTest(wrong), self.assertRaises(helm_python.HelmError):
                 chart(wrong)
