@@ -51,6 +51,50 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
     found
 }
 
+/// The groups of the page of metrics, by the beginning of the names. The first that fits applies.
+const GROUPS: &[(&str, &[&str])] = &[
+    ("Limits", &["smg_limit_"]),
+    ("Mesh", &["smg_mesh_", "smg_cluster_"]),
+    ("Requests of clients", &["smg_http_", "smg_router_", "smg_tokens_"]),
+    ("Admission", &["smg_admission_"]),
+    ("Workers", &["smg_worker"]),
+    ("Routing and caches", &["smg_policy_", "smg_prefix_", "smg_affinity_"]),
+    ("The router and its process", &[""]),
+];
+
+/// The page of metrics, from the golden list of their names, kinds and helps.
+fn metrics_page(list: &str) -> String {
+    let mut page = "\
+# Metrics
+
+Every metric of `/metrics` (port 29000, `--prometheus-port`, and the clients' port). A test compares this page with a running
+router; it is written by `UPDATE_EXPECT=1 cargo test --test it observe`. Names of other routers' metrics:
+[migrating.md](migrating.md#metrics). Alerts: [deploy/prometheus/smg-rules.yml](../deploy/prometheus/smg-rules.yml).
+
+A family appears when it has a series, so some appear only after the first event of their kind. Of a counter use `rate()`, of a
+histogram the families `_bucket`, `_sum` and `_count`.
+"
+    .to_owned();
+    let lines: Vec<&str> = list.lines().collect();
+    let families: Vec<(&str, &str, &str)> = lines
+        .chunks(2)
+        .map(|pair| {
+            let (name, kind) = pair[0].split_once(' ').unwrap();
+            (name, kind, pair[1].trim())
+        })
+        .collect();
+    let group_of = |name: &str| {
+        GROUPS.iter().position(|(_, starts)| starts.iter().any(|start| name.starts_with(start)))
+    };
+    for (nth, (group, _)) in GROUPS.iter().enumerate() {
+        write!(page, "\n## {group}\n\n| metric | kind | meaning |\n|---|---|---|\n").unwrap();
+        for (name, kind, help) in families.iter().filter(|(name, ..)| group_of(name) == Some(nth)) {
+            writeln!(page, "| `{name}` | {kind} | {} |", help.replace('|', "\\|")).unwrap();
+        }
+    }
+    page
+}
+
 #[tokio::test]
 async fn metrics_match_the_golden_files() {
     let worker = Mock::start("w").await;
@@ -89,6 +133,7 @@ async fn metrics_match_the_golden_files() {
     .await;
     let list = list.unwrap_or_else(|last| last);
     expect_file!["../golden/metrics.txt"].assert_eq(&list);
+    expect_file!["../../docs/metrics.md"].assert_eq(&metrics_page(&list));
     let counted = r#"smg_http_requests_total{route="/generate",status="200"}"#;
     assert_eq!(router.metric(counted).await, 1.0);
 }
