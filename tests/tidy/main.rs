@@ -17,6 +17,7 @@ use std::process::Command;
 /// The crates of this workspace, each with the crates of this workspace that it may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("smg-types", &[]),
+    ("smg-lease", &["smg-types"]),
     ("smg-limits", &["smg-types"]),
     ("smg-cluster", &["smg-types", "smg-limits"]),
     ("smg-routing", &["smg-types"]),
@@ -55,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("policy", &["ids", "now", "prefix"]),
     ("limit", &["ids", "now"]),
     ("limits", &["ids", "now"]),
+    ("lease", &["ids"]),
     // state machines without I/O
     ("cluster", &["ids", "now", "spec", "crdt", "bounds", "limits"]),
     ("fleet", &["ids", "now", "spec"]),
@@ -192,7 +194,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Modules below the I/O line: plain values in, plain values out.
 const PURE: &[&str] = &[
     "ids", "now", "bounds", "spec", "crdt", "policy", "policies", "prefix", "limit", "cluster",
-    "fleet", "usage", "limits",
+    "fleet", "usage", "limits", "lease",
 ];
 
 /// What a pure module may not name.
@@ -229,7 +231,7 @@ fn production(text: &str) -> String {
 }
 
 /// Crates that are one module of [`LAYERS`], but for `crdt`.
-const WHOLE: &[&str] = &["cluster", "limits", "mesh", "mock", "persist"];
+const WHOLE: &[&str] = &["cluster", "lease", "limits", "mesh", "mock", "persist"];
 
 /// The name of each crate and its root file.
 fn crate_roots() -> Vec<(String, PathBuf)> {

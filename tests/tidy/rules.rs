@@ -68,6 +68,28 @@ fn every_replication_rule_names_tests_that_exist() {
 }
 
 #[test]
+fn every_lease_rule_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("docs/lease.md")).unwrap();
+    let document = document.replace("| **L", "| **R");
+    let rules = rules(&document);
+    let numbers: Vec<usize> = rules.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=19).collect::<Vec<_>>(), "one row for each rule");
+    let lease = root.join("crates/lease");
+    for (number, tests) in rules {
+        assert!(!tests.is_empty(), "L{number} names no test");
+        for test in tests {
+            let below = match test.split_once("::") {
+                Some(("safety" | "progress", _)) => format!("tests::{test}"),
+                _ => test.to_owned(),
+            };
+            let exists = exists(&lease, &below) || root.join(test).exists();
+            assert!(exists, "L{number}: there is no test {test}");
+        }
+    }
+}
+
+#[test]
 fn a_test_that_does_not_exist_is_found() {
     let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/cluster");
     for name in ["histories", "rt::worlds::a_write_is_visible_on_all_nodes_in_time"] {

@@ -1,0 +1,237 @@
+//! A voter: promises terms to candidates, and votes for at most one router at a time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use smg_types::ids::NodeId;
+
+use crate::message::{Content, Refusal};
+use crate::name::{LeaseName, Term};
+use crate::times::Times;
+use crate::votes::{StoredVote, Votes};
+
+/// The most leases that a voter votes on. A stranger can name many.
+pub(crate) const MAX_LEASES: usize = 64;
+
+/// How far a term may be ahead of the present time in milliseconds: a week, as for versions of rows.
+const PLAUSIBLE: u64 = 7 * 24 * 3_600_000;
+
+/// What a voter knows of one lease.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Ballot {
+    promised: Term,
+    promised_to: Option<NodeId>,
+    voted: Option<Vote>,
+}
+
+/// A vote, which ends by the voter's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Vote {
+    term: Term,
+    holder: NodeId,
+    until: Duration,
+}
+
+impl Ballot {
+    fn stored(&self) -> StoredVote {
+        StoredVote {
+            promised: self.promised,
+            promised_to: self.promised_to.clone(),
+            voted: self.voted.as_ref().map(|vote| (vote.term, vote.holder.clone())),
+        }
+    }
+}
+
+/// The votes of one router.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Voter {
+    times: Times,
+    /// Until when it abstains (L5).
+    abstains_until: Duration,
+    started: Duration,
+    /// It promises no term up to this one (L11).
+    floor: Term,
+    ballots: BTreeMap<LeaseName, Ballot>,
+}
+
+impl Voter {
+    /// A voter that starts at `at`. It promises only terms above `floor`, which should be larger than any term before the
+    /// start: the start's time in milliseconds is.
+    #[must_use]
+    pub(crate) fn new(at: Duration, times: Times, floor: Term, votes: &mut impl Votes) -> Self {
+        let ballots = BTreeMap::new();
+        let mut voter = Self { times, abstains_until: at, started: at, floor, ballots };
+        let Some(stored) = votes.load() else {
+            voter.abstains_until = at + times.abstain;
+            return voter;
+        };
+        let restored = |(lease, vote): (LeaseName, StoredVote)| {
+            let until = at + times.ttl;
+            let voted = vote.voted.map(|(term, holder)| Vote { term, holder, until });
+            let StoredVote { promised, promised_to, .. } = vote;
+            (lease, Ballot { promised, promised_to, voted })
+        };
+        voter.ballots = stored.into_iter().map(restored).collect();
+        voter
+    }
+
+    /// Until when this voter abstains.
+    #[must_use]
+    pub(crate) const fn abstains_until(&self) -> Duration {
+        self.abstains_until
+    }
+
+    /// Whether a term can have been reached by now. Without this, one wrong number would end all elections.
+    pub(crate) fn is_plausible(&self, at: Duration, term: Term) -> bool {
+        let running = u64::try_from(at.saturating_sub(self.started).as_millis());
+        let ahead = running.unwrap_or(u64::MAX).saturating_add(PLAUSIBLE);
+        term.0 <= self.floor.0.saturating_add(ahead)
+    }
+
+    /// Until when this voter votes for a router other than `me`.
+    pub(crate) fn votes_for_other_until(&self, lease: &LeaseName, me: &NodeId) -> Duration {
+        let vote = self.ballots.get(lease).and_then(|ballot| ballot.voted.as_ref());
+        vote.filter(|vote| vote.holder != *me).map_or(Duration::ZERO, |vote| vote.until)
+    }
+
+    /// Answers a request for a promise.
+    pub(crate) fn prepare(
+        &mut self,
+        at: Duration,
+        lease: &LeaseName,
+        from: &NodeId,
+        term: Term,
+        votes: &mut impl Votes,
+    ) -> Content {
+        if let Some(refusal) = self.refusal(at, lease, from, term) {
+            return self.refused(lease, refusal);
+        }
+        let ballot = self.ballot(lease);
+        let is_repeated = ballot.promised == term && ballot.promised_to.as_ref() == Some(from);
+        // L4: a term is promised once.
+        if !is_repeated && term <= ballot.promised {
+            return self.refused(lease, Refusal::Outdated);
+        }
+        let before = ballot.clone();
+        ballot.promised = term;
+        ballot.promised_to = Some(from.clone());
+        self.keep(lease, before, Content::Promised, votes)
+    }
+
+    /// Answers a request for a vote.
+    pub(crate) fn propose(
+        &mut self,
+        at: Duration,
+        lease: &LeaseName,
+        from: &NodeId,
+        (term, request): (Term, u64),
+        votes: &mut impl Votes,
+    ) -> Content {
+        if let Some(refusal) = self.refusal(at, lease, from, term) {
+            return self.refused(lease, refusal);
+        }
+        let until = at + self.times.ttl;
+        let ballot = self.ballot(lease);
+        let is_promised_to_other = ballot.promised_to.as_ref() != Some(from);
+        if term < ballot.promised || term == ballot.promised && is_promised_to_other {
+            return self.refused(lease, Refusal::Outdated);
+        }
+        let before = ballot.clone();
+        ballot.promised = term;
+        ballot.promised_to = Some(from.clone());
+        ballot.voted = Some(Vote { term, holder: from.clone(), until });
+        self.keep(lease, before, Content::Voted { request }, votes)
+    }
+
+    /// Ends the vote for a router that has released its terms up to `term` (L7). None of them is voted for again, though a
+    /// request for it may still be on its way.
+    pub(crate) fn release(
+        &mut self,
+        lease: &LeaseName,
+        from: &NodeId,
+        term: Term,
+        votes: &mut impl Votes,
+    ) {
+        let Some(ballot) = self.ballots.get_mut(lease) else { return };
+        let before = ballot.stored();
+        let is_of_it = |vote: &Vote| vote.term <= term && vote.holder == *from;
+        if ballot.voted.as_ref().is_some_and(is_of_it) {
+            ballot.voted = None;
+        }
+        if ballot.promised <= term && ballot.promised_to.as_ref() == Some(from) {
+            ballot.promised_to = None;
+        }
+        if ballot.stored() != before {
+            // A release that is not remembered delays the next holder and does nothing else.
+            let _is_stored = votes.store(lease, &ballot.stored()).is_ok();
+        }
+    }
+
+    /// The refusal of a router that holds the lease itself.
+    pub(crate) fn refuse_as_holder(
+        &self,
+        lease: &LeaseName,
+        me: &NodeId,
+        ttl: Duration,
+    ) -> Content {
+        self.refused(lease, Refusal::HasVoted { holder: me.clone(), for_ms: millis(ttl) })
+    }
+
+    /// Why neither a promise nor a vote can be given, whatever was promised.
+    fn refusal(
+        &self,
+        at: Duration,
+        lease: &LeaseName,
+        from: &NodeId,
+        term: Term,
+    ) -> Option<Refusal> {
+        if at < self.abstains_until {
+            return Some(Refusal::Abstains { for_ms: millis(self.abstains_until - at) });
+        }
+        if !self.is_plausible(at, term) {
+            return Some(Refusal::Unable);
+        }
+        let Some(ballot) = self.ballots.get(lease) else {
+            return (self.ballots.len() >= MAX_LEASES).then_some(Refusal::Unable);
+        };
+        // L2: one vote at a time.
+        let vote = ballot.voted.as_ref().filter(|vote| at < vote.until && vote.holder != *from);
+        let has_voted = |vote: &Vote| Refusal::HasVoted {
+            holder: vote.holder.clone(),
+            for_ms: millis(vote.until - at),
+        };
+        vote.map(has_voted)
+    }
+
+    fn refused(&self, lease: &LeaseName, reason: Refusal) -> Content {
+        let highest = self.ballots.get(lease).map_or(self.floor, |ballot| ballot.promised);
+        Content::Refused { highest: highest.max(self.floor), reason }
+    }
+
+    fn ballot(&mut self, lease: &LeaseName) -> &mut Ballot {
+        let floor = self.floor;
+        let new = || Ballot { promised: floor, promised_to: None, voted: None };
+        self.ballots.entry(lease.clone()).or_insert_with(new)
+    }
+
+    /// Stores a changed ballot before it is answered; what can't be stored does not count.
+    fn keep(
+        &mut self,
+        lease: &LeaseName,
+        before: Ballot,
+        answer: Content,
+        votes: &mut impl Votes,
+    ) -> Content {
+        let ballot = self.ballot(lease);
+        let stored = ballot.stored();
+        if stored != before.stored() && votes.store(lease, &stored).is_err() {
+            *ballot = before;
+            return self.refused(lease, Refusal::Unable);
+        }
+        answer
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
