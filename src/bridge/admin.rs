@@ -264,7 +264,7 @@ impl Admin {
         let breaker = &self.bridge.fleet.config().breaker;
         for worker in self.bridge.fleet.snapshot().workers() {
             let seen = worker.local_view(now, breaker);
-            let seen = WorkerSeen::new((&seen).into(), seen.in_flight, seen.latency);
+            let seen = WorkerSeen::new((&seen).into(), seen.load.requests, seen.latency);
             observed.entry(worker.id).or_default().insert(me.clone(), seen);
         }
         Ok(observed)

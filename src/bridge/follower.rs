@@ -102,7 +102,7 @@ impl RoutingFollower {
         let probers = self.bridge.config.health_probers;
         let elsewhere = health::is_probed_elsewhere(&me.name, &self.present, probers, id);
         let reports = health::combined_reports(node.state(), &me, id, elsewhere);
-        self.bridge.fleet.set_remote_view(id, reports);
+        self.bridge.fleet.set_remote_view(id, reports, now);
         let known = self.restarts.entry(id).or_default();
         let mut is_cold = false;
         for (router, seen) in node.state().observations(id).filter(|(r, _)| r.name != me.name) {

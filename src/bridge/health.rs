@@ -10,7 +10,7 @@
 
 use smg_cluster::state::State;
 use smg_cluster::state::observation::{Observation, SeenBreaker, SeenHealth};
-use smg_routing::fleet::{BreakerMode, LocalView, RemoteView};
+use smg_routing::fleet::{self, BreakerMode, LocalView, RemoteView};
 use smg_types::ids::{NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 
@@ -79,10 +79,15 @@ pub(super) fn combined_reports(
 ) -> RemoteView {
     let others = |node: &NodeId| node.name != me.name;
     let loads = state.loads(id).filter(|(node, _)| others(node));
-    let in_flight = loads.fold(0u32, |sum, (_, load)| sum.saturating_add(load.requests));
+    let load = loads.fold(fleet::Load::default(), |sum, (_, load)| fleet::Load {
+        requests: sum.requests.saturating_add(load.requests),
+        waiting_tokens: sum
+            .waiting_tokens
+            .saturating_add(u32::try_from(load.tokens).unwrap_or(u32::MAX)),
+    });
     let seen = state.observations(id).filter(|(node, _)| others(node));
     let (health, breaker) = judge(seen.map(|(_, seen)| seen.into()));
-    RemoteView { in_flight, health, breaker, probed_elsewhere }
+    RemoteView { load, health, breaker, probed_elsewhere }
 }
 
 /// The health and the breaker that follow from several routers' measurements of one worker; `None`: no router has measured
@@ -178,7 +183,7 @@ mod tests {
                     serving: measured.serving,
                     latency: Some(Duration::from_micros(9)),
                     cold_count: 3,
-                    in_flight: 0,
+                    load: fleet::Load::default(),
                 };
                 let row = observation(&view, now);
                 assert_eq!(Measured::from(&row), measured, "{row:?}");

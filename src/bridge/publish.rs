@@ -12,7 +12,7 @@ use smg_cluster::state::observation::{Observation, ObservationWrite};
 use smg_cluster::state::session::{self, SessionKey, SessionWrite};
 use smg_cluster::state::totals::{Outcome, TotalWrite};
 use smg_mesh as mesh;
-use smg_routing::fleet::Snapshot;
+use smg_routing::fleet::{self, Snapshot};
 use smg_routing::policies::Endings;
 use smg_routing::policy::journal::JournalBatch;
 use smg_types::ids::{ModelId, NodeId, WorkerId};
@@ -23,15 +23,12 @@ use super::{Bridge, Metrics, health};
 /// Time between two publications of the counts of requests. A latency is published at most every five of these.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Least time between two publications of a load that has changed by one.
-const LOAD_INTERVAL: Duration = Duration::from_millis(100);
-
 /// What this router last published of a worker.
 #[derive(Debug, Default)]
 struct Published {
     seen: Option<Observation>,
     seen_at: Duration,
-    load: u32,
+    load: fleet::Load,
     load_at: Duration,
 }
 
@@ -127,11 +124,12 @@ impl Publisher {
         for worker in snapshot.workers() {
             let published = self.workers.entry(worker.id).or_default();
             let seen = worker.local_view(now, breaker);
-            if load_changed(published, seen.in_flight, now.mono) {
-                published.load = seen.in_flight;
+            if seen.load.is_news(published.load, now.mono.saturating_sub(published.load_at)) {
+                published.load = seen.load;
                 published.load_at = now.mono;
-                let load = Load { requests: seen.in_flight, tokens: 0 };
-                let load = (seen.in_flight > 0).then_some(load);
+                let fleet::Load { requests, waiting_tokens } = seen.load;
+                let load =
+                    (requests > 0).then_some(Load { requests, tokens: waiting_tokens.into() });
                 writes.push(LoadWrite { worker: worker.id, load }.into());
             }
             let observation = health::observation(&seen, now);
@@ -147,7 +145,7 @@ impl Publisher {
                 if published.seen.is_some() {
                     writes.push(ObservationWrite { worker: *id, seen: None }.into());
                 }
-                if published.load > 0 {
+                if published.load.requests > 0 {
                     writes.push(LoadWrite { worker: *id, load: None }.into());
                 }
             }
@@ -227,14 +225,6 @@ fn observation_changed(published: &Published, seen: &Observation, now: Duration)
         || (moved && now.saturating_sub(published.seen_at) >= 5 * COUNT_INTERVAL)
 }
 
-/// Whether to publish a load: at once if it has changed by more than one and by more than a tenth, else after a pause.
-fn load_changed(published: &Published, load: u32, now: Duration) -> bool {
-    let change = published.load.abs_diff(load);
-    change > 0
-        && ((change > 1 && change * 10 > published.load)
-            || now.saturating_sub(published.load_at) >= LOAD_INTERVAL)
-}
-
 #[cfg(test)]
 mod tests {
     use smg_cluster::state::observation::{SeenBreaker, SeenHealth};
@@ -271,16 +261,5 @@ mod tests {
             &Observation { latency_us: 1200, ..seen() },
             5 * COUNT_INTERVAL
         ));
-    }
-
-    #[test]
-    fn a_burst_is_said_at_once_and_a_wobble_ten_times_a_second() {
-        let published = Published { load: 10, ..Published::default() };
-        let soon = Duration::from_millis(25);
-        assert!(!load_changed(&published, 10, LOAD_INTERVAL));
-        assert!(!load_changed(&published, 11, soon));
-        assert!(load_changed(&published, 11, LOAD_INTERVAL));
-        assert!(load_changed(&published, 12, soon));
-        assert!(load_changed(&Published::default(), 2, soon));
     }
 }

@@ -72,8 +72,9 @@ impl Bridge {
     /// probes all its workers itself. It no longer waits for other routers before it is ready.
     fn go_on_without_node(&self) {
         self.gate.open();
+        let now = self.clock.now();
         for worker in self.fleet.snapshot().workers() {
-            self.fleet.set_remote_view(worker.id, RemoteView::default());
+            self.fleet.set_remote_view(worker.id, RemoteView::default(), now);
         }
         self.wake.notify_one();
     }

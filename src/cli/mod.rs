@@ -22,7 +22,7 @@ pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
 pub use mesh::{MeshArgs, MeshEncryption, MeshProfile};
 pub use observe::{LogLevel, ObserveArgs};
-pub use routing::{AdmissionArgs, RoutingArgs, WorkerArgs};
+pub use routing::{AdmissionArgs, Measure, RoutingArgs, WorkerArgs};
 
 /// Routes OpenAI-compatible requests to inference workers.
 ///

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use smg_routing::limit::Priority;
 use smg_routing::policy::Kind;
 use smg_types::spec::{Secret, WorkerUrl};
@@ -93,9 +93,7 @@ const fn other_names(kind: Kind) -> &'static [&'static str] {
 /// How a policy picks a worker, in one line.
 const fn summary(kind: Kind) -> &'static str {
     match kind {
-        Kind::CacheAware => {
-            "The worker that has served the longest prefix of the prompt, within a bound on load"
-        }
+        Kind::CacheAware => "The worker with the shortest expected time to first token",
         Kind::RoundRobin => "In turn, by weight",
         Kind::Random => "At random, by weight",
         Kind::PowerOfTwo => "The less loaded of two workers drawn at random",
@@ -106,6 +104,16 @@ const fn summary(kind: Kind) -> &'static str {
         Kind::Bucket => "A range of prompt lengths for each worker",
         Kind::Passthrough => "The first worker: for a fleet of one",
     }
+}
+
+/// What cache_aware compares workers by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// The expected time to first token: the prompts that wait on the worker and the part of this one that it has not
+    /// cached, at the worker's speed
+    Time,
+    /// The length of the prefix that the worker has served, and its requests in flight
+    Requests,
 }
 
 /// How the router chooses a worker.
@@ -119,20 +127,26 @@ pub struct RoutingArgs {
     /// another policy for its models.
     #[arg(long, value_name = "NAME", default_value = "cache_aware", value_parser = policy())]
     pub policy: Kind,
-    /// Share of a prompt that must be cached before cache_aware prefers the worker, 0 to 1.
+    /// What cache_aware compares workers by.
     ///
-    /// Lower it if prompts share a short head that is expensive to compute; raise it if even load matters more.
-    #[arg(long, value_name = "SHARE", default_value = "0.3", value_parser = between(0.0, 1.0))]
+    /// The times and the sizes of the workers' caches are learnt from their answers, best if these report their cached tokens
+    /// in `usage` (with vLLM: --enable-prompt-tokens-details).
+    #[arg(long, value_name = "MEASURE", default_value = "time")]
+    pub cache_aware_by: Measure,
+    /// Share of a prompt that must be cached before cache_aware takes notice of it, 0 to 1.
+    ///
+    /// With --cache-aware-by requests, 0.3 is a good value: a shorter match is worth less than even load.
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = between(0.0, 1.0))]
     pub cache_threshold: f32,
-    /// Requests by which the load of a worker with the prefix may exceed the least loaded one, 0 to 1000000.
+    /// Requests by which the load of a worker may exceed the least loaded one for cache_aware to choose it, 0 to 1000000.
     ///
-    /// The router ignores the prefix only if this and --balance-rel-threshold are both exceeded. A good value is about
-    /// the number of requests that one worker batches.
+    /// A worker is left out only if this and --balance-rel-threshold are both exceeded. A good value is about the number
+    /// of requests that one worker batches.
     #[arg(long, value_name = "N", default_value = "64", value_parser = whole::<u32>(0, 1_000_000))]
     pub balance_abs_threshold: u32,
-    /// Ratio by which the load of a worker with the prefix may exceed the least loaded one, 1 to 1000.
+    /// Ratio by which the load of a worker may exceed the least loaded one for cache_aware to choose it, 1 to 1000.
     ///
-    /// The router ignores the prefix only if this and --balance-abs-threshold are both exceeded.
+    /// A worker is left out only if this and --balance-abs-threshold are both exceeded.
     #[arg(long, value_name = "RATIO", default_value = "1.5", value_parser = between(1.0, 1000.0))]
     pub balance_rel_threshold: f32,
     /// Prompt blocks that cache_aware remembers, over all models, 1024 to 1073741824.

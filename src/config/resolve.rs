@@ -19,7 +19,7 @@ use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
 use crate::cli::values::{DOCUMENTED, ModelAlias};
-use crate::cli::{Args, LogLevel};
+use crate::cli::{Args, LogLevel, Measure};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::limits::limits_config;
@@ -171,6 +171,10 @@ fn policy_config(args: &Args) -> policy::Config {
     let routing = &args.routing;
     policy::Config {
         kind: routing.policy,
+        cache_aware_by: match routing.cache_aware_by {
+            Measure::Time => policy::Measure::Time,
+            Measure::Requests => policy::Measure::Requests,
+        },
         cache_threshold: routing.cache_threshold,
         balance_abs_threshold: routing.balance_abs_threshold,
         balance_rel_threshold: routing.balance_rel_threshold,

@@ -112,7 +112,7 @@ fn tree(criterion: &mut Criterion) {
                 let at = draw.random_range(0..prompts.len());
                 (&prompts[at], WorkerId::from_u64(at as u64 % 64))
             },
-            |(prompt, worker)| index.insert(prompt, *worker, Now::default()),
+            |(prompt, worker)| index.insert(prompt, *worker, Now::default()).parent(),
             BatchSize::SmallInput,
         );
     });
@@ -120,7 +120,7 @@ fn tree(criterion: &mut Criterion) {
     group.bench_function("insert_8_kib_new", |bencher| {
         bencher.iter_batched_ref(
             || blocks(&mut draw),
-            |prompt| index.insert(prompt, WorkerId::from_u64(1), Now::default()),
+            |prompt| index.insert(prompt, WorkerId::from_u64(1), Now::default()).parent(),
             BatchSize::SmallInput,
         );
     });
@@ -134,10 +134,10 @@ fn picking(criterion: &mut Criterion) {
     for kind in Kind::ALL {
         for (count, even) in [(8, true), (64, true), (256, true), (256, false)] {
             let candidates: Vec<Candidate> = (0..count)
-                .map(|_| Candidate {
-                    id: WorkerId::from_u64(rng.random()),
-                    load: rng.random_range(0..8),
-                    weight: if even { 1 } else { rng.random_range(1..9) },
+                .map(|_| {
+                    let load = rng.random_range(0..8);
+                    let weight = if even { 1 } else { rng.random_range(1..9) };
+                    Candidate::new(WorkerId::from_u64(rng.random()), load, weight)
                 })
                 .collect();
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 16 }));
@@ -180,9 +180,8 @@ fn journal(criterion: &mut Criterion) {
     for kind in [Kind::CacheAware, Kind::Manual] {
         for shared in [false, true] {
             let mut rng = StdRng::seed_from_u64(SEED);
-            let candidates: Vec<Candidate> = (0..8)
-                .map(|_| Candidate { id: WorkerId::from_u64(rng.random()), load: 1, weight: 1 })
-                .collect();
+            let candidates: Vec<Candidate> =
+                (0..8).map(|_| Candidate::new(WorkerId::from_u64(rng.random()), 1, 1)).collect();
             let config =
                 policy::Config { agree_across_routers: shared, ..policy::Config::default() };
             let index = Arc::new(Index::new(&prefix::Config { max_entries: 1 << 18 }));

@@ -53,14 +53,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     // plain computation
     ("crdt", &["ids", "now"]),
     ("prefix", &["ids", "now"]),
-    ("policy", &["ids", "now", "prefix"]),
+    ("speed", &[]),
+    ("policy", &["ids", "now", "prefix", "speed"]),
     ("limit", &["ids", "now"]),
     ("limits", &["ids", "now"]),
     ("lease", &["ids"]),
     // state machines without I/O
     ("cluster", &["ids", "now", "spec", "crdt", "bounds", "limits"]),
-    ("fleet", &["ids", "now", "spec"]),
-    ("policies", &["ids", "policy", "prefix", "fleet"]),
+    ("fleet", &["ids", "now", "spec", "speed"]),
+    ("policies", &["ids", "now", "policy", "prefix", "fleet"]),
     // edges
     ("clock", &["now"]),
     ("descriptors", &[]),

@@ -132,6 +132,7 @@ fn workers_and_routing() -> Vec<Row> {
         ),
         row("drain-timeout-secs", "7", "8", "7s", see!(fleet.drain_timeout)),
         row("policy", "prefix_hash", "random", "PrefixHash", see!(policy.kind)),
+        row("cache-aware-by", "requests", "time", "Requests", see!(policy.cache_aware_by)),
         row("cache-threshold", "0.75", "0.5", "0.75", see!(policy.cache_threshold)),
         row("balance-abs-threshold", "7", "8", "7", see!(policy.balance_abs_threshold)),
         row("balance-rel-threshold", "7.5", "8", "7.5", see!(policy.balance_rel_threshold)),

@@ -1,4 +1,4 @@
-//! The load store: the requests and tokens that each router has in flight at each worker.
+//! The load store: the requests that each router has in flight at each worker, and the tokens of their prompts that wait there.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub struct LoadWrite {
 pub struct Load {
     /// Requests in flight.
     pub requests: u32,
-    /// Tokens of their prompts, and tokens reserved for their answers.
+    /// Tokens of their prompts that wait for their computation.
     pub tokens: u64,
 }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use smg_routing::fleet::{Fleet, InFlight, Outcome};
 use smg_routing::limit::Permit;
-use smg_routing::policies::{Ending, Entry};
+use smg_routing::policies::{Asked, Ending, Entry, PromptTokens};
+use smg_routing::prefix::Evicted;
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
 use tracing::warn;
 
-use super::feedback::Usage;
+use super::feedback;
 
 /// The state that is settled when the response ends, in whatever way.
 #[derive(Debug)]
@@ -31,31 +32,45 @@ pub(super) struct Account {
     /// Whether the worker's answer is a 5xx.
     pub(super) is_error: bool,
     pub(super) first_byte_seen: bool,
-    /// The part of the prompt that the worker's cache was expected to hold, 0..=1; taken when the answer has reported
-    /// it.
-    pub(super) expected: Option<f32>,
+    /// Whether the first piece of the answer shows that the prompt was computed.
+    pub(super) streams: bool,
+    /// What was known of the prompt.
+    pub(super) asked: Asked,
+    /// The tokens of the prompt, once the answer has reported them.
+    pub(super) reported: Option<PromptTokens>,
 }
-
-/// The number of tokens from which a prompt is long enough that engines, which cache in blocks, should have some of it.
-/// Their report on a shorter prompt proves nothing.
-const LONG_PROMPT: u64 = 64;
 
 impl Account {
     /// Inspects a piece of the answer.
     pub(super) fn observe(&mut self, piece: &Bytes) {
-        let Some(usage) = self.expected.and_then(|_| Usage::in_piece(piece)) else { return };
-        let Some(expected) = self.expected.take() else { return };
-        let predicted = (f64::from(expected) * usage.prompt as f64) as u64;
-        self.entry.count_cached(predicted, usage.cached);
-        if expected >= 0.5
-            && usage.prompt >= LONG_PROMPT
-            && self.fleet.report_cached_prompt(self.worker, usage.is_about(expected))
-        {
-            warn!(worker = %self.worker, "little of several prompts was in its cache: taken for cold");
+        if !self.first_byte_seen {
+            self.first_byte_seen = true;
+            let now = self.clock.now();
+            let elapsed = now.mono.saturating_sub(self.started);
+            self.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
+            if self.streams
+                && let Some(time) = self.in_flight.as_mut().and_then(|guard| guard.first_token(now))
+            {
+                self.entry.metrics.compare_first_token(time);
+            }
+        }
+        // Answers to the end of a stream may report again, with the final counts.
+        if let Some(tokens) = feedback::prompt_tokens(piece) {
+            self.reported = Some(tokens);
+        }
+    }
+
+    fn learn(&self) {
+        let Some(in_flight) = self.in_flight.as_ref().filter(|_| !self.is_error) else { return };
+        let evicted = self.entry.learn(self.worker, self.asked, self.reported, in_flight);
+        if evicted == Evicted::All {
+            warn!(worker = %self.worker, "the worker has lost its prefix cache: what it was sent before is forgotten");
+            self.fleet.mark_cold(self.worker);
         }
     }
 
     pub(super) fn settle(self, ending: Ending, outcome: Outcome) {
+        self.learn();
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
         if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {

@@ -114,13 +114,6 @@ impl Body for ResponseBody {
         }
         match ready!(polled) {
             Some(Ok(frame)) => {
-                if let Some(account) =
-                    this.account.as_mut().filter(|account| !account.first_byte_seen)
-                {
-                    account.first_byte_seen = true;
-                    let elapsed = account.clock.mono().saturating_sub(account.started);
-                    account.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
-                }
                 if let (Some(account), Some(piece)) = (this.account.as_mut(), frame.data_ref()) {
                     account.observe(piece);
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 use smg_routing::fleet::{self, Fitness, Member, Rank};
-use smg_routing::policies::Entry;
+use smg_routing::policies::{self, Entry};
 use smg_routing::policy::Candidate;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
@@ -43,7 +43,7 @@ pub(super) fn of(
             Fitness::Out => continue,
             Fitness::Full => found.full = true,
             Fitness::Fit | Fitness::PushesBack if tried.contains(&member.worker.id) => {}
-            Fitness::Fit => found.push(at, member, weights),
+            Fitness::Fit => found.push(at, member, weights, now),
             Fitness::PushesBack => pushing_back.push(at),
             Fitness::Ejected { since, unreachable } => {
                 out += 1;
@@ -57,7 +57,7 @@ pub(super) fn of(
     if found.list.is_empty() {
         // They are overloaded, but they work.
         for at in pushing_back {
-            found.push(at, &members[at as usize], weights);
+            found.push(at, &members[at as usize], weights, now);
         }
     }
     let allowed = considered * usize::from(config.max_ejection_percent) / 100;
@@ -67,22 +67,19 @@ pub(super) fn of(
         let back = out - allowed;
         found.anyway = true;
         for (_, _, at) in ejected.into_iter().take(back) {
-            found.push(at, &members[at as usize], weights);
+            found.push(at, &members[at as usize], weights, now);
         }
     }
     found
 }
 
 impl Candidates {
-    fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>) {
+    fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>, now: Now) {
         let worker = &member.worker;
         // Usually no weight is overridden.
         let set = if weights.is_empty() { None } else { weights.get(&worker.id) };
-        self.list.push(Candidate {
-            id: worker.id,
-            load: worker.load(),
-            weight: set.copied().unwrap_or_else(|| worker.spec.weight.get()),
-        });
+        let weight = set.copied().unwrap_or_else(|| worker.spec.weight.get());
+        self.list.push(policies::candidate(worker, weight, now));
         self.members.push(at);
     }
 

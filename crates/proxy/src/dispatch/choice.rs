@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use smg_routing::fleet::{Fleet, InFlight, ServedBy, Worker};
-use smg_routing::policies::{Entry, Policies};
+use smg_routing::policies::{Asked, Entry, Policies};
 use smg_routing::policy::Decision;
 use smg_routing::prefix;
 use smg_types::ids::{ModelId, WorkerId};
@@ -22,6 +22,10 @@ pub(super) struct Chosen {
     pub(super) in_flight: InFlight,
     pub(super) entry: Arc<Entry>,
     pub(super) decision: Decision,
+    /// What was known of the prompt on the worker.
+    pub(super) asked: Asked,
+    /// Tokens of the prompt that the worker is expected to compute.
+    pub(super) tokens: u32,
     /// Whether another worker could be tried after this one.
     pub(super) others: bool,
 }
@@ -112,6 +116,12 @@ pub(super) fn choose(
             in_flight,
             entry: Arc::clone(entry),
             decision: pick.decision,
+            asked: Asked {
+                recall: pick.recall,
+                blocks: hint.blocks.len(),
+                prompt_bytes: hint.prompt_bytes,
+            },
+            tokens: pick.uncached_tokens(hint.prompt_bytes, member.worker.tokens_per_byte()),
             others: untried && found.has_several(),
         });
     }

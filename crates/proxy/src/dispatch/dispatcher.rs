@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use smallvec::SmallVec;
 use smg_routing::fleet::{Fleet, InFlight, Outcome};
 use smg_routing::limit::{Admission, Permit, Priority};
-use smg_routing::policies::{Ending, Entry, Policies};
+use smg_routing::policies::{Asked, Ending, Entry, Policies};
 use smg_routing::policy::Decision;
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
@@ -23,7 +23,6 @@ use super::body::{ResponseBody, StreamEnd};
 use super::causes::with_causes;
 use super::choice::{self, Blocks, Chosen};
 use super::config::Config;
-use super::feedback;
 use super::metrics::Metrics;
 use super::rediscovery::Rediscovery;
 use super::request::{DispatchError, Dispatched, Request, Trace};
@@ -87,6 +86,7 @@ struct Answered {
     worker: WorkerId,
     entry: Arc<Entry>,
     decision: Decision,
+    asked: Asked,
     /// `Clock::mono` when the request was sent.
     sent_at: Duration,
 }
@@ -200,6 +200,7 @@ impl Dispatcher {
             websocket: request.websocket,
         };
         request.sent.store(true, Ordering::Relaxed);
+        chosen.in_flight.send_prompt(chosen.tokens, request.stream, sent_at);
         let sending = self.upstream.send(&*worker.spec, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;
         progress.tried.push(chosen.worker.id);
@@ -218,11 +219,11 @@ impl Dispatcher {
         progress: &mut Progress,
     ) -> Step {
         let now = self.clock.now();
-        let Chosen { worker, in_flight, entry, decision, others, renamed: _ } = chosen;
+        let Chosen { worker, in_flight, entry, decision, asked, others, .. } = chosen;
         in_flight.record_head_latency(now.since(sent_at));
         let status = response.status();
         let answered =
-            Answered { response, worker: worker.id, entry, decision, sent_at: sent_at.mono };
+            Answered { response, worker: worker.id, entry, decision, asked, sent_at: sent_at.mono };
         let config = &self.shared.config;
         if !config.is_retryable(status) {
             return Step::Respond(answered, in_flight);
@@ -301,7 +302,7 @@ impl Dispatcher {
         progress: Progress,
     ) -> Dispatched {
         let Progress { started, permit, tried, .. } = progress;
-        let Answered { response, worker, entry, decision, sent_at } = answered;
+        let Answered { response, worker, entry, decision, asked, sent_at } = answered;
         let trace = Trace {
             worker,
             policy: entry.policy.name(),
@@ -309,6 +310,7 @@ impl Dispatcher {
             attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
             overhead: sent_at.saturating_sub(started),
         };
+        let is_events = is_event_stream(response.headers());
         let account = Account {
             worker,
             request_id: request.request_id.as_bytes().into(),
@@ -321,9 +323,10 @@ impl Dispatcher {
             outcome: self.shared.config.judge(response.status()),
             is_error: response.status().is_server_error(),
             first_byte_seen: false,
-            expected: feedback::expected(decision),
+            streams: is_events && response.status().is_success(),
+            asked,
+            reported: None,
         };
-        let is_events = is_event_stream(response.headers());
         // An event in clear text means nothing within a compressed stream.
         let is_plain = !response.headers().contains_key(header::CONTENT_ENCODING);
         let stream_end = if is_events && is_plain { request.stream_end } else { StreamEnd::Cut };

@@ -17,14 +17,11 @@ use super::{BreakerMode, Fleet, HealthChange, Worker, WorkerState};
 /// A success of a request overrides bad reports for this time.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// The cache of a worker counts as lost after this many prompts in a row of which far less was cached than expected.
-const COLD_AFTER: u8 = 3;
-
 /// The reports of all other routers on one worker, combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RemoteView {
-    /// Requests that the other routers have in flight on the worker.
-    pub in_flight: u32,
+    /// The load of the other routers on the worker.
+    pub load: Load,
     /// Whether at least half of the routers that probe the worker find it healthy; `None`: no report.
     pub health: Option<bool>,
     /// Open if more routers have an open breaker than have had a success within the last 10 s; else half-open if any breaker
@@ -32,6 +29,36 @@ pub struct RemoteView {
     pub breaker: Option<BreakerMode>,
     /// Other routers probe the worker, so this one need not.
     pub probed_elsewhere: bool,
+}
+
+/// The load of one router on a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Requests in flight.
+    pub requests: u32,
+    /// Prompt tokens that wait for their computation.
+    pub waiting_tokens: u32,
+}
+
+impl Load {
+    /// A load that has changed less than it takes to be published at once is published after this time.
+    const SETTLED: Duration = Duration::from_millis(100);
+    /// A change of the waiting tokens by less than this is small: some hundredths of a second of a fast worker.
+    const FEW_TOKENS: u32 = 256;
+
+    /// Whether this load should be published if the last one was `published` that long ago: at once if the requests have changed
+    /// by more than one, or the tokens by more than a few, and by more than a tenth.
+    #[must_use]
+    pub fn is_news(self, published: Self, elapsed: Duration) -> bool {
+        let is_large = |now: u32, before: u32, few: u32| {
+            let change = u64::from(now.abs_diff(before));
+            change > u64::from(few) && change * 10 > u64::from(before)
+        };
+        self != published
+            && (is_large(self.requests, published.requests, 1)
+                || is_large(self.waiting_tokens, published.waiting_tokens, Self::FEW_TOKENS)
+                || elapsed >= Self::SETTLED)
+    }
 }
 
 /// What this router has measured of one worker, to publish to the other routers.
@@ -48,40 +75,23 @@ pub struct LocalView {
     pub latency: Option<Duration>,
     /// Number of times that this router found the worker's cache empty.
     pub cold_count: u32,
-    /// Requests that this router has in flight on the worker.
-    pub in_flight: u32,
+    /// This router's load on the worker.
+    pub load: Load,
 }
 
 impl Fleet {
     /// Stores the reports of the other routers on a worker. [`Fleet::apply_remote_health`] derives the worker's health from
     /// them.
-    pub fn set_remote_view(&self, id: WorkerId, remote: RemoteView) {
+    pub fn set_remote_view(&self, id: WorkerId, remote: RemoteView, now: Now) {
         let snapshot = self.load();
         let Some(worker) = snapshot.worker(id) else { return };
         let live = worker.live();
-        live.remote_in_flight.store(remote.in_flight, Ordering::Relaxed);
+        live.remote_in_flight.store(remote.load.requests, Ordering::Relaxed);
+        live.prefill.set_remote(remote.load.waiting_tokens, now);
         live.probed_elsewhere.store(remote.probed_elsewhere, Ordering::Relaxed);
         live.remote_health
             .store(remote.health.map_or(0, |good| 1 + u8::from(good)), Ordering::Relaxed);
         live.remote_breaker.store(remote.breaker.map_or(0, |mode| mode as u8), Ordering::Relaxed);
-    }
-
-    /// Counts a long prompt by whether the worker had about as much of it in its cache `as_expected`. Three in a row of which
-    /// far less was cached are taken for a restart of the worker: its cache counts as lost. Returns whether this call did that.
-    pub fn report_cached_prompt(&self, id: WorkerId, as_expected: bool) -> bool {
-        let snapshot = self.load();
-        let Some(worker) = snapshot.worker(id) else { return false };
-        let uncached_prompts = &worker.live().uncached_prompts;
-        if as_expected {
-            uncached_prompts.store(0, Ordering::Relaxed);
-            return false;
-        }
-        if uncached_prompts.fetch_add(1, Ordering::Relaxed) + 1 < COLD_AFTER {
-            return false;
-        }
-        uncached_prompts.store(0, Ordering::Relaxed);
-        self.mark_cold(id);
-        true
     }
 
     /// Notes that another router has found the worker's cache empty: policies forget what they have learnt about the worker.
@@ -162,7 +172,7 @@ impl Worker {
             serving: live.served_recently(now),
             latency: self.latency(),
             cold_count: live.own_cold_count.load(Ordering::Relaxed),
-            in_flight: self.in_flight(),
+            load: Load { requests: self.in_flight(), waiting_tokens: live.prefill.own(now) },
         }
     }
 }
@@ -226,13 +236,13 @@ mod tests {
     #[test]
     fn reported_health_decides_for_a_worker_that_others_probe() {
         let (fleet, id) = fleet();
-        fleet.set_remote_view(id, probed_by_others(Some(false)));
+        fleet.set_remote_view(id, probed_by_others(Some(false)), NOW);
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Down)]);
         assert!(!routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 0);
-        fleet.set_remote_view(id, probed_by_others(Some(true)));
+        fleet.set_remote_view(id, probed_by_others(Some(true)), NOW);
         assert_eq!(fleet.apply_remote_health(NOW), [(id, HealthChange::Up { cold: false })]);
         assert!(routed(&fleet, id, NOW) && fleet.ready_and_total().0 == 1);
-        fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() });
+        fleet.set_remote_view(id, RemoteView { health: Some(false), ..RemoteView::default() }, NOW);
         assert_eq!(fleet.apply_remote_health(NOW), [], "this router probes the worker itself");
     }
 
@@ -240,7 +250,7 @@ mod tests {
     fn a_bad_report_on_a_worker_that_just_answered_triggers_a_probe() {
         let (fleet, id) = fleet();
         serve(&fleet, id, Outcome::Success, NOW);
-        fleet.set_remote_view(id, probed_by_others(Some(false)));
+        fleet.set_remote_view(id, probed_by_others(Some(false)), NOW);
         assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(worker(&fleet, id).take_probe_request());
         assert_eq!(fleet.apply_remote_health(NOW + FRESH), [(id, HealthChange::Down)]);
@@ -252,7 +262,7 @@ mod tests {
         for _ in 0..3 {
             fleet.report_probe(id, ProbeResult::Bad);
         }
-        fleet.set_remote_view(id, probed_by_others(Some(true)));
+        fleet.set_remote_view(id, probed_by_others(Some(true)), NOW);
         assert_eq!(fleet.apply_remote_health(NOW), []);
         assert!(
             worker(&fleet, id).is_probed_here(),
@@ -264,7 +274,7 @@ mod tests {
     fn a_reported_open_breaker_ejects_unless_a_request_just_succeeded() {
         let (fleet, id) = fleet();
         let open = RemoteView { breaker: Some(BreakerMode::Open), ..RemoteView::default() };
-        fleet.set_remote_view(id, open);
+        fleet.set_remote_view(id, open, NOW);
         assert!(!routed(&fleet, id, NOW));
         serve(&fleet, id, Outcome::Success, NOW);
         assert!(routed(&fleet, id, NOW) && !routed(&fleet, id, NOW + FRESH));
@@ -296,24 +306,29 @@ mod tests {
         let mut spec = (*worker(&fleet, id).spec).clone();
         spec.max_concurrent = std::num::NonZeroU32::new(3);
         fleet.respecify(spec);
-        fleet.set_remote_view(id, RemoteView { in_flight: 2, ..RemoteView::default() });
+        fleet.set_remote_view(
+            id,
+            RemoteView { load: Load { requests: 2, waiting_tokens: 0 }, ..RemoteView::default() },
+            NOW,
+        );
         let first = worker(&fleet, id).begin(NOW, &fleet.config().breaker, false);
         assert!(first.is_some());
         assert_eq!(worker(&fleet, id).load(), 3);
         assert!(worker(&fleet, id).begin(NOW, &fleet.config().breaker, false).is_none());
         drop(first);
-        fleet.set_remote_view(id, RemoteView::default());
+        fleet.set_remote_view(id, RemoteView::default(), NOW);
         assert_eq!(worker(&fleet, id).load(), 0);
     }
 
     #[test]
-    fn three_uncached_prompts_in_a_row_make_a_worker_cold() {
-        let (fleet, id) = fleet();
-        let cold: Vec<bool> = [false, false, true, false, false, false]
-            .map(|as_expected| fleet.report_cached_prompt(id, as_expected))
-            .into();
-        assert_eq!(cold, [false, false, false, false, false, true]);
-        assert_eq!(worker(&fleet, id).cache_epoch, 2, "1 is that of the registration");
-        assert_eq!(worker(&fleet, id).local_view(NOW, &fleet.config().breaker).cold_count, 1);
+    fn a_burst_is_published_at_once_and_a_small_change_ten_times_a_second() {
+        let load = |requests, waiting_tokens| Load { requests, waiting_tokens };
+        let soon = Duration::from_millis(25);
+        let is_news = |now: Load, elapsed| now.is_news(load(10, 10_000), elapsed);
+        assert!(!is_news(load(10, 10_000), Load::SETTLED));
+        assert!(!is_news(load(11, 10_000), soon) && is_news(load(11, 10_000), Load::SETTLED));
+        assert!(is_news(load(12, 10_000), soon) && load(2, 0).is_news(Load::default(), soon));
+        assert!(!is_news(load(10, 10_900), soon) && is_news(load(10, 12_000), soon));
+        assert!(!load(0, 200).is_news(Load::default(), soon));
     }
 }

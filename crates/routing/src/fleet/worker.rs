@@ -1,12 +1,10 @@
 //! One worker: its spec, its models, and the state that changes with each request.
 //!
 //! A [`Worker`] is immutable and belongs to a snapshot. All snapshots of one worker share one [`LiveState`], which holds
-//! counters, breaker and health. [`InFlight`] is a guard that counts one request: its drop decrements the count, so the count
-//! returns to zero on every path.
+//! counters, breaker and health.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,14 +12,16 @@ use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
-use super::abort::{AbortSignal, Registration};
-use super::breaker::{Breaker, BreakerMode, Outcome, Ticket};
+use super::abort::AbortSignal;
+
+use super::breaker::{Breaker, BreakerMode};
 use super::config::{BreakerConfig, Config};
 use super::failure::Failure;
 use super::fitness::{Fitness, Override};
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::model_objects::ModelObjects;
+use super::prefill::Prefill;
 
 /// The models that a worker serves, as far as the router knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,21 +64,21 @@ pub struct Worker {
 /// The state of a worker that changes with each request or probe. Times are `Now::mono_nanos`.
 #[derive(Debug)]
 pub(super) struct LiveState {
-    in_flight: AtomicU32,
+    pub(super) in_flight: AtomicU32,
     state: AtomicU8,
     /// A request could not connect: the worker is ejected until this time or until a good probe; 0: it is not.
     unreachable_until: AtomicU64,
     /// The worker refused a request because it is overloaded: other workers are preferred until this time.
-    pushes_back_until: AtomicU64,
+    pub(super) pushes_back_until: AtomicU64,
     pub(super) probe_requested: AtomicBool,
     /// The worker's engine says that it sleeps.
     pub(super) sleeping: AtomicBool,
-    breaker_mode: AtomicU8,
+    pub(super) breaker_mode: AtomicU8,
     /// Moving average of the time to the head of a response, in nanoseconds; 0: no response yet.
-    latency_nanos: AtomicU64,
-    breaker: Mutex<Breaker>,
+    pub(super) latency_nanos: AtomicU64,
+    pub(super) breaker: Mutex<Breaker>,
     health: Mutex<Health>,
-    abort: AbortSignal,
+    pub(super) abort: AbortSignal,
     /// Failed attempts in a row to ask the worker what it serves.
     pub(super) failed_discoveries: AtomicU32,
     /// The cause of the last failed probe or discovery; `None`: the last one succeeded.
@@ -93,8 +93,6 @@ pub(super) struct LiveState {
     pub(super) own_probe_failed: AtomicBool,
     /// Number of times that this router found the worker's cache empty.
     pub(super) own_cold_count: AtomicU32,
-    /// Prompts in a row of which the worker had far less in its cache than expected.
-    pub(super) uncached_prompts: AtomicU8,
     /// Requests that other routers have in flight on the worker.
     pub(super) remote_in_flight: AtomicU32,
     /// Other routers probe the worker, so this one need not.
@@ -103,7 +101,9 @@ pub(super) struct LiveState {
     pub(super) remote_health: AtomicU8,
     /// `RemoteView::breaker` as a number; 0: closed.
     pub(super) remote_breaker: AtomicU8,
-    metrics: WorkerMetrics,
+    /// The prompt tokens that wait for their computation, and the worker's speed.
+    pub(super) prefill: Prefill,
+    pub(super) metrics: WorkerMetrics,
 }
 
 /// Time for which a connect error ejects a worker, unless a probe succeeds earlier.
@@ -146,11 +146,11 @@ impl Worker {
             last_unreachable: AtomicU64::new(0),
             own_probe_failed: AtomicBool::new(false),
             own_cold_count: AtomicU32::new(0),
-            uncached_prompts: AtomicU8::new(0),
             remote_in_flight: AtomicU32::new(0),
             probed_elsewhere: AtomicBool::new(false),
             remote_health: AtomicU8::new(0),
             remote_breaker: AtomicU8::new(0),
+            prefill: Prefill::default(),
             metrics,
         };
         Self {
@@ -170,6 +170,10 @@ impl Worker {
 
     pub(super) fn live(&self) -> &LiveState {
         &self.live
+    }
+
+    pub(super) fn live_arc(&self) -> Arc<LiveState> {
+        Arc::clone(&self.live)
     }
 
     /// Requests that this router has in flight on the worker.
@@ -285,43 +289,6 @@ impl Worker {
         }
     }
 
-    /// Counts a request as in flight. `None`: since the pick the worker reached its `max_concurrent`, or its half-open breaker
-    /// let another request through. With `anyway` the breaker is ignored.
-    #[must_use]
-    pub fn begin(&self, now: Now, config: &BreakerConfig, anyway: bool) -> Option<InFlight> {
-        let most = self.spec.max_concurrent.map_or(u32::MAX, |most| {
-            most.get().saturating_sub(self.live.remote_in_flight.load(Ordering::Relaxed))
-        });
-        let taken = self
-            .live
-            .in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < most).then(|| n + 1));
-        if taken.is_err() {
-            return None;
-        }
-        self.live.metrics.in_flight.inc();
-        // From here on the drop of the guard decrements the count.
-        let mut guard = InFlight {
-            live: Arc::clone(&self.live),
-            ticket: None,
-            registration: Registration::default(),
-        };
-        let closed = self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8;
-        let forced_healthy = self.active_override(now).is_some_and(|given| given.healthy);
-        if !closed {
-            let mut breaker = self.live.breaker.lock();
-            let ticket = match breaker.begin(now.mono, config) {
-                Some(ticket) => ticket,
-                None if anyway || forced_healthy => breaker.begin_anyway(),
-                None => return None,
-            };
-            guard.ticket = Some(ticket);
-            let mode = breaker.mode(now.mono, config);
-            self.live.show_breaker(mode);
-        }
-        Some(guard)
-    }
-
     /// Notes that a request could not connect: ejects the worker at once and requests a probe. `gone`: the connection was
     /// refused, so no process listens.
     pub fn mark_unreachable(&self, now: Now, gone: bool) {
@@ -394,100 +361,8 @@ impl LiveState {
         &self.abort
     }
 
-    fn show_breaker(&self, mode: BreakerMode) {
+    pub(super) fn show_breaker(&self, mode: BreakerMode) {
         self.breaker_mode.store(mode as u8, Ordering::Relaxed);
         self.metrics.show_breaker(mode);
-    }
-}
-
-/// A guard that counts one request on a worker from before it is sent until its response has ended. Dropping it ends the
-/// count without an outcome; [`InFlight::end`] reports the outcome first.
-#[derive(Debug)]
-#[must_use]
-pub struct InFlight {
-    live: Arc<LiveState>,
-    /// `None`: the request began while the breaker was closed, as most do.
-    ticket: Option<Ticket>,
-    registration: Registration,
-}
-
-impl InFlight {
-    /// Ready once the worker was deleted at its drain deadline: the request must end.
-    pub fn poll_abort(&mut self, cx: &Context<'_>) -> Poll<()> {
-        self.live.abort.poll(&mut self.registration, cx)
-    }
-
-    /// Whether the worker was deleted at its drain deadline.
-    #[must_use]
-    pub fn is_aborted(&self) -> bool {
-        self.live.abort.is_aborted()
-    }
-
-    /// Adds the time from sending the request to the head of the response to the moving average.
-    pub fn record_head_latency(&self, elapsed: Duration) {
-        let sample = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let old = self.live.latency_nanos.load(Ordering::Relaxed);
-        // A weight of 1/8: a lost update between two threads costs one sample.
-        let new = if old == 0 { sample } else { old - old / 8 + sample / 8 };
-        self.live.latency_nanos.store(new.max(1), Ordering::Relaxed);
-    }
-
-    /// Reports the outcome of the request to the breaker and ends the count. Returns the breaker's new mode if it changed.
-    pub fn end(
-        mut self,
-        outcome: Outcome,
-        now: Now,
-        config: &BreakerConfig,
-    ) -> Option<BreakerMode> {
-        self.live.metrics.count(outcome);
-        match outcome {
-            Outcome::Success => {
-                self.live.last_success.store(now.mono_nanos(), Ordering::Relaxed);
-                if self.live.pushes_back_until.load(Ordering::Relaxed) != 0 {
-                    self.live.pushes_back_until.store(0, Ordering::Relaxed);
-                }
-            }
-            Outcome::Failure => {
-                self.live.last_success.store(0, Ordering::Relaxed);
-                // A connect error has set the time to `now` just before: keep it. Another failure clears it.
-                if self.live.last_unreachable.load(Ordering::Relaxed) != now.mono_nanos() {
-                    self.live.last_unreachable.store(0, Ordering::Relaxed);
-                }
-            }
-            Outcome::Neutral => {}
-        }
-        let ticket = match (self.ticket.take(), outcome) {
-            (Some(ticket), _) => Some(ticket),
-            (None, Outcome::Failure) => None,
-            // The usual case takes no lock.
-            (None, Outcome::Success | Outcome::Neutral) => return None,
-        };
-        let mut breaker = self.live.breaker.lock();
-        let ticket = match ticket {
-            Some(ticket) => ticket,
-            None if self.live.breaker_mode.load(Ordering::Relaxed) == BreakerMode::Closed as u8 => {
-                breaker.begin_anyway()
-            }
-            // The breaker has opened since the request began: an older failure adds nothing.
-            None => return None,
-        };
-        let suspected = self.live.has_remote_failures();
-        let changed = breaker.report(ticket, outcome, now.mono, config, suspected);
-        if let Some(mode) = changed {
-            self.live.show_breaker(mode);
-        }
-        changed
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.live.abort.deregister(&mut self.registration);
-        if let Some(ticket) = self.ticket.take() {
-            self.live.breaker.lock().release(ticket);
-        }
-        self.live.metrics.in_flight.dec();
-        let before = self.live.in_flight.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "a request was counted down twice");
     }
 }

@@ -8,6 +8,7 @@ use prometheus::{
 use smg_types::ids::ModelId;
 
 use super::tokens::{ModelTokens, TokenKind, TokenMetrics};
+use crate::fleet::TimeToFirstToken;
 use crate::policy::Decision;
 
 /// The metric families of models and policies.
@@ -16,6 +17,8 @@ pub struct Metrics {
     requests: IntCounterVec,
     duration: HistogramVec,
     first_byte: HistogramVec,
+    expectation: HistogramVec,
+    reports: IntCounterVec,
     decisions: IntCounterVec,
     predicted: IntCounter,
     actual: IntCounter,
@@ -72,6 +75,8 @@ pub struct ModelMetrics {
     pub duration: Histogram,
     /// Time from dispatch to the first byte of the response's body, in seconds.
     pub first_byte: Histogram,
+    expectation: Histogram,
+    reports: [IntCounter; REPORTS.len()],
     tokens: Arc<ModelTokens>,
     unreadable_usage: IntCounter,
 }
@@ -80,6 +85,16 @@ impl ModelMetrics {
     /// Counts a request that ended.
     pub fn count(&self, ending: Ending) {
         self.endings[ending as usize].inc();
+    }
+
+    /// Compares the expected time to the first token of an answer with the actual one.
+    pub fn compare_first_token(&self, time: TimeToFirstToken) {
+        self.expectation.observe(time.expected / time.actual.max(1e-6));
+    }
+
+    /// Counts an answer by what it reports of its prompt.
+    pub(super) fn count_report(&self, reported: Reported) {
+        self.reports[reported as usize].inc();
     }
 
     /// Counts tokens of a request. `tenant`: the tenant whose key the request had.
@@ -144,6 +159,23 @@ impl PolicyMetrics {
     }
 }
 
+/// What an answer reports of its prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reported {
+    /// Its tokens, and those that were cached.
+    Cached,
+    /// Its tokens.
+    Prompt,
+    /// Nothing.
+    Nothing,
+}
+
+/// The values of the label `reported`, in the order of [`Reported`].
+const REPORTS: [&str; 3] = ["cached", "prompt", "none"];
+
+/// Buckets for the ratio of an expected time to the actual one.
+const RATIOS: [f64; 8] = [0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0];
+
 /// Buckets from a fast embedding to a long generation, in seconds.
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
@@ -174,6 +206,21 @@ impl Metrics {
                 "smg_router_first_byte_seconds",
                 "Time from dispatch to the first byte of the response's body: for streams, the time to the first token.",
             )?,
+            expectation: HistogramVec::new(
+                HistogramOpts::new(
+                    "smg_router_first_token_expected_ratio",
+                    "The time to first token that was expected when a request was sent, divided by the time that it took: \
+                     of streamed answers. Below 1 the answer came later than expected.",
+                )
+                .buckets(RATIOS.to_vec()),
+                &["model"],
+            )?,
+            reports: counter(
+                "smg_router_prompt_reports_total",
+                "Answers by what they report of their prompt: cached (its tokens and those that were cached), prompt (its \
+                 tokens), none. Without reports cache_aware counts bytes and does not learn what workers have evicted.",
+                &["model", "reported"],
+            )?,
             decisions: counter(
                 "smg_policy_decisions_total",
                 "Picks by policy and why the worker was picked.",
@@ -194,6 +241,8 @@ impl Metrics {
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.first_byte.clone()))?;
+        registry.register(Box::new(metrics.expectation.clone()))?;
+        registry.register(Box::new(metrics.reports.clone()))?;
         registry.register(Box::new(metrics.decisions.clone()))?;
         registry.register(Box::new(metrics.predicted.clone()))?;
         registry.register(Box::new(metrics.actual.clone()))?;
@@ -207,6 +256,8 @@ impl Metrics {
                 .map(|ending| self.requests.with_label_values(&[ending.name(), model])),
             duration: self.duration.with_label_values(&[model]),
             first_byte: self.first_byte.with_label_values(&[model]),
+            expectation: self.expectation.with_label_values(&[model]),
+            reports: REPORTS.map(|reported| self.reports.with_label_values(&[model, reported])),
             tokens: self.tokens.model(model),
             unreadable_usage: self.tokens.unreadable.clone(),
         }
@@ -221,6 +272,10 @@ impl Metrics {
         }
         let _absent = self.duration.remove_label_values(&[model]);
         let _absent = self.first_byte.remove_label_values(&[model]);
+        let _absent = self.expectation.remove_label_values(&[model]);
+        for reported in REPORTS {
+            let _absent = self.reports.remove_label_values(&[model, reported]);
+        }
         self.tokens.forget(model);
     }
 

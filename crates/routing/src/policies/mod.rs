@@ -4,6 +4,7 @@
 //! compares the two versions, which are one number each, and brings the table up to date when they differ. When a worker
 //! has left the fleet or has lost its cache, all policies forget what they have learnt about it.
 
+mod answer;
 mod metrics;
 mod preference;
 mod tokens;
@@ -14,13 +15,15 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use smg_types::ids::{ModelId, WorkerId};
+use smg_types::now::Now;
 use tracing::warn;
 
+pub use answer::{Asked, PromptTokens};
 pub use metrics::{Ending, Endings, Metrics, ModelMetrics};
 pub use preference::least_preferred_rank;
 pub use tokens::TokenKind;
 
-use crate::fleet::{Rank, Snapshot};
+use crate::fleet::{Rank, Snapshot, Worker};
 use crate::policy::{self, Candidate, Decision, Kind, Memory, Policy};
 use crate::prefix;
 
@@ -70,6 +73,7 @@ pub struct Entry {
     has_series: bool,
     /// Weights that replace those in the workers' specs.
     pub weights: BTreeMap<WorkerId, u32>,
+    memory: Arc<Memory>,
     kind: Kind,
     config: policy::Config,
     /// The hash that the block chains of this model's prompts start from; `None`: the entry serves several models.
@@ -232,6 +236,19 @@ impl Policies {
     }
 }
 
+/// The present state of `worker` for a policy, which is to give it traffic by `weight`.
+#[must_use]
+pub fn candidate(worker: &Worker, weight: u32, now: Now) -> Candidate {
+    Candidate {
+        id: worker.id,
+        load: worker.load(),
+        weight,
+        waiting: worker.waiting_tokens(now),
+        speed: worker.speed(),
+        tokens_per_byte: worker.tokens_per_byte(),
+    }
+}
+
 /// The setting of a model without a label and without a setting of the admin API.
 fn default_setting(config: &policy::Config) -> Setting {
     Setting { kind: config.kind, config: config.clone(), weights: BTreeMap::new() }
@@ -263,6 +280,7 @@ impl Entry {
             has_series: label != OTHER,
             policy_metrics: metrics.policy(policy.name()),
             policy,
+            memory: Arc::clone(memory),
             weights,
             kind,
             config,

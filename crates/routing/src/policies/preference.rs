@@ -48,10 +48,8 @@ mod tests {
     /// Each element is a candidate: its priority, proximity and load. The result is the indexes of the preferred ones.
     fn preferred(workers: &[(i32, Proximity, u32)]) -> Vec<usize> {
         let config = policy::Config { balance_abs_threshold: 4, ..policy::Config::default() };
-        let candidate = |(at, (_, _, load)): (usize, &(i32, Proximity, u32))| Candidate {
-            id: WorkerId::from_u64(at as u64),
-            load: *load,
-            weight: 1,
+        let candidate = |(at, (_, _, load)): (usize, &(i32, Proximity, u32))| {
+            Candidate::new(WorkerId::from_u64(at as u64), *load, 1)
         };
         let candidates: Vec<_> = workers.iter().enumerate().map(candidate).collect();
         let ranks: Vec<_> = workers

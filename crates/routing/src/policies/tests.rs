@@ -76,7 +76,7 @@ fn policies_forget_a_worker_whose_cache_went_cold() {
     let decide = |session: &[u8]| {
         let entry = Arc::clone(policies.table(&fleet.snapshot()).entry(Some("m")));
         let hint = policy::Hint { session: Some(session), ..policy::Hint::default() };
-        let candidates = [Candidate { id, load: 0, weight: 1 }];
+        let candidates = [Candidate::new(id, 0, 1)];
         let pick =
             entry.policy.pick(&candidates, &hint, NOW, &mut SmallRng::seed_from_u64(1)).unwrap();
         entry.policy.sent(id, &hint, NOW);
@@ -100,7 +100,7 @@ fn policies_forget_a_worker_that_was_removed_and_registered_again_between_two_pi
                 prompt_bytes: 100,
                 ..policy::Hint::default()
             };
-            let candidates = [Candidate { id, load: 0, weight: 1 }];
+            let candidates = [Candidate::new(id, 0, 1)];
             let mut rng = SmallRng::seed_from_u64(1);
             let pick = entry.policy.pick(&candidates, &hint, NOW, &mut rng).unwrap();
             entry.policy.sent(id, &hint, NOW);

@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use rand::Rng;
 
 use super::{Candidate, Config, Pick};
+use crate::prefix::Recall;
 
 /// A random number below `n`, uniform to within 2^-64; 0 if `n` is 0.
 pub(super) fn below(rng: &mut dyn Rng, n: u64) -> u64 {
@@ -94,6 +95,6 @@ pub(super) fn is_near(candidate: &Candidate, least: &Candidate, more: u32) -> bo
 impl Pick {
     /// The candidate at `index`, for the reason `decision`.
     pub(super) const fn new(index: usize, decision: super::Decision) -> Self {
-        Self { index, decision }
+        Self { index, decision, recall: Recall { sent: 0, held: 0, age: 0 } }
     }
 }

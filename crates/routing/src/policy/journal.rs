@@ -84,17 +84,23 @@ impl Journal {
         self.batch.lock().forget(worker);
     }
 
-    pub(super) fn record_prompt(&self, worker: WorkerId, parent: u64, blocks: &[u64]) {
-        if blocks.is_empty() || !self.is_open() {
+    pub(super) fn record_prompt(
+        &self,
+        worker: WorkerId,
+        parent: u64,
+        blocks: impl ExactSizeIterator<Item = u64>,
+    ) {
+        let count = blocks.len();
+        if count == 0 || !self.is_open() {
             return;
         }
         let mut batch = self.batch.lock();
-        if batch.blocks.len() + blocks.len() > MAX_BLOCKS {
-            self.dropped.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+        if batch.blocks.len() + count > MAX_BLOCKS {
+            self.dropped.fetch_add(count as u64, Ordering::Relaxed);
             return;
         }
-        batch.blocks.extend_from_slice(blocks);
-        batch.prompts.push(SentPrompt { worker, parent, blocks: blocks.len() });
+        batch.blocks.extend(blocks);
+        batch.prompts.push(SentPrompt { worker, parent, blocks: count });
     }
 
     pub(super) fn record_session(&self, bound: SessionBinding) {
@@ -150,7 +156,7 @@ mod tests {
     #[test]
     fn a_journal_without_a_reader_stays_empty() {
         let journal = Journal::default();
-        journal.record_prompt(A, 0, &[1]);
+        journal.record_prompt(A, 0, [1].into_iter());
         assert!(journal.take().is_empty());
     }
 
@@ -158,8 +164,8 @@ mod tests {
     fn each_prompt_comes_with_its_blocks() {
         let journal = Journal::default();
         journal.open();
-        journal.record_prompt(A, 0, &[1, 2]);
-        journal.record_prompt(A, 2, &[3]);
+        journal.record_prompt(A, 0, [1, 2].into_iter());
+        journal.record_prompt(A, 2, [3].into_iter());
         let batch = journal.take();
         let taken: Vec<_> =
             batch.prompts().map(|(p, blocks)| (p.parent, blocks.to_vec())).collect();
@@ -173,7 +179,7 @@ mod tests {
         let journal = Journal::default();
         journal.open();
         for (worker, blocks) in [(A, vec![1, 2]), (other, vec![3, 4, 5]), (A, vec![6])] {
-            journal.record_prompt(worker, 0, &blocks);
+            journal.record_prompt(worker, 0, blocks.iter().copied());
             journal.record_session(SessionBinding { key: blocks[0], worker, moved: false });
         }
         journal.forget(A);
@@ -188,7 +194,7 @@ mod tests {
         let journal = Journal::default();
         journal.open();
         for n in 0..(MAX_BLOCKS as u64 + 10) {
-            journal.record_prompt(A, 0, &[n]);
+            journal.record_prompt(A, 0, [n].into_iter());
             journal.record_session(SessionBinding { key: n, worker: A, moved: false });
         }
         let batch = journal.take();

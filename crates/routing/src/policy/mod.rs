@@ -35,6 +35,9 @@ use rand::Rng;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
+use crate::prefix::{BLOCK_BYTES, Recall};
+use crate::speed::Speed;
+
 pub use build::build;
 pub(crate) use choose::{compare_load, within_balance as is_within_balance};
 pub use memory::Memory;
@@ -117,12 +120,23 @@ impl FromStr for Kind {
     }
 }
 
+/// What `cache_aware` compares workers by (`--cache-aware-by`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// The expected time to first token.
+    Time,
+    /// The length of the prefix that they have served, and their requests in flight.
+    Requests,
+}
+
 /// Settings of the policies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The policy of models that have none of their own.
     pub kind: Kind,
-    /// `cache_aware` follows a prefix if at least this fraction of the prompt matches, 0..=1.
+    /// What `cache_aware` compares workers by.
+    pub cache_aware_by: Measure,
+    /// `cache_aware` looks at a prefix if it is at least this fraction of the prompt, 0..=1.
     pub cache_threshold: f32,
     /// `cache_aware` and `bucket` leave the preferred worker if its load exceeds that of the least loaded one by more than this
     /// number of requests, and by more than `balance_rel_threshold` times.
@@ -142,7 +156,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             kind: Kind::CacheAware,
-            cache_threshold: 0.3,
+            cache_aware_by: Measure::Time,
+            cache_threshold: 0.0,
             balance_abs_threshold: 64,
             balance_rel_threshold: 1.5,
             session_ttl: Duration::from_secs(3600),
@@ -153,7 +168,7 @@ impl Default for Config {
 }
 
 /// A worker as a policy sees it, for one pick.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// The worker's id.
     pub id: WorkerId,
@@ -161,6 +176,20 @@ pub struct Candidate {
     pub load: u32,
     /// The worker's share of traffic relative to the other candidates; 0 counts as 1.
     pub weight: u32,
+    /// Prompt tokens that wait on the worker for their computation.
+    pub waiting: u32,
+    /// The worker's speed; `None`: it has shown none yet.
+    pub speed: Option<Speed>,
+    /// Tokens per byte of prompt.
+    pub tokens_per_byte: f32,
+}
+
+impl Candidate {
+    /// A worker with `load` requests in flight, of which nothing else is known.
+    #[must_use]
+    pub const fn new(id: WorkerId, load: u32, weight: u32) -> Self {
+        Self { id, load, weight, waiting: 0, speed: None, tokens_per_byte: 0.25 }
+    }
 }
 
 /// The parts of a request that policies use.
@@ -227,6 +256,17 @@ pub struct Pick {
     pub index: usize,
     /// The reason for the choice.
     pub decision: Decision,
+    /// What is known of the prompt on the picked worker; nothing if the policy does not look at prefixes.
+    pub recall: Recall,
+}
+
+impl Pick {
+    /// The tokens of a prompt of `prompt_bytes` bytes that the picked worker is expected to compute, at its `tokens_per_byte`.
+    #[must_use]
+    pub fn uncached_tokens(&self, prompt_bytes: usize, tokens_per_byte: f32) -> u32 {
+        let held = self.recall.held as usize * BLOCK_BYTES;
+        (prompt_bytes.saturating_sub(held) as f32 * tokens_per_byte) as u32
+    }
 }
 
 /// A rule that picks one candidate. Several threads of the request path call it at once: an implementation may hold a lock

@@ -8,6 +8,7 @@ mod by_length;
 mod by_load;
 mod by_prefix;
 mod by_session;
+mod by_time;
 mod by_weight;
 
 use std::collections::{BTreeMap, HashMap};
@@ -45,15 +46,13 @@ fn id(name: &str) -> WorkerId {
 
 /// Candidates of weight 1 with these names and loads.
 fn loads(named: &[(&str, u32)]) -> Vec<Candidate> {
-    named.iter().map(|(name, load)| Candidate { id: id(name), load: *load, weight: 1 }).collect()
+    named.iter().map(|(name, load)| Candidate::new(id(name), *load, 1)).collect()
 }
 
 /// Idle candidates `w0`, `w1`, … with these weights.
 fn weights(weights: &[u32]) -> Vec<Candidate> {
     let numbered = weights.iter().enumerate();
-    numbered
-        .map(|(n, weight)| Candidate { id: id(&format!("w{n}")), load: 0, weight: *weight })
-        .collect()
+    numbered.map(|(n, weight)| Candidate::new(id(&format!("w{n}")), 0, *weight)).collect()
 }
 
 fn idle(count: usize) -> Vec<Candidate> {

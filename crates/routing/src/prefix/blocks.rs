@@ -15,10 +15,6 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Size of a block in bytes.
 pub const BLOCK_BYTES: usize = 256;
 
-/// Most blocks of a prompt that are hashed: its first 128 KiB. The bytes behind them are not read, so the cost of a prompt is
-/// bounded, and a longer conversation is recognised by its head.
-pub const MAX_BLOCKS: usize = 512;
-
 /// The hash that the chains of a model begin with: equal on all routers, different for each model.
 #[must_use]
 pub fn root(model: &ModelId) -> u64 {
@@ -29,7 +25,7 @@ pub fn root(model: &ModelId) -> u64 {
 ///
 /// The incomplete block at the end is dropped, because the next turn of the conversation does not contain it: that turn
 /// continues where this prompt has its closing bracket. A prompt shorter than one block is hashed whole, as one block. A prompt
-/// without bytes has no blocks. There are at most [`MAX_BLOCKS`] hashes, and none of them is 0.
+/// without bytes has no blocks. None of the hashes is 0.
 pub fn chain(root: u64, segments: &[&[u8]], blocks: &mut Vec<u64>) {
     blocks.clear();
     let mut parent = root;
@@ -49,12 +45,9 @@ pub fn chain(root: u64, segments: &[&[u8]], blocks: &mut Vec<u64>) {
             blocks.push(parent);
         }
         let (full, tail) = rest.as_chunks::<BLOCK_BYTES>();
-        for block in full.iter().take(MAX_BLOCKS.saturating_sub(blocks.len())) {
+        for block in full {
             parent = link(parent, block);
             blocks.push(parent);
-        }
-        if blocks.len() >= MAX_BLOCKS {
-            return;
         }
         straddling[..tail.len()].copy_from_slice(tail);
         held = tail.len();
@@ -144,15 +137,6 @@ mod tests {
         chain(root(&ModelId::from("a")), &[&prompt], &mut a);
         chain(root(&ModelId::from("b")), &[&prompt], &mut b);
         assert!(a.iter().zip(&b).all(|(a, b)| a != b));
-    }
-
-    #[test]
-    fn bytes_behind_the_last_block_are_not_read() {
-        let long = text(BLOCK_BYTES * MAX_BLOCKS + 5000);
-        assert_eq!(blocks_of(&[&long]).len(), MAX_BLOCKS);
-        assert_eq!(blocks_of(&[&long]), blocks_of(&[&long[..BLOCK_BYTES * MAX_BLOCKS]]));
-        let straddled = blocks_of(&[&long[..100], &long[100..], &long]);
-        assert_eq!(straddled, blocks_of(&[&long]));
     }
 
     #[test]

@@ -1,24 +1,21 @@
 //! The index: it maps the hash of a prefix to the workers that have served it. All threads of the data path share it.
 //!
-//! Keys are distributed over shards, each a bounded [`Table`] behind its own lock. A look-up takes read locks only, one at a
-//! time, and finds the longest match by bisecting the depth. Bisecting assumes that each shorter prefix of a known prefix is
-//! known too. A sent prompt inserts all its blocks, so this mostly holds, and eviction takes deep blocks first: they count as a
-//! little older, and of two equally old entries the deeper one goes. It fails where a shorter prefix was evicted all the same, and
-//! where more workers share a short prefix than an entry remembers. Then the look-up may find a shorter match than the longest;
-//! the next insertion of the prompt restores the path.
+//! Keys are distributed over shards, each a bounded [`Table`] behind its own lock. Eviction takes deep prefixes first: they count
+//! as a little older, and of two equally old entries the deeper one goes. Look-ups are in [`super::search`].
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
-use smallvec::SmallVec;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::table::{Entry, InsertOutcome, Table, WORKERS};
-use super::workers::{Handle, WorkerHandles};
-use super::{Config, MAX_BLOCKS};
+use super::Config;
+use super::capacity::{Evicted, Recall};
+use super::checkpoints::{self, Stored};
+use super::table::{Entry, InsertOutcome, Table};
+use super::workers::WorkerHandles;
 
 /// Most shards: enough that threads rarely contend, few enough that the headers of all shards stay in the processor's cache.
 const MAX_SHARDS: usize = 64;
@@ -28,22 +25,15 @@ const SHARD_ENTRIES: usize = 4096;
 const SWEEP_SETS: usize = 8;
 /// One insertion in this many reports the whole prompt as unknown, so that the other routers get blocks in use again.
 const REPUBLISH_EVERY: u32 = 64;
-/// Blocks deeper than this count as no older than their parent.
+/// Prefixes deeper than this count as no older than their parent.
 const BIAS_DEPTH: u32 = 64;
-
-/// The longest known prefix of a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Match {
-    /// Length of the prefix in blocks, at least 1.
-    pub depth: usize,
-    /// The fit workers that have served the prefix, newest first; at least one.
-    pub workers: SmallVec<[WorkerId; WORKERS]>,
-}
+/// More prefixes than any prompt stores.
+const MOST_STORED: usize = 4096;
 
 /// The workers that have served each prompt prefix, for all models. The index is bounded and lossy.
 pub struct Index {
     shards: Box<[RwLock<Table>]>,
-    workers: RwLock<WorkerHandles>,
+    pub(super) workers: RwLock<WorkerHandles>,
     entries: AtomicUsize,
     bytes: AtomicUsize,
     /// Moving average of the age of evicted entries, in ticks; 0 until the first eviction.
@@ -53,7 +43,27 @@ pub struct Index {
     sweeper: Mutex<Sweeper>,
     /// Number of prompts inserted by this router.
     inserts: AtomicU32,
-    counters: Counters,
+    pub(super) counters: Counters,
+}
+
+/// The prefixes of a prompt that the other routers should learn of.
+#[derive(Debug, Clone, Copy)]
+pub struct Unshared<'a> {
+    stored: Stored<'a>,
+    known: usize,
+}
+
+impl Unshared<'_> {
+    /// The hash of the prefix before them; 0 if they begin with the shortest one.
+    #[must_use]
+    pub fn parent(&self) -> u64 {
+        self.stored.key(self.known)
+    }
+
+    /// Their hashes, shortest prefix first.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.stored.keys_behind(self.known)
+    }
 }
 
 /// The next set to sweep.
@@ -90,63 +100,63 @@ impl Index {
         }
     }
 
-    /// The longest prefix of the prompt `blocks` that a fit worker has served. Counts a hit or a miss.
-    pub fn longest(
-        &self,
-        blocks: &[u64],
-        now: Now,
-        fit: impl Fn(WorkerId) -> bool,
-    ) -> Option<Match> {
-        let found = self.search(blocks, now, fit);
-        match found {
-            Some(_) => self.counters.hits.inc(),
-            None => self.counters.misses.inc(),
-        }
-        found
-    }
-
-    /// The longest prefix shorter than `depth` blocks that a fit worker has served, for a caller that can't use the workers of
-    /// [`Index::longest`]. Counts neither a hit nor a miss.
-    pub fn shorter(
-        &self,
-        blocks: &[u64],
-        depth: usize,
-        fit: impl Fn(WorkerId) -> bool,
-    ) -> Option<Match> {
-        let workers = self.workers.read();
-        let below = depth.saturating_sub(1).min(blocks.len());
-        deepest(0, below, |depth| fitting(&workers, self.handles(blocks, depth)?, &fit))
-            .map(|(depth, workers)| Match { depth, workers })
-    }
-
-    /// Records that `worker` was sent the prompt `blocks`. Returns how many of them, from the head on, the index knew it to have
-    /// been sent before. One call in `REPUBLISH_EVERY` returns 0, so that the caller publishes the whole prompt again.
-    pub fn insert(&self, blocks: &[u64], worker: WorkerId, now: Now) -> usize {
-        let known = self.insert_below(0, 0, blocks, worker, now);
+    /// Records that `worker` was sent the prompt `blocks`. Returns the prefixes that the other routers should learn of: those that
+    /// the worker's cache was not known to hold. One call in `REPUBLISH_EVERY` returns the whole prompt.
+    pub fn insert<'a>(&self, blocks: &'a [u64], worker: WorkerId, now: Now) -> Unshared<'a> {
+        let stored = Stored::new(blocks);
+        let held =
+            self.insert_below(0, 0, stored.keys_behind(0), |at| stored.depth(at), worker, now);
         let again = self.inserts.fetch_add(1, Ordering::Relaxed).is_multiple_of(REPUBLISH_EVERY);
-        if again { 0 } else { known }
+        let known = if again { 0 } else { held };
+        Unshared { stored, known }
     }
 
-    /// Records the report of another router that `worker` was sent a prompt with these blocks. `parent` is the block before the
-    /// first one; 0: the first one is the head of the prompt. The parent need not be known: it may have been evicted, or its
-    /// report may follow.
-    pub fn insert_remote(&self, parent: u64, blocks: &[u64], worker: WorkerId, now: Now) {
+    /// Records the report of another router that `worker` was sent a prompt with these stored prefixes. `parent` is the prefix
+    /// before the first one; 0: the first one is the head of the prompt. The parent need not be known: it may have been evicted,
+    /// or its report may follow. What is known of the prompt before the parent was used too.
+    pub fn insert_remote(&self, parent: u64, keys: &[u64], worker: WorkerId, now: Now) {
         let above = match parent {
             0 => 0,
             parent => self.shard(parent).read().find(parent).map_or(1, |entry| entry.depth.into()),
         };
-        self.insert_below(parent, above, blocks, worker, now);
+        self.touch_ancestors(parent, worker, now);
+        // The depth of the prefixes behind a last checkpoint is not known here: they count as checkpoints, so the fill of the
+        // worker's cache is somewhat too high after prompts of more than 128 KiB.
+        self.insert_below(parent, above, keys.iter().copied(), checkpoints::depth_of, worker, now);
     }
 
+    /// Marks the prefix with the hash `key`, and all shorter ones, as used by `worker`.
+    fn touch_ancestors(&self, mut key: u64, worker: WorkerId, now: Now) {
+        let workers = self.workers.read();
+        let Some(handle) = workers.handle(worker) else { return };
+        let Some((_, cache)) = workers.cache_of(handle) else { return };
+        let (stamp, tick) = (cache.stamp(), tick(now));
+        // Hashes that collide might form a circle.
+        for _ in 0..MOST_STORED {
+            let shard = self.shard(key).read();
+            let Some(entry) = shard.find(key) else { return };
+            if let Some(holder) = entry.holders.iter().find(|holder| holder.handle == handle) {
+                holder.stamp.store(stamp, Ordering::Relaxed);
+            }
+            entry.touched.store(self.touch(tick, usize::from(entry.depth)), Ordering::Relaxed);
+            key = entry.parent;
+        }
+    }
+
+    /// Inserts the prefixes `keys`, which follow the one with the hash `parent` at the position `above`. `depth_at` gives the number
+    /// of blocks of the prefix at a position. Returns the position of the last of them, from the first one on, that the worker's
+    /// cache was expected to hold.
     fn insert_below(
         &self,
-        above: u64,
-        depth: usize,
-        blocks: &[u64],
+        parent: u64,
+        above: usize,
+        keys: impl ExactSizeIterator<Item = u64>,
+        depth_at: impl Fn(usize) -> usize,
         worker: WorkerId,
         now: Now,
     ) -> usize {
-        if blocks.is_empty() {
+        let count = keys.len();
+        if count == 0 {
             return 0;
         }
         let known = self.workers.read().handle(worker);
@@ -154,21 +164,27 @@ impl Index {
             return 0;
         };
         let workers = self.workers.read();
-        let tick = tick(now);
-        let mut parent = above;
+        let Some((_, cache)) = workers.cache_of(handle) else { return 0 };
+        let is_alive = |other| workers.id_of(other).is_some();
+        let (tick, stamp) = (tick(now), cache.stamp());
+        let mut parent = parent;
         let mut maybe_known = true;
-        // Number of blocks, from the head on, that the worker was known to have been sent.
-        let mut sent = 0;
-        for (at, &key) in (depth..MAX_BLOCKS).zip(blocks) {
-            let stamp = self.stamp(tick, at + 1);
+        let mut held = above;
+        for (position, key) in (above + 1..).zip(keys) {
+            let touched = self.touch(tick, position);
+            let mut holds = |before: Option<u32>| {
+                let is_held = before.is_some_and(|before| cache.holds(stamp.wrapping_sub(before)));
+                held += usize::from(is_held && held + 1 == position);
+            };
             if maybe_known {
                 // The head of most prompts is known with this worker as its newest: then a read lock is enough.
                 let shard = self.shard(key).read();
                 let entry = shard.find(key).filter(|entry| entry.parent == parent);
-                if let Some(entry) = entry.filter(|entry| entry.workers[0] == handle) {
-                    entry.touched.store(stamp, Ordering::Relaxed);
+                if let Some(entry) = entry.filter(|entry| entry.holders[0].handle == handle) {
+                    entry.touched.store(touched, Ordering::Relaxed);
+                    entry.count_prompt();
+                    holds(Some(entry.holders[0].stamp.swap(stamp, Ordering::Relaxed)));
                     parent = key;
-                    sent += usize::from(sent == at - depth);
                     continue;
                 }
                 maybe_known = entry.is_some();
@@ -178,32 +194,49 @@ impl Index {
                 Some(entry) => {
                     if entry.parent != parent {
                         // Two prefixes have the same hash: the newer one replaces the older one.
-                        (entry.parent, entry.workers) = (parent, [Handle::NONE; WORKERS]);
+                        (entry.parent, entry.holders) = (parent, Default::default());
                     }
-                    sent += usize::from(sent == at - depth && entry.workers.contains(&handle));
-                    put_first(&mut entry.workers, handle, |other| workers.id_of(other).is_some());
-                    entry.touched.store(stamp, Ordering::Relaxed);
+                    holds(entry.stamp_of(handle));
+                    entry.put_first(handle, stamp, is_alive);
+                    entry.touched.store(touched, Ordering::Relaxed);
+                    entry.count_prompt();
                 }
                 None => {
-                    let entry = Entry {
+                    let mut entry = Entry {
                         parent,
-                        workers: [handle, Handle::NONE, Handle::NONE, Handle::NONE],
-                        touched: AtomicU32::new(stamp),
-                        depth: (at + 1) as u16,
+                        touched: AtomicU32::new(touched),
+                        depth: u16::try_from(position).unwrap_or(u16::MAX),
+                        ..Entry::default()
                     };
+                    entry.put_first(handle, stamp, is_alive);
+                    entry.count_prompt();
                     let before = (shard.len(), shard.bytes());
-                    let outcome =
-                        shard.insert(key, entry, tick, |other| workers.id_of(other).is_some());
+                    let outcome = shard.insert(key, entry, tick, is_alive);
                     self.account(outcome, before, (shard.len(), shard.bytes()));
                 }
             }
             parent = key;
         }
+        cache.fill(depth_at(above + count) - depth_at(held));
         drop(workers);
         if self.unswept.load(Ordering::Relaxed) > 0 {
             self.sweep(SWEEP_SETS);
         }
-        sent
+        held - above
+    }
+
+    /// Learns from a worker's report how much of a prompt, of which `recall` was known before it was sent, was in its cache.
+    pub fn learn_cached(&self, worker: WorkerId, recall: Recall, cached_blocks: u32) -> Evicted {
+        let workers = self.workers.read();
+        let cache = workers.handle(worker).and_then(|handle| workers.cache_of(handle));
+        cache.map_or(Evicted::Nothing, |(_, cache)| cache.learn(recall, cached_blocks))
+    }
+
+    /// The number of blocks that fit into a worker's cache, as far as it was learnt; `None`: nothing is known.
+    #[must_use]
+    pub fn capacity(&self, worker: WorkerId) -> Option<u32> {
+        let workers = self.workers.read();
+        workers.handle(worker).and_then(|handle| workers.cache_of(handle))?.1.limit()
     }
 
     /// Forgets the prefixes of `worker`. Look-ups ignore it at once; its entries are freed step by step.
@@ -282,41 +315,15 @@ impl Index {
         &self.counters
     }
 
-    fn search(&self, blocks: &[u64], now: Now, fit: impl Fn(WorkerId) -> bool) -> Option<Match> {
-        let workers = self.workers.read();
-        // Most prompts without a match do not even match in their first block.
-        let first = self.handles(blocks, 1)?;
-        // The first bisection tests only whether a prefix is known, without looking at its workers.
-        let (deep, handles) =
-            deepest(1, blocks.len(), |depth| self.handles(blocks, depth)).unwrap_or((1, first));
-        let at_deep = fitting(&workers, handles, &fit).map(|workers| (deep, workers));
-        let (depth, workers) = at_deep.or_else(|| {
-            deepest(0, deep - 1, |depth| fitting(&workers, self.handles(blocks, depth)?, &fit))
-        })?;
-        if let Some(entry) = self.shard(blocks[depth - 1]).read().find(blocks[depth - 1]) {
-            entry.touched.store(self.stamp(tick(now), depth), Ordering::Relaxed);
-        }
-        Some(Match { depth, workers })
-    }
-
-    /// The handles of the prompt's prefix of `depth` blocks, if that prefix is known.
-    fn handles(&self, blocks: &[u64], depth: usize) -> Option<[Handle; WORKERS]> {
-        let key = *blocks.get(depth - 1)?;
-        let parent = if depth == 1 { 0 } else { blocks[depth - 2] };
-        let shard = self.shard(key).read();
-        // Comparing the parent too makes a match one of 128 bits.
-        shard.find(key).filter(|entry| entry.parent == parent).map(|entry| entry.workers)
-    }
-
-    fn shard(&self, key: u64) -> &RwLock<Table> {
+    pub(super) fn shard(&self, key: u64) -> &RwLock<Table> {
         // The topmost bits choose the shard; the table uses the lowest.
         let bits = self.shards.len().ilog2();
         &self.shards[(key.rotate_left(bits) as usize) & (self.shards.len() - 1)]
     }
 
-    /// The tick that marks a block at `depth` as used now. Deep blocks are marked up to a quarter of the horizon in the past, so
+    /// The tick that marks a prefix at position `depth` as used now. Deep ones are marked up to a quarter of the horizon in the past, so
     /// that an unused path is evicted from its end.
-    fn stamp(&self, tick: u32, depth: usize) -> u32 {
+    pub(super) fn touch(&self, tick: u32, depth: usize) -> u32 {
         let depth = u32::try_from(depth).unwrap_or(BIAS_DEPTH).min(BIAS_DEPTH);
         let bias = u64::from(self.horizon.load(Ordering::Relaxed)) * u64::from(depth);
         tick.wrapping_sub((bias / u64::from(4 * BIAS_DEPTH)) as u32)
@@ -353,8 +360,8 @@ impl fmt::Debug for Index {
 /// Counters since the start of the process.
 #[derive(Debug)]
 pub(super) struct Counters {
-    hits: IntCounter,
-    misses: IntCounter,
+    pub(super) hits: IntCounter,
+    pub(super) misses: IntCounter,
     evictions: IntCounter,
 }
 
@@ -383,50 +390,6 @@ impl Counters {
 }
 
 /// The monotonic clock in steps of 17 ms. It wraps after 834 days, so ages up to half of that are right.
-fn tick(now: Now) -> u32 {
+pub(super) fn tick(now: Now) -> u32 {
     (now.mono_nanos() >> 24) as u32
-}
-
-/// Bisects for the largest number in `known + 1..=most` for which `probe` returns a value, and returns both. It assumes that
-/// `probe` returns a value for each smaller number too.
-fn deepest<T>(
-    known: usize,
-    most: usize,
-    mut probe: impl FnMut(usize) -> Option<T>,
-) -> Option<(usize, T)> {
-    let (mut low, mut high) = (known, most);
-    let mut best = None;
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        match probe(middle) {
-            Some(found) => {
-                best = Some((middle, found));
-                low = middle;
-            }
-            None => high = middle - 1,
-        }
-    }
-    best
-}
-
-/// The workers of `handles` that are known and fit; `None` if there are none.
-fn fitting(
-    workers: &WorkerHandles,
-    handles: [Handle; WORKERS],
-    fit: &impl Fn(WorkerId) -> bool,
-) -> Option<SmallVec<[WorkerId; WORKERS]>> {
-    let found: SmallVec<_> =
-        handles.iter().filter_map(|h| workers.id_of(*h)).filter(|w| fit(*w)).collect();
-    (!found.is_empty()).then_some(found)
-}
-
-/// Moves `handle` to the front. If it is new, it replaces a dead handle, else the oldest one.
-fn put_first(workers: &mut [Handle; WORKERS], handle: Handle, alive: impl Fn(Handle) -> bool) {
-    let place = workers
-        .iter()
-        .position(|other| *other == handle)
-        .or_else(|| workers.iter().position(|other| !alive(*other)))
-        .unwrap_or(WORKERS - 1);
-    workers[..=place].rotate_right(1);
-    workers[0] = handle;
 }

@@ -8,7 +8,7 @@
 //! The choice of two sets keeps a set from overflowing early: with four slots in five taken, about one entry in a thousand is
 //! evicted before the table has reached its bound. The table begins small and doubles up to its bound.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use super::workers::Handle;
 
@@ -22,17 +22,57 @@ const FIRST_SETS: usize = 8;
 /// The workers that have served one prefix.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// The hash of the prefix that is one block shorter; 0 for a first block.
+    /// The hash of the next shorter prefix that is stored; 0 for the shortest one.
     pub(super) parent: u64,
-    /// The workers that have served the prefix, newest first; unused elements are [`Handle::NONE`].
-    pub(super) workers: [Handle; WORKERS],
+    /// The workers that have served the prefix, newest first; unused elements have the default handle.
+    pub(super) holders: [Holder; WORKERS],
     /// Tick of the last use. It is atomic, so that a look-up needs only a read lock.
     pub(super) touched: AtomicU32,
-    /// Number of blocks of the prefix.
+    /// The position of the prefix among those of its prompt that are stored, from 1 on.
     pub(super) depth: u16,
+    /// Number of prompts that have had the prefix; it stops at the largest number.
+    pub(super) prompts: AtomicU16,
+}
+
+/// A worker that has served a prefix.
+#[derive(Debug, Default)]
+pub(super) struct Holder {
+    pub(super) handle: Handle,
+    /// The fill of the worker's cache when it last served the prefix. It is atomic for the same reason as [`Entry::touched`].
+    pub(super) stamp: AtomicU32,
 }
 
 impl Entry {
+    /// The stamp of the worker with this handle.
+    pub(super) fn stamp_of(&self, handle: Handle) -> Option<u32> {
+        let holder = self.holders.iter().find(|holder| holder.handle == handle)?;
+        Some(holder.stamp.load(Ordering::Relaxed))
+    }
+
+    /// Notes that the worker with this handle has served the prefix now, and moves it to the front. A new one replaces one that
+    /// is forgotten, else the oldest one.
+    pub(super) fn put_first(&mut self, handle: Handle, stamp: u32, alive: impl Fn(Handle) -> bool) {
+        let place = self
+            .holders
+            .iter()
+            .position(|other| other.handle == handle)
+            .or_else(|| self.holders.iter().position(|other| !alive(other.handle)))
+            .unwrap_or(WORKERS - 1);
+        self.holders[..=place].rotate_right(1);
+        self.holders[0] = Holder { handle, stamp: AtomicU32::new(stamp) };
+    }
+
+    /// Counts a prompt that has the prefix.
+    pub(super) fn count_prompt(&self) {
+        let before = self.prompts.load(Ordering::Relaxed);
+        // A lost update between two threads does no harm.
+        self.prompts.store(before.saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn is_served(&self, alive: &impl Fn(Handle) -> bool) -> bool {
+        self.holders.iter().any(|holder| alive(holder.handle))
+    }
+
     /// Ticks since the last use. Negative if another thread with a later clock has used the entry.
     fn age(&self, tick: u32) -> i32 {
         tick.wrapping_sub(self.touched.load(Ordering::Relaxed)).cast_signed()
@@ -146,13 +186,15 @@ impl Table {
                 continue;
             }
             let entry = &mut self.entries[set][way];
-            let mut kept = [Handle::NONE; WORKERS];
-            let living = entry.workers.iter().copied().filter(|handle| alive(*handle));
-            for (place, handle) in kept.iter_mut().zip(living) {
-                *place = handle;
+            let mut kept = 0;
+            for at in 0..WORKERS {
+                if alive(entry.holders[at].handle) {
+                    entry.holders.swap(kept, at);
+                    kept += 1;
+                }
             }
-            entry.workers = kept;
-            if kept[0] == Handle::NONE {
+            entry.holders[kept..].fill_with(Holder::default);
+            if kept == 0 {
                 self.keys[set][way] = 0;
                 self.live -= 1;
                 removed += 1;
@@ -198,7 +240,7 @@ impl Table {
         for set in [first % self.sets(), (first + 1) % self.sets()] {
             for way in (0..WAYS).filter(|way| self.keys[set][*way] != 0) {
                 let entry = &self.entries[set][way];
-                if !entry.workers.iter().any(|handle| alive(*handle)) {
+                if !entry.is_served(alive) {
                     return Some((set, way));
                 }
                 let rank = (entry.age(tick), entry.depth);
@@ -217,7 +259,7 @@ impl Table {
         alive: &impl Fn(Handle) -> bool,
     ) -> InsertOutcome {
         let entry = &self.entries[set][way];
-        let outcome = if entry.workers.iter().any(|handle| alive(*handle)) {
+        let outcome = if entry.is_served(alive) {
             InsertOutcome::Evicted(entry.age(tick))
         } else {
             InsertOutcome::Swept

@@ -5,15 +5,19 @@
 //! to it dead. Slots are reused, so their number is bounded by the number of workers that are known at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use smg_types::ids::WorkerId;
 
-/// A reference to a worker in 4 bytes. [`Handle::NONE`] is always dead.
+use super::capacity::Cache;
+
+/// A reference to a worker in 4 bytes. The default is always dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Handle(u32);
 
 impl Handle {
-    /// Refers to no worker.
+    /// Refers to no worker; the default.
+    #[cfg(test)]
     pub(crate) const NONE: Self = Self(0);
 
     const fn new(slot: u16, generation: u16) -> Self {
@@ -37,10 +41,11 @@ pub(crate) struct WorkerHandles {
     free: Vec<u16>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Slot {
     worker: WorkerId,
-    /// Never 0, so that no handle equals [`Handle::NONE`]. It wraps after 65,535 workers of one slot were forgotten; a handle
+    cache: Arc<Cache>,
+    /// Never 0, so that no handle equals the default. It wraps after 65,535 workers of one slot were forgotten; a handle
     /// that old has been swept or evicted long before.
     generation: u16,
     /// The slot belongs to a known worker.
@@ -66,11 +71,12 @@ impl WorkerHandles {
             Some(slot) => {
                 let reused = &mut self.slots[usize::from(slot)];
                 reused.worker = worker;
+                reused.cache = Arc::default();
                 reused.taken = true;
                 slot
             }
             None if self.slots.len() < Self::MAX => {
-                self.slots.push(Slot { worker, generation: 1, taken: true });
+                self.slots.push(Slot { worker, cache: Arc::default(), generation: 1, taken: true });
                 u16::try_from(self.slots.len() - 1).expect("fewer slots than MAX")
             }
             None => return None,
@@ -91,8 +97,17 @@ impl WorkerHandles {
 
     /// The worker that `handle` refers to; `None` if the handle is dead.
     pub(crate) fn id_of(&self, handle: Handle) -> Option<WorkerId> {
+        self.slot(handle).map(|slot| slot.worker)
+    }
+
+    /// The worker that `handle` refers to and its cache; `None` if the handle is dead.
+    pub(crate) fn cache_of(&self, handle: Handle) -> Option<(WorkerId, &Arc<Cache>)> {
+        self.slot(handle).map(|slot| (slot.worker, &slot.cache))
+    }
+
+    fn slot(&self, handle: Handle) -> Option<&Slot> {
         let slot = self.slots.get(handle.slot())?;
-        (slot.taken && slot.generation == handle.generation()).then_some(slot.worker)
+        (slot.taken && slot.generation == handle.generation()).then_some(slot)
     }
 }
 

@@ -70,11 +70,9 @@ fn a_burst_spreads_over_all_workers() {
             Kind::Bucket => 150,
             Kind::ConsistentHashing | Kind::PrefixHash => 125,
             Kind::PowerOfTwo => 104,
-            Kind::CacheAware
-            | Kind::RoundRobin
-            | Kind::LeastLoad
-            | Kind::Manual
-            | Kind::Passthrough => 101,
+            // Workers whose loads differ by two are alike.
+            Kind::CacheAware => 103,
+            Kind::RoundRobin | Kind::LeastLoad | Kind::Manual | Kind::Passthrough => 101,
         };
         assert!(most <= most_allowed, "{kind}: {most} of 800 on one of 8, seed {SEED}");
     }
@@ -103,7 +101,7 @@ proptest! {
         let policy = policy_with(kind, &config);
         let candidates: Vec<_> = numbers
             .into_iter()
-            .map(|(id, load, weight)| Candidate { id: WorkerId::from_u64(id), load, weight })
+            .map(|(id, load, weight)| Candidate::new(WorkerId::from_u64(id), load, weight))
             .collect();
         let mut rng = StdRng::seed_from_u64(SEED);
         for (key, blocks, prompt_bytes) in requests {

@@ -12,8 +12,8 @@ fn the_least_loaded_is_picked() {
 
 #[test]
 fn a_load_is_compared_relative_to_the_weight() {
-    let heavy = Candidate { id: id("heavy"), load: 7, weight: 4 };
-    let light = Candidate { id: id("light"), load: 2, weight: 1 };
+    let heavy = Candidate::new(id("heavy"), 7, 4);
+    let light = Candidate::new(id("light"), 2, 1);
     for kind in [Kind::LeastLoad, Kind::PowerOfTwo] {
         let policy = policy(kind);
         check_at(&policy, &[light, heavy], &Hint::default(), Now::default(), picks("heavy"));

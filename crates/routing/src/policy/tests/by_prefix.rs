@@ -1,10 +1,17 @@
-//! The policy `cache_aware`, and agreement between routers.
+//! The policy `cache_aware` by requests, and agreement between routers.
 
 use super::*;
+use crate::policy::Measure;
+
+fn by_requests() -> Arc<dyn Policy> {
+    let config =
+        Config { cache_aware_by: Measure::Requests, cache_threshold: 0.3, ..Config::default() };
+    policy_with(Kind::CacheAware, &config)
+}
 
 /// A policy that has sent prompts with these blocks to these workers.
 fn served(prompts: &[(&str, &[u64])]) -> Arc<dyn Policy> {
-    let policy = policy(Kind::CacheAware);
+    let policy = by_requests();
     for (worker, blocks) in prompts {
         policy.sent(id(worker), &prompt(blocks), Now::default());
     }
@@ -75,9 +82,7 @@ fn a_shorter_match_within_the_bounds_comes_before_the_least_loaded() {
 #[test]
 fn the_bounds_scale_with_the_weight() {
     let policy = served(&[("a", &[1])]);
-    let fleet = |load| {
-        [Candidate { id: id("a"), load, weight: 10 }, Candidate { id: id("b"), load: 9, weight: 1 }]
-    };
+    let fleet = |load| [Candidate::new(id("a"), load, 10), Candidate::new(id("b"), 9, 1)];
     // Ten requests on b are as much as a hundred on a.
     let at = |load, expected: &dyn Fn(&[Candidate], Option<Pick>) -> bool| {
         check_at(&policy, &fleet(load), &prompt(&[1]), Now::default(), expected);
@@ -89,7 +94,7 @@ fn the_bounds_scale_with_the_weight() {
 
 #[test]
 fn the_policy_learns_from_sent_requests_and_forgets_a_worker() {
-    let policy = policy(Kind::CacheAware);
+    let policy = by_requests();
     let fleet = [("a", 0), ("b", 9)];
     check(&policy, &fleet, &prompt(&[1, 2]), decides("a", Decision::Miss));
     check(&policy, &fleet, &prompt(&[1, 2]), decides("a", Decision::Miss));
@@ -190,7 +195,14 @@ fn routers_agree_on_unknown_prompts_and_sessions_without_messages() {
 
 #[test]
 fn the_choice_by_key_ends_where_a_worker_has_more_than_about_the_lowest_load() {
-    let policy = in_cluster(Kind::CacheAware);
+    let policy = policy_with(
+        Kind::CacheAware,
+        &Config {
+            cache_aware_by: Measure::Requests,
+            agree_across_routers: true,
+            ..Config::default()
+        },
+    );
     for number in 1..100_u64 {
         check(&policy, &[("a", 2), ("b", 0)], &prompt(&[number]), picks("b"));
     }

@@ -1,7 +1,8 @@
-//! Picks the worker that has served the longest prefix of the prompt, within a bound on load.
+//! Compares workers by their requests in flight (`--cache-aware-by requests`). This is the rule of earlier versions, and about
+//! that of other routers; it sees neither how long the prompts are that wait on a worker, nor how fast it computes them.
 //!
 //! A worker that has served the head of a prompt has the keys and values of that head in its cache, and prefill is most of the
-//! work of a long prompt. The policy therefore picks in this order:
+//! work of a long prompt. The rule therefore picks in this order:
 //!
 //! 1. the least loaded of the workers with the longest match, unless that one is much busier than the least loaded candidate;
 //! 2. the least loaded of the workers with the longest match among those that are not much busier;
@@ -11,56 +12,15 @@
 //! candidate is picked, one of several at random. With `agree_across_routers` the first unknown block decides instead, among
 //! the candidates with about the lowest load: so routers that have not yet exchanged their hints pick the same worker.
 
-use std::sync::Arc;
-
 use rand::Rng;
-use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::memory::Memory;
-use super::{Candidate, Config, Decision, Hint, Kind, Pick, Policy, choose, rendezvous};
+use super::{CacheAware, position};
+use crate::policy::{Candidate, Decision, Hint, Pick, choose, rendezvous};
 use crate::prefix::Match;
 
-/// The policy `cache_aware`.
-#[derive(Debug)]
-pub(super) struct CacheAware {
-    config: Config,
-    memory: Arc<Memory>,
-}
-
 impl CacheAware {
-    pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
-        Self { config: config.clone(), memory }
-    }
-
-    /// Picks for a prompt without a match that counts. Some worker has served its first `known` blocks.
-    fn pick_unknown(
-        &self,
-        candidates: &[Candidate],
-        least: usize,
-        blocks: &[u64],
-        known: usize,
-    ) -> usize {
-        let key = blocks.get(known).or_else(|| blocks.last());
-        let agreed = key.filter(|_| self.config.agree_across_routers).and_then(|key| {
-            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
-        });
-        agreed.unwrap_or(least)
-    }
-
-    /// The matched fraction of the prompt, if it reaches `cache_threshold`.
-    fn fraction_if_enough(&self, found: &Match, hint: &Hint<'_>) -> Option<f32> {
-        let fraction = found.depth as f32 / hint.blocks.len() as f32;
-        (fraction >= self.config.cache_threshold).then_some(fraction)
-    }
-}
-
-impl Policy for CacheAware {
-    fn name(&self) -> &'static str {
-        Kind::CacheAware.name()
-    }
-
-    fn pick(
+    pub(super) fn pick_by_requests(
         &self,
         candidates: &[Candidate],
         hint: &Hint<'_>,
@@ -88,7 +48,7 @@ impl Policy for CacheAware {
             return Some(Pick::new(best, Decision::Hit(fraction)));
         }
         let is_candidate_within = |worker| position(candidates, worker).is_some_and(is_within);
-        let shorter = self.memory.index.shorter(hint.blocks, longest.depth, is_candidate_within);
+        let shorter = self.memory.index.shorter(hint.blocks, &longest, is_candidate_within);
         let shorter = shorter.and_then(|found| {
             self.fraction_if_enough(&found, hint).map(|fraction| (found, fraction))
         });
@@ -100,23 +60,26 @@ impl Policy for CacheAware {
         })
     }
 
-    fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
-        let known = self.memory.index.insert(hint.blocks, worker, now);
-        let (head, new) = hint.blocks.split_at(known.min(hint.blocks.len()));
-        self.memory.journal.record_prompt(worker, head.last().copied().unwrap_or(0), new);
+    /// Picks for a prompt without a match that counts. Some worker has served its first `known` blocks.
+    fn pick_unknown(
+        &self,
+        candidates: &[Candidate],
+        least: usize,
+        blocks: &[u64],
+        known: usize,
+    ) -> usize {
+        let key = blocks.get(known).or_else(|| blocks.last());
+        let agreed = key.filter(|_| self.config.agree_across_routers).and_then(|key| {
+            rendezvous::highest(candidates, *key, |c| choose::is_near(c, &candidates[least], 1))
+        });
+        agreed.unwrap_or(least)
     }
 
-    fn forget(&self, worker: WorkerId) {
-        self.memory.forget(worker);
+    /// The matched fraction of the prompt, if it reaches `cache_threshold`.
+    fn fraction_if_enough(&self, found: &Match, hint: &Hint<'_>) -> Option<f32> {
+        let fraction = found.depth as f32 / hint.blocks.len() as f32;
+        (fraction >= self.config.cache_threshold).then_some(fraction)
     }
-
-    fn wants_blocks(&self) -> bool {
-        true
-    }
-}
-
-fn position(candidates: &[Candidate], worker: WorkerId) -> Option<usize> {
-    candidates.iter().position(|candidate| candidate.id == worker)
 }
 
 /// The least loaded of the workers in `found` that are candidates.

@@ -1,0 +1,173 @@
+//! Compares workers by the time to the first token that is expected of them (`--cache-aware-by time`).
+//!
+//! What a request waits for is prefill: that of the prompts which wait on the worker before it, and that of the part of its own
+//! prompt which is not in the worker's cache. Both are counted in tokens and become seconds by the speed that the worker has shown
+//! ([`Speed`]). A worker that generates tokens for many requests computes prompts more slowly, so each request in
+//! flight adds a little.
+//!
+//! The own part counts [`OWN_WEIGHT`] times: what a worker computes now evicts prefixes that are worth as much to other requests, and
+//! a conversation that moves leaves a prefix behind that nobody will use. Neither holds if different prompts share the prefix and the
+//! worker is idle: then a second copy of it is worth what it takes.
+
+use rand::Rng;
+use smallvec::SmallVec;
+use smg_types::now::Now;
+
+use super::{CacheAware, position};
+use crate::policy::{Candidate, Decision, Hint, Pick, choose, rendezvous};
+use crate::prefix::{BLOCK_BYTES, Recall, Recalls};
+use crate::speed::Speed;
+
+/// How much the computation of the own prompt counts, relative to waiting for others. On the conversation trace (`tests/bench/traces`)
+/// 1 gives a lower hit rate and 4 longer queues.
+const OWN_WEIGHT: f32 = 2.0;
+/// The least time that a request in flight adds, in seconds: while nothing waits for prefill, requests spread evenly.
+const CROWDING: f32 = 0.002;
+/// Workers whose times differ by less than this share of the own prefill are alike.
+const ALIKE: f32 = 0.05;
+/// And those whose times differ by less than this, in seconds: two requests in flight.
+const ALIKE_SECONDS: f32 = 2.0 * CROWDING;
+
+/// The terms of one candidate's expected time to first token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::policy) struct Terms {
+    /// What the worker is expected to hold of the prompt.
+    pub(in crate::policy) recall: Recall,
+    /// Tokens of the prompt that it would have to compute.
+    pub(in crate::policy) own_tokens: f32,
+    /// The speed that is taken for it.
+    pub(in crate::policy) speed: Speed,
+    /// The time by which candidates are compared, in seconds.
+    pub(in crate::policy) cost: f32,
+}
+
+impl CacheAware {
+    pub(super) fn pick_by_time(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        now: Now,
+        rng: &mut dyn Rng,
+    ) -> Option<Pick> {
+        let least_loaded = choose::least_loaded(candidates.iter().enumerate(), rng)?;
+        let is_candidate = |worker| position(candidates, worker).is_some();
+        let mut recalls = self.memory.index.recalls(hint.blocks, now, is_candidate);
+        for (_, recall) in &mut recalls.workers {
+            if (recall.held as f32) < self.config.cache_threshold * hint.blocks.len() as f32 {
+                recall.held = 0;
+            }
+        }
+        let terms = terms(candidates, &recalls, hint);
+        let is_within = |at: usize| {
+            choose::within_balance(&candidates[at], &candidates[least_loaded], &self.config)
+        };
+        let within: SmallVec<[usize; 16]> =
+            (0..candidates.len()).filter(|at| is_within(*at)).collect();
+        let best = cheapest(&terms, &within)?;
+        let own = terms[best].own_tokens * terms[best].speed.per_token;
+        let alike = terms[best].cost + ALIKE_SECONDS + ALIKE * own;
+        let index = self.one_of(candidates, hint, terms[best].recall, rng, |at| {
+            terms[at].cost <= alike
+                && terms[at].recall.held == terms[best].recall.held
+                && is_within(at)
+        });
+        let index = index.unwrap_or(best);
+        let recall = terms[index].recall;
+        let longest = recalls.workers.iter().map(|(_, recall)| recall.held).max().unwrap_or(0);
+        let decision = if hint.blocks.is_empty() {
+            Decision::NoKey
+        } else if recall.held == 0 && longest == 0 {
+            Decision::Miss
+        } else if recall.held == 0 {
+            Decision::Balance
+        } else {
+            Decision::Hit(recall.held as f32 / hint.blocks.len() as f32)
+        };
+        Some(Pick { index, decision, recall })
+    }
+
+    /// One of the candidates that are `alike`: at random, or by the first block that the best one does not hold, so that routers
+    /// that have not yet exchanged their hints choose the same one.
+    fn one_of(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        recall: Recall,
+        rng: &mut dyn Rng,
+        alike: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let key = hint.blocks.get(recall.held as usize).or_else(|| hint.blocks.last());
+        let is_alike = |at: usize| alike(at);
+        if let Some(key) = key.filter(|_| self.config.agree_across_routers) {
+            return rendezvous::highest(candidates, *key, |c| {
+                position(candidates, c.id).is_some_and(is_alike)
+            });
+        }
+        let alike: SmallVec<[usize; 16]> =
+            (0..candidates.len()).filter(|at| is_alike(*at)).collect();
+        let drawn = choose::weighted(alike.iter().map(|at| &candidates[*at]), rng)?;
+        Some(alike[drawn])
+    }
+}
+
+/// The candidate with the least time, of those at these positions.
+fn cheapest(terms: &[Terms], within: &[usize]) -> Option<usize> {
+    within.iter().copied().min_by(|a, b| terms[*a].cost.total_cmp(&terms[*b].cost))
+}
+
+/// The expected times of all candidates for a prompt of which `recalls` is known.
+pub(in crate::policy) fn terms(
+    candidates: &[Candidate],
+    recalls: &Recalls,
+    hint: &Hint<'_>,
+) -> SmallVec<[Terms; 16]> {
+    let assumed = mean_speed(candidates);
+    let mean_weight = choose::total_weight(candidates) as f32 / candidates.len() as f32;
+    let mut terms: SmallVec<[Terms; 16]> = candidates
+        .iter()
+        .map(|candidate| Terms {
+            recall: Recall::default(),
+            own_tokens: 0.0,
+            speed: candidate.speed.unwrap_or(assumed),
+            cost: 0.0,
+        })
+        .collect();
+    for (worker, recall) in &recalls.workers {
+        if let Some(at) = position(candidates, *worker) {
+            terms[at].recall = *recall;
+        }
+    }
+    for (candidate, terms) in candidates.iter().zip(&mut terms) {
+        let held = terms.recall.held as usize * BLOCK_BYTES;
+        let own = hint.prompt_bytes.saturating_sub(held) as f32 * candidate.tokens_per_byte;
+        let is_free = recalls.is_shared && candidate.waiting == 0;
+        let own_weight = if is_free { 1.0 } else { OWN_WEIGHT };
+        let Speed { overhead, per_token, per_request } = terms.speed;
+        let time = overhead
+            + per_token * (candidate.waiting as f32 + own_weight * own)
+            + per_request.max(CROWDING) * candidate.load as f32;
+        terms.own_tokens = own;
+        terms.cost = time * mean_weight / choose::weight(candidate) as f32;
+    }
+    terms
+}
+
+/// The mean speed of the candidates that have shown theirs, for the others.
+fn mean_speed(candidates: &[Candidate]) -> Speed {
+    let mut sum = Speed { overhead: 0.0, per_token: 0.0, per_request: 0.0 };
+    let mut count = 0.0;
+    for speed in candidates.iter().filter_map(|candidate| candidate.speed) {
+        sum.overhead += speed.overhead;
+        sum.per_token += speed.per_token;
+        sum.per_request += speed.per_request;
+        count += 1.0;
+    }
+    if count == 0.0 {
+        return Speed::ASSUMED;
+    }
+    Speed {
+        overhead: sum.overhead / count,
+        per_token: sum.per_token / count,
+        per_request: sum.per_request / count,
+    }
+}
