@@ -100,7 +100,8 @@ impl<'a> Ask<'a> {
             self.text_1,
             self.text_2,
         ];
-        let mut parts = all.into_iter().flatten().map(|part| part.get().as_bytes());
+        let mut parts =
+            all.into_iter().flatten().map(|part| behind_billing_line(part.get()).as_bytes());
         let first = parts.next().unwrap_or_default();
         match parts.next() {
             None => Cow::Borrowed(first),
@@ -111,6 +112,16 @@ impl<'a> Ask<'a> {
             }
         }
     }
+}
+
+/// The rest of a prompt's JSON behind the line with which coding agents name the request that is billed, if it begins with one: engines
+/// drop that line, because it is different in each request.
+fn behind_billing_line(json: &str) -> &str {
+    let line = json.find("\"x-anthropic-billing-header:").filter(|at| !json[..*at].contains('}'));
+    let Some(begin) = line else { return json };
+    let rest = &json[begin + 1..];
+    let end = rest.find("\\n").into_iter().chain(rest.find('"')).min();
+    end.map_or(json, |end| &rest[end..])
 }
 
 /// The strings in a field: the field itself, or the elements of its list. An object counts as its JSON text.
@@ -149,6 +160,18 @@ mod tests {
         ] {
             assert_eq!(ask(json).max_tokens(), limit, "{json}");
         }
+    }
+
+    #[test]
+    fn the_billing_line_is_no_part_of_the_prompt() {
+        let turns = ["cch=1;", "cch=2;"].map(|line| {
+            let json = format!(
+                r#"{{"system":[{{"type":"text","text":"x-anthropic-billing-header: {line}"}},{{"text":"s"}}]}}"#
+            );
+            ask(&json).prompt_bytes().into_owned()
+        });
+        assert_eq!(turns[0], turns[1]);
+        assert_eq!(turns[0], br#""},{"text":"s"}]"#);
     }
 
     #[test]
