@@ -145,6 +145,10 @@ impl Claim {
             lease: self.lease.clone(),
             holder,
             term: term.unwrap_or(last),
+            known_until: match held {
+                Some((_, until)) => until,
+                None => seen.map_or(Duration::ZERO, |seen| seen.until),
+            },
             held_until: held.map(|(_, until)| until),
         }
     }

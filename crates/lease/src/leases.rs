@@ -80,6 +80,9 @@ impl<V: Votes> Leases<V> {
     /// Takes the voters. It takes effect at once: a lease that lacks a majority of the new ones is held no longer (L12).
     pub fn set_quorum(&mut self, at: Duration, quorum: Quorum) {
         if self.quorum != quorum {
+            if !self.quorum.0.is_empty() {
+                self.voter.raise_floor(at);
+            }
             self.quorum = quorum;
             self.for_each_claim(at, Claim::surroundings_changed);
         }

@@ -108,6 +108,7 @@ mod tests {
         let both = Quorum(vec![voters(1, &["a"]), voters(3, &["a", "b", "c"])]);
         assert_eq!(until(&both, &[("b", 9), ("c", 9)]), None);
         assert_eq!(until(&both, &[("a", 5), ("c", 9)]), Some(5));
+        assert_eq!(until(&both, &[("a", 5), ("b", 9), ("c", 9)]), Some(5));
         assert!(!both.is_only(&"a".parse().unwrap()));
         assert!(Quorum(vec![voters(1, &["a"])]).is_only(&"a".parse().unwrap()));
     }

@@ -76,6 +76,8 @@ pub struct Status {
     pub holder: Option<NodeId>,
     /// The holder's term; without a holder, the last term that is known.
     pub term: Term,
+    /// Until when what is known of the holder counts.
+    pub known_until: Duration,
     /// Until when this router holds it by its clock; `None`: it does not hold it.
     pub held_until: Option<Duration>,
 }

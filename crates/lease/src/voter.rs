@@ -49,7 +49,9 @@ pub(crate) struct Voter {
     /// Until when it abstains (L5).
     abstains_until: Duration,
     started: Duration,
-    /// It promises no term up to this one (L11).
+    /// A term above all before the start.
+    first_floor: Term,
+    /// It promises no term up to this one, and votes in none (L11).
     floor: Term,
     ballots: BTreeMap<LeaseName, Ballot>,
 }
@@ -60,7 +62,9 @@ impl Voter {
     #[must_use]
     pub(crate) fn new(at: Duration, times: Times, floor: Term, votes: &mut impl Votes) -> Self {
         let ballots = BTreeMap::new();
-        let mut voter = Self { times, abstains_until: at, started: at, floor, ballots };
+        let first_floor = floor;
+        let mut voter =
+            Self { times, abstains_until: at, started: at, first_floor, floor, ballots };
         let Some(stored) = votes.load() else {
             voter.abstains_until = at + times.abstain;
             return voter;
@@ -85,7 +89,15 @@ impl Voter {
     pub(crate) fn is_plausible(&self, at: Duration, term: Term) -> bool {
         let running = u64::try_from(at.saturating_sub(self.started).as_millis());
         let ahead = running.unwrap_or(u64::MAX).saturating_add(PLAUSIBLE);
-        term.0 <= self.floor.0.saturating_add(ahead)
+        term.0 <= self.first_floor.0.saturating_add(ahead)
+    }
+
+    /// Raises the floor to the present time, because the voters change: a majority of the new ones need not know the terms that
+    /// the former ones have promised.
+    pub(crate) fn raise_floor(&mut self, at: Duration) {
+        let running = u64::try_from(at.saturating_sub(self.started).as_millis());
+        let floor = self.first_floor.0.saturating_add(running.unwrap_or(u64::MAX));
+        self.floor = self.floor.max(Term(floor));
     }
 
     /// Until when this voter votes for a router other than `me`.
@@ -192,7 +204,8 @@ impl Voter {
             return Some(Refusal::Unable);
         }
         let Some(ballot) = self.ballots.get(lease) else {
-            return (self.ballots.len() >= MAX_LEASES).then_some(Refusal::Unable);
+            let is_full = self.ballots.len() >= MAX_LEASES;
+            return is_full.then_some(Refusal::Unable).or_else(|| self.below_floor(term));
         };
         // L2: one vote at a time.
         let vote = ballot.voted.as_ref().filter(|vote| at < vote.until && vote.holder != *from);
@@ -200,7 +213,11 @@ impl Voter {
             holder: vote.holder.clone(),
             for_ms: millis(vote.until - at),
         };
-        vote.map(has_voted)
+        vote.map(has_voted).or_else(|| self.below_floor(term))
+    }
+
+    fn below_floor(&self, term: Term) -> Option<Refusal> {
+        (term <= self.floor).then_some(Refusal::Outdated)
     }
 
     fn refused(&self, lease: &LeaseName, reason: Refusal) -> Content {

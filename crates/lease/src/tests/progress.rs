@@ -58,7 +58,7 @@ fn l14_a_router_that_leaves_hands_its_lease_over_and_campaigns_no_more() {
 
 #[test]
 fn a_transfer_succeeds_although_the_release_reaches_the_others_late() {
-    let mut cluster = Cluster::new(3);
+    let mut cluster = Cluster::new(5);
     cluster.run(0, 3_000);
     let to = node(1, 1).name;
     cluster.routers[0].transfer(cluster.at, &lease(), &to).unwrap();

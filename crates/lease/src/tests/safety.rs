@@ -251,6 +251,21 @@ fn l11_a_term_is_above_all_that_a_majority_knows_and_above_the_start() {
 }
 
 #[test]
+fn l11_the_floor_rises_when_the_voters_change() {
+    let mut cluster = Cluster::new(5);
+    // The first two lead the three, and the others know nothing of it.
+    cluster.at = ms(7_000);
+    let five = Quorum(vec![voters(5, 0..5)]);
+    for router in 2..5 {
+        cluster.routers[router].set_quorum(cluster.at, Quorum(vec![voters(3, 0..3)]));
+        cluster.routers[router].set_quorum(cluster.at, five.clone());
+        assert!(!is_granted(cluster.ask(&node(0, 1), router, 7_000, PREPARE)));
+        assert!(!is_granted(cluster.ask(&node(0, 1), router, 7_000, propose(1))));
+        assert!(is_granted(cluster.ask(&node(0, 1), router, 7_001, PREPARE)));
+    }
+}
+
+#[test]
 fn l12_a_change_of_the_voters_takes_effect_at_once_and_needs_both_majorities() {
     let mut cluster = Cluster::new(3);
     let alone = Quorum(vec![voters(1, 0..1)]);
@@ -289,6 +304,7 @@ fn l13_a_vote_is_stored_before_it_is_given() {
     };
     let loaded = Some(BTreeMap::from([(lease(), vote)]));
     cluster.restart(0, 0, Memory { loaded, fails: false });
+    assert!(!is_granted(cluster.ask(&b, 0, 9, PREPARE)));
     assert!(is_granted(cluster.ask(&a, 0, 4, propose(2))));
     assert!(!is_granted(cluster.ask(&b, 0, 9, PREPARE)));
     cluster.at += Times::DEFAULT.ttl;

@@ -241,7 +241,8 @@ impl World {
     fn grow(&mut self) {
         let slot = self.rng.random_range(0..self.slots.len());
         let earliest = self.slots.iter().map(|slot| slot.stage).min().unwrap();
-        if self.slots[slot].stage < 2 && self.slots[slot].stage == earliest {
+        let stands_still = self.slots[slot].stopped_until > self.at;
+        if self.slots[slot].stage < 2 && self.slots[slot].stage == earliest && !stands_still {
             self.slots[slot].stage += 1;
             let quorum = self.quorum(slot);
             self.input(slot, |leases, at| leases.set_quorum(at, quorum));
@@ -267,9 +268,10 @@ impl World {
         }
     }
 
-    /// Ends all faults. A minority may stay down.
+    /// Ends all faults. A minority may stay down. Late messages do not arrive any more: each may cost a voter's time.
     fn calm_down(&mut self) {
         self.is_calm = true;
+        self.flights.clear();
         self.groups.fill(0);
         let mut down: BTreeSet<usize> = BTreeSet::new();
         if self.kind.stays_down {
@@ -286,17 +288,10 @@ impl World {
             } else if self.slots[slot].leases.is_none() {
                 self.start(slot);
             }
-            if self.kind.grows {
-                let quorum = Quorum(vec![Voters {
-                    size: 5,
-                    names: self.slots.iter().map(|slot| slot.name.clone()).collect(),
-                }]);
-                // Those that need both first.
-                self.slots[slot].stage = self.slots[slot].stage.max(1);
-                let both = self.quorum(slot);
-                self.input(slot, |leases, at| leases.set_quorum(at, both));
-                drop(quorum);
-            }
+            // All need both majorities before any needs only the one of five.
+            self.slots[slot].stage = self.slots[slot].stage.max(1);
+            let both = self.quorum(slot);
+            self.input(slot, |leases, at| leases.set_quorum(at, both));
         }
         for slot in 0..self.slots.len() {
             self.slots[slot].stage = 2;
