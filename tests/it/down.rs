@@ -104,6 +104,29 @@ async fn an_invalid_list_of_models_is_reported_although_the_probe_succeeds() {
 }
 
 #[tokio::test]
+async fn an_invalid_list_of_models_is_logged_once_and_shown_until_it_is_valid() {
+    let (url, serving) = server_sending(b"HTTP/1.1 200 X\r\ncontent-length: 5\r\n\r\nhello").await;
+    let flags = ["--health-check-interval-secs", "1", "--worker-urls", url.as_str()];
+    let router = Router::start(&flags).await;
+    let first = line(&router, &url).await;
+    assert_eq!(first["message"], "the worker gets no requests, because its models can't be read");
+    let reads = "smg_worker_failed_probes_total{cause=\"not_a_model_list\",worker=\"";
+    let id = router.get("/workers").await.json()["workers"][0]["id"].as_str().unwrap().to_owned();
+    let series = format!("{reads}{id}\"}}");
+    eventually("the models are read several times", || async {
+        let shown =
+            router.get("/workers").await.json()["workers"][0]["last_error"]["cause"].clone();
+        assert_eq!(shown, "not_a_model_list");
+        let count = router.metric(&series).await;
+        if count >= 3.0 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    let log = router.log();
+    assert_eq!(log.matches("models can't be read").count(), 1, "{log}");
+    serving.abort();
+}
+
+#[tokio::test]
 async fn a_ready_worker_shows_no_error() {
     let worker = Worker::plain().await;
     let router = Router::before(&[worker.url()], &[]).await;

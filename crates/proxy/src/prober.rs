@@ -218,9 +218,12 @@ fn settle(
     let Some(schedule) = schedules.get_mut(&answer.worker) else { return };
     schedule.asking = false;
     let worker = answer.worker;
+    if answer.probe == Some(ProbeResult::Good) {
+        fleet.clear_failure(worker, true);
+    }
     match &answer.failure {
         Some(failure) => show_failure(fleet, worker, failure, matches!(answer.look, Look::Failed)),
-        None if !answer.unjudged => fleet.clear_failure(worker),
+        None if matches!(answer.look, Look::Found(_)) => fleet.clear_failure(worker, false),
         None => {}
     }
     match &answer.look {
@@ -299,8 +302,13 @@ fn note_sleep(fleet: &Fleet, worker: WorkerId, sleeping: bool) {
 fn show_failure(fleet: &Fleet, worker: WorkerId, failure: &Failure, models: bool) {
     let is_new = fleet.note_failure(worker, failure.clone());
     if models && is_new {
-        let answer = Some(failure);
-        log(fleet, worker, answer, "the worker's models can't be read");
+        let unknown = fleet.load().worker(worker).is_some_and(|w| w.models == Models::Unknown);
+        let message = if unknown {
+            "the worker gets no requests, because its models can't be read"
+        } else {
+            "the worker's models can't be read again: those of the last time stay"
+        };
+        log(fleet, worker, Some(failure), message);
     }
 }
 
@@ -319,7 +327,7 @@ fn log(fleet: &Fleet, id: WorkerId, failure: Option<&Failure>, message: &str) {
         path = failure.path,
         cause = failure.cause.name(),
         status = failure.status,
-        error = failure.detail,
+        error = (!failure.detail.is_empty()).then_some(failure.detail.as_str()),
         advice = failure.advice(url),
         "{message}"
     );
@@ -356,9 +364,9 @@ async fn ask(
         sleep: Sleep::Unknown,
         failure: None,
     };
-    let failed = |path: &str, cause, status, detail| {
-        let path = path.to_owned();
-        Some(Failure { at: clock.now().wall, path, cause, status, detail })
+    let failed = |is_discovery, path: &str, cause, status, detail| {
+        let (at, path) = (clock.now().wall, path.to_owned());
+        Some(Failure { at, is_discovery, path, cause, status, detail })
     };
     if probe {
         let endpoint =
@@ -372,14 +380,14 @@ async fn ask(
                 answer.probe = Some(ProbeResult::Bad);
                 let status = status.as_u16();
                 let cause = Cause::of_status(status).unwrap_or(Cause::Status);
-                answer.failure = failed(endpoint, cause, Some(status), String::new());
+                answer.failure = failed(false, endpoint, cause, Some(status), String::new());
             }
             Err(error) => {
                 debug!(worker = %worker.id, %error, "probe failed");
                 answer.probe = judge(&error);
                 answer.unjudged = answer.probe.is_none();
                 answer.failure = cause_of(&error)
-                    .and_then(|cause| failed(endpoint, cause, None, in_full(&error)));
+                    .and_then(|cause| failed(false, endpoint, cause, None, in_full(&error)));
             }
         }
     }
@@ -393,12 +401,12 @@ async fn ask(
         answer.look = match look_at(&client, &worker, timeout, !look).await {
             Ok(found) => Look::Found(found),
             Err(LookError::Answer { status, cause }) => {
-                answer.failure = failed("/v1/models", cause, Some(status), String::new());
+                answer.failure = failed(true, "/v1/models", cause, Some(status), String::new());
                 Look::Failed
             }
             Err(LookError::Send(error)) => match cause_of(&error) {
                 Some(cause) => {
-                    answer.failure = failed("/v1/models", cause, None, in_full(&error));
+                    answer.failure = failed(true, "/v1/models", cause, None, in_full(&error));
                     Look::Failed
                 }
                 None => Look::Unjudged,

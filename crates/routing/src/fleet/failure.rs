@@ -98,7 +98,9 @@ impl fmt::Display for Cause {
 pub struct Failure {
     /// Time of the failure since the Unix epoch.
     pub at: Duration,
-    /// The path that the router requested.
+    /// Whether the worker's models could not be read; otherwise a probe of its health failed.
+    pub is_discovery: bool,
+    /// The path that the router requested, below that of the worker's URL.
     pub path: String,
     /// The cause, from a closed set.
     pub cause: Cause,
@@ -112,28 +114,43 @@ impl Failure {
     /// Advises an operator on the failure of the worker at `url`.
     #[must_use]
     pub fn advice(&self, url: &WorkerUrl) -> String {
-        let path = &self.path;
+        let host = url.host();
+        let port = url.port();
+        // The path as the engine sees it.
+        let path = format!("{}{}", url.path_prefix(), self.path);
         match self.cause {
-            Cause::Resolve => format!("check the host {} in the URL, or DNS", url.host()),
-            Cause::Refused => {
-                format!("nothing listens on port {}: start the engine, or correct the URL", url.port())
-            }
-            Cause::Unreachable => {
-                "check the address, the route to it and firewalls between here and there".to_owned()
-            }
-            Cause::ConnectTimeout => {
-                "the host is down, or a firewall drops packets; --connect-timeout-secs bounds the wait"
-                    .to_owned()
-            }
-            Cause::Tls if url.is_secure() => "if the certificate's authority is not a public one, or \
-                the certificate is self-signed, name its file with --worker-tls-ca, or pin it with the \
-                worker's tls.pin_sha256; if the engine speaks plain HTTP, use http:// in the URL"
+            Cause::Resolve => format!(
+                "the name {host} has no address: correct the host in the worker's URL, or add the name to DNS or /etc/hosts"
+            ),
+            Cause::Refused => format!(
+                "nothing listens on port {port} of {host}: start the engine, or correct the URL; an engine that listens on \
+                 127.0.0.1 only can't be reached from another host or container (start it with --host 0.0.0.0)"
+            ),
+            Cause::Unreachable => format!(
+                "check the address {host}, the route to it, and firewalls between here and there"
+            ),
+            Cause::ConnectTimeout if url.is_secure() => format!(
+                "{host} is down, a firewall drops packets to port {port}, or the engine there does not speak TLS (then use \
+                 http:// in the URL); --connect-timeout-secs bounds the wait"
+            ),
+            Cause::ConnectTimeout => format!(
+                "check that {host} is up and that no firewall drops packets to port {port}; --connect-timeout-secs bounds \
+                 the wait"
+            ),
+            Cause::Tls if url.is_secure() => "if the certificate is self-signed, or of an authority of your own, name its file \
+                with --worker-tls-ca, or pin it with the worker's tls.pin_sha256; if it is for another name, use that name in \
+                the URL; if it has expired, renew it; if the engine speaks plain HTTP, use http:// in the URL"
                 .to_owned(),
             Cause::Tls => "use https:// in the URL if the engine speaks TLS".to_owned(),
-            Cause::Closed => "the engine is starting or crashing: see its log".to_owned(),
+            Cause::Closed if url.is_secure() => {
+                "the engine is starting or crashing: see its log".to_owned()
+            }
+            Cause::Closed => "the engine is starting or crashing (see its log), or it speaks TLS (then use https:// in \
+                the URL)"
+                .to_owned(),
             Cause::Timeout => format!(
-                "the engine accepts connections and does not answer {path}: it is overloaded, still \
-                 loading or hung; --health-check-timeout-secs bounds the wait"
+                "the engine accepts connections and does not answer {path}: it is overloaded, still loading or hung, see its \
+                 log; --health-check-timeout-secs bounds the wait"
             ),
             Cause::NotHttp if url.is_secure() => {
                 "another kind of server listens on this port: correct the URL".to_owned()
@@ -141,28 +158,49 @@ impl Failure {
             Cause::NotHttp => "another kind of server listens on this port, or it speaks TLS: \
                 correct the URL, or use https://"
                 .to_owned(),
-            Cause::Unauthorized => "the engine wants a key: give it with --worker-api-key or as the \
-                worker's api_key"
-                .to_owned(),
-            Cause::Status if self.status == Some(508) => "the URL leads back to this router, or to \
-                another one of its cluster: give the engine's own address"
+            Cause::Unauthorized => "the engine wants a key, or another one than the router sends: give it with \
+                --worker-api-key or as the worker's api_key"
                 .to_owned(),
             Cause::NotFound if url.path_prefix().ends_with("/v1") => {
                 "the worker's URL must not end in /v1: the router adds the path itself".to_owned()
             }
             Cause::NotFound => format!(
-                "the engine has no {path}: correct the URL, or set --health-check-endpoint (or the \
-                 worker's health.endpoint) to a path that it has"
+                "the server has no {path}: correct the URL if it is not an engine's, or set --health-check-endpoint (or the \
+                 worker's health.endpoint) to a path that the engine has, such as /v1/models"
             ),
-            Cause::Redirect => {
-                "the engine sends the router elsewhere: use the URL that it points to".to_owned()
-            }
-            Cause::Status => "the engine says that it can't serve: see its log".to_owned(),
+            Cause::Redirect => format!(
+                "the server redirects {path} to another URL: use that one as the worker's URL (curl -I {} shows it)",
+                self.asked(url)
+            ),
+            Cause::Status => self.advice_on_status(url, &path),
             Cause::NotAList => format!(
-                "the answer to {path} is no OpenAI list of models: check that the URL is that of an \
-                 engine, or name the models with the worker's models"
+                "the answer to {path} is no list of models as OpenAI's API has it (curl {} shows it): correct the URL if it is \
+                 not an engine's, or name the models yourself, as `models` of the worker",
+                self.asked(url)
             ),
         }
+    }
+
+    fn advice_on_status(&self, url: &WorkerUrl, path: &str) -> String {
+        match self.status {
+            Some(508) => "the URL leads back to this router, or to another one of its cluster: give the engine's own address"
+                .to_owned(),
+            Some(400) if !url.is_secure() => format!(
+                "the server refuses {path}: see its log; if it speaks TLS, use https:// in the URL"
+            ),
+            Some(502 | 504) => "a proxy at this URL does not reach the engine behind it: see the logs of both, or use the \
+                engine's own address"
+                .to_owned(),
+            Some(500..) => format!(
+                "the engine is still loading, overloaded or broken: see its log; {path} must answer 200"
+            ),
+            _ => format!("the server refuses {path}, which must answer 200: see its log"),
+        }
+    }
+
+    /// The URL that the router requested.
+    fn asked(&self, url: &WorkerUrl) -> String {
+        format!("{url}{}", self.path)
     }
 }
 
@@ -178,6 +216,7 @@ mod tests {
         for cause in Cause::ALL {
             let failure = Failure {
                 at: Duration::ZERO,
+                is_discovery: false,
                 path: "/health".to_owned(),
                 cause,
                 status: None,
@@ -190,6 +229,37 @@ mod tests {
             list.sort();
             list.dedup();
             assert_eq!(list.len(), Cause::ALL.len(), "{list:?}");
+        }
+    }
+
+    #[test]
+    fn advice_names_what_the_engine_sees() {
+        let advice = |url: &str, cause, status| {
+            let path = "/health".to_owned();
+            let detail = String::new();
+            let failure =
+                Failure { at: Duration::ZERO, is_discovery: false, path, cause, status, detail };
+            failure.advice(&url.parse().unwrap())
+        };
+        for (url, cause, status, named) in [
+            ("http://gpu-1:8000", Cause::Refused, None, "port 8000 of gpu-1"),
+            ("http://gpu-1:8000/api", Cause::NotFound, Some(404), "no /api/health"),
+            (
+                "http://gpu-1:8000/api",
+                Cause::Redirect,
+                Some(307),
+                "curl -I http://gpu-1:8000/api/health",
+            ),
+            ("http://gpu-1:8000", Cause::Status, Some(400), "https://"),
+            ("http://gpu-1:8000", Cause::Status, Some(502), "proxy"),
+            ("http://gpu-1:8000", Cause::Status, Some(503), "still loading"),
+            ("http://gpu-1:8000", Cause::Status, Some(429), "must answer 200"),
+            ("http://gpu-1:8000", Cause::Status, Some(508), "leads back to this router"),
+            ("http://gpu-1:8000", Cause::Closed, None, "https://"),
+            ("https://gpu-1:8000", Cause::ConnectTimeout, None, "http://"),
+        ] {
+            let advice = advice(url, cause, status);
+            assert!(advice.contains(named), "{url} {cause} {status:?}: {advice}");
         }
     }
 

@@ -284,10 +284,11 @@ impl Fleet {
         worker.live().note_failure(failure)
     }
 
-    /// Clears the cause of the last failed probe or discovery, because both succeed again.
-    pub fn clear_failure(&self, id: WorkerId) {
+    /// Clears the cause of the last failed probe or discovery, because both succeed again. `probed_only`: the probe does,
+    /// and the models were not read.
+    pub fn clear_failure(&self, id: WorkerId, probed_only: bool) {
         if let Some(worker) = self.load().worker(id) {
-            worker.live().clear_failure();
+            worker.live().clear_failure(probed_only);
         }
     }
 

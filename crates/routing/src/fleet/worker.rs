@@ -336,19 +336,23 @@ impl LiveState {
         counted
     }
 
-    /// Stores and counts a failure. Returns whether its cause differs from that of the last one.
+    /// Stores and counts a failure. Returns whether its cause differs from that of the last one. A failed probe is kept until
+    /// a probe succeeds: that the models can't be read either says no more.
     pub(super) fn note_failure(&self, failure: Failure) -> bool {
         self.metrics.count_failed_probe(failure.cause);
         let mut last = self.failure.lock();
-        let known = last.as_ref().map(|last| (last.cause, last.status));
-        let is_new = known != Some((failure.cause, failure.status));
+        if failure.is_discovery && last.as_ref().is_some_and(|last| !last.is_discovery) {
+            return false;
+        }
+        let shown = |failure: &Failure| (failure.is_discovery, failure.cause, failure.status);
+        let is_new = last.as_ref().map(shown) != Some(shown(&failure));
         *last = Some(failure);
         is_new
     }
 
-    /// Clears the last failure.
-    pub(super) fn clear_failure(&self) {
-        *self.failure.lock() = None;
+    /// Clears the last failure. `probed_only`: not if it is that the models could not be read.
+    pub(super) fn clear_failure(&self, probed_only: bool) {
+        self.failure.lock().take_if(|failure| !(probed_only && failure.is_discovery));
     }
 
     /// Ends the ejection by a connect error.
