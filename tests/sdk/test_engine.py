@@ -1,59 +1,21 @@
 """A real engine behind the router: multi-turn conversations over two llama-servers stay where their cache is.
 
-SMG_ENGINE is the command that starts a llama-server (`llama-server`, or one behind `chroot DIR`), SMG_ENGINE_MODEL
-the model's path as that command sees it. The judge is the engine itself: its `cached_tokens`.
+The judge is the engine itself: its `cached_tokens`.
 """
 
-import os
-import shlex
-import socket
 import unittest
-import urllib.error
-import urllib.request
 
 import openai
-from support import Process, Router, eventually
+from engines import TwoEngines
 
 # A new conversation goes to either of two idle engines by chance: that all go to one has a chance of 1 in 1,024.
 CONVERSATIONS = 11
 TURNS = 5
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start_engine(port):
-    flags = ["--host", "127.0.0.1", "--port", str(port), "-c", "49152", "-np", "12", "-t", "1"]
-    model = ["-m", os.environ["SMG_ENGINE_MODEL"], "--alias", "tiny", "--chat-template", "chatml", "--no-webui"]
-    return Process([*shlex.split(os.environ["SMG_ENGINE"]), *model, *flags])
-
-
-def is_up(url):
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@unittest.skipUnless("SMG_ENGINE" in os.environ, "SMG_ENGINE names no llama-server")
-class Engine(unittest.TestCase):
-    def setUp(self):
-        # Fresh engines for each test: a warm cache proves nothing.
-        self.urls = []
-        for _ in range(2):
-            port = free_port()
-            self.addCleanup(start_engine(port).stop)
-            self.urls.append(f"http://127.0.0.1:{port}")
-        for url in self.urls:
-            eventually(lambda url=url: is_up(url), f"{url} is up")
-
+class Engine(TwoEngines):
     def router(self, *flags):
-        router = Router(self.urls, "--debug-headers", *flags)
-        self.addCleanup(router.stop)
+        router = self.start_router(*flags)
         client = openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0, timeout=120)
         self.addCleanup(client.close)
         return client
