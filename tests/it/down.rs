@@ -1,6 +1,9 @@
 //! Tests of the reasons why a worker is down: for each cause, the log has the worker, the cause and an advice, and the
 //! API shows them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -42,7 +45,7 @@ async fn check(url: &str, cause: &str, status: Option<u16>, advice: &str) {
         "--connect-timeout-secs",
         "0.5",
         "--health-check-timeout-secs",
-        "0.5",
+        "2",
         "--worker-urls",
         url,
     ];
@@ -88,12 +91,21 @@ async fn each_failure_of_a_connection_has_its_cause() {
     check(&closed, "connection_refused", None, "start the engine").await;
     let (url, serving) = server_sending(b"SSH-2.0-OpenSSH_9\r\n\r\n").await;
     check(&url, "not_http", None, "another kind of server").await;
-    check(&url.replace("http://", "https://"), "tls", None, "--worker-tls-ca").await;
+    check(&url.replace("http://", "https://"), "tls", None, "does not speak TLS").await;
     serving.abort();
     check("http://no-such-host.invalid:8000", "name_not_found", None, "no-such-host.invalid").await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     check(&url, "timeout", None, "overloaded").await;
+    check(&url.replace("http://", "https://"), "tls", None, "does not answer to TLS").await;
+}
+
+#[tokio::test]
+async fn a_worker_without_models_is_reported() {
+    let answer = b"HTTP/1.1 200 X\r\ncontent-length: 27\r\n\r\n{\"object\":\"list\",\"data\":[]}";
+    let (url, serving) = server_sending(answer).await;
+    check(&url, "no_models", Some(200), "load one into it").await;
+    serving.abort();
 }
 
 #[tokio::test]
@@ -123,6 +135,68 @@ async fn an_invalid_list_of_models_is_logged_once_and_shown_until_it_is_valid() 
     .await;
     let log = router.log();
     assert_eq!(log.matches("models can't be read").count(), 1, "{log}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn each_reason_why_a_worker_stays_down_is_logged_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let phase = Arc::new(AtomicUsize::new(0));
+    let answers = [
+        &b""[..],
+        b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n",
+    ];
+    let current = Arc::clone(&phase);
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let _gone = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.is_err();
+            let answer = answers[current.load(Ordering::Relaxed)];
+            let _gone = stream.write_all(answer).await.is_err();
+        }
+    });
+    let flags = ["--health-failure-threshold", "1", "--worker-urls", url.as_str()];
+    let router = Router::start(&flags).await;
+    let lines = |log: &str| -> Vec<(String, String)> {
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let warnings = events.filter(|event| event["level"] == "WARN" && event["url"] == *url);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        warnings.map(|event| (text(&event["message"]), text(&event["cause"]))).collect()
+    };
+    for (nth, cause) in ["connection_closed", "status", "unauthorized"].iter().enumerate() {
+        phase.store(nth, Ordering::Relaxed);
+        eventually(&format!("the log has {cause}"), || async {
+            let log = router.log();
+            let found = lines(&log).iter().any(|(_, found)| found == cause);
+            if found { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+    // The first reason again, for several probes: the log has it.
+    phase.store(0, Ordering::Relaxed);
+    let id = router.get("/workers").await.json()["workers"][0]["id"].as_str().unwrap().to_owned();
+    let series =
+        format!("smg_worker_failed_probes_total{{cause=\"connection_closed\",worker=\"{id}\"}}");
+    let before = router.metric(&series).await;
+    eventually("it fails for the first reason again", || async {
+        let count = router.metric(&series).await;
+        if count >= before + 2.0 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    let log = router.log();
+    let mut reasons = lines(&log);
+    // After ten times as many failures as take a worker down there is one more line.
+    reasons.retain(|(message, _)| !message.contains("has failed"));
+    let down = "worker is down".to_owned();
+    let still = "worker is still down, for another reason";
+    let expected = [
+        (down, "connection_closed".to_owned()),
+        (still.to_owned(), "status".to_owned()),
+        (still.to_owned(), "unauthorized".to_owned()),
+    ];
+    assert_eq!(reasons, expected, "{log}");
     serving.abort();
 }
 

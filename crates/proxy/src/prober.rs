@@ -8,9 +8,9 @@
 //! judge the worker, and is repeated soon.
 
 mod read;
+mod verdict;
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::upstream::{Client, SendError};
+use crate::upstream::Client;
 use read::{LookError, MOST_BYTES, Sleep, ask_sleep, look_at};
+use verdict::{cause_of, in_full, judge};
 
 /// Probes that run at the same time, at most.
 const AT_ONCE: usize = 128;
@@ -45,8 +46,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// is asked with each probe.
 const ASK_SLEEP_AGAIN: Duration = Duration::from_secs(600);
 
+/// The most reasons why a worker is down that the log gives before the worker is up again.
+const MOST_LOGGED: usize = 16;
+
 /// When a worker is probed and read next, as `Clock::mono`.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Schedule {
     probe_at: Duration,
     look_at: Duration,
@@ -57,6 +61,20 @@ struct Schedule {
     registered_epoch: u32,
     /// The worker's certificate is not checked, and the log says so.
     unchecked: bool,
+    /// The reasons that the log has given since the worker was up: the cause, and the status if there was an answer.
+    logged: Vec<(Cause, Option<u16>)>,
+}
+
+impl Schedule {
+    /// Whether the log has not given the reason of `failure` since the worker was up. From then on it has.
+    fn is_new_reason(&mut self, failure: &Failure) -> bool {
+        let reason = (failure.cause, failure.status);
+        let is_new = !self.logged.contains(&reason) && self.logged.len() < MOST_LOGGED;
+        if is_new {
+            self.logged.push(reason);
+        }
+        is_new
+    }
 }
 
 /// The result of probing and reading one worker.
@@ -222,7 +240,7 @@ fn settle(
         fleet.clear_failure(worker, true);
     }
     match &answer.failure {
-        Some(failure) => show_failure(fleet, worker, failure, matches!(answer.look, Look::Failed)),
+        Some(failure) => show_failure(fleet, worker, failure),
         None if matches!(answer.look, Look::Found(_)) => fleet.clear_failure(worker, false),
         None => {}
     }
@@ -262,19 +280,37 @@ fn settle(
         match fleet.report_probe(worker, probe) {
             Some(HealthChange::Up { cold }) => {
                 info!(%worker, cold, "worker is up");
+                schedule.logged.clear();
                 // It may serve other models than before, or be another engine.
                 schedule.look_at = now;
                 if answer.sleep == Sleep::Unknown {
                     schedule.sleep_at = now;
                 }
             }
-            Some(HealthChange::Down) => log_failure(fleet, answer, "worker is down"),
+            Some(HealthChange::Down) => {
+                schedule.logged.clear();
+                if let Some(failure) = &answer.failure {
+                    let _is_first = schedule.is_new_reason(failure);
+                }
+                log_failure(fleet, answer, "worker is down");
+            }
             Some(HealthChange::Failed) => {
-                log_failure(fleet, answer, "worker has failed: it stays down");
+                log_failure(
+                    fleet,
+                    answer,
+                    "worker is still down after many probes: it is probed on",
+                );
             }
             None => {}
         }
         let state = fleet.load().worker(worker).map(|worker| worker.state());
+        // The first obstacle may hide the next: an engine that is started at last may still refuse the router's key.
+        if let (Some(WorkerState::NotReady | WorkerState::Failed), Some(failure)) =
+            (state, &answer.failure)
+            && schedule.is_new_reason(failure)
+        {
+            log_failure(fleet, answer, "worker is still down, for another reason");
+        }
         if probe != ProbeResult::Good
             || !matches!(state, Some(WorkerState::Ready | WorkerState::Sleeping))
         {
@@ -299,11 +335,13 @@ fn note_sleep(fleet: &Fleet, worker: WorkerId, sleeping: bool) {
 
 /// Remembers a failure, and logs one that no change of the worker's state will log: the probe is answered well, but the
 /// models can't be read.
-fn show_failure(fleet: &Fleet, worker: WorkerId, failure: &Failure, models: bool) {
+fn show_failure(fleet: &Fleet, worker: WorkerId, failure: &Failure) {
     let is_new = fleet.note_failure(worker, failure.clone());
-    if models && is_new {
+    if failure.is_discovery && is_new {
         let unknown = fleet.load().worker(worker).is_some_and(|w| w.models == Models::Unknown);
-        let message = if unknown {
+        let message = if failure.cause == Cause::NoModels {
+            "the worker gets no requests, because it serves no model"
+        } else if unknown {
             "the worker gets no requests, because its models can't be read"
         } else {
             "the worker's models can't be read again: those of the last time stay"
@@ -399,7 +437,14 @@ async fn ask(
         && answer.probe.is_none_or(|probe| probe == ProbeResult::Good)
     {
         answer.look = match look_at(&client, &worker, timeout, !look).await {
-            Ok(found) => Look::Found(found),
+            Ok(found) => {
+                let is_empty = matches!(&found.models, Models::Known(models) if models.is_empty());
+                if is_empty && worker.spec.models.is_empty() {
+                    let cause = Cause::NoModels;
+                    answer.failure = failed(true, "/v1/models", cause, Some(200), String::new());
+                }
+                Look::Found(found)
+            }
             Err(LookError::Answer { status, cause }) => {
                 answer.failure = failed(true, "/v1/models", cause, Some(status), String::new());
                 Look::Failed
@@ -414,72 +459,4 @@ async fn ask(
         };
     }
     answer
-}
-
-/// The verdict of a failed probe; `None`: the probe does not judge the worker.
-fn judge(error: &SendError) -> Option<ProbeResult> {
-    if !error.is_about_the_worker() {
-        None
-    } else if error.is_gone() {
-        Some(ProbeResult::Gone)
-    } else if error.is_unreachable() {
-        Some(ProbeResult::Unreachable)
-    } else {
-        Some(ProbeResult::Bad)
-    }
-}
-
-/// The cause that is shown for an error; `None`: the error does not judge the worker.
-fn cause_of(error: &SendError) -> Option<Cause> {
-    Some(match error {
-        SendError::NoSuchName(_) => Cause::Resolve,
-        SendError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Cause::Refused
-        }
-        SendError::Connect(_) => Cause::Unreachable,
-        SendError::ConnectTimeout(_) => Cause::ConnectTimeout,
-        SendError::Tls(_) => Cause::Tls,
-        SendError::Lost { .. } => Cause::Closed,
-        SendError::HeadTimeout(_) => Cause::Timeout,
-        SendError::Protocol(_) => Cause::NotHttp,
-        SendError::Shortage { .. } | SendError::Removed => return None,
-    })
-}
-
-/// An error with its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use smg_runtime::shortage::{Kind, Shortage};
-
-    use super::*;
-    use crate::upstream::Delivery;
-
-    #[test]
-    fn what_the_router_lacks_itself_is_no_verdict() {
-        for kind in Kind::ALL {
-            for delivery in [Delivery::Nothing, Delivery::Part, Delivery::PerhapsAll] {
-                let shortage = Shortage { kind, source: io::ErrorKind::Other.into() };
-                let error = SendError::Shortage { shortage, delivery };
-                assert_eq!(judge(&error), None, "{kind:?}");
-            }
-        }
-        let refused = SendError::Connect(io::ErrorKind::ConnectionRefused.into());
-        assert_eq!(judge(&refused), Some(ProbeResult::Gone));
-        let silent = SendError::ConnectTimeout(Duration::from_secs(1));
-        assert_eq!(judge(&silent), Some(ProbeResult::Unreachable));
-        assert_eq!(judge(&SendError::HeadTimeout(Duration::from_secs(1))), Some(ProbeResult::Bad));
-    }
 }

@@ -140,7 +140,10 @@ impl Connection {
             let connector = tokio_rustls::TlsConnector::from(for_worker(tls.current(), checks));
             let left = (began + timeout).saturating_sub(clock.mono());
             let secured = tokio::time::timeout(left, connector.connect(name, tcp)).await;
-            let secured = secured.map_err(|_elapsed| SendError::ConnectTimeout(timeout))?;
+            let secured = secured.map_err(|_elapsed| {
+                let why = format!("the handshake was not finished within {timeout:?}");
+                SendError::Tls(io::Error::new(io::ErrorKind::TimedOut, why))
+            })?;
             Stream::Tls(Box::new(secured.map_err(handshake_error)?))
         } else {
             Stream::Tcp(tcp)

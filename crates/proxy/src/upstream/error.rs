@@ -89,11 +89,11 @@ impl SendError {
         match self {
             Self::NoSuchName(_) | Self::Connect(_) | Self::ConnectTimeout(_) => true,
             Self::Lost { gone, .. } => *gone,
-            Self::Tls(_)
-            | Self::HeadTimeout(_)
-            | Self::Protocol(_)
-            | Self::Shortage { .. }
-            | Self::Removed => false,
+            // Each attempt takes as long as one to a host that does not answer.
+            Self::Tls(error) => error.kind() == io::ErrorKind::TimedOut,
+            Self::HeadTimeout(_) | Self::Protocol(_) | Self::Shortage { .. } | Self::Removed => {
+                false
+            }
         }
     }
 

@@ -34,11 +34,13 @@ pub enum Cause {
     Status,
     /// The answer is not a list of models.
     NotAList,
+    /// The worker's list of models is empty.
+    NoModels,
 }
 
 impl Cause {
     /// All causes, for metrics.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Resolve,
         Self::Refused,
         Self::Unreachable,
@@ -52,6 +54,7 @@ impl Cause {
         Self::Redirect,
         Self::Status,
         Self::NotAList,
+        Self::NoModels,
     ];
 
     /// The cause that a status stands for; `None` for 2xx.
@@ -83,6 +86,7 @@ impl Cause {
             Self::Redirect => "redirect",
             Self::Status => "status",
             Self::NotAList => "not_a_model_list",
+            Self::NoModels => "no_models",
         }
     }
 }
@@ -129,25 +133,21 @@ impl Failure {
             Cause::Unreachable => format!(
                 "check the address {host}, the route to it, and firewalls between here and there"
             ),
-            Cause::ConnectTimeout if url.is_secure() => format!(
-                "{host} is down, a firewall drops packets to port {port}, or the engine there does not speak TLS (then use \
-                 http:// in the URL); --connect-timeout-secs bounds the wait"
-            ),
             Cause::ConnectTimeout => format!(
                 "check that {host} is up and that no firewall drops packets to port {port}; --connect-timeout-secs bounds \
                  the wait"
             ),
-            Cause::Tls if url.is_secure() => "if the certificate is self-signed, or of an authority of your own, name its file \
-                with --worker-tls-ca, or pin it with the worker's tls.pin_sha256; if it is for another name, use that name in \
-                the URL; if it has expired, renew it; if the engine speaks plain HTTP, use http:// in the URL"
-                .to_owned(),
-            Cause::Tls => "use https:// in the URL if the engine speaks TLS".to_owned(),
+            Cause::Tls => self.advice_on_tls(host, port),
             Cause::Closed if url.is_secure() => {
                 "the engine is starting or crashing: see its log".to_owned()
             }
             Cause::Closed => "the engine is starting or crashing (see its log), or it speaks TLS (then use https:// in \
                 the URL)"
                 .to_owned(),
+            Cause::Timeout if url.is_secure() => format!(
+                "the engine does not answer {path}: it is overloaded, still loading or hung, see its log, or it does not speak \
+                 TLS (then use http:// in the URL); --health-check-timeout-secs bounds the wait"
+            ),
             Cause::Timeout => format!(
                 "the engine accepts connections and does not answer {path}: it is overloaded, still loading or hung, see its \
                  log; --health-check-timeout-secs bounds the wait"
@@ -178,6 +178,45 @@ impl Failure {
                  not an engine's, or name the models yourself, as `models` of the worker",
                 self.asked(url)
             ),
+            Cause::NoModels => format!(
+                "the engine lists no model (curl {} shows it): load one into it, or name the models yourself, as `models` of the \
+                 worker",
+                self.asked(url)
+            ),
+        }
+    }
+
+    /// The TLS layer reports its errors as text.
+    fn advice_on_tls(&self, host: &str, port: u16) -> String {
+        let says = |texts: &[&str]| texts.iter().any(|text| self.detail.contains(text));
+        if says(&["sha256//"]) {
+            "the certificate is not the pinned one: if it was replaced on purpose, put its pin into the worker's tls.pin_sha256"
+                .to_owned()
+        } else if says(&["UnknownIssuer", "CaUsedAsEndEntity"]) {
+            "the certificate is self-signed, or of an authority that this router does not trust: name the file of the \
+             certificate or of its authority with --worker-tls-ca, or pin it with the worker's tls.pin_sha256"
+                .to_owned()
+        } else if says(&["not valid for name", "NotValidForName"]) {
+            format!(
+                "the certificate is not for {host}: use a name in the worker's URL that the certificate has, or renew it with \
+                 this one"
+            )
+        } else if says(&["expired", "Expired", "not valid yet", "NotValidYet"]) {
+            "renew the engine's certificate, and check the clocks of both machines".to_owned()
+        } else if says(&["corrupt message"]) {
+            format!(
+                "what listens on port {port} of {host} does not speak TLS: use http:// in the worker's URL, or correct the port"
+            )
+        } else if says(&["handshake eof", "not finished within", "reset by peer"]) {
+            format!(
+                "what listens on port {port} of {host} does not answer to TLS: use http:// in the worker's URL if the engine \
+                 speaks plain HTTP; otherwise it is starting, hung or crashing, see its log"
+            )
+        } else {
+            "if the certificate is self-signed, or of an authority of your own, name its file with --worker-tls-ca, or pin it \
+             with the worker's tls.pin_sha256; if the engine speaks plain HTTP, use http:// in the URL; otherwise see the \
+             engine's log"
+                .to_owned()
         }
     }
 
@@ -235,7 +274,7 @@ mod tests {
     #[test]
     fn advice_names_what_the_engine_sees() {
         let advice = |url: &str, cause, status| {
-            let path = "/health".to_owned();
+            let path = if cause == Cause::NoModels { "/v1/models" } else { "/health" }.to_owned();
             let detail = String::new();
             let failure =
                 Failure { at: Duration::ZERO, is_discovery: false, path, cause, status, detail };
@@ -256,10 +295,38 @@ mod tests {
             ("http://gpu-1:8000", Cause::Status, Some(429), "must answer 200"),
             ("http://gpu-1:8000", Cause::Status, Some(508), "leads back to this router"),
             ("http://gpu-1:8000", Cause::Closed, None, "https://"),
-            ("https://gpu-1:8000", Cause::ConnectTimeout, None, "http://"),
+            ("https://gpu-1:8000", Cause::Timeout, None, "http://"),
+            ("http://gpu-1:8000", Cause::NoModels, Some(200), "curl http://gpu-1:8000/v1/models"),
         ] {
             let advice = advice(url, cause, status);
             assert!(advice.contains(named), "{url} {cause} {status:?}: {advice}");
+        }
+    }
+
+    #[test]
+    fn advice_on_tls_follows_the_error() {
+        let url: WorkerUrl = "https://gpu-1:8000".parse().unwrap();
+        for (detail, named) in [
+            ("invalid peer certificate: UnknownIssuer", "--worker-tls-ca"),
+            ("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "self-signed"),
+            ("certificate not valid for name \"gpu-1\"", "not for gpu-1"),
+            ("invalid peer certificate: certificate expired: verification time 1", "renew"),
+            ("received corrupt message of type InvalidContentType", "use http://"),
+            ("tls handshake eof", "use http://"),
+            ("the handshake was not finished within 1s", "use http://"),
+            ("the certificate has the pin sha256//AAAA=", "tls.pin_sha256"),
+            ("received fatal alert: HandshakeFailure", "see the engine's log"),
+        ] {
+            let failure = Failure {
+                at: Duration::ZERO,
+                is_discovery: false,
+                path: "/health".to_owned(),
+                cause: Cause::Tls,
+                status: None,
+                detail: detail.to_owned(),
+            };
+            let advice = failure.advice(&url);
+            assert!(advice.contains(named), "{detail}: {advice}");
         }
     }
 
