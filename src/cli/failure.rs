@@ -55,9 +55,9 @@ pub struct TimeoutArgs {
     pub stream_heartbeat_secs: Duration,
     /// How long an idle connection to a worker is kept, 0 to 3600 seconds.
     ///
-    /// Must be shorter than the keep-alive time of the workers' servers. Otherwise a request may be sent on a
-    /// connection that the worker is closing.
-    #[arg(long, value_name = "SECONDS", default_value = "50", value_parser = seconds(0.0, 3600.0))]
+    /// Must be shorter than the keep-alive time of the workers' servers, which is 5 seconds by default in vLLM, SGLang and
+    /// llama.cpp. Otherwise a request may be sent on a connection that the worker is closing.
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds(0.0, 3600.0))]
     pub worker_keep_alive_secs: Duration,
     /// The most idle connections that are kept per worker and thread, 0 to 65535.
     #[arg(long, value_name = "N", default_value = "512", value_parser = whole::<usize>(0, 65_535))]

@@ -196,3 +196,71 @@ async fn the_push_back_statuses_are_configurable() {
     assert_eq!(breaker(&router, &full.url()).await, "closed");
     assert_eq!(full.seen().len(), 1);
 }
+
+#[tokio::test]
+async fn a_conversation_leaves_its_worker_only_for_an_error_that_the_log_names() {
+    // After it was instructed, a worker answers the next request with 500, as an engine does that can't parse what its
+    // model has produced.
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fails);
+    let script = move |mut talk: crate::support::worker::Talk| {
+        let status = if failing.swap(false, Ordering::Relaxed) { 500 } else { 200 };
+        async move {
+            talk.answer(status, JSON, b"{}").await;
+            talk
+        }
+    };
+    let workers = [Worker::start(script.clone()).await, Worker::start(script).await];
+    let urls: Vec<_> = workers.iter().map(Worker::url).collect();
+    let router = Router::before(&urls, &["--debug-headers"]).await;
+    let mut messages = Vec::new();
+    let mut homes = Vec::new();
+    for turn in 0..40 {
+        fails.store(turn == 20, Ordering::Relaxed);
+        let content = format!("turn {turn}: {}", "word ".repeat(100));
+        messages.push(serde_json::json!({ "role": "user", "content": content }));
+        let body = serde_json::json!({ "model": "m", "messages": messages }).to_string();
+        let answer = router.post("/v1/chat/completions", body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("x-smg-attempts"), Some(if turn == 20 { "2" } else { "1" }));
+        homes.push(answer.header("x-smg-worker").unwrap().to_owned());
+    }
+    let (before, after) = (&homes[..20], &homes[21..]);
+    assert!(before.iter().all(|home| *home == before[0]), "{homes:?}");
+    assert_ne!(homes[20], before[0], "the other worker answered");
+    // Both have the whole prompt now, and one of them gets all that follows.
+    assert!(after.iter().all(|home| *home == after[0]), "{homes:?}");
+    let log = router.log();
+    let lines: Vec<_> =
+        log.lines().filter(|line| line.contains("answered with an error")).collect();
+    let [line] = lines[..] else { panic!("not one line about the error: {log}") };
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (line["level"].as_str(), line["worker"].as_str()),
+        (Some("WARN"), Some(&*before[0]))
+    );
+    assert_eq!(line["status"], "500 Internal Server Error");
+    assert!(urls.iter().any(|url| line["url"].as_str() == Some(url)), "{line}");
+    assert!(!line["request_id"].as_str().unwrap().is_empty(), "{line}");
+}
+
+#[tokio::test]
+async fn by_default_the_router_closes_an_idle_connection_after_seconds() {
+    // Engines close connections that are idle for five seconds; the table of settings has the exact time.
+    let (sender, mut idle) = mpsc::channel(8);
+    let worker = Worker::start(move |mut talk| {
+        let sender = sender.clone();
+        async move {
+            talk.answer(200, JSON, b"{}").await;
+            let answered = std::time::Instant::now();
+            talk.hung_up().await;
+            let _gone = sender.send(answered.elapsed()).await.is_err();
+            talk
+        }
+    })
+    .await;
+    let router = Router::before(&[worker.url()], &[]).await;
+    assert_eq!(router.post("/v1/chat/completions", CHAT).await.status, 200);
+    let idle = tokio::time::timeout(Duration::from_secs(30), idle.recv()).await.unwrap().unwrap();
+    assert!(idle >= Duration::from_secs(2), "too short to be reused: {idle:?}");
+}

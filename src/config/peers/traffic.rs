@@ -58,19 +58,13 @@ pub(super) const FLAGS: &[PeerFlag] = &[
     PeerFlag {
         here: Here::Alias {
             of: "worker-keep-alive-secs",
-            differs: "default 50; theirs 3",
+            differs: "",
             except: &[(
                 "0",
                 "keeps connections for ever in smg but none here: set a time of at most 3600",
             )],
         },
-        ..alias(
-            "--upstream-pool-idle-timeout-secs",
-            SMG,
-            One,
-            "worker-keep-alive-secs",
-            "default 50; theirs 3",
-        )
+        ..alias("--upstream-pool-idle-timeout-secs", SMG, One, "worker-keep-alive-secs", "")
     },
     same(
         "--max-concurrent-requests",

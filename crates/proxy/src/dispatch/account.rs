@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use smg_routing::fleet::{Fleet, InFlight, Outcome};
+use smg_routing::fleet::{BreakerMode, Fleet, InFlight, Outcome};
 use smg_routing::limit::Permit;
 use smg_routing::policies::{Asked, Ending, Entry, PromptTokens};
 use smg_routing::prefix::Evicted;
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::feedback;
 
@@ -74,10 +74,31 @@ impl Account {
         let now = self.clock.now();
         let breaker = &self.fleet.config().breaker;
         if let Some(mode) = self.in_flight.and_then(|guard| guard.end(outcome, now, breaker)) {
-            warn!(worker = %self.worker, breaker = mode.name(), "breaker changed");
+            log_breaker(&self.fleet, self.worker, mode);
         }
         drop(self.permit);
         self.entry.metrics.count(ending);
         self.entry.metrics.duration.observe(now.mono.saturating_sub(self.started).as_secs_f64());
+    }
+}
+
+/// One line on a worker whose breaker has changed by the outcome of a request.
+pub(super) fn log_breaker(fleet: &Fleet, id: WorkerId, mode: BreakerMode) {
+    let snapshot = fleet.snapshot();
+    let url = snapshot.worker(id).map(|worker| tracing::field::display(&worker.spec.url));
+    let breaker = mode.name();
+    match mode {
+        BreakerMode::Open => {
+            let pause_secs = fleet.config().breaker.timeout.as_secs_f64();
+            let advice = "the lines about failed attempts before this one, and the worker's log, have the cause; \
+                --cb-failure-threshold and --cb-window-duration-secs say how many failures are too many";
+            warn!(
+                worker = %id, url, breaker, pause_secs, advice,
+                "the worker gets no requests for a while, because too many have failed"
+            );
+        }
+        BreakerMode::HalfOpen | BreakerMode::Closed => {
+            info!(worker = %id, url, breaker, "the worker gets requests again, because they succeed");
+        }
     }
 }

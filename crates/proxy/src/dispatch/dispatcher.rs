@@ -17,7 +17,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 use tracing::{debug, warn};
 
-use super::account::Account;
+use super::account::{Account, log_breaker};
 use super::attempts::{Attempt, Attempts, Budget, Next};
 use super::body::{ResponseBody, StreamEnd};
 use super::causes::with_causes;
@@ -205,7 +205,7 @@ impl Dispatcher {
         let answer = unless_cut(&mut chosen.in_flight, sending).await;
         progress.tried.push(chosen.worker.id);
         match answer {
-            Ok(response) => self.after_answer(response, chosen, sent_at, progress),
+            Ok(response) => self.after_answer(response, chosen, sent_at, request, progress),
             Err(error) => self.after_error(error, chosen, request, progress),
         }
     }
@@ -216,6 +216,7 @@ impl Dispatcher {
         response: Response<upstream::ResponseBody>,
         chosen: Chosen,
         sent_at: Now,
+        request: &Request<'_>,
         progress: &mut Progress,
     ) -> Step {
         let now = self.clock.now();
@@ -236,10 +237,21 @@ impl Dispatcher {
         match self.next(&mut progress.attempts, attempt, others, now) {
             Next::GiveUp => Step::Respond(answered, in_flight),
             Next::Again(wait) => {
-                debug!(worker = %worker.id, %status, ?wait, "trying again after the worker's answer");
+                let outcome = config.judge(status);
+                let request_id = request.request_id.to_str().unwrap_or_default();
+                let (id, url) = (worker.id, &worker.spec.url);
+                if outcome == Outcome::Failure {
+                    warn!(
+                        worker = %id, %url, request_id, %status,
+                        "the worker answered with an error: the request is sent again, to another worker if there is one; \
+                         the worker's log has the cause"
+                    );
+                } else {
+                    debug!(worker = %id, %url, request_id, %status, ?wait, "the worker pushed the request back");
+                }
                 let reason = if status.is_server_error() { "5xx" } else { "4xx" };
                 self.shared.metrics.count_retry(reason);
-                self.end(in_flight, worker.id, config.judge(status), now);
+                self.end(in_flight, worker.id, outcome, now);
                 Step::BetterAnswer(wait, answered)
             }
         }
@@ -263,6 +275,7 @@ impl Dispatcher {
         let outcome = if error.is_about_the_worker() {
             warn!(
                 worker = %worker.id,
+                url = %worker.spec.url,
                 request_id = request.request_id.to_str().unwrap_or_default(),
                 error = text,
                 "attempt failed"
@@ -358,7 +371,7 @@ impl Dispatcher {
 
     fn end(&self, in_flight: InFlight, worker: WorkerId, outcome: Outcome, now: Now) {
         if let Some(mode) = in_flight.end(outcome, now, &self.shared.fleet.config().breaker) {
-            warn!(%worker, breaker = mode.name(), "breaker changed");
+            log_breaker(&self.shared.fleet, worker, mode);
         }
     }
 

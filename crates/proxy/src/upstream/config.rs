@@ -35,7 +35,7 @@ impl Default for Config {
             total_timeout: Some(Duration::from_secs(1800)),
             stream_timeout: None,
             max_idle: 512,
-            keep_alive: Duration::from_secs(50),
+            keep_alive: Duration::from_secs(3),
             tls: tls::ClientConfig::default(),
         }
     }
