@@ -1,8 +1,9 @@
 """Writes a tiny model for tests of a real engine: make_model.py OUT.gguf
 
-The architecture is LLaMA's, the weights are random and the vocabulary is bytes, so nothing is downloaded and what the
-model says is nonsense. Everything around the nonsense is real: tokens, slots, the KV cache and how much of it is
-reused. Needs `gguf` and `numpy`.
+The architecture is LLaMA's, the weights are random and the vocabulary is bytes, so nothing is downloaded. The model
+answers every prompt with the letter "a", again and again: an engine that parses calls of tools answers 500 to nonsense
+that it can't parse. Everything around the answer is real: tokens, slots, the KV cache and how much of it is reused.
+Needs `gguf` and `numpy`.
 """
 
 import sys
@@ -15,6 +16,9 @@ WIDTH = 64
 HEADS = 4
 HIDDEN = 128
 CONTEXT = 16384
+# The first component of every embedding, and the weight of it in the score of "a". Other components and weights are
+# random with a deviation of 0.1, so that the score of "a" is far above all others whatever the prompt is.
+CONSTANT = 4.0
 
 
 def vocabulary():
@@ -49,17 +53,23 @@ def describe(writer, tokens, types):
     writer.add_eos_token_id(2)
 
 
-def add_weights(writer, token_count):
+def add_weights(writer, tokens):
     chance = np.random.default_rng(2026)
 
+    def random_weights(*shape):
+        return chance.normal(0.0, 0.1, shape).astype(np.float32)
+
     def add(name, *shape):
-        writer.add_tensor(name, chance.normal(0.0, 0.1, shape).astype(np.float32))
+        writer.add_tensor(name, random_weights(*shape))
 
     def add_ones(name):
         writer.add_tensor(name, np.ones(WIDTH, dtype=np.float32))
 
-    add("token_embd.weight", token_count, WIDTH)
-    add("output.weight", token_count, WIDTH)
+    embeddings, scores = random_weights(len(tokens), WIDTH), random_weights(len(tokens), WIDTH)
+    embeddings[:, 0] = CONSTANT
+    scores[tokens.index(b"a"), 0] = CONSTANT
+    writer.add_tensor("token_embd.weight", embeddings)
+    writer.add_tensor("output.weight", scores)
     add_ones("output_norm.weight")
     for layer in range(LAYERS):
         block = f"blk.{layer}"
@@ -76,7 +86,7 @@ def main(path):
     writer = gguf.GGUFWriter(path, "llama")
     tokens, types = vocabulary()
     describe(writer, tokens, types)
-    add_weights(writer, len(tokens))
+    add_weights(writer, tokens)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
