@@ -43,6 +43,7 @@ mod shortage;
 mod shutdown;
 mod signals;
 mod sinks;
+mod strangers;
 mod streams;
 mod supervisor;
 mod tls;

@@ -16,7 +16,7 @@ use crate::support::router::{Router, command};
 use crate::support::worker::Worker;
 
 /// Two shared keys of 32 bytes each, in base64.
-const KEYS: [&str; 2] = [
+pub(crate) const KEYS: [&str; 2] = [
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
 ];

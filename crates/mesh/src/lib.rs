@@ -10,6 +10,7 @@
 
 mod admission;
 mod advertise;
+mod concealed;
 mod config;
 mod driver;
 mod engine;

@@ -33,7 +33,7 @@ use super::keys;
 use super::metrics::Metrics;
 use super::net::{Duplex, Net};
 use super::queue::{Bounds, Queue};
-use super::seal::{KeyId, Purpose, Sealer};
+use super::seal::{KeyId, Purpose, Sealer, Side};
 use super::security::{KeyChange, Security};
 use super::wire::proto::Envelope;
 use super::wire::proto::mesh_client::MeshClient;
@@ -308,7 +308,7 @@ async fn run_connection(
     };
     let (open, opened) = oneshot::channel();
     let outbound = Outbound {
-        first: Some(wire::opening_envelope(ours.clone())),
+        first: Some(wire::opening_envelope(security.conceal(&ours, Side::Caller))),
         opened: Some(opened),
         sealer: None,
         security: Arc::clone(security),
@@ -321,6 +321,7 @@ async fn run_connection(
         };
         let mut inbound = call.map_err(|status| broken(&status))?.into_inner();
         let opening = wire::first(inbound.message().await.map_err(|status| broken(&status))?)?;
+        let opening = security.reveal(opening, Side::Called)?;
         let it = wire::introduced(&opening, me.cluster, proven.as_deref())?;
         let sealer = security.sealer(&ours, &opening, &opening, Purpose::Lane(lane))?;
         Ok::<_, LinkError>((it, sealer, inbound))
@@ -448,11 +449,13 @@ pub(super) async fn change_keys(
         security.open_with(&mut ours);
         // The channel has room for both messages, so neither waits.
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
-        let _full = sender.try_send(wire::opening_envelope(ours.clone())).is_err();
+        let concealed = security.conceal(&ours, Side::Caller);
+        let _full = sender.try_send(wire::opening_envelope(concealed)).is_err();
         let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let call = client.keys(outbound).await.map_err(|status| broken(&status))?;
         let mut inbound = call.into_inner();
         let opening = wire::first(inbound.message().await.map_err(|status| broken(&status))?)?;
+        let opening = security.reveal(opening, Side::Called)?;
         wire::introduced(&opening, me.cluster, proven.as_deref())?;
         let mut sealer = security.sealer(&ours, &opening, &opening, Purpose::Keys)?;
         let mut opener = security.opener(&ours, &opening, Purpose::KeysAnswer)?;

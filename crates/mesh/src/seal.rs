@@ -6,7 +6,8 @@
 //! recorded stream can't be replayed. It encrypts with AES-256-GCM (NIST SP 800-38D) and counting nonces, so that no
 //! frame can be repeated, left out, exchanged or changed.
 //!
-//! Not hidden: which routers communicate, how much, and the names and addresses in an opening. TLS hides the latter.
+//! Where all messages must be encrypted, the openings are as well, with keys derived from the sender's random bytes alone. So
+//! a stranger sees only the version of the protocol. Not hidden: which routers communicate, and how much.
 
 use std::fmt;
 
@@ -235,6 +236,17 @@ pub(super) enum Purpose {
     Keys,
     /// The answer to a change of the keys.
     KeysAnswer,
+    /// The opening of one side. The other side contributes no random bytes.
+    Opening(Side),
+}
+
+/// The two sides of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The router that made the connection.
+    Caller,
+    /// The router that accepted it.
+    Called,
 }
 
 impl Purpose {
@@ -244,6 +256,8 @@ impl Purpose {
             Self::Lane(Lane::State) => "sync",
             Self::Keys => "keys",
             Self::KeysAnswer => "keys answer",
+            Self::Opening(Side::Caller) => "opening of the caller",
+            Self::Opening(Side::Called) => "opening of the called",
         }
     }
 }

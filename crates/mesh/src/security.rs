@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use prost::Message as _;
 use smg_runtime::clock::Clock;
 use smg_runtime::tasks::turned_on;
 use smg_runtime::tls::{Live, MeshFiles, MeshTls, TlsErrors};
@@ -16,10 +17,11 @@ use smg_types::now::Now;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::concealed;
 use super::seal::{self, KeyId, Mode, OpenError, Opener, Purpose, Ring, RingError, SharedKey};
-use super::seal::{Sealer, Stream};
-use super::wire::OpeningError;
+use super::seal::{Sealer, Side, Stream};
 use super::wire::proto::{Envelope, Opening, Sealed, envelope::Content};
+use super::wire::{self, OpeningError};
 
 /// The time between two checks whether the files of the certificates have changed.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -155,6 +157,40 @@ impl Security {
         }
     }
 
+    /// The opening as `side` sends it: encrypted if messages must be, so that a stranger learns only the version from it.
+    pub(super) fn conceal(&self, opening: &Opening, side: Side) -> Opening {
+        if self.mode != Mode::Required {
+            return opening.clone();
+        }
+        let text = opening.encode_to_vec();
+        // A ring is not empty where messages must be encrypted, and all texts of an opening are bounded.
+        let sealed = concealed::conceal(&self.ring.load(), &opening.salt, side, &text);
+        Opening {
+            major: opening.major,
+            minor: opening.minor,
+            salt: opening.salt.clone(),
+            sealed: sealed.unwrap_or_default().into(),
+            ..Opening::default()
+        }
+    }
+
+    /// The opening that `side` sent, decrypted if it is encrypted.
+    pub(super) fn reveal(&self, opening: Opening, side: Side) -> Result<Opening, OpeningError> {
+        wire::check_version(&opening)?;
+        let ring = self.ring.load();
+        if opening.sealed.is_empty() {
+            // During a migration a router that also accepts plain text has the key, but does not encrypt its opening.
+            let shares = opening.key_ids.iter().any(|id| ring.has(KeyId(*id)));
+            let is_admitted = shares || self.mode != Mode::Required;
+            return if is_admitted { Ok(opening) } else { Err(OpeningError::NoSharedKey) };
+        }
+        let text = concealed::reveal(&ring, &opening.salt, side, &opening.sealed)
+            .ok_or(OpeningError::NoSharedKey)?;
+        let inner = Opening::decode(&*text)
+            .map_err(|_| OpeningError::Malformed("its encrypted part is no opening"))?;
+        Ok(Opening { salt: opening.salt, sealed: Bytes::new(), ..inner })
+    }
+
     /// The sealer for our messages on a stream with these openings; `None` if they are sent in plain text.
     pub(super) fn sealer(
         &self,
@@ -267,6 +303,8 @@ fn marks(files: &MeshFiles) -> [Option<(SystemTime, u64)>; 3] {
 
 #[cfg(test)]
 mod tests {
+    use smg_cluster::codec;
+
     use super::*;
 
     fn key(byte: u8) -> SharedKey {
@@ -279,14 +317,38 @@ mod tests {
     }
 
     fn opening(of: &Security) -> Opening {
-        let mut opening = Opening::default();
+        let major = codec::VERSION.0.into();
+        let mut opening = Opening { major, node_name: "node-1".to_owned(), ..Opening::default() };
         of.open_with(&mut opening);
         opening
     }
 
+    #[test]
+    fn without_the_key_an_opening_shows_the_version_only() {
+        let keyed = security(Mode::Required, &[1]);
+        let ours = opening(&keyed);
+        let shown = keyed.conceal(&ours, Side::Called);
+        let Opening { major, minor, salt, sealed, .. } = shown.clone();
+        assert_eq!(shown, Opening { major, minor, salt, sealed, ..Opening::default() });
+        assert_eq!(keyed.reveal(shown.clone(), Side::Called), Ok(ours));
+        for other in [security(Mode::Required, &[2]), security(Mode::Permissive, &[2])] {
+            let refused = other.reveal(shown.clone(), Side::Called);
+            assert_eq!(refused, Err(OpeningError::NoSharedKey));
+        }
+        // Whoever has no key gets the same answer, whatever else it says.
+        let claims = Opening { major, cluster: 4711, ..Opening::default() };
+        assert_eq!(keyed.reveal(claims, Side::Caller), Err(OpeningError::NoSharedKey));
+        let later = Opening { major: major + 1, ..shown };
+        assert_eq!(keyed.reveal(later, Side::Called).unwrap_err().name(), "version");
+    }
+
     /// Sends a frame from one to the other, as a stream would.
     fn send(from: &Security, to: &Security) -> Result<Option<Bytes>, String> {
-        let (caller, called) = (opening(from), opening(to));
+        let through = |opening: Opening, from: &Security, to: &Security, side| {
+            to.reveal(from.conceal(&opening, side), side).map_err(|e| e.name().to_owned())
+        };
+        let caller = through(opening(from), from, to, Side::Caller)?;
+        let called = through(opening(to), to, from, Side::Called)?;
         let purpose = Purpose::Lane(smg_cluster::Lane::State);
         let mut sealer =
             from.sealer(&caller, &called, &called, purpose).map_err(|e| e.name().to_owned())?;

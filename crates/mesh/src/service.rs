@@ -25,7 +25,7 @@ use crate::keys;
 use crate::link::Board;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
-use crate::seal::{Mode, Purpose};
+use crate::seal::{Mode, Purpose, Side};
 use crate::security::Security;
 use crate::wire::proto::mesh_server::Mesh;
 use crate::wire::proto::{Envelope, Opening};
@@ -86,6 +86,11 @@ impl Service {
         opening
     }
 
+    /// The message with our opening.
+    fn introduction(&self, ours: &Opening) -> Envelope {
+        wire::opening_envelope(self.security.conceal(ours, Side::Called))
+    }
+
     /// Reads the opening of the other side and checks it.
     async fn read_opening(
         &self,
@@ -97,6 +102,7 @@ impl Service {
         )??;
         let cluster = self.me.load().cluster;
         wire::first(first)
+            .and_then(|opening| self.security.reveal(opening, Side::Caller))
             .and_then(|opening| {
                 let it = wire::introduced(&opening, cluster, from.names.as_deref())?;
                 Ok((opening, it))
@@ -155,7 +161,7 @@ impl Service {
         let (answer, answers) = mpsc::channel(2);
         let ours = self.opening(&me, &from);
         // The channel is new and has room.
-        let _full = answer.try_send(Ok(wire::opening_envelope(ours.clone()))).is_err();
+        let _full = answer.try_send(Ok(self.introduction(&ours))).is_err();
         let mut stopping = self.stopping.clone();
         let this = self.clone();
         tokio::spawn(async move {
@@ -284,7 +290,7 @@ impl Mesh for Service {
         let ours = self.opening(&self.me.load(), &from);
         let (answer, answers) = mpsc::channel(2);
         // The channel is new and has room.
-        let _full = answer.try_send(Ok(wire::opening_envelope(ours.clone()))).is_err();
+        let _full = answer.try_send(Ok(self.introduction(&ours))).is_err();
         let this = self.clone();
         tokio::spawn(async move {
             let taken = this.take_keys(request.into_inner(), &from, &ours).await;

@@ -108,6 +108,16 @@ pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening
         salt: Bytes::new(),
         key_ids: Vec::new(),
         client_url: me.client_url.clone(),
+        sealed: Bytes::new(),
+    }
+}
+
+/// Checks that the other side has our major version of the protocol.
+pub(super) fn check_version(opening: &Opening) -> Result<(), OpeningError> {
+    if opening.major == u32::from(codec::VERSION.0) {
+        Ok(())
+    } else {
+        Err(OpeningError::Version { major: opening.major, minor: opening.minor })
     }
 }
 
@@ -117,9 +127,7 @@ pub(super) fn introduced(
     cluster: ClusterId,
     proven: Option<&[String]>,
 ) -> Result<Introduction, OpeningError> {
-    if opening.major != u32::from(codec::VERSION.0) {
-        return Err(OpeningError::Version { major: opening.major, minor: opening.minor });
-    }
+    check_version(opening)?;
     if opening.cluster != cluster.0 {
         return Err(OpeningError::Cluster);
     }
