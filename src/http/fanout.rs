@@ -143,6 +143,9 @@ pub(super) async fn response(
     uri: Uri,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    if !is_plain_id(&id) {
+        return Err(ApiError::no_such_response(&id));
+    }
     let answers = ask_each(&surface, &method, &uri, &body).await;
     let unreachable = answers.iter().any(|(_, answer)| answer.is_err());
     let found = answers.into_iter().find_map(|(_, answer)| {
@@ -158,6 +161,13 @@ pub(super) async fn response(
         None if unreachable => Err(ApiError::from(DispatchError::NoneAvailable)),
         None => Err(ApiError::no_such_response(&id)),
     }
+}
+
+/// Whether an id, decoded, is one segment of a path and nothing else, however a worker or a proxy in front of it reads the
+/// path. Otherwise an id such as `..%2f..%2fflush_cache` would lead to a path that is closed to clients.
+fn is_plain_id(id: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/\\;?#%".contains(&byte);
+    !matches!(id, "." | "..") && id.bytes().all(is_plain)
 }
 
 type Each = (Arc<Worker>, Result<(StatusCode, Bytes), String>);

@@ -217,6 +217,30 @@ async fn a_stored_response_is_found_at_the_worker_that_has_it() {
     let lonely = Router::before(&[other.url()], &[]).await;
     let answer = lonely.get("/v1/responses/resp_1").await;
     assert_eq!((answer.status, answer.code().as_str()), (404, "response_not_found"));
+    // A proxy in front of an engine may resolve dots and encoded slashes: such a path would lead elsewhere.
+    let before = has.seen().len();
+    for id in [
+        "..%2f..%2fflush_cache",
+        "%2e%2e%2f%2e%2e%2fflush_cache",
+        "%2E%2E",
+        "resp_1%2F..%2F..%2Fsleep",
+        "..%5cflush_cache",
+        "resp_1%3Fx=1",
+        "resp_1%23",
+        "resp_1;a",
+        "a%00",
+        "%25%32%65",
+    ] {
+        for (method, path) in [
+            ("GET", format!("/v1/responses/{id}")),
+            ("DELETE", format!("/v1/responses/{id}")),
+            ("POST", format!("/v1/responses/{id}/cancel")),
+        ] {
+            let answer = router.send(method, &path, &[], b"").await;
+            assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
+        }
+    }
+    assert_eq!(has.seen().len(), before, "{:?}", has.seen().pop());
 }
 
 #[tokio::test]
