@@ -36,7 +36,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
             .collect();
-        for name in named {
+        // `x-forwarded-host` is made of the host, whatever the client says of it.
+        for name in named.into_iter().filter(|name| *name != header::HOST) {
             headers.remove(name);
         }
     }
@@ -45,8 +46,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The headers for a worker: all of the client's except those of a single connection, `host`, and the length, which
-/// follows from the body. The router's own keys were removed before (`auth::Keys::take_own`).
+/// The headers for a worker: all of the client's except `host` and the length, which follows from the body. Those of a
+/// single connection (`strip_hop_by_hop`) and the router's own keys (`auth::Keys::take_own`) were removed before.
 /// `via`: what the router says of itself as a hop; the entries of other proxies stay.
 pub(super) fn to_worker(
     headers: &mut HeaderMap,
@@ -54,7 +55,6 @@ pub(super) fn to_worker(
     via: &HeaderValue,
     rng: &mut SmallRng,
 ) {
-    strip_hop_by_hop(headers);
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
@@ -161,6 +161,7 @@ mod tests {
     fn passed(pairs: &[(&str, &str)]) -> Vec<String> {
         let mut map = headers(pairs);
         let [id, via] = ["id", "1.1 smg-1"].map(HeaderValue::from_static);
+        strip_hop_by_hop(&mut map);
         to_worker(&mut map, &id, &via, &mut SmallRng::seed_from_u64(1));
         map.remove(&TRACEPARENT);
         map.remove(&X_REQUEST_ID);

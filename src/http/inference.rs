@@ -129,6 +129,8 @@ impl Inference {
             .cloned();
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
         inbound.keys.take_own(&mut headers);
+        // Before the router adds its own: otherwise a client could name these in `connection`.
+        headers::strip_hop_by_hop(&mut headers);
         if let Some(hop) = inbound.hop {
             forwarded::add(&mut headers, hop, parts.uri.authority());
         }

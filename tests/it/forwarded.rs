@@ -34,6 +34,15 @@ async fn a_worker_learns_of_the_client_and_of_the_proxies_before() {
     assert_eq!(forwarded(&seen[0]), [vec!["127.0.0.1"], vec!["http"], vec![host.as_str()]]);
     let chain = "203.0.113.7, 10.0.0.1, 127.0.0.1";
     assert_eq!(forwarded(&seen[1]), [vec![chain], vec!["https"], vec!["api.example.com"]]);
+    // What a client declares to be for one hop does not remove what the router says.
+    let names =
+        "x-forwarded-for, x-forwarded-proto, X-Forwarded-Host, host, via, x-request-id, x-own";
+    let hides = [JSON, ("connection", names), ("x-forwarded-for", "203.0.113.7"), ("x-own", "1")];
+    router.send("POST", "/generate", &hides, BODY).await;
+    let seen = worker.seen().pop().unwrap();
+    assert_eq!(forwarded(&seen), [vec!["127.0.0.1"], vec!["http"], vec![host.as_str()]]);
+    assert_eq!((seen.all("via").len(), seen.all("x-request-id").len()), (1, 1));
+    assert_eq!(seen.all("x-own"), Vec::<&str>::new());
 }
 
 #[tokio::test]
