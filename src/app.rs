@@ -211,6 +211,7 @@ impl App {
             waiting_for_rights: Semaphore::new(http::MOST_WAITING),
             estimates: Arc::new(http::Estimates::register(&registry)?),
             metrics: http::Metrics::register(&registry)?,
+            pages: http::Pages::default(),
             lifecycle: Lifecycle::default(),
             registry,
             fleet,

@@ -127,15 +127,13 @@ async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
 }
 
 async fn metrics(State(surface): State<Arc<Surface>>) -> Result<Response, ApiError> {
-    surface.fleet.show_metrics();
-    let text =
-        TextEncoder::new().encode_to_string(&surface.registry.gather()).map_err(|error| {
-            ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "metrics_unavailable",
-                error.to_string(),
-            )
-        })?;
+    let make = || {
+        surface.fleet.show_metrics();
+        TextEncoder::new().encode_to_string(&surface.registry.gather())
+    };
+    let text = surface.pages.page(surface.clock.mono(), make).map_err(|error| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics_unavailable", error.to_string())
+    })?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

@@ -36,6 +36,7 @@ mod metering;
 mod metrics;
 mod models;
 mod own_address;
+mod page;
 mod pass_through;
 mod peek;
 mod public;
@@ -67,6 +68,7 @@ pub use hops::Hops;
 pub use metering::Settle;
 pub use metrics::Metrics;
 pub use own_address::{OwnAddress, OwnAddresses};
+pub use page::Pages;
 pub use pass_through::PassThrough;
 pub use quota::MOST_WAITING;
 pub use routes::{Access, ROUTES, Route};
@@ -102,6 +104,8 @@ pub struct Surface {
     pub registry: prometheus::Registry,
     /// The surface's own part of it.
     pub metrics: Metrics,
+    /// The pages of metrics that clients have not taken yet.
+    pub pages: Pages,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
     /// This router's cluster node.

@@ -62,6 +62,35 @@ async fn a_silent_connection_is_closed_after_the_header_timeout_on_every_port() 
 }
 
 #[tokio::test]
+async fn pages_of_metrics_that_nobody_reads_take_little_memory() {
+    let router = Router::start(&[]).await;
+    let own = router.get("/metrics").await.body.len();
+    let before = router.memory();
+    let mut held = Vec::new();
+    for _ in 0..30 {
+        let tcp = TcpStream::connect(router.address()).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(0);
+        let (sender, connection) = builder.handshake::<_, bytes::Bytes>(tcp).await.unwrap();
+        tokio::spawn(connection);
+        let mut sender = sender.ready().await.unwrap();
+        for _ in 0..90 {
+            let request = http::Request::get("http://a/metrics").body(()).unwrap();
+            let (response, _body) = sender.send_request(request, true).unwrap();
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), 200);
+            held.push(response);
+        }
+    }
+    let grown = router.memory().saturating_sub(before);
+    let all = held.len() * own;
+    assert!(grown < 48 << 20, "{} of {} MiB are held", grown >> 20, all >> 20);
+    assert!(all > 96 << 20, "all pages are {} MiB", all >> 20);
+    // Somebody else gets the page at once.
+    assert!(router.get("/metrics").await.text().contains("smg_http_requests_total"));
+}
+
+#[tokio::test]
 async fn silent_connections_do_not_block_the_health_port() {
     let health = free_port();
     let router = Router::start(&["--health-check-port", &health]).await;
