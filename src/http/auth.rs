@@ -13,16 +13,15 @@
 //!
 //! The keys can be replaced at any time. A request is checked against those of its arrival until its end.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use smg_types::spec::Secret;
 
 use super::error::ApiError;
 use super::headers::{is_key, key_hash, shown_keys};
+use super::origin::{Asked, own_machine, refuse_cross_site};
 use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
@@ -150,14 +149,9 @@ impl Keys {
     }
 
     /// Admits the caller of an admin route or returns the error.
-    pub(super) fn admin(
-        &self,
-        access: Access,
-        method: &Method,
-        headers: &HeaderMap,
-        peer: IpAddr,
-    ) -> Result<(), ApiError> {
-        let writes = !matches!(*method, Method::GET | Method::HEAD);
+    pub(super) fn admin(&self, access: Access, asked: &Asked<'_>) -> Result<(), ApiError> {
+        let headers = asked.headers;
+        let writes = !matches!(*asked.method, Method::GET | Method::HEAD);
         if writes {
             refuse_cross_site(headers)?;
         }
@@ -166,7 +160,7 @@ impl Keys {
         }
         // Shutting the router down and changing the keys of the mesh are not allowed to clients.
         if access == Access::Operator {
-            return own_machine(headers, peer);
+            return own_machine(asked);
         }
         if !self.clients.is_empty() {
             // All keys are compared, for a constant time.
@@ -174,7 +168,7 @@ impl Keys {
                 .fold(false, |known, shown| known | is_one_of(&self.clients, shown));
             return if known { Ok(()) } else { Err(ApiError::unauthorized()) };
         }
-        if writes && !self.open { own_machine(headers, peer) } else { Ok(()) }
+        if writes && !self.open { own_machine(asked) } else { Ok(()) }
     }
 
     fn with_admin_key(&self, writes: bool, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -227,96 +221,16 @@ fn is_one_of(keys: &[Secret], shown: &[u8]) -> bool {
     keys.iter().fold(false, |found, key| found | key.matches(shown))
 }
 
-/// The headers that proxies add. With one of these, the address of the connection is a proxy's, not the caller's.
-static FORWARDED: [HeaderName; 8] = [
-    header::FORWARDED,
-    header::VIA,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("cf-connecting-ip"),
-];
-
-fn own_machine(headers: &HeaderMap, peer: IpAddr) -> Result<(), ApiError> {
-    if !peer.to_canonical().is_loopback() {
-        return Err(ApiError::forbidden(
-            "without an admin key this is for the router's own machine only: set --admin-api-key \
-             (or --admin-open, which lets everybody)",
-        ));
-    }
-    if FORWARDED.iter().any(|name| headers.contains_key(name)) {
-        return Err(ApiError::forbidden(
-            "without an admin key this is for the router's own machine only, and the request came \
-             through a proxy: set --admin-api-key",
-        ));
-    }
-    // A page can reach a server on its reader's machine under a host name of its own that it resolves to loopback.
-    let is_local = |authority: &Authority| {
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        host.eq_ignore_ascii_case("localhost")
-            || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-    };
-    match Page::of(headers) {
-        Page::At(authority) if !is_local(&authority) => {
-            Err(ApiError::forbidden("this is not for pages of other sites"))
-        }
-        Page::Opaque => Err(ApiError::forbidden("this is not for pages of other sites")),
-        Page::At(_) | Page::None => Ok(()),
-    }
-}
-
-/// The page that caused a browser to send a request.
-enum Page {
-    /// No page, or the browser does not name it.
-    None,
-    /// A page with this host and port.
-    At(Authority),
-    /// A page that the browser does not name, or names in a way that can't be parsed.
-    Opaque,
-}
-
-impl Page {
-    fn of(headers: &HeaderMap) -> Self {
-        let Some(origin) = headers.get(header::ORIGIN) else { return Self::None };
-        let origin = origin.to_str().unwrap_or_default();
-        let authority = origin.split_once("://").and_then(|(_, authority)| authority.parse().ok());
-        authority.map_or(Self::Opaque, Self::At)
-    }
-}
-
-/// Refuses requests that a page of another site can make a browser send: the site of the request is another one, or the
-/// body has a type that needs no preflight (Fetch Standard, CORS-safelisted request headers).
-fn refuse_cross_site(headers: &HeaderMap) -> Result<(), ApiError> {
-    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    let other_site = site.is_some_and(|site| site != b"same-origin" && site != b"none");
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let other_origin = match Page::of(headers) {
-        Page::None => false,
-        Page::At(page) => host.is_none_or(|host| !page.as_str().eq_ignore_ascii_case(host)),
-        Page::Opaque => true,
-    };
-    if other_site || other_origin {
-        return Err(ApiError::forbidden(
-            "a page of another site sent this request; admin writes are for the router's own",
-        ));
-    }
-    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
-        let has_body = headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-        return if has_body { Err(ApiError::not_json("nothing")) } else { Ok(()) };
-    };
-    let kind = kind.to_str().unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim();
-    let is_json = essence.eq_ignore_ascii_case("application/json")
-        || essence.eq_ignore_ascii_case("application/merge-patch+json");
-    if is_json { Ok(()) } else { Err(ApiError::not_json(essence)) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::sync::LazyLock;
+
+    use http::Version;
+    use http::uri::Authority;
+
     use super::*;
+    use crate::http::origin::FORWARDED;
 
     fn keys(clients: &[&str], tenants: &[(&str, &str)], admins: &[(&str, AdminRole)]) -> Keys {
         let tenant =
@@ -355,9 +269,15 @@ mod tests {
         answer.map_or_else(|error| error.status.as_u16(), |()| 200)
     }
 
+    static LOCALHOST: LazyLock<Authority> = LazyLock::new(|| Authority::from_static("localhost:1"));
+
+    fn asked<'a>(method: &'a Method, headers: &'a HeaderMap, peer: IpAddr) -> Asked<'a> {
+        Asked { method, headers, version: Version::HTTP_11, authority: Some(&LOCALHOST), peer }
+    }
+
     #[track_caller]
     fn check(keys: &Keys, (method, sent, peer): (Method, HeaderMap, IpAddr), wanted: u16) {
-        let seen = status(keys.admin(Access::Admin, &method, &sent, peer));
+        let seen = status(keys.admin(Access::Admin, &asked(&method, &sent, peer)));
         assert_eq!(seen, wanted, "{method} {sent:?} from {peer}");
     }
 
@@ -447,8 +367,10 @@ mod tests {
         check(&keyed, (Method::POST, shows("client"), THERE), 200);
         check(&keyed, (Method::POST, shows("tenant"), THERE), 401);
         check(&keyed, (Method::GET, HeaderMap::new(), HERE), 401);
-        let ends = |sent, peer| status(keyed.admin(Access::Operator, &Method::POST, &sent, peer));
-        assert_eq!((ends(shows("client"), THERE), ends(HeaderMap::new(), HERE)), (403, 200));
+        let ends = |sent: &HeaderMap, peer| {
+            status(keyed.admin(Access::Operator, &asked(&Method::POST, sent, peer)))
+        };
+        assert_eq!((ends(&shows("client"), THERE), ends(&HeaderMap::new(), HERE)), (403, 200));
     }
 
     #[test]
@@ -465,6 +387,23 @@ mod tests {
         check(&open, (Method::POST, rebound, HERE), 403);
         let page = headers(&[("host", "localhost:1"), ("origin", "http://localhost:1")]);
         check(&open, (Method::POST, page, HERE), 200);
+        for (host, wanted) in [
+            ("localhost:30000", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:30000", 200),
+            ("0.0.0.0:30000", 200),
+            ("api.example.com", 403),
+            ("10.0.0.1:30000", 403),
+            ("", 403),
+        ] {
+            check(&open, (Method::POST, headers(&[("host", host)]), HERE), wanted);
+        }
+        let sent = none();
+        let old = Asked { version: Version::HTTP_10, ..asked(&Method::POST, &sent, HERE) };
+        let nameless = Asked { authority: None, ..asked(&Method::POST, &sent, HERE) };
+        for asked in [old, nameless] {
+            assert_eq!(status(open.admin(Access::Admin, &asked)), 403);
+        }
         open.open = true;
         check(&open, (Method::POST, none(), THERE), 200);
     }

@@ -35,6 +35,7 @@ mod metered;
 mod metering;
 mod metrics;
 mod models;
+mod origin;
 mod own_address;
 mod page;
 mod pass_through;

@@ -25,6 +25,7 @@ use super::headers::{self, X_REQUEST_ID};
 use super::heartbeat::{self, Answering, Rhythm};
 use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
+use super::origin::Asked;
 use super::pass_through;
 use super::routes::{self, Access, Found, PASSED, ROUTES, Route, Serves};
 use super::tunnel::{self, Pending, Slot};
@@ -163,8 +164,7 @@ impl Shard {
             Access::Public => None,
             Access::Client => Some(keys.client(request.headers())),
             Access::Admin | Access::Operator => {
-                let admitted =
-                    keys.admin(route.access, request.method(), request.headers(), peer.ip());
+                let admitted = keys.admin(route.access, &Asked::by(&request, peer.ip()));
                 Some(admitted.map(|()| Caller::default()))
             }
         };

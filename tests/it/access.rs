@@ -1,5 +1,8 @@
 //! Tests of the keys of clients, tenants and administrators, and of where these keys must not be sent.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use crate::support::router::Router;
 use crate::support::worker::Worker;
 
@@ -167,6 +170,36 @@ async fn without_keys_admin_writes_are_accepted_from_this_machine_and_not_throug
     }
     let through = [JSON, ("forwarded", "for=10.0.0.1")];
     assert_eq!(open.send("POST", "/ha/shutdown", &through, b"").await.status, 403);
+}
+
+#[tokio::test]
+async fn a_proxy_on_this_machine_that_adds_no_header_is_not_taken_for_this_machine() {
+    let router = Router::start(&[]).await;
+    let address = router.address();
+    let own = address.to_string();
+    for (version, host, wanted) in [
+        // HAProxy passes the host of its client on, and adds nothing.
+        ("1.1", "api.example.com", 403),
+        ("1.1", "203.0.113.7:30000", 403),
+        // nginx names the router itself, over HTTP/1.0.
+        ("1.0", own.as_str(), 403),
+        ("1.1", own.as_str(), 202),
+        ("1.1", "localhost:30000", 202),
+    ] {
+        let worker = Worker::plain().await;
+        let spec = format!("{{\"url\":\"{}\"}}", worker.url());
+        let request = format!(
+            "POST /workers HTTP/{version}\r\nhost: {host}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{spec}",
+            spec.len()
+        );
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = format!(" {wanted} ");
+        assert!(answer[..16].contains(&status), "HTTP/{version} {host}: {answer}");
+    }
 }
 
 #[tokio::test]
