@@ -43,7 +43,7 @@ async fn ask(router: &Running, method: &str, path: &str, body: &str) -> (StatusC
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "router")
+        .header("host", "localhost")
         .header("content-type", "application/json")
         .body(Full::<bytes::Bytes>::from(body.to_owned()))
         .unwrap();

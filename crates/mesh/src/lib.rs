@@ -22,6 +22,7 @@ mod link;
 mod mesh;
 mod metrics;
 mod net;
+mod purpose;
 mod queue;
 mod refusals;
 mod seal;

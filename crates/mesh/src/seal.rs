@@ -16,7 +16,8 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use smg_cluster::Lane;
+
+use crate::purpose::Purpose;
 
 /// The length of a key, in bytes.
 pub(super) const KEY_BYTES: usize = 32;
@@ -198,6 +199,11 @@ impl Ring {
         self.keys.iter().map(SharedKey::id)
     }
 
+    /// A ring of each key alone.
+    pub(super) fn each(&self) -> impl Iterator<Item = Self> {
+        self.keys.iter().map(|key| Self { keys: vec![key.clone()] })
+    }
+
     /// Whether the ring has no keys.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -225,41 +231,6 @@ pub(super) struct Stream {
     /// The random bytes of the calling side, followed by those of the called side.
     salts: [u8; 2 * SALT_BYTES],
     purpose: Purpose,
-}
-
-/// The purpose and direction of a stream, which prevent that two streams with equal salts have equal keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Frames of a lane, from the calling side.
-    Lane(Lane),
-    /// A change of the keys, from the calling side.
-    Keys,
-    /// The answer to a change of the keys.
-    KeysAnswer,
-    /// The opening of one side. The other side contributes no random bytes.
-    Opening(Side),
-}
-
-/// The two sides of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The router that made the connection.
-    Caller,
-    /// The router that accepted it.
-    Called,
-}
-
-impl Purpose {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Lane(Lane::Swim) => "swim",
-            Self::Lane(Lane::State) => "sync",
-            Self::Keys => "keys",
-            Self::KeysAnswer => "keys answer",
-            Self::Opening(Side::Caller) => "opening of the caller",
-            Self::Opening(Side::Called) => "opening of the called",
-        }
-    }
 }
 
 impl Stream {
@@ -392,6 +363,7 @@ impl Opener {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use smg_cluster::Lane;
 
     use super::*;
 

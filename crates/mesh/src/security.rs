@@ -18,8 +18,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::concealed;
-use super::seal::{self, KeyId, Mode, OpenError, Opener, Purpose, Ring, RingError, SharedKey};
-use super::seal::{Sealer, Side, Stream};
+use super::purpose::{Purpose, Side};
+use super::seal::{
+    self, KeyId, Mode, OpenError, Opener, Ring, RingError, Sealer, SharedKey, Stream,
+};
 use super::wire::proto::{Envelope, Opening, Sealed, envelope::Content};
 use super::wire::{self, OpeningError};
 
@@ -169,7 +171,7 @@ impl Security {
             major: opening.major,
             minor: opening.minor,
             salt: opening.salt.clone(),
-            sealed: sealed.unwrap_or_default().into(),
+            sealed: sealed.into_iter().map(Bytes::from).collect(),
             ..Opening::default()
         }
     }
@@ -188,7 +190,7 @@ impl Security {
             .ok_or(OpeningError::NoSharedKey)?;
         let inner = Opening::decode(&*text)
             .map_err(|_| OpeningError::Malformed("its encrypted part is no opening"))?;
-        Ok(Opening { salt: opening.salt, sealed: Bytes::new(), ..inner })
+        Ok(Opening { salt: opening.salt, sealed: Vec::new(), ..inner })
     }
 
     /// The sealer for our messages on a stream with these openings; `None` if they are sent in plain text.

@@ -108,7 +108,7 @@ pub(super) fn opening(me: &Introduction, seen_as: Option<SocketAddr>) -> Opening
         salt: Bytes::new(),
         key_ids: Vec::new(),
         client_url: me.client_url.clone(),
-        sealed: Bytes::new(),
+        sealed: Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::transport::{Channel, Endpoint};
 
 use super::*;
-use crate::seal::Purpose;
+use crate::purpose::Purpose;
 use crate::wire::proto::envelope::Content;
 use crate::wire::proto::key_change::Change;
 use crate::wire::proto::mesh_client::MeshClient;
