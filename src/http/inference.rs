@@ -128,9 +128,7 @@ impl Inference {
             .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
             .cloned();
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
-        inbound.keys.take_own(&mut headers);
-        // Before the router adds its own: otherwise a client could name these in `connection`.
-        headers::strip_hop_by_hop(&mut headers);
+        take_ours(&inbound.keys, &mut headers);
         if let Some(hop) = inbound.hop {
             forwarded::add(&mut headers, hop, parts.uri.authority());
         }
@@ -302,6 +300,13 @@ impl Inference {
             ApiError::foreign_reference()
         })
     }
+}
+
+/// Removes the router's own keys and what is for this hop only. That comes before the router adds headers of its own:
+/// otherwise a client could name these in `connection`.
+fn take_ours(keys: &Keys, headers: &mut HeaderMap) {
+    keys.take_own(headers);
+    headers::strip_hop_by_hop(headers);
 }
 
 /// The class in the queue of a request. A client that claims more than `most` gets that.

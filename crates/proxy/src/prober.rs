@@ -273,51 +273,60 @@ fn settle(
         schedule.probe_at = now + SOON.mul_f64(rng.random_range(0.9..1.1));
     }
     if let Some(probe) = answer.probe {
-        let snapshot = fleet.snapshot();
-        let own = snapshot.worker(worker).and_then(|worker| worker.spec.health.interval);
-        let interval = own.unwrap_or_else(|| fleet.config().health.interval);
-        schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
-        match fleet.report_probe(worker, probe) {
-            Some(HealthChange::Up { cold }) => {
-                info!(%worker, cold, "worker is up");
-                schedule.logged.clear();
-                // It may serve other models than before, or be another engine.
-                schedule.look_at = now;
-                if answer.sleep == Sleep::Unknown {
-                    schedule.sleep_at = now;
-                }
+        settle_probe(fleet, schedule, answer, probe, now, rng);
+    }
+}
+
+/// Reports the result of a probe to the fleet, logs what has changed, and schedules the next probe.
+fn settle_probe(
+    fleet: &Fleet,
+    schedule: &mut Schedule,
+    answer: &Answer,
+    probe: ProbeResult,
+    now: Duration,
+    rng: &mut SmallRng,
+) {
+    let worker = answer.worker;
+    let snapshot = fleet.snapshot();
+    let own = snapshot.worker(worker).and_then(|worker| worker.spec.health.interval);
+    let interval = own.unwrap_or_else(|| fleet.config().health.interval);
+    schedule.probe_at = now + interval.mul_f64(rng.random_range(0.9..1.1));
+    match fleet.report_probe(worker, probe) {
+        Some(HealthChange::Up { cold }) => {
+            info!(%worker, cold, "worker is up");
+            schedule.logged.clear();
+            // It may serve other models than before, or be another engine.
+            schedule.look_at = now;
+            if answer.sleep == Sleep::Unknown {
+                schedule.sleep_at = now;
             }
-            Some(HealthChange::Down) => {
-                schedule.logged.clear();
-                if let Some(failure) = &answer.failure {
-                    let _is_first = schedule.is_new_reason(failure);
-                }
-                log_failure(fleet, answer, "worker is down");
+        }
+        Some(HealthChange::Down) => {
+            schedule.logged.clear();
+            if let Some(failure) = &answer.failure {
+                let _is_first = schedule.is_new_reason(failure);
             }
-            Some(HealthChange::Failed) => {
-                log_failure(
-                    fleet,
-                    answer,
-                    "worker is still down after many probes: it is probed on",
-                );
-            }
-            None => {}
+            log_failure(fleet, answer, "worker is down");
         }
-        let state = fleet.load().worker(worker).map(|worker| worker.state());
-        // The first obstacle may hide the next: an engine that is started at last may still refuse the router's key.
-        if let (Some(WorkerState::NotReady | WorkerState::Failed), Some(failure)) =
-            (state, &answer.failure)
-            && schedule.is_new_reason(failure)
-        {
-            log_failure(fleet, answer, "worker is still down, for another reason");
+        Some(HealthChange::Failed) => {
+            log_failure(fleet, answer, "worker is still down after many probes: it is probed on");
         }
-        if probe != ProbeResult::Good
-            || !matches!(state, Some(WorkerState::Ready | WorkerState::Sleeping))
-        {
-            // A worker that is not ready is probed more often, but at most once a second.
-            let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
-            schedule.probe_at = now + soon;
-        }
+        None => {}
+    }
+    let state = fleet.load().worker(worker).map(|worker| worker.state());
+    // The first obstacle may hide the next: an engine that is started at last may still refuse the router's key.
+    if let (Some(WorkerState::NotReady | WorkerState::Failed), Some(failure)) =
+        (state, &answer.failure)
+        && schedule.is_new_reason(failure)
+    {
+        log_failure(fleet, answer, "worker is still down, for another reason");
+    }
+    if probe != ProbeResult::Good
+        || !matches!(state, Some(WorkerState::Ready | WorkerState::Sleeping))
+    {
+        // A worker that is not ready is probed more often, but at most once a second.
+        let soon = interval.min(SOON).mul_f64(rng.random_range(0.9..1.1));
+        schedule.probe_at = now + soon;
     }
 }
 
