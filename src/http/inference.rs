@@ -125,8 +125,7 @@ impl Inference {
         // The session's key: from the routing header, else from a session header, else from the body.
         let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
             .chain(&config.session_headers)
-            .find_map(|name| headers.get(name).filter(|key| !key.is_empty()))
-            .cloned();
+            .find_map(|name| headers.get(name).filter(|key| !key.is_empty()).cloned());
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
         take_ours(&inbound.keys, &mut headers);
         if let Some(hop) = inbound.hop {
@@ -155,6 +154,7 @@ impl Inference {
             websocket: inbound.websocket,
             stream_end: StreamEnd::Event(broken),
             session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
+            goes_on_from: peek.goes_on_from.as_deref(),
             prompt: &peek.prompt(&body),
             priority,
             sent: meter.sent(),

@@ -40,6 +40,7 @@ mod own_address;
 mod page;
 mod pass_through;
 mod peek;
+mod peek_values;
 mod public;
 mod quota;
 mod quota_headers;

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use memchr::memchr2;
 use smallvec::SmallVec;
 
+use super::peek_values::{behind_billing_line, stored_id};
+
 /// The deepest nesting of brackets. The requests of engines need only a few levels.
 const MAX_DEPTH: usize = 128;
 
@@ -24,6 +26,8 @@ pub(super) struct Peek<'a> {
     pub(super) stream: bool,
     /// The value of `prompt_cache_key`, else of `user`.
     pub(super) session: Option<Cow<'a, str>>,
+    /// The id of the earlier response or of the conversation that the request goes on from: the worker holds it.
+    pub(super) goes_on_from: Option<Cow<'a, str>>,
     /// The positions of the pieces of the prompt: tools, system without the line that differs in each request, then
     /// messages, prompt, input or text.
     pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
@@ -50,6 +54,7 @@ impl Peek<'_> {
         Peek {
             model: self.model.map(owned),
             session: self.session.map(owned),
+            goes_on_from: self.goes_on_from.map(owned),
             model_at: self.model_at,
             stream: self.stream,
             prompt_at: self.prompt_at,
@@ -100,7 +105,8 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         return Err(PeekError::NotAnObject);
     }
     let mut peek = Peek::default();
-    let (mut tools, mut system, mut prompt, mut user) = (None, None, None, None);
+    let (mut tools, mut system, mut prompt) = (None, None, None);
+    let (mut user, mut conversation) = (None, None);
     let (mut most_output, mut choices) = ([None::<u64>; 4], 1);
     scan.blanks();
     if scan.peek() == Some(b'}') {
@@ -130,6 +136,8 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 b"\"prompt_cache_key\"" => {
                     peek.session = string_or_null(text, "prompt_cache_key").unwrap_or(None);
                 }
+                b"\"previous_response_id\"" => peek.goes_on_from = stored_id(text),
+                b"\"conversation\"" => conversation = stored_id(text),
                 // The worker must refuse anything but a string.
                 b"\"user\"" => user = string_or_null(text, "user").unwrap_or(None),
                 // Engines differ in which of these they prefer: the largest one counts.
@@ -162,36 +170,11 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     peek.most_output =
         most_output.into_iter().flatten().max().map(|most: u64| most.saturating_mul(choices));
     peek.session = peek.session.or(user);
+    peek.goes_on_from = peek.goes_on_from.or(conversation);
     let system = system.map(|at| behind_billing_line(body, at));
     let pieces = [tools, system, prompt].into_iter().flatten();
     peek.prompt_at = pieces.filter(|at| body[at.clone()] != *b"null").collect();
     Ok(peek)
-}
-
-/// The beginning of the first line of Claude Code's system prompts, with the quote of its string.
-const BILLING_LINE: &[u8] = b"\"x-anthropic-billing-header:";
-/// The bytes of a system prompt in which that line may begin.
-const BILLING_WITHIN: usize = 128;
-
-/// The rest of a system prompt behind Claude Code's billing line, if it begins with one.
-///
-/// The line is different in each request (`cch=…`). Engines drop it, so that they find the rest of the prompt in their
-/// cache. Here it is left out of the prompt for the same reason: two turns of a conversation have the same head.
-fn behind_billing_line(body: &[u8], at: Range<usize>) -> Range<usize> {
-    let text = &body[at.clone()];
-    let head = &text[..text.len().min(BILLING_WITHIN)];
-    // The line is the string itself, or the text of the first block.
-    let begin = memchr::memmem::find(head, BILLING_LINE).filter(|at| !head[..*at].contains(&b'}'));
-    let Some(mut end) = begin.map(|at| at + BILLING_LINE.len()) else { return at };
-    while let Some(next) = memchr2(b'"', b'\\', &text[end..]) {
-        end += next;
-        match (text[end], text.get(end + 1)) {
-            (b'\\', Some(b'n')) => return at.start + end + 2..at.end,
-            (b'\\', _) => end += 2,
-            _ => return at.start + end + 1..at.end,
-        }
-    }
-    at
 }
 
 /// A whole number that is not negative.
@@ -358,34 +341,15 @@ mod tests {
     }
 
     #[test]
-    fn the_billing_line_of_claude_code_is_no_part_of_the_prompt() {
-        let system = |json: &str| {
-            let body = format!(r#"{{"system":{json},"messages":[]}}"#);
-            let peek = peek(body.as_bytes()).unwrap();
-            String::from_utf8(peek.prompt(body.as_bytes())[0].to_vec()).unwrap()
-        };
-        let line =
-            r"x-anthropic-billing-header: cc_version=2.1.100.7b4; cc_entrypoint=cli; cch=eb6c6;";
-        for (before, after) in [
-            (
-                format!(r#"[{{"type":"text","text":"{line}"}},{{"type":"text","text":"You"}}]"#),
-                r#"},{"type":"text","text":"You"}]"#,
-            ),
-            (format!("[ {{\n\"text\" : \"{line}\",\"type\":\"text\"}}]"), r#","type":"text"}]"#),
-            (format!(r#""{line}\nYou are""#), r#"You are""#),
-            (format!(r#"[{{"text":"{line} \"\u00e9\" \\\\\nYou"}}]"#), r#"You"}]"#),
-            (format!(r#""{line}""#), ""),
+    fn what_a_response_goes_on_from_is_found() {
+        for (body, expected) in [
+            (r#"{"previous_response_id":"resp_1"}"#, Some("resp_1")),
+            (r#"{"previous_response_id":null,"conversation":"conv_2"}"#, Some("conv_2")),
+            (r#"{"conversation":{"id":"conv_3"}}"#, Some("conv_3")),
+            (r#"{"conversation":"conv_2","previous_response_id":"resp_1"}"#, Some("resp_1")),
+            (r#"{"conversation":7,"previous_response_id":{}}"#, None),
         ] {
-            assert_eq!(system(&before), after, "{before}");
-        }
-        for same in [
-            format!(r#"[{{"type":"text","text":"You"}},{{"type":"text","text":"{line}"}}]"#),
-            format!(r#""You are {line}""#),
-            format!(r#"[{{"type":"text","text":"{}{line}"}}]"#, " ".repeat(200)),
-            r#""""#.to_owned(),
-            "[]".to_owned(),
-        ] {
-            assert_eq!(system(&same), same);
+            check(body, |peek| assert_eq!(peek.goes_on_from.as_deref(), expected, "{body}"));
         }
     }
 

@@ -23,11 +23,11 @@ async fn say(router: &Router, conversation: usize) -> Answer {
     answer
 }
 
-fn decision(answer: &Answer) -> String {
+pub(crate) fn decision(answer: &Answer) -> String {
     answer.header("x-smg-decision").unwrap().split(' ').next().unwrap().to_owned()
 }
 
-fn worker(answer: &Answer) -> String {
+pub(crate) fn worker(answer: &Answer) -> String {
     answer.header("x-mock-worker").unwrap().to_owned()
 }
 
@@ -136,7 +136,7 @@ async fn a_first_line_that_changes_with_each_turn_does_not_move_a_conversation()
 }
 
 /// Two routers that form one cluster in front of the workers.
-async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
+pub(crate) async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
     let flags = ["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"];
     let flags = [&flags[..], &["--debug-headers", "--policy", policy]].concat();
     let first = Router::start(&[&flags[..], &["--mesh-server-name", "r1"]].concat()).await;
@@ -164,8 +164,8 @@ async fn two_routers(mocks: &[Mock], policy: &str) -> [Router; 2] {
         let spec = json!({ "url": mock.url() }).to_string();
         assert_eq!(first.post("/workers?wait=all", spec).await.status, 202);
     }
-    first.knows_ready(2).await;
-    second.knows_ready(2).await;
+    first.knows_ready(mocks.len()).await;
+    second.knows_ready(mocks.len()).await;
     [first, second]
 }
 

@@ -25,6 +25,7 @@ mod engines;
 mod failure;
 mod fidelity;
 mod floods;
+mod follow_ups;
 mod forwarded;
 mod heartbeat;
 mod leaving;

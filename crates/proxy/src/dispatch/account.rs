@@ -7,6 +7,7 @@ use bytes::Bytes;
 use smg_routing::fleet::{BreakerMode, Fleet, InFlight, Outcome};
 use smg_routing::limit::Permit;
 use smg_routing::policies::{Asked, Ending, Entry, PromptTokens};
+use smg_routing::policy::Memory;
 use smg_routing::prefix::Evicted;
 use smg_runtime::clock::Clock;
 use smg_types::ids::WorkerId;
@@ -34,6 +35,11 @@ pub(super) struct Account {
     pub(super) first_byte_seen: bool,
     /// Whether the first piece of the answer shows that the prompt was computed.
     pub(super) streams: bool,
+    /// Whether the answer is a response that the worker may store: its id is read from the first piece.
+    pub(super) stores: bool,
+    /// The earlier response, or the conversation, that the request goes on from.
+    pub(super) goes_on_from: Option<Box<str>>,
+    pub(super) memory: Arc<Memory>,
     /// What was known of the prompt.
     pub(super) asked: Asked,
     /// The tokens of the prompt, once the answer has reported them.
@@ -46,6 +52,11 @@ impl Account {
         if !self.first_byte_seen {
             self.first_byte_seen = true;
             let now = self.clock.now();
+            if self.stores {
+                let ids =
+                    feedback::response_id(piece).into_iter().chain(self.goes_on_from.as_deref());
+                ids.for_each(|id| self.memory.hold(id, self.worker, now));
+            }
             let elapsed = now.mono.saturating_sub(self.started);
             self.entry.metrics.first_byte.observe(elapsed.as_secs_f64());
             if self.streams

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::Rng;
 use smg_routing::fleet::{Fleet, InFlight, ServedBy, Worker};
 use smg_routing::policies::{Asked, Entry, Policies};
-use smg_routing::policy::Decision;
+use smg_routing::policy::{Decision, Pick};
 use smg_routing::prefix;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
@@ -97,8 +97,15 @@ pub(super) fn choose(
     if snapshot.has_ranks() {
         found.prefer(members, entry);
     }
+    let holder = request.goes_on_from.and_then(|id| policies.memory().holder(id, now));
     loop {
-        let Some(pick) = entry.policy.pick(&found.list, &hint, now, rng) else {
+        let held = holder.and_then(|id| found.list.iter().position(|worker| worker.id == id));
+        let pick = match held {
+            // No other worker can answer it, whatever the policy.
+            Some(index) => Some(Pick::sticky(index)),
+            None => entry.policy.pick(&found.list, &hint, now, rng),
+        };
+        let Some(pick) = pick else {
             return Err(DispatchError::NoneAvailable);
         };
         let member = &members[found.members[pick.index] as usize];

@@ -337,6 +337,10 @@ impl Dispatcher {
             is_error: response.status().is_server_error(),
             first_byte_seen: false,
             streams: is_events && response.status().is_success(),
+            stores: request.path_and_query.path() == "/v1/responses"
+                && response.status().is_success(),
+            goes_on_from: request.goes_on_from.map(Into::into),
+            memory: Arc::clone(self.shared.policies.memory()),
             asked,
             reported: None,
         };

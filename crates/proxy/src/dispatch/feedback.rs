@@ -27,6 +27,17 @@ pub(super) fn prompt_tokens(piece: &[u8]) -> Option<PromptTokens> {
     is_sound.then_some(PromptTokens { all, cached })
 }
 
+/// The id of a response, from the first piece of the answer: the first value of a member `id`. In a stream that is the id in the
+/// event `response.created`.
+pub(super) fn response_id(piece: &[u8]) -> Option<&str> {
+    const LONGEST: usize = 256;
+    let at = memchr::memmem::find(piece, b"\"id\"")?;
+    let rest = piece[at + 4..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let id = rest.strip_prefix(b"\"")?;
+    let end = memchr::memchr(b'"', &id[..id.len().min(LONGEST)]).filter(|end| *end > 0)?;
+    std::str::from_utf8(&id[..end]).ok()
+}
+
 /// The number after a key and its colon.
 fn number_after(piece: &[u8], key: &str) -> Option<u64> {
     let at = memchr::memmem::find(piece, key.as_bytes())?;
@@ -55,6 +66,16 @@ mod tests {
             r#"{"input_tokens":9,"cache_creation_input_tokens":20,"cache_read_input_tokens":71}"#;
         assert_eq!(says(messages), Some((100, Some(71))));
         assert_eq!(says(r#"{"usage":{"prompt_tokens":100}}"#), Some((100, None)));
+    }
+
+    #[test]
+    fn the_id_of_a_response_is_read_from_its_first_piece() {
+        let id = |piece: &'static str| response_id(piece.as_bytes());
+        assert_eq!(id(r#"{"id":"resp_7","object":"response"}"#), Some("resp_7"));
+        let created =
+            r#"data: {"type":"response.created","response":{"object":"response","id" : "resp_8"}}"#;
+        assert_eq!(id(created), Some("resp_8"));
+        assert_eq!([id(r#"{"id":7}"#), id(r#"{"id":""}"#), id(r#"{"id":"resp"#)], [None; 3]);
     }
 
     #[test]

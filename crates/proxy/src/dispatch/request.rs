@@ -41,6 +41,8 @@ pub struct Request<'a> {
     pub stream_end: StreamEnd,
     /// Session or routing key.
     pub session: Option<&'a [u8]>,
+    /// The id of the earlier response, or of the conversation, that the request goes on from.
+    pub goes_on_from: Option<&'a str>,
     /// The pieces of the prompt, in the order in which an engine sees them.
     pub prompt: &'a [&'a [u8]],
     /// Its class in the queue.

@@ -13,6 +13,9 @@ use super::journal::{Journal, SessionBinding};
 use super::sessions::Sessions;
 use crate::prefix::Index;
 
+/// Keeps the ids of stored responses apart from the sessions of models, whose hashes are never this small in practice.
+const STORED: u64 = 1;
+
 /// The shared memory of a router's policies.
 #[derive(Debug)]
 pub struct Memory {
@@ -41,6 +44,17 @@ impl Memory {
         self.journal.forget(worker);
         self.index.forget(worker);
         self.sessions.forget(worker);
+    }
+
+    /// Notes that `worker` holds the stored response or the conversation `id`. It is forgotten as sessions are.
+    pub fn hold(&self, id: &str, worker: WorkerId, now: Now) {
+        self.bind(Sessions::key(STORED, id.as_bytes()), worker, now);
+    }
+
+    /// The worker that holds the stored response or the conversation `id`.
+    #[must_use]
+    pub fn holder(&self, id: &str, now: Now) -> Option<WorkerId> {
+        self.sessions.worker(Sessions::key(STORED, id.as_bytes()), now)
     }
 
     /// Time after its last use at which a session is forgotten.

@@ -261,6 +261,12 @@ pub struct Pick {
 }
 
 impl Pick {
+    /// The candidate at `index`, because it holds what the request goes on from.
+    #[must_use]
+    pub const fn sticky(index: usize) -> Self {
+        Self::new(index, Decision::Sticky)
+    }
+
     /// The tokens of a prompt of `prompt_bytes` bytes that the picked worker is expected to compute, at its `tokens_per_byte`.
     #[must_use]
     pub fn uncached_tokens(&self, prompt_bytes: usize, tokens_per_byte: f32) -> u32 {
