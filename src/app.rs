@@ -98,9 +98,11 @@ fn bind_mesh(
     let of_others = if config.mesh.network.is_some() { registry } else { &unshown };
     let metrics = mesh::Metrics::register(registry, of_others)?;
     let bridge_metrics = bridge::Metrics::register(of_others)?;
+    let disk_metrics = config.mesh.data.as_ref().map(|_| mesh::DiskMetrics::register(registry));
     let services = mesh::HostServices {
         resolver: dialer.resolver().clone(),
         shortages: dialer.shortages().clone(),
+        disk_metrics: disk_metrics.transpose()?,
     };
     let mesh = Mesh::bind(config.mesh.clone(), clock, metrics, client_endpoint, services)?;
     Ok((mesh, bridge_metrics))
@@ -295,6 +297,11 @@ impl App {
             self.listener_tls.as_ref(),
             &handle,
         )?;
+        if self.config.mesh.data.is_none() {
+            info!(
+                "all state is in memory, and lost when all routers stop: --data-dir keeps it on disk"
+            );
+        }
         info!(%address, policy = %self.config.policy.kind, workers = self.config.workers.len(), "serving");
         supervisor::report_ready(address);
         Ok(Running {

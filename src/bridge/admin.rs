@@ -275,6 +275,7 @@ impl Admin {
         let versions = self.mesh.visit(move |node, _, now| write(node, now, change)).await??;
         // A new worker should be probed at once.
         self.bridge.wake.notify_one();
+        self.mesh.synced().await;
         Ok(Written { admin: self, versions })
     }
 

@@ -6,18 +6,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct Gate {
     is_open: AtomicBool,
+    /// It has the state of an earlier process, and has waited a moment for the others.
+    has_own_state: AtomicBool,
     announced: AtomicBool,
 }
 
 impl Gate {
     /// `is_open`: there are no others to learn from.
     pub(super) fn new(is_open: bool) -> Self {
-        Self { is_open: AtomicBool::new(is_open), announced: AtomicBool::new(false) }
+        Self {
+            is_open: AtomicBool::new(is_open),
+            has_own_state: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+        }
     }
 
-    /// Whether this router may be ready: it has the state of the others, there are none, or it has waited long enough.
+    /// Whether this router may be ready: it is open, or it has the state that an earlier process of it has saved.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
+        self.is_open() || self.has_own_state.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_own_state(&self) {
+        self.has_own_state.store(true, Ordering::Release);
+    }
+
+    /// Whether this router may publish what it was configured with: it has the state of the others, there are none, or it has
+    /// waited long enough.
+    pub(super) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
 

@@ -25,6 +25,10 @@ const HINT_WAIT: Duration = Duration::from_millis(300);
 /// apart: the next one finds there what the first has announced.
 const ANNOUNCE_STAGGER: Duration = Duration::from_millis(100);
 
+/// How long a router that has loaded its state from disk waits for the state of the others before it is ready: where all have
+/// stopped, none comes.
+const OWN_STATE_WAIT: Duration = Duration::from_secs(1);
+
 /// The steps of a start.
 #[derive(Debug)]
 pub(super) struct Startup {
@@ -91,6 +95,13 @@ impl Startup {
                 "no other router has sent its state in time: this router goes on without it"
             );
         } else {
+            let has_waited = now.saturating_sub(self.began) >= OWN_STATE_WAIT;
+            if has_waited && self.mesh.is_restored() && !self.bridge.gate.is_ready() {
+                info!(
+                    "this router is ready with the state that it has saved; no other router has sent its own yet"
+                );
+                self.bridge.gate.mark_own_state();
+            }
             return false;
         }
         self.bridge.gate.open();

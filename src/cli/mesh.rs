@@ -131,6 +131,25 @@ pub struct MeshArgs {
     /// Whether messages between routers are encrypted with the shared key. Default: required with a key, off without.
     #[arg(long, value_name = "MODE")]
     pub mesh_encryption: Option<MeshEncryption>,
+    /// Folder in which this router keeps what administrators set: workers, policies, limits and shared keys.
+    ///
+    /// A restarted router, or a cluster of which all routers have stopped, goes on with it. Each router needs a folder of its
+    /// own on a local disk; with --enable-mesh and without it. It is created if there is none. The files are sealed with a
+    /// shared key if there is one. Default: none; all state is in memory, and lost when all routers stop.
+    #[arg(long, value_name = "FOLDER", value_parser = file)]
+    pub data_dir: Option<PathBuf>,
+    /// When a change is written to --data-dir and synced.
+    #[arg(long, value_name = "WHEN", default_value = "interval")]
+    pub persist_fsync: PersistFsync,
+}
+
+/// When a change is written to the data folder and synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PersistFsync {
+    /// Within 50 ms, together with others: a power failure loses at most that, unless another router has it
+    Interval,
+    /// At once: an administrator's write is answered when it is on disk, or it is known that the disk does not work
+    Always,
 }
 
 /// Whether messages between routers are encrypted.

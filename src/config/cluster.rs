@@ -2,17 +2,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr as _;
+use std::time::Duration;
 
 use smg_cluster::codec::ClusterId;
 use smg_cluster::{self as cluster, membership, replication};
 use smg_mesh::{self as mesh, Mode, Ring, SecurityConfig, SharedKey};
+use smg_persist::Fsync;
 use smg_runtime::tls::{self, MeshFiles};
 use smg_types::ids::NodeName;
 
-use crate::cli::{MeshArgs, MeshEncryption, MeshProfile};
+use crate::cli::{MeshArgs, MeshEncryption, MeshProfile, PersistFsync};
 use crate::config::layers::Settings;
 use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
+
+/// How long changes are gathered with `--persist-fsync interval` before they are written and synced together.
+const PERSIST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The router's name in the cluster: the given one, else the host's name, with the port if that is not the default. So
 /// two routers of one host have different names, and each keeps its name after a restart.
@@ -60,6 +65,10 @@ pub(super) fn mesh_config(
     });
     let cluster = ClusterId::of(args.mesh_cluster_id.as_str());
     let cluster_name = args.mesh_cluster_id.to_string();
+    let data = data_config(args);
+    if data.is_none() && settings.was_given("persist_fsync") {
+        warnings.push("--persist-fsync has no effect without --data-dir".to_owned());
+    }
     if !args.enable_mesh {
         let unused = ["mesh_server_name", "mesh_peer_urls", "mesh_advertise_host"]
             .into_iter()
@@ -70,7 +79,7 @@ pub(super) fn mesh_config(
         let membership = membership::Config::lan();
         let node =
             cluster::Config { cluster, membership, replication: replication::Config::default() };
-        return mesh::Config { name, cluster_name, node, network: None };
+        return mesh::Config { name, cluster_name, node, network: None, data };
     }
     let membership = membership_config(args);
     check_membership(&membership, mistakes);
@@ -80,7 +89,16 @@ pub(super) fn mesh_config(
     };
     let node = cluster::Config { cluster, membership, replication };
     let network = Some(network_config(args, process, mistakes, warnings));
-    mesh::Config { name, cluster_name, node, network }
+    mesh::Config { name, cluster_name, node, network, data }
+}
+
+/// The folder in which the state is kept.
+fn data_config(args: &MeshArgs) -> Option<mesh::DataConfig> {
+    let fsync = match args.persist_fsync {
+        PersistFsync::Interval => Fsync::Interval(PERSIST_INTERVAL),
+        PersistFsync::Always => Fsync::Always,
+    };
+    args.data_dir.clone().map(|folder| mesh::DataConfig { folder, fsync })
 }
 
 fn network_config(

@@ -98,7 +98,7 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
     let (ready, total) = surface.fleet.ready_and_total();
     let reason = if surface.lifecycle.is_draining() {
         Some("draining")
-    } else if !surface.gate.is_open() {
+    } else if !surface.gate.is_ready() {
         Some("joining")
     } else if ready < surface.config.min_ready_workers {
         Some("insufficient healthy workers")

@@ -20,6 +20,7 @@ mod api;
 mod bad_input;
 mod demo;
 mod deploy;
+mod disk;
 mod down;
 mod engines;
 mod failure;

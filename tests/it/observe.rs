@@ -55,6 +55,7 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Limits", &["smg_limit_"]),
     ("Mesh", &["smg_mesh_", "smg_cluster_"]),
+    ("Data folder", &["smg_persist_"]),
     ("Requests of clients", &["smg_http_", "smg_router_", "smg_tokens_"]),
     ("Admission", &["smg_admission_"]),
     ("Workers", &["smg_worker"]),
@@ -104,7 +105,9 @@ async fn metrics_match_the_golden_files() {
         ["--mesh-server-name", "me", "--mesh-peer-urls", &address(&peer, "mesh").to_string()]
             .map(str::to_owned);
     let join = join.iter().map(String::as_str);
-    let flags: Vec<&str> = alone.into_iter().chain(join).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = ["--data-dir", folder.path().to_str().unwrap()];
+    let flags: Vec<&str> = alone.into_iter().chain(join).chain(folder).collect();
     let router = Router::before(&[worker.url()], &flags).await;
     // Some families appear only after an event: an attempt that fails and is retried, and one without an answer.
     worker.faults(r#"{"script":{"status":503},"next":1}"#);

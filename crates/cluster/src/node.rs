@@ -4,6 +4,8 @@
 //! generation of the node. What membership reports of other nodes goes to replication, and when replication finds that
 //! peers have retired this generation, membership begins a later one. Events of both wait here for the driver.
 
+mod disk;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;

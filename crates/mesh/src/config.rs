@@ -10,6 +10,7 @@ use smg_runtime::shortage::Shortages;
 use smg_types::ids::NodeName;
 
 use crate::advertise::{self, Wanted};
+use crate::durability::{DataConfig, DiskMetrics};
 use crate::join_address::JoinAddress;
 use crate::security::Config as SecurityConfig;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub node: cluster::Config,
     /// The network with other routers; `None` if this router is a cluster of one, without a mesh port and connections.
     pub network: Option<NetworkConfig>,
+    /// Where the state is kept; `None`: in memory only.
+    pub data: Option<DataConfig>,
 }
 
 /// How other routers reach this one, and how it reaches them.
@@ -46,6 +49,8 @@ pub struct HostServices {
     pub resolver: Resolver,
     /// Takes reports of shortages of the process's own resources.
     pub shortages: Shortages,
+    /// The metrics of the data folder, if there is one.
+    pub disk_metrics: Option<DiskMetrics>,
 }
 
 /// Why the node can't start.
@@ -59,6 +64,9 @@ pub enum BindError {
         /// The system's error.
         source: io::Error,
     },
+    /// Another process uses the data folder, or it is none.
+    #[error("{0} (--data-dir)")]
+    Data(#[from] smg_persist::FolderError),
     /// A certificate or key can't be used.
     #[error(transparent)]
     Tls(#[from] smg_runtime::tls::TlsErrors),

@@ -6,6 +6,7 @@
 
 mod measure;
 mod refused_log;
+mod saving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -26,6 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::config::ClientEndpoint;
 use crate::driver::refused_log::RefusedLog;
+use crate::durability::DiskHandle;
 use crate::link::{Dialler, Link};
 use crate::metrics::Metrics;
 use crate::service::Incoming;
@@ -88,6 +90,8 @@ pub(super) struct Outputs {
     pub(super) view: watch::Sender<Arc<View>>,
     pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
     pub(super) me: Arc<ArcSwap<Introduction>>,
+    /// Takes what must be on disk.
+    pub(super) disk: Option<DiskHandle>,
 }
 
 /// The task that owns the node.
@@ -121,6 +125,8 @@ pub(super) struct Driver {
     state_frames: u64,
     /// The number of writes of this router at several times (`Clock::mono`), the oldest first.
     written: VecDeque<(Duration, u64)>,
+    /// `Clock::mono` when the positions of all logs were last handed to the disk.
+    saved_positions_at: Duration,
     /// The peers that have metrics.
     measured: BTreeSet<NodeName>,
     /// `Clock::mono` when another router last claimed this one's name.
@@ -164,6 +170,7 @@ impl Driver {
             synced: Synced::new(),
             state_frames: 0,
             written: VecDeque::new(),
+            saved_positions_at: Duration::ZERO,
             measured: BTreeSet::new(),
             contested: None,
             refused_log: RefusedLog::default(),
@@ -279,8 +286,9 @@ impl Driver {
             }
             Command::Visit(visit) => {
                 visit(&mut self.node, &self.synced, now);
-                // The next visit must find its writes applied to the rest of the router.
+                // The next visit must find its writes applied to the rest of the router, and handed to the disk.
                 self.update_follower();
+                self.save();
             }
         }
     }
@@ -300,6 +308,7 @@ impl Driver {
     /// Sends the node's frames, publishes its events, and does the housekeeping if it is due.
     fn drain(&mut self) {
         self.update_follower();
+        self.save();
         while let Some(transmit) = self.node.poll_transmit() {
             self.send(transmit);
         }

@@ -9,11 +9,13 @@ use rand::RngExt as _;
 use smg_cluster::Node;
 use smg_cluster::membership::generation_at;
 use smg_runtime::clock::Clock;
+use smg_types::ids::Generation;
 use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::config::{BindError, ClientEndpoint, Config, HostServices};
 use crate::driver::{Driver, Inputs, Outputs};
+use crate::durability::Data;
 use crate::handle::Handle;
 use crate::join::{Joiner, Resolutions};
 use crate::link::{Board, Dialler};
@@ -46,6 +48,8 @@ pub(super) struct Engine {
     /// `None` if this router is a cluster of one.
     pub(super) network: Option<Network>,
     pub(super) follower: Option<Box<dyn Follower>>,
+    /// The data folder, until its thread has it.
+    pub(super) data: Option<Data>,
     pub(super) client_endpoint: ClientEndpoint,
 }
 
@@ -77,12 +81,9 @@ pub(super) fn assemble(
     services: HostServices,
 ) -> Result<(Handle, Engine, Ends), BindError> {
     let now = clock.now();
-    let (security, join) = match &config.network {
-        Some(network) => (Security::new(&network.security, now)?, network.join.clone()),
-        None => (Security::new(&SecurityConfig::default(), now)?, Vec::new()),
-    };
-    let security = Arc::new(security);
-    let node = new_node(&config, address, now, join.is_empty())?;
+    let (mut data, security) = open_data(&config, now)?;
+    let join = config.network.as_ref().map(|network| network.join.clone()).unwrap_or_default();
+    let node = new_node(&config, address, now, join.is_empty(), data.as_mut())?;
     let me = Arc::new(ArcSwap::from_pointee(introduction(&node, &config, client_endpoint)));
     let (swim_tx, swim) = mpsc::channel(INBOX);
     let (state_tx, state) = mpsc::channel(INBOX);
@@ -110,6 +111,8 @@ pub(super) fn assemble(
         view: view.clone(),
         events: events.clone(),
         dialler: Arc::clone(&dialler),
+        disk: data.as_ref().map(|data| data.handle.clone()),
+        is_restored: data.as_ref().is_some_and(Data::has_state),
         resolutions: Resolutions::default(),
         failed,
     };
@@ -139,13 +142,25 @@ pub(super) fn assemble(
         clock,
         node,
         inputs: Inputs { swim, state, commands },
-        outputs: Outputs { view: view_tx, events, me },
+        outputs: Outputs { view: view_tx, events, me, disk: handle.disk.clone() },
         dialler,
         network,
         follower: None,
+        data,
         client_endpoint,
     };
     Ok((handle, engine, Ends { stop, failed: failed_tx }))
+}
+
+/// Opens the data folder, if there is one, and the protection of the mesh with the keys that are saved there.
+fn open_data(config: &Config, now: Now) -> Result<(Option<Data>, Arc<Security>), BindError> {
+    let alone = SecurityConfig::default();
+    let security = config.network.as_ref().map_or(&alone, |network| &network.security);
+    let data = config.data.as_ref();
+    let data = data.map(|data| Data::open(data, &config.name, &security.keys, now)).transpose()?;
+    let saved = data.as_ref().map(|data| (data.ring.clone(), data.handle.clone()));
+    let security = Security::new(security, now, saved)?;
+    Ok((data, Arc::new(security)))
 }
 
 /// The introduction of a node that has just been created.
@@ -166,15 +181,25 @@ fn new_node(
     address: SocketAddr,
     now: Now,
     is_alone: bool,
+    data: Option<&mut Data>,
 ) -> Result<Node, BindError> {
     let mut rng = rand::rng();
-    let generation = generation_at(now.wall, rng.random());
+    let mut generation = generation_at(now.wall, rng.random());
+    if let Some(Generation(before)) = data.as_ref().and_then(|data| data.generation(&config.name)) {
+        // The clock may have been set back.
+        generation = generation.max(Generation(before.saturating_add(1)));
+    }
     let name = config.name.clone();
     let mut node = Node::try_new(config.node.clone(), name, generation, address, now, &mut rng)
         .map_err(|mistakes| {
             let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
             BindError::Config(lines.join("; "))
         })?;
+    if let Some(data) = data {
+        // The follower must learn of all that is loaded.
+        node.track_changed_keys();
+        data.restore(&mut node, now);
+    }
     if is_alone {
         node.join(now, &[]);
     }
@@ -182,14 +207,25 @@ fn new_node(
 }
 
 impl Engine {
+    /// Makes `follower` apply all changes, and at once those that were loaded from disk.
+    pub(super) fn follow(&mut self, mut follower: Box<dyn Follower>) {
+        let changed = self.node.take_changed_keys();
+        if !changed.is_empty() {
+            let now = self.node.cluster_time(self.clock.now());
+            follower.apply(&mut self.node, &changed, false, now);
+        }
+        self.follower = Some(follower);
+    }
+
     /// Runs until the node has departed, or until all handles are dropped. `listener` accepts other routers if the node
     /// has a network.
     ///
     /// # Errors
     /// If the mesh port can't be served.
     pub(super) async fn run(self, listener: Option<impl Listener>) -> anyhow::Result<()> {
-        let Self { clock, node, inputs, outputs, dialler, network, follower, client_endpoint } =
-            self;
+        let Self {
+            clock, node, inputs, outputs, dialler, network, follower, client_endpoint, ..
+        } = self;
         let driver = Driver::new(node, clock, inputs, outputs, dialler, follower, client_endpoint);
         let (Some(Network { service, joiner }), Some(listener)) = (network, listener) else {
             // Boxed, because its state is large.

@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::driver::Command;
+use crate::durability::{DiskHandle, Durability};
 use crate::join::Resolutions;
 use crate::link::{self, Dialler, LinkStatus};
 use crate::seal::{KeyId, Mode, Ring, RingError};
@@ -26,6 +27,10 @@ pub struct Handle {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
     pub(super) dialler: Arc<Dialler>,
+    /// `None`: there is no data folder.
+    pub(super) disk: Option<DiskHandle>,
+    /// Whether the node began with a state that an earlier process has saved.
+    pub(super) is_restored: bool,
     pub(super) resolutions: Resolutions,
     /// Set when the node's thread has ended without a request.
     pub(super) failed: watch::Receiver<bool>,
@@ -42,6 +47,29 @@ impl Handle {
     #[must_use]
     pub fn ha_mode(&self) -> &'static str {
         if self.is_networked() { "mesh" } else { "standalone" }
+    }
+
+    /// Whether the state of this router is on disk.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.disk.as_ref().map_or_else(Durability::memory, DiskHandle::durability)
+    }
+
+    /// Whether the node began with a state that an earlier process of this router has saved.
+    #[must_use]
+    pub const fn is_restored(&self) -> bool {
+        self.is_restored
+    }
+
+    /// With `--persist-fsync always`, waits until all writes that were made so far are on disk, or it is known that the disk
+    /// does not work; not longer than some seconds.
+    pub async fn synced(&self) {
+        if let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_waited_for()) {
+            // The driver hands over what a visit has written before it runs the next one.
+            if self.visit(|_, _, _| ()).await.is_ok() {
+                disk.synced().await;
+            }
+        }
     }
 
     /// Resolves when the node has failed. After that no visit is answered, and the view does not change.
@@ -139,6 +167,7 @@ impl Handle {
             return Err(KeysError::NoSecret);
         }
         security.change(&change)?;
+        security.saved().await;
         let mut receipts = KeyReceipts::new();
         receipts.insert(view.me.node.name.to_string(), Ok(security.ring().ids().collect()));
         let mut sending = tokio::task::JoinSet::new();

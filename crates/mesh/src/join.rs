@@ -225,6 +225,7 @@ mod tests {
             services: HostServices {
                 resolver: Resolver::with(clock, move |host, _| lookup(host)),
                 shortages: Shortages::unregistered(clock),
+                disk_metrics: None,
             },
             provisional: None,
             resolutions: Arc::default(),

@@ -13,6 +13,7 @@ mod advertise;
 mod concealed;
 mod config;
 mod driver;
+mod durability;
 mod engine;
 mod handle;
 mod join;
@@ -35,6 +36,7 @@ mod wire;
 
 pub use advertise::{Source, Wanted};
 pub use config::{BindError, ClientEndpoint, Config, HostServices, NetworkConfig};
+pub use durability::{DataConfig, DiskMetrics, Durability};
 pub use handle::{Handle, KeyReceipts, KeysError, VisitError};
 pub use join_address::{DEFAULT_PORT, JoinAddress, ParseJoinAddressError};
 pub use link::{LaneStatus, LinkStatus};

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::advertise::{self, Source};
 use crate::config::{BindError, ClientEndpoint, Config, HostServices, NetworkConfig};
+use crate::durability::{DiskHandle, DiskMetrics};
 use crate::engine::{Ends, Engine, assemble};
 use crate::handle::Handle;
 use crate::metrics::Metrics;
@@ -31,6 +32,7 @@ pub struct Mesh {
     stop: watch::Sender<bool>,
     failed: watch::Sender<bool>,
     metrics: Metrics,
+    disk_metrics: Option<DiskMetrics>,
 }
 
 /// The bound mesh port and its advertised address.
@@ -49,6 +51,7 @@ pub struct Running {
     pub(super) handle: Handle,
     stop: watch::Sender<bool>,
     thread: std::thread::JoinHandle<()>,
+    disk_thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Mesh {
@@ -68,6 +71,7 @@ impl Mesh {
         let port = config.network.as_ref().map(Port::bind).transpose()?;
         let address =
             port.as_ref().map_or_else(|| client_endpoint.address_alone(), |port| port.address);
+        let disk_metrics = services.disk_metrics.clone();
         let provisional = port.as_ref().is_some_and(|port| port.source.is_provisional());
         let (handle, mut engine, ends) = assemble(
             config,
@@ -82,12 +86,12 @@ impl Mesh {
             network.joiner.provisional = provisional.then_some(address);
         }
         let Ends { stop, failed } = ends;
-        Ok(Self { handle, engine, port, stop, failed, metrics })
+        Ok(Self { handle, engine, port, stop, failed, metrics, disk_metrics })
     }
 
-    /// Makes `follower` apply all changes, from the start on.
+    /// Makes `follower` apply all changes, from the start on. It applies what was loaded from disk before this returns.
     pub fn follow(&mut self, follower: Box<dyn Follower>) {
-        self.engine.follower = Some(follower);
+        self.engine.follow(follower);
     }
 
     /// The handle for the rest of the router. The node answers visits after [`Mesh::start`].
@@ -101,7 +105,7 @@ impl Mesh {
     /// # Errors
     /// If the system refuses a thread or a runtime.
     pub fn start(self, tasks: &Tasks) -> io::Result<Running> {
-        let Self { handle, engine, port, stop, failed, metrics } = self;
+        let Self { handle, mut engine, port, stop, failed, metrics, disk_metrics } = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = port
             .map(|port| {
@@ -111,6 +115,13 @@ impl Mesh {
             })
             .transpose()?;
         metrics.node_up.set(1);
+        let keeper =
+            engine.data.take().and_then(|data| data.into_keeper(engine.clock, disk_metrics));
+        let disk_thread = keeper
+            .map(|keeper| {
+                std::thread::Builder::new().name("smg-disk".to_owned()).spawn(move || keeper.run())
+            })
+            .transpose()?;
         let (ended_tx, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("smg-mesh".to_owned()).spawn(move || {
             match runtime.block_on(engine.run(listener)) {
@@ -137,7 +148,7 @@ impl Mesh {
             }
             Ok(())
         });
-        Ok(Running { handle, stop, thread })
+        Ok(Running { handle, stop, thread, disk_thread })
     }
 }
 
@@ -161,19 +172,25 @@ impl Port {
 impl Running {
     /// Leaves the cluster, sends what is queued, and ends the thread.
     pub async fn depart(self) {
-        let Self { handle, stop, thread } = self;
+        let Self { handle, stop, thread, disk_thread } = self;
         if tokio::time::timeout(DEPARTURE, handle.depart()).await.is_err() {
             warn!("the cluster node did not leave in time");
         }
         stop.send_replace(true);
         let is_networked = handle.is_networked();
         // Joining blocks, which this runtime must not; the thread has nothing left to do.
-        let joined = tokio::task::spawn_blocking(move || thread.join());
+        let disk = handle.disk.clone();
+        let joined = tokio::task::spawn_blocking(move || {
+            let joined = thread.join();
+            // The last changes are handed over: the thread of the disk writes them and ends.
+            disk.iter().for_each(DiskHandle::stop);
+            joined.and_then(|()| disk_thread.map_or(Ok(()), std::thread::JoinHandle::join))
+        });
         match tokio::time::timeout(DEPARTURE, joined).await {
             Ok(Ok(Ok(()))) if is_networked => info!("left the mesh"),
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(_)) | Err(_)) => warn!("the thread smg-mesh has panicked"),
-            Err(_elapsed) => warn!("the thread smg-mesh did not end in time"),
+            Ok(Ok(Err(_)) | Err(_)) => warn!("the thread smg-mesh or smg-disk has panicked"),
+            Err(_elapsed) => warn!("the thread smg-mesh or smg-disk did not end in time"),
         }
     }
 }

@@ -216,6 +216,11 @@ impl Ring {
         self.key(id).is_some()
     }
 
+    /// The keys, the encrypting one first.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &SharedKey> {
+        self.keys.iter()
+    }
+
     fn key(&self, id: KeyId) -> Option<&SharedKey> {
         self.keys.iter().find(|key| key.id() == id)
     }

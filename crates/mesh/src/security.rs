@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::concealed;
+use super::durability::DiskHandle;
 use super::purpose::{Purpose, Side};
 use super::seal::{
     self, KeyId, Mode, OpenError, Opener, Ring, RingError, Sealer, SharedKey, Stream,
@@ -46,6 +47,8 @@ pub(super) struct Security {
     ring: ArcSwap<Ring>,
     tls: Option<Live<MeshFiles>>,
     warned: AtomicBool,
+    /// Where the ring is saved.
+    disk: Option<DiskHandle>,
 }
 
 /// Why a message was refused.
@@ -80,14 +83,34 @@ pub enum KeyChange {
 }
 
 impl Security {
-    pub(super) fn new(config: &Config, now: Now) -> Result<Self, TlsErrors> {
+    /// `saved`: the ring that was saved, and where it is saved when it changes.
+    pub(super) fn new(
+        config: &Config,
+        now: Now,
+        saved: Option<(Ring, DiskHandle)>,
+    ) -> Result<Self, TlsErrors> {
         let tls = config.tls.clone().map(|files| Live::read(files, now)).transpose()?;
+        let (ring, disk) = saved.unzip();
         Ok(Self {
             mode: config.mode,
-            ring: ArcSwap::from_pointee(config.keys.clone()),
+            ring: ArcSwap::from_pointee(ring.unwrap_or_else(|| config.keys.clone())),
             tls,
             warned: AtomicBool::new(false),
+            disk,
         })
+    }
+
+    /// Waits until the ring is on disk, if it is saved and the disk works; not longer than two seconds.
+    pub(super) async fn saved(&self) {
+        if let Some(disk) = &self.disk {
+            disk.synced().await;
+        }
+    }
+
+    fn save(&self) {
+        if let Some(disk) = &self.disk {
+            disk.save_ring(Ring::clone(&self.ring.load()));
+        }
     }
 
     /// The current TLS configuration, if there is one.
@@ -120,6 +143,7 @@ impl Security {
         let fits = self.mode != Mode::Required || !ring.is_empty();
         if fits {
             self.ring.store(Arc::new(ring));
+            self.save();
         }
         fits
     }
@@ -136,6 +160,9 @@ impl Security {
             };
             ring
         });
+        if result.is_ok() {
+            self.save();
+        }
         result
     }
 
@@ -315,7 +342,7 @@ mod tests {
 
     fn security(mode: Mode, keys: &[u8]) -> Security {
         let keys = Ring::new(keys.iter().copied().map(key)).unwrap();
-        Security::new(&Config { tls: None, mode, keys }, Now::default()).unwrap()
+        Security::new(&Config { tls: None, mode, keys }, Now::default(), None).unwrap()
     }
 
     fn opening(of: &Security) -> Opening {

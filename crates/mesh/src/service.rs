@@ -140,6 +140,7 @@ impl Service {
             from.ticket.accept();
         }
         let answer = keys::apply(&self.security, change);
+        self.security.saved().await;
         match &answer {
             Ok(ids) => info!(by = %it.node, keys = ?ids, "the shared keys have changed"),
             Err(error) => {

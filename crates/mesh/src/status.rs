@@ -10,6 +10,7 @@ use smg_cluster::state::{StoreId, Version};
 use smg_cluster::{Lane, Node};
 use smg_types::now::Now;
 
+use super::durability::Durability;
 use super::handle::{Handle, VisitError};
 use super::link::LinkStatus;
 use super::metrics::lane_name;
@@ -29,6 +30,8 @@ pub struct Status {
     /// The cluster's name; absent if no other router can join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// Whether the state of this router is on disk.
+    pub durability: Durability,
     /// All listed routers, by name.
     pub nodes: Vec<NodeStatus>,
     /// The stores of this router, by name. A store that no router of this version writes to is left out.
@@ -77,6 +80,8 @@ pub struct Health {
     pub reasons: Vec<String>,
     /// `mesh`, or `standalone` if no other router can join this one.
     pub ha_mode: &'static str,
+    /// Whether the state of this router is on disk.
+    pub durability: Durability,
     /// The status of this router itself.
     pub node: NodeStatus,
     /// The configured join addresses.
@@ -159,7 +164,11 @@ impl Handle {
     pub async fn status(&self) -> Result<Status, VisitError> {
         let cluster = self.is_networked().then(|| self.cluster_name().to_owned());
         let ha_mode = self.ha_mode();
-        self.visit(move |node, synced, now| status_of(node, synced, now, ha_mode, cluster)).await
+        let durability = self.durability();
+        let status = move |node: &mut Node, synced: &Synced, now| {
+            status_of(node, synced, now, (ha_mode, durability), cluster)
+        };
+        self.visit(status).await
     }
 
     /// The state of this router. Also works after its node has failed.
@@ -172,6 +181,7 @@ impl Handle {
                 status: "failed",
                 reasons: vec![error.to_string()],
                 ha_mode: self.ha_mode(),
+                durability: self.durability(),
                 // The view still holds the last state. This router reports DOWN for itself, because the other routers
                 // list it so.
                 node: NodeStatus {
@@ -208,7 +218,9 @@ impl Handle {
                 (node.me(), node.membership().refused().cloned(), peers, not_applied, now)
             })
             .await?;
-        let (me, refused, members, not_applied, now) = state;
+        let (me, refused, members, mut not_applied, now) = state;
+        let durability = self.durability();
+        not_applied.extend(durability.reason());
         let peers: Vec<_> = members
             .iter()
             .map(|(member, lag, ahead)| peer_status(member, *lag, *ahead, &links, now))
@@ -216,7 +228,7 @@ impl Handle {
         let join = self.join_statuses(&me, &members, &links);
         let (status, reasons) = health_of(&me, refused.as_ref(), &peers, &join, not_applied);
         let (ha_mode, node) = (self.ha_mode(), node_status(&me, now));
-        Ok(Health { status, reasons, ha_mode, node, join, peers })
+        Ok(Health { status, reasons, ha_mode, durability, node, join, peers })
     }
 
     /// The version of the member list, and the routers with their URLs for clients.
@@ -313,7 +325,7 @@ fn status_of(
     node: &Node,
     synced: &Synced,
     now: Now,
-    ha_mode: &'static str,
+    (ha_mode, durability): (&'static str, Durability),
     cluster: Option<String>,
 ) -> Status {
     let mut nodes: Vec<_> =
@@ -327,6 +339,7 @@ fn status_of(
         alive_count: std::iter::once(node.me()).chain(node.members()).filter(takes_part).count(),
         ha_mode,
         cluster,
+        durability,
         nodes,
         stores: StoreId::in_use()
             .map(|store| (store.name(), store_status(node, store, synced)))

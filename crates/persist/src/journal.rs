@@ -142,6 +142,12 @@ impl<D: Disk> Journal<D> {
         self.synced
     }
 
+    /// Whether there are changes that are not on disk.
+    #[must_use]
+    pub fn has_unwritten(&self) -> bool {
+        !self.unwritten.is_empty()
+    }
+
     /// Does what is due, and blocks until the disk has done it.
     pub fn turn(&mut self, now: Duration) -> Turn {
         match &self.target {

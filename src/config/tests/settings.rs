@@ -106,6 +106,13 @@ fn mesh() -> Vec<Row> {
             see_keys,
         ),
         row("mesh-encryption-key-file", "SHARED", "OTHER_SHARED", "[66687aadf862bd77]", see_keys),
+        row("data-dir", "/var/lib/smg", "/tmp/smg", "/var/lib/smg", |c| {
+            let folder = c.mesh.data.as_ref().map(|data| data.folder.display().to_string());
+            folder.unwrap_or_default()
+        }),
+        row("persist-fsync", "always", "interval", "Some(Always)", |c| {
+            format!("{:?}", c.mesh.data.as_ref().map(|data| data.fsync))
+        }),
         row("mesh-encryption", "permissive", "required", "Permissive", see_network!(security.mode)),
     ]
 }
@@ -364,6 +371,7 @@ fn companions(flag: &str, files: &Files) -> String {
             format!("enable-mesh = true\nmesh-tls-cert = '{cert}'\nmesh-tls-key = '{key}'\n")
         }
         "mesh-encryption" => "enable-mesh = true\nmesh-encryption-key = 'AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE='\n".to_owned(),
+        "persist-fsync" => "data-dir = '/var/lib/smg'\n".to_owned(),
         flag if flag.starts_with("mesh-") => "enable-mesh = true\n".to_owned(),
         _ => String::new(),
     }

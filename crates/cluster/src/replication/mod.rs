@@ -7,7 +7,7 @@
 //! protocol, with the reason and the test of each rule; comments here name its rules as R1, R2 and so on.
 //!
 //! [`Replication`] reads like the protocol: writes (here), reports of membership (`members`), messages in (`receive`),
-//! messages out (`send`), what time brings (`upkeep`), saving and restoring (`restore`). What must be remembered for that belongs to parts that own their
+//! messages out (`send`), what time brings (`upkeep`), what a node keeps on disk (`saving`, `restore`). What must be remembered for that belongs to parts that own their
 //! fields: the members, with what each has applied and is owed (`peers`, `peer`, `send_window`, `acks`), rows that are
 //! missing here (`pulls`), snapshots on their way in (`snapshot_loads`), what was adopted (`retirement`), when
 //! something is due (`schedule`, `coalescing`, `settling`), what a member that lied has left behind (`leftovers`, `healing`). What needs no memory is a function of the state:
@@ -37,6 +37,8 @@ mod pulls;
 mod receive;
 mod restore;
 mod retirement;
+mod saved;
+mod saving;
 mod schedule;
 mod send;
 mod send_window;
@@ -63,6 +65,8 @@ use crate::replication::message::{ClaimsBuilder, Digest, Message};
 use crate::replication::peers::Peers;
 use crate::replication::pulls::Pulls;
 use crate::replication::retirement::Adoptions;
+use crate::replication::saved::Saving;
+pub use crate::replication::saved::{Restored, SavedEntry, is_saved_key, saved_generation};
 use crate::replication::schedule::Schedule;
 use crate::replication::settling::Settling;
 use crate::replication::snapshot_loads::SnapshotLoads;
@@ -88,6 +92,7 @@ pub struct Replication {
     loads: SnapshotLoads,
     adoptions: Adoptions,
     leftovers: Leftovers,
+    saving: Saving,
     /// Whether this node has ever applied all that some reachable peer had applied.
     is_warm: bool,
     /// Whether a peer has retired the present generation of this node, or knows that it has ended.
@@ -111,6 +116,7 @@ impl Replication {
             loads: SnapshotLoads::default(),
             adoptions: Adoptions::default(),
             leftovers: Leftovers::default(),
+            saving: Saving::default(),
             is_warm: false,
             is_fenced: false,
             counters: Counters::default(),

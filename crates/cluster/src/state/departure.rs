@@ -36,6 +36,7 @@ impl Store for Departures {
     const MAX_CONTENT_BYTES: usize = 4 * 1024;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = true;
 
     type Key = ModelId;
     type Value = LwwRegister<Departure>;

@@ -43,7 +43,9 @@ use crate::state::prefixes::Prefixes;
 pub use crate::state::store_id::{STORES, StoreId};
 pub use crate::state::stores::Write;
 use crate::state::stores::{ChangedKeys, Tables};
-use crate::state::table::{BrokenInvariant, LogPosition, NodeParts, RefusedRow, Replica, Sizes};
+use crate::state::table::{
+    BrokenInvariant, LogPosition, NodeParts, RefusedRow, Replica, SavedKey, Sizes,
+};
 use crate::state::writers::{Writer, Writers};
 
 /// A write of this node: a receipt waits until peers have applied it.
@@ -155,6 +157,18 @@ impl State {
             self.replica_mut(store, now).0.forget(writer);
         }
         self.writers.forget(writer);
+    }
+
+    /// From now on, keys that change in the stores on disk are remembered until they are saved.
+    pub(crate) fn track_unsaved(&mut self) {
+        for store in StoreId::durable() {
+            self.tables.get_mut(store).track_unsaved();
+        }
+    }
+
+    /// The keys of `store` that have changed since this was last called, each with all that is known about it.
+    pub(crate) fn take_unsaved(&mut self, store: StoreId) -> Vec<SavedKey> {
+        self.tables.get_mut(store).take_unsaved(&self.writers)
     }
 
     /// Writes a row of this node; `None` when there was nothing to remove.

@@ -35,6 +35,7 @@ impl Store for Policies {
     const MAX_CONTENT_BYTES: usize = row::MAX_CONTENT_BYTES;
     const IS_AWAITED: bool = true;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = true;
 
     type Key = ModelId;
     type Value = LwwRegister<PolicyRecord>;

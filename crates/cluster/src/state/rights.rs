@@ -27,6 +27,7 @@ impl Store for Rights {
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = GrantKey;
     type Value = Granted;

@@ -29,6 +29,7 @@ impl Store for Rosters {
     const MAX_CONTENT_BYTES: usize = crate::state::row::MAX_CONTENT_BYTES;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = u8;
     type Value = LwwRegister<Roster>;

@@ -27,6 +27,7 @@ impl Store for Rules {
     const MAX_CONTENT_BYTES: usize = 8 * 1024;
     const IS_AWAITED: bool = true;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = true;
 
     type Key = RuleId;
     type Value = LwwRegister<RuleRecord>;

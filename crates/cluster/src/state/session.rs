@@ -37,6 +37,7 @@ impl Store for Sessions {
     const MAX_CONTENT_BYTES: usize = 4 * 1024;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = SessionKey;
     type Value = Session;

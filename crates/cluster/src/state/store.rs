@@ -59,6 +59,9 @@ pub trait Store: Debug + Sized + 'static {
     /// Whether routers of this version write rows of this store. A store that is not in use is replicated all the same,
     /// for the sake of newer routers, but is not shown in `/ha/status`, `/ha/drift` and metrics.
     const IS_IN_USE: bool;
+    /// Whether a router with a data folder keeps the rows on disk. What administrators set is worth it; what routers measure or
+    /// agree on anew after a restart is not.
+    const IS_DURABLE: bool;
 
     /// The key of a row; at most 1,024 bytes encoded.
     type Key: Clone + Ord + Debug + Serialize + DeserializeOwned;
@@ -93,6 +96,7 @@ pub(super) struct Properties {
     pub(super) max_content_bytes: usize,
     pub(super) is_awaited: bool,
     pub(super) is_in_use: bool,
+    pub(super) is_durable: bool,
 }
 
 impl Properties {
@@ -106,6 +110,7 @@ impl Properties {
             max_content_bytes: S::MAX_CONTENT_BYTES,
             is_awaited: S::IS_AWAITED,
             is_in_use: S::IS_IN_USE,
+            is_durable: S::IS_DURABLE,
         }
     }
 }

@@ -171,6 +171,11 @@ impl StoreId {
         Self::ALL.into_iter().filter(|store| store.properties().is_in_use)
     }
 
+    /// The stores that a router with a data folder keeps on disk.
+    pub fn durable() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|store| store.properties().is_durable)
+    }
+
     /// The name in `/ha/status`, metrics and log lines.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -46,7 +46,7 @@ pub use cell::BUCKETS;
 pub use log::{BrokenInvariant, LogPosition};
 pub use not_applied::NotAppliedReason;
 pub use parts::NodeParts;
-pub(crate) use range::{Mark, SnapshotRange};
+pub(crate) use range::{Mark, SavedKey, SnapshotRange};
 pub use replica::Sizes;
 pub(crate) use replica::{LogRange, Replica};
 pub use write::RefusedRow;
@@ -81,6 +81,8 @@ pub struct Table<S: Store> {
     fingerprint: u64,
     /// Keys under which something has changed since they were last taken; `None`: nobody takes them.
     changed_keys: Option<BTreeSet<S::Key>>,
+    /// Keys under which a row or a waiting kill has changed since they were last saved; `None`: nobody saves them.
+    unsaved_keys: Option<BTreeSet<S::Key>>,
 }
 
 impl<S: Store> Default for Table<S> {
@@ -99,6 +101,7 @@ impl<S: Store> Default for Table<S> {
             tombstones: 0,
             fingerprint: 0,
             changed_keys: None,
+            unsaved_keys: None,
         }
     }
 }
@@ -210,8 +213,8 @@ impl<S: Store> Table<S> {
         let cell = self.cells.get_mut(key)?;
         let at = cell.iter().position(|(w, _)| *w == writer)?;
         let (_, row) = cell.swap_remove(at);
-        if let Some(changed) = &mut self.changed_keys {
-            changed.insert(key.clone());
+        for keys in [&mut self.changed_keys, &mut self.unsaved_keys].into_iter().flatten() {
+            keys.insert(key.clone());
         }
         for (dot, hash) in row.dots(writer) {
             if !cell.iter().any(|(w, other)| other.has(*w, dot)) {
@@ -257,8 +260,8 @@ impl<S: Store> Table<S> {
 
     /// Inserts a row. The caller has removed the writer's older row under the key.
     fn insert_row(&mut self, key: S::Key, writer: Writer, row: Row<S::Value>) {
-        if let Some(changed) = &mut self.changed_keys {
-            changed.insert(key.clone());
+        for keys in [&mut self.changed_keys, &mut self.unsaved_keys].into_iter().flatten() {
+            keys.insert(key.clone());
         }
         let log = self.logs.entry(writer).or_default();
         log.by_version.insert(row.version, key.clone());

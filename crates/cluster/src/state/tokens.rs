@@ -26,6 +26,7 @@ impl Store for Tokens {
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = UsageKey;
     type Value = TokenFlow;

@@ -35,6 +35,7 @@ impl Store for Totals {
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = TotalKey;
     type Value = Total;

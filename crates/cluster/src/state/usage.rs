@@ -71,6 +71,7 @@ impl Store for Usage {
     const MAX_CONTENT_BYTES: usize = 512;
     const IS_AWAITED: bool = false;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = false;
 
     type Key = UsageKey;
     type Value = UsageCount;

@@ -40,6 +40,7 @@ impl Store for Workers {
     const MAX_CONTENT_BYTES: usize = row::MAX_CONTENT_BYTES;
     const IS_AWAITED: bool = true;
     const IS_IN_USE: bool = true;
+    const IS_DURABLE: bool = true;
 
     type Key = WorkerId;
     type Value = WorkerEntry;

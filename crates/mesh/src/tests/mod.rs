@@ -68,6 +68,7 @@ fn config(name: &str, cluster: &str, join: &[IpAddr], security: SecurityConfig) 
             join,
             security,
         }),
+        data: None,
         node: cluster::Config {
             cluster: ClusterId::of(cluster),
             membership: membership::Config::lan(),
@@ -82,7 +83,11 @@ fn metrics() -> Metrics {
 }
 
 fn services(clock: Clock) -> HostServices {
-    HostServices { resolver: Resolver::system(clock), shortages: Shortages::unregistered(clock) }
+    HostServices {
+        resolver: Resolver::system(clock),
+        shortages: Shortages::unregistered(clock),
+        disk_metrics: None,
+    }
 }
 
 fn worker(number: usize) -> WorkerSpec {

@@ -16,12 +16,12 @@ use smg_types::ids::{Generation, ModelId, NodeId, WorkerId};
 use smg_types::now::Now;
 
 use crate::replication::{CHUNK_BYTES, Config, Counters, Message, Replication};
+use crate::state::Write;
 use crate::state::load::{Load, LoadWrite};
 use crate::state::policy::{PolicyRecord, PolicyWrite};
 use crate::state::session::{SessionKey, SessionWrite};
 use crate::state::totals::{Outcome, TotalWrite};
 use crate::state::worker::WorkerWrite;
-use crate::state::{StoreId, Write};
 
 pub(super) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
@@ -50,7 +50,9 @@ struct Node {
     /// When its next tick is planned.
     tick_at: Option<Duration>,
     /// The snapshots that it has saved.
-    disk: Vec<(StoreId, Vec<crate::replication::message::SnapshotChunk>)>,
+    disk: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What the node held when it last saved all: what it must hold when it has loaded that.
+    saved: Option<Vec<(u64, BTreeMap<NodeId, u64>)>>,
     /// Values seen here under each key, and those that were seen and are gone.
     seen: BTreeMap<ModelId, BTreeSet<u64>>,
     gone: BTreeSet<u64>,
@@ -125,7 +127,8 @@ impl World {
                 replica: None,
                 skew_ms,
                 tick_at: None,
-                disk: Vec::new(),
+                disk: BTreeMap::new(),
+                saved: None,
                 seen: BTreeMap::new(),
                 gone: BTreeSet::new(),
                 counted: 0,
@@ -153,7 +156,9 @@ impl World {
     }
 
     fn start(&mut self, at: usize) {
-        let replica = Replication::new(self.nodes[at].id.clone(), Self::config(), self.now_at(at));
+        let id = self.nodes[at].id.clone();
+        let mut replica = Replication::new(id, Self::config(), self.now_at(at));
+        replica.track_unsaved();
         self.nodes[at].replica = Some(replica);
         self.nodes[at].tick_at = None;
         self.plan_tick(at);

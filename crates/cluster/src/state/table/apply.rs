@@ -87,7 +87,12 @@ impl<S: Store> Table<S> {
             let waiting: usize = self.pending.values().map(BTreeMap::len).sum();
             if waiting < MAX_PENDING {
                 let kill = self.pending.entry(of).or_default().entry(key.clone()).or_default();
-                *kill = up_to.max(*kill);
+                if up_to > *kill {
+                    *kill = up_to;
+                    if let Some(unsaved) = &mut self.unsaved_keys {
+                        unsaved.insert(key.clone());
+                    }
+                }
             }
         }
         hit

@@ -28,6 +28,17 @@ pub(crate) struct SnapshotRange {
     pub(crate) pending: Vec<(Writer, Blob, u64)>,
 }
 
+/// All that is known about one key, as a snapshot would say it. It has neither rows nor kills if the key is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct SavedKey {
+    /// The encoded key.
+    pub(crate) key: Blob,
+    /// The rows, each with its writer.
+    pub(crate) rows: Vec<(Writer, RawRow)>,
+    /// Kills that wait (R8): the writer of the dots, and the last version that is dead.
+    pub(crate) pending: Vec<(Writer, u64)>,
+}
+
 /// A range of a snapshot that was merged, and the versions that are covered under its keys although the logs do not cover
 /// them.
 #[derive(Debug)]

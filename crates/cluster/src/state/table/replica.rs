@@ -14,7 +14,7 @@ use crate::state::table::apply::Applied;
 use crate::state::table::cell::{BUCKETS, Body, Row, bucket_of, encode_content, key_hash};
 use crate::state::table::log::{BrokenInvariant, LogPosition};
 use crate::state::table::not_applied::{MAX_NOT_APPLIED, NotAppliedReason};
-use crate::state::table::range::{Mark, SnapshotRange};
+use crate::state::table::range::{Mark, SavedKey, SnapshotRange};
 use crate::state::table::{EXPIRY_GRACE_MS, NodeParts, Table};
 use crate::state::writers::{Writer, Writers};
 
@@ -61,6 +61,10 @@ pub(crate) trait Replica: Debug {
     ) -> Option<SnapshotRange>;
     /// Merges a range of a snapshot; returns how many rows have changed, `None` if its bounds are not keys.
     fn merge_range(&mut self, parts: &mut NodeParts<'_>, range: &SnapshotRange) -> Option<usize>;
+    /// From now on, keys that change are remembered until they are saved.
+    fn track_unsaved(&mut self);
+    /// The keys that have changed since this was last called, each with all that is known about it: what a snapshot would say.
+    fn take_unsaved(&mut self, writers: &Writers) -> Vec<SavedKey>;
     /// Drops tombstones of `writer` up to `version`, but none that this node does not cover; returns how many.
     fn collect(&mut self, writer: Writer, version: u64) -> usize;
     /// Raises the floor of `writer` to that of the node that sends the log, and drops tombstones up to it; returns how many.
@@ -230,6 +234,15 @@ impl<S: StoreOperations> Replica for Table<S> {
 
     fn merge_range(&mut self, parts: &mut NodeParts<'_>, range: &SnapshotRange) -> Option<usize> {
         self.merge_snapshot_range(parts, range)
+    }
+
+    fn track_unsaved(&mut self) {
+        self.unsaved_keys.get_or_insert_default();
+    }
+
+    fn take_unsaved(&mut self, writers: &Writers) -> Vec<SavedKey> {
+        let unsaved = self.unsaved_keys.as_mut().map(std::mem::take).unwrap_or_default();
+        unsaved.iter().map(|key| self.saved_key(writers, key)).collect()
     }
 
     fn collect(&mut self, writer: Writer, version: u64) -> usize {

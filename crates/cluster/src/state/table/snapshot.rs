@@ -14,7 +14,7 @@ use crate::state::row::{self, Blob, RawRow};
 use crate::state::store::{Ownership, Store};
 use crate::state::table::apply::Applied;
 use crate::state::table::cell::Dot;
-use crate::state::table::range::{Mark, MergedRange, SnapshotRange};
+use crate::state::table::range::{Mark, MergedRange, SavedKey, SnapshotRange};
 use crate::state::table::{NodeParts, Table};
 use crate::state::writers::{Writer, Writers};
 
@@ -70,6 +70,15 @@ impl<S: Store> Table<S> {
         }
         let end = end.map(|key| row::encode_key(key).into());
         Some(SnapshotRange { after, end, marks, rows, pending })
+    }
+
+    /// All that is known about `key`.
+    pub(super) fn saved_key(&self, writers: &Writers, key: &S::Key) -> SavedKey {
+        let rows = self.cells.get(key).into_iter().flatten();
+        let rows = rows.filter_map(|(w, _)| Some((*w, self.raw(writers, *w, key)?))).collect();
+        let pending = self.pending.iter();
+        let pending = pending.filter_map(|(w, keys)| Some((*w, *keys.get(key)?))).collect();
+        SavedKey { key: row::encode_key(key).into(), rows, pending }
     }
 
     /// The versions covered under the keys after `from`, and the last key under which exactly these are covered; `None`: the

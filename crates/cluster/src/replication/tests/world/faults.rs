@@ -1,13 +1,14 @@
 //! The faults of a world: partitions, crashes, restarts with and without saved rows, members that are forgotten.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::RngExt;
+use smg_types::ids::NodeId;
 
+use crate::replication::Replication;
 use crate::replication::tests::world::{Event, World};
 use crate::state::StoreId;
-use crate::state::row::Blob;
 
 impl World {
     pub(super) fn break_something(&mut self) {
@@ -56,22 +57,23 @@ impl World {
         }
     }
 
+    /// Writes to disk what has changed since the last time, in a store at a time, as a router does.
     fn save(&mut self, at: usize) {
-        let replica = self.replica(at);
-        let mut disk = Vec::new();
-        for store in [StoreId::Workers, StoreId::Policies] {
-            let (mut chunks, mut after): (Vec<_>, Option<Blob>) = (Vec::new(), None);
-            loop {
-                let chunk = replica.chunk(store, 0, after).unwrap();
-                after = chunk.end.clone();
-                chunks.push(chunk);
-                if after.is_none() {
-                    break;
-                }
-            }
-            disk.push((store, chunks));
+        let with_positions = self.rng.random_bool(0.5);
+        let node = &mut self.nodes[at];
+        let replica = node.replica.as_mut().unwrap();
+        let entries = replica.take_unsaved(with_positions);
+        if with_positions {
+            node.saved = Some(held(replica));
+        } else if !entries.is_empty() {
+            node.saved = None;
         }
-        self.nodes[at].disk = disk;
+        for (key, value) in entries {
+            match value {
+                Some(value) => node.disk.insert(key, value),
+                None => node.disk.remove(&key),
+            };
+        }
     }
 
     fn living(&self) -> usize {
@@ -117,12 +119,23 @@ impl World {
             // Saved rows may live again if this node adopts them before it meets a node that has removed them.
             let stale: Vec<u64> = self.written.keys().copied().collect();
             self.uncertain.extend(stale);
-            for (store, chunks) in std::mem::take(&mut self.nodes[at].disk) {
-                let replica = self.nodes[at].replica.as_mut().unwrap();
-                replica.restore(now, store, chunks);
+            let disk = self.nodes[at].disk.clone();
+            let replica = self.nodes[at].replica.as_mut().unwrap();
+            let restored =
+                replica.restore_saved(now, disk.iter().map(|(k, v)| (k.as_slice(), v.as_slice())));
+            assert_eq!(restored.unusable, 0);
+            if let Some(saved) = self.nodes[at].saved.take() {
+                assert_eq!(
+                    held(self.replica(at)),
+                    saved,
+                    "the state of the moment when it was saved"
+                );
             }
             self.check(at);
         }
+        // What the new generation saves replaces all that is there.
+        self.nodes[at].disk.clear();
+        self.nodes[at].saved = None;
     }
 
     /// All others forget a node: one that has crashed, or one that is only cut off and will return.
@@ -149,4 +162,11 @@ impl World {
             }
         }
     }
+}
+
+/// The fingerprint of each store that is saved, and the versions that are covered in it.
+fn held(replica: &Replication) -> Vec<(u64, BTreeMap<NodeId, u64>)> {
+    let state = replica.state();
+    let covered = |store| state.covered(store).map(|(id, version)| (id.clone(), version)).collect();
+    StoreId::durable().map(|store| (state.fingerprint(store), covered(store))).collect()
 }
