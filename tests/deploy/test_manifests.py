@@ -332,7 +332,8 @@ class Manifests(unittest.TestCase):
         workload, container = router("encrypted")
         keys = {"smg-tls": {"tls.crt", "tls.key"}, "smg-mesh-tls": {"tls.crt", "tls.key", "ca.crt"}}
         secrets = {v["name"]: v["secret"]["secretName"] for v in template(workload)["spec"]["volumes"]}
-        mounted = {mount["mountPath"]: secrets[mount["name"]] for mount in container["volumeMounts"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        mounted = {path: secrets[name] for path, name in mounts.items() if name in secrets}
         named = {name: value for name, value in variables(container).items() if "_TLS_" in name}
         self.assertEqual(len(named), 5)
         for name, path in named.items():
@@ -348,6 +349,19 @@ class Manifests(unittest.TestCase):
         self.assertEqual(len(config["worker-urls"]), 2)
         grace = template(router(overlay)[0])["spec"]["terminationGracePeriodSeconds"]
         self.assertGreaterEqual(grace, config["drain-settle-secs"] + config["shutdown-grace-period-secs"] + 10)
+
+    @each_overlay
+    def test_the_data_folder_is_on_a_volume_of_its_own_for_each_router(self, overlay):
+        workload, container = router(overlay)
+        folder = variables(container).get("SMG_DATA_DIR")
+        if overlay == "dev":
+            self.assertIsNone(folder, "a trial needs no storage")
+            return
+        (claim,) = workload["spec"]["volumeClaimTemplates"]
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == claim["metadata"]["name"])
+        # Inside the volume, because the router wants its folder for itself, and a new file system has lost+found.
+        self.assertEqual(str(pathlib.PurePath(folder).parent), mount["mountPath"])
+        self.assertEqual(template(workload)["spec"]["securityContext"]["fsGroup"], 65532)
 
     def test_an_autoscaled_cluster_has_a_share_for_each_router_that_there_may_be(self):
         validate(autoscaled())
@@ -494,6 +508,7 @@ class HelmChart(unittest.TestCase):
             "drain": {"settleSeconds": 15, "graceSeconds": 600},
             "service": {"type": "LoadBalancer", "port": 8443, "annotations": {"a": "b"}},
             "workerUrls": [],
+            "persistence": {"enabled": True, "size": "2Gi", "storageClassName": "fast"},
         }
         documents = chart(everything, release="prod", namespace="routers")
         validate(documents)
@@ -526,6 +541,7 @@ class HelmChart(unittest.TestCase):
             {"workerUrls": ["gpu-1:8000"]},
             {"spread": {"hosts": "Never"}},
             {"drain": {"settleSeconds": "5s"}},
+            {"persistence": {"size": "big"}},
             {"monitoring": {"docsUrl": "docs.example.com"}},
         ):
             with self.subTest(wrong), self.assertRaises(helm_python.HelmError):
