@@ -403,7 +403,7 @@ mod tests {
             ((Off, &[]), (Required, &[1]), no("no_shared_key")),
             ((Required, &[1]), (Off, &[]), no("no_shared_key")),
             ((Required, &[1]), (Required, &[2]), no("no_shared_key")),
-            ((Permissive, &[1]), (Required, &[2]), no("plain")),
+            ((Permissive, &[1]), (Required, &[2]), no("no_shared_key")),
         ] {
             let received = send(&security(from.0, from.1), &security(to.0, to.1));
             assert_eq!(received, expected, "{from:?} to {to:?}");
