@@ -65,6 +65,12 @@ pub enum WriteError {
         "this router does not have the state of the cluster yet: make the change on another router, or try again"
     )]
     StateIncomplete,
+    /// This router reaches no majority, and is configured to refuse writes then.
+    #[error(
+        "this router reaches no majority of the configured routers, and --mesh-minority-writes is reject: make the change on a \
+         router that does"
+    )]
+    NoQuorum,
     /// The worker can't be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -272,6 +278,9 @@ impl Admin {
 
     async fn write(&self, change: Change) -> Result<Written<'_>, WriteError> {
         self.wait_for_state().await?;
+        if self.bridge.config.rejects_minority_writes && !self.mesh.leadership().quorum {
+            return Err(WriteError::NoQuorum);
+        }
         let versions = self.mesh.visit(move |node, _, now| write(node, now, change)).await??;
         // A new worker should be probed at once.
         self.bridge.wake.notify_one();

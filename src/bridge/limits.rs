@@ -17,9 +17,10 @@ use smg_cluster::state::stores::ChangedKeys;
 use smg_cluster::state::tokens::{TokenFlow, TokenWrite};
 use smg_cluster::state::usage::{UsageCount, UsageKey, UsageWrite};
 use smg_cluster::state::{Version, Write};
+use smg_lease::{Quorum, Voters};
 use smg_limits::engine::{Config, Engine, Turn};
 use smg_limits::limiter::Limiter;
-use smg_limits::roster::Member;
+use smg_limits::roster::{Member, Shares};
 use smg_limits::rows::{LIFE_MS, MeterId, Report, Row, SubjectId, WindowKey};
 use smg_limits::rule::{Kind, Rule, RuleDocument, hash};
 use smg_mesh as mesh;
@@ -215,6 +216,10 @@ impl Limits {
         let members = members(node);
         let turn = Turn { now, cluster_ms: cluster_ms(now), members: &members, is_complete };
         let rows = engine.turn(&turn, &self.limiter);
+        let quorum = quorum_of(engine.divisions());
+        if node.leases().is_some_and(|leases| *leases.quorum() != quorum) {
+            node.update_leases(now, |leases, at| leases.set_quorum(at, quorum));
+        }
         // The engine writes again what matters and has changed: nobody waits for these rows.
         let _versions = self.write(node, rows, now);
     }
@@ -369,6 +374,12 @@ impl Limits {
              of --mesh-expected-replicas routers must be in contact, and all routers that have a share"
         );
     }
+}
+
+/// The routers that vote on leases: those among which limits are divided.
+fn quorum_of(divisions: Vec<Shares>) -> Quorum {
+    let voters = divisions.into_iter().map(|Shares { size, names }| Voters { size, names });
+    Quorum(voters.collect())
 }
 
 /// The document of a rule as text.

@@ -19,13 +19,20 @@ pub struct Config {
     pub health_probers: usize,
     /// The longest time for which a router with join addresses is not ready while it lacks the state of the others.
     pub join_timeout: Duration,
+    /// Whether a router that reaches no majority of the configured routers refuses writes of administrators.
+    pub rejects_minority_writes: bool,
     /// Whether join addresses are configured, so that there may be others to load the state from.
     pub has_others: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { health_probers: 2, join_timeout: Duration::from_secs(10), has_others: false }
+        Self {
+            health_probers: 2,
+            join_timeout: Duration::from_secs(10),
+            rejects_minority_writes: false,
+            has_others: false,
+        }
     }
 }
 

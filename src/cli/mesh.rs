@@ -64,6 +64,9 @@ pub struct MeshArgs {
     /// joined.
     #[arg(long, value_name = "COUNT", value_parser = whole::<u32>(1, 1_024))]
     pub mesh_expected_replicas: Option<u32>,
+    /// What becomes of administrators' writes on a router that reaches no majority of the configured routers.
+    #[arg(long, value_name = "CHOICE", default_value = "accept")]
+    pub mesh_minority_writes: MinorityWrites,
     /// The set of timings that the next flags default to.
     #[arg(long, value_name = "NAME", default_value = "lan")]
     pub mesh_profile: MeshProfile,
@@ -161,6 +164,15 @@ pub enum MeshEncryption {
     Permissive,
     /// Messages are encrypted, and plain ones are refused
     Required,
+}
+
+/// What becomes of administrators' writes without a majority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MinorityWrites {
+    /// They take effect here, and on the other routers when these can be reached again
+    Accept,
+    /// They are refused with 503 `no_quorum`
+    Reject,
 }
 
 /// A named set of timings.

@@ -20,7 +20,7 @@ pub mod values;
 
 pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
-pub use mesh::{MeshArgs, MeshEncryption, MeshProfile, PersistFsync};
+pub use mesh::{MeshArgs, MeshEncryption, MeshProfile, MinorityWrites, PersistFsync};
 pub use observe::{LogLevel, ObserveArgs};
 pub use routing::{AdmissionArgs, Measure, RoutingArgs, WorkerArgs};
 

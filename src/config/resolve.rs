@@ -19,7 +19,7 @@ use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
 use crate::cli::values::{DOCUMENTED, ModelAlias};
-use crate::cli::{Args, LogLevel, Measure};
+use crate::cli::{Args, LogLevel, Measure, MinorityWrites};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::limits::limits_config;
@@ -188,6 +188,7 @@ fn bridge_config(args: &Args) -> bridge::Config {
     bridge::Config {
         health_probers: args.mesh.health_probers,
         join_timeout: args.mesh.mesh_join_timeout,
+        rejects_minority_writes: args.mesh.mesh_minority_writes == MinorityWrites::Reject,
         has_others: args.mesh.enable_mesh && !args.mesh.mesh_peer_urls.is_empty(),
     }
 }

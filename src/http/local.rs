@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
 use super::{
-    Surface, engine_metrics, fanout, ha, keys, legacy, models, rate_limits, shared, workers,
+    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, shared, workers,
 };
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
@@ -59,6 +59,9 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/rate-limit/stats", get(rate_limits::stats))
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
+        .route("/ha/leader", get(leader::leader))
+        .route("/ha/leader/transfer", post(leader::transfer))
+        .route("/ha/leader/step-down", post(leader::step_down))
         .route("/ha/shutdown", post(ha::shutdown))
         .route("/ha/keys", get(keys::list).post(keys::install))
         .route("/ha/keys/{id}", put(keys::make_first).delete(keys::remove))
@@ -117,11 +120,14 @@ async fn readiness(State(surface): State<Arc<Surface>>) -> Response {
 
 /// That the process works, and who it is.
 async fn health(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let leadership = surface.mesh.leadership();
     Json(json!({
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "node_name": surface.config.node_name,
-        "ha_mode": surface.mesh.ha_mode(),
+        "ha_mode": leadership.ha_mode,
+        "leader": leadership.leader,
+        "quorum": leadership.quorum,
         "draining": surface.lifecycle.is_draining(),
     }))
 }

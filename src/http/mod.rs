@@ -29,6 +29,7 @@ mod hops;
 mod idle;
 mod inference;
 mod keys;
+mod leader;
 mod legacy;
 mod local;
 mod metered;

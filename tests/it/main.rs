@@ -29,6 +29,7 @@ mod floods;
 mod follow_ups;
 mod forwarded;
 mod heartbeat;
+mod leader;
 mod leaving;
 mod limits;
 mod loops;

@@ -19,11 +19,11 @@ const CRATES: &[(&str, &[&str])] = &[
     ("smg-types", &[]),
     ("smg-lease", &["smg-types"]),
     ("smg-limits", &["smg-types"]),
-    ("smg-cluster", &["smg-types", "smg-limits"]),
+    ("smg-cluster", &["smg-types", "smg-lease", "smg-limits"]),
     ("smg-routing", &["smg-types"]),
     ("smg-runtime", &["smg-types"]),
     ("smg-persist", &[]),
-    ("smg-mesh", &["smg-types", "smg-cluster", "smg-persist", "smg-runtime"]),
+    ("smg-mesh", &["smg-types", "smg-lease", "smg-cluster", "smg-persist", "smg-runtime"]),
     ("smg-proxy", &["smg-types", "smg-routing", "smg-runtime"]),
     ("smg-mock", &["smg-types", "smg-runtime"]),
     (
@@ -59,7 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &["ids", "now"]),
     ("lease", &["ids"]),
     // state machines without I/O
-    ("cluster", &["ids", "now", "spec", "crdt", "bounds", "limits"]),
+    ("cluster", &["ids", "now", "spec", "crdt", "bounds", "limits", "lease"]),
     ("fleet", &["ids", "now", "spec", "speed"]),
     ("policies", &["ids", "now", "policy", "prefix", "fleet"]),
     // edges
@@ -77,7 +77,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("usage", &[]),
     ("persist", &[]),
-    ("mesh", &["ids", "now", "cluster", "persist", "clock", "tasks", "tls", "shortage", "resolve"]),
+    (
+        "mesh",
+        &[
+            "ids", "now", "lease", "cluster", "persist", "clock", "tasks", "tls", "shortage",
+            "resolve",
+        ],
+    ),
     // joints
     (
         "dispatch",

@@ -74,11 +74,13 @@ pub enum Kind {
     Suspicion = 8,
     /// A message of replication.
     State = 32,
+    /// A message about a lease.
+    Lease = 33,
 }
 
 impl Kind {
     /// All kinds of this version.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Swim,
         Self::Hello,
         Self::Welcome,
@@ -88,6 +90,7 @@ impl Kind {
         Self::Goodbye,
         Self::Suspicion,
         Self::State,
+        Self::Lease,
     ];
 
     /// The name of the kind, for metrics.
@@ -103,6 +106,7 @@ impl Kind {
             Self::Goodbye => "goodbye",
             Self::Suspicion => "suspicion",
             Self::State => "state",
+            Self::Lease => "lease",
         }
     }
 

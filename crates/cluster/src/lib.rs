@@ -19,4 +19,4 @@ pub mod replication;
 pub mod state;
 pub mod timers;
 
-pub use node::{Config, Event, FrameCounters, Lane, Node, Transmit};
+pub use node::{Config, Event, FrameCounters, Lane, Node, NodeLeases, Transmit};

@@ -5,6 +5,8 @@
 //! peers have retired this generation, membership begins a later one. Events of both wait here for the driver.
 
 mod disk;
+mod leases;
+mod upkeep;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use smg_types::ids::{Generation, NodeId, NodeName, WorkerId};
 use smg_types::now::Now;
 
-use crate::codec::{self, ClusterId, Frame, FrameError, Kind, PayloadError};
+use crate::codec::{self, ClusterId, Frame, Kind, PayloadError};
 use crate::membership::{
     self, ConfigError, Identity, MemberState, MemberView, Membership, Transition,
 };
@@ -30,12 +32,7 @@ use crate::state::{State, Version, Write};
 /// counted, so a reader of events must compare with the whole list of members from time to time.
 const MAX_EVENTS: usize = 16 * 1024;
 
-/// A writer that has not ended, and whose name is not listed for this long, has ended.
-const UNLISTED_FOR: Duration = Duration::from_secs(30);
-
-/// A member is informed of a later generation of its name when it was known for this long: it takes a moment until a restart is
-/// known everywhere.
-const OUTDATED_FOR: Duration = Duration::from_secs(3);
+pub use leases::NodeLeases;
 
 /// Settings of a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +124,10 @@ pub struct Node {
     unlisted: BTreeMap<NodeId, Duration>,
     /// Members that are present although a later generation of their name is known, and since when.
     outdated: BTreeMap<NodeId, Duration>,
+    /// The leases, once they are started.
+    leases: Option<leases::LeasePart>,
+    /// How long the machine has been suspended since the start of the process.
+    suspended: Duration,
     /// The time of the last input, which is the time of what is sent after it.
     now: Now,
 }
@@ -161,6 +162,8 @@ impl Node {
             compare_at: now.mono,
             unlisted: BTreeMap::new(),
             outdated: BTreeMap::new(),
+            leases: None,
+            suspended: Duration::ZERO,
             now,
         })
     }
@@ -172,11 +175,14 @@ impl Node {
             Ok(frame) => frame,
             Err(error) => return self.count_refused(error),
         };
-        let handled = if frame.kind == Kind::State && frame.cluster == self.cluster {
-            self.handle_state_message(now, &frame)
-        } else {
-            *self.received.entry(frame.kind.name()).or_default() += 1;
-            self.membership.handle_frame(now, from, &frame)
+        let is_own = frame.cluster == self.cluster;
+        let handled = match frame.kind {
+            Kind::State if is_own => self.handle_state_message(now, &frame),
+            Kind::Lease if is_own => self.handle_lease_message(now, &frame),
+            kind => {
+                *self.received.entry(kind.name()).or_default() += 1;
+                self.membership.handle_frame(now, from, &frame)
+            }
         };
         match handled {
             Ok(()) => self.frames.taken += 1,
@@ -198,6 +204,7 @@ impl Node {
             let changes = self.replication.handle_tick(now, &mut self.rng);
             self.apply_changes(now, changes);
         }
+        self.handle_lease_timeout(now);
         if now.mono >= self.compare_at {
             self.compare_at = now.mono + Duration::from_secs(1);
             self.end_unlisted_writers(now);
@@ -254,7 +261,8 @@ impl Node {
     pub fn next_deadline(&self) -> Option<Duration> {
         let exchanges_state = self.exchanges_state();
         let replication = exchanges_state.then(|| self.replication.next_deadline()).flatten();
-        self.membership.next_deadline().into_iter().chain(replication).min()
+        let leases = self.lease_deadline();
+        self.membership.next_deadline().into_iter().chain(replication).chain(leases).min()
     }
 
     /// The next frame to send. Frames of membership come first.
@@ -263,6 +271,9 @@ impl Node {
             let membership::Outgoing { to, peer, bytes } = outgoing;
             let kind = codec::kind_of(&bytes).map_or("unknown", Kind::name);
             return Some(Transmit { to, peer, lane: Lane::Swim, kind, bytes });
+        }
+        if let Some(transmit) = self.poll_lease_transmit() {
+            return Some(transmit);
         }
         while self.exchanges_state()
             && let Some((to, message, _urgency)) = self.replication.poll_transmit(self.now)
@@ -306,6 +317,7 @@ impl Node {
     /// Announces to all members that this node is leaving. It stays a member until `depart`.
     pub fn leave(&mut self, now: Now) {
         self.now = now;
+        self.leave_leases(now);
         self.membership.leave(now);
         self.apply_membership_events(now);
     }
@@ -402,6 +414,7 @@ impl Node {
             }
             self.push_event(Event::Membership(event));
         }
+        self.follow_members(now);
     }
 
     fn apply_transition(&mut self, now: Now, transition: &Transition) {
@@ -428,71 +441,12 @@ impl Node {
         }
     }
 
-    /// Ends writers that left before this node joined: it receives their rows, but not the report of their departure (R34). It
-    /// is enough that a peer has retired them. Otherwise they are ended when they were not listed for a while (R48): a member
-    /// that is down may be unknown here at first, but the others list it, and a writer that no member ever was would
-    /// stay for ever.
-    fn end_unlisted_writers(&mut self, now: Now) {
-        let writers = self.replication.state().writers();
-        let me = &self.replication.me().name;
-        let unlisted = writers.current().filter(|(writer, id)| {
-            id.name != *me && !writers.has_ended(*writer) && !self.membership.lists(&id.name)
-        });
-        let (mut still, mut ended) = (BTreeMap::new(), Vec::new());
-        for (writer, id) in unlisted {
-            let since = self.unlisted.get(id).copied().unwrap_or(now.mono);
-            if self.replication.is_retired_by_a_peer(writer) || now.mono >= since + UNLISTED_FOR {
-                ended.push(id.clone());
-            } else {
-                still.insert(id.clone(), since);
-            }
-        }
-        self.unlisted = still;
-        for id in ended {
-            self.replication.peer_forgotten(now, &id);
-        }
-    }
-
-    /// Connects members that are present and that replication could not take when they came, because it remembered too many
-    /// writers then. Informs those that have ended here of the later generation (R45): if that generation is forged, they must
-    /// exceed it to be accepted as current.
-    fn connect_missing_peers(&mut self, now: Now) {
-        let members = self.membership.members().filter(|member| member.state.is_present());
-        let mut outdated = BTreeMap::new();
-        for member in members.collect::<Vec<_>>() {
-            let later = self.replication.state().writers().later_generation(&member.node);
-            if let Some(later) = later {
-                let since = self.outdated.get(&member.node).copied().unwrap_or(now.mono);
-                if now.mono >= since + OUTDATED_FOR {
-                    self.membership.report_generation(&member, later);
-                }
-                outdated.insert(member.node, since);
-            } else if !self.replication.reaches(&member.node) {
-                self.replication.peer_up(now, &member.node);
-            }
-        }
-        self.outdated = outdated;
-    }
-
     fn push_event(&mut self, event: Event) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
             self.frames.dropped_events += 1;
         }
         self.events.push_back(event);
-    }
-
-    fn count_refused(&mut self, error: FrameError) {
-        match error {
-            FrameError::UnknownKind(_) | FrameError::UnknownFlags(_) => {
-                self.frames.unknown_kind += 1;
-            }
-            FrameError::Version { .. } => self.frames.unknown_version += 1,
-            FrameError::TooShort(_)
-            | FrameError::TooLong(_)
-            | FrameError::Length { .. }
-            | FrameError::Checksum => self.frames.corrupted += 1,
-        }
     }
 }
 

@@ -104,6 +104,13 @@ impl Engine {
         roster.map(|roster| (roster, self.agreement.is_settled(roster.id())))
     }
 
+    /// The divisions of limits that routers may go by: several while the roster changes, and none before the first one is
+    /// settled. A decision of a majority needs one of each.
+    #[must_use]
+    pub fn divisions(&self) -> Vec<Shares> {
+        self.agreement.divisions()
+    }
+
     /// Applies a row of another router, or the present roster whoever wrote it.
     pub fn receive(&mut self, from: &NodeId, row: Row, limiter: &Limiter, now: Now) {
         self.agreement.note_life(from, None);

@@ -4,6 +4,7 @@
 //! reads the clock for the node. It publishes values to the rest of the router: a [`View`], of which readers always get
 //! the newest, and events, of which a slow reader misses some. The node makes all decisions. `measure` sets the gauges.
 
+mod leases;
 mod measure;
 mod refused_log;
 mod saving;
@@ -26,8 +27,10 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::ClientEndpoint;
+use crate::driver::leases::PublishedLeases;
 use crate::driver::refused_log::RefusedLog;
 use crate::durability::DiskHandle;
+use crate::leases::LeaseView;
 use crate::link::{Dialler, Link};
 use crate::metrics::Metrics;
 use crate::service::Incoming;
@@ -89,6 +92,7 @@ pub(super) struct Inputs {
 pub(super) struct Outputs {
     pub(super) view: watch::Sender<Arc<View>>,
     pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
+    pub(super) leases: watch::Sender<Arc<LeaseView>>,
     pub(super) me: Arc<ArcSwap<Introduction>>,
     /// Takes what must be on disk.
     pub(super) disk: Option<DiskHandle>,
@@ -133,6 +137,7 @@ pub(super) struct Driver {
     contested: Option<Duration>,
     /// When input of other routers that contradicts the clock or a limit was last logged.
     refused_log: RefusedLog,
+    leases: PublishedLeases,
     /// The sender that the driver answers when everything is sent.
     departing: Option<oneshot::Sender<()>>,
 }
@@ -174,6 +179,7 @@ impl Driver {
             measured: BTreeSet::new(),
             contested: None,
             refused_log: RefusedLog::default(),
+            leases: PublishedLeases::new(),
             departing: None,
         }
     }
@@ -268,6 +274,7 @@ impl Driver {
 
     /// The time of the cluster.
     fn now(&mut self) -> Now {
+        self.node.set_suspended(self.clock.suspended());
         self.node.cluster_time(self.clock.now())
     }
 
@@ -309,6 +316,7 @@ impl Driver {
     fn drain(&mut self) {
         self.update_follower();
         self.save();
+        self.publish_leases();
         while let Some(transmit) = self.node.poll_transmit() {
             self.send(transmit);
         }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use rand::RngExt as _;
 use smg_cluster::Node;
 use smg_cluster::membership::generation_at;
+use smg_lease::Forgetful;
 use smg_runtime::clock::Clock;
 use smg_types::ids::Generation;
 use smg_types::now::Now;
@@ -18,6 +19,7 @@ use crate::driver::{Driver, Inputs, Outputs};
 use crate::durability::Data;
 use crate::handle::Handle;
 use crate::join::{Joiner, Resolutions};
+use crate::leases::{LEADER, LeaseView};
 use crate::link::{Board, Dialler};
 use crate::metrics::Metrics;
 use crate::net::{Listener, Net};
@@ -90,6 +92,7 @@ pub(super) fn assemble(
     let (commands_tx, commands) = mpsc::channel(COMMANDS);
     let first = View { me: node.me(), members: Vec::new(), refused: None, version: 0, warm: false };
     let (view_tx, view) = watch::channel(Arc::new(first));
+    let (leases_tx, leases) = watch::channel(Arc::new(LeaseView::default()));
     let (events, _) = broadcast::channel(EVENTS);
     let (stop, stopping) = watch::channel(false);
     let (failed_tx, failed) = watch::channel(false);
@@ -110,6 +113,7 @@ pub(super) fn assemble(
         commands: commands_tx.clone(),
         view: view.clone(),
         events: events.clone(),
+        leases,
         dialler: Arc::clone(&dialler),
         disk: data.as_ref().map(|data| data.handle.clone()),
         is_restored: data.as_ref().is_some_and(Data::has_state),
@@ -142,7 +146,13 @@ pub(super) fn assemble(
         clock,
         node,
         inputs: Inputs { swim, state, commands },
-        outputs: Outputs { view: view_tx, events, me, disk: handle.disk.clone() },
+        outputs: Outputs {
+            view: view_tx,
+            events,
+            leases: leases_tx,
+            me,
+            disk: handle.disk.clone(),
+        },
         dialler,
         network,
         follower: None,
@@ -199,6 +209,9 @@ fn new_node(
         // The follower must learn of all that is loaded.
         node.track_changed_keys();
         data.restore(&mut node, now);
+    }
+    if config.network.is_some() {
+        node.start_leases(now, [LEADER.clone()], Box::new(Forgetful));
     }
     if is_alone {
         node.join(now, &[]);

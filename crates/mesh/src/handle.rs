@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::driver::Command;
 use crate::durability::{DiskHandle, Durability};
 use crate::join::Resolutions;
+use crate::leases::LeaseView;
 use crate::link::{self, Dialler, LinkStatus};
 use crate::seal::{KeyId, Mode, Ring, RingError};
 use crate::security::KeyChange;
@@ -26,6 +27,7 @@ pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) events: broadcast::Sender<Arc<ClusterEvent>>,
+    pub(super) leases: watch::Receiver<Arc<LeaseView>>,
     pub(super) dialler: Arc<Dialler>,
     /// `None`: there is no data folder.
     pub(super) disk: Option<DiskHandle>,
@@ -41,12 +43,6 @@ impl Handle {
     #[must_use]
     pub fn is_networked(&self) -> bool {
         self.config.network.is_some()
-    }
-
-    /// The value of `ha_mode` on `/health` and `/ha/*`: `mesh`, or `standalone` for a cluster of one.
-    #[must_use]
-    pub fn ha_mode(&self) -> &'static str {
-        if self.is_networked() { "mesh" } else { "standalone" }
     }
 
     /// Whether the state of this router is on disk.

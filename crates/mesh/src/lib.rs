@@ -19,6 +19,7 @@ mod handle;
 mod join;
 mod join_address;
 mod keys;
+mod leases;
 mod link;
 mod mesh;
 mod metrics;
@@ -39,12 +40,14 @@ pub use config::{BindError, ClientEndpoint, Config, HostServices, NetworkConfig}
 pub use durability::{DataConfig, DiskMetrics, Durability};
 pub use handle::{Handle, KeyReceipts, KeysError, VisitError};
 pub use join_address::{DEFAULT_PORT, JoinAddress, ParseJoinAddressError};
+pub use leases::{HaMode, LEADER, LeaderError, Leadership};
 pub use link::{LaneStatus, LinkStatus};
 pub use mesh::{Mesh, Running};
 pub use metrics::Metrics;
 pub use seal::{KeyId, Mode, ParseKeyError, Ring, RingError, SharedKey};
 pub use security::{Config as SecurityConfig, KeyChange};
 pub use smg_cluster::membership::MemberState;
+pub use smg_lease::{Term, TransferError};
 pub use status::{
     ConnectionStatus, Drift, Health, JoinStatus, NodeStatus, PeerStatus, Router, Status,
     StoreStatus, rfc3339,

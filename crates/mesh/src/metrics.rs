@@ -43,6 +43,11 @@ pub struct Metrics {
     pub(super) sync_latency: Histogram,
     pub(super) connections: IntGaugeVec,
     pub(super) link_failures: IntCounterVec,
+    pub(super) is_leader: IntGauge,
+    pub(super) lease_term: IntGauge,
+    pub(super) quorum: IntGauge,
+    pub(super) role_transitions: IntCounterVec,
+    pub(super) leader_elections: IntCounterVec,
 }
 
 impl Metrics {
@@ -74,7 +79,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(sync_latency.clone()))?;
         let leader_elections = series.counters(LEADER_ELECTIONS)?;
-        for event in ["started", "won", "lost", "expired"] {
+        for event in ["started", "won", "lost", "expired", "released"] {
             leader_elections.with_label_values(&[event]).reset();
         }
         let link_failures = series.counters(LINK_FAILURES)?;
@@ -112,6 +117,11 @@ impl Metrics {
             sync_latency,
             connections: series.gauges(CONNECTIONS)?,
             link_failures,
+            is_leader: series.gauge(IS_LEADER)?,
+            lease_term: series.gauge(LEASE_TERM)?,
+            quorum: series.gauge(QUORUM)?,
+            role_transitions: series.counters(ROLE_TRANSITIONS)?,
+            leader_elections,
         })
     }
 
@@ -272,8 +282,29 @@ const CONNECTIONS: Family = Family {
 };
 const LEADER_ELECTIONS: Family = Family {
     name: "smg_mesh_leader_elections_total",
-    help: "Elections of a leader, by result. No part of this router needs a leader, so there are none.",
+    help: "Elections of a leader in which this router took part: started, won, lost to another router; and leases of this \
+           router that expired or were released.",
     labels: &["event"],
+};
+const IS_LEADER: Family = Family {
+    name: "smg_mesh_is_leader",
+    help: "Whether this router holds the lease of the leader: 1 or 0.",
+    labels: &[],
+};
+const LEASE_TERM: Family = Family {
+    name: "smg_mesh_lease_term",
+    help: "The term of the leader that this router knows; without a leader, the last one.",
+    labels: &[],
+};
+const QUORUM: Family = Family {
+    name: "smg_mesh_quorum",
+    help: "Whether this router reaches a majority of the configured routers: 1 or 0.",
+    labels: &[],
+};
+const ROLE_TRANSITIONS: Family = Family {
+    name: "smg_mesh_role_transitions_total",
+    help: "Changes of this router's part in the cluster: leader, follower, read_only.",
+    labels: &["from_state", "to_state"],
 };
 const LINK_FAILURES: Family = Family {
     name: "smg_mesh_connection_failures_total",

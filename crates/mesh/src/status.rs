@@ -12,6 +12,7 @@ use smg_types::now::Now;
 
 use super::durability::Durability;
 use super::handle::{Handle, VisitError};
+use super::leases::Leadership;
 use super::link::LinkStatus;
 use super::metrics::lane_name;
 use super::view::Synced;
@@ -25,8 +26,12 @@ pub struct Status {
     pub node_count: usize,
     /// How many of them are ALIVE or SUSPECTED.
     pub alive_count: usize,
-    /// `mesh`, or `standalone` if no other router can join this one.
+    /// This router's part: `standalone`, `leader`, `follower` or `read_only`.
     pub ha_mode: &'static str,
+    /// The router that leads, if this one knows it.
+    pub leader: Option<String>,
+    /// Whether this router reaches a majority of the configured routers.
+    pub quorum: bool,
     /// The cluster's name; absent if no other router can join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
@@ -78,7 +83,7 @@ pub struct Health {
     pub status: &'static str,
     /// The reasons why the status is not `ok`, as sentences.
     pub reasons: Vec<String>,
-    /// `mesh`, or `standalone` if no other router can join this one.
+    /// This router's part: `standalone`, `leader`, `follower` or `read_only`.
     pub ha_mode: &'static str,
     /// Whether the state of this router is on disk.
     pub durability: Durability,
@@ -163,10 +168,10 @@ impl Handle {
     /// If the node does not answer.
     pub async fn status(&self) -> Result<Status, VisitError> {
         let cluster = self.is_networked().then(|| self.cluster_name().to_owned());
-        let ha_mode = self.ha_mode();
+        let leadership = self.leadership();
         let durability = self.durability();
         let status = move |node: &mut Node, synced: &Synced, now| {
-            status_of(node, synced, now, (ha_mode, durability), cluster)
+            status_of(node, synced, now, (leadership, durability), cluster)
         };
         self.visit(status).await
     }
@@ -325,7 +330,7 @@ fn status_of(
     node: &Node,
     synced: &Synced,
     now: Now,
-    (ha_mode, durability): (&'static str, Durability),
+    (leadership, durability): (Leadership, Durability),
     cluster: Option<String>,
 ) -> Status {
     let mut nodes: Vec<_> =
@@ -337,7 +342,9 @@ fn status_of(
         node_name: node.me().node.name.to_string(),
         node_count: nodes.len(),
         alive_count: std::iter::once(node.me()).chain(node.members()).filter(takes_part).count(),
-        ha_mode,
+        ha_mode: leadership.ha_mode.as_str(),
+        leader: leadership.leader,
+        quorum: leadership.quorum,
         cluster,
         durability,
         nodes,

@@ -91,6 +91,9 @@ fn mesh() -> Vec<Row> {
         row("mesh-suspicion-timeout", "7s", "8s", "7s", see_mesh!(node.membership.suspicion)),
         row("mesh-sync-interval", "7s", "8s", "7s", see_mesh!(node.replication.digest_interval)),
         row("mesh-join-timeout", "7s", "8s", "7s", |c| format!("{:?}", c.bridge.join_timeout)),
+        row("mesh-minority-writes", "reject", "accept", "true", |c| {
+            c.bridge.rejects_minority_writes.to_string()
+        }),
         row("health-probers", "3", "4", "3", |c| c.bridge.health_probers.to_string()),
         row("mesh-forget-after", "7h", "8h", "25200s", see_mesh!(node.membership.forget_after)),
         row("mesh-tls-cert", "CERT", "OTHER_CERT", "Some(\"CERT\")", |c| {

@@ -24,6 +24,9 @@ impl From<WriteError> for ApiError {
                 error.retry_after = Some(Duration::from_secs(1));
                 error
             }
+            WriteError::NoQuorum => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_quorum", message)
+            }
             WriteError::Register(error) => error.into(),
             WriteError::NoSuchWorker(id) => Self::no_such_worker(&id.to_string()),
             WriteError::NoSuchRule(_) => {

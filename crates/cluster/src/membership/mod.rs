@@ -235,7 +235,7 @@ impl Membership {
             Kind::StillHere => self.handle_still_here(now, &frame.decode()?),
             Kind::Goodbye => self.handle_goodbye(now, &frame.decode()?),
             Kind::Suspicion => self.handle_suspicion(now, frame.decode()?),
-            Kind::State => self.counters.stray_messages += 1,
+            Kind::State | Kind::Lease => self.counters.stray_messages += 1,
         }
         Ok(())
     }
