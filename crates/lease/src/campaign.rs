@@ -3,27 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use smg_types::ids::{NodeId, NodeName};
+use smg_types::ids::NodeId;
 
 use crate::claim::{Audience, Claim, Effects, Event, EventKind};
 use crate::message::{Content, Refusal};
 use crate::name::Term;
+use crate::round::Round;
 use crate::standing::Around;
 use crate::tenure::Tenure;
 
 /// Pause before a candidate repeats a campaign that was refused only because it did not know the latest term.
 const REPEAT: Duration = Duration::from_millis(10);
-
-/// The first half of a campaign: the requests for promises.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Round {
-    pub(crate) term: Term,
-    pub(crate) since: Duration,
-    promised: BTreeSet<NodeName>,
-    refused: BTreeSet<NodeName>,
-    /// The shortest time after which one that has refused may promise; `None`: at once, in a later term.
-    wait: Option<Duration>,
-}
 
 impl Claim {
     /// When this router campaigns; `None`: not as things are.

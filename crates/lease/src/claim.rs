@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use smg_types::ids::{NodeId, NodeName};
 
-use crate::campaign::Round;
 use crate::message::{Content, Message};
 use crate::name::{LeaseName, Term};
+use crate::round::Round;
 use crate::standing::{Around, Status, TransferError};
 use crate::tenure::Tenure;
 

@@ -21,6 +21,7 @@ mod leases;
 mod message;
 mod name;
 mod quorum;
+mod round;
 mod standing;
 mod tenure;
 mod times;
