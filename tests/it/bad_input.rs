@@ -185,7 +185,7 @@ async fn a_client_that_sends_too_slowly_is_answered_408() {
     let router = Router::before(&[worker.url()], &limits).await;
     for path in ["/v1/chat/completions", "/workers"] {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
         );
         let began = Instant::now();
         let answer = raw(router.address(), head).await;
