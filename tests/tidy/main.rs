@@ -30,6 +30,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "smg",
         &[
             "smg-types",
+            "smg-lease",
             "smg-limits",
             "smg-cluster",
             "smg-persist",
@@ -96,8 +97,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "bridge",
         &[
-            "ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock", "mesh",
-            "limits",
+            "lease", "ids", "now", "spec", "policy", "policies", "cluster", "fleet", "clock",
+            "mesh", "limits",
         ],
     ),
     // surface

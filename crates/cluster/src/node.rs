@@ -5,6 +5,7 @@
 //! peers have retired this generation, membership begins a later one. Events of both wait here for the driver.
 
 mod disk;
+mod lease_part;
 mod leases;
 mod upkeep;
 
@@ -32,7 +33,7 @@ use crate::state::{State, Version, Write};
 /// counted, so a reader of events must compare with the whole list of members from time to time.
 const MAX_EVENTS: usize = 16 * 1024;
 
-pub use leases::NodeLeases;
+pub use lease_part::NodeLeases;
 
 /// Settings of a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,7 +126,7 @@ pub struct Node {
     /// Members that are present although a later generation of their name is known, and since when.
     outdated: BTreeMap<NodeId, Duration>,
     /// The leases, once they are started.
-    leases: Option<leases::LeasePart>,
+    leases: Option<lease_part::LeasePart>,
     /// How long the machine has been suspended since the start of the process.
     suspended: Duration,
     /// The time of the last input, which is the time of what is sent after it.

@@ -27,10 +27,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::ClientEndpoint;
-use crate::driver::leases::PublishedLeases;
 use crate::driver::refused_log::RefusedLog;
 use crate::durability::DiskHandle;
-use crate::leases::LeaseView;
+use crate::lease_view::{LeaseView, PublishedLeases};
 use crate::link::{Dialler, Link};
 use crate::metrics::Metrics;
 use crate::service::Incoming;

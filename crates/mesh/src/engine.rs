@@ -19,7 +19,7 @@ use crate::driver::{Driver, Inputs, Outputs};
 use crate::durability::Data;
 use crate::handle::Handle;
 use crate::join::{Joiner, Resolutions};
-use crate::leases::{LEADER, LeaseView};
+use crate::lease_view::{LEADER, LeaseView};
 use crate::link::{Board, Dialler};
 use crate::metrics::Metrics;
 use crate::net::{Listener, Net};
@@ -142,23 +142,12 @@ pub(super) fn assemble(
             stopping,
         },
     });
-    let engine = Engine {
-        clock,
-        node,
-        inputs: Inputs { swim, state, commands },
-        outputs: Outputs {
-            view: view_tx,
-            events,
-            leases: leases_tx,
-            me,
-            disk: handle.disk.clone(),
-        },
-        dialler,
-        network,
-        follower: None,
-        data,
-        client_endpoint,
-    };
+    let disk = handle.disk.clone();
+    let outputs = Outputs { view: view_tx, events, leases: leases_tx, me, disk };
+    let inputs = Inputs { swim, state, commands };
+    let follower = None;
+    let engine =
+        Engine { clock, node, inputs, outputs, dialler, network, follower, data, client_endpoint };
     Ok((handle, engine, Ends { stop, failed: failed_tx }))
 }
 

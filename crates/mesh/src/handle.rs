@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::driver::Command;
 use crate::durability::{DiskHandle, Durability};
 use crate::join::Resolutions;
-use crate::leases::LeaseView;
+use crate::lease_view::LeaseView;
 use crate::link::{self, Dialler, LinkStatus};
 use crate::seal::{KeyId, Mode, Ring, RingError};
 use crate::security::KeyChange;

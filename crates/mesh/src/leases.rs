@@ -1,54 +1,13 @@
 //! Who leads the cluster: what the rest of the router reads of the lease `leader`, and how it hands it over.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::Serialize;
-use smg_lease::{LeaseName, Status, Term, TransferError};
+use smg_lease::{Status, Term, TransferError};
 use smg_types::ids::NodeName;
 
 use crate::handle::{Handle, VisitError};
-
-/// The lease of the router that does the jobs of which the cluster needs one.
-pub static LEADER: LazyLock<LeaseName> =
-    LazyLock::new(|| "leader".parse().expect("the name of the lease is valid"));
-
-/// What the driver publishes of the leases. Times are readings of the clock of leases.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct LeaseView {
-    pub(super) leader: Option<Status>,
-    pub(super) reaches_majority: bool,
-    pub(super) voters: Vec<NodeName>,
-    /// How many votes are needed, of the largest cluster that counts.
-    pub(super) needed: usize,
-}
-
-/// A router's part in the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HaMode {
-    /// No other router can join. It leads itself.
-    Standalone,
-    /// It holds the lease.
-    Leader,
-    /// It reaches a majority of the configured routers, and does not hold the lease.
-    Follower,
-    /// It reaches no majority: it serves requests, and jobs of the leader pause.
-    ReadOnly,
-}
-
-impl HaMode {
-    /// The name in documents, labels and logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Standalone => "standalone",
-            Self::Leader => "leader",
-            Self::Follower => "follower",
-            Self::ReadOnly => "read_only",
-        }
-    }
-}
+use crate::lease_view::{HaMode, LEADER};
 
 /// `GET /ha/leader`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

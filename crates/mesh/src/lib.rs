@@ -19,6 +19,7 @@ mod handle;
 mod join;
 mod join_address;
 mod keys;
+mod lease_view;
 mod leases;
 mod link;
 mod mesh;
@@ -40,7 +41,8 @@ pub use config::{BindError, ClientEndpoint, Config, HostServices, NetworkConfig}
 pub use durability::{DataConfig, DiskMetrics, Durability};
 pub use handle::{Handle, KeyReceipts, KeysError, VisitError};
 pub use join_address::{DEFAULT_PORT, JoinAddress, ParseJoinAddressError};
-pub use leases::{HaMode, LEADER, LeaderError, Leadership};
+pub use lease_view::{HaMode, LEADER};
+pub use leases::{LeaderError, Leadership};
 pub use link::{LaneStatus, LinkStatus};
 pub use mesh::{Mesh, Running};
 pub use metrics::Metrics;

@@ -12,10 +12,8 @@ use smg_types::now::Now;
 
 use crate::codec::{self, Frame, Kind, PayloadError};
 use crate::membership::MemberState;
+use crate::node::lease_part::{LeasePart, NodeLeases};
 use crate::node::{Lane, Node, Transmit};
-
-/// The leases, with a memory of votes of any kind.
-pub type NodeLeases = Leases<Box<dyn Votes>>;
 
 /// A message of one router to another. It names both, because an address may have passed to another router (L8).
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,15 +21,6 @@ struct Envelope {
     from: NodeId,
     to: NodeId,
     message: Message,
-}
-
-#[derive(Debug)]
-pub(super) struct LeasePart {
-    leases: NodeLeases,
-    /// The version of the list of members that the leases have.
-    members: Option<u64>,
-    /// Grows with each input.
-    version: u64,
 }
 
 impl Node {

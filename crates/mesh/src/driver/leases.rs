@@ -6,21 +6,8 @@ use smg_lease::{Event, EventKind};
 use tracing::{info, warn};
 
 use crate::driver::Driver;
-use crate::leases::{HaMode, LEADER, LeaseView};
+use crate::lease_view::{HaMode, LEADER, LeaseView};
 use crate::metrics::Metrics;
-
-/// What was published of the leases last.
-#[derive(Debug)]
-pub(super) struct PublishedLeases {
-    version: u64,
-    mode: HaMode,
-}
-
-impl PublishedLeases {
-    pub(super) const fn new() -> Self {
-        Self { version: 0, mode: HaMode::ReadOnly }
-    }
-}
 
 impl Driver {
     /// Publishes the leases if something about them has changed. This comes before frames are sent: no other router may take
