@@ -455,7 +455,7 @@ class Cold(SharedTest):
         url = next(url for url in self.urls if url.endswith(victim.split("-")[1]))
         host, port = url.removeprefix("http://").split(":")
         request(self.outside, host, "POST", "/flush_cache", port=int(port))
-        known = lambda: sum("taken for cold" in router.log() or "found its cache cold" in router.log() for router in routers)  # noqa: E731
+        known = lambda: sum("has lost its prefix cache" in router.log() or "found its cache cold" in router.log() for router in routers)  # noqa: E731
         self.assertEqual(known(), 0)
         # One answer proves nothing yet; three in a row to one router do.
         for talk in theirs[:3]:

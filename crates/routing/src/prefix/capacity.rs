@@ -102,7 +102,10 @@ impl Cache {
         let limit = self.limit.load(Ordering::Relaxed);
         if is_there {
             evidence.contradictions = 0;
-            evidence.usual = evidence.usual - evidence.usual / 8 + age / 8;
+            evidence.usual = match evidence.usual {
+                0 => age,
+                usual => usual - usual / 8 + age / 8,
+            };
             if limit != u32::MAX && age > limit {
                 self.limit.store(limit + (age - limit).div_ceil(2), Ordering::Relaxed);
             }
