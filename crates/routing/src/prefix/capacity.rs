@@ -33,6 +33,8 @@ struct Evidence {
     usual: u32,
     /// Contradictions in a row.
     contradictions: u8,
+    /// The cache was lost, and no block has been in it since: as in an engine without a cache.
+    is_lost: bool,
 }
 
 /// What was known of a prompt's blocks on one worker before the prompt was sent to it.
@@ -102,6 +104,7 @@ impl Cache {
         let limit = self.limit.load(Ordering::Relaxed);
         if is_there {
             evidence.contradictions = 0;
+            evidence.is_lost = false;
             evidence.usual = match evidence.usual {
                 0 => age,
                 usual => usual - usual / 8 + age / 8,
@@ -111,10 +114,12 @@ impl Cache {
             }
             return Evicted::Nothing;
         }
-        if age <= evidence.usual + evidence.usual / 8 && cached < sent / 4 {
+        // If no block has been seen in the cache, any age is usual.
+        let is_usual = evidence.usual == 0 || age <= evidence.usual + evidence.usual / 8;
+        if is_usual && cached < sent / 4 && !evidence.is_lost {
             evidence.contradictions += 1;
             if evidence.contradictions >= LOST_AFTER {
-                *evidence = Evidence::default();
+                *evidence = Evidence { is_lost: true, ..Evidence::default() };
                 return Evicted::All;
             }
         }
@@ -191,6 +196,14 @@ mod tests {
         }
         let lost: Vec<_> = (0..3).map(|_| cache.learn(recall(100, 300), 3)).collect();
         assert_eq!(lost, [Evicted::Some, Evicted::Some, Evicted::All]);
+    }
+
+    #[test]
+    fn a_worker_without_a_cache_is_taken_for_cold_once() {
+        let cache = Cache::default();
+        let seen: Vec<_> = (0..9).map(|_| cache.learn(recall(100, 300), 0)).collect();
+        let count = seen.iter().filter(|evicted| **evicted == Evicted::All).count();
+        assert_eq!((seen[2], count), (Evicted::All, 1), "{seen:?}");
     }
 
     #[test]
