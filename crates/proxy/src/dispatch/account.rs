@@ -65,7 +65,7 @@ impl Account {
                 self.entry.metrics.compare_first_token(time);
             }
         }
-        // Answers to the end of a stream may report again, with the final counts.
+        // A stream may report at its beginning and again, with the final counts, at its end.
         if let Some(tokens) = feedback::prompt_tokens(piece) {
             self.reported = Some(tokens);
         }
@@ -75,7 +75,14 @@ impl Account {
         let Some(in_flight) = self.in_flight.as_ref().filter(|_| !self.is_error) else { return };
         let evicted = self.entry.learn(self.worker, self.asked, self.reported, in_flight);
         if evicted == Evicted::All {
-            warn!(worker = %self.worker, "the worker has lost its prefix cache: what it was sent before is forgotten");
+            let snapshot = self.fleet.snapshot();
+            let url = snapshot
+                .worker(self.worker)
+                .map(|worker| tracing::field::display(&worker.spec.url));
+            warn!(
+                worker = %self.worker, url,
+                "the worker has lost its prefix cache: it reports that little of three prompts was in it; perhaps it was restarted"
+            );
             self.fleet.mark_cold(self.worker);
         }
     }

@@ -95,6 +95,8 @@ struct Prompt {
     /// Requests in flight on the worker before this one.
     running: u32,
     sent_at: Now,
+    /// The expected time to the first token, in seconds.
+    expected: f32,
     /// Whether the beginning of the answer will show that the prompt was computed.
     streamed: bool,
     /// The time to the first token, once it has come.
@@ -130,13 +132,21 @@ impl InFlight {
         let remote = self.live.remote_in_flight.load(Ordering::Relaxed);
         let running = self.live.in_flight.load(Ordering::Relaxed).saturating_add(remote);
         let running = running.saturating_sub(1);
+        let expected = prefill.speed().expected(ahead.saturating_add(tokens) as f32, running);
         if streamed {
             prefill.begin_streamed(tokens, now);
         } else {
             prefill.begin_whole(tokens, now);
         }
-        self.prompt =
-            Some(Prompt { tokens, ahead, running, sent_at: now, streamed, first_token: None });
+        self.prompt = Some(Prompt {
+            tokens,
+            ahead,
+            running,
+            sent_at: now,
+            expected,
+            streamed,
+            first_token: None,
+        });
     }
 
     /// Notes the first token of a streamed answer: the prompt waits no longer. Only the first call has an effect. Returns the time
@@ -145,10 +155,9 @@ impl InFlight {
         let prompt = self.prompt.as_mut().filter(|p| p.streamed && p.first_token.is_none())?;
         let elapsed = now.since(prompt.sent_at);
         prompt.first_token = Some(elapsed);
-        let tokens = prompt.ahead.saturating_add(prompt.tokens);
-        let expected = self.live.prefill.speed().expected(tokens as f32, prompt.running);
         self.live.prefill.first_token(prompt.tokens, now);
-        Some(TimeToFirstToken { expected: expected.into(), actual: elapsed.as_secs_f64() })
+        let actual = elapsed.as_secs_f64();
+        Some(TimeToFirstToken { expected: prompt.expected.into(), actual })
     }
 
     /// Learns the worker's speed from the answer, if its first token was seen. `computed`: the tokens of the prompt that the worker

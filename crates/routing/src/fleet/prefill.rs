@@ -52,23 +52,18 @@ impl Default for Prefill {
 }
 
 impl Prefill {
-    /// The tokens that wait: this router's and those that the others report, less what the worker should have computed of them since
-    /// the last first token.
+    /// The tokens that wait: this router's and those that the others report. Of the prompts whose computation shows in a first token,
+    /// it leaves out what the worker should have computed since the last one.
     pub(super) fn waiting(&self, now: Now) -> u32 {
-        let waiting = self.own(now).saturating_add(self.remote.load(Ordering::Relaxed));
-        if waiting == 0 {
-            return 0;
-        }
-        let elapsed = millis(now).wrapping_sub(self.computing_since.load(Ordering::Relaxed));
-        // Another thread may have read the clock later.
-        let elapsed = if elapsed > u32::MAX / 2 { 0 } else { elapsed };
-        waiting.saturating_sub((elapsed as f32 / 1000.0 / self.speed().per_token) as u32)
+        let remote = self.remote.load(Ordering::Relaxed);
+        let shown = self.streamed.load(Ordering::Relaxed).saturating_add(remote);
+        let since = self.computing_since.load(Ordering::Relaxed);
+        self.draining(now).saturating_add(self.left(shown, since, millis(now)))
     }
 
     /// The tokens of this router's requests that wait.
     pub(super) fn own(&self, now: Now) -> u32 {
-        let draining = self.drained(self.draining.load(Ordering::Relaxed), millis(now));
-        self.streamed.load(Ordering::Relaxed).saturating_add(draining)
+        self.streamed.load(Ordering::Relaxed).saturating_add(self.draining(now))
     }
 
     /// Notes the tokens that the other routers report now. Fewer than before are taken for a first token at one of them.
@@ -103,7 +98,10 @@ impl Prefill {
     /// Adds the tokens of a prompt whose answer comes whole.
     pub(super) fn begin_whole(&self, tokens: u32, now: Now) {
         let at = millis(now);
-        let add = |draining| Some(pack(self.drained(draining, at).saturating_add(tokens), at));
+        let add = |draining| {
+            let (before, since) = unpack(draining);
+            Some(pack(self.left(before, since, at).saturating_add(tokens), at))
+        };
         let added = self.draining.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         debug_assert!(added.is_ok(), "every value can be added to");
     }
@@ -115,13 +113,16 @@ impl Prefill {
         }
     }
 
-    fn drained(&self, draining: u64, at: u32) -> u32 {
-        let (tokens, since) = ((draining >> 32) as u32, draining as u32);
-        if tokens == 0 {
-            return 0;
-        }
+    /// The tokens of prompts whose answers come whole that wait.
+    fn draining(&self, now: Now) -> u32 {
+        let (tokens, since) = unpack(self.draining.load(Ordering::Relaxed));
+        self.left(tokens, since, millis(now))
+    }
+
+    /// What is left of `tokens` that the worker has computed since a time in milliseconds.
+    fn left(&self, tokens: u32, since: u32, at: u32) -> u32 {
         let elapsed = at.wrapping_sub(since);
-        if elapsed > u32::MAX / 2 {
+        if tokens == 0 || elapsed > u32::MAX / 2 {
             // Another thread has read the clock later.
             return tokens;
         }
@@ -169,6 +170,10 @@ fn pack(tokens: u32, at: u32) -> u64 {
     u64::from(tokens) << 32 | u64::from(at)
 }
 
+fn unpack(draining: u64) -> (u32, u32) {
+    ((draining >> 32) as u32, draining as u32)
+}
+
 /// The monotonic clock in milliseconds; it wraps.
 fn millis(now: Now) -> u32 {
     Duration::from_nanos(now.mono_nanos()).as_millis() as u32
@@ -186,7 +191,9 @@ mod tests {
     fn prompts_of_whole_answers_are_computed_at_the_workers_speed() {
         let prefill = Prefill::default();
         prefill.begin_whole(8000, at(0));
-        assert_eq!([0, 250, 1000, 5000].map(|ms| prefill.own(at(ms))), [8000, 6000, 0, 0]);
+        for (ms, left) in [(0, 8000), (250, 6000), (1000, 0), (5000, 0)] {
+            assert_eq!((prefill.own(at(ms)), prefill.waiting(at(ms))), (left, left), "{ms} ms");
+        }
         prefill.begin_whole(4000, at(500));
         assert_eq!(prefill.own(at(500)), 8000);
         assert_eq!(prefill.own(at(499)), 8000, "the clock of another thread");
@@ -202,6 +209,17 @@ mod tests {
         assert_eq!((prefill.own(at(0)), prefill.waiting(at(0))), (100, 130));
         prefill.end_streamed(100);
         assert_eq!(prefill.waiting(at(0)), 30);
+    }
+
+    #[test]
+    fn what_the_worker_has_computed_since_the_last_first_token_does_not_wait() {
+        let prefill = Prefill::default();
+        prefill.begin_streamed(8000, at(0));
+        prefill.begin_streamed(4000, at(100));
+        assert_eq!(prefill.waiting(at(500)), 8000);
+        prefill.first_token(8000, at(1100));
+        assert_eq!((prefill.waiting(at(1100)), prefill.waiting(at(1350))), (4000, 2000));
+        assert_eq!(prefill.own(at(1350)), 4000, "the others get what waits for a first token");
     }
 
     #[test]
