@@ -66,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // edges
     ("clock", &["now"]),
     ("descriptors", &[]),
+    ("causes", &[]),
     ("shortage", &["clock", "descriptors"]),
     ("resolve", &["clock", "shortage"]),
     ("dial", &["spec", "clock", "shortage", "descriptors", "resolve"]),
@@ -89,11 +90,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "dispatch",
         &[
-            "ids", "now", "spec", "policy", "policies", "prefix", "limit", "fleet", "clock",
-            "upstream", "shortage",
+            "ids", "now", "spec", "causes", "policy", "policies", "prefix", "limit", "fleet",
+            "clock", "upstream", "shortage",
         ],
     ),
-    ("prober", &["ids", "now", "spec", "fleet", "clock", "tasks", "upstream", "shortage"]),
+    (
+        "prober",
+        &["ids", "now", "spec", "causes", "fleet", "clock", "tasks", "upstream", "shortage"],
+    ),
     (
         "bridge",
         &[

@@ -4,6 +4,7 @@
 //! and retries where that is safe, [`usage`] reads from answers how many tokens they cost, and [`prober`] asks workers for
 //! their health. Nothing here waits for another router.
 
+mod causes;
 pub mod dispatch;
 pub mod prober;
 pub mod upstream;

@@ -28,9 +28,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::causes::with_causes;
 use crate::upstream::Client;
 use read::{LookError, MOST_BYTES, Sleep, ask_sleep, look_at};
-use verdict::{cause_of, in_full, judge};
+use verdict::{cause_of, judge};
 
 /// Probes that run at the same time, at most.
 const AT_ONCE: usize = 128;
@@ -434,7 +435,7 @@ async fn ask(
                 answer.probe = judge(&error);
                 answer.unjudged = answer.probe.is_none();
                 answer.failure = cause_of(&error)
-                    .and_then(|cause| failed(false, endpoint, cause, None, in_full(&error)));
+                    .and_then(|cause| failed(false, endpoint, cause, None, with_causes(&error)));
             }
         }
     }
@@ -460,7 +461,7 @@ async fn ask(
             }
             Err(LookError::Send(error)) => match cause_of(&error) {
                 Some(cause) => {
-                    answer.failure = failed(true, "/v1/models", cause, None, in_full(&error));
+                    answer.failure = failed(true, "/v1/models", cause, None, with_causes(&error));
                     Look::Failed
                 }
                 None => Look::Unjudged,

@@ -11,8 +11,8 @@ use smg_routing::policies::Ending;
 use tracing::warn;
 
 use super::account::Account;
-use super::causes::with_causes;
 use super::tunnel::Tunnel;
+use crate::causes::with_causes;
 use crate::upstream;
 
 /// The end of a broken stream, so that a client does not take it for complete.

@@ -20,12 +20,12 @@ use tracing::{debug, warn};
 use super::account::{Account, log_breaker};
 use super::attempts::{Attempt, Attempts, Budget, Next};
 use super::body::{ResponseBody, StreamEnd};
-use super::causes::with_causes;
 use super::choice::{self, Blocks, Chosen};
 use super::config::Config;
 use super::metrics::Metrics;
 use super::rediscovery::Rediscovery;
 use super::request::{DispatchError, Dispatched, Request, Trace};
+use crate::causes::with_causes;
 use crate::upstream::{self, Client, Outgoing, SendError};
 
 /// What all dispatchers of a process share.

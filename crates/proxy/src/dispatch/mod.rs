@@ -7,7 +7,6 @@ mod account;
 mod attempts;
 mod body;
 mod candidates;
-mod causes;
 mod choice;
 mod config;
 mod dispatcher;

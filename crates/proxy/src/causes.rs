@@ -1,7 +1,7 @@
 //! Errors with their causes, for the log.
 
 /// The text of `error` and of all its causes.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
