@@ -50,7 +50,7 @@ impl Driver {
         let before = std::mem::replace(&mut self.leases.mode, mode);
         if before != mode {
             let (from, to) = (before.as_str(), mode.as_str());
-            info!(from, to, term, "the part of this router in the cluster changed");
+            info!(from, to, term, "the role of this router in the cluster changed");
             metrics.role_transitions.with_label_values(&[from, to]).inc();
         }
     }
@@ -66,7 +66,9 @@ fn record(metrics: &Metrics, event: &Event) {
         | EventKind::Won
         | EventKind::Lost
         | EventKind::Released
-        | EventKind::Raised => info!(%lease, %term, event = kind.as_str(), "lease"),
+        | EventKind::Raised => {
+            info!(%lease, %term, event = kind.as_str(), "the state of a lease changed")
+        }
     }
     if *lease == *LEADER && *kind != EventKind::Raised {
         metrics.leader_elections.with_label_values(&[kind.as_str()]).inc();
