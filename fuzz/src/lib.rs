@@ -6,6 +6,7 @@
 //!
 //! `tests/hostile.rs` compiles this file too and feeds it random and mutated bytes in CI.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use smg_cluster::replication::message::{Delta, Message, StoreNumber};
 use smg_cluster::state::StoreId;
 use smg_cluster::state::row::{Blob, RawRow};
 use smg_cluster::{Config, Node, membership, replication};
+use smg_lease::{LeaseName, NotStored, Quorum, StoredVote, Voters, Votes};
 use smg_types::ids::{Generation, NodeId};
 use smg_types::now::Now;
 
@@ -41,7 +43,27 @@ fn node(name: &str, host: u8) -> Node {
     let mut rng = StdRng::seed_from_u64(u64::from(host));
     let name = name.parse().expect("a name");
     let generation = Generation(u64::from(host));
-    Node::try_new(config, name, generation, address(host), at(0), &mut rng).expect("a good config")
+    let node = Node::try_new(config, name, generation, address(host), at(0), &mut rng);
+    let mut node = node.expect("a good config");
+    node.start_leases(at(0), ["leader".parse().expect("a name of a lease")], Box::new(FirstStart));
+    let names = ["a", "b"].map(|name| name.parse().expect("a name")).to_vec();
+    let quorum = Quorum(vec![Voters { size: 2, names }]);
+    node.update_leases(at(0), |leases, now| leases.set_quorum(now, quorum));
+    node
+}
+
+/// The votes of a router that has never voted, so that it need not abstain.
+#[derive(Debug)]
+struct FirstStart;
+
+impl Votes for FirstStart {
+    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
+        Some(BTreeMap::new())
+    }
+
+    fn store(&mut self, _: &LeaseName, _: &StoredVote) -> Result<(), NotStored> {
+        Ok(())
+    }
 }
 
 /// Two nodes that know each other, and all frames that they said meanwhile.
@@ -81,17 +103,19 @@ pub fn feed_frame(node: &mut Node, bytes: &[u8]) {
     }
 }
 
-/// The frame in which `from` says `message` to `to`, as bytes of which only the message may be bad.
-pub fn letter(from: &NodeId, to: &NodeId, message: &[u8]) -> Vec<u8> {
+/// The frame in which `from` sends `to` a message about state or about a lease, as bytes of which only the message may be bad.
+pub fn letter(kind: Kind, from: &NodeId, to: &NodeId, message: &[u8]) -> Vec<u8> {
     let mut payload = codec::encode(&(from, to));
     payload.extend(message);
-    codec::frame(Kind::State, CLUSTER, &payload)
+    codec::frame(kind, CLUSTER, &payload)
 }
 
-/// Any bytes as what one member says to another.
+/// Any bytes as the message of one member to another: about state, and about a lease.
 pub fn feed_message(nodes: &mut [Node; 2], bytes: &[u8]) {
     let [to, from] = [&nodes[0], &nodes[1]].map(|node| node.me().node);
-    nodes[0].handle_frame(at(1), address(2), &letter(&from, &to, bytes));
+    for kind in [Kind::State, Kind::Lease] {
+        nodes[0].handle_frame(at(1), address(2), &letter(kind, &from, &to, bytes));
+    }
 }
 
 /// Any bytes as key and content of a row that a member writes to each store.
