@@ -67,7 +67,7 @@ fn record(metrics: &Metrics, event: &Event) {
         | EventKind::Lost
         | EventKind::Released
         | EventKind::Raised => {
-            info!(%lease, %term, event = kind.as_str(), "the state of a lease changed")
+            info!(%lease, %term, event = kind.as_str(), "the state of a lease changed");
         }
     }
     if *lease == *LEADER && *kind != EventKind::Raised {
