@@ -34,8 +34,9 @@ pub(super) struct Peer {
     id: NodeId,
     writer: Writer,
     is_reachable: bool,
-    /// It has sent a digest since it became reachable: before that, its versions are not known.
-    has_greeted: bool,
+    /// When its last digest arrived, by the monotonic clock. `None`: it has sent none since it became reachable, so its
+    /// versions are not known.
+    last_digest_at: Option<Duration>,
     /// The highest version of each stream that it has claimed, or proved by sending it.
     known: BTreeMap<Stream, u64>,
     /// Versions in `known` that its last digest did not confirm, and since when.
@@ -74,7 +75,7 @@ impl Peer {
             id,
             writer,
             is_reachable: false,
-            has_greeted: false,
+            last_digest_at: None,
             known: BTreeMap::new(),
             doubted: BTreeMap::new(),
             overshot: BTreeMap::new(),
@@ -106,8 +107,9 @@ impl Peer {
         self.is_reachable
     }
 
+    /// Whether it has sent a digest since it became reachable.
     pub(super) fn has_greeted(&self) -> bool {
-        self.has_greeted
+        self.last_digest_at.is_some()
     }
 
     /// It can be reached from now on.
@@ -120,7 +122,7 @@ impl Peer {
     /// It can't be reached any more: whatever was on its way to it is lost.
     pub(super) fn disconnect(&mut self) {
         self.is_reachable = false;
-        self.has_greeted = false;
+        self.last_digest_at = None;
         self.doubted.clear();
         self.overshot.clear();
         self.not_applied.clear();
@@ -134,13 +136,18 @@ impl Peer {
     }
 
     /// It has sent a digest, which shows its wall clock. Returns whether that was its first one since it became reachable.
-    pub(super) fn note_digest(&mut self, clock: Epoch) -> bool {
+    pub(super) fn note_digest(&mut self, clock: Epoch, now: Duration) -> bool {
         self.clock = Some(clock);
         // While it has such rows, it lists them before each digest.
         if !std::mem::take(&mut self.has_listed_not_applied) {
             self.not_applied.clear();
         }
-        !std::mem::replace(&mut self.has_greeted, true)
+        self.last_digest_at.replace(now).is_none()
+    }
+
+    /// Whether a digest of it has arrived at `time` or later, and it has been reachable since.
+    pub(super) fn has_sent_a_digest_since(&self, time: Duration) -> bool {
+        self.last_digest_at.is_some_and(|at| at >= time)
     }
 
     /// Its wall clock, as its last digest showed it; `None`: it has sent none.
@@ -384,7 +391,7 @@ mod tests {
         let mut peer = peer();
         let stream = (StoreId::Workers, peer.writer());
         peer.connect(at(0));
-        peer.note_digest(Epoch::default());
+        peer.note_digest(Epoch::default(), Duration::ZERO);
         peer.note_version(stream, 4);
         peer.window.extend(stream, 4, 9);
         peer.queue(Message::HotSetRequest);

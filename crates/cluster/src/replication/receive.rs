@@ -113,8 +113,8 @@ impl Replication {
             }),
         );
         let peer = self.peers.get_mut(from);
-        let is_first =
-            peer.is_some_and(|peer| peer.note_digest(Epoch::new(digest.wall_ms, now.mono)));
+        let is_first = peer
+            .is_some_and(|peer| peer.note_digest(Epoch::new(digest.wall_ms, now.mono), now.mono));
         if is_first {
             // The peer's membership may have found this node later than the reverse: the first digest to it was then
             // lost (R20).

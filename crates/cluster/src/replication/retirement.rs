@@ -11,6 +11,7 @@
 //! newer versions of a retired writer reopens that writer (R35).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use smg_types::now::Now;
 
@@ -29,9 +30,16 @@ const ADOPTED_PER_ROUND: usize = 1000;
 pub(super) struct Adoptions {
     /// Writers of which all rows up to these versions are adopted.
     finished: BTreeMap<Writer, StoreVersions>,
+    /// When this node noticed that a writer had ended, by the monotonic clock.
+    ended_at: BTreeMap<Writer, Duration>,
 }
 
 impl Adoptions {
+    /// When this node noticed that `writer` had ended: now, if this is the first call for it.
+    pub(super) fn note_ended(&mut self, writer: Writer, now: Duration) -> Duration {
+        *self.ended_at.entry(writer).or_insert(now)
+    }
+
     /// Adopts rows of `of`, up to a budget per store, except those that a member which has not ended holds too. Rows that
     /// are summed up are adopted only `with_sums`.
     pub(super) fn adopt(
@@ -61,6 +69,7 @@ impl Adoptions {
     /// `writer` is retired: nothing of it is left to adopt.
     pub(super) fn forget_writer(&mut self, writer: Writer) {
         self.finished.remove(&writer);
+        self.ended_at.remove(&writer);
     }
 
     /// This node goes on as another writer, which has adopted nothing yet.

@@ -130,11 +130,9 @@ impl Replication {
         let mut changes = Changes::default();
         for writer in retirement::ended_writers(&self.state) {
             changes = changes.and(retirement::drop_measurements(&mut self.state, writer, now));
+            let ended_at = self.adoptions.note_ended(writer, now.mono);
             if self.is_adopter(now, writer) {
-                // An adopted sum says that it includes all earlier generations. A member that can't be reached may know of
-                // a generation that is unknown here. Waiting costs nothing, because the writer is not retired without that
-                // member either (R31).
-                let with_sums = self.peers.are_all_reachable();
+                let with_sums = self.may_adopt_sums(ended_at);
                 let adopted = self.adoptions.adopt(&mut self.state, writer, with_sums, now);
                 self.counters.adopted += adopted.rows as u64;
                 changes = changes.and(adopted);
@@ -147,6 +145,17 @@ impl Replication {
         let fence = if is_crowded { Duration::ZERO } else { self.config.fence };
         self.state.forget_retired(now.mono.saturating_sub(fence), now);
         changes
+    }
+
+    /// Whether rows that are summed up may be adopted from a writer whose end this node noticed at `ended_at` (R31).
+    ///
+    /// An adopted sum says that it includes all that the earlier generations have counted. A member that can't be reached may
+    /// know of a generation that is unknown here, and a peer that noticed the end later may have received more of the writer's
+    /// rows. Waiting costs nothing, because a reader adds up the rows that are not adopted too.
+    fn may_adopt_sums(&self, ended_at: Duration) -> bool {
+        let since = ended_at + 3 * self.config.digest_interval;
+        self.peers.are_all_reachable()
+            && self.peers.reachable().all(|peer| peer.has_sent_a_digest_since(since))
     }
 
     /// Whether it is this node that adopts what `writer`, which has ended, has decided (R30).

@@ -213,8 +213,28 @@ fn sums_are_adopted_only_while_every_member_is_reachable() {
     assert_eq!(adopted(&a), 1, "the worker, not the sum");
     a.peer_up(at(10_000), &e);
     hand(&mut a, at(10_000), &e, digest(false, &[]));
+    hand(&mut a, at(10_000), &b, digest(false, &[]));
     pass(&mut a, 10_000, 14_000);
     assert_eq!((adopted(&a), a.state().total(&"m".into(), Outcome::Ok)), (2, 5));
+}
+
+/// R31.
+#[test]
+fn sums_are_adopted_only_after_each_peer_has_sent_a_digest_three_seconds_after_the_end() {
+    let [b, d] = [id("b", 1), id("d", 1)];
+    let total_of = |a: &Replication| a.state().total(&"m".into(), Outcome::Ok);
+    let mut a = survivor("a", vec![total(5)]);
+    for (from, to) in [(0, 2_000), (2_000, 8_000)] {
+        hand(&mut a, at(from), &b, digest(false, &[(&d, StoreId::Totals, 1, 0)]));
+        pass(&mut a, from, to);
+        assert_eq!(adopted(&a), 0, "b may have received more of d since");
+    }
+    // It has: d's farewell was faster than its last row on the way to a.
+    hand(&mut a, at(8_000), &b, digest(false, &[(&d, StoreId::Totals, 2, 0)]));
+    pass(&mut a, 8_000, 9_000);
+    receive(&mut a, at(9_000), (&b, &d), vec![total(5), total(7)]);
+    pass(&mut a, 9_000, 10_000);
+    assert_eq!((adopted(&a), total_of(&a)), (1, 7));
 }
 
 /// R33.
