@@ -434,7 +434,10 @@ impl Node {
 
     fn apply_changes(&mut self, now: Now, changes: Changes) {
         if changes.fenced || changes.conflict {
-            self.membership.begin_generation(now);
+            // Below a generation that peers know, the new one would have ended at once.
+            let writers = self.replication.state().writers();
+            let known = writers.later_generation(self.replication.me());
+            self.membership.begin_generation(now, known);
             self.apply_membership_events(now);
         }
         if !changes.is_empty() {

@@ -318,9 +318,11 @@ impl Membership {
     }
 
     /// Goes on as a later generation without a new process: peers have retired the present one, or another process
-    /// writes as it.
-    pub fn begin_generation(&mut self, now: Now) {
-        let above = self.swim.identity().clone();
+    /// writes as it. `known`: the latest other generation of this name that is known, which the new one exceeds too.
+    pub fn begin_generation(&mut self, now: Now, known: Option<Generation>) {
+        let me = self.swim.identity();
+        let generation = known.map_or(me.generation, |known| known.max(me.generation));
+        let above = Identity { generation, ..me.clone() };
         self.begin_generation_above(now, &above);
     }
 

@@ -5,9 +5,9 @@ use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
 use crate::plausible::latest_generation;
+use crate::replication::Replication;
 use crate::replication::message::Message;
 use crate::replication::peers::Connected;
-use crate::replication::{Replication, retirement};
 use crate::state::StoreId;
 use crate::state::writers::Writer;
 
@@ -39,7 +39,7 @@ impl Replication {
             self.queue(&id.name, Message::HotSetRequest);
         }
         if self.state.writers.has_ended(writer) {
-            self.queue(&id.name, retirement::notice(&self.state, &[writer]));
+            self.queue_notice(&id.name, &[writer]);
         }
     }
 

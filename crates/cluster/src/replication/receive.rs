@@ -127,8 +127,7 @@ impl Replication {
         let claimed = streams.iter().map(|claim| (claim.stream, claim.version)).collect();
         self.compare_with_digest(now, from, &claimed);
         if !retired.is_empty() {
-            let notice = retirement::notice(&self.state, &retired);
-            self.queue(from, notice);
+            self.queue_notice(from, &retired);
         }
         self.send_missing_rows(now, from, &claimed, digest.relay);
         changes
@@ -218,8 +217,7 @@ impl Replication {
         let (streams, retired) = self.streams(now, claims);
         let mut changes = Changes::default();
         if !retired.is_empty() {
-            let notice = retirement::notice(&self.state, &retired);
-            self.queue(from, notice);
+            self.queue_notice(from, &retired);
         }
         for StreamClaim { stream, version, .. } in streams {
             let target = self.state.replica(stream.0).applied(stream.1);
@@ -255,8 +253,7 @@ impl Replication {
         }
         reopen_if_behind(&mut self.state, stream, delta.to);
         if self.state.writers.is_retired(writer) {
-            let notice = retirement::notice(&self.state, &[writer]);
-            self.queue(from, notice);
+            self.queue_notice(from, &[writer]);
             return changes;
         }
         if !delta.is_in_order() {
@@ -427,9 +424,30 @@ impl Replication {
 
 /// Retired writers and hints.
 impl Replication {
+    /// Informs a peer that `writers` have ended. If the peer is not the latest generation of its name that is known here, the
+    /// notice names that one first, so that the peer goes on above it.
+    pub(super) fn queue_notice(&mut self, to: &NodeName, writers: &[Writer]) {
+        let mut retired = Vec::new();
+        if let Some(peer) = self.peers.get(to)
+            && let Some(generation) = self.state.writers.later_generation(peer.id())
+        {
+            let writer = NodeId { name: to.clone(), generation };
+            retired.push(RetiredWriter { writer, closed: false, versions: Vec::new() });
+        }
+        retired.extend(retirement::ended(&self.state, writers));
+        self.queue(to, Message::Retired(retired));
+    }
+
     fn handle_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
         let mut changes = Changes::default();
         for history in retired {
+            let NodeId { name, generation } = &history.writer;
+            if *name == self.me.name && *generation > self.me.generation {
+                // The sender knows a later generation of this node, which must exceed it.
+                self.counters.refused_writers +=
+                    u64::from(self.state.writers.intern(&history.writer).is_none());
+                continue;
+            }
             let Some(writer) = self.state.writers.number(&history.writer) else { continue };
             if writer == self.state.me {
                 self.is_fenced = true;

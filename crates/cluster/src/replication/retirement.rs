@@ -16,7 +16,7 @@ use std::time::Duration;
 use smg_types::now::Now;
 
 use crate::replication::changes::Changes;
-use crate::replication::message::{Message, RetiredWriter};
+use crate::replication::message::RetiredWriter;
 use crate::replication::peers::Peers;
 use crate::replication::stream::Stream;
 use crate::state::writers::{StoreVersions, Writer};
@@ -124,16 +124,15 @@ pub(super) fn reopen_if_behind(state: &mut State, (store, writer): Stream, versi
     }
 }
 
-/// The message that names writers which have ended, with the versions that this node has applied of the retired ones
+/// What a notice says of writers that have ended: their names, and the versions that this node has applied of the retired ones
 /// (R34).
-pub(super) fn notice(state: &State, writers: &[Writer]) -> Message {
-    let mut retired = Vec::new();
-    for writer in writers {
-        let Some(id) = state.writers.id(*writer) else { continue };
+pub(super) fn ended(state: &State, writers: &[Writer]) -> Vec<RetiredWriter> {
+    let entry = |writer: &Writer| {
+        let id = state.writers.id(*writer)?;
         let closed = state.writers.is_retired(*writer);
         let applied = |store| state.replica(store).applied(*writer);
         let versions = if closed { StoreId::ALL.map(applied).to_vec() } else { Vec::new() };
-        retired.push(RetiredWriter { writer: id.clone(), closed, versions });
-    }
-    Message::Retired(retired)
+        Some(RetiredWriter { writer: id.clone(), closed, versions })
+    };
+    writers.iter().filter_map(entry).collect()
 }

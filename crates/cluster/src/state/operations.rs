@@ -9,7 +9,7 @@ use smg_types::ids::{NodeId, WorkerId};
 
 #[cfg(test)]
 use crate::state::golden::Golden;
-use crate::state::store::{Ownership, Store};
+use crate::state::store::{Ownership, Retention, Store};
 use crate::state::table::{NodeParts, RefusedRow, Table};
 use crate::state::writers::{Writer, Writers};
 
@@ -42,9 +42,13 @@ pub trait StoreOperations: Store {
         table.is_spent(writers, of)
     }
 
-    /// A hash that is equal on nodes which read the same from the table. By default, they hold the same live rows.
-    fn reading(table: &Table<Self>, _writers: &Writers) -> u64 {
-        table.fingerprint()
+    /// A hash that is equal on nodes which read the same from the table. By default, they hold the same live rows; in a store
+    /// that ends with its writers, the same live rows of writers that are believed to run, because no others are read.
+    fn reading(table: &Table<Self>, writers: &Writers) -> u64 {
+        match Self::RETENTION {
+            Retention::WithWriter => table.fingerprint_of_live(writers),
+            Retention::Never | Retention::TimeToLive => table.fingerprint(),
+        }
     }
 
     /// A write that `draw` decides, for the simulator and the fuzz targets; `None` if it takes another node and there is

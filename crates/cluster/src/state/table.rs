@@ -39,7 +39,7 @@ use crate::state::store::Store;
 use crate::state::table::cell::{Body, Cell, Dot, Row, fingerprint_of, has_value};
 use crate::state::table::log::Log;
 use crate::state::table::range::MergedRange;
-use crate::state::writers::Writer;
+use crate::state::writers::{Writer, Writers};
 
 pub(crate) use apply::Applied;
 pub use cell::BUCKETS;
@@ -151,6 +151,19 @@ impl<S: Store> Table<S> {
     /// Takes the keys that have changed since the last call.
     pub(crate) fn take_changed_keys(&mut self) -> BTreeSet<S::Key> {
         self.changed_keys.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// A hash of the rows of writers that are believed to run.
+    pub(crate) fn fingerprint_of_live(&self, writers: &Writers) -> u64 {
+        let live = self.logs.iter().filter(|(writer, _)| writers.is_live(**writer));
+        let hashes = live.filter_map(|(writer, log)| {
+            let rows = log.fingerprints.as_deref()?.iter().fold(0, |all, bucket| all ^ bucket);
+            let id = writers.id(*writer).filter(|_| rows != 0)?;
+            let name = xxhash_rust::xxh3::xxh3_64(id.name.as_str().as_bytes());
+            let seed = name ^ id.generation.0;
+            Some(xxhash_rust::xxh3::xxh3_64_with_seed(&rows.to_be_bytes(), seed))
+        });
+        hashes.fold(0, |all, hash| all ^ hash)
     }
 
     /// A hash of all dots held, which is equal on nodes that hold the same dots.

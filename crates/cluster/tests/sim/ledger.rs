@@ -268,8 +268,8 @@ fn stores_aside(counts_limits: bool) -> Vec<StoreId> {
 /// replacement is lost with its writer, no node will ever receive it, and only an audit finds the difference. Such a
 /// store is not compared any more.
 ///
-/// Observations and loads are dropped where a node takes their writer for dead, so they are compared only while no
-/// process has ended.
+/// Measurements are dropped where a node takes their writer for dead, so they are compared only while no process has ended and
+/// no two processes have the same name.
 pub(crate) fn find_dishonest(ledger: &Ledger, world: &World) -> Option<String> {
     let ours = world.running().filter(|(slot, process)| {
         let stays = !process.leaving && process.node.membership().refused().is_none();
@@ -277,15 +277,20 @@ pub(crate) fn find_dishonest(ledger: &Ledger, world: &World) -> Option<String> {
     });
     let ours: Vec<_> =
         ours.map(|(_, process)| (process.node.me().node, process.node.state())).collect();
+    let mut names = BTreeSet::new();
+    let are_unique = world.running().all(|(_, process)| names.insert(process.node.me().node.name));
     let all_live = !world.reached.contains("a node went on as a later generation")
         && !world.has_lost_a_process()
-        && ours.iter().map(|(me, _)| &me.name).collect::<BTreeSet<_>>().len() == ours.len();
+        && are_unique;
     for store in StoreId::ALL.into_iter().filter(|store| all_live || !store.ends_with_writer()) {
         let mut seen: Option<(u64, &NodeId)> = None;
         for (me, state) in ours.iter().filter(|(_, state)| ledger.has_all(state, store)) {
-            let reading = state.reading(store);
-            let (other_reading, other) = *seen.get_or_insert((reading, me));
-            if other_reading != reading {
+            let rows = match store.ends_with_writer() {
+                true => state.fingerprint(store),
+                false => state.reading(store),
+            };
+            let (other_rows, other) = *seen.get_or_insert((rows, me));
+            if other_rows != rows {
                 if world.verbose {
                     print_rows(world, store);
                 }
