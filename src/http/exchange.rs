@@ -32,6 +32,8 @@ pub(super) struct State {
     expired: AtomicBool,
     /// Whether the connection must end after the exchange in progress.
     close: AtomicBool,
+    /// Whether the request in progress has a body that is not read to its end. Only for HTTP/1.1.
+    unread_body: AtomicBool,
     /// Whether our side has closed and waits until the client stops sending.
     lingers: AtomicBool,
 }
@@ -48,6 +50,7 @@ impl State {
             head_begun: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             close: AtomicBool::new(false),
+            unread_body: AtomicBool::new(false),
             lingers: AtomicBool::new(false),
         };
         state.mark_idle();
@@ -139,6 +142,16 @@ impl State {
     /// The connection must end after the exchange under way.
     pub(super) fn close_after(&self) {
         self.close.store(true, Ordering::Relaxed);
+    }
+
+    /// Records whether the body of the request in progress is still to be read.
+    pub(super) fn set_unread_body(&self, is_unread: bool) {
+        self.unread_body.store(is_unread, Ordering::Relaxed);
+    }
+
+    /// Whether the request in progress has a body that is not read to its end.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.unread_body.load(Ordering::Relaxed)
     }
 
     /// Whether an exchange requires that the connection is closed after it.

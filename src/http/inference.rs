@@ -210,10 +210,8 @@ impl Inference {
     ) -> Result<Bytes, ApiError> {
         let config = &self.surface.config;
         let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
-        // The rest of an unread body would be taken for the next request.
-        let body = upload::read(incoming, headers, limits, held)
-            .await
-            .inspect_err(|_| state.close_after())?;
+        let body = upload::read(incoming, headers, limits, held).await?;
+        state.set_unread_body(false);
         let (decode, most) = (config.decompress_requests, config.max_body_bytes);
         encoding::decoded(body, headers, decode, most, held).await
     }

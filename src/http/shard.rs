@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
@@ -18,7 +20,7 @@ use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
 use super::error::ApiError;
-use super::exchange::{Exchange, State};
+use super::exchange::State;
 use super::forwarded::Hop;
 use super::from_worker::EXPOSED;
 use super::headers::{self, X_REQUEST_ID};
@@ -82,6 +84,8 @@ impl Shard {
         slot: &Slot,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
+        let is_http1 = request.version() < Version::HTTP_2;
+        state.set_unread_body(!request.body().is_end_stream());
         let request_id = {
             let names = &self.surface().config.request_id_headers;
             headers::request_id(request.headers(), names, &mut self.inference.rng())
@@ -132,7 +136,7 @@ impl Shard {
                     Asks { peer, request_id: request_id.clone(), websocket: client.is_some() };
                 self.answer(route, request, asks, state).await
             }
-            Found::OtherMethod | Found::Nothing => Err(unrouted(found, &request, &exchange)),
+            Found::OtherMethod | Found::Nothing => Err(unrouted(found, request.uri().path())),
         };
         let mut response = answer.unwrap_or_else(|error| {
             let name = headers::text(&request_id);
@@ -144,6 +148,9 @@ impl Shard {
         }
         exchange.answered(response.status().as_u16());
         mark(response.headers_mut(), request_id, origin);
+        if is_http1 {
+            close_if_needed(response.headers_mut(), state);
+        }
         if let (Some(client), Some(worker)) = (client, switched(&mut response)) {
             slot.put(Pending { client, worker, exchange });
             return Ok(response);
@@ -168,8 +175,7 @@ impl Shard {
                 Some(admitted.map(|()| Caller::default()))
             }
         };
-        // An unread body would be taken for the next request.
-        let caller = caller.transpose().inspect_err(|_| state.close_after())?;
+        let caller = caller.transpose()?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
             Serves::Socket if !websocket => Err(ApiError::upgrade_required(request.version())),
@@ -219,7 +225,8 @@ impl Shard {
                     timeout: config.body_timeout,
                 };
                 let reading = upload::read(incoming, &parts.headers, limits, &mut held);
-                let body = Box::pin(reading).await.inspect_err(|_| state.close_after())?;
+                let body = Box::pin(reading).await?;
+                state.set_unread_body(false);
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
                 let mut response = answered.unwrap_or_else(|never| match never {});
@@ -279,15 +286,22 @@ impl Shard {
 }
 
 /// The answer to a request without a route.
-fn unrouted(found: Found, request: &Request<Incoming>, exchange: &Exchange) -> ApiError {
-    if !request.body().is_end_stream() {
-        // Nobody reads the rest of the upload, and it would be taken for the next request.
-        exchange.close_after();
-    }
-    let path = request.uri().path();
+fn unrouted(found: Found, path: &str) -> ApiError {
     match found {
         Found::OtherMethod => ApiError::method_not_allowed(routes::methods_of(path)),
         Found::At(_) | Found::Passed | Found::Nothing => ApiError::no_such_route(path),
+    }
+}
+
+/// Closes the connection after the response if the body of the request was not read to its end, because its rest would be taken
+/// for the next request. The response says so, or the client would send its next request on a connection that ends
+/// (RFC 9112, section 9.6).
+fn close_if_needed(headers: &mut HeaderMap, state: &State) {
+    if state.has_unread_body() {
+        state.close_after();
+    }
+    if state.must_close() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 

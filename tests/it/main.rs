@@ -9,6 +9,7 @@
     reason = "tests: an unwrap is an assertion, and they run against the machine's clock"
 )]
 
+mod closing;
 mod support;
 
 mod access;
