@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
@@ -84,8 +82,7 @@ impl Shard {
         slot: &Slot,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
-        let is_http1 = request.version() < Version::HTTP_2;
-        state.set_unread_body(!request.body().is_end_stream());
+        let is_http1 = state.note_request(&request);
         let request_id = {
             let names = &self.surface().config.request_id_headers;
             headers::request_id(request.headers(), names, &mut self.inference.rng())
