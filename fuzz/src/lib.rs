@@ -6,7 +6,6 @@
 //!
 //! `tests/hostile.rs` compiles this file too and feeds it random and mutated bytes in CI.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use smg_cluster::replication::message::{Delta, Message, StoreNumber};
 use smg_cluster::state::StoreId;
 use smg_cluster::state::row::{Blob, RawRow};
 use smg_cluster::{Config, Node, membership, replication};
-use smg_lease::{LeaseName, NotStored, Quorum, StoredVote, Voters, Votes};
+use smg_lease::{LeaseName, NotStored, Quorum, Remembered, StoredVote, Voters, Votes};
 use smg_types::ids::{Generation, NodeId};
 use smg_types::now::Now;
 
@@ -57,8 +56,8 @@ fn node(name: &str, host: u8) -> Node {
 struct FirstStart;
 
 impl Votes for FirstStart {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
-        Some(BTreeMap::new())
+    fn load(&mut self) -> Option<Remembered> {
+        Some(Remembered::default())
     }
 
     fn store(&mut self, _: &LeaseName, _: &StoredVote) -> Result<(), NotStored> {

@@ -60,8 +60,12 @@ impl<V: Votes> Leases<V> {
         floor: Term,
         mut votes: V,
     ) -> Self {
-        let voter = Voter::new(at, times, floor, &mut votes);
-        let claims = names.into_iter().map(|name| (name.clone(), Claim::new(name, floor)));
+        let (voter, mut released) = Voter::new(at, times, floor, &mut votes);
+        let claims = names.into_iter().map(|name| {
+            let mut claim = Claim::new(name.clone(), floor);
+            claim.released = released.remove(&name);
+            (name, claim)
+        });
         Self {
             me,
             times,

@@ -8,7 +8,7 @@
 //! The protocol is PaxosLease (Trenčík, Lakatos and others, "PaxosLease: Diskless Paxos for Leases", arXiv 1209.4187): a
 //! candidate first asks for promises and then for votes, a vote ends by the clock of the voter, and a voter that has lost its
 //! memory abstains until all that it may have voted for has ended. No clocks are compared with each other; only their rates
-//! matter ([`Times`]). `docs/lease.md` in the repository has the numbered rules (L1 to L19), each with the history that goes
+//! matter ([`Times`]). `docs/lease.md` in the repository has the numbered rules (L1 to L20), each with the history that goes
 //! wrong without it. Comments here name the rules.
 //!
 //! Everything here is a state machine: messages, time and commands go in, messages and events come out. It is driven by the
@@ -36,7 +36,7 @@ pub use name::{LeaseName, ParseLeaseNameError, Term};
 pub use quorum::{Quorum, Voters};
 pub use standing::{Member, Status, TransferError};
 pub use times::Times;
-pub use votes::{Forgetful, NotStored, StoredVote, Votes};
+pub use votes::{Forgetful, NotStored, Remembered, StoredVote, Votes};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use smg_types::ids::NodeId;
 use crate::message::{Content, Refusal};
 use crate::name::{LeaseName, Term};
 use crate::times::Times;
-use crate::votes::{StoredVote, Votes};
+use crate::votes::{Remembered, StoredVote, Votes};
 
 /// The most leases that a voter votes on. A stranger can name many.
 pub(crate) const MAX_LEASES: usize = 64;
@@ -22,6 +22,8 @@ struct Ballot {
     promised: Term,
     promised_to: Option<NodeId>,
     voted: Option<Vote>,
+    /// Whether another vote may be in the memory instead, because storing it has failed (L13).
+    is_in_doubt: bool,
 }
 
 /// A vote, which ends by the voter's clock.
@@ -42,6 +44,9 @@ impl Ballot {
     }
 }
 
+/// The terms that a router has released, or would have if it had not ended before.
+pub(crate) type Released = (NodeId, Term);
+
 /// The votes of one router.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Voter {
@@ -58,25 +63,45 @@ pub(crate) struct Voter {
 
 impl Voter {
     /// A voter that starts at `at`. It promises only terms above `floor`, which should be larger than any term before the
-    /// start: the start's time in milliseconds is.
+    /// start: the start's time in milliseconds is. Returns also what the process before has released by its end.
     #[must_use]
-    pub(crate) fn new(at: Duration, times: Times, floor: Term, votes: &mut impl Votes) -> Self {
+    pub(crate) fn new(
+        at: Duration,
+        times: Times,
+        floor: Term,
+        votes: &mut impl Votes,
+    ) -> (Self, BTreeMap<LeaseName, Released>) {
         let ballots = BTreeMap::new();
         let first_floor = floor;
         let mut voter =
             Self { times, abstains_until: at, started: at, first_floor, floor, ballots };
-        let Some(stored) = votes.load() else {
+        let mut released = BTreeMap::new();
+        let Some(Remembered { votes: stored, ended }) = votes.load() else {
             voter.abstains_until = at + times.abstain;
-            return voter;
+            return (voter, released);
         };
-        let restored = |(lease, vote): (LeaseName, StoredVote)| {
-            let until = at + times.ttl;
-            let voted = vote.voted.map(|(term, holder)| Vote { term, holder, until });
-            let StoredVote { promised, promised_to, .. } = vote;
-            (lease, Ballot { promised, promised_to, voted })
-        };
-        voter.ballots = stored.into_iter().map(restored).collect();
-        voter
+        let until = at + times.ttl;
+        for (lease, StoredVote { promised, promised_to, voted }) in stored {
+            let voted = voted.map(|(term, holder)| Vote { term, holder, until });
+            let ballot = Ballot { promised, promised_to, voted, is_in_doubt: false };
+            voter.ballots.insert(lease.clone(), ballot);
+            // L20: nobody waits for a process that has ended.
+            if let Some(ended) = &ended
+                && let Some(term) = voter.release_ended(&lease, ended)
+            {
+                released.insert(lease, (ended.clone(), term));
+            }
+        }
+        (voter, released)
+    }
+
+    /// Ends the vote for a process that has ended, and takes its promise back. Returns the latest term that this concerns. It is
+    /// not stored: the memory says the same again at the next start.
+    fn release_ended(&mut self, lease: &LeaseName, ended: &NodeId) -> Option<Term> {
+        let ballot = self.ballots.get_mut(lease)?;
+        let voted = ballot.voted.take_if(|vote| vote.holder == *ended).map(|vote| vote.term);
+        let promised = ballot.promised_to.take_if(|to| to == ended).map(|_| ballot.promised);
+        voted.max(promised)
     }
 
     /// Until when this voter abstains.
@@ -175,7 +200,7 @@ impl Voter {
         }
         if ballot.stored() != before {
             // A release that is not remembered delays the next holder and does nothing else.
-            let _is_stored = votes.store(lease, &ballot.stored()).is_ok();
+            ballot.is_in_doubt = votes.store(lease, &ballot.stored()).is_err();
         }
     }
 
@@ -227,7 +252,7 @@ impl Voter {
 
     fn ballot(&mut self, lease: &LeaseName) -> &mut Ballot {
         let floor = self.floor;
-        let new = || Ballot { promised: floor, promised_to: None, voted: None };
+        let new = || Ballot { promised: floor, promised_to: None, voted: None, is_in_doubt: false };
         self.ballots.entry(lease.clone()).or_insert_with(new)
     }
 
@@ -241,9 +266,12 @@ impl Voter {
     ) -> Content {
         let ballot = self.ballot(lease);
         let stored = ballot.stored();
-        if stored != before.stored() && votes.store(lease, &stored).is_err() {
-            *ballot = before;
-            return self.refused(lease, Refusal::Unable);
+        if stored != before.stored() || before.is_in_doubt {
+            if votes.store(lease, &stored).is_err() {
+                *ballot = Ballot { is_in_doubt: true, ..before };
+                return self.refused(lease, Refusal::Unable);
+            }
+            ballot.is_in_doubt = false;
         }
         answer
     }

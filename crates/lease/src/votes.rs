@@ -20,6 +20,16 @@ pub struct StoredVote {
     pub voted: Option<(Term, NodeId)>,
 }
 
+/// What a voter remembers at its start.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Remembered {
+    /// Its votes. A lease that is not there was never voted on.
+    pub votes: BTreeMap<LeaseName, StoredVote>,
+    /// The process that stored them, if it is certain that it has ended. It holds nothing any more, so that nobody need wait
+    /// until the votes for it end (L20).
+    pub ended: Option<NodeId>,
+}
+
 /// A vote could not be stored, so the voter refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the vote can't be stored: {0}")]
@@ -29,14 +39,14 @@ pub struct NotStored(pub String);
 pub trait Votes: fmt::Debug + Send {
     /// The votes of the process before this one; called once, at the start. `None`: they are not known, so that the voter must
     /// abstain. An implementation that finds nothing where votes should be returns `None`, since what was there may be lost.
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>>;
+    fn load(&mut self) -> Option<Remembered>;
 
     /// Stores a vote. It must survive a crash once this returns, because the answer is sent then. It is called when a promise
     /// is made, when a vote is given to another router or term, and when one is released, but not for a renewal.
     ///
     /// # Errors
     ///
-    /// The vote is not stored.
+    /// The vote may or may not be stored. The voter acts by the one before, and stores that again before it acts by it.
     fn store(&mut self, lease: &LeaseName, vote: &StoredVote) -> Result<(), NotStored>;
 }
 
@@ -45,7 +55,7 @@ pub trait Votes: fmt::Debug + Send {
 pub struct Forgetful;
 
 impl Votes for Forgetful {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
+    fn load(&mut self) -> Option<Remembered> {
         None
     }
 
@@ -55,7 +65,7 @@ impl Votes for Forgetful {
 }
 
 impl Votes for Box<dyn Votes> {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
+    fn load(&mut self) -> Option<Remembered> {
         (**self).load()
     }
 

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use smg_lease::{
-    Content, LeaseName, Leases, Member, Message, NotStored, Quorum, StoredVote, Term, Times,
-    Voters, Votes,
+    Content, LeaseName, Leases, Member, Message, NotStored, Quorum, Remembered, StoredVote, Term,
+    Times, Voters, Votes,
 };
 use smg_types::ids::{Generation, NodeId};
 use stateright::{Checker, Model, Property};
@@ -23,8 +23,8 @@ struct Memory {
 }
 
 impl Votes for Memory {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
-        self.is_first_start.then(BTreeMap::new)
+    fn load(&mut self) -> Option<Remembered> {
+        self.is_first_start.then(Remembered::default)
     }
 
     fn store(&mut self, _: &LeaseName, _: &StoredVote) -> Result<(), NotStored> {

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use rand::RngExt as _;
 use smg_cluster::Node;
 use smg_cluster::membership::generation_at;
-use smg_lease::Forgetful;
+use smg_lease::{Forgetful, Votes};
 use smg_runtime::clock::Clock;
 use smg_types::ids::Generation;
 use smg_types::now::Now;
@@ -180,7 +180,7 @@ fn new_node(
     address: SocketAddr,
     now: Now,
     is_alone: bool,
-    data: Option<&mut Data>,
+    mut data: Option<&mut Data>,
 ) -> Result<Node, BindError> {
     let mut rng = rand::rng();
     let mut generation = generation_at(now.wall, rng.random());
@@ -194,13 +194,18 @@ fn new_node(
             let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
             BindError::Config(lines.join("; "))
         })?;
-    if let Some(data) = data {
+    if let Some(data) = &mut data {
         // The follower must learn of all that is loaded.
         node.track_changed_keys();
         data.restore(&mut node, now);
     }
     if config.network.is_some() {
-        node.start_leases(now, [LEADER.clone()], Box::new(Forgetful));
+        let me = node.me().node;
+        let votes: Box<dyn Votes> = match &data {
+            Some(data) => Box::new(data.votes(me)),
+            None => Box::new(Forgetful),
+        };
+        node.start_leases(now, [LEADER.clone()], votes);
     }
     if is_alone {
         node.join(now, &[]);

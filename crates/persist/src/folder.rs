@@ -96,8 +96,9 @@ impl Folder {
         if text.is_empty() { "another process".to_owned() } else { text.to_owned() }
     }
 
-    /// Whether the lock of this process is that of the present folder.
-    fn has_lock(&self) -> bool {
+    /// Whether this process has the lock of the folder that is there now.
+    #[must_use]
+    pub fn has_lock(&self) -> bool {
         let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_some_and(|lock| is_same_file(lock, &self.path.join(LOCK)))
     }

@@ -114,7 +114,7 @@ impl<D: Disk> Slots<D> {
         }
     }
 
-    /// The disk, for tests.
+    /// The disk, to check it or to open it again.
     pub fn disk_mut(&mut self) -> &mut D {
         &mut self.disk
     }

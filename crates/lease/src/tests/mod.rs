@@ -12,32 +12,31 @@ use smg_types::ids::{Generation, NodeId};
 
 use crate::{
     Content, EventKind, LeaseName, Leases, Member, Message, NotStored, Outgoing, Quorum,
-    StoredVote, Term, Times, Voters, Votes,
+    Remembered, StoredVote, Term, Times, Voters, Votes,
 };
 
 /// A memory of votes that a test decides.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Memory {
-    loaded: Option<BTreeMap<LeaseName, StoredVote>>,
+    loaded: Option<Remembered>,
     fails: bool,
 }
 
 impl Memory {
-    const EMPTY: Self = Self { loaded: Some(BTreeMap::new()), fails: false };
+    const EMPTY: Self =
+        Self { loaded: Some(Remembered { votes: BTreeMap::new(), ended: None }), fails: false };
     const LOST: Self = Self { loaded: None, fails: false };
 }
 
 impl Votes for Memory {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
+    fn load(&mut self) -> Option<Remembered> {
         self.loaded.clone()
     }
 
     fn store(&mut self, lease: &LeaseName, vote: &StoredVote) -> Result<(), NotStored> {
-        if self.fails {
-            return Err(NotStored("the disk is full".to_owned()));
-        }
-        self.loaded.get_or_insert_default().insert(lease.clone(), vote.clone());
-        Ok(())
+        // As on a real disk, what has failed may be there all the same.
+        self.loaded.get_or_insert_default().votes.insert(lease.clone(), vote.clone());
+        if self.fails { Err(NotStored("the disk is full".to_owned())) } else { Ok(()) }
     }
 }
 

@@ -184,3 +184,41 @@ fn a_router_under_another_generation_gives_its_leases_up() {
     cluster.run_all(8_000);
     assert_eq!(cluster.holders().len(), 1);
 }
+
+#[test]
+fn l20_routers_that_remember_have_a_leader_again_without_waiting_for_the_one_that_ended() {
+    let mut cluster = Cluster::new(3);
+    cluster.run(0, 1_000);
+    assert_eq!(cluster.holders(), [0]);
+    // All three are killed, and each remembers its vote for the first one.
+    let former = node(0, 1);
+    let term = cluster.held(0).unwrap();
+    let vote = StoredVote {
+        promised: term,
+        promised_to: Some(former.clone()),
+        voted: Some((term, former)),
+    };
+    for router in 0..3 {
+        let votes = BTreeMap::from([(lease(), vote.clone())]);
+        let loaded = Some(Remembered { votes, ended: Some(node(router, 1)) });
+        cluster.restart(router, 50, Memory { loaded, fails: false });
+    }
+    cluster.run_all(2_000);
+    assert_eq!(cluster.holders(), [0], "one second after the restart");
+    assert!(cluster.held(0) > Some(term));
+}
+
+#[test]
+fn l20_a_holder_that_restarts_need_not_wait_until_the_votes_for_it_end() {
+    let mut cluster = Cluster::new(3);
+    cluster.run(0, 1_000);
+    let term = cluster.held(0).unwrap();
+    let former = node(0, 1);
+    let vote =
+        StoredVote { promised: term, promised_to: None, voted: Some((term, former.clone())) };
+    let votes = BTreeMap::from([(lease(), vote)]);
+    let loaded = Some(Remembered { votes, ended: Some(former) });
+    cluster.restart(0, 50, Memory { loaded, fails: false });
+    cluster.run_all(2_000);
+    assert_eq!(cluster.holders(), [0]);
+}

@@ -1,6 +1,7 @@
 //! The rules that keep two routers from holding a lease.
 
 use super::*;
+use crate::voter::Voter;
 use crate::{Fence, Refusal};
 
 #[test]
@@ -302,7 +303,8 @@ fn l13_a_vote_is_stored_before_it_is_given() {
         promised_to: Some(a.clone()),
         voted: Some((Term(4), a.clone())),
     };
-    let loaded = Some(BTreeMap::from([(lease(), vote)]));
+    let votes = BTreeMap::from([(lease(), vote)]);
+    let loaded = Some(Remembered { votes, ended: None });
     cluster.restart(0, 0, Memory { loaded, fails: false });
     assert!(!is_granted(cluster.ask(&b, 0, 9, PREPARE)));
     assert!(is_granted(cluster.ask(&a, 0, 4, propose(2))));
@@ -310,6 +312,52 @@ fn l13_a_vote_is_stored_before_it_is_given() {
     cluster.at += Times::DEFAULT.ttl;
     assert!(!is_granted(cluster.ask(&b, 0, 4, PREPARE)));
     assert!(is_granted(cluster.ask(&b, 0, 5, PREPARE)));
+}
+
+#[test]
+fn l13_a_vote_that_may_be_stored_although_that_failed_is_stored_over() {
+    let (a, b) = (node(7, 1), node(8, 1));
+    let mut memory = Memory::EMPTY;
+    let (mut voter, _) = Voter::new(ms(0), Times::DEFAULT, Term(0), &mut memory);
+    let stored = |memory: &Memory| {
+        let vote = memory.loaded.as_ref().unwrap().votes[&lease()].voted.clone();
+        vote.map(|(_, holder)| holder)
+    };
+    let voted = voter.propose(ms(0), &lease(), &a, (Term(1), 1), &mut memory);
+    assert!(is_granted(Some(voted)));
+    memory.fails = true;
+    let refused = voter.propose(ms(5_000), &lease(), &b, (Term(2), 1), &mut memory);
+    assert!(!is_granted(Some(refused)));
+    assert_eq!(stored(&memory), Some(b.clone()), "a restarted voter would vote for b");
+    // A renewal, which would not be stored otherwise: after a restart, the voter must vote for nobody else.
+    let renewal = voter.propose(ms(5_001), &lease(), &a, (Term(1), 2), &mut memory);
+    assert!(!is_granted(Some(renewal)));
+    memory.fails = false;
+    let renewal = voter.propose(ms(5_002), &lease(), &a, (Term(1), 3), &mut memory);
+    assert!(is_granted(Some(renewal)));
+    assert_eq!(stored(&memory), Some(a));
+}
+
+#[test]
+fn l20_a_process_that_may_still_run_is_waited_for() {
+    let vote = |holder: NodeId| StoredVote {
+        promised: Term(4),
+        promised_to: Some(holder.clone()),
+        voted: Some((Term(4), holder)),
+    };
+    // It is not certain that the process before has ended; or what has ended is not what was voted for.
+    for (voted, ended) in [(node(0, 1), None), (node(1, 1), Some(node(0, 1)))] {
+        let mut cluster = Cluster::new(3);
+        for router in 0..3 {
+            let votes = BTreeMap::from([(lease(), vote(voted.clone()))]);
+            let loaded = Some(Remembered { votes, ended: ended.clone() });
+            cluster.restart(router, 4, Memory { loaded, fails: false });
+        }
+        cluster.run_all(4_999);
+        assert_eq!(cluster.holders(), Vec::<usize>::new(), "{voted:?} {ended:?}");
+        cluster.run_all(8_000);
+        assert_eq!(cluster.holders().len(), 1);
+    }
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! A voter's memory in the simulator: one that survives restarts or none, and whose writes may fail.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use smg_lease::{LeaseName, NotStored, StoredVote, Votes};
+use smg_lease::{LeaseName, NotStored, Remembered, StoredVote, Votes};
+use smg_types::ids::NodeId;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
-    content: Arc<Mutex<Option<BTreeMap<LeaseName, StoredVote>>>>,
+    content: Arc<Mutex<Option<Remembered>>>,
     remembers: bool,
+    /// The process that uses the disk.
+    user: Option<NodeId>,
     /// Writes until one fails; it counts down. `None`: none fails.
     fails_in: Arc<Mutex<Option<u32>>>,
 }
@@ -19,6 +21,11 @@ impl Disk {
         Self { remembers, fails_in, ..Self::default() }
     }
 
+    /// The same disk for a process that starts. The one before has ended.
+    pub(crate) fn used_by(&self, user: NodeId) -> Self {
+        Self { user: Some(user), ..self.clone() }
+    }
+
     /// From now on, no write fails.
     pub(crate) fn repair(&self) {
         *self.fails_in.lock().unwrap() = None;
@@ -26,19 +33,23 @@ impl Disk {
 }
 
 impl Votes for Disk {
-    fn load(&mut self) -> Option<BTreeMap<LeaseName, StoredVote>> {
+    fn load(&mut self) -> Option<Remembered> {
         self.content.lock().unwrap().clone().filter(|_| self.remembers)
     }
 
     fn store(&mut self, lease: &LeaseName, vote: &StoredVote) -> Result<(), NotStored> {
+        let mut fails = false;
         if let Some(writes) = self.fails_in.lock().unwrap().as_mut() {
             *writes = writes.checked_sub(1).unwrap_or(7);
-            if *writes == 0 {
-                return Err(NotStored("the disk is full".to_owned()));
-            }
+            fails = *writes == 0;
         }
-        let mut content = self.content.lock().unwrap();
-        content.get_or_insert_default().insert(lease.clone(), vote.clone());
-        Ok(())
+        // A write that fails may be there all the same.
+        if !fails || vote.promised.0.is_multiple_of(2) {
+            let mut content = self.content.lock().unwrap();
+            let content = content.get_or_insert_default();
+            content.votes.insert(lease.clone(), vote.clone());
+            content.ended.clone_from(&self.user);
+        }
+        if fails { Err(NotStored("the disk is full".to_owned())) } else { Ok(()) }
     }
 }

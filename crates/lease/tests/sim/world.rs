@@ -180,7 +180,7 @@ impl World {
         self.slots[slot].generation += 1;
         let (at, me) = (self.clock(slot), self.me(slot));
         let floor = Term(EPOCH_MS + self.at / 1_000);
-        let disk = self.slots[slot].disk.clone();
+        let disk = self.slots[slot].disk.used_by(me.clone());
         let mut leases =
             Leases::new(at, me, self.names.iter().cloned(), Times::DEFAULT, floor, disk);
         leases.set_quorum(at, self.quorum(slot));

@@ -9,7 +9,7 @@ use smg_persist::{
     Batch, Config as JournalConfig, Folder, FolderError, FolderFiles, Fsync, Journal,
 };
 use smg_runtime::clock::Clock;
-use smg_types::ids::{Generation, NodeName};
+use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -18,6 +18,7 @@ use crate::durability::handle::{DataConfig, DiskHandle, Report, Shared};
 use crate::durability::keeper::Keeper;
 use crate::durability::metrics::Metrics as DiskMetrics;
 use crate::durability::vault::Vault;
+use crate::durability::votes::{SavedBallots, VoteSlot};
 use crate::seal::Ring;
 
 /// The opened data folder of a router that does not run yet.
@@ -114,6 +115,12 @@ impl Data {
             let rows = restored.rows;
             info!(folder, rows, "loaded the state that an earlier process has saved");
         }
+    }
+
+    /// The votes of the node `me` on leases.
+    pub(crate) fn votes(&self, me: NodeId) -> SavedBallots {
+        let seal = self.contents.as_ref().map(|(_, vault)| vault.file_seal());
+        SavedBallots::new(me, seal.map(|seal| VoteSlot::new(&self.folder, seal)))
     }
 
     /// Whether an earlier process has left a state.
