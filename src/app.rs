@@ -215,6 +215,7 @@ impl App {
             metrics: http::Metrics::register(&registry)?,
             pages: http::Pages::default(),
             lifecycle: Lifecycle::default(),
+            reloads: http::Reloads::default(),
             registry,
             fleet,
             mesh: handle,
@@ -241,7 +242,7 @@ impl App {
     pub fn reload(&self, loaded: &Loaded, log: Log) -> anyhow::Result<Reload> {
         log.register(&self.surface.registry)?;
         let (listener_tls, worker_tls) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
-        Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls))
+        Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls)?)
     }
 
     /// Starts the tasks and threads on the current runtime.

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::reload::Reload;
+use crate::reload::{Cause, Reload};
 
 /// The installed handlers of all signals.
 #[derive(Debug)]
@@ -40,9 +40,9 @@ impl Signals {
     }
 
     /// Handles signals until the process exits: returns the number of requests to shut down, and reloads on each
-    /// SIGHUP.
+    /// SIGHUP and each `POST /ha/reload`.
     #[expect(clippy::disallowed_methods, reason = "these tasks run as long as the process")]
-    pub fn handle(self, reload: Reload) -> watch::Receiver<u32> {
+    pub fn handle(self, mut reload: Reload) -> watch::Receiver<u32> {
         let (count, counted) = watch::channel(0);
         for mut signal in self.ending {
             let count = count.clone();
@@ -53,9 +53,27 @@ impl Signals {
             });
         }
         let mut hangup = self.hangup;
+        let mut requests = reload.requests();
         tokio::spawn(async move {
-            while hangup.recv().await.is_some() {
-                reload.run().await;
+            loop {
+                let request = async {
+                    match &mut requests {
+                        Some(requests) => requests.recv().await,
+                        None => None,
+                    }
+                };
+                tokio::select! {
+                    received = hangup.recv() => match received {
+                        // The log has the result.
+                        Some(()) => drop(reload.run(Cause::Signal).await),
+                        None => return,
+                    },
+                    Some(answer) = request => {
+                        let reloaded = reload.run(Cause::Request).await;
+                        // The client may have left.
+                        let _unread = answer.send(reloaded).is_err();
+                    }
+                }
             }
         });
         for (name, mut signal) in self.ignored {

@@ -208,7 +208,7 @@ impl Admin {
     ) -> Result<Written<'_>, WriteError> {
         if let Some(document) = &document {
             let defaults = self.bridge.policies.config();
-            settings::setting(&settings::record(document), defaults)?;
+            settings::setting(&settings::record(document), &defaults)?;
         }
         self.write(Change::Policy(model, document)).await
     }
@@ -277,15 +277,24 @@ impl Admin {
     }
 
     async fn write(&self, change: Change) -> Result<Written<'_>, WriteError> {
+        let versions = self.write_with(move |node, now| write(node, now, change)).await??;
+        Ok(Written { admin: self, versions })
+    }
+
+    /// Runs `write` on the node, if this router may write now, and waits until the disk has what it wrote.
+    pub(super) async fn write_with<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut Node, Now) -> T + Send + 'static,
+    ) -> Result<T, WriteError> {
         self.wait_for_state().await?;
         if self.bridge.config.rejects_minority_writes && !self.mesh.leadership().quorum {
             return Err(WriteError::NoQuorum);
         }
-        let versions = self.mesh.visit(move |node, _, now| write(node, now, change)).await??;
+        let written = self.mesh.visit(move |node, _, now| write(node, now)).await?;
         // A new worker should be probed at once.
         self.bridge.wake.notify_one();
         self.mesh.synced().await;
-        Ok(Written { admin: self, versions })
+        Ok(written)
     }
 
     /// Waits until this router has the state of the others and has announced the workers of its configuration. A change that

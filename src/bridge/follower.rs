@@ -134,7 +134,7 @@ impl RoutingFollower {
         let snapshot = self.bridge.fleet.snapshot();
         for model in &changed.policies {
             let setting = state.policy(model).and_then(|record| {
-                settings::setting(&record, policies.config())
+                settings::setting(&record, &policies.config())
                     .map_err(|error| warn!(%model, %error, "the policy that is set can't be used"))
                     .ok()
             });

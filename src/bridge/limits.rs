@@ -300,16 +300,8 @@ impl Limits {
     /// changed or removed stays so, unless the configuration has changed since.
     pub(super) fn announce(&self, node: &mut Node, now: Now) {
         for rule in self.configured.iter() {
-            let document = text(rule.document());
-            let configured = Some(hash(&document));
-            let mine = RuleRecord { document: Some(document), configured };
+            let Some(record) = configured_rule(node, rule) else { continue };
             let id = RuleId(rule.id.clone());
-            let record = match node.state().rule(&id) {
-                None => mine,
-                Some(known) if known.configured == configured => continue,
-                Some(known) if known.configured.is_none() => RuleRecord { configured, ..known },
-                Some(_) => mine,
-            };
             if let Err(error) = node.update(now, RuleWrite { id, rule: Some(record) }) {
                 warn!(rule = %rule.id, %error, "the cluster refuses this configured rule");
             }
@@ -380,6 +372,20 @@ impl Limits {
 fn quorum_of(divisions: Vec<Shares>) -> Quorum {
     let voters = divisions.into_iter().map(|Shares { size, names }| Voters { size, names });
     Quorum(voters.collect())
+}
+
+/// The record to write for a rule that the configuration names; `None`: the cluster has it as this configuration wants it, or
+/// an administrator has changed or removed it since.
+pub(super) fn configured_rule(node: &Node, rule: &Rule) -> Option<RuleRecord> {
+    let document = text(rule.document());
+    let configured = Some(hash(&document));
+    let mine = RuleRecord { document: Some(document), configured };
+    match node.state().rule(&RuleId(rule.id.clone())) {
+        None => Some(mine),
+        Some(known) if known.configured == configured => None,
+        Some(known) if known.configured.is_none() => Some(RuleRecord { configured, ..known }),
+        Some(_) => Some(mine),
+    }
 }
 
 /// The document of a rule as text.

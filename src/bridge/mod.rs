@@ -13,6 +13,7 @@
 //! own observations, and refuses administrators' writes.
 
 mod admin;
+mod declared;
 mod follower;
 mod gate;
 mod health;
@@ -27,6 +28,7 @@ mod settings;
 mod startup;
 
 pub use admin::{Admin, Observed, WorkerSeen, WriteError, Written};
+pub use declared::{Declared, Redeclared};
 pub use gate::Gate;
 pub use limit_metrics::LimitMetrics;
 pub use limits::{Division, Limits};

@@ -109,27 +109,31 @@ impl Startup {
     }
 }
 
+/// The record to write for a worker that the configuration names; `None`: the cluster has it as this configuration wants it,
+/// or an administrator has changed or removed it since.
+pub(super) fn configured_record(node: &Node, spec: &WorkerSpec) -> Option<WorkerRecord> {
+    let mine = WorkerRecord::configured(spec);
+    let known = node.state().worker(mine.id);
+    let known = known.as_ref().and_then(|entry| Some((entry.record()?, entry.admin_state())));
+    let Some((known, admin_state)) = known else { return Some(mine) };
+    if admin_state == AdminState::Dismissed || known.configuration() == mine.configuration() {
+        return None;
+    }
+    let configured = mine.configuration();
+    // An administrator registered it before a configuration named it: it stays as it was registered.
+    let record = match known.configuration() {
+        None => known.clone(),
+        Some(_) => mine.replacing(known),
+    };
+    Some(record.with_configuration(configured))
+}
+
 /// Writes the workers that the configuration names, as far as the cluster lacks them. Returns how many it wrote.
 fn announce(node: &mut Node, configured: &[WorkerSpec], now: Now) -> usize {
     let mut announced = 0;
     for spec in configured {
-        let mine = WorkerRecord::configured(spec);
-        let known = node.state().worker(mine.id);
-        let write =
-            match known.as_ref().and_then(|entry| Some((entry.record()?, entry.admin_state()))) {
-                None => mine,
-                Some((_, AdminState::Dismissed)) => continue,
-                Some((known, _)) if known.configuration() == mine.configuration() => continue,
-                // An administrator registered it before a configuration named it: it stays as it was registered.
-                Some((known, _)) if known.configuration().is_none() => {
-                    known.clone().with_configuration(mine.configuration())
-                }
-                Some((known, _)) => {
-                    let configured = mine.configuration();
-                    mine.replacing(known).with_configuration(configured)
-                }
-            };
-        match node.update(now, WorkerWrite::Put(write)) {
+        let Some(record) = configured_record(node, spec) else { continue };
+        match node.update(now, WorkerWrite::Put(record)) {
             Ok(_) => announced += 1,
             Err(error) => {
                 warn!(worker = %spec.url, %error, "the cluster refuses this configured worker");

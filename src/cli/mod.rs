@@ -99,7 +99,7 @@ pub struct Args {
     /// Read settings from this TOML file.
     ///
     /// Its keys are the flags' names, with dashes or underscores; `[[workers]]` tables describe workers in full. An
-    /// unknown key is an error. Read at the start; SIGHUP reads the log level and the keys again.
+    /// unknown key is an error. Read at the start and again on SIGHUP: docs/signals.md lists what changes then.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
     /// The workers that are configured.

@@ -50,7 +50,7 @@ pub struct Mistake {
 
 impl Mistake {
     /// A mistake that concerns no setting in particular.
-    pub(super) fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), hint: None, settings: Vec::new() }
     }
 
@@ -73,6 +73,15 @@ impl Mistake {
         }
     }
 
+    /// The mistake in one line, with its hint and without the word "error".
+    #[must_use]
+    pub fn line(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{} ({hint})", self.text),
+            None => self.text.clone(),
+        }
+    }
+
     /// Adds a hint, if there is one.
     pub(super) fn with_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
@@ -82,11 +91,6 @@ impl Mistake {
     /// Whether the mistake concerns at least one of these settings.
     pub(super) fn is_about(&self, ids: &[String]) -> bool {
         self.settings.iter().any(|id| ids.contains(id))
-    }
-
-    /// Whether the mistake concerns some of these settings and no other.
-    pub(super) fn is_only_about(&self, ids: &[&str]) -> bool {
-        !self.settings.is_empty() && self.settings.iter().all(|id| ids.contains(&&**id))
     }
 
     /// The ids of the settings that the mistake concerns.

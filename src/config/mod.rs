@@ -38,7 +38,7 @@ pub use parts::Config;
 pub use peers::migrating;
 pub use process::Process;
 pub use reference::reference;
-pub use reread::{Reread, rekeyed, reread};
+pub use reread::{Reread, Waiting, reread};
 
 use file::ConfigFile;
 use usage::Asked;

@@ -1,100 +1,118 @@
-//! The part of the configuration that a running router applies again, on SIGHUP: keys and the log level.
+//! The configuration that a running router reads again, on SIGHUP or `POST /ha/reload`, and the settings of it that need a
+//! restart.
 //!
 //! Arguments and variables of a process do not change, so a difference comes from the configuration file or from a file
-//! of keys. Certificates are not read here: the modules that use them read them again and report their mistakes.
+//! that it names.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use smg_types::spec::WorkerSpec;
-
+use crate::cli::Args;
 use crate::config::layers::Settings;
 use crate::config::mistakes::{ConfigErrors, key};
 use crate::config::process::Process;
-use crate::config::{Config, Loaded, usage};
+use crate::config::{Config, Loaded, load, usage};
 
-/// The settings that a running router applies.
-const APPLIED: &[&str] =
-    &["log_level", "api_key", "tenant_api_key", "admin_api_key", "worker_api_key"];
-
-/// The settings of the keys that routers share. Their mistakes are reported separately, because their file is another
-/// one.
-const MESH_KEYS: &[&str] = &["mesh_encryption_key", "mesh_encryption_key_file", "mesh_encryption"];
-
-/// The settings that name certificates.
-const MESH_TLS: &[&str] = &["mesh_tls_cert", "mesh_tls_key", "mesh_tls_ca"];
+/// The settings that a running router always applies. [`is_live`] has those for which that depends on others.
+const LIVE: &[&str] = &[
+    "log_level",
+    "api_key",
+    "tenant_api_key",
+    "admin_api_key",
+    "worker_api_key",
+    "worker_urls",
+    "worker_tls_ca",
+    "worker_tls_cert",
+    "worker_tls_key",
+    "model_alias",
+    "policy",
+    "cache_aware_by",
+    "cache_threshold",
+    "balance_abs_threshold",
+    "balance_rel_threshold",
+    "rate_limit_requests_per_minute",
+    "rate_limit_tokens_per_minute",
+];
 
 /// The configuration that a start would load now.
 #[derive(Debug)]
 pub struct Reread {
-    /// The configuration. Its keys of the mesh are valid only if `mesh_keys` is `Ok`.
+    /// The configuration.
     pub config: Config,
-    /// The mistakes in the keys that routers share, if there are any.
-    pub mesh_keys: Result<(), ConfigErrors>,
-    /// The changed keys of the file whose values take effect only after a restart.
-    pub needs_restart: Vec<String>,
+    /// Oddities that are no mistakes.
+    pub warnings: Vec<String>,
+    /// The changed settings that take effect only after a restart.
+    pub needs_restart: Vec<Waiting>,
+}
+
+/// A setting that takes effect only after a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The key of the setting in the configuration file.
+    pub setting: String,
+    /// The value that is in use, secrets masked.
+    pub running: String,
+    /// The value that a restart would use, secrets masked.
+    pub configured: String,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} -> {}", self.setting, self.running, self.configured)
+    }
 }
 
 /// Loads the configuration again, for a router that was started with `started`.
 ///
 /// # Errors
-/// All mistakes in the configuration. The caller must then apply nothing of it.
+/// All mistakes in the configuration and in the files that it names. The caller must then apply nothing of it.
 pub fn reread(started: &Settings, process: &Process<'_>) -> Result<Reread, ConfigErrors> {
-    let (asked, mut mistakes) = usage::read(&process.arguments);
+    let (asked, mistakes) = usage::read(&process.arguments);
     let Some(usage::Asked::Router(matches)) = asked else {
         unreachable!("the same arguments have started this router")
     };
-    let (loaded, _) = super::load_all_but_certificates(&matches, process, &mut mistakes);
-    let Loaded { config, settings, .. } = loaded;
-    mistakes.retain(|mistake| !mistake.is_only_about(MESH_TLS));
-    let (mesh, rest) =
-        mistakes.into_iter().partition::<Vec<_>, _>(|mistake| mistake.is_only_about(MESH_KEYS));
-    ConfigErrors::unless_empty(rest)?;
-    Ok(Reread {
-        config,
-        mesh_keys: ConfigErrors::unless_empty(mesh),
-        needs_restart: needs_restart(started, &settings),
-    })
+    let Loaded { config, warnings, settings } = load(&matches, process, mistakes)?;
+    let needs_restart = needs_restart(started, &settings);
+    Ok(Reread { config, warnings, needs_restart })
 }
 
-fn needs_restart(started: &Settings, now: &Settings) -> Vec<String> {
+fn needs_restart(started: &Settings, now: &Settings) -> Vec<Waiting> {
     let texts = |settings: &Settings, id: &str| settings.given.get(id).map(|g| g.texts.clone());
-    let taken = |id: &str| APPLIED.contains(&id) || id == MESH_KEYS[0] || id == MESH_KEYS[1];
+    let shown = |settings: &Settings, id: &str| match settings.given.get(id) {
+        Some(given) if !given.texts.is_empty() => given.shown().collect::<Vec<_>>().join(","),
+        Some(_) | None => "not set".to_owned(),
+    };
     let ids: BTreeSet<&String> = started.given.keys().chain(now.given.keys()).collect();
-    let mut differ: Vec<String> = ids
-        .into_iter()
-        .filter(|id| !taken(id) && texts(started, id) != texts(now, id))
-        .map(|id| key(id))
-        .collect();
-    // A worker may get its key from another place, and thus another key, without a restart.
-    let without_keys = |settings: &Settings| {
-        let mut tables = settings.workers.clone();
-        for table in &mut tables {
-            table.retain(|name, _| !name.starts_with("api"));
-        }
-        tables
-    };
-    if without_keys(started) != without_keys(now) {
-        differ.push("workers".to_owned());
-    }
-    if started.rate_limits != now.rate_limits {
-        differ.push("rate_limits".to_owned());
-    }
-    differ
-}
-
-/// A worker's specification without its key.
-fn described(worker: &WorkerSpec) -> WorkerSpec {
-    WorkerSpec { api_key: None, ..worker.clone() }
-}
-
-/// The workers of `now` whose specification differs from that in `before` only in the key.
-pub fn rekeyed<'a>(before: &[WorkerSpec], now: &'a [WorkerSpec]) -> Vec<&'a WorkerSpec> {
-    let is_rekeyed = |worker: &&WorkerSpec| {
-        before.iter().any(|old| {
-            old.id() == worker.id()
-                && old.api_key != worker.api_key
-                && described(old) == described(worker)
+    ids.into_iter()
+        .filter(|id| !is_live(id, &started.args, &now.args))
+        .filter(|id| texts(started, id).unwrap_or_default() != texts(now, id).unwrap_or_default())
+        .map(|id| Waiting {
+            setting: key(id),
+            running: shown(started, id),
+            configured: shown(now, id),
         })
-    };
-    now.iter().filter(is_rekeyed).collect()
+        .collect()
+}
+
+/// Whether a running router that was started with `started` applies a change of the setting `id`.
+fn is_live(id: &str, started: &Args, now: &Args) -> bool {
+    let both = |is_set: fn(&Args) -> bool| is_set(started) && is_set(now);
+    match id {
+        // A listener is made with TLS or without.
+        "tls_cert_path" | "tls_key_path" | "client_ca_path" => {
+            both(|args| args.tls.tls_cert_path.is_some())
+        }
+        "mesh_peer_urls" => both(|args| args.mesh.enable_mesh),
+        "mesh_tls_cert" | "mesh_tls_key" | "mesh_tls_ca" => {
+            both(|args| args.mesh.enable_mesh && args.mesh.mesh_tls_cert.is_some())
+        }
+        // Whether messages are encrypted is decided at the start.
+        "mesh_encryption_key" | "mesh_encryption_key_file" => both(|args| {
+            let mesh = &args.mesh;
+            let has_key =
+                mesh.mesh_encryption_key_file.is_some() || !mesh.mesh_encryption_key.is_empty();
+            mesh.enable_mesh && has_key
+        }),
+        _ => LIVE.contains(&id),
+    }
 }

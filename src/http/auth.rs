@@ -67,7 +67,15 @@ impl LiveKeys {
         self.swap(Keys::new(config))
     }
 
-    fn swap(&self, new: Keys) -> Result<Vec<&'static str>, KeysRefused> {
+    /// Checks whether [`LiveKeys::replace`] would accept the keys of another configuration.
+    ///
+    /// # Errors
+    /// If that would open what a key protects now.
+    pub fn check(&self, config: &Config) -> Result<(), KeysRefused> {
+        self.check_guards(&Keys::new(config))
+    }
+
+    fn check_guards(&self, new: &Keys) -> Result<(), KeysRefused> {
         let now = self.0.load();
         if now.guard_clients() && !new.guard_clients() {
             return Err(KeysRefused::NoClientKey);
@@ -75,6 +83,12 @@ impl LiveKeys {
         if now.admin_guard() > new.admin_guard() {
             return Err(KeysRefused::NoAdminKey);
         }
+        Ok(())
+    }
+
+    fn swap(&self, new: Keys) -> Result<Vec<&'static str>, KeysRefused> {
+        self.check_guards(&new)?;
+        let now = self.0.load();
         let changed = [
             ("client keys", now.clients != new.clients),
             ("tenant keys", now.tenants != new.tenants),

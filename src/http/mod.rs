@@ -46,6 +46,7 @@ mod public;
 mod quota;
 mod quota_headers;
 mod rate_limits;
+mod reload;
 mod routes;
 mod server;
 mod shard;
@@ -74,6 +75,7 @@ pub use own_address::{OwnAddress, OwnAddresses};
 pub use page::Pages;
 pub use pass_through::PassThrough;
 pub use quota::MOST_WAITING;
+pub use reload::{NeedsRestart, NotReloaded, ReloadRequest, Reloaded, Reloads};
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 
@@ -111,6 +113,8 @@ pub struct Surface {
     pub pages: Pages,
     /// Whether the router is on its way out.
     pub lifecycle: Lifecycle,
+    /// Requests to read the configuration again.
+    pub reloads: Reloads,
     /// This router's cluster node.
     pub mesh: mesh::Handle,
     /// Where administrators write.

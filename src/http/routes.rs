@@ -217,6 +217,7 @@ pub const ROUTES: &[Route] = &[
     local("POST", "/ha/leader/transfer", Access::Operator),
     local("POST", "/ha/leader/step-down", Access::Operator),
     local("POST", "/ha/shutdown", Access::Operator),
+    local("POST", "/ha/reload", Access::Operator),
     local("GET", "/ha/keys", Access::Operator),
     local("POST", "/ha/keys", Access::Operator),
     local("PUT", "/ha/keys/{id}", Access::Operator),

@@ -42,6 +42,7 @@ mod patience;
 mod peers;
 mod policies;
 mod preference;
+mod reload;
 mod retries;
 mod shortage;
 mod shutdown;

@@ -165,7 +165,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "bounds",
         ],
     ),
-    ("reload", &["spec", "tls", "mesh", "bridge", "http", "telemetry", "config"]),
+    ("reload", &["tls", "mesh", "bridge", "http", "telemetry", "config"]),
     ("signals", &["reload"]),
     ("supervisor", &[]),
     (

@@ -86,6 +86,7 @@ pub(super) fn assemble(
     let (mut data, security) = open_data(&config, now)?;
     let join = config.network.as_ref().map(|network| network.join.clone()).unwrap_or_default();
     let node = new_node(&config, address, now, join.is_empty(), data.as_mut())?;
+    let (join_addresses, wanted) = watch::channel(join);
     let me = Arc::new(ArcSwap::from_pointee(introduction(&node, &config, client_endpoint)));
     let (swim_tx, swim) = mpsc::channel(INBOX);
     let (state_tx, state) = mpsc::channel(INBOX);
@@ -118,12 +119,13 @@ pub(super) fn assemble(
         disk: data.as_ref().map(|data| data.handle.clone()),
         is_restored: data.as_ref().is_some_and(Data::has_state),
         resolutions: Resolutions::default(),
+        join_addresses: Arc::new(join_addresses),
         failed,
     };
     // Without a network the senders of the frame channels are dropped here: the driver receives only commands.
     let network = is_networked.then(|| Network {
         joiner: Joiner {
-            wanted: join,
+            wanted,
             provisional: None,
             services,
             resolutions: Arc::clone(&handle.resolutions),

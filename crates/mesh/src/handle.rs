@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smg_cluster::Node;
-use smg_runtime::tls::TlsErrors;
+use smg_runtime::tls::{MeshFiles, Prepared};
 use smg_types::now::Now;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::driver::Command;
 use crate::durability::{DiskHandle, Durability};
 use crate::join::Resolutions;
+use crate::join_address::JoinAddress;
 use crate::lease_view::LeaseView;
 use crate::link::{self, Dialler, LinkStatus};
 use crate::seal::{KeyId, Mode, Ring, RingError};
@@ -34,6 +35,8 @@ pub struct Handle {
     /// Whether the node began with a state that an earlier process has saved.
     pub(super) is_restored: bool,
     pub(super) resolutions: Resolutions,
+    /// The addresses of other routers to join.
+    pub(super) join_addresses: Arc<watch::Sender<Vec<JoinAddress>>>,
     /// Set when the node's thread has ended without a request.
     pub(super) failed: watch::Receiver<bool>,
 }
@@ -141,11 +144,23 @@ impl Handle {
         self.dialler.security.replace(keys)
     }
 
-    /// Reads the mesh's certificates again, for future connections. Returns whether they have changed; `None` if there
-    /// are none.
+    /// Uses these certificates for future connections. Returns whether they differ from before; never if the mesh was
+    /// started without certificates.
     #[must_use]
-    pub fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
-        self.dialler.security.reload_tls(now)
+    pub fn replace_tls(&self, prepared: Prepared<MeshFiles>) -> bool {
+        self.dialler.security.replace_tls(prepared)
+    }
+
+    /// Replaces the join addresses. The names are resolved at once. Returns whether they differ from before; never if this
+    /// router has no network.
+    #[must_use]
+    pub fn replace_join_addresses(&self, addresses: Vec<JoinAddress>) -> bool {
+        self.is_networked()
+            && self.join_addresses.send_if_modified(|known| {
+                let differs = *known != addresses;
+                *known = addresses;
+                differs
+            })
     }
 
     /// Changes the shared keys of this router, then those of all present members. Returns each router's answer.

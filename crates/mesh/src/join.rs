@@ -48,7 +48,8 @@ pub(super) type Resolutions = Arc<Mutex<BTreeMap<JoinAddress, Resolved>>>;
 /// Resolves the join addresses and passes them to the driver.
 #[derive(Debug)]
 pub(super) struct Joiner {
-    pub(super) wanted: Vec<JoinAddress>,
+    /// The join addresses. A reload of the configuration may replace them.
+    pub(super) wanted: watch::Receiver<Vec<JoinAddress>>,
     pub(super) services: HostServices,
     /// The advertised address, until a route to a join address gives a better one.
     pub(super) provisional: Option<SocketAddr>,
@@ -69,16 +70,22 @@ impl Joiner {
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut given = Vec::new();
         loop {
-            if self.resolve_all(&mut given).await.is_err() {
-                return Ok(());
-            }
-            if self.wanted.is_empty() {
-                turned_on(&mut self.stopping).await;
+            let wanted = self.wanted.borrow_and_update().clone();
+            self.resolutions.lock().retain(|address, _| wanted.contains(address));
+            if self.resolve_all(&wanted, &mut given).await.is_err() {
                 return Ok(());
             }
             let alone = !self.view.borrow_and_update().has_others();
+            let pause = async {
+                match wanted.is_empty() {
+                    // Without a join address there is nothing to resolve.
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(if alone { ALONE } else { TOGETHER }).await,
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(if alone { ALONE } else { TOGETHER }) => {}
+                () = pause => {}
+                () = replaced(&mut self.wanted) => {}
                 () = turned_on(&mut self.stopping) => return Ok(()),
             }
         }
@@ -86,9 +93,13 @@ impl Joiner {
 
     /// Resolves all names concurrently, and passes the known addresses to the driver after each name and at the end.
     /// `given` holds what the driver received last.
-    async fn resolve_all(&mut self, given: &mut Vec<SocketAddr>) -> Result<(), DriverGone> {
+    async fn resolve_all(
+        &mut self,
+        wanted: &[JoinAddress],
+        given: &mut Vec<SocketAddr>,
+    ) -> Result<(), DriverGone> {
         let mut lookups = JoinSet::new();
-        for address in self.wanted.iter().cloned() {
+        for address in wanted.iter().cloned() {
             let resolver = self.services.resolver.clone();
             lookups.spawn(async move {
                 let resolving = resolver.resolve(address.host(), address.port());
@@ -114,7 +125,7 @@ impl Joiner {
         }
         let known = self.known();
         // An empty list means that there are no join addresses. It must not be sent while names could not be resolved.
-        if self.wanted.is_empty() || !known.is_empty() {
+        if wanted.is_empty() || !known.is_empty() {
             self.give(known, given).await?;
         }
         Ok(())
@@ -190,6 +201,14 @@ impl Joiner {
     }
 }
 
+/// Resolves when the join addresses are replaced.
+async fn replaced(wanted: &mut watch::Receiver<Vec<JoinAddress>>) {
+    if wanted.changed().await.is_err() {
+        // No handle is left that could replace them.
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use smg_cluster::membership::{MemberState, MemberView};
@@ -221,7 +240,7 @@ mod tests {
         // A watch whose sender is dropped can still be read.
         let view = watch::channel(Arc::new(view)).1;
         let joiner = Joiner {
-            wanted: names.iter().map(|name| name.parse().unwrap()).collect(),
+            wanted: watch::channel(names.iter().map(|name| name.parse().unwrap()).collect()).1,
             services: HostServices {
                 resolver: Resolver::with(clock, move |host, _| lookup(host)),
                 shortages: Shortages::unregistered(clock),
@@ -293,6 +312,33 @@ mod tests {
             }
             answer.send(()).unwrap();
             assert_eq!(next(&mut received).await, "join [10.0.0.1:39527, 10.0.0.9:39527]");
+            stop.send_replace(true);
+            drop(received);
+        };
+        let (ended, ()) = tokio::join!(joiner.run(), watching);
+        ended.unwrap();
+    }
+
+    #[tokio::test]
+    async fn replaced_addresses_are_resolved_at_once_and_the_former_ones_are_forgotten() {
+        let (mut joiner, mut received, stop) = joiner(&[], |host| {
+            let last = if host == "first" { 1 } else { 2 };
+            Ok(vec![SocketAddr::from(([10, 0, 0, last], 39527))])
+        });
+        let (wanted, receiver) = watch::channel(Vec::new());
+        joiner.wanted = receiver;
+        let resolutions = Arc::clone(&joiner.resolutions);
+        let watching = async {
+            // Without an address, the joiner waits for one and asks for nothing.
+            assert_eq!(next(&mut received).await, "join []");
+            for (name, given) in [("first", "10.0.0.1"), ("second", "10.0.0.2")] {
+                wanted.send_replace(vec![name.parse().unwrap()]);
+                assert_eq!(next(&mut received).await, format!("join [{given}:39527]"));
+                let known: Vec<_> = resolutions.lock().keys().map(ToString::to_string).collect();
+                assert!(known.len() == 1 && known[0].starts_with(name), "{known:?}");
+            }
+            wanted.send_replace(Vec::new());
+            assert_eq!(next(&mut received).await, "join []");
             stop.send_replace(true);
             drop(received);
         };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use smg_runtime::clock::Clock;
 use smg_runtime::tasks::turned_on;
-use smg_runtime::tls::{Live, MeshFiles, MeshTls, TlsErrors};
+use smg_runtime::tls::{Live, MeshFiles, MeshTls, Prepared, TlsErrors};
 use smg_types::now::Now;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -118,9 +118,10 @@ impl Security {
         self.tls.as_ref().map(Live::current)
     }
 
-    /// Reads the certificates again. Returns whether they have changed; `None` if the mesh has none.
-    pub(super) fn reload_tls(&self, now: Now) -> Option<Result<bool, TlsErrors>> {
-        self.tls.as_ref().map(|tls| tls.reload(now))
+    /// Uses these certificates for future connections. Returns whether they differ from before; never if the mesh was
+    /// started without certificates.
+    pub(super) fn replace_tls(&self, prepared: Prepared<MeshFiles>) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.apply(prepared))
     }
 
     /// The shared keys that are in use now.
@@ -294,20 +295,20 @@ impl Security {
         mut stopping: watch::Receiver<bool>,
     ) {
         let Some(tls) = &self.tls else { return };
-        let files = tls.files();
-        let mut applied = marks(files);
+        let mut applied = marks(&tls.files());
         loop {
             tokio::select! {
                 () = tokio::time::sleep(FILE_CHECK_INTERVAL) => {}
                 () = turned_on(&mut stopping) => return,
             }
-            let now = marks(files);
+            let files = tls.files();
+            let now = marks(&files);
             if now == applied {
                 continue;
             }
             match tls.reload(clock.now()) {
                 Ok(changed) => {
-                    // SIGHUP may have read them before.
+                    // A reload may have read them before.
                     if changed {
                         info!(certificate = %files.certificate.display(), "the mesh's certificates were read again");
                     }

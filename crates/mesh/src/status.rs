@@ -294,8 +294,9 @@ impl Handle {
         links: &BTreeMap<SocketAddr, LinkStatus>,
     ) -> Vec<JoinStatus> {
         let resolutions = self.resolutions.lock();
-        let addresses = self.config.network.iter().flat_map(|network| &network.join);
+        let addresses = self.join_addresses.borrow();
         addresses
+            .iter()
             .map(|address| {
                 let resolved = resolutions.get(address).cloned().unwrap_or_default();
                 let reached = resolved.addresses.iter().any(|address| {

@@ -21,7 +21,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, RootCertStore};
 
-pub use live::{Files, Live};
+pub use live::{Files, Live, Prepared};
 pub use mesh::{MeshFiles, MeshTls, mesh, names_in};
 pub use verify::for_worker;
 

@@ -27,6 +27,17 @@ impl Load {
         per_second: u32,
         body: &'static str,
     ) -> Self {
+        Self::with_headers(address, clients, per_second, &[], body)
+    }
+
+    /// Starts clients that send these headers with each request.
+    pub(crate) fn with_headers(
+        address: SocketAddr,
+        clients: u32,
+        per_second: u32,
+        headers: &'static [(&'static str, &'static str)],
+        body: &'static str,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let answered = Arc::new(AtomicUsize::new(0));
         let pace = Duration::from_secs(1) * clients / per_second;
@@ -36,7 +47,7 @@ impl Load {
             let late = pace * nth / clients;
             tasks.spawn(async move {
                 tokio::time::sleep(late).await;
-                client(address, pace, body, &stopped, &answered).await
+                client(address, pace, headers, body, &stopped, &answered).await
             });
         }
         Self { stop, clients: tasks, answered }
@@ -68,6 +79,7 @@ impl Load {
 async fn client(
     address: SocketAddr,
     pace: Duration,
+    headers: &[(&str, &str)],
     body: &'static str,
     stopped: &watch::Receiver<bool>,
     answered: &AtomicUsize,
@@ -77,7 +89,7 @@ async fn client(
     let mut tick = tokio::time::interval(pace);
     while !*stopped.borrow() {
         tick.tick().await;
-        match connection.post("/v1/chat/completions", &[], body).await {
+        match connection.post("/v1/chat/completions", headers, body).await {
             Ok(answer) if answer.status == 200 => {
                 answered.fetch_add(1, Ordering::Relaxed);
             }

@@ -24,12 +24,13 @@ mod remote;
 mod snapshot;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use smg_types::ids::WorkerId;
+use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 use smg_types::spec::WorkerSpec;
 
@@ -62,6 +63,8 @@ pub struct Fleet {
     config: Config,
     metrics: Metrics,
     snapshot: ArcSwap<Snapshot>,
+    /// Other names for models, first those of `config`.
+    aliases: Mutex<BTreeMap<ModelId, ModelId>>,
     /// Number of workers in state `ready`, updated whenever a state may have changed. Written under `write_lock`.
     ready: AtomicUsize,
     departed: Departed,
@@ -96,6 +99,7 @@ impl Fleet {
     #[must_use]
     pub fn new(config: Config, metrics: Metrics) -> Self {
         Self {
+            aliases: Mutex::new(config.aliases.clone()),
             config,
             metrics,
             snapshot: ArcSwap::default(),
@@ -292,6 +296,20 @@ impl Fleet {
         }
     }
 
+    /// Replaces the other names for models. Requests that arrive from now on use them. Returns whether they differ from before.
+    pub fn set_aliases(&self, aliases: BTreeMap<ModelId, ModelId>) -> bool {
+        {
+            let mut known = self.aliases.lock();
+            if *known == aliases {
+                return false;
+            }
+            *known = aliases;
+        }
+        self.change(|_| Ok::<(), std::convert::Infallible>(()))
+            .unwrap_or_else(|never| match never {});
+        true
+    }
+
     /// Notes that a worker has lost its cache: policies forget what they have learnt about the worker.
     pub fn mark_cold(&self, id: WorkerId) {
         self.update(id, |worker| {
@@ -335,7 +353,7 @@ impl Fleet {
         let changed = change(&mut workers)?;
         workers.sort_by_key(|worker| worker.id);
         let snapshot =
-            Snapshot::new(old.version + 1, workers, &self.config.aliases, &self.config.place);
+            Snapshot::new(old.version + 1, workers, &self.aliases.lock(), &self.config.place);
         self.departed.forget_returned(&old, &snapshot);
         self.ready.store(snapshot.count_ready(), Ordering::Relaxed);
         self.snapshot.store(Arc::new(snapshot));

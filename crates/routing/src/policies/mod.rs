@@ -30,7 +30,7 @@ use crate::prefix;
 /// All policies in use.
 #[derive(Debug)]
 pub struct Policies {
-    config: policy::Config,
+    config: ArcSwap<policy::Config>,
     memory: Arc<Memory>,
     metrics: Metrics,
     table: ArcSwap<Table>,
@@ -97,7 +97,7 @@ impl Policies {
         let table =
             Table { version: 0, by_model: HashMap::new(), other, cache_epochs: HashMap::new() };
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             memory,
             metrics,
             table: ArcSwap::from_pointee(table),
@@ -113,8 +113,27 @@ impl Policies {
 
     /// The configuration that settings begin from.
     #[must_use]
-    pub fn config(&self) -> &policy::Config {
-        &self.config
+    pub fn config(&self) -> Arc<policy::Config> {
+        self.config.load_full()
+    }
+
+    /// Replaces the default policy and its parameters. The sessions and their bounds stay, because the memory was made for
+    /// them, and so does each policy that the admin API has set. Returns whether anything differs from before.
+    pub fn set_default(&self, config: &policy::Config, snapshot: &Snapshot) -> bool {
+        let settings = self.settings.lock();
+        let known = self.config.load_full();
+        let wanted = policy::Config {
+            session_ttl: known.session_ttl,
+            max_sessions: known.max_sessions,
+            agree_across_routers: known.agree_across_routers,
+            ..config.clone()
+        };
+        if *known == wanted {
+            return false;
+        }
+        self.config.store(Arc::new(wanted));
+        self.rebuild(&settings, snapshot);
+        true
     }
 
     /// All settings of the admin API.
@@ -177,6 +196,7 @@ impl Policies {
     /// Builds the table for `snapshot`. The caller holds the lock on `settings`.
     fn rebuild(&self, settings: &Settings, snapshot: &Snapshot) {
         let old = self.table.load_full();
+        let default = default_setting(&self.config.load());
         let mut by_model = HashMap::new();
         let is_kept = |id: &ModelId| snapshot.model(id.as_str()).is_some();
         let mut series =
@@ -186,7 +206,7 @@ impl Policies {
                 Some(setting) => setting.clone(),
                 None => {
                     let kind = self.kind_of(id, model.policy.as_deref());
-                    Setting { kind, ..default_setting(&self.config) }
+                    Setting { kind, ..default.clone() }
                 }
             };
             let present = old.by_model.get(id);
@@ -218,7 +238,10 @@ impl Policies {
                 self.metrics.forget(id);
             }
         }
-        let other = Arc::clone(&old.other);
+        let other = match old.other.follows(&default) {
+            true => Arc::clone(&old.other),
+            false => Arc::new(Entry::new(None, default, &self.memory, &self.metrics)),
+        };
         self.table.store(Arc::new(Table {
             version: snapshot.version.max(old.version),
             by_model,
@@ -228,10 +251,11 @@ impl Policies {
     }
 
     fn kind_of(&self, model: &ModelId, label: Option<&str>) -> Kind {
-        let Some(name) = label else { return self.config.kind };
+        let default = self.config.load().kind;
+        let Some(name) = label else { return default };
         name.parse().unwrap_or_else(|error| {
             warn!(%model, %error, "the workers' label policy names no policy, the default is used");
-            self.config.kind
+            default
         })
     }
 }

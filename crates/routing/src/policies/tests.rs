@@ -44,12 +44,31 @@ fn an_administrator_overrules_a_label_and_a_label_overrules_the_default() {
     let model = ModelId::from("m");
     let policies = self::policies(Kind::Random).0;
     assert_eq!(kind(&policies, &fleet, "m"), Kind::LeastLoad);
-    let setting = Setting { kind: Kind::Manual, ..default_setting(policies.config()) };
+    let setting = Setting { kind: Kind::Manual, ..default_setting(&policies.config()) };
     policies.set(&model, Some(setting.clone()), &fleet.snapshot());
     assert_eq!(kind(&policies, &fleet, "m"), Kind::Manual);
     assert_eq!(policies.settings().get(&model), Some(&setting));
     policies.set(&model, None, &fleet.snapshot());
     assert_eq!(kind(&policies, &fleet, "m"), Kind::LeastLoad);
+}
+
+#[test]
+fn another_default_replaces_the_policies_that_follow_it_and_no_other() {
+    let (policies, _) = policies(Kind::Random);
+    let (labelled, _) = fleet("labelled", Some("least_load"));
+    let (plain, _) = fleet("m", None);
+    let before = policies.config();
+    let wanted = policy::Config {
+        kind: Kind::RoundRobin,
+        max_sessions: before.max_sessions + 1,
+        ..policy::Config::clone(&before)
+    };
+    assert!(policies.set_default(&wanted, &plain.snapshot()));
+    assert!(!policies.set_default(&wanted, &plain.snapshot()), "nothing differs any more");
+    assert_eq!(policies.config().max_sessions, before.max_sessions, "the memory stays");
+    assert_eq!(kind(&policies, &plain, "m"), Kind::RoundRobin);
+    assert_eq!(kind(&policies, &plain, "unknown"), Kind::RoundRobin);
+    assert_eq!(kind(&policies, &labelled, "labelled"), Kind::LeastLoad);
 }
 
 #[test]

@@ -34,10 +34,18 @@ pub trait Files {
 /// A TLS configuration and the files that it came from.
 #[derive(Debug)]
 pub struct Live<F: Files> {
-    files: F,
+    files: ArcSwap<F>,
     current: ArcSwap<F::Tls>,
     /// The content of the files behind `current`.
     fingerprint: Mutex<Fingerprint>,
+}
+
+/// A TLS configuration that was read and is not in use yet.
+#[derive(Debug)]
+pub struct Prepared<F: Files> {
+    files: F,
+    tls: F::Tls,
+    fingerprint: Fingerprint,
 }
 
 impl<F: Files> Live<F> {
@@ -48,7 +56,7 @@ impl<F: Files> Live<F> {
     pub fn read(files: F, now: Now) -> Result<Self, TlsErrors> {
         let fingerprint = Mutex::new(Fingerprint::of(&files));
         let current = ArcSwap::from_pointee(files.read(now)?);
-        Ok(Self { files, current, fingerprint })
+        Ok(Self { files: ArcSwap::from_pointee(files), current, fingerprint })
     }
 
     /// The configuration for a new connection.
@@ -57,25 +65,44 @@ impl<F: Files> Live<F> {
     }
 
     /// The files.
-    pub const fn files(&self) -> &F {
-        &self.files
+    pub fn files(&self) -> Arc<F> {
+        self.files.load_full()
+    }
+
+    /// Reads `files`, which may be others than before, and changes nothing.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files.
+    pub fn prepare(files: F, now: Now) -> Result<Prepared<F>, TlsErrors> {
+        // Before the files are read: if they change in between, the next reload finds a difference and reads them again.
+        let fingerprint = Fingerprint::of(&files);
+        let tls = files.read(now)?;
+        Ok(Prepared { files, tls, fingerprint })
+    }
+
+    /// Uses what was prepared for new connections. Returns whether the content of the files differs from before.
+    pub fn apply(&self, prepared: Prepared<F>) -> bool {
+        let Prepared { files, tls, fingerprint } = prepared;
+        let mut known = self.fingerprint.lock();
+        self.files.store(Arc::new(files));
+        if fingerprint == *known {
+            return false;
+        }
+        self.current.store(Arc::new(tls));
+        *known = fingerprint;
+        true
     }
 
     /// Reads the files again. Whether their content has changed, and with it the configuration.
     ///
     /// # Errors
     /// Everything that is wrong with the files; the former configuration stays.
-    pub fn reload(&self, now: Now) -> Result<bool, TlsErrors> {
-        let mut known = self.fingerprint.lock();
-        // Before the files are read: if they change in between, the next reload finds a difference and reads them again.
-        let found = Fingerprint::of(&self.files);
-        let read = self.files.read(now)?;
-        if found == *known {
-            return Ok(false);
-        }
-        self.current.store(Arc::new(read));
-        *known = found;
-        Ok(true)
+    pub fn reload(&self, now: Now) -> Result<bool, TlsErrors>
+    where
+        F: Clone,
+    {
+        let prepared = Self::prepare(F::clone(&self.files()), now)?;
+        Ok(self.apply(prepared))
     }
 }
 

@@ -257,3 +257,17 @@ fn an_authority_that_is_gone_is_not_trusted_any_more() {
     assert!(live.reload(TODAY).unwrap());
     assert!(trusts(&ours).is_err() && trusts(&theirs).is_ok());
 }
+
+#[test]
+fn prepared_files_of_other_paths_are_used_once_they_are_applied() {
+    let ours = Authority::with(&["one", "two"]);
+    let live = Live::read(ours.server("one"), TODAY).unwrap();
+    let first = live.current();
+    let prepared = Live::prepare(ours.server("two"), TODAY).unwrap();
+    assert!(Arc::ptr_eq(&first, &live.current()), "nothing changes before");
+    assert!(live.apply(prepared));
+    assert!(!Arc::ptr_eq(&first, &live.current()));
+    assert_eq!(*live.files(), ours.server("two"));
+    assert!(!live.reload(TODAY).unwrap(), "the other files are the ones that are read again");
+    assert!(Live::prepare(ours.server("absent"), TODAY).is_err());
+}

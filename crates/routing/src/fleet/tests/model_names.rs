@@ -68,3 +68,18 @@ fn models_are_read_again_only_where_a_worker_may_list_others() {
     assert_eq!(fleet.request_rediscovery(NOW), None, "they were read just now");
     assert!(fleet.request_rediscovery(NOW + MIN_INTERVAL).is_some());
 }
+
+#[test]
+fn replaced_aliases_apply_to_the_next_snapshot() {
+    let fleet = fleet();
+    ready(&fleet, "http://a", &["m"]);
+    let names =
+        |fleet: &Fleet| ["first", "second"].map(|alias| fleet.load().model(alias).is_some());
+    assert_eq!(names(&fleet), [false, false]);
+    for (alias, expected) in [("first", [true, false]), ("second", [false, true])] {
+        let aliases = BTreeMap::from([(alias.into(), "m".into())]);
+        assert!(fleet.set_aliases(aliases.clone()));
+        assert!(!fleet.set_aliases(aliases), "nothing differs any more");
+        assert_eq!(names(&fleet), expected);
+    }
+}
