@@ -183,6 +183,9 @@ impl App {
         );
         let dialer = Arc::new(dialer.within(config.http.worker_networks.clone()));
 
+        let access_log = config.http.access_log.as_ref();
+        let access_log =
+            access_log.map(|log| http::AccessLog::open(log, &registry, clock)).transpose()?;
         let Routing { fleet, policies, dispatch } = routing(&config, &registry)?;
         let wake = Arc::new(Notify::new());
         let client_endpoint =
@@ -216,6 +219,7 @@ impl App {
             pages: http::Pages::default(),
             lifecycle: Lifecycle::default(),
             reloads: http::Reloads::default(),
+            access_log,
             registry,
             fleet,
             mesh: handle,
@@ -386,6 +390,9 @@ impl Running {
             warn!(connections = left, "open connections are aborted");
         }
         self.server.cut();
+        if let Some(log) = &self.surface.access_log {
+            log.flush();
+        }
         self.tasks.stop(deadline(Duration::from_secs(2))).await;
         self.mesh.depart().await;
         if failed.is_some() || (!drained && left > 0) {

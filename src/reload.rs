@@ -205,6 +205,9 @@ impl Reload {
             warn!(cause, "{warning}");
         }
         self.taken.warnings = warnings;
+        if let Some(log) = &self.surface.access_log {
+            log.reopen();
+        }
         let mut reloaded = Reloaded::default();
         let live = self.listener_tls.as_ref().zip(listener);
         let changes = [

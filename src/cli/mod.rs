@@ -21,7 +21,7 @@ pub mod values;
 pub use failure::{BreakerArgs, HealthArgs, RetryArgs, TimeoutArgs};
 pub use listen::{AccessArgs, ListenArgs, ProbeArgs, ShutdownArgs, TlsArgs};
 pub use mesh::{MeshArgs, MeshEncryption, MeshProfile, MinorityWrites, PersistFsync};
-pub use observe::{LogLevel, ObserveArgs};
+pub use observe::{AccessLogFormat, LogLevel, ObserveArgs};
 pub use routing::{AdmissionArgs, Measure, RoutingArgs, WorkerArgs};
 
 /// Routes OpenAI-compatible requests to inference workers.

@@ -1,6 +1,7 @@
 //! Flags for logs and metrics.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
@@ -19,6 +20,17 @@ pub enum LogLevel {
     Info,
     /// Every request
     Debug,
+}
+
+/// The format of the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccessLogFormat {
+    /// No access log
+    Off,
+    /// `name=value` pairs
+    Text,
+    /// One JSON object per line
+    Json,
 }
 
 /// Logs and metrics.
@@ -44,6 +56,17 @@ pub struct ObserveArgs {
         action = clap::ArgAction::Set
     )]
     pub log_json: bool,
+    /// Log each request when it has ended, in one line.
+    ///
+    /// A line has the time, client, method, path, status, request id, tenant, model, worker, attempts, bytes, times and tokens;
+    /// never a header, query, key or body. docs/troubleshooting.md lists the fields.
+    #[arg(long, value_name = "FORMAT", default_value = "off")]
+    pub access_log: AccessLogFormat,
+    /// File that --access-log appends to.
+    ///
+    /// It is opened again on SIGHUP, so that it can be rotated. Default: standard output.
+    #[arg(long, value_name = "FILE")]
+    pub access_log_file: Option<PathBuf>,
     /// Address of the metrics port.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0", value_parser = address)]
     pub prometheus_host: IpAddr,

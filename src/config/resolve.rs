@@ -19,7 +19,7 @@ use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
 use crate::cli::values::{DOCUMENTED, ModelAlias};
-use crate::cli::{Args, LogLevel, Measure, MinorityWrites};
+use crate::cli::{AccessLogFormat, Args, LogLevel, Measure, MinorityWrites};
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::limits::limits_config;
@@ -125,14 +125,9 @@ fn http_config(
         body_timeout: listen.body_timeout_secs,
         stream_heartbeat: unless_zero(timeouts.stream_heartbeat_secs),
         meter_streams: settings.args.observe.meter_streams,
+        access_log: access_log(&settings.args, mistakes),
         max_client_priority: settings.args.admission.max_client_priority,
-        pass_through: http::PassThrough {
-            documented: access.pass_through.iter().any(|path| path == DOCUMENTED),
-            prefixes: {
-                let prefixes = access.pass_through.iter().filter(|path| *path != DOCUMENTED);
-                prefixes.cloned().collect()
-            },
-        },
+        pass_through: pass_through(&access.pass_through),
         tunnel_idle: timeouts.idle_timeout_secs,
         worker_networks: worker_networks(&settings.args),
         max_connections: listen.max_connections,
@@ -147,6 +142,31 @@ fn http_config(
         node_name: node_name(&settings.args.mesh, process)
             .map_or_else(|_| process.host_name.clone(), |name| name.to_string()),
     }
+}
+
+fn pass_through(paths: &[String]) -> http::PassThrough {
+    http::PassThrough {
+        documented: paths.iter().any(|path| path == DOCUMENTED),
+        prefixes: paths.iter().filter(|path| *path != DOCUMENTED).cloned().collect(),
+    }
+}
+
+fn access_log(args: &Args, mistakes: &mut Vec<Mistake>) -> Option<http::AccessConfig> {
+    let file = args.observe.access_log_file.clone();
+    let format = match args.observe.access_log {
+        AccessLogFormat::Text => http::AccessFormat::Text,
+        AccessLogFormat::Json => http::AccessFormat::Json,
+        AccessLogFormat::Off => {
+            if file.is_some() {
+                mistakes.push(Mistake::of_settings(
+                    &["access_log_file", "access_log"],
+                    "--access-log-file needs --access-log text or json",
+                ));
+            }
+            return None;
+        }
+    };
+    Some(http::AccessConfig { format, file })
 }
 
 fn worker_networks(args: &Args) -> WorkerNetworks {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use smg_proxy::dispatch;
 
+use super::access_log::End;
 use super::exchange::Exchange;
 use super::metered::Metered;
 
@@ -77,8 +78,40 @@ impl Body {
 
     /// Attaches the exchange that ends together with the body.
     pub(super) fn ending(mut self, exchange: Exchange) -> Self {
+        if self.is_end_stream() {
+            exchange.ticket().note_end(End::Complete);
+        }
         self.exchange = Some(exchange);
         self
+    }
+
+    /// Notes in the access log what was polled.
+    fn note(&self, exchange: &Exchange, polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>) {
+        let ticket = exchange.ticket();
+        match polled {
+            _ if !ticket.is_open() => {}
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(frame))) => {
+                let is_answer = !matches!(self.kind, Kind::Beats(_));
+                ticket.note_piece(frame.data_ref().map_or(0, Bytes::len), is_answer);
+                if self.is_broken() {
+                    ticket.note_end(End::WorkerFailed);
+                } else if self.is_end_stream() {
+                    ticket.note_end(End::Complete);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => ticket.note_end(End::WorkerFailed),
+            Poll::Ready(None) if self.is_broken() => {}
+            Poll::Ready(None) => ticket.note_end(End::Complete),
+        }
+    }
+
+    /// Whether the worker's stream broke and was ended with an error.
+    fn is_broken(&self) -> bool {
+        match &self.kind {
+            Kind::Worker(body) => body.is_broken(),
+            Kind::Empty | Kind::Full(_) | Kind::Axum(_) | Kind::Beats(_) => false,
+        }
     }
 
     /// Polls the body for its next piece.
@@ -131,6 +164,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = self.poll_kind(cx);
         if let Some(exchange) = &self.exchange {
+            self.note(exchange, &polled);
             match polled {
                 Poll::Ready(Some(_)) => exchange.offer(),
                 // Whoever asks for the next piece has sent the last one.

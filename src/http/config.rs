@@ -8,6 +8,7 @@ use smg_routing::limit::Priority;
 use smg_runtime::tls;
 use smg_types::spec::{Secret, WorkerNetworks};
 
+use super::access_log::AccessConfig;
 use super::pass_through::PassThrough;
 
 /// The configuration of the listeners and of access.
@@ -48,6 +49,8 @@ pub struct Config {
     pub stream_heartbeat: Option<Duration>,
     /// Whether workers are asked for the usage of every stream, also of those whose clients do not ask for it.
     pub meter_streams: bool,
+    /// Whether and where requests are logged; `None`: not at all.
+    pub access_log: Option<AccessConfig>,
     /// The most urgent class that a client may claim.
     pub max_client_priority: Priority,
     /// The paths that clients may send to workers.

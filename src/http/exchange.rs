@@ -10,6 +10,7 @@ use http::{Request, Version};
 use http_body::Body;
 use smg_runtime::clock::Clock;
 
+use super::access_log::Ticket;
 use super::idle::Place;
 use super::metrics::RouteMetrics;
 use super::streams::Progress;
@@ -110,7 +111,8 @@ impl State {
             progress: Progress::current(),
             started: self.clock.mono(),
             route: None,
-            answered: false,
+            answered: None,
+            ticket: Ticket::default(),
         }
     }
 
@@ -208,7 +210,10 @@ pub(super) struct Exchange {
     progress: Option<Arc<Progress>>,
     started: Duration,
     route: Option<Arc<RouteMetrics>>,
-    answered: bool,
+    /// The status of the response.
+    answered: Option<u16>,
+    /// Its line in the access log.
+    ticket: Ticket,
 }
 
 /// The status under which a request is counted if its client disconnected before the answer.
@@ -220,9 +225,19 @@ impl Exchange {
         self.route = Some(route);
     }
 
+    /// The line of the access log that is written when it ends.
+    pub(super) fn log_as(&mut self, ticket: Ticket) {
+        self.ticket = ticket;
+    }
+
+    /// Its line in the access log.
+    pub(super) fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
     /// Records that the head of the response is being sent.
     pub(super) fn answered(&mut self, status: u16) {
-        self.answered = true;
+        self.answered = Some(status);
         if let Some(route) = &self.route {
             route.count(status);
         }
@@ -252,13 +267,14 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if let Some(route) = &self.route {
-            if !self.answered {
+            if self.answered.is_none() {
                 route.count(CLIENT_LEFT);
             }
             route
                 .duration
                 .observe(self.state.clock.mono().saturating_sub(self.started).as_secs_f64());
         }
+        self.ticket.write(self.answered.unwrap_or(CLIENT_LEFT));
         self.state.mark_idle();
         if self.state.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.state.place.end_request();

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::Surface;
+use super::access_log::Ticket;
 use super::auth::{Caller, Keys};
 use super::body::Body;
 use super::buffered::Held;
@@ -73,6 +74,15 @@ pub(super) struct Inbound {
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
     pub(super) any_model: bool,
+    /// The line of the request in the access log.
+    pub(super) ticket: Ticket,
+}
+
+impl Inbound {
+    /// How a stream that breaks ends.
+    fn stream_end(&self) -> StreamEnd {
+        StreamEnd::Event(if self.anthropic { BROKEN_ANTHROPIC } else { BROKEN_OPENAI })
+    }
 }
 
 impl Inference {
@@ -105,7 +115,7 @@ impl Inference {
             parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut headers = std::mem::take(&mut parts.headers);
         let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
-        let body = self.read(incoming, &mut headers, &mut held, state).await?;
+        let body = self.read(incoming, &mut headers, &mut held, state, inbound).await?;
         let mut facts = facts(&parts, &headers, &body).await?;
         let sole = self.sole_model(&facts, inbound.any_model)?;
         let named = facts.peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
@@ -141,7 +151,6 @@ impl Inference {
         if let Some(begins) = begins {
             begins.notify_one();
         }
-        let broken = if inbound.anthropic { BROKEN_ANTHROPIC } else { BROKEN_OPENAI };
         let request = dispatch::Request {
             request_id: &inbound.request_id,
             method: parts.method,
@@ -152,12 +161,13 @@ impl Inference {
             model_at: facts.model_at,
             stream: peek.stream || inbound.websocket,
             websocket: inbound.websocket,
-            stream_end: StreamEnd::Event(broken),
+            stream_end: inbound.stream_end(),
             session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
             goes_on_from: peek.goes_on_from.as_deref(),
             prompt: &peek.prompt(&body),
             priority,
             sent: meter.sent(),
+            observer: inbound.ticket.observer(),
         };
         match self.dispatcher.dispatch(&request).await {
             Ok(dispatched) => {
@@ -183,6 +193,7 @@ impl Inference {
         model: Option<&str>,
         peek: &Peek<'_>,
     ) -> Result<(Meter, Vec<Quota>, bool), ApiError> {
+        inbound.ticket.note_model(model);
         let tenant = inbound.caller.tenant.as_deref();
         let who = Who { api_key: inbound.caller.key, tenant, model };
         let reserved = match *method == Method::POST || inbound.websocket {
@@ -192,6 +203,9 @@ impl Inference {
         let quotas = reserved.as_ref().map(Reservation::quotas).unwrap_or_default();
         let mut meter =
             Meter::new(inbound.route, inbound.caller.tenant.clone(), peek.prompt_bytes());
+        if let Some(listener) = inbound.ticket.listener() {
+            meter.add_listener(listener);
+        }
         // Usage is counted from every answer that has it; only what needs the usage of each request asks for it.
         let counts_tokens = reserved.as_ref().is_some_and(Reservation::counts_tokens);
         if let Some(reserved) = reserved.filter(|_| counts_tokens) {
@@ -207,11 +221,13 @@ impl Inference {
         headers: &mut HeaderMap,
         held: &mut Held,
         state: &State,
+        inbound: &Inbound,
     ) -> Result<Bytes, ApiError> {
         let config = &self.surface.config;
         let limits = Limits { most: config.max_body_bytes, timeout: config.body_timeout };
         let body = upload::read(incoming, headers, limits, held).await?;
         state.set_unread_body(false);
+        inbound.ticket.note_body(body.len());
         let (decode, most) = (config.decompress_requests, config.max_body_bytes);
         encoding::decoded(body, headers, decode, most, held).await
     }

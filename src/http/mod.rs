@@ -5,6 +5,7 @@
 //! and out again through `body`. `error` is the only file that knows which status a failure has.
 
 mod accept;
+mod access_log;
 mod auth;
 mod body;
 mod buffered;
@@ -65,6 +66,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Notify, Semaphore};
 
+pub use access_log::{AccessConfig, AccessFormat, AccessLog, AccessLogError};
 pub use auth::{KeysRefused, LiveKeys};
 pub use config::{AdminKey, AdminRole, Config, MetricsListen, Tenant};
 pub use estimates::Estimates;
@@ -115,6 +117,8 @@ pub struct Surface {
     pub lifecycle: Lifecycle,
     /// Requests to read the configuration again.
     pub reloads: Reloads,
+    /// Where requests are logged; `None`: nowhere.
+    pub access_log: Option<AccessLog>,
     /// This router's cluster node.
     pub mesh: mesh::Handle,
     /// Where administrators write.

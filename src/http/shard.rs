@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tower::ServiceExt as _;
 use tracing::debug;
 
+use super::access_log::Ticket;
 use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
@@ -38,12 +39,17 @@ const LARGEST_OWN_BODY: usize = 1 << 20;
 /// The header that every request of Anthropic's clients has.
 static ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 
+/// The addresses that a request has come through, as the proxies in front of the router say.
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// What is known of a request besides its head.
 struct Asks {
     peer: SocketAddr,
     request_id: HeaderValue,
     /// Whether the client asks to switch to WebSocket.
     websocket: bool,
+    /// Its line in the access log.
+    ticket: Ticket,
 }
 
 /// The state that one thread needs to serve requests.
@@ -87,6 +93,7 @@ impl Shard {
             let names = &self.surface().config.request_id_headers;
             headers::request_id(request.headers(), names, &mut self.inference.rng())
         };
+        exchange.log_as(self.ticket(&request, peer, &request_id));
         let origin = self.allowed_origin(request.headers());
         // HEAD is GET without the body (RFC 9110, 9.3.2), also where an engine knows only GET.
         let is_head = request.method() == Method::HEAD;
@@ -98,11 +105,7 @@ impl Shard {
         let client = asks_to_switch.then(|| hyper::upgrade::on(&mut request));
         let pass = &self.surface().config.pass_through;
         let found = pass_through::find_open(request.method(), request.uri().path(), pass);
-        let at = match found {
-            Found::At(at) => at,
-            Found::Passed => ROUTES.len(),
-            Found::OtherMethod | Found::Nothing => ROUTES.len() + 1,
-        };
+        let at = counted_at(found);
         exchange.count_as(Arc::clone(&self.metrics[at]));
         // Anthropic's clients use paths that others use too, such as `/v1/models`.
         let anthropic = request.uri().path().starts_with("/v1/messages")
@@ -129,8 +132,8 @@ impl Shard {
             }
             Found::At(_) | Found::Passed => {
                 let route = ROUTES.get(at).unwrap_or(&PASSED);
-                let asks =
-                    Asks { peer, request_id: request_id.clone(), websocket: client.is_some() };
+                let (websocket, ticket) = (client.is_some(), exchange.ticket().clone());
+                let asks = Asks { peer, request_id: request_id.clone(), websocket, ticket };
                 self.answer(route, request, asks, state).await
             }
             Found::OtherMethod | Found::Nothing => Err(unrouted(found, request.uri().path())),
@@ -138,6 +141,7 @@ impl Shard {
         let mut response = answer.unwrap_or_else(|error| {
             let name = headers::text(&request_id);
             debug!(request_id = name, status = %error.status, code = error.code, "refused");
+            exchange.ticket().note_error(error.code);
             error.into_response(anthropic)
         });
         if is_head {
@@ -155,6 +159,25 @@ impl Shard {
         Ok(response.map(|body| body.ending(exchange)))
     }
 
+    /// What workers learn of a request's way; `None`: nothing.
+    fn hop(&self, peer: SocketAddr) -> Option<Hop> {
+        let config = &self.surface().config;
+        let hop = Hop { peer: peer.ip(), is_secure: config.tls.is_some() };
+        config.forwarded_headers.then_some(hop)
+    }
+
+    /// The line of the access log for a request.
+    fn ticket(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        request_id: &HeaderValue,
+    ) -> Ticket {
+        let Some(log) = &self.surface().access_log else { return Ticket::default() };
+        let forwarded_for = request.headers().get(&X_FORWARDED_FOR);
+        log.begin(request.method(), request.uri().path(), peer, forwarded_for, request_id)
+    }
+
     async fn answer(
         &self,
         route: &Route,
@@ -162,7 +185,7 @@ impl Shard {
         asks: Asks,
         state: &Arc<State>,
     ) -> Result<Response<Body>, ApiError> {
-        let Asks { peer, request_id, websocket } = asks;
+        let Asks { peer, request_id, websocket, ticket } = asks;
         let keys = self.surface().keys.load();
         let caller = match route.access {
             Access::Public => None,
@@ -181,26 +204,26 @@ impl Shard {
                     return Err(ApiError::draining());
                 }
                 let caller = caller.unwrap_or_default();
+                ticket.note_tenant(caller.tenant.as_deref());
                 debug!(
                     request_id = headers::text(&request_id),
                     route = route.path,
                     tenant = caller.tenant.as_deref(),
                     "inference"
                 );
-                let any_model = route.serves == Serves::AnyWorker;
                 let config = &self.surface().config;
-                let hop = Hop { peer: peer.ip(), is_secure: config.tls.is_some() };
-                let hop = config.forwarded_headers.then_some(hop);
+                let hop = self.hop(peer);
                 let inbound = Inbound {
                     request_id,
                     keys,
                     hop,
                     anthropic,
-                    any_model,
+                    any_model: route.serves == Serves::AnyWorker,
                     websocket,
                     route: route.path,
                     caller,
                     stream_begins: None,
+                    ticket,
                 };
                 let period = config.stream_heartbeat;
                 if let Some(period) = period.filter(|_| heartbeat::applies_to(route.path)) {
@@ -224,6 +247,7 @@ impl Shard {
                 let reading = upload::read(incoming, &parts.headers, limits, &mut held);
                 let body = Box::pin(reading).await?;
                 state.set_unread_body(false);
+                ticket.note_body(body.len());
                 let request = Request::from_parts(parts, axum::body::Body::from(body));
                 let answered = Box::pin(self.local.clone().oneshot(request)).await;
                 let mut response = answered.unwrap_or_else(|never| match never {});
@@ -247,8 +271,11 @@ impl Shard {
         let begins = Arc::new(Notify::new());
         let inbound = Inbound { stream_begins: Some(Arc::clone(&begins)), ..inbound };
         let (inference, state) = (Arc::clone(&self.inference), Arc::clone(state));
-        let mut answering: Answering =
-            Box::pin(async move { inference.serve(request, &inbound, &state).await });
+        let mut answering: Answering = Box::pin(async move {
+            let answer = inference.serve(request, &inbound, &state).await;
+            // The head of the response may have been sent, so that only this line shows the error.
+            answer.inspect_err(|error| inbound.ticket.note_error(error.code))
+        });
         let due = async {
             begins.notified().await;
             tokio::time::sleep(period).await;
@@ -279,6 +306,15 @@ impl Shard {
             .iter()
             .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
             .then(|| origin.clone())
+    }
+}
+
+/// The index of the metrics under which a request is counted.
+const fn counted_at(found: Found) -> usize {
+    match found {
+        Found::At(at) => at,
+        Found::Passed => ROUTES.len(),
+        Found::OtherMethod | Found::Nothing => ROUTES.len() + 1,
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use smg_proxy::dispatch;
 use tracing::debug;
 
+use super::access_log::End;
 use super::exchange::Exchange;
 use super::metrics::Metrics;
 
@@ -48,6 +49,7 @@ impl Slot {
         let _open = metrics.open_tunnel();
         let end = worker.run(TokioIo::new(client), idle).await;
         metrics.tunnels_ended[end as usize].inc();
+        exchange.ticket().note_end(End::Complete);
         drop(exchange);
     }
 }

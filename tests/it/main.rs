@@ -13,6 +13,7 @@ mod closing;
 mod support;
 
 mod access;
+mod access_log;
 mod addresses;
 mod admission;
 mod affinity;

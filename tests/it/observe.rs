@@ -107,7 +107,8 @@ async fn metrics_match_the_golden_files() {
     let join = join.iter().map(String::as_str);
     let folder = tempfile::tempdir().unwrap();
     let folder = ["--data-dir", folder.path().to_str().unwrap()];
-    let flags: Vec<&str> = alone.into_iter().chain(join).chain(folder).collect();
+    let log = ["--access-log", "text", "--access-log-file", "/dev/null"];
+    let flags: Vec<&str> = alone.into_iter().chain(join).chain(folder).chain(log).collect();
     let router = Router::before(&[worker.url()], &flags).await;
     // Some families appear only after an event: an attempt that fails and is retried, and one without an answer.
     worker.faults(r#"{"script":{"status":503},"next":1}"#);

@@ -105,6 +105,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mesh", "limits",
         ],
     ),
+    ("telemetry", &[]),
     // surface
     (
         "http",
@@ -130,12 +131,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "shortage",
             "descriptors",
             "dial",
+            "telemetry",
         ],
     ),
     ("mock", &["clock", "tasks"]),
     ("console", &["spec", "clock", "tls", "upstream", "dial"]),
     ("cli", &["ids", "spec", "policy", "limit", "mesh", "console", "mock", "bounds"]),
-    ("telemetry", &[]),
     (
         "config",
         &[

@@ -4,6 +4,7 @@
 //! module decides the format of a line (`lines`), ensures that logging never blocks a caller (`sink`), and logs panics.
 //! The filter can be changed while the process runs.
 
+mod line_log;
 mod lines;
 mod sink;
 
@@ -25,8 +26,10 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+pub use line_log::LineLog;
+
 use lines::{JsonLine, TextFields};
-use sink::Sink;
+use sink::{Announce, Sink};
 
 /// How long the end of the process may wait until queued lines are written.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -109,7 +112,9 @@ pub fn init(config: &Config) -> Result<(Log, LastLines), TelemetryError> {
         Ok(own) => Box::new(File::from(own)),
         Err(_no_descriptors) => Box::new(io::stderr()),
     };
-    let sink = Sink::start(output, announce_lost)?;
+    let help = "Lines of the log that were not written to standard error, by reason: queue_full (the reader is \
+                too slow), closed (the reader is gone), no_space, error.";
+    let sink = Sink::start(output, "smg_log_dropped_total", help, Announce::Here(announce_lost))?;
     let (subscriber, filter) = assemble(&Config { colour, ..config.clone() }, sink.clone())?;
     subscriber.try_init().map_err(|_| TelemetryError::Twice)?;
     std::panic::set_hook(Box::new(log_panic));

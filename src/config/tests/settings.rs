@@ -270,6 +270,12 @@ fn access() -> Vec<Row> {
         row("min-ready-workers", "7", "8", "7", see!(http.min_ready_workers)),
         row("log-level", "debug", "warn", "\"debug\"", see!(telemetry.filter)),
         row("log-json", "true", "false", "true", see!(telemetry.json)),
+        row("access-log", "json", "text", "json", |config| {
+            config.http.access_log.as_ref().map_or_else(String::new, |log| log.format.to_string())
+        }),
+        row("access-log-file", "/a", "/b", "Some(\"/a\")", |config| {
+            format!("{:?}", config.http.access_log.as_ref().and_then(|log| log.file.as_ref()))
+        }),
         row("meter-streams", "true", "false", "true", see!(http.meter_streams)),
         row("prometheus-host", "127.0.0.7", "127.0.0.8", "127.0.0.7", |c| {
             c.http.metrics_listen.map_or_else(String::new, |m| m.address.ip().to_string())
@@ -363,6 +369,7 @@ fn companions(flag: &str, files: &Files) -> String {
         "client-ca-path" => format!("tls-cert-path = '{cert}'\ntls-key-path = '{key}'\n"),
         "worker-tls-cert" => format!("worker-tls-key = '{key}'\n"),
         "worker-tls-key" => format!("worker-tls-cert = '{cert}'\n"),
+        "access-log-file" => "access-log = 'text'\n".to_owned(),
         "worker-api-key" => "worker-urls = 'http://own'\n".to_owned(),
         "mesh-tls-cert" => {
             format!("enable-mesh = true\nmesh-tls-key = '{key}'\nmesh-tls-ca = '{cert}'\n")

@@ -137,6 +137,9 @@ impl Dispatcher {
         let started = self.clock.mono();
         let shared = &*self.shared;
         let permit = self.admit(request.priority).await?;
+        if let Some(observer) = request.observer {
+            observer.admitted(self.clock.mono().saturating_sub(started));
+        }
         shared.budget.deposit(&shared.config);
         let mut progress = Progress {
             started,
@@ -200,6 +203,9 @@ impl Dispatcher {
             websocket: request.websocket,
         };
         request.sent.store(true, Ordering::Relaxed);
+        if let Some(observer) = request.observer {
+            observer.sent(worker);
+        }
         chosen.in_flight.send_prompt(chosen.tokens, request.stream, sent_at);
         let sending = self.upstream.send(&*worker.spec, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;

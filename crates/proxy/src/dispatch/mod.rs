@@ -21,5 +21,5 @@ pub use config::Config;
 pub use dispatcher::{Dispatcher, Shared};
 pub use metrics::Metrics;
 pub use rediscovery::discover;
-pub use request::{DispatchError, Dispatched, ModelPlace, Request, Trace};
+pub use request::{DispatchError, Dispatched, ModelPlace, Observer, Request, Trace};
 pub use tunnel::{Tunnel, TunnelEnd};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response};
+use smg_routing::fleet::Worker;
 use smg_routing::limit::{Priority, Rejected};
 use smg_routing::policies::Entry;
 use smg_routing::policy::{Decision, Hint};
@@ -49,6 +50,17 @@ pub struct Request<'a> {
     pub priority: Priority,
     /// Set before it is first sent to a worker. A caller that drops the dispatch sees by it whether a worker may have worked.
     pub sent: &'a AtomicBool,
+    /// Learns what happens to the request; `None`: nobody wants to know.
+    pub observer: Option<&'a dyn Observer>,
+}
+
+/// Learns what happens to one request on its way to a worker.
+pub trait Observer: std::fmt::Debug + Sync {
+    /// The request has a place among those that may be at the workers, for which it waited this long.
+    fn admitted(&self, waited: Duration);
+
+    /// An attempt is about to be sent to this worker.
+    fn sent(&self, worker: &Worker);
 }
 
 /// Where a body names its model: a worker may call the model by another name.

@@ -1,4 +1,4 @@
-//! The log's path to standard error: a bounded queue in memory and one thread that owns the file.
+//! The path of lines to standard error or to another file: a bounded queue in memory and one thread that owns the file.
 //!
 //! A caller appends its line to the queue and returns at once, whatever the state of standard error. If the reader of
 //! the pipe is gone or does not read, or the disk is full, lines are lost and counted by reason. No request and no
@@ -96,13 +96,9 @@ struct Lost {
 }
 
 impl Lost {
-    fn new() -> Self {
-        let about = Opts::new(
-            "smg_log_dropped_total",
-            "Lines of the log that were not written to standard error, by reason: queue_full (the reader is \
-             too slow), closed (the reader is gone), no_space, error.",
-        );
-        let family = IntCounterVec::new(about, &["reason"]).expect("the name and label are valid");
+    fn new(metric: &str, help: &str) -> Self {
+        let family = IntCounterVec::new(Opts::new(metric, help), &["reason"])
+            .expect("the name and label are valid");
         let by_reason = Reason::ALL.map(|reason| family.with_label_values(&[reason.name()]));
         Self { family, by_reason }
     }
@@ -116,18 +112,32 @@ impl Lost {
     }
 }
 
+/// Logs how many lines were lost.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Announce {
+    /// The event is one of the lines that go to the same file.
+    Here(fn(u64)),
+    /// The event goes elsewhere.
+    Elsewhere(fn(u64)),
+}
+
 thread_local! {
     /// Set on the writing thread while it logs an event itself. That line is stored here instead of in the queue.
     static PAST_THE_QUEUE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
 impl Sink {
-    /// Starts the thread that writes to `output`. Whenever lines are written after `n` were lost, the thread calls
-    /// `announce(n)` and writes what that logs next.
+    /// Starts the thread that writes to `output`. Whenever lines are written after some were lost, the thread calls
+    /// `announce` with their number. `metric` and `help` are the name of the counter of lost lines and its description.
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub(super) fn start<W>(output: W, announce: fn(u64)) -> io::Result<Self>
+    pub(super) fn start<W>(
+        output: W,
+        metric: &str,
+        help: &str,
+        announce: Announce,
+    ) -> io::Result<Self>
     where
         W: Write + Send + 'static,
     {
@@ -135,7 +145,7 @@ impl Sink {
             queue: Mutex::default(),
             filled: Condvar::new(),
             settled: Condvar::new(),
-            lost: Lost::new(),
+            lost: Lost::new(metric, help),
         });
         let sink = Self { shared: Arc::clone(&shared) };
         let writer = Writer { shared, output, announce, announced: 0, torn: false };
@@ -144,7 +154,7 @@ impl Sink {
         Ok(sink)
     }
 
-    /// Registers `smg_log_dropped_total`.
+    /// Registers the counter of lost lines.
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.shared.lost.family.clone()))
     }
@@ -157,7 +167,7 @@ impl Sink {
     }
 
     /// Queues a line, or counts it as lost.
-    fn push(&self, line: &[u8]) {
+    pub(super) fn push(&self, line: &[u8]) {
         let mut queue = self.shared.queue.lock();
         if queue.lines.len() + line.len() > MOST_BYTES {
             drop(queue);
@@ -206,7 +216,7 @@ impl MakeWriter<'_> for Sink {
 struct Writer<W> {
     shared: Arc<Shared>,
     output: W,
-    announce: fn(u64),
+    announce: Announce,
     /// How many of the lost lines have been announced.
     announced: u64,
     /// Whether the output ends in the middle of a line.
@@ -279,8 +289,16 @@ impl<W: Write> Writer<W> {
         if total == self.announced {
             return;
         }
+        let announce = match self.announce {
+            Announce::Here(announce) => announce,
+            Announce::Elsewhere(announce) => {
+                announce(total - self.announced);
+                self.announced = total;
+                return;
+            }
+        };
         PAST_THE_QUEUE.set(Some(Vec::new()));
-        (self.announce)(total - self.announced);
+        announce(total - self.announced);
         let line = PAST_THE_QUEUE.take().unwrap_or_default();
         if self.write(&line) {
             self.announced = total;

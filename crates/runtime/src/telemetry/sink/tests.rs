@@ -54,7 +54,11 @@ impl Setup {
         let (steps, script) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let file = Scripted { script, written: Arc::clone(&written) };
-        Self { sink: Sink::start(file, |_lost| {}).unwrap(), steps, written }
+        Self {
+            sink: Sink::start(file, "lost_total", "Lost.", Announce::Here(|_lost| {})).unwrap(),
+            steps,
+            written,
+        }
     }
 
     fn script(&self, steps: impl IntoIterator<Item = Step>) {
