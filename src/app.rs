@@ -478,7 +478,12 @@ fn demo_config(
     let mut mistakes = Vec::new();
     match config::start(&process, &mut std::io::sink(), &mut mistakes) {
         Start::Router(loaded) => Ok(loaded.config),
-        Start::MockWorkers(_) | Start::Demo(_) | Start::Console(_) | Start::Done(_) => {
+        Start::MockWorkers(_)
+        | Start::Demo(_)
+        | Start::Console(_)
+        | Start::Probe(_)
+        | Start::Doctor(_)
+        | Start::Done(_) => {
             anyhow::bail!("{}", String::from_utf8_lossy(&mistakes))
         }
     }

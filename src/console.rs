@@ -15,7 +15,7 @@ use serde_json::Value;
 use smg_proxy::upstream::{self, Client, Outgoing};
 use smg_runtime::clock::Clock;
 use smg_runtime::dial::Dialer;
-use smg_runtime::tls::Live;
+use smg_runtime::tls::{self, Live};
 use smg_types::spec::{Secret, WorkerUrl};
 
 /// How long a router may take to answer.
@@ -59,7 +59,7 @@ fn key(text: &str) -> Result<Secret, String> {
 pub enum ConsoleError {
     /// The TLS configuration can't be used.
     #[error(transparent)]
-    Tls(#[from] smg_runtime::tls::TlsErrors),
+    Tls(#[from] tls::TlsErrors),
     /// The request could not be sent, or got no answer.
     #[error("{router}: no answer: {}", reason(source))]
     Send {
@@ -101,7 +101,7 @@ pub enum ConsoleError {
 }
 
 /// The cause of a send error. The error's own text would call the router a worker.
-fn reason(error: &upstream::SendError) -> String {
+pub(crate) fn reason(error: &upstream::SendError) -> String {
     std::error::Error::source(error).map_or_else(|| error.name().to_owned(), ToString::to_string)
 }
 
@@ -120,7 +120,7 @@ pub async fn run(command: Command, out: &mut (dyn Write + Send)) -> Result<(), C
 async fn show(command: Command, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
     match command {
         Command::Status(target) => {
-            let asked = Asker::new(&target)?.ask(&target.router, "/ha/status").await?;
+            let asked = Asker::of(&target)?.ask(&target.router, "/ha/status").await?;
             let text = if target.json { pretty(&asked) } else { status(&asked) };
             out.write_all(text.as_bytes())?;
             Ok(())
@@ -131,29 +131,30 @@ async fn show(command: Command, out: &mut (dyn Write + Send)) -> Result<(), Cons
 }
 
 /// Sends requests to routers.
-struct Asker {
+pub(crate) struct Asker {
     client: Client,
     key: Option<Secret>,
 }
 
 impl Asker {
-    fn new(target: &Target) -> Result<Self, ConsoleError> {
+    /// Asks routers whose certificates come from the authorities of `tls`, and shows them `key`.
+    pub(crate) fn new(tls: tls::ClientConfig, key: Option<Secret>) -> Result<Self, ConsoleError> {
         let clock = Clock::start();
-        let config =
-            upstream::Config { connect_timeout: ANSWER_TIMEOUT, ..upstream::Config::default() };
-        let tls = target
-            .router
-            .is_secure()
-            .then(|| Live::read(config.tls.clone(), clock.now()))
-            .transpose()?
-            .map(std::sync::Arc::new);
-        Ok(Self {
-            client: Client::new(config, tls, Dialer::simple(clock), clock),
-            key: target.admin_api_key.clone(),
-        })
+        let config = upstream::Config {
+            connect_timeout: ANSWER_TIMEOUT,
+            tls,
+            ..upstream::Config::default()
+        };
+        let tls = std::sync::Arc::new(Live::read(config.tls.clone(), clock.now())?);
+        Ok(Self { client: Client::new(config, Some(tls), Dialer::simple(clock), clock), key })
     }
 
-    async fn ask(&self, router: &WorkerUrl, path: &str) -> Result<Value, ConsoleError> {
+    fn of(target: &Target) -> Result<Self, ConsoleError> {
+        Self::new(tls::ClientConfig::default(), target.admin_api_key.clone())
+    }
+
+    /// The JSON that a router answers under `path`.
+    pub(crate) async fn ask(&self, router: &WorkerUrl, path: &str) -> Result<Value, ConsoleError> {
         let name = || router.to_string();
         let (status, body) = self
             .client
@@ -241,7 +242,7 @@ fn status(status: &Value) -> String {
 }
 
 async fn diff(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
-    let asker = Asker::new(target)?;
+    let asker = Asker::of(target)?;
     let list = asker.ask(&target.router, "/ha/routers").await?;
     let mut held: BTreeMap<String, Result<Value, String>> = BTreeMap::new();
     for router in list["routers"].as_array().into_iter().flatten() {
@@ -313,7 +314,7 @@ fn compare(held: &BTreeMap<String, Result<Value, String>>) -> (String, bool) {
 }
 
 async fn events(target: &Target, out: &mut (dyn Write + Send)) -> Result<(), ConsoleError> {
-    let asker = Asker::new(target)?;
+    let asker = Asker::of(target)?;
     let name = || target.router.to_string();
     let outgoing = Outgoing {
         method: &Method::GET,

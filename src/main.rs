@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use smg::app::{self, App, Ending};
 use smg::config::{self, Loaded, Process, Start};
 use smg::console;
+use smg::doctor::{self, Order, Severity};
 use smg::signals::Signals;
 use smg_mock as mock;
 use smg_runtime::descriptors;
@@ -34,8 +35,25 @@ fn main() -> ExitCode {
         Start::MockWorkers(configs) => exit_status(block_on(mock::server::run(configs))),
         Start::Demo(args) => exit_status(block_on(app::demo(args))),
         Start::Console(command) => exit_status(block_on(console::run(command, &mut io::stdout()))),
+        Start::Probe(loaded) => examination(Order::Probe(&loaded)),
+        Start::Doctor(diagnosis) => examination(Order::Examine {
+            loaded: diagnosis.examined(),
+            config: &diagnosis.loaded.config,
+            url: diagnosis.url.as_ref(),
+            json: diagnosis.json,
+        }),
         Start::Done(status) => ExitCode::from(status),
     }
+}
+
+/// The exit status of `smg doctor` and `smg check-config --probe`: 1 if they find more than notes.
+fn examination(order: Order<'_>) -> ExitCode {
+    let mut worst = None;
+    let status = exit_status(block_on(async {
+        worst = doctor::run(order, &mut io::stdout(), &mut io::stderr()).await?;
+        Ok::<(), console::ConsoleError>(())
+    }));
+    if worst >= Some(Severity::Warning) { ExitCode::from(FAILED) } else { status }
 }
 
 /// The exit status of a command that has no log. A failure is written to standard error.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 use smg_mock as mock;
+use smg_types::spec::WorkerUrl;
 
 use crate::console;
 
@@ -59,7 +60,13 @@ pub enum Command {
     ///
     /// Reads flags, variables and the file as the router would, opens the certificates, and binds no port. Prints every
     /// setting as TOML with its origin; secrets are shown as `***`. Exit status 2 if the configuration is invalid.
-    CheckConfig(Box<Args>),
+    CheckConfig(Box<CheckConfigArgs>),
+    /// Look for what is configured or running in a way that will fail one day.
+    ///
+    /// Takes the same settings as the router, and examines them on this machine: run it where the router runs. With --url it
+    /// also asks every router of a running cluster. Exit status 1 if there is a warning or an error, 2 if the configuration
+    /// is invalid.
+    Doctor(Box<DoctorArgs>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell to complete in.
@@ -77,6 +84,31 @@ pub enum Command {
     Limits(LimitsCommand),
     /// Run a demonstration: routers of one cluster, mock workers, users who chat, and a live screen.
     Demo(mock::demo::Args),
+}
+
+/// The arguments of `smg check-config`.
+#[derive(Debug, clap::Args)]
+pub struct CheckConfigArgs {
+    /// The settings to check.
+    #[command(flatten)]
+    pub args: Args,
+    /// Reach each worker and each router that the configuration names; exit status 1 if one can't be reached.
+    #[arg(long, help_heading = "Configuration")]
+    pub probe: bool,
+}
+
+/// The arguments of `smg doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// The settings to examine.
+    #[command(flatten)]
+    pub args: Args,
+    /// Examine the running cluster of this router, too. The first admin key of the settings is shown to it.
+    #[arg(long, value_name = "URL", help_heading = "Configuration")]
+    pub url: Option<WorkerUrl>,
+    /// Print the findings as JSON.
+    #[arg(long, help_heading = "Configuration")]
+    pub json: bool,
 }
 
 /// The subcommands of `smg limits`.
@@ -190,7 +222,7 @@ pub fn settings_command() -> clap::Command {
 #[must_use]
 pub fn variable_of(arg: &Arg) -> Option<String> {
     let long = arg.get_long()?;
-    let is_setting = !matches!(long, "help" | "version");
+    let is_setting = !matches!(long, "help" | "version" | "probe" | "url" | "json");
     is_setting.then(|| format!("SMG_{}", long.replace('-', "_").to_ascii_uppercase()))
 }
 

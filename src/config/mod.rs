@@ -11,6 +11,7 @@ use std::sync::Arc;
 use clap::ArgMatches;
 use smg_mock as mock;
 use smg_runtime::tls;
+use smg_types::spec::WorkerUrl;
 
 use crate::cli;
 use crate::console;
@@ -85,8 +86,35 @@ pub enum Start {
     Demo(mock::demo::Args),
     /// Run a command of `smg mesh`.
     Console(console::Command),
+    /// Print this configuration, then reach the workers and routers that it names.
+    Probe(Box<Loaded>),
+    /// Examine a configuration and a running cluster.
+    Doctor(Diagnosis),
     /// Nothing: the output has been printed. Holds the exit status.
     Done(u8),
+}
+
+/// What `smg doctor` examines.
+#[derive(Debug)]
+pub struct Diagnosis {
+    /// The configuration.
+    pub loaded: Box<Loaded>,
+    /// A router of the running cluster.
+    pub url: Option<WorkerUrl>,
+    /// Whether to print JSON.
+    pub json: bool,
+}
+
+impl Diagnosis {
+    /// The configuration, unless only a running cluster is to be examined: then no setting but keys was given.
+    #[must_use]
+    pub fn examined(&self) -> Option<&Loaded> {
+        let settings = &self.loaded.settings;
+        let keys = ["admin_api_key", "api_key", "worker_tls_ca"];
+        let has_settings = !settings.workers.is_empty()
+            || settings.given.keys().any(|id| settings.was_given(id) && !keys.contains(&&**id));
+        (self.url.is_none() || has_settings).then_some(&*self.loaded)
+    }
 }
 
 /// Reads the command line. Prints what is asked for, such as help, to `out`, and mistakes and the warnings of
@@ -97,6 +125,8 @@ pub fn start(process: &Process<'_>, out: &mut dyn Write, err: &mut dyn Write) ->
         Ok(Answer::MockWorkers(configs)) => return Start::MockWorkers(configs),
         Ok(Answer::Demo(args)) => return Start::Demo(args),
         Ok(Answer::Console(command)) => return Start::Console(command),
+        Ok(Answer::Probe(loaded)) => return Start::Probe(loaded),
+        Ok(Answer::Doctor(diagnosis)) => return Start::Doctor(diagnosis),
         Ok(Answer::Print { text, warnings }) => {
             let warnings: String =
                 warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -120,6 +150,8 @@ enum Answer {
     MockWorkers(Vec<mock::Config>),
     Demo(mock::demo::Args),
     Console(console::Command),
+    Probe(Box<Loaded>),
+    Doctor(Diagnosis),
     Print { text: Vec<u8>, warnings: Vec<String> },
 }
 
@@ -131,8 +163,16 @@ fn answer(process: &Process<'_>) -> Result<Answer, ConfigErrors> {
         }
         Some(Asked::CheckConfig(matches)) => {
             let loaded = load(&matches, process, mistakes)?;
+            if matches.get_flag("probe") {
+                return Ok(Answer::Probe(Box::new(loaded)));
+            }
             let text = loaded.to_toml().into_bytes();
             Ok(Answer::Print { text, warnings: loaded.warnings })
+        }
+        Some(Asked::Doctor(matches)) => {
+            let loaded = Box::new(load(&matches, process, mistakes)?);
+            let url = matches.get_one::<WorkerUrl>("url").cloned();
+            Ok(Answer::Doctor(Diagnosis { loaded, url, json: matches.get_flag("json") }))
         }
         Some(Asked::Other(command)) => {
             ConfigErrors::unless_empty(mistakes)?;
@@ -169,7 +209,7 @@ fn other(command: cli::Command) -> Result<Answer, ConfigErrors> {
             let page = clap_mangen::Man::new(cli::shown_command());
             page.render(&mut text).expect("writing to memory does not fail");
         }
-        cli::Command::Launch(_) | cli::Command::CheckConfig(_) => {
+        cli::Command::Launch(_) | cli::Command::CheckConfig(_) | cli::Command::Doctor(_) => {
             unreachable!("these subcommands are parsed leniently")
         }
     }

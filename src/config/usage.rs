@@ -19,6 +19,8 @@ pub(super) enum Asked {
     Router(ArgMatches),
     /// Check the settings of these matches and print them.
     CheckConfig(ArgMatches),
+    /// Examine the settings of these matches.
+    Doctor(ArgMatches),
     /// A subcommand that does not use the router's settings.
     Other(cli::Command),
     /// Print this text: help or the version.
@@ -63,6 +65,7 @@ fn lenient_command() -> clap::Command {
     open(cli::command())
         .mut_subcommand("launch", open)
         .mut_subcommand("check-config", open)
+        .mut_subcommand("doctor", open)
         .subcommands(peers::subcommands())
 }
 
@@ -71,6 +74,7 @@ fn asked(mut matches: ArgMatches, words: &[OsString]) -> (Option<Asked>, Option<
         None => Asked::Router(matches),
         Some((name, matches)) if name == "launch" => Asked::Router(matches),
         Some((name, matches)) if name == "check-config" => Asked::CheckConfig(matches),
+        Some((name, matches)) if name == "doctor" => Asked::Doctor(matches),
         Some((name, _)) => {
             if let Some(mistake) = peers::refused_subcommand(&name) {
                 return (None, Some(mistake));

@@ -23,6 +23,7 @@ mod bad_input;
 mod demo;
 mod deploy;
 mod disk;
+mod doctor;
 mod down;
 mod engines;
 mod failure;

@@ -167,6 +167,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("reload", &["tls", "mesh", "bridge", "http", "telemetry", "config"]),
+    (
+        "doctor",
+        &["spec", "clock", "tls", "upstream", "dial", "descriptors", "mesh", "console", "config"],
+    ),
     ("signals", &["reload"]),
     ("supervisor", &[]),
     (

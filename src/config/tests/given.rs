@@ -71,7 +71,11 @@ impl Given {
                 Answer::Print { text, .. } => {
                     panic!("printed {:?}", String::from_utf8_lossy(&text))
                 }
-                Answer::MockWorkers(_) | Answer::Demo(_) | Answer::Console(_) => {
+                Answer::MockWorkers(_)
+                | Answer::Demo(_)
+                | Answer::Console(_)
+                | Answer::Probe(_)
+                | Answer::Doctor(_) => {
                     panic!("this does not start a router")
                 }
             })
