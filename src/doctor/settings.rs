@@ -85,8 +85,8 @@ fn workers(config: &Config) -> Vec<Finding> {
         .collect();
     let places = places.filter(|places| places.len() > 1).unwrap_or_default();
     let without_largest: u64 = places.iter().sum::<u64>() - places.iter().max().unwrap_or(&0);
-    let admitted = u64::try_from(config.limit.max_concurrent).unwrap_or(u64::MAX);
-    if !places.is_empty() && admitted > without_largest && admitted < u64::MAX {
+    let admitted = config.limit.max_concurrent.map(|most| u64::from(most.get()));
+    if let Some(admitted) = admitted.filter(|most| !places.is_empty() && *most > without_largest) {
         findings.push(Finding::new(
             Severity::Warning,
             "headroom",
