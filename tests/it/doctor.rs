@@ -18,7 +18,7 @@ fn found(json: &str) -> Vec<(String, String)> {
     let document: Value = serde_json::from_str(json).unwrap();
     let findings = document["findings"].as_array().unwrap().iter().map(|finding| {
         for field in ["subject", "what", "why", "advice"] {
-            assert!(finding[field].as_str().unwrap().len() > 3, "{field} of {finding}");
+            assert!(!finding[field].as_str().unwrap().is_empty(), "{field} of {finding}");
         }
         let field = |name: &str| finding[name].as_str().unwrap().to_owned();
         (field("severity"), field("check"))
@@ -122,8 +122,8 @@ async fn a_running_cluster_is_examined() {
     eventually("the findings are those of two routers", || async {
         let (status, out, err) = run(&command).await;
         let mut seen = found(&out);
-        // Both may lead for a moment after they have met.
-        seen.retain(|(_, check)| !matches!(&**check, "stale_lease" | "no_leader"));
+        // For a moment after they have met, both may lead, or none.
+        seen.retain(|(_, check)| !matches!(&**check, "stale_lease" | "no_leader" | "no_quorum"));
         if (status, &seen) == (1, &wanted) { Ok(()) } else { Err((status, out, err)) }
     })
     .await;
