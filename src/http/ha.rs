@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Surface;
 use super::error::ApiError;
+use super::reloads::Reloaded;
 
 /// How often a stream of events checks whether the router shuts down or the reader is gone.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -158,4 +159,22 @@ fn state_name(state: Option<MemberState>) -> Option<&'static str> {
 pub(super) async fn shutdown(State(surface): State<Arc<Surface>>) -> (StatusCode, Json<Value>) {
     surface.lifecycle.ask_to_end();
     (StatusCode::ACCEPTED, Json(json!({ "status": "shutting down" })))
+}
+
+/// Reads the configuration again, as SIGHUP does: 200 with the changes, 206 if some could not be applied, 400 with all mistakes.
+pub(super) async fn reload(
+    State(surface): State<Arc<Surface>>,
+) -> Result<(StatusCode, Json<Reloaded>), ApiError> {
+    let Some(reloaded) = surface.reloads.reload().await else {
+        let message = "the configuration can't be reloaded now: this program does not read one, or too many requests to \
+                       reload wait already";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "reload_unavailable", message));
+    };
+    let reloaded = reloaded.map_err(|mistakes| {
+        let message = format!("nothing has changed: {}", mistakes.join("; "));
+        ApiError::bad_request("invalid_configuration", message)
+    })?;
+    let is_complete = reloaded.failed.is_empty();
+    let status = if is_complete { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
+    Ok((status, Json(reloaded)))
 }

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
 use super::{
-    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, reload, shared,
-    workers,
+    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, shared, workers,
 };
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
@@ -64,7 +63,7 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/leader/transfer", post(leader::transfer))
         .route("/ha/leader/step-down", post(leader::step_down))
         .route("/ha/shutdown", post(ha::shutdown))
-        .route("/ha/reload", post(reload::reload))
+        .route("/ha/reload", post(ha::reload))
         .route("/ha/keys", get(keys::list).post(keys::install))
         .route("/ha/keys/{id}", put(keys::make_first).delete(keys::remove))
         .with_state(Arc::clone(&surface))

@@ -47,7 +47,7 @@ mod public;
 mod quota;
 mod quota_headers;
 mod rate_limits;
-mod reload;
+mod reloads;
 mod routes;
 mod server;
 mod shard;
@@ -77,7 +77,7 @@ pub use own_address::{OwnAddress, OwnAddresses};
 pub use page::Pages;
 pub use pass_through::PassThrough;
 pub use quota::MOST_WAITING;
-pub use reload::{NeedsRestart, NotReloaded, ReloadRequest, Reloaded, Reloads};
+pub use reloads::{NeedsRestart, NotReloaded, ReloadRequest, Reloaded, Reloads};
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
 

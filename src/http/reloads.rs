@@ -1,17 +1,10 @@
-//! `POST /ha/reload`: reads the configuration file and the files that it names again, as SIGHUP does.
-//!
-//! The part of the program that reads the configuration is above this one. It takes the requests from a channel.
+//! Passes requests of `POST /ha/reload` to the part of the program that reads the configuration. That part is above this
+//! one, so that it takes the requests from a channel.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use axum::Json;
-use axum::extract::State;
-use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
-
-use super::Surface;
-use super::error::ApiError;
 
 /// The most requests that wait while another one is served.
 const MOST_WAITING: usize = 16;
@@ -63,27 +56,10 @@ impl Reloads {
         self.0.set(sender).ok().map(|()| receiver)
     }
 
-    async fn reload(&self) -> Option<Result<Reloaded, Vec<String>>> {
+    /// Reads the configuration again; `None` if nobody can do that now.
+    pub(super) async fn reload(&self) -> Option<Result<Reloaded, Vec<String>>> {
         let (sender, answer) = oneshot::channel();
         self.0.get()?.try_send(sender).ok()?;
         answer.await.ok()
     }
-}
-
-/// 200 with the changes, 206 if some could not be applied, 400 with all mistakes.
-pub(super) async fn reload(
-    State(surface): State<Arc<Surface>>,
-) -> Result<(StatusCode, Json<Reloaded>), ApiError> {
-    let Some(reloaded) = surface.reloads.reload().await else {
-        let message = "the configuration can't be reloaded now: this program does not read one, or too many requests to \
-                       reload wait already";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "reload_unavailable", message));
-    };
-    let reloaded = reloaded.map_err(|mistakes| {
-        let message = format!("nothing has changed: {}", mistakes.join("; "));
-        ApiError::bad_request("invalid_configuration", message)
-    })?;
-    let is_complete = reloaded.failed.is_empty();
-    let status = if is_complete { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
-    Ok((status, Json(reloaded)))
 }
