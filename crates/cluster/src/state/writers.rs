@@ -155,10 +155,11 @@ impl Writers {
         self.entries.get(&writer).map_or_else(Author::default, |entry| entry.author)
     }
 
-    /// Whether the writer's process is believed to run, so that its measurements count.
+    /// Whether the writer's process is believed to run, so that its measurements count: membership lists it, and not as down.
     #[must_use]
     pub fn is_live(&self, writer: Writer) -> bool {
-        self.entries.get(&writer).is_some_and(|e| !e.down && !e.ended && e.retired.is_none())
+        let entry = self.entries.get(&writer);
+        entry.is_some_and(|e| e.member && !e.down && !e.ended && e.retired.is_none())
     }
 
     /// Whether the writer has ended and writes no more rows.

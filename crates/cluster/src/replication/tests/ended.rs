@@ -1,6 +1,6 @@
 //! The rules about writers that have ended: R28 and R30 to R36 of `docs/replication.md`.
 
-use smg_types::ids::{Generation, NodeId};
+use smg_types::ids::{Generation, NodeId, WorkerId};
 
 use crate::replication::message::{Message, RetiredWriter};
 use crate::replication::tests::by_hand::{
@@ -97,6 +97,21 @@ fn measurements_end_when_a_later_generation_is_known() {
     assert_eq!((entries(&a), applied(&a, StoreId::Load, &b)), (0, 2), "no new ones are taken");
     let relayed = relayed(&mut a, 2_000, 4_000);
     assert!(relayed.iter().all(|of| lasting.contains(of)), "the log is not relayed: {relayed:?}");
+}
+
+/// R28.
+#[test]
+fn measurements_are_read_only_while_their_writer_is_listed_as_present() {
+    let [b, c] = [id("b", 1), id("c", 1)];
+    let mut a = node("a", &[&c]);
+    let read = |a: &Replication| a.state().loads(WorkerId::from_u64(1)).count();
+    hand(&mut a, at(0), &c, Message::Delta(load_delta(&b, (0, 1), &[1])));
+    assert_eq!(a.state().sizes(StoreId::Load).entries, 1);
+    assert_eq!(read(&a), 0, "b may have crashed before a started");
+    a.peer_up(at(1), &b);
+    assert_eq!(read(&a), 1);
+    a.peer_down(at(2), &b);
+    assert_eq!(read(&a), 0);
 }
 
 /// R28.
