@@ -31,6 +31,10 @@ pub struct Args {
     /// Prompt tokens that are prefilled per second, without cached ones; 0: at once. A large GPU prefills about 10,000.
     #[arg(long, value_name = "RATE", default_value_t = Rate::AT_ONCE)]
     pub prefill_tokens_per_second: Rate,
+    /// Prompts that are prefilled at the same time, while others wait in order, as in an engine without chunked prefill; 0: no
+    /// limit.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub prefill_slots: u32,
     /// Tokens that are generated per second and request; 0: at once. A large GPU generates about 50 to 100.
     #[arg(long, value_name = "RATE", default_value_t = Rate::AT_ONCE)]
     pub decode_tokens_per_second: Rate,
@@ -80,6 +84,8 @@ pub struct Config {
     pub models: Vec<String>,
     /// The prompt tokens that are prefilled per second.
     pub prefill: Rate,
+    /// The number of prompts that are prefilled at the same time; `None` means no limit.
+    pub prefill_slots: Option<NonZeroUsize>,
     /// The tokens that are generated per second and request.
     pub decode: Rate,
     /// The share of each time by which it varies at random.
@@ -107,6 +113,7 @@ impl Default for Config {
             name: None,
             models: vec!["mock-model".to_owned()],
             prefill: Rate::AT_ONCE,
+            prefill_slots: None,
             decode: Rate::AT_ONCE,
             jitter: Share::NONE,
             seed: 1,
@@ -165,6 +172,7 @@ impl Args {
             name: self.name.clone(),
             models: self.models.clone(),
             prefill: self.prefill_tokens_per_second,
+            prefill_slots: NonZeroUsize::new(self.prefill_slots as usize),
             decode: self.decode_tokens_per_second,
             jitter: self.jitter,
             seed: self.seed.wrapping_add(u64::from(nth)),

@@ -3,6 +3,7 @@
 //! A request is represented by a [`Job`]. hyper drops it when the client disconnects, whether it is queued, in prefill
 //! or streaming. Dropping it before its end frees its slot and counts an abort.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::prefix_cache::{PrefixCache, block_hashes};
 pub(super) struct Engine {
     config: Config,
     slots: Option<Arc<Semaphore>>,
+    /// Of the prefill alone: a request has a slot before it waits for one of these.
+    prefill_slots: Option<Semaphore>,
     cache: Mutex<PrefixCache>,
     rng: Mutex<StdRng>,
     counts: Counts,
@@ -85,10 +88,11 @@ pub(super) struct Usage {
 
 impl Engine {
     pub(super) fn new(config: Config) -> Self {
+        let semaphore =
+            |slots: NonZeroUsize| Semaphore::new(slots.get().min(Semaphore::MAX_PERMITS));
         Self {
-            slots: config
-                .slots
-                .map(|slots| Arc::new(Semaphore::new(slots.get().min(Semaphore::MAX_PERMITS)))),
+            slots: config.slots.map(|slots| Arc::new(semaphore(slots))),
+            prefill_slots: config.prefill_slots.map(semaphore),
             cache: Mutex::new(PrefixCache::new(config.cache_blocks)),
             rng: Mutex::new(StdRng::seed_from_u64(config.seed)),
             counts: Counts::default(),
@@ -170,8 +174,8 @@ impl Job {
         Usage { prompt: ask::tokens(prompt.len()), cached: 0, completion: 0 }
     }
 
-    /// Waits for a slot, then takes the time to prefill the prompt's tokens that are not cached. Returns the token
-    /// counts. `seed` keeps the prefixes of different models apart.
+    /// Waits for a slot and for earlier prefills, then takes the time to prefill the prompt's tokens that are not cached by then.
+    /// Returns the token counts. `seed` keeps the prefixes of different models apart.
     pub(super) async fn prefill(&mut self, prompt: &[u8], seed: u64) -> Usage {
         self.start().await;
         let engine = &*self.engine;
@@ -183,11 +187,16 @@ impl Job {
         } else {
             block_hashes(prompt, block_tokens.saturating_mul(4), seed)
         };
+        let turn = match &engine.prefill_slots {
+            Some(slots) => Some(slots.acquire().await.expect("the slots are never closed")),
+            None => None,
+        };
         let matched = engine.cache.lock().matched(&blocks);
         // An engine always prefills the last token, because it needs its output.
         let cached = ask::tokens(matched * block_tokens * 4).min(prompt_tokens.saturating_sub(1));
         pause(engine.jittered(config.prefill.time_for(prompt_tokens - cached))).await;
         engine.cache.lock().insert(&blocks);
+        drop(turn);
         engine.counts.prompt_tokens.fetch_add(prompt_tokens.into(), Ordering::Relaxed);
         engine.counts.cached_tokens.fetch_add(cached.into(), Ordering::Relaxed);
         Usage { prompt: prompt_tokens, cached, completion: 0 }

@@ -6,7 +6,8 @@
 //!
 //! Modes: `saturate` (as fast as the connections allow) · `rate` (open loop; latency counts from when a request was
 //! due) · `streams` (server-sent events: time to first token, time between tokens) · `sessions` (chats whose prompts
-//! grow, with the hit rate that the workers report) · `hold` (opens streams that fall silent, and keeps them).
+//! grow, with the hit rate that the workers report) · `hold` (opens streams that fall silent, and keeps them) · `trace` (the
+//! requests of a trace file at their times).
 
 #![expect(
     clippy::disallowed_methods,
@@ -14,8 +15,11 @@
     reason = "a program that measures and prints"
 )]
 
+mod trace;
+
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +71,15 @@ struct Args {
     /// System prompts that sessions share.
     #[arg(long, default_value_t = 64)]
     system_prompts: u32,
+    /// Trace file of mode `trace`.
+    #[arg(long, required_if_eq("mode", "trace"))]
+    trace: Option<PathBuf>,
+    /// How many times as fast as it was recorded a trace is played.
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    /// Requests at the start of the trace that are played.
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+    first: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,6 +89,7 @@ enum Mode {
     Streams,
     Sessions,
     Hold,
+    Trace,
 }
 
 /// The measurements since the warm-up.
@@ -115,8 +129,17 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(args: Args) -> anyhow::Result<Value> {
+async fn run(mut args: Args) -> anyhow::Result<Value> {
     let seen = Shared::default();
+    if let (Mode::Trace, Some(path)) = (args.mode, &args.trace) {
+        if !(args.speed > 0.0 && args.speed <= 10_000.0) {
+            bail!("--speed {} is out of bounds", args.speed);
+        }
+        let trace = trace::read(path, args.first)?;
+        let cpu = cpu_seconds()?;
+        args.seconds = trace::play(trace, args.speed, &args.targets, &seen).await?;
+        return Ok(report(&args, &seen.borrow(), cpu_seconds()? - cpu));
+    }
     let connections = if args.mode == Mode::Hold { Vec::new() } else { connect(&args).await? };
     let begin = Instant::now();
     let from = begin + Duration::from_secs_f64(args.warmup);
@@ -135,7 +158,7 @@ async fn run(args: Args) -> anyhow::Result<Value> {
                 let chats = chats(&args);
                 drop(tasks.spawn_local(asker.chat(chats, Rc::clone(&sessions), index)));
             }
-            Mode::Hold => {}
+            Mode::Hold | Mode::Trace => {}
         }
     }
     if args.mode == Mode::Hold {

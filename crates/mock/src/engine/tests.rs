@@ -83,6 +83,28 @@ async fn slots_are_served_in_order_and_never_exceeded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn prompts_are_prefilled_in_order_and_find_what_earlier_ones_have_cached() {
+    let config = slow(0).config.clone();
+    let engine = Arc::new(Engine::new(Config { prefill_slots: NonZeroUsize::new(1), ..config }));
+    let start = Instant::now();
+    let prompts = [vec![b'a'; 400], vec![b'b'; 400], vec![b'a'; 400]];
+    let ends = join_all(prompts.map(|prompt| {
+        let engine = Arc::clone(&engine);
+        async move { (run(&engine, &prompt, 1).await.0.cached, start.elapsed().as_millis()) }
+    }))
+    .await;
+    assert_eq!(ends, [(0, 100), (0, 200), (99, 201)]);
+    assert_eq!(engine.stats().max_running, 3, "they wait with a slot");
+    // One that leaves while it waits makes room for the next one.
+    let mut first = engine.begin();
+    let mut second = engine.begin();
+    let both = async { tokio::join!(first.prefill(&[b'c'; 400], 0), second.prefill(b"d", 0)) };
+    assert!(tokio::time::timeout(Duration::from_millis(10), both).await.is_err());
+    drop((first, second));
+    assert_eq!(run(&engine, &[b'e'; 400], 1).await.1, Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_dropped_counts_as_aborted_and_frees_its_slot() {
     let engine = slow(1);
     let mut running = engine.begin();
