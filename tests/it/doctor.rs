@@ -138,8 +138,12 @@ async fn a_running_cluster_is_examined() {
     })
     .await;
 
+    // Without a key, the list of routers is open, and the rest is not.
     let (status, out, _) = run(&["doctor", "--url", &url, "--json"]).await;
-    assert_eq!((status, found(&out)), (1, expected(&[("error", "router_reached")])), "{out}");
+    let refused = ("error".to_owned(), "router_reached".to_owned());
+    assert!(status == 1 && found(&out).contains(&refused) && out.contains("answered 401"), "{out}");
+    let (status, out, _) = run(&["doctor", "--url", "http://127.0.0.1:1", "--json"]).await;
+    assert_eq!((status, found(&out)), (1, vec![refused]), "{out}");
 }
 
 #[tokio::test]
