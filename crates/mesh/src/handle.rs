@@ -137,6 +137,12 @@ impl Handle {
         (security.mode(), security.ring().ids().collect())
     }
 
+    /// Whether only routers with a shared key or a certificate can be members of the cluster.
+    #[must_use]
+    pub fn members_are_authenticated(&self) -> bool {
+        self.dialler.security.authenticates_members()
+    }
+
     /// Replaces the shared keys of this router alone, as a restart with other keys would. Returns false and changes
     /// nothing if messages must be encrypted and `keys` is empty.
     #[must_use]

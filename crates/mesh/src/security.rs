@@ -139,6 +139,11 @@ impl Security {
         self.tls.is_some() || (self.mode != Mode::Off && !self.ring.load().is_empty())
     }
 
+    /// Whether a member must have shown a shared key or a certificate.
+    pub(super) fn authenticates_members(&self) -> bool {
+        self.tls.is_some() || self.mode == Mode::Required
+    }
+
     /// Replaces all keys. Returns false and changes nothing if messages must be encrypted and `ring` is empty.
     pub(super) fn replace(&self, ring: Ring) -> bool {
         let fits = self.mode != Mode::Required || !ring.is_empty();
@@ -169,8 +174,10 @@ impl Security {
 
     /// Warns once if a peer on another machine is connected without protection.
     pub(super) fn warn_if_open(&self, to: std::net::SocketAddr) {
-        let is_open = self.tls.is_none() && self.mode != Mode::Required;
-        if is_open && !to.ip().is_loopback() && !self.warned.swap(true, Ordering::Relaxed) {
+        if !self.authenticates_members()
+            && !to.ip().is_loopback()
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
             warn!(
                 %to,
                 "the mesh is not protected between machines: everyone who reaches the mesh port can change the cluster; \

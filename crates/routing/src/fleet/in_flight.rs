@@ -11,6 +11,7 @@ use smg_types::now::Now;
 use super::abort::Registration;
 use super::breaker::{BreakerMode, Outcome, Ticket};
 use super::config::BreakerConfig;
+use super::prefill::CachedTokens;
 use super::worker::{LiveState, Worker};
 use crate::speed::{FirstToken, Speed};
 
@@ -63,6 +64,20 @@ impl Worker {
     #[must_use]
     pub fn speed(&self) -> Option<Speed> {
         self.live().prefill.learnt_speed()
+    }
+
+    /// The expected time to the first token of a request with an empty prompt, in seconds: what waits on the worker, at its speed.
+    /// `None`: no answer has shown the speed.
+    #[must_use]
+    pub fn expected_wait(&self, now: Now) -> Option<f32> {
+        let waiting = self.waiting_tokens(now) as f32;
+        self.speed().map(|speed| speed.expected(waiting, self.load()))
+    }
+
+    /// How many tokens of the prompts that this router has sent were in the worker's cache, by the worker's reports.
+    #[must_use]
+    pub fn cached_tokens(&self) -> CachedTokens {
+        self.live().prefill.cached()
     }
 
     /// Tokens per byte of prompt.
@@ -176,6 +191,11 @@ impl InFlight {
     /// Learns how many tokens a byte of prompt has.
     pub fn learn_tokens(&self, tokens: u64, bytes: usize) {
         self.live.prefill.learn_tokens(tokens, bytes);
+    }
+
+    /// Counts a prompt of `all` tokens of which the worker reports that `cached` were in its cache.
+    pub fn count_cached(&self, all: u64, cached: u64) {
+        self.live.prefill.count_cached(all, cached);
     }
 
     /// Adds the time from sending the request to the head of the response to the moving average.

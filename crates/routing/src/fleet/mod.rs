@@ -49,6 +49,7 @@ pub use metrics::Metrics;
 pub use model_objects::{MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, ModelObjects};
 pub use models::Discovered;
 pub use preference::{Proximity, Rank};
+pub use prefill::CachedTokens;
 pub use rediscovery::{MIN_INTERVAL, Round};
 pub use remote::{Load, LocalView, RemoteView};
 pub use snapshot::{Listed, Member, Model, ServedBy, Snapshot};

@@ -30,6 +30,19 @@ pub(super) struct Prefill {
     fit: Mutex<SpeedFit>,
     /// Tokens per byte of prompt, as bits.
     tokens_per_byte: AtomicU32,
+    /// Tokens of the prompts whose answers report how many were cached.
+    prompt_tokens: AtomicU64,
+    /// Those of them that were cached.
+    cached_tokens: AtomicU64,
+}
+
+/// The tokens of all prompts that this router has sent to a worker and of which the worker has reported how many were in its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CachedTokens {
+    /// All tokens of these prompts.
+    pub all: u64,
+    /// Those that were cached.
+    pub cached: u64,
 }
 
 /// Tokens per byte that are assumed until an answer shows it.
@@ -47,6 +60,8 @@ impl Default for Prefill {
             is_learnt: AtomicBool::new(false),
             fit: Mutex::default(),
             tokens_per_byte: AtomicU32::new(TOKENS_PER_BYTE.to_bits()),
+            prompt_tokens: AtomicU64::new(0),
+            cached_tokens: AtomicU64::new(0),
         }
     }
 }
@@ -153,6 +168,20 @@ impl Prefill {
         f32::from_bits(self.tokens_per_byte.load(Ordering::Relaxed))
     }
 
+    /// Counts a prompt of `all` tokens of which the worker reports that `cached` were in its cache.
+    pub(super) fn count_cached(&self, all: u64, cached: u64) {
+        self.prompt_tokens.fetch_add(all, Ordering::Relaxed);
+        self.cached_tokens.fetch_add(cached.min(all), Ordering::Relaxed);
+    }
+
+    /// The tokens that were counted so far.
+    pub(super) fn cached(&self) -> CachedTokens {
+        // Read in this order, so that a prompt that is counted meanwhile can't show more cached tokens than tokens.
+        let cached = self.cached_tokens.load(Ordering::Relaxed);
+        let all = self.prompt_tokens.load(Ordering::Relaxed).max(cached);
+        CachedTokens { all, cached }
+    }
+
     /// Learns from a prompt how many tokens a byte has; a moving average in which a prompt has a weight of 1/16.
     pub(super) fn learn_tokens(&self, tokens: u64, bytes: usize) {
         if bytes < 64 {
@@ -230,5 +259,14 @@ mod tests {
             prefill.learn_tokens(50, 10);
         }
         assert!((prefill.tokens_per_byte() - 0.5).abs() < 0.01);
+    }
+
+    #[test]
+    fn cached_tokens_are_never_more_than_those_of_the_prompts() {
+        let prefill = Prefill::default();
+        assert_eq!(prefill.cached(), CachedTokens::default());
+        prefill.count_cached(100, 60);
+        prefill.count_cached(50, 70);
+        assert_eq!(prefill.cached(), CachedTokens { all: 150, cached: 110 });
     }
 }

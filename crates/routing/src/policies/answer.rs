@@ -49,6 +49,9 @@ impl Entry {
             return Evicted::Nothing;
         };
         in_flight.learn_tokens(all, asked.prompt_bytes);
+        if let Some(cached) = cached {
+            in_flight.count_cached(all, cached);
+        }
         let computed = cached.map(|cached| all.saturating_sub(cached).min(u32::MAX.into()) as u32);
         in_flight.learn_speed(computed);
         let Some(cached) = cached.filter(|cached| *cached <= all && asked.blocks > 0) else {
