@@ -208,6 +208,13 @@ impl App {
             .with_via(hops.entry(Version::HTTP_11).clone()),
             hops,
             own_addresses,
+            routers: Client::new(
+                config.upstream.clone(),
+                Some(Arc::clone(&worker_tls)),
+                Arc::clone(&dialer),
+                clock,
+            ),
+            settings: http::ShownSettings::default(),
             dialer,
             policies,
             dispatch,
@@ -237,6 +244,11 @@ impl App {
             bridge_metrics,
             wake,
         })
+    }
+
+    /// Makes the settings visible to administrators; `loaded` is what this router was built from.
+    pub fn show_settings(&self, loaded: &Loaded) {
+        loaded.show(&self.surface.settings);
     }
 
     /// Registers the log's metrics, and returns the actions of SIGHUP; `loaded` is what this router was built from.
@@ -422,7 +434,10 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
         for nth in 1..=count {
             // The other routers get the address of the first one only, and find each other through it.
             let first = routers.first().and_then(Running::mesh_address);
-            routers.push(App::build(demo_config(&workers, nth, count, first)?)?.start()?);
+            let loaded = demo_config(&workers, nth, count, first)?;
+            let app = App::build(loaded.config.clone())?;
+            app.show_settings(&loaded);
+            routers.push(app.start()?);
         }
         let others = usize::from(count) - 1;
         let is_up = |router: &Running| {
@@ -456,7 +471,7 @@ fn demo_config(
     nth: u8,
     count: u8,
     first: Option<SocketAddr>,
-) -> anyhow::Result<Config> {
+) -> anyhow::Result<Box<Loaded>> {
     let mut arguments: Vec<OsString> = [
         "--host=127.0.0.1",
         "--port=0",
@@ -477,7 +492,7 @@ fn demo_config(
     let process = Process { arguments, variables: BTreeMap::new(), ..Process::current() };
     let mut mistakes = Vec::new();
     match config::start(&process, &mut std::io::sink(), &mut mistakes) {
-        Start::Router(loaded) => Ok(loaded.config),
+        Start::Router(loaded) => Ok(loaded),
         Start::MockWorkers(_)
         | Start::Demo(_)
         | Start::Console(_)

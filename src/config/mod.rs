@@ -15,6 +15,7 @@ use smg_types::spec::WorkerUrl;
 
 use crate::cli;
 use crate::console;
+use crate::http::ShownSettings;
 
 mod cluster;
 mod file;
@@ -66,6 +67,15 @@ impl Loaded {
     #[must_use]
     pub fn to_toml(&self) -> String {
         show::as_toml(&self.settings)
+    }
+
+    /// Fills in what the router shows of its settings; secrets are masked.
+    pub fn show(&self, shown: &ShownSettings) {
+        shown.set(
+            &show::as_list(&self.settings),
+            &show::workers(&self.settings),
+            &show::rate_limits(&self.settings),
+        );
     }
 
     /// The given values and where each came from.

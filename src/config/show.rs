@@ -1,4 +1,4 @@
-//! Prints the resolved settings as a configuration file that resolves to the same.
+//! Prints the resolved settings as a configuration file that resolves to the same, and lists them for `/ha/config`.
 //!
 //! Secrets are shown as `***`, which is refused when the file is read: a printed file must be completed, and never
 //! becomes a router without keys or with a known one.
@@ -10,8 +10,9 @@ use toml::{Table, Value};
 
 use crate::cli;
 use crate::cli::values::MASK;
-use crate::config::layers::{Origin, Settings};
+use crate::config::layers::{Given, Origin, Settings};
 use crate::config::mistakes::{flag, key, variable};
+use crate::http::Setting;
 
 /// The one setting whose meaning depends on whether it was given. Its default is printed as a comment.
 const GIVEN_MATTERS: &str = "prometheus_port";
@@ -64,7 +65,7 @@ pub(super) fn as_toml(settings: &Settings) -> String {
         line(&mut text, format_args!("{key} = {value}{origin}{masked}"));
     }
     if !settings.workers.is_empty() {
-        let workers = settings.workers.iter().map(|table| Value::Table(worker_table(table)));
+        let workers = worker_tables(settings);
         let tables = Table::from_iter([("workers".to_owned(), Value::Array(workers.collect()))]);
         line(&mut text, format_args!("\n{}", tables.to_string().trim_end()));
     }
@@ -74,6 +75,51 @@ pub(super) fn as_toml(settings: &Settings) -> String {
         line(&mut text, format_args!("\n{}", tables.to_string().trim_end()));
     }
     text
+}
+
+/// The settings one by one, in the order of the help, each with its origin.
+pub(super) fn as_list(settings: &Settings) -> Vec<Setting> {
+    let command = cli::settings_command();
+    let arguments = command.get_arguments().filter(|arg| arg.get_id() != "config");
+    let listed = arguments.map(|arg| {
+        let id = arg.get_id().as_str();
+        let given = settings.given.get(id);
+        let values: Vec<_> =
+            given.into_iter().flat_map(Given::shown).map(|text| json(&value(arg, text))).collect();
+        let source = match given.map_or(Origin::Default, |given| given.origin) {
+            Origin::Flag => format!("flag {}", flag(id)),
+            Origin::Alias(alias) => format!("flag {alias}"),
+            Origin::Variable => format!("variable {}", variable(id)),
+            Origin::File => format!("file {}", settings.file.display()),
+            Origin::Default => "default".to_owned(),
+        };
+        let value = if cli::is_list(arg) {
+            serde_json::Value::Array(values)
+        } else {
+            values.into_iter().next().unwrap_or_default()
+        };
+        let group = arg.get_help_heading().unwrap_or_default().to_owned();
+        Setting { name: key(id), group, value, source }
+    });
+    listed.collect()
+}
+
+/// The workers of the file, without their keys.
+pub(super) fn workers(settings: &Settings) -> Vec<serde_json::Value> {
+    worker_tables(settings).map(|table| json(&table)).collect()
+}
+
+/// The limits of the file.
+pub(super) fn rate_limits(settings: &Settings) -> Vec<serde_json::Value> {
+    settings.rate_limits.iter().map(json).collect()
+}
+
+fn worker_tables(settings: &Settings) -> impl Iterator<Item = Value> {
+    settings.workers.iter().map(|table| Value::Table(worker_table(table)))
+}
+
+fn json(value: &impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(value).expect("what TOML can hold, JSON can hold")
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {

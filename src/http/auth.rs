@@ -4,6 +4,7 @@
 //! routes:
 //!
 //! 1. Inference needs a client's or a tenant's key if any is configured.
+//!    The lists of routers and of events accept an admin key as well.
 //! 2. The admin surface needs an admin key. `--api-key` counts as one when no admin key is configured.
 //! 3. Without any key that counts as an admin key, reads are open, and writes are for this machine only, unless
 //!    `--admin-open` opens them.
@@ -160,6 +161,12 @@ impl Keys {
             }
         }
         found.ok_or_else(ApiError::unauthorized)
+    }
+
+    /// Admits a client or an administrator, or returns the error.
+    pub(super) fn reader(&self, asked: &Asked<'_>) -> Result<Caller, ApiError> {
+        self.client(asked.headers)
+            .or_else(|_| self.admin(Access::Reader, asked).map(|()| Caller::default()))
     }
 
     /// Admits the caller of an admin route or returns the error.

@@ -49,6 +49,13 @@ pub(super) async fn routers(State(surface): State<Arc<Surface>>) -> Json<Value> 
     Json(json!({ "version": version, "routers": routers }))
 }
 
+/// The settings with which this router was started, without secrets.
+pub(super) async fn config(State(surface): State<Arc<Surface>>) -> Json<Value> {
+    let mut shown = surface.settings.document();
+    shown["node_name"] = surface.config.node_name.clone().into();
+    Json(shown)
+}
+
 /// Changes of the membership as server-sent events, after the whole list of routers.
 pub(super) async fn events(State(surface): State<Arc<Surface>>) -> Response {
     let (sender, receiver) = tokio::sync::mpsc::channel(MAX_WAITING_EVENTS);

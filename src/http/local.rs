@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
 use super::{
-    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, shared, workers,
+    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, shared, ui,
+    views, workers,
 };
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
@@ -59,6 +60,9 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/rate-limit/stats", get(rate_limits::stats))
         .route("/ha/routers", get(ha::routers))
         .route("/ha/events", get(ha::events))
+        .route("/ha/view", get(views::view))
+        .route("/ha/views", get(views::views))
+        .route("/ha/config", get(ha::config))
         .route("/ha/leader", get(leader::leader))
         .route("/ha/leader/transfer", post(leader::transfer))
         .route("/ha/leader/step-down", post(leader::step_down))
@@ -66,6 +70,7 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/reload", post(ha::reload))
         .route("/ha/keys", get(keys::list).post(keys::install))
         .route("/ha/keys/{id}", put(keys::make_first).delete(keys::remove))
+        .route("/ui", get(ui::page))
         .with_state(Arc::clone(&surface))
         .merge(public(surface))
 }

@@ -50,12 +50,15 @@ mod rate_limits;
 mod reloads;
 mod routes;
 mod server;
+mod settings;
 mod shard;
 mod shared;
 mod stream_options;
 mod streams;
 mod tunnel;
+mod ui;
 mod upload;
+mod views;
 mod wait;
 mod watched;
 mod worker_spec;
@@ -80,6 +83,7 @@ pub use quota::MOST_WAITING;
 pub use reloads::{NeedsRestart, NotReloaded, ReloadRequest, Reloaded, Reloads};
 pub use routes::{Access, ROUTES, Route};
 pub use server::{BindError, Running, Server};
+pub use settings::{Setting, ShownSettings};
 
 use crate::bridge::{Admin, Gate};
 use smg_mesh as mesh;
@@ -105,6 +109,10 @@ pub struct Surface {
     pub dispatch: Arc<dispatch::Shared>,
     /// For what the router itself asks of workers.
     pub control: upstream::Client,
+    /// For what the router asks of other routers. It does not say that it forwards a request, because it forwards none.
+    pub routers: upstream::Client,
+    /// The settings with which the router was started, for people.
+    pub settings: ShownSettings,
     /// Makes connections, and counts descriptors and shortages.
     pub dialer: Arc<Dialer>,
     /// What `/metrics` shows.

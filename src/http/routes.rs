@@ -9,6 +9,8 @@ pub enum Access {
     Public,
     /// Clients, with a key if keys are configured.
     Client,
+    /// Clients and administrators, with the key of either if keys are configured: what both read of the cluster.
+    Reader,
     /// Administrators, and users for reads.
     Admin,
     /// Callers that may shut the router down: administrators with a key; without a key, only this machine.
@@ -145,6 +147,7 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/health", Access::Public),
     local("GET", "/metrics", Access::Public),
     local("GET", "/openapi.yaml", Access::Public),
+    local("GET", "/ui", Access::Public),
     local("GET", "/engine_metrics", Access::Admin),
     local("GET", "/get_loads", Access::Admin),
     local("POST", "/flush_cache", Access::Admin),
@@ -211,8 +214,11 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/rate-limit", Access::Admin),
     local("POST", "/ha/rate-limit", Access::Admin),
     local("GET", "/ha/rate-limit/stats", Access::Admin),
-    local("GET", "/ha/routers", Access::Client),
-    local("GET", "/ha/events", Access::Client),
+    local("GET", "/ha/routers", Access::Reader),
+    local("GET", "/ha/events", Access::Reader),
+    local("GET", "/ha/view", Access::Admin),
+    local("GET", "/ha/views", Access::Admin),
+    local("GET", "/ha/config", Access::Admin),
     local("GET", "/ha/leader", Access::Admin),
     local("POST", "/ha/leader/transfer", Access::Operator),
     local("POST", "/ha/leader/step-down", Access::Operator),

@@ -190,6 +190,7 @@ impl Shard {
         let caller = match route.access {
             Access::Public => None,
             Access::Client => Some(keys.client(request.headers())),
+            Access::Reader => Some(keys.reader(&Asked::by(&request, peer.ip()))),
             Access::Admin | Access::Operator => {
                 let admitted = keys.admin(route.access, &Asked::by(&request, peer.ip()));
                 Some(admitted.map(|()| Caller::default()))

@@ -30,6 +30,7 @@ fn worker_document(
     now: Now,
 ) -> Value {
     let breaker = worker.breaker_mode(now, &surface.fleet.config().breaker);
+    let cached = worker.cached_tokens();
     json!({
         "id": worker.id,
         "url": worker.spec.url,
@@ -37,6 +38,10 @@ fn worker_document(
         "routed": worker.is_routed(now, &surface.fleet.config().breaker),
         "breaker": breaker.name(),
         "load": worker.load(),
+        "waiting_tokens": worker.waiting_tokens(now),
+        "expected_wait_seconds": worker.expected_wait(now),
+        "prompt_tokens": cached.all,
+        "cached_tokens": cached.cached,
         "override": worker.active_override(now).map(|verdict| verdict.healthy),
         "observations": observed.get(&worker.id).cloned().unwrap_or_default(),
     })

@@ -45,21 +45,25 @@ fn document(worker: &Worker, surface: &Surface, now: Now) -> Value {
         "has_api_key": worker.spec.api_key.is_some(),
         "spec": SpecDocument::of(&worker.spec),
         "info": worker.info,
-        "last_error": worker.last_failure().map(|failure| {
-            json!({
-                "at": smg_mesh::rfc3339(failure.at),
-                "path": failure.path,
-                "cause": failure.cause.name(),
-                "status": failure.status,
-                "error": (!failure.detail.is_empty()).then_some(&failure.detail),
-                "advice": failure.advice(&worker.spec.url),
-            })
-        }),
+        "last_error": last_error(worker),
     });
     if let Value::Object(document) = &mut document {
         document.extend(foreign::fields_of(worker));
     }
     document
+}
+
+/// The cause of this router's last failed probe or discovery of a worker; `None` after a success.
+pub(super) fn last_error(worker: &Worker) -> Option<Value> {
+    let failure = worker.last_failure()?;
+    Some(json!({
+        "at": smg_mesh::rfc3339(failure.at),
+        "path": failure.path,
+        "cause": failure.cause.name(),
+        "status": failure.status,
+        "error": (!failure.detail.is_empty()).then_some(&failure.detail),
+        "advice": failure.advice(&worker.spec.url),
+    }))
 }
 
 /// Requests that arrive here have passed the check of the admin key, if there is one.

@@ -30,7 +30,7 @@ async fn mirror(mut talk: Talk) -> Talk {
 
 /// The methods and paths that clients may use and that the router does not answer itself.
 fn forwarded() -> Vec<(&'static str, &'static str)> {
-    let own = ["/v1/models", "/v1/models/{model}", "/ha/routers", "/ha/events", "/v1/realtime"];
+    let own = ["/v1/models", "/v1/models/{model}", "/v1/realtime"];
     let routes = ROUTES.iter().filter(|route| route.access == Access::Client);
     let routes = routes.map(|route| (route.method, route.path));
     routes.filter(|(_, path)| !own.contains(path) && !path.contains("{id}")).collect()
@@ -256,7 +256,7 @@ async fn a_single_model_can_be_requested() {
 #[test]
 fn every_path_of_an_engine_is_documented() {
     let text = include_str!("../../docs/engines.md");
-    let own = ["/liveness", "/readiness", "/openapi.yaml", "/engine_metrics", "/get_loads"];
+    let own = ["/liveness", "/readiness", "/openapi.yaml", "/ui", "/engine_metrics", "/get_loads"];
     for route in ROUTES {
         let is_own = own.contains(&route.path)
             || route.path.starts_with("/ha/")

@@ -55,5 +55,6 @@ mod streams;
 mod supervisor;
 mod tls;
 mod tokens;
+mod ui;
 mod websocket;
 mod worker_tls;
