@@ -131,6 +131,16 @@ fn routing(config: &Config, registry: &Registry) -> anyhow::Result<Routing> {
     Ok(Routing { fleet, policies, dispatch })
 }
 
+/// A client of workers or of other routers.
+fn client(
+    config: &Config,
+    tls: &Arc<Live<tls::ClientConfig>>,
+    dialer: &Arc<Dialer>,
+    clock: Clock,
+) -> Client {
+    Client::new(config.upstream.clone(), Some(Arc::clone(tls)), Arc::clone(dialer), clock)
+}
+
 /// Connects the cluster node with routing and the limits.
 fn bridge(
     config: &Config,
@@ -199,21 +209,11 @@ impl App {
         let surface = Arc::new(Surface {
             keys: LiveKeys::new(&config.http),
             config: config.http.clone(),
-            control: Client::new(
-                config.upstream.clone(),
-                Some(Arc::clone(&worker_tls)),
-                Arc::clone(&dialer),
-                clock,
-            )
-            .with_via(hops.entry(Version::HTTP_11).clone()),
+            control: client(&config, &worker_tls, &dialer, clock)
+                .with_via(hops.entry(Version::HTTP_11).clone()),
             hops,
             own_addresses,
-            routers: Client::new(
-                config.upstream.clone(),
-                Some(Arc::clone(&worker_tls)),
-                Arc::clone(&dialer),
-                clock,
-            ),
+            routers: client(&config, &worker_tls, &dialer, clock),
             settings: http::ShownSettings::default(),
             dialer,
             policies,
@@ -246,17 +246,14 @@ impl App {
         })
     }
 
-    /// Makes the settings visible to administrators; `loaded` is what this router was built from.
-    pub fn show_settings(&self, loaded: &Loaded) {
-        loaded.show(&self.surface.settings);
-    }
-
-    /// Registers the log's metrics, and returns the actions of SIGHUP; `loaded` is what this router was built from.
+    /// Registers the log's metrics, shows the settings to administrators, and returns the actions of SIGHUP; `loaded` is what this
+    /// router was built from.
     ///
     /// # Errors
     /// If the log's metrics are registered already.
     pub fn reload(&self, loaded: &Loaded, log: Log) -> anyhow::Result<Reload> {
         log.register(&self.surface.registry)?;
+        loaded.show(&self.surface.settings);
         let (listener_tls, worker_tls) = (self.listener_tls.clone(), Arc::clone(&self.worker_tls));
         Ok(Reload::new(loaded, log, Arc::clone(&self.surface), listener_tls, worker_tls)?)
     }
@@ -276,12 +273,7 @@ impl App {
         if let Some(address) = self.server.health_address() {
             info!(%address, "probes");
         }
-        let client = Client::new(
-            self.config.upstream.clone(),
-            Some(Arc::clone(&self.worker_tls)),
-            Arc::clone(&self.surface.dialer),
-            self.clock,
-        );
+        let client = client(&self.config, &self.worker_tls, &self.surface.dialer, self.clock);
         let via = self.surface.hops.entry(Version::HTTP_11).clone();
         let client = Arc::new(client.with_via(via));
         let probing = prober::run(
@@ -436,7 +428,7 @@ pub async fn demo(args: mock::demo::Args) -> Result<(), DemoError> {
             let first = routers.first().and_then(Running::mesh_address);
             let loaded = demo_config(&workers, nth, count, first)?;
             let app = App::build(loaded.config.clone())?;
-            app.show_settings(&loaded);
+            loaded.show(&app.surface.settings);
             routers.push(app.start()?);
         }
         let others = usize::from(count) - 1;

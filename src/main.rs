@@ -99,7 +99,6 @@ fn router(loaded: &Loaded) -> ExitCode {
 async fn run(loaded: &Loaded, log: Log) -> anyhow::Result<Ending> {
     let signals = Signals::listen()?;
     let app = App::build(loaded.config.clone())?;
-    app.show_settings(loaded);
     let reload = app.reload(loaded, log)?;
     let running = app.start()?;
     Ok(running.run(signals.handle(reload)).await)

@@ -163,8 +163,24 @@ impl Keys {
         found.ok_or_else(ApiError::unauthorized)
     }
 
+    /// Admits the caller of a route, or returns the error. `None`: everybody may call it.
+    pub(super) fn caller(
+        &self,
+        access: Access,
+        asked: &Asked<'_>,
+    ) -> Result<Option<Caller>, ApiError> {
+        match access {
+            Access::Public => Ok(None),
+            Access::Client => self.client(asked.headers).map(Some),
+            Access::Reader => self.reader(asked).map(Some),
+            Access::Admin | Access::Operator => {
+                self.admin(access, asked).map(|()| Some(Caller::default()))
+            }
+        }
+    }
+
     /// Admits a client or an administrator, or returns the error.
-    pub(super) fn reader(&self, asked: &Asked<'_>) -> Result<Caller, ApiError> {
+    fn reader(&self, asked: &Asked<'_>) -> Result<Caller, ApiError> {
         self.client(asked.headers)
             .or_else(|_| self.admin(Access::Reader, asked).map(|()| Caller::default()))
     }

@@ -15,7 +15,6 @@ use tower::ServiceExt as _;
 use tracing::debug;
 
 use super::access_log::Ticket;
-use super::auth::Caller;
 use super::body::Body;
 use super::buffered::Held;
 use super::error::ApiError;
@@ -28,7 +27,7 @@ use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
 use super::origin::Asked;
 use super::pass_through;
-use super::routes::{self, Access, Found, PASSED, ROUTES, Route, Serves};
+use super::routes::{self, Found, PASSED, ROUTES, Route, Serves};
 use super::tunnel::{self, Pending, Slot};
 use super::upload::{self, Limits};
 use super::{Surface, local};
@@ -187,16 +186,7 @@ impl Shard {
     ) -> Result<Response<Body>, ApiError> {
         let Asks { peer, request_id, websocket, ticket } = asks;
         let keys = self.surface().keys.load();
-        let caller = match route.access {
-            Access::Public => None,
-            Access::Client => Some(keys.client(request.headers())),
-            Access::Reader => Some(keys.reader(&Asked::by(&request, peer.ip()))),
-            Access::Admin | Access::Operator => {
-                let admitted = keys.admin(route.access, &Asked::by(&request, peer.ip()));
-                Some(admitted.map(|()| Caller::default()))
-            }
-        };
-        let caller = caller.transpose()?;
+        let caller = keys.caller(route.access, &Asked::by(&request, peer.ip()))?;
         let anthropic = route.serves == Serves::AnthropicWorker;
         match route.serves {
             Serves::Socket if !websocket => Err(ApiError::upgrade_required(request.version())),
