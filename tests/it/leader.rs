@@ -1,6 +1,6 @@
 //! The leader of a cluster: who it is, how it hands over, and what other routers refuse. `tests/chaos/test_lease.py` kills it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -63,6 +63,53 @@ async fn a_leader_hands_over_and_the_others_refuse() {
     let (now, later) = leads(&routers).await;
     assert!(now == to && later > term, "{now} {later}");
     assert_eq!(routers[to].get("/ha/status").await.json()["leader"], name);
+}
+
+/// Starts three routers with data folders. Returns also when the second one was started.
+async fn with_folders(folders: &[tempfile::TempDir]) -> (Vec<Router>, Instant) {
+    let (mut routers, mut second) = (Vec::new(), Instant::now());
+    for (at, folder) in folders.iter().enumerate() {
+        let folder = folder.path().display().to_string();
+        let more = ["--mesh-expected-replicas", "3", "--data-dir", &folder];
+        let first: Vec<_> = routers.first().map(mesh_address).into_iter().collect();
+        if at == 1 {
+            second = Instant::now();
+        }
+        routers.push(router(&format!("node{}", at + 1), &first, &more).await);
+    }
+    (routers, second)
+}
+
+#[tokio::test]
+async fn routers_that_were_all_killed_remember_their_votes_and_need_not_abstain() {
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let (mut routers, _) = with_folders(&folders).await;
+    let (_, mut term) = leads(&routers).await;
+    // On a busy machine the processes themselves may take some seconds to start.
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        for router in &routers {
+            router.signal("KILL");
+        }
+        for router in &mut routers {
+            router.ended().await;
+        }
+        let second;
+        (routers, second) = with_folders(&folders).await;
+        let (_, later) = leads(&routers).await;
+        let took = second.elapsed();
+        assert!(later > term, "{later} {term}");
+        term = later;
+        for router in &routers {
+            assert!(router.log().contains("this router remembers its votes"), "{}", router.log());
+        }
+        // Routers that abstain vote 6 s after their start, and two of three must vote.
+        if took < Duration::from_secs(6) {
+            return;
+        }
+        all.push(took);
+    }
+    panic!("a leader was there only {all:?} after the start of the second router");
 }
 
 #[tokio::test]
