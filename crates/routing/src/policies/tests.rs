@@ -55,20 +55,23 @@ fn an_administrator_overrules_a_label_and_a_label_overrules_the_default() {
 #[test]
 fn another_default_replaces_the_policies_that_follow_it_and_no_other() {
     let (policies, _) = policies(Kind::Random);
-    let (labelled, _) = fleet("labelled", Some("least_load"));
-    let (plain, _) = fleet("m", None);
+    let (fleet, _) = fleet("m", None);
+    let mut labelled = WorkerSpec::new("http://b:1".parse().unwrap());
+    labelled.models = vec!["labelled".into()];
+    labelled.labels.insert("policy".to_owned(), "least_load".to_owned());
+    fleet.register(labelled).unwrap();
     let before = policies.config();
     let wanted = policy::Config {
         kind: Kind::RoundRobin,
         max_sessions: before.max_sessions + 1,
         ..policy::Config::clone(&before)
     };
-    assert!(policies.set_default(&wanted, &plain.snapshot()));
-    assert!(!policies.set_default(&wanted, &plain.snapshot()), "nothing differs any more");
+    assert!(policies.set_default(&wanted, &fleet.snapshot()));
+    assert!(!policies.set_default(&wanted, &fleet.snapshot()), "nothing differs any more");
     assert_eq!(policies.config().max_sessions, before.max_sessions, "the memory stays");
-    assert_eq!(kind(&policies, &plain, "m"), Kind::RoundRobin);
-    assert_eq!(kind(&policies, &plain, "unknown"), Kind::RoundRobin);
-    assert_eq!(kind(&policies, &labelled, "labelled"), Kind::LeastLoad);
+    assert_eq!(kind(&policies, &fleet, "m"), Kind::RoundRobin);
+    assert_eq!(kind(&policies, &fleet, "unknown"), Kind::RoundRobin);
+    assert_eq!(kind(&policies, &fleet, "labelled"), Kind::LeastLoad);
 }
 
 #[test]
