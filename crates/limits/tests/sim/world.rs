@@ -16,6 +16,8 @@ use smg_limits::rule::{Rule, RuleDocument, TokenCount, Who};
 use smg_types::ids::{Generation, NodeId, NodeName};
 use smg_types::now::Now;
 
+use crate::replica::{Key, Replica, Writer};
+
 /// Length of a step, in milliseconds.
 const STEP: u64 = 100;
 /// Time at which the simulation begins.
@@ -23,20 +25,12 @@ const EPOCH: u64 = 1_800_000_000_000;
 /// How long a router is missed before it counts as down.
 const DOWN_AFTER: u64 = 3_000;
 
-/// The key of a row in a replica: the writer (nobody for the roster), and what it is about.
-type Key = (Option<NodeId>, String);
-
-#[derive(Clone)]
-struct Held {
-    /// Larger is later; the roster's are comparable between writers.
-    version: (u64, String),
-    row: Row,
-}
-
 struct Router {
     engine: Engine,
     limiter: Arc<Limiter>,
-    rows: BTreeMap<Key, Held>,
+    rows: Replica,
+    /// Up to which arrival this router has all rows of each other generation.
+    seen: BTreeMap<Writer, u64>,
     /// When this router last heard of each other one, by name.
     heard: BTreeMap<NodeName, (NodeId, u64)>,
     is_complete: bool,
@@ -97,9 +91,11 @@ pub(crate) struct World {
     /// Units admitted, by rule, subject and window, and the routers that admitted them.
     pub(crate) admitted: BTreeMap<(String, String, u64), u64>,
     pub(crate) offered: BTreeMap<(String, String, u64), u64>,
-    /// Who admitted how much when, for the message of a failure.
-    history: BTreeMap<(String, String, u64), Vec<String>>,
+    /// Who admitted how much when, for the message of a failure: slot, generation, units and time.
+    history: BTreeMap<(String, String, u64), Vec<(usize, u64, u64, u64)>>,
     left: BTreeSet<NodeName>,
+    /// Whether routers without memory have made a first roster although there was one.
+    pub(crate) has_second_origin: bool,
 }
 
 fn rules() -> Vec<Rule> {
@@ -171,6 +167,7 @@ impl World {
             offered: BTreeMap::new(),
             history: BTreeMap::new(),
             left: BTreeSet::new(),
+            has_second_origin: false,
         }
     }
 
@@ -196,7 +193,8 @@ impl World {
         self.slots[slot].router = Some(Router {
             engine: Engine::new(me, config, now),
             limiter: Arc::new(limiter),
-            rows: BTreeMap::new(),
+            rows: Replica::default(),
+            seen: BTreeMap::new(),
             heard: BTreeMap::new(),
             is_complete: false,
             started: self.at,
@@ -297,71 +295,80 @@ impl World {
         self.left.insert(self.slots[slot].name.clone());
     }
 
+    /// The slot and generation of a router.
+    fn writer(node: &NodeId) -> Writer {
+        (node.name.as_str()[1..].parse().unwrap(), node.generation.0)
+    }
+
     fn write(&mut self, slot: usize, rows: Vec<Row>) {
         let at = self.at;
         let skew = self.slots[slot].skew_ms;
-        let name = self.slots[slot].name.to_string();
+        let me = (slot, self.slots[slot].generation);
+        let has_origin = self.slots.iter().any(|slot| {
+            let roster = slot.router.as_ref().and_then(|router| router.engine.roster());
+            roster.is_some_and(|(_, is_settled)| is_settled)
+        });
+        let is_origin = |row: &Row| matches!(row, Row::Roster(roster) if roster.previous.is_none());
+        self.has_second_origin |= has_origin && rows.iter().any(is_origin);
         let Some(router) = &mut self.slots[slot].router else { return };
-        let me = router.engine.me().clone();
         for row in rows {
             router.count += 1;
+            let own = (router.count, slot);
             let (key, version) = match &row {
                 // The stamp of the cluster's clock orders the rosters of different writers.
                 Row::Roster(_) => {
-                    let before = router.rows.get(&(None, "roster".to_owned()));
-                    let before = before.map_or(0, |held| held.version.0);
+                    let before = router.rows.version(&Key::Roster).map_or(0, |(stamp, _)| stamp);
                     let stamp = u64::try_from(i64::try_from(at).unwrap() + skew / 1_000).unwrap();
-                    ((None, "roster".to_owned()), (stamp.max(before + 1), name.clone()))
+                    (Key::Roster, (stamp.max(before + 1), slot))
                 }
-                Row::Beat(_) => {
-                    ((Some(me.clone()), "beat".to_owned()), (router.count, String::new()))
-                }
-                Row::Report(key, _) => {
-                    ((Some(me.clone()), format!("report {key:?}")), (router.count, String::new()))
-                }
-                Row::Life { at_ms, .. } => {
-                    ((Some(me.clone()), format!("life {at_ms}")), (router.count, String::new()))
-                }
-                Row::Grant { key, to, .. } => (
-                    (Some(me.clone()), format!("grant {key:?} {to}")),
-                    (router.count, String::new()),
-                ),
+                Row::Beat(_) => (Key::Beat(me), own),
+                Row::Report(key, _) => (Key::Report(me, *key), own),
+                Row::Life { at_ms, .. } => (Key::Life(me, *at_ms), own),
+                Row::Grant { key, to, .. } => (Key::Grant(me, *key, Self::writer(to)), own),
             };
-            router.rows.insert(key, Held { version, row });
+            router.rows.insert(key, version, row);
         }
     }
 
     /// `to` receives each newer row of `from` with this probability.
     fn exchange(&mut self, from: usize, to: usize, probability: f64) {
         let now = self.now(to);
-        let Some(source) = &self.slots[from].router else { return };
-        let sender = source.engine.me().clone();
-        let is_still = |router: &Router| router.stopped_until > self.at;
-        if is_still(source) {
-            return;
-        }
-        let rows: Vec<(Key, Held)> =
-            source.rows.iter().map(|(key, held)| (key.clone(), held.clone())).collect();
         let at = self.at;
-        let Some(target) = &mut self.slots[to].router else { return };
-        if target.stopped_until > at {
+        let names: Vec<NodeName> = self.slots.iter().map(|slot| slot.name.clone()).collect();
+        let Ok([source, target]) = self.slots.get_disjoint_mut([from, to]) else { return };
+        let writer = (from, source.generation);
+        let (Some(source), Some(target)) = (&source.router, &mut target.router) else { return };
+        if source.stopped_until > at || target.stopped_until > at {
             return;
         }
+        let sender = source.engine.me().clone();
         target.heard.insert(sender.name.clone(), (sender, at));
+        // Rows may be repeated.
+        let is_repeated = self.rng.random_bool(0.01);
+        let mut seen =
+            target.seen.get(&writer).copied().filter(|_| !is_repeated).unwrap_or_default();
         let mut is_whole = true;
-        for (key, held) in rows {
-            let known = target.rows.get(&key).map(|known| known.version.clone());
-            if known.is_some_and(|known| known >= held.version) {
-                continue;
+        for (arrived, key, held) in source.rows.since(seen) {
+            let is_known = target.rows.version(key).is_some_and(|known| known >= held.version);
+            if !is_known {
+                if !self.rng.random_bool(probability) {
+                    is_whole = false;
+                    continue;
+                }
+                let writer = match key.writer() {
+                    None => target.engine.me().clone(),
+                    Some((slot, generation)) => {
+                        NodeId { name: names[slot].clone(), generation: Generation(generation) }
+                    }
+                };
+                target.rows.insert(*key, held.version, held.row.clone());
+                target.engine.receive(&writer, held.row.clone(), &target.limiter, now);
             }
-            if !self.rng.random_bool(probability) {
-                is_whole = false;
-                continue;
+            if is_whole {
+                seen = arrived;
             }
-            let writer = key.0.clone().unwrap_or_else(|| target.engine.me().clone());
-            target.rows.insert(key, held.clone());
-            target.engine.receive(&writer, held.row, &target.limiter, now);
         }
+        target.seen.insert(writer, seen);
         target.is_complete |= is_whole;
     }
 
@@ -395,13 +402,13 @@ impl World {
     fn grants(&self, start: u64) -> String {
         let mut grants = BTreeSet::new();
         for router in self.slots.iter().filter_map(|slot| slot.router.as_ref()) {
-            for ((writer, _), held) in &router.rows {
+            for (key_of_row, held) in router.rows.iter() {
                 if let Row::Grant { key, to, units } = &held.row
                     && key.start_ms == start
                 {
                     grants.insert(format!(
-                        "\n {} of {} to {to}: {units} of {:?} {:?}",
-                        writer.as_ref().unwrap(),
+                        "\n {:?} of {} to {to}: {units} of {:?} {:?}",
+                        key_of_row.writer(),
                         held.version.0,
                         key.meter,
                         key.subject
@@ -448,14 +455,13 @@ impl World {
                     let sum = *sum;
                     let limit = rule.meters[0].limit;
                     let history = self.history.entry(key(rule)).or_default();
-                    let (name, generation) = (&self.slots[slot].name, self.slots[slot].generation);
-                    history.push(format!("{name}/{generation} {units} at {}", self.at - EPOCH));
+                    history.push((slot, self.slots[slot].generation, units, self.at - EPOCH));
                     if sum > limit {
                         let start = key(rule).2;
-                        let history = history.join("; ");
+                        let history = format!("{history:?}");
                         let grants = self.grants(start);
                         panic!(
-                            "{sum} of {limit} for {} {} in the window of {}: {history}; grants: {grants}",
+                            "{sum} of {limit} for {} {} in the window of {}: slot, generation, units and time {history}; grants: {grants}",
                             rule.id,
                             rule.label(&who),
                             start - EPOCH,
@@ -516,8 +522,11 @@ impl World {
         let turn = Turn { now, cluster_ms, members: &members, is_complete: router.is_complete };
         let rows = router.engine.turn(&turn, &router.limiter);
         router.limiter.sweep(now);
+        if at % (10 * STEP) != 0 {
+            return self.write(slot, rows);
+        }
         // Rows end two windows after they began.
-        router.rows.retain(|_, held| match &held.row {
+        router.rows.retain(|row| match row {
             Row::Report(key, _) | Row::Grant { key, .. } => {
                 key.end_ms() + 2 * u64::from(key.length_ms) + 10_000 > cluster_ms
             }
