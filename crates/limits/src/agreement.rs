@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use smg_types::ids::{Generation, NodeId, NodeName};
 
-use crate::exchange::GRANT_HORIZON_MS;
 use crate::roster::{self, Member, Roster, RosterId, Shares, Situation};
 use crate::rows::Beat;
 use crate::standing::Place;
-use crate::windows::CLOCK_MARGIN_MS;
+use crate::windows::UNUSED_MS;
 
 /// How long the same change of the roster must be due before it is made.
 const ROSTER_DELAY: Duration = Duration::from_millis(300);
@@ -23,10 +22,6 @@ const GONE_AFTER: Duration = Duration::from_secs(600);
 
 /// The most rosters that are remembered because another one replaced them before they were settled.
 const MAX_SUPERSEDED: usize = 16;
-
-/// How long a place that may have belonged to another life or router is not used, in milliseconds: grants that it has made reach
-/// so far ahead, and clocks may differ.
-const UNUSED_MS: u64 = GRANT_HORIZON_MS + CLOCK_MARGIN_MS;
 
 /// The latest beat of each other router, by name.
 pub(crate) type Beats = BTreeMap<NodeName, (NodeId, Beat)>;
@@ -261,5 +256,82 @@ impl Agreement {
             Some((_, Some(until_ms))) => until_ms.saturating_sub(cluster_ms).max(LIFE_DELAY_MS),
             Some((_, None)) | None => UNUSED_MS,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId { name: name.parse().unwrap(), generation: Generation(1) }
+    }
+
+    /// The roster of these routers, which replaces the one of `before`.
+    fn roster(version: u64, names: &[&str], before: &[&str]) -> Roster {
+        let size = u32::try_from(names.len()).unwrap();
+        let names_before: Vec<NodeName> = before.iter().map(|name| name.parse().unwrap()).collect();
+        let previous = Shares { size: u32::try_from(before.len()).unwrap(), names: names_before };
+        Roster {
+            version,
+            size,
+            places: names.iter().map(|name| node(name)).collect(),
+            untouched_from: size,
+            most_taken: size,
+            previous: (!before.is_empty()).then_some(previous),
+        }
+    }
+
+    /// Lets `me` notice whether all go by its roster, when the others go by these.
+    fn settle(agreement: &mut Agreement, others: &[(&str, &Roster)]) -> bool {
+        let members: Vec<Member> =
+            others.iter().map(|(name, _)| Member { node: node(name), is_alive: true }).collect();
+        let beats = others.iter().map(|(name, roster)| {
+            let beat = Beat { roster: Some(roster.id()), ..Beat::default() };
+            (node(name).name, (node(name), beat))
+        });
+        let beats = beats.collect();
+        let around = Around {
+            mono: Duration::from_secs(100),
+            cluster_ms: 1_000_000,
+            members: &members,
+            beats: &beats,
+            is_complete: true,
+            expected: None,
+        };
+        agreement.settle(others.len() + 1, &around)
+    }
+
+    #[test]
+    fn a_router_that_joins_has_no_share_in_windows_that_began_before() {
+        let (first, second) =
+            (roster(1, &["a", "b"], &[]), roster(2, &["a", "b", "c"], &["a", "b"]));
+        let mut joiner = Agreement::new(node("c"));
+        joiner.adopt(second.clone());
+        assert!(!settle(&mut joiner, &[("a", &second), ("b", &first)]));
+        assert!(settle(&mut joiner, &[("a", &second), ("b", &second)]));
+        assert_eq!(joiner.earlier, vec![(Place::NONE, 1_000_000 + UNUSED_MS)]);
+    }
+
+    #[test]
+    fn a_roster_is_settled_only_when_all_routers_of_both_go_by_it() {
+        let (first, second) =
+            (roster(1, &["a", "b"], &[]), roster(2, &["a", "b", "c"], &["a", "b"]));
+        let mut agreement = Agreement::new(node("a"));
+        agreement.adopt(first.clone());
+        assert!(settle(&mut agreement, &[("b", &first)]));
+        assert_eq!(agreement.earlier, Vec::new(), "a founder is free");
+        agreement.adopt(second.clone());
+        assert!(!settle(&mut agreement, &[("b", &first), ("c", &second)]));
+        assert!(!settle(&mut agreement, &[("b", &second), ("c", &first)]));
+        assert_eq!(agreement.divisions(), vec![second.shares(), first.shares()]);
+        assert!(settle(&mut agreement, &[("b", &second), ("c", &second)]));
+        let before = Place { size: 2, place: Some(0) };
+        assert_eq!(agreement.earlier, vec![(before, 1_000_000 + UNUSED_MS)]);
+        // A router of the roster before that is present counts, and one that has left does not.
+        let third = roster(3, &["a", "b"], &["a", "b", "c"]);
+        agreement.adopt(third.clone());
+        assert!(!settle(&mut agreement, &[("b", &third), ("c", &second)]));
+        assert!(settle(&mut agreement, &[("b", &third)]));
     }
 }

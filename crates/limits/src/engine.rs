@@ -1,23 +1,24 @@
 //! The engine: it exchanges rows with the other routers and states what this router may use.
 //!
-//! It combines three state machines: `agreement` on the roster, the [`votes`](crate::votes), and the
-//! `exchange` of rights.
+//! It combines `agreement` on the roster, the [`votes`](crate::votes) with the [`tenure`] that follows from them, and
+//! the `exchange` of rights.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use smg_types::ids::{NodeId, NodeName};
+use smg_types::ids::NodeId;
 use smg_types::now::Now;
 
 use crate::agreement::{Agreement, Around, Beats};
-use crate::exchange::{Exchange, GRANT_HORIZON_MS, Parts};
+use crate::exchange::{Exchange, Parts};
 use crate::limiter::Limiter;
 use crate::meter::Moment;
 use crate::roster::{Member, Roster, Shares};
 use crate::rows::{Beat, Report, Row, WindowKey};
-use crate::standing::{Inherited, Place, Standing};
+use crate::standing::{Place, Standing};
+use crate::tenure::{self, Tenure};
 use crate::votes::{Times, Votes};
-use crate::windows::{CLOCK_MARGIN_MS, ClusterTime};
+use crate::windows::{CLOCK_MARGIN_MS, ClusterTime, GRANT_HORIZON_MS};
 
 /// Time between two beats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,11 +56,7 @@ pub struct Engine {
     votes: Votes,
     beats: Beats,
     agreement: Agreement,
-    whole_until: Duration,
-    whole_from_ms: u64,
-    /// Since when this router has both rules and a settled roster, by its monotonic clock.
-    active_since: Option<Duration>,
-    heir_from_ms: BTreeMap<NodeName, u64>,
+    tenure: Tenure,
     time: Option<ClusterTime>,
     sent_beat: Option<(Beat, Duration)>,
     exchange: Exchange,
@@ -79,10 +76,7 @@ impl Engine {
             me,
             config,
             beats: Beats::new(),
-            whole_until: Duration::ZERO,
-            whole_from_ms: 0,
-            active_since: None,
-            heir_from_ms: BTreeMap::new(),
+            tenure: Tenure::default(),
             time: None,
             sent_beat: None,
             exchange: Exchange::default(),
@@ -148,7 +142,7 @@ impl Engine {
         rows.extend(self.agree(turn).map(Row::Roster));
         let is_active = !limiter.is_idle() && self.agreement.settled().is_some();
         self.votes.activate(!limiter.is_idle(), turn.now.mono);
-        self.active_since = is_active.then(|| self.active_since.unwrap_or(turn.now.mono));
+        self.tenure.activate(is_active, turn.now.mono);
         self.follow_votes(turn);
         let standing = self.standing(turn);
         limiter.set_standing(standing.clone(), self.time.unwrap_or_default());
@@ -245,9 +239,8 @@ impl Engine {
         // What happened at a time by the former clock may have been that much later by the clock of others.
         let latest_ms = turn.cluster_ms + GRANT_HORIZON_MS + CLOCK_MARGIN_MS;
         let later = |from_ms: u64| from_ms.max(from_ms.saturating_add(step_ms).min(latest_ms));
-        self.whole_from_ms = later(self.whole_from_ms);
+        self.tenure.shift(later);
         self.agreement.earlier.iter_mut().for_each(|(_, before)| *before = later(*before));
-        self.heir_from_ms.values_mut().for_each(|from_ms| *from_ms = later(*from_ms));
     }
 
     /// The greatest number of routers that any present router expects.
@@ -261,76 +254,40 @@ impl Engine {
 
     /// Follows for how long a majority acknowledges this router, and which shares it inherits.
     fn follow_votes(&mut self, turn: &Turn<'_>) {
-        let mono = turn.now.mono;
-        let Some(roster) = self.agreement.settled().cloned() else { return };
-        let names = roster.shares().names;
-        let cluster_ms = self.time.unwrap_or_default().at(turn.now);
+        self.votes.forget_ended(turn.now.mono);
         let divisions = self.agreement.divisions();
-        if divisions.iter().all(|division| division.size <= 2) {
-            self.whole_until = Duration::MAX;
-            self.whole_from_ms = 0;
-            self.heir_from_ms.clear();
-            return;
-        }
-        if self.whole_until <= mono {
-            // There was a time without a majority, even if there is one now.
-            // The first time is no interruption, if it comes before a promise of this share could have ended.
-            let is_early =
-                self.active_since.is_none_or(|since| mono < since + self.config.times.lease);
-            let is_first_time =
-                self.whole_until.is_zero() && is_early && self.agreement.is_in_first_life(&roster);
-            self.whole_from_ms = if is_first_time { 0 } else { cluster_ms + CLOCK_MARGIN_MS };
-        }
-        let until = divisions.iter().map(|division| match division.size {
-            ..=2 => Some(Duration::MAX),
-            size => self.votes.whole_until(&division.names, size, mono),
-        });
-        match until.min().flatten() {
-            Some(until) if until > mono => self.whole_until = until,
-            _ => self.whole_until = self.whole_until.min(mono),
-        }
-        let mut heirs = BTreeMap::new();
-        for name in names.iter().filter(|name| **name != self.me.name) {
-            if self.heir_until(name, &divisions, mono).is_some() {
-                let from = self.heir_from_ms.get(name).copied();
-                heirs.insert(name.clone(), from.unwrap_or(cluster_ms + CLOCK_MARGIN_MS));
-            }
-        }
-        self.heir_from_ms = heirs;
+        let mut tenure = std::mem::take(&mut self.tenure);
+        tenure.follow(&self.votes_at(turn, &divisions));
+        self.tenure = tenure;
     }
 
-    /// Until when this router may use what `absent` does not keep, by the promises of a majority of every division.
-    fn heir_until(
-        &self,
-        absent: &NodeName,
-        divisions: &[Shares],
-        mono: Duration,
-    ) -> Option<Duration> {
-        let until = divisions
-            .iter()
-            .map(|division| self.votes.heir_until(absent, &division.names, division.size, mono));
-        until.min().flatten()
+    fn votes_at<'a>(&'a self, turn: &Turn<'_>, divisions: &'a [Shares]) -> tenure::Moment<'a> {
+        let settled = self.agreement.settled();
+        tenure::Moment {
+            me: &self.me,
+            votes: &self.votes,
+            divisions,
+            is_first_life: settled.is_some_and(|roster| self.agreement.is_in_first_life(roster)),
+            mono: turn.now.mono,
+            cluster_ms: self.time.unwrap_or_default().at(turn.now),
+        }
     }
 
     fn standing(&mut self, turn: &Turn<'_>) -> Standing {
-        let mono = turn.now.mono;
         let week = crate::rule::MAX_WINDOW.as_millis();
         let cluster_ms = u128::from(self.time.unwrap_or_default().at(turn.now));
         self.agreement.earlier.retain(|(_, before)| u128::from(*before) + week > cluster_ms);
-        let Some(settled) = self.agreement.settled() else { return Standing::none() };
         let divisions = self.agreement.divisions();
-        let places = divisions.iter().map(|division| Place::of(division, &self.me.name)).collect();
-        let inherited = self.heir_from_ms.iter().filter_map(|(name, from_ms)| {
-            let until = self.heir_until(name, &divisions, mono)?;
-            Some(Inherited { place: settled.shares().place(name)?, from_ms: *from_ms, until })
-        });
-        let inherited = inherited.collect();
+        if divisions.is_empty() {
+            return Standing::none();
+        }
+        let (whole_until, whole_from_ms) = self.tenure.whole();
         Standing {
-            places,
+            places: divisions.iter().map(|division| Place::of(division, &self.me.name)).collect(),
             earlier: self.agreement.earlier.clone(),
-            whole_until: self.whole_until,
-            whole_from_ms: self.whole_from_ms,
-            inherited,
+            whole_until,
+            whole_from_ms,
+            inherited: self.tenure.inherited(&self.votes_at(turn, &divisions)),
             until_ms: self.until_ms.unwrap_or(u64::MAX),
         }
     }

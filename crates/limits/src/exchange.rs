@@ -14,7 +14,7 @@ use crate::roster::{Member, Shares};
 use crate::rows::{MeterId, Report, Row, SubjectId, WindowKey};
 use crate::share::share;
 use crate::standing::Mode;
-use crate::windows::start_of;
+use crate::windows::{GRANT_HORIZON_MS, start_of};
 
 /// Rights for windows up to this length are granted before the window begins.
 const AHEAD_MS: u32 = 2_000;
@@ -27,10 +27,6 @@ const MAX_BOOKS: usize = 65_536;
 
 /// How long a subject without demand stays in the exchange.
 const COOL_AFTER: Duration = Duration::from_secs(10);
-
-/// How far ahead a router grants rights when it leaves. A router that restarts has no share in windows that begin within
-/// this time, because its former life may have granted it.
-pub(crate) const GRANT_HORIZON_MS: u64 = 8_000;
 
 /// What a turn of the exchange is based on.
 pub(crate) struct Parts<'a> {

@@ -30,5 +30,6 @@ pub mod rows;
 pub mod rule;
 pub mod share;
 pub mod standing;
+pub mod tenure;
 pub mod votes;
 pub mod windows;

@@ -8,7 +8,7 @@ use crate::votes::kept;
 use crate::windows::start_of;
 
 /// The counts of one window.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Window {
     /// Its start, in milliseconds of the cluster's time.
     pub start_ms: u64,
@@ -77,7 +77,7 @@ pub struct Rights {
 }
 
 /// The windows of one meter for one subject.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Windows {
     /// The counted windows, in no order; usually one or two.
     list: Vec<Window>,
@@ -97,6 +97,8 @@ impl Windows {
         if start_ms < self.closed_before_ms || self.list.len() >= MAX_WINDOWS {
             return None;
         }
+        // Most subjects have one window, or two for a moment.
+        self.list.reserve_exact(1);
         self.list.push(Window::new(start_ms));
         self.list.last_mut()
     }
@@ -204,4 +206,44 @@ pub fn lend(meter: &Meter, salt: u64, window: &mut Window, units: u64, moment: &
     let units = units.min(free).min(own);
     window.lent += units;
     units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Rule, RuleDocument};
+    use crate::standing::Place;
+
+    #[test]
+    fn a_router_lends_its_whole_share_of_a_window_only_if_it_will_be_whole_then() {
+        let json = r#"{"id":"r","requests":12,"window":"1s"}"#;
+        let rule = Rule::new(serde_json::from_str::<RuleDocument>(json).unwrap()).unwrap();
+        let standing = Standing {
+            places: vec![Place { size: 3, place: Some(0) }],
+            whole_until: Duration::from_secs(15),
+            ..Standing::alone()
+        };
+        let moment =
+            Moment { standing: &standing, cluster_ms: 60_000, mono: Duration::from_secs(10) };
+        for (start_ms, most) in [(60_000, 4), (64_000, 4), (65_000, 1), (67_000, 1)] {
+            let mut window = Window::new(start_ms);
+            assert_eq!(lend(&rule.meters[0], 0, &mut window, 9, &moment), most, "{start_ms}");
+        }
+    }
+
+    #[test]
+    fn a_router_never_lends_what_it_inherits() {
+        let json = r#"{"id":"r","requests":12,"window":"1s"}"#;
+        let rule = Rule::new(serde_json::from_str::<RuleDocument>(json).unwrap()).unwrap();
+        let inherited = crate::standing::Inherited { place: 1, from_ms: 0, until: Duration::MAX };
+        let standing = Standing {
+            places: vec![Place { size: 3, place: Some(0) }],
+            inherited: vec![inherited],
+            ..Standing::alone()
+        };
+        let moment = Moment { standing: &standing, cluster_ms: 60_000, mono: Duration::ZERO };
+        let mut window = Window::new(60_000);
+        assert_eq!(lend(&rule.meters[0], 0, &mut window, 9, &moment), 4);
+        assert_eq!(free(&rule.meters[0], 0, &mut window, &moment), 3);
+    }
 }

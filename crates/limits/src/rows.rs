@@ -55,7 +55,7 @@ impl Report {
 }
 
 /// A router's regular message to all others about itself: what it has heard, and what it promises.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Beat {
     /// The writer's monotonic clock when it wrote this, in milliseconds.
     pub at_ms: u64,
@@ -74,7 +74,7 @@ pub struct Beat {
 }
 
 /// A beat that was received.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heard {
     /// Who wrote it.
     pub of: NodeId,
@@ -83,7 +83,7 @@ pub struct Heard {
 }
 
 /// A promise not to acknowledge the beats of one router for a while, so that another one can use its share.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Promised {
     /// The router whose share is inherited.
     pub absent: NodeName,

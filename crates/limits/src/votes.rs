@@ -27,7 +27,7 @@ use crate::rows::{Beat, Heard, Promised};
 pub const KEPT: (u64, u64) = (1, 4);
 
 /// The periods of the votes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Times {
     /// How long an acknowledgement counts.
     pub ttl: Duration,
@@ -56,7 +56,7 @@ pub const fn kept(share: u64) -> u64 {
 }
 
 /// A beat that was received.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct LastBeat {
     generation: Generation,
     at_ms: u64,
@@ -65,7 +65,7 @@ struct LastBeat {
 }
 
 /// A promise that this router has made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Promise {
     heir: NodeId,
     heir_at_ms: u64,
@@ -73,7 +73,7 @@ struct Promise {
 }
 
 /// The state of the votes of one router.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Votes {
     me: NodeId,
     times: Times,
@@ -109,6 +109,12 @@ impl Votes {
             promises: BTreeMap::new(),
             received: BTreeMap::new(),
         }
+    }
+
+    /// The periods of the votes.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        self.times
     }
 
     /// Whether this router still abstains after its start (V4).
@@ -208,6 +214,15 @@ impl Votes {
             heir_at_ms: promise.heir_at_ms,
         });
         promises.collect()
+    }
+
+    /// Forgets acknowledgements and promises that no longer count.
+    pub fn forget_ended(&mut self, now: Duration) {
+        let Times { ttl, lease } = self.times;
+        let counts = |at_ms: u64, time| now < Duration::from_millis(at_ms) + time;
+        self.acknowledged.retain(|_, at_ms| counts(*at_ms, ttl));
+        self.received.values_mut().for_each(|votes| votes.retain(|_, at_ms| counts(*at_ms, lease)));
+        self.received.retain(|_, votes| !votes.is_empty());
     }
 
     /// The routers of the roster `names` whose shares this router should ask for with the beat that it writes now: those that

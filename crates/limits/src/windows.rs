@@ -8,6 +8,14 @@ use smg_types::now::Now;
 /// five seconds; one more covers the exchange.
 pub const CLOCK_MARGIN_MS: u64 = 6_000;
 
+/// How far ahead a router grants rights at most. A router that restarts has no share in windows that begin within
+/// this time, because its former life may have granted it.
+pub const GRANT_HORIZON_MS: u64 = 8_000;
+
+/// How long a place that may have belonged to another life or router is not used, in milliseconds: grants that it has made reach
+/// so far ahead, and clocks may differ.
+pub const UNUSED_MS: u64 = GRANT_HORIZON_MS + CLOCK_MARGIN_MS;
+
 /// The time by which windows begin: the cluster's time when it was last learnt, continued by the monotonic clock, so that a
 /// step of this machine's clock neither opens windows early nor opens old ones again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
