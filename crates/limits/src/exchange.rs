@@ -175,7 +175,9 @@ impl Exchange {
             if grants >= MAX_GRANTS {
                 break;
             }
-            if key.end_ms() <= moment.cluster_ms || !book.is_wanted() {
+            // In windows far ahead this router may have no share, once its clock has been corrected.
+            let is_far = key.start_ms > moment.cluster_ms.saturating_add(GRANT_HORIZON_MS);
+            if key.end_ms() <= moment.cluster_ms || is_far || !book.is_wanted() {
                 continue;
             }
             let Some(cell) = limiter.reported(key.meter, key.subject) else { continue };

@@ -228,6 +228,17 @@ fn boot_a_restarted_router_has_no_share_in_windows_that_its_former_life_granted(
 }
 
 #[test]
+fn rights_of_windows_far_ahead_are_not_lent() {
+    let mut net = three("1m", "strict");
+    net.run_until(1_000);
+    assert_eq!(net.drain(0), 4);
+    // Its new life takes that window for one that is an hour away.
+    net.routers[0].skew_ms = -3_600_000;
+    net.start(0);
+    net.drain_until(50_000);
+}
+
+#[test]
 fn whole_from_a_router_that_was_cut_off_is_not_whole_in_windows_that_began_before() {
     let mut net = three("1m", "bounded");
     net.run_until(-20_000);
