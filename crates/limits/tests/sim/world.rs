@@ -73,6 +73,9 @@ pub(crate) struct Kind {
     pub(crate) is_plain: bool,
 }
 
+/// The slot and generation of a router, the units that it admitted, and when.
+type Admitted = (usize, u64, u64, u64);
+
 pub(crate) struct World {
     rng: SmallRng,
     at: u64,
@@ -91,8 +94,8 @@ pub(crate) struct World {
     /// Units admitted, by rule, subject and window, and the routers that admitted them.
     pub(crate) admitted: BTreeMap<(String, String, u64), u64>,
     pub(crate) offered: BTreeMap<(String, String, u64), u64>,
-    /// Who admitted how much when, for the message of a failure: slot, generation, units and time.
-    history: BTreeMap<(String, String, u64), Vec<(usize, u64, u64, u64)>>,
+    /// Who admitted how much when, for the message of a failure.
+    history: BTreeMap<(String, String, u64), Vec<Admitted>>,
     left: BTreeSet<NodeName>,
     /// Whether routers without memory have made a first roster although there was one.
     pub(crate) has_second_origin: bool,
@@ -522,7 +525,7 @@ impl World {
         let turn = Turn { now, cluster_ms, members: &members, is_complete: router.is_complete };
         let rows = router.engine.turn(&turn, &router.limiter);
         router.limiter.sweep(now);
-        if at % (10 * STEP) != 0 {
+        if !at.is_multiple_of(10 * STEP) {
             return self.write(slot, rows);
         }
         // Rows end two windows after they began.
