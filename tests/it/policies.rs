@@ -306,40 +306,33 @@ async fn prefix_hash_sends_equal_heads_to_the_same_worker() {
 }
 
 #[tokio::test]
-async fn bucket_separates_long_prompts_from_short_ones() {
-    let mocks = Mock::several(2).await;
-    let router = router(&mocks, "bucket", &[]).await;
-    let mut connection = connect(&router).await;
-    let of = |bytes: usize| {
-        format!(r#"{{"model":"m","max_tokens":1,"prompt":"{}"}}"#, "x".repeat(bytes))
-    };
-    let (short, long) = (of(1000), of(16_000));
-    // Short prompts and long ones have the same number of bytes in total, so each kind gets one worker after some
-    // prompts.
-    let mut round = async || {
-        let mut workers = [BTreeMap::<String, usize>::new(), BTreeMap::new()];
-        for nth in 0..34 {
-            let is_long = nth % 17 == 16;
-            let body = if is_long { &long } else { &short };
-            let name = worker(&ask(&mut connection, &[], body).await);
-            *workers[usize::from(is_long)].entry(name).or_default() += 1;
+async fn bucket_separates_long_prompts_from_short_ones_from_the_first_prompts_on() {
+    // In turns, one long prompt after some short ones, and all short ones first.
+    for (short, long, is_long) in [
+        (30, 6000, (|nth| nth % 2 == 1) as fn(usize) -> bool),
+        (1000, 16_000, |nth| nth % 17 == 16),
+        (30, 6000, |nth| nth >= 30),
+    ] {
+        let mocks = Mock::several(2).await;
+        let router = router(&mocks, "bucket", &[]).await;
+        let mut connection = connect(&router).await;
+        let content = |length| "x".repeat(length);
+        let mut workers = [BTreeSet::new(), BTreeSet::new()];
+        for nth in 0..100 {
+            let length = if is_long(nth) { long } else { short };
+            let body = json!({
+                "model": "m", "max_tokens": 1,
+                "messages": [{ "role": "user", "content": content(length) }],
+            });
+            let name = worker(&ask(&mut connection, &[], &body.to_string()).await);
+            // While there is only one kind of prompts, both workers serve it.
+            if nth > 40 {
+                workers[usize::from(is_long(nth))].insert(name);
+            }
         }
-        workers
-    };
-    for _ in 0..5 {
-        round().await;
+        let [short, long] = workers;
+        assert!(long.is_disjoint(&short), "long ones: {long:?}, short ones: {short:?}");
     }
-    let mut agreed = 0;
-    let mut all = 0;
-    for _ in 0..5 {
-        let [short, long] = round().await;
-        let most = short.iter().max_by_key(|(_, n)| **n).unwrap();
-        agreed +=
-            most.1 + long.iter().filter(|(name, _)| *name != most.0).map(|(_, n)| n).sum::<usize>();
-        all += 34;
-    }
-    // A prompt at the boundary may go to either worker.
-    assert!(agreed * 100 >= all * 85, "{agreed} of {all} went to their bucket");
 }
 
 #[tokio::test]

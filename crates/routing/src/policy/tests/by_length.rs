@@ -23,13 +23,41 @@ fn bytes_of(fleet: &[Candidate], draw: impl Fn(&mut StdRng) -> usize) -> Vec<usi
 }
 
 #[test]
-fn bytes_are_distributed_by_weight_whatever_the_lengths() {
+fn bytes_are_distributed_by_weight_among_prompts_of_similar_lengths() {
     let given = [1, 2, 3];
     let fleet = weights(&given);
     assert_proportional(&bytes_of(&fleet, |_| 1000), &given, 0.05);
     assert_proportional(&bytes_of(&fleet, |rng| rng.random_range(1..60_000)), &given, 0.1);
-    let two_sizes = |rng: &mut StdRng| if rng.random_ratio(1, 50) { 50_000 } else { 500 };
+    let two_sizes = |rng: &mut StdRng| if rng.random_ratio(1, 4) { 1500 } else { 500 };
     assert_proportional(&bytes_of(&fleet, two_sizes), &given, 0.15);
+}
+
+/// The candidates that get prompts of each of two lengths, which take turns, after the first `settled` prompts.
+fn workers_of(fleet: &[Candidate], [short, long]: [usize; 2], settled: usize) -> [Vec<usize>; 2] {
+    let policy = policy(Kind::Bucket);
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let mut workers = [Vec::new(), Vec::new()];
+    for n in 0..settled + 1000 {
+        let len = [short, long][n % 2];
+        let pick = policy.pick(fleet, &length(len), Now::default(), &mut rng).unwrap();
+        policy.sent(fleet[pick.index].id, &length(len), Now::default());
+        let seen = &mut workers[n % 2];
+        if n >= settled && !seen.contains(&pick.index) {
+            seen.push(pick.index);
+        }
+    }
+    workers
+}
+
+#[test]
+fn two_lengths_that_lie_far_apart_never_share_a_worker_after_the_first_prompts() {
+    for (workers, lengths) in [(2, [60, 6000]), (2, [30, 300]), (3, [60, 6000]), (8, [1, 100_000])]
+    {
+        let [short, long] = workers_of(&idle(workers), lengths, 2);
+        assert_eq!(short.len(), 1, "the short ones are the smaller part of the bytes");
+        assert_eq!(long.len(), workers - 1, "{workers} workers: {short:?} {long:?}");
+        assert!(!long.contains(&short[0]), "{workers} workers: {short:?} {long:?}");
+    }
 }
 
 #[test]
