@@ -232,6 +232,13 @@ pub fn is_list(arg: &Arg) -> bool {
     matches!(arg.get_action(), clap::ArgAction::Append)
 }
 
+/// Whether each text of a list is one element, because commas and blanks may be parts of it. In a variable, its lines are the
+/// elements.
+#[must_use]
+pub fn is_list_of_texts(arg: &Arg) -> bool {
+    is_list(arg) && arg.get_num_args().is_none_or(|values| values.max_values() <= 1)
+}
+
 /// Whether a setting is yes or no; its flag needs no value.
 #[must_use]
 pub fn is_switch(arg: &Arg) -> bool {

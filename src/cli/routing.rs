@@ -178,6 +178,15 @@ pub struct RoutingArgs {
         value_parser = whole::<usize>(1, 1 << 30)
     )]
     pub max_sessions: usize,
+    /// Text of prompts that is ignored when prompts are compared, as a regular expression.
+    ///
+    /// For text that is different in each request and not worth a cache miss, such as the time of day. cache_aware and
+    /// prefix_hash treat prompts as equal that differ only in it; the worker gets the prompt unchanged. The pattern is applied
+    /// to the JSON of the request, where a line break is \n, in the first 64 KiB each of tools, system prompt and messages. May be
+    /// given up to 16 times; in the variable, each line is a pattern. Syntax: docs.rs/regex. Default: none, besides the billing
+    /// line of Claude Code.
+    #[arg(long, value_name = "REGEX", value_parser = crate::cli::values::prefix_pattern)]
+    pub prefix_ignore: Vec<String>,
     /// Request headers that carry a session's key, in order of preference.
     ///
     /// The policies consistent_hashing and manual read them after x-smg-routing-key and before the body's

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use smg_mesh::{JoinAddress, ParseJoinAddressError};
+use smg_routing::prefix::Ignored;
 use smg_types::bounds;
 use smg_types::ids::{ModelId, NodeName};
 use smg_types::spec::{Secret, WorkerUrl};
@@ -136,6 +137,11 @@ pub(crate) fn passed_path(text: &str) -> Result<String, String> {
         return Ok(text.trim_end_matches('/').to_owned());
     }
     Err(format!("is neither {DOCUMENTED} nor a path that begins with a slash"))
+}
+
+/// A regular expression for text of prompts that is ignored.
+pub(crate) fn prefix_pattern(text: &str) -> Result<String, String> {
+    Ignored::new([text]).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// The paths that engines document, as a value of `--pass-through`.

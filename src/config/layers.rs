@@ -105,7 +105,7 @@ pub(super) fn settle(
             Origin::File => key_in(&file.path, &key(id)),
             Origin::Default => "default".to_owned(),
         };
-        let mut texts = if cli::is_list(arg) { elements(&texts) } else { texts };
+        let mut texts = if cli::is_list(arg) { elements(arg, &texts) } else { texts };
         if id == "worker_urls" {
             texts.retain(|text| {
                 let variable = unset_variable(text);
@@ -188,14 +188,17 @@ fn of_variable(
     (!is_from_kubernetes(&name, text)).then(|| (vec![text.to_owned()], Origin::Variable))
 }
 
-/// The elements of a list, split at commas and blanks. A text without an element is kept, so that it is reported.
-fn elements(texts: &[String]) -> Vec<String> {
+/// The elements of a list, split at commas and blanks, or at the ends of lines if commas and blanks may be parts of them. A text
+/// without an element is kept, so that it is reported.
+fn elements(arg: &Arg, texts: &[String]) -> Vec<String> {
+    let has_whole_lines = cli::is_list_of_texts(arg);
+    let separates = |c: char| match has_whole_lines {
+        true => matches!(c, '\n' | '\r'),
+        false => c == ',' || c.is_whitespace(),
+    };
     let cut = |text: &String| {
-        let parts: Vec<String> = text
-            .split(|c: char| c == ',' || c.is_whitespace())
-            .filter(|part| !part.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let parts: Vec<String> =
+            text.split(separates).filter(|part| !part.is_empty()).map(str::to_owned).collect();
         if parts.is_empty() { vec![text.clone()] } else { parts }
     };
     texts.iter().flat_map(cut).collect()

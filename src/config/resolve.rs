@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use smg_proxy::dispatch;
@@ -45,6 +46,7 @@ pub(super) fn resolve(
     check_headers(args, &mut mistakes);
     check_aliases(args, &mut mistakes);
     check_push_back(args, &mut mistakes);
+    check_ignored(args, &mut mistakes);
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
     check_places(args, &described, &mut mistakes);
@@ -201,6 +203,10 @@ fn policy_config(args: &Args) -> policy::Config {
         session_ttl: routing.session_ttl_secs,
         max_sessions: routing.max_sessions,
         agree_across_routers: args.mesh.enable_mesh,
+        ignored: Arc::new(
+            prefix::Ignored::new(routing.prefix_ignore.iter().map(String::as_str))
+                .expect("each pattern was checked"),
+        ),
     }
 }
 
@@ -480,6 +486,17 @@ fn check_aliases(args: &Args, mistakes: &mut Vec<Mistake>) {
     for (alias, model) in models.iter().filter(|(_, model)| models.contains_key(*model)) {
         let text = format!("--model-alias {alias}={model}: {model} is an alias itself");
         mistakes.push(Mistake::of_settings(&["model_alias"], text));
+    }
+}
+
+fn check_ignored(args: &Args, mistakes: &mut Vec<Mistake>) {
+    let patterns = args.routing.prefix_ignore.len();
+    if patterns > prefix::MOST_PATTERNS {
+        let text = format!(
+            "--prefix-ignore is given {patterns} times, more than {}: join patterns with |",
+            prefix::MOST_PATTERNS
+        );
+        mistakes.push(Mistake::of_settings(&["prefix_ignore"], text));
     }
 }
 

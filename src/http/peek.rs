@@ -12,7 +12,7 @@ use bytes::Bytes;
 use memchr::memchr2;
 use smallvec::SmallVec;
 
-use super::peek_values::{behind_billing_line, stored_id};
+use super::peek_values::stored_id;
 
 /// The deepest nesting of brackets. The requests of engines need only a few levels.
 const MAX_DEPTH: usize = 128;
@@ -28,8 +28,7 @@ pub(super) struct Peek<'a> {
     pub(super) session: Option<Cow<'a, str>>,
     /// The id of the earlier response or of the conversation that the request goes on from: the worker holds it.
     pub(super) goes_on_from: Option<Cow<'a, str>>,
-    /// The positions of the pieces of the prompt: tools, system without the line that differs in each request, then
-    /// messages, prompt, input or text.
+    /// The positions of the pieces of the prompt: tools, system, then messages, prompt, input or text.
     pub(super) prompt_at: SmallVec<[Range<usize>; 3]>,
     /// The most tokens that the answer may have, over all its choices.
     pub(super) most_output: Option<u64>,
@@ -171,7 +170,6 @@ fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
         most_output.into_iter().flatten().max().map(|most: u64| most.saturating_mul(choices));
     peek.session = peek.session.or(user);
     peek.goes_on_from = peek.goes_on_from.or(conversation);
-    let system = system.map(|at| behind_billing_line(body, at));
     let pieces = [tools, system, prompt].into_iter().flatten();
     peek.prompt_at = pieces.filter(|at| body[at.clone()] != *b"null").collect();
     Ok(peek)

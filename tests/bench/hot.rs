@@ -32,7 +32,7 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = hashing, tree, picking, journal, admitting, metering
+    targets = hashing, ignoring, tree, picking, journal, admitting, metering
 }
 criterion_main!(benches);
 
@@ -62,6 +62,26 @@ fn hashing(criterion: &mut Criterion) {
             blocks.last().copied()
         });
     });
+    group.finish();
+}
+
+fn ignoring(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ignored");
+    let words = "This is a sentence of a prompt, as people write it at 12:30. ";
+    for (name, pattern) in [
+        ("none", None),
+        ("literal", Some("current time: [0-9:]+")),
+        ("class", Some(r"\d{2}:\d{2}")),
+        ("no_literal", Some(r"[a-z]+\d+[a-z]+")),
+    ] {
+        let ignored = prefix::Ignored::new(pattern).unwrap();
+        for kib in [8, 64, 400] {
+            let prompt = words.repeat((kib << 10) / words.len());
+            group.bench_function(format!("{name}_{kib}_kib"), |bencher| {
+                bencher.iter(|| ignored.without(&[black_box(prompt.as_bytes())]).len());
+            });
+        }
+    }
     group.finish();
 }
 

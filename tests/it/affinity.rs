@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use crate::support::client::Answer;
 use crate::support::eventually;
 use crate::support::mock::Mock;
-use crate::support::router::Router;
+use crate::support::router::{Router, command};
+use crate::support::worker::Worker;
 
 /// As many conversations as it takes for both workers to get some.
 const CONVERSATIONS: usize = 14;
@@ -133,6 +134,78 @@ async fn a_first_line_that_changes_with_each_turn_does_not_move_a_conversation()
         served[usize::from(first.as_deref() == Some(mocks[1].name()))] += 1;
     }
     assert!(served[0] > 0 && served[1] > 0, "both workers have conversations: {served:?}");
+}
+
+/// Sends four turns of conversations whose system prompt and first message begin with text that is different in each turn.
+/// Returns the decisions of the later turns, and how many of these stayed with the worker of the turn before.
+async fn changing_heads(router: &Router) -> (Vec<String>, usize) {
+    let (mut decisions, mut stayed) = (Vec::new(), 0);
+    for conversation in 0..CONVERSATIONS {
+        let mut rest = Vec::new();
+        let mut last = None;
+        for turn in 0..4 {
+            let now = format!("Now: {:02}:{:02}, turn {turn}\n", conversation % 24, 10 + turn);
+            let system = format!("{now}{}", format!("This is agent {conversation}. ").repeat(80));
+            let first = format!("id={turn:08x} {}", "a question ".repeat(100));
+            let mut messages = vec![
+                json!({ "role": "system", "content": system }),
+                json!({ "role": "user", "content": first }),
+            ];
+            messages.extend(rest.iter().cloned());
+            let body = json!({ "model": "m", "max_tokens": 1, "messages": messages });
+            let answer = router.post("/v1/chat/completions", body.to_string()).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let name = answer.header("x-smg-worker").unwrap().to_owned();
+            if let Some(last) = last.replace(name.clone()) {
+                decisions.push(decision(&answer));
+                stayed += usize::from(last == name);
+            }
+            rest.push(json!({ "role": "assistant", "content": "an answer ".repeat(20) }));
+            rest.push(json!({ "role": "user", "content": format!("question {turn} ").repeat(40) }));
+        }
+    }
+    (decisions, stayed)
+}
+
+#[tokio::test]
+async fn text_that_the_operator_ignores_does_not_move_a_conversation() {
+    // They report no cached tokens: a worker that computes the changing text would have to report that it has cached nothing.
+    let workers = [Worker::plain().await, Worker::plain().await];
+    let urls = workers.each_ref().map(Worker::url);
+    let plain = Router::before(&urls, &["--debug-headers"]).await;
+    let (decisions, _) = changing_heads(&plain).await;
+    assert!(decisions.iter().all(|decision| decision == "miss"), "{decisions:?}");
+    let mut flags = vec!["--debug-headers"];
+    flags.extend(["--prefix-ignore", r"Now: [^\\]*", "--prefix-ignore", "id=[0-9a-f]+"]);
+    let ignoring = Router::before(&urls, &flags).await;
+    let (decisions, stayed) = changing_heads(&ignoring).await;
+    assert!(decisions.iter().all(|decision| decision == "hit"), "{decisions:?}");
+    assert_eq!(stayed, decisions.len());
+}
+
+#[tokio::test]
+async fn ignored_text_reaches_the_worker() {
+    let one = Worker::plain().await;
+    let router = Router::before(&[one.url()], &["--prefix-ignore", "secret [0-9]+"]).await;
+    let body = format!(r#"{{"model":"m","prompt":"secret 1, {} secret 2"}}"#, "x".repeat(1000));
+    assert_eq!(router.post("/generate", &body).await.status, 200);
+    assert_eq!(String::from_utf8(one.seen().pop().unwrap().body).unwrap(), body);
+}
+
+#[tokio::test]
+async fn a_pattern_that_is_no_pattern_is_an_error() {
+    for (pattern, why) in [
+        ("a(", "unclosed group"),
+        ("x*", "matches the empty text"),
+        ("((a{1000}){1000}){1000}", "compiled"),
+    ] {
+        let flags = ["check-config", "--prefix-ignore", pattern];
+        let output = command().args(flags).output().await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let named = format!("flag --prefix-ignore: {pattern:?}");
+        assert!(text.contains(&named) && text.contains(why), "{text}");
+    }
 }
 
 /// Two routers that form one cluster in front of the workers.

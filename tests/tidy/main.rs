@@ -136,7 +136,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("mock", &["clock", "tasks"]),
     ("console", &["spec", "clock", "tls", "upstream", "dial"]),
-    ("cli", &["ids", "spec", "policy", "limit", "mesh", "console", "mock", "bounds"]),
+    ("cli", &["ids", "spec", "policy", "prefix", "limit", "mesh", "console", "mock", "bounds"]),
     (
         "config",
         &[

@@ -147,6 +147,9 @@ fn workers_and_routing() -> Vec<Row> {
         row("balance-abs-threshold", "7", "8", "7", see!(policy.balance_abs_threshold)),
         row("balance-rel-threshold", "7.5", "8", "7.5", see!(policy.balance_rel_threshold)),
         row("max-tree-size", "7000", "8000", "7000", see!(prefix.max_entries)),
+        row("prefix-ignore", "at [0-9]+, or", "b+", "[\"at [0-9]+, or\"]", |c| {
+            format!("{:?}", c.policy.ignored.patterns().collect::<Vec<_>>())
+        }),
         row("session-ttl-secs", "7", "8", "7s", see!(policy.session_ttl)),
         row("max-sessions", "7", "8", "7", see!(policy.max_sessions)),
         row(

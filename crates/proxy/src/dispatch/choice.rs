@@ -40,10 +40,10 @@ impl Blocks {
         self.0.as_deref().unwrap_or_default()
     }
 
-    fn compute(&mut self, root: u64, prompt: &[&[u8]]) {
+    fn compute(&mut self, root: u64, prompt: &[&[u8]], ignored: &prefix::Ignored) {
         if self.0.is_none() {
             let mut hashes = Vec::new();
-            prefix::chain(root, prompt, &mut hashes);
+            prefix::chain(root, &ignored.without(prompt), &mut hashes);
             self.0 = Some(hashes);
         }
     }
@@ -78,7 +78,8 @@ pub(super) fn choose(
     let table = policies.table(&snapshot);
     let entry = table.entry(request.model);
     if entry.policy.wants_blocks() {
-        blocks.compute(entry.root(request.model), request.prompt);
+        let root = entry.root(request.model);
+        blocks.compute(root, request.prompt, &policies.config().ignored);
     }
     let hint = request.hint(blocks.hashes(), entry);
     let weights = &entry.weights;

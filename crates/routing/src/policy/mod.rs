@@ -29,13 +29,14 @@ mod tests;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use crate::prefix::{BLOCK_BYTES, Recall};
+use crate::prefix::{BLOCK_BYTES, Ignored, Recall};
 use crate::speed::Speed;
 
 pub use build::build;
@@ -150,6 +151,8 @@ pub struct Config {
     /// `cache_aware` and `manual` choose the worker of an unknown prompt or session by a hash of its key, among the workers
     /// with about the lowest load. So routers that have not yet exchanged their hints choose the same worker.
     pub agree_across_routers: bool,
+    /// The text of prompts that is left out of [`Hint::blocks`].
+    pub ignored: Arc<Ignored>,
 }
 
 impl Default for Config {
@@ -163,6 +166,7 @@ impl Default for Config {
             session_ttl: Duration::from_secs(3600),
             max_sessions: 1 << 20,
             agree_across_routers: false,
+            ignored: Arc::default(),
         }
     }
 }

@@ -11,6 +11,7 @@
 mod blocks;
 mod capacity;
 mod checkpoints;
+mod ignored;
 mod index;
 mod metrics;
 mod search;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use blocks::{BLOCK_BYTES, chain, root};
 pub use capacity::{Evicted, Recall};
+pub use ignored::{Hashed, Ignored, MOST_PATTERNS, PatternError, SEARCHED_BYTES};
 pub use index::{Index, Unshared};
 pub use metrics::Metrics;
 pub use search::{Match, Recalls};
