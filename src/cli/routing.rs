@@ -60,8 +60,9 @@ pub struct WorkerArgs {
 
 /// Parses the name of a policy; `--help` lists the names with one sentence each.
 fn policy() -> impl TypedValueParser<Value = Kind> {
-    let named =
-        |kind: Kind| PossibleValue::new(kind.name()).aliases(other_names(kind)).help(summary(kind));
+    let named = |kind: Kind| {
+        PossibleValue::new(kind.name()).aliases(other_names(kind)).help(kind.summary())
+    };
     PossibleValuesParser::new(Kind::ALL.map(named)).map(|name| {
         let other = Kind::ALL.into_iter().find(|kind| other_names(*kind).contains(&name.as_str()));
         other.unwrap_or_else(|| name.parse().expect("only names of policies are possible values"))
@@ -87,22 +88,6 @@ const fn other_names(kind: Kind) -> &'static [&'static str] {
         | Kind::Manual
         | Kind::Bucket
         | Kind::Passthrough => &[],
-    }
-}
-
-/// How a policy picks a worker, in one line.
-const fn summary(kind: Kind) -> &'static str {
-    match kind {
-        Kind::CacheAware => "The worker with the shortest expected time to first token",
-        Kind::RoundRobin => "In turn, by weight",
-        Kind::Random => "At random, by weight",
-        Kind::PowerOfTwo => "The less loaded of two workers drawn at random",
-        Kind::LeastLoad => "The least loaded worker",
-        Kind::ConsistentHashing => "Rendezvous hashing of the session, with bounded load",
-        Kind::PrefixHash => "Rendezvous hashing of the prompt's head, with bounded load",
-        Kind::Manual => "Sticky sessions with a time to live",
-        Kind::Bucket => "A range of prompt lengths for each worker",
-        Kind::Passthrough => "The first worker: for a fleet of one",
     }
 }
 
@@ -201,7 +186,8 @@ pub struct RoutingArgs {
     pub session_header: Vec<http::HeaderName>,
     /// Show clients which worker, policy and decision served them.
     ///
-    /// Adds x-smg-* headers to responses. Meant for experiments: it shows worker ids to every client.
+    /// Adds x-smg-* headers to responses. Meant for experiments: it shows worker ids to every client. Without it, a response has
+    /// them if its request has the header x-smg-debug: true and a key that may read the admin routes.
     #[arg(
         long,
         value_name = "YES",

@@ -26,6 +26,9 @@ use super::origin::{Asked, own_machine, refuse_cross_site};
 use super::routes::Access;
 use super::{AdminKey, AdminRole, Config, Tenant};
 
+/// The header of a request whose response shall show how it was routed.
+pub(super) static X_SMG_DEBUG: HeaderName = HeaderName::from_static("x-smg-debug");
+
 /// The identity of a caller: the tenant of its key, and a hash of the key (without configured keys, of the first one shown).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Caller {
@@ -173,7 +176,7 @@ impl Keys {
             Access::Public => Ok(None),
             Access::Client => self.client(asked.headers).map(Some),
             Access::Reader => self.reader(asked).map(Some),
-            Access::Admin | Access::Operator => {
+            Access::Admin | Access::Inspect | Access::Operator => {
                 self.admin(access, asked).map(|()| Some(Caller::default()))
             }
         }
@@ -188,7 +191,8 @@ impl Keys {
     /// Admits the caller of an admin route or returns the error.
     pub(super) fn admin(&self, access: Access, asked: &Asked<'_>) -> Result<(), ApiError> {
         let headers = asked.headers;
-        let writes = !matches!(*asked.method, Method::GET | Method::HEAD);
+        let reads = matches!(*asked.method, Method::GET | Method::HEAD);
+        let writes = !reads && access != Access::Inspect;
         if writes {
             refuse_cross_site(headers)?;
         }
@@ -206,6 +210,26 @@ impl Keys {
             return if known { Ok(()) } else { Err(ApiError::unauthorized()) };
         }
         if writes && !self.open { own_machine(asked) } else { Ok(()) }
+    }
+
+    /// Whether the response shows how the request was routed, because it asks for it with the header `x-smg-debug`.
+    ///
+    /// # Errors
+    /// If the header is neither `true` nor `false`, or the caller may not read which workers there are.
+    pub(super) fn shows_routing(&self, asked: &Asked<'_>) -> Result<bool, ApiError> {
+        let Some(value) = asked.headers.get(&X_SMG_DEBUG) else { return Ok(false) };
+        match value.as_bytes() {
+            b"true" => self.admin(Access::Inspect, asked).map(|()| true).map_err(|_| {
+                ApiError::forbidden(
+                    "the header x-smg-debug needs a key that may read the admin routes",
+                )
+            }),
+            b"false" => Ok(false),
+            _ => Err(ApiError {
+                param: Some("x-smg-debug"),
+                ..ApiError::bad_request("invalid_header", "x-smg-debug is neither true nor false")
+            }),
+        }
     }
 
     fn with_admin_key(&self, writes: bool, headers: &HeaderMap) -> Result<(), ApiError> {

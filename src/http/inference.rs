@@ -1,10 +1,8 @@
 //! The inference endpoints: one generic path for JSON and multipart requests, streaming or not.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -12,9 +10,9 @@ use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
 use smg_limits::admission::Quota;
 use smg_limits::rule::Who;
-use smg_proxy::dispatch::{self, Dispatched, Dispatcher, ModelPlace, StreamEnd};
+use smg_proxy::dispatch::{self, Criteria, Dispatched, Dispatcher, ModelPlace, StreamEnd};
 use smg_proxy::usage::Strip;
-use smg_routing::fleet::{Listed, Worker};
+use smg_routing::fleet::Worker;
 use smg_routing::limit::Priority;
 use smg_types::ids::ModelId;
 use tokio::sync::Notify;
@@ -22,27 +20,26 @@ use tracing::warn;
 
 use super::Surface;
 use super::access_log::Ticket;
-use super::auth::{Caller, Keys};
+use super::auth::{Caller, Keys, X_SMG_DEBUG};
 use super::body::Body;
 use super::buffered::Held;
 use super::encoding;
 use super::error::{ApiError, BROKEN_ANTHROPIC, BROKEN_OPENAI};
 use super::exchange::State;
-use super::form;
+use super::facts::{self, Facts};
 use super::forwarded::{self, Hop};
 use super::from_worker;
 use super::headers;
 use super::heartbeat::is_plain_stream;
 use super::metered::Metered;
 use super::metering::Meter;
-use super::peek::{self, Peek};
+use super::peek::Peek;
 use super::quota::{self, Reservation};
 use super::quota_headers;
 use super::stream_options;
 use super::tunnel;
 use super::upload::{self, Limits};
 
-static X_SMG_ROUTING_KEY: HeaderName = HeaderName::from_static("x-smg-routing-key");
 static X_SMG_PRIORITY: HeaderName = HeaderName::from_static("x-smg-priority");
 
 /// The state that one thread of the data path needs to serve inference requests.
@@ -74,6 +71,8 @@ pub(super) struct Inbound {
     pub(super) stream_begins: Option<Arc<Notify>>,
     /// Whether the route concerns no particular model, so that any worker may answer.
     pub(super) any_model: bool,
+    /// Whether the response shows how it was routed.
+    pub(super) shows_routing: bool,
     /// The line of the request in the access log.
     pub(super) ticket: Ticket,
 }
@@ -116,8 +115,8 @@ impl Inference {
         let mut headers = std::mem::take(&mut parts.headers);
         let mut held = Held::new(&self.surface.metrics, config.max_buffered_bytes);
         let body = self.read(incoming, &mut headers, &mut held, state, inbound).await?;
-        let mut facts = facts(&parts, &headers, &body).await?;
-        let sole = self.sole_model(&facts, inbound.any_model)?;
+        let mut facts = Facts::read(&parts.method, parts.uri.query(), &headers, &body).await?;
+        let sole = facts.sole_model(&self.surface.fleet, inbound.any_model)?;
         let named = facts.peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
         let (mut meter, quotas, needs_usage) =
             self.limit(&parts.method, inbound, named, &facts.peek).await?;
@@ -132,10 +131,7 @@ impl Inference {
         let model = peek.model.as_deref().or_else(|| sole.as_ref().map(ModelId::as_str));
         let priority =
             priority(&parts.method, inbound.websocket, &headers, config.max_client_priority)?;
-        // The session's key: from the routing header, else from a session header, else from the body.
-        let session_header = std::iter::once(&X_SMG_ROUTING_KEY)
-            .chain(&config.session_headers)
-            .find_map(|name| headers.get(name).filter(|key| !key.is_empty()).cloned());
+        let session_header = facts::session_header(&headers, &config.session_headers);
         let session = session_header.as_ref().map(HeaderValue::as_bytes);
         take_ours(&inbound.keys, &mut headers);
         if let Some(hop) = inbound.hop {
@@ -157,21 +153,23 @@ impl Inference {
             path_and_query,
             headers,
             body: body.clone(),
-            model,
+            criteria: Criteria {
+                model,
+                session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
+                goes_on_from: peek.goes_on_from.as_deref(),
+                prompt: &peek.prompt(&body),
+            },
             model_at: facts.model_at,
             stream: peek.stream || inbound.websocket,
             websocket: inbound.websocket,
             stream_end: inbound.stream_end(),
-            session: session.or_else(|| peek.session.as_deref().map(str::as_bytes)),
-            goes_on_from: peek.goes_on_from.as_deref(),
-            prompt: &peek.prompt(&body),
             priority,
             sent: meter.sent(),
             observer: inbound.ticket.observer(),
         };
         match self.dispatcher.dispatch(&request).await {
             Ok(dispatched) => {
-                let response = self.respond(dispatched, meter, strip);
+                let response = self.respond(dispatched, meter, strip, inbound.shows_routing);
                 let mut response =
                     response.map_err(|error| ApiError { quotas: quotas.clone(), ..error })?;
                 quota_headers::show(&quotas, response.headers_mut());
@@ -232,30 +230,13 @@ impl Inference {
         encoding::decoded(body, headers, decode, most, held).await
     }
 
-    /// The model for a request that names none: the only one that the workers list.
-    ///
-    /// # Errors
-    /// If several models are served and the request concerns one of them.
-    fn sole_model(&self, facts: &Facts, any_model: bool) -> Result<Option<ModelId>, ApiError> {
-        if facts.peek.model.is_some() {
-            return Ok(None);
-        }
-        match self.surface.fleet.load().listed() {
-            Listed::None => Ok(None),
-            Listed::One(model) => Ok(Some(model.clone())),
-            // A health request for the engine concerns no model. Everything else might go to a worker of the wrong
-            // model.
-            Listed::Several if any_model => Ok(None),
-            Listed::Several => Err(ApiError::model_missing(facts.form_defect.clone())),
-        }
-    }
-
     /// Prepares a worker's response for the client.
     fn respond(
         &self,
         dispatched: Dispatched,
         mut meter: Meter,
         strip: Option<Box<Strip>>,
+        shows_routing: bool,
     ) -> Result<Response<Body>, ApiError> {
         let Dispatched { response, trace, entry } = dispatched;
         meter.answer(&response, entry);
@@ -276,7 +257,7 @@ impl Inference {
             tunnel::confirm(headers);
         }
         self.hide_worker(&trace, headers)?;
-        if self.surface.config.debug_headers {
+        if shows_routing {
             show(&trace, headers);
         }
         Ok(response)
@@ -320,6 +301,7 @@ impl Inference {
 /// otherwise a client could name these in `connection`.
 fn take_ours(keys: &Keys, headers: &mut HeaderMap) {
     keys.take_own(headers);
+    headers.remove(&X_SMG_DEBUG);
     headers::strip_hop_by_hop(headers);
 }
 
@@ -357,45 +339,6 @@ fn ask_for_usage(needs_usage: bool, route: &str, facts: &mut Facts, body: &[u8])
     }
     peek.prompt_at.iter_mut().for_each(|at| edit.shift(at));
     Some(edit.apply(body))
-}
-
-/// The properties of a request that routing needs.
-#[derive(Default)]
-struct Facts {
-    peek: Peek<'static>,
-    model_at: Option<ModelPlace>,
-    /// Why a form could not be read to its end.
-    form_defect: Option<String>,
-}
-
-/// Reads what routing needs: from a form, from the query of a request without a body, else from JSON.
-async fn facts(parts: &Parts, headers: &HeaderMap, body: &Bytes) -> Result<Facts, ApiError> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if form::is_form(content_type) {
-        let form = form::read(body, content_type).await?;
-        let peek =
-            Peek { model: form.model.map(Into::into), stream: form.stream, ..Peek::default() };
-        let model_at = form.model_at.map(ModelPlace::Text);
-        return Ok(Facts { peek, model_at, form_defect: form.defect });
-    }
-    if body.is_empty() && parts.method != Method::POST {
-        let model = model_of_query(parts.uri.query());
-        return Ok(Facts { peek: Peek { model, ..Peek::default() }, ..Facts::default() });
-    }
-    let mut peek = peek::read(body).await?;
-    // An empty name counts as none.
-    peek.model = peek.model.filter(|name| !name.is_empty());
-    let model_at = peek.model_at.take().map(ModelPlace::Json);
-    Ok(Facts { peek, model_at, form_defect: None })
-}
-
-/// The value of the parameter `model`.
-fn model_of_query(query: Option<&str>) -> Option<Cow<'static, str>> {
-    let pairs: Vec<(String, String)> =
-        axum::extract::Query::try_from_uri(&format!("/?{}", query?).parse().ok()?).ok()?.0;
-    let model = pairs.into_iter().find(|(name, _)| name == "model")?.1;
-    (!model.is_empty()).then_some(Cow::Owned(model))
 }
 
 /// Adds the headers that show how the response was routed.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post, put};
 use axum::{Json, Router};
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::routes::{ROUTES, Serves};
 use super::{
-    Surface, engine_metrics, fanout, ha, keys, leader, legacy, models, rate_limits, shared, ui,
-    views, workers,
+    Surface, engine_metrics, explain, fanout, ha, keys, leader, legacy, models, rate_limits,
+    shared, ui, views, workers,
 };
 
 /// The routes that the router answers itself. Keys are checked before a request gets here.
@@ -46,6 +46,8 @@ pub(super) fn router(surface: Arc<Surface>) -> Router {
         .route("/ha/drift", get(ha::drift))
         .route("/ha/workers", get(shared::workers))
         .route("/ha/workers/{id}", get(shared::worker))
+        // The table of routes has its own bound for bodies.
+        .route("/ha/explain", post(explain::explain).layer(DefaultBodyLimit::disable()))
         .route("/ha/policies", get(shared::policies))
         .route(
             "/ha/policies/{*model}",

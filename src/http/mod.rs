@@ -18,6 +18,8 @@ mod engine_metrics;
 mod error;
 mod estimates;
 mod exchange;
+mod explain;
+mod facts;
 mod fanout;
 mod foreign;
 mod form;

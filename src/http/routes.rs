@@ -13,6 +13,8 @@ pub enum Access {
     Reader,
     /// Administrators, and users for reads.
     Admin,
+    /// Administrators and users: a read with a body.
+    Inspect,
     /// Callers that may shut the router down: administrators with a key; without a key, only this machine.
     Operator,
 }
@@ -203,6 +205,7 @@ pub const ROUTES: &[Route] = &[
     local("GET", "/ha/drift", Access::Admin),
     local("GET", "/ha/workers", Access::Admin),
     local("GET", "/ha/workers/{id}", Access::Admin),
+    local("POST", "/ha/explain", Access::Inspect),
     local("GET", "/ha/policies", Access::Admin),
     local("GET", "/ha/policies/{model}", Access::Admin),
     local("PUT", "/ha/policies/{model}", Access::Admin),

@@ -27,7 +27,7 @@ use super::inference::{Inbound, Inference};
 use super::metrics::RouteMetrics;
 use super::origin::Asked;
 use super::pass_through;
-use super::routes::{self, Found, PASSED, ROUTES, Route, Serves};
+use super::routes::{self, Access, Found, PASSED, ROUTES, Route, Serves};
 use super::tunnel::{self, Pending, Slot};
 use super::upload::{self, Limits};
 use super::{Surface, local};
@@ -203,6 +203,8 @@ impl Shard {
                     "inference"
                 );
                 let config = &self.surface().config;
+                let asked = keys.shows_routing(&Asked::by(&request, peer.ip()))?;
+                let shows_routing = config.debug_headers || asked;
                 let hop = self.hop(peer);
                 let inbound = Inbound {
                     request_id,
@@ -210,6 +212,7 @@ impl Shard {
                     hop,
                     anthropic,
                     any_model: route.serves == Serves::AnyWorker,
+                    shows_routing,
                     websocket,
                     route: route.path,
                     caller,
@@ -225,28 +228,41 @@ impl Shard {
                 Box::pin(self.inference.serve(request, &inbound, state)).await
             }
             Serves::AllWorkers | Serves::Local => {
-                let name = headers::text(&request_id);
-                debug!(request_id = name, route = route.path, method = %request.method(), "local");
-                let surface = self.surface();
-                let config = &surface.config;
-                let (parts, incoming) = request.into_parts();
-                let mut held = Held::new(&surface.metrics, config.max_buffered_bytes);
-                let limits = Limits {
-                    most: config.max_body_bytes.min(LARGEST_OWN_BODY),
-                    timeout: config.body_timeout,
-                };
-                let reading = upload::read(incoming, &parts.headers, limits, &mut held);
-                let body = Box::pin(reading).await?;
-                state.set_unread_body(false);
-                ticket.note_body(body.len());
-                let request = Request::from_parts(parts, axum::body::Body::from(body));
-                let answered = Box::pin(self.local.clone().oneshot(request)).await;
-                let mut response = answered.unwrap_or_else(|never| match never {});
-                match response.extensions_mut().remove::<ApiError>() {
-                    Some(error) => Err(error),
-                    None => Ok(response.map(Body::axum)),
-                }
+                self.answer_here(route, request, &request_id, state, &ticket).await
             }
+        }
+    }
+
+    /// Answers a request for a route that the router answers itself.
+    async fn answer_here(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+        request_id: &HeaderValue,
+        state: &State,
+        ticket: &Ticket,
+    ) -> Result<Response<Body>, ApiError> {
+        let name = headers::text(request_id);
+        debug!(request_id = name, route = route.path, method = %request.method(), "local");
+        let surface = self.surface();
+        let config = &surface.config;
+        let (parts, incoming) = request.into_parts();
+        let mut held = Held::new(&surface.metrics, config.max_buffered_bytes);
+        // What is to be explained is as large as any request.
+        let is_request = route.access == Access::Inspect;
+        let largest = if is_request { usize::MAX } else { LARGEST_OWN_BODY };
+        let limits =
+            Limits { most: config.max_body_bytes.min(largest), timeout: config.body_timeout };
+        let reading = upload::read(incoming, &parts.headers, limits, &mut held);
+        let body = Box::pin(reading).await?;
+        state.set_unread_body(false);
+        ticket.note_body(body.len());
+        let request = Request::from_parts(parts, axum::body::Body::from(body));
+        let answered = Box::pin(self.local.clone().oneshot(request)).await;
+        let mut response = answered.unwrap_or_else(|never| match never {});
+        match response.extensions_mut().remove::<ApiError>() {
+            Some(error) => Err(error),
+            None => Ok(response.map(Body::axum)),
         }
     }
 

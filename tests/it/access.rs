@@ -238,6 +238,7 @@ fn routes_as_a_table() -> String {
             Access::Client => ["yes", "yes", "yes", "no", "no"],
             Access::Reader => ["yes"; 5],
             Access::Admin if reads => ["yes", "if no admin key is set", "no", "yes", "yes"],
+            Access::Inspect => ["yes", "if no admin key is set", "no", "yes", "yes"],
             Access::Admin => ["here", "if no admin key is set", "no", "no", "yes"],
             Access::Operator => ["here", "no", "no", if reads { "yes" } else { "no" }, "yes"],
         };

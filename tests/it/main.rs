@@ -26,6 +26,7 @@ mod disk;
 mod doctor;
 mod down;
 mod engines;
+mod explain;
 mod failure;
 mod fidelity;
 mod floods;

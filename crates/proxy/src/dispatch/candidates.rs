@@ -1,13 +1,16 @@
 //! Selects the workers that the policy may pick for the next attempt.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use smallvec::SmallVec;
-use smg_routing::fleet::{self, Fitness, Member, Rank};
+use smg_routing::fleet::{self, Ejection, Fitness, Member, Rank};
 use smg_routing::policies::{self, Entry};
 use smg_routing::policy::Candidate;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
+
+use super::standing::Standing;
 
 /// The candidates for one attempt.
 #[derive(Debug, Default)]
@@ -26,52 +29,70 @@ pub(super) struct Candidates {
 
 /// The members that can serve now and were not tried yet. Workers that push back are candidates only if there are no
 /// others. If passive signals (breakers, connect errors) eject more than `max_ejection_percent` of the members, the least
-/// bad of the ejected are candidates. `weights` override the weights in the workers' specs.
+/// bad of the ejected are candidates. `weights` override the weights in the workers' specs. `left_out` receives each member that
+/// is not a candidate and was not tried, with the reason.
 pub(super) fn of(
     members: &[Member],
     tried: &[WorkerId],
     now: Now,
     config: &fleet::Config,
     weights: &BTreeMap<WorkerId, u32>,
+    left_out: &mut impl FnMut(u32, Standing),
 ) -> Candidates {
     let mut found = Candidates::default();
-    let mut ejected: SmallVec<[(bool, std::time::Duration, u32); 16]> = SmallVec::new();
+    let mut ejected: SmallVec<[EjectedMember; 16]> = SmallVec::new();
     let mut pushing_back: SmallVec<[u32; 16]> = SmallVec::new();
     let (mut considered, mut out) = (0usize, 0usize);
     for (at, member) in (0u32..).zip(members) {
         match member.worker.fitness(now, &config.breaker) {
-            Fitness::Out => continue,
-            Fitness::Full => found.full = true,
+            Fitness::Out(outage) => {
+                left_out(at, Standing::Out(outage));
+                continue;
+            }
+            Fitness::Full => {
+                found.full = true;
+                left_out(at, Standing::Full);
+            }
             Fitness::Fit | Fitness::PushesBack if tried.contains(&member.worker.id) => {}
             Fitness::Fit => found.push(at, member, weights, now),
             Fitness::PushesBack => pushing_back.push(at),
-            Fitness::Ejected { since, unreachable } => {
+            Fitness::Ejected { since, by } => {
                 out += 1;
                 if !tried.contains(&member.worker.id) {
-                    ejected.push((unreachable, since, at));
+                    ejected.push((by == Ejection::Unreachable, since, at, by));
                 }
             }
         }
         considered += 1;
     }
-    if found.list.is_empty() {
-        // They are overloaded, but they work.
-        for at in pushing_back {
+    let is_last_resort = found.list.is_empty();
+    for at in pushing_back {
+        if is_last_resort {
+            // They are overloaded, but they work.
             found.push(at, &members[at as usize], weights, now);
+        } else {
+            left_out(at, Standing::PushesBack);
         }
     }
     let allowed = considered * usize::from(config.max_ejection_percent) / 100;
-    if found.list.is_empty() && out > allowed {
+    let back = if found.list.is_empty() { out.saturating_sub(allowed) } else { 0 };
+    found.anyway = back > 0;
+    if back > 0 {
         // Reachable workers first, then those ejected for the longest time.
         ejected.sort_unstable();
-        let back = out - allowed;
-        found.anyway = true;
-        for (_, _, at) in ejected.into_iter().take(back) {
+    }
+    for (nth, (_, _, at, by)) in ejected.into_iter().enumerate() {
+        if nth < back {
             found.push(at, &members[at as usize], weights, now);
+        } else {
+            left_out(at, Standing::Ejected(by));
         }
     }
     found
 }
+
+/// Whether an ejected member could not be reached, since when it is ejected, its index, and what ejected it.
+type EjectedMember = (bool, Duration, u32, Ejection);
 
 impl Candidates {
     fn push(&mut self, at: u32, member: &Member, weights: &BTreeMap<WorkerId, u32>, now: Now) {
@@ -104,6 +125,12 @@ impl Candidates {
         }
     }
 
+    /// All candidates with their indexes among the members, the preferred ones first.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Candidate, u32)> + Clone {
+        let preferred = self.list.iter().zip(self.members.iter().copied());
+        preferred.chain(self.less_preferred.iter().map(|(candidate, at)| (candidate, *at)))
+    }
+
     /// Whether there is more than one candidate, preferred or not.
     pub(super) fn has_several(&self) -> bool {
         self.list.len() + self.less_preferred.len() > 1
@@ -112,8 +139,6 @@ impl Candidates {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use smg_routing::fleet::{Fleet, Metrics, Outcome, ProbeResult, ServedBy};
     use smg_types::ids::ModelId;
@@ -149,7 +174,7 @@ mod tests {
         let ServedBy::Members(members) = snapshot.served_by(Some("m")) else {
             panic!("nobody serves")
         };
-        let found = of(members, tried, NOW, config, &BTreeMap::new());
+        let found = of(members, tried, NOW, config, &BTreeMap::new(), &mut |_, _| {});
         (found.list.len(), found.anyway)
     }
 

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use rand::Rng;
-use smg_routing::fleet::{Fleet, InFlight, ServedBy, Worker};
+use smg_routing::fleet::{Fitness, Fleet, InFlight, Member, Rank, ServedBy, Snapshot, Worker};
 use smg_routing::policies::{Asked, Entry, Policies};
-use smg_routing::policy::{Decision, Pick};
+use smg_routing::policy::{Decision, Explained, Hint, Pick};
 use smg_routing::prefix;
 use smg_types::ids::{ModelId, WorkerId};
 use smg_types::now::Now;
 
-use super::candidates;
-use super::request::{DispatchError, Request};
+use super::candidates::{self, Candidates};
+use super::explanation::{Considered, Explanation};
+use super::request::{Criteria, DispatchError};
+use super::standing::Standing;
 
 /// The choice for one attempt.
 #[derive(Debug)]
@@ -49,72 +51,115 @@ impl Blocks {
     }
 }
 
+/// What a choice is made from. All choices of requests, and all explanations, are made here.
+struct Round<'a> {
+    members: &'a [Member],
+    hint: Hint<'a>,
+    found: Candidates,
+    /// The worker that holds what the request goes on from.
+    holder: Option<WorkerId>,
+    /// Whether the candidates are workers that were not tried before.
+    untried: bool,
+}
+
+impl<'a> Round<'a> {
+    /// Finds the candidates of the request among `members`. `left_out` is as in [`candidates::of`].
+    fn of(
+        (fleet, snapshot, members): (&Fleet, &Snapshot, &'a [Member]),
+        (policies, entry): (&Policies, &'a Arc<Entry>),
+        criteria: &Criteria<'a>,
+        tried: &[WorkerId],
+        blocks: &'a mut Blocks,
+        now: Now,
+        left_out: &mut impl FnMut(u32, Standing),
+    ) -> Self {
+        if entry.policy.wants_blocks() {
+            let root = entry.root(criteria.model);
+            blocks.compute(root, criteria.prompt, &policies.config().ignored);
+        }
+        let hint = criteria.hint(blocks.hashes(), entry);
+        let weights = &entry.weights;
+        let mut found = candidates::of(members, tried, now, fleet.config(), weights, left_out);
+        let mut untried = true;
+        if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
+            // All were tried: then any worker but the last one, and the last one only if it is the only one. A worker that
+            // is merely full is worth waiting for, if that is allowed.
+            untried = false;
+            let last = std::slice::from_ref(last);
+            found = candidates::of(members, last, now, fleet.config(), weights, left_out);
+            if found.list.is_empty() && !found.full {
+                found = candidates::of(members, &[], now, fleet.config(), weights, left_out);
+            }
+        }
+        if snapshot.has_ranks() {
+            found.prefer(members, entry);
+        }
+        let holder = criteria.goes_on_from.and_then(|id| policies.memory().holder(id, now));
+        Self { members, hint, found, holder, untried }
+    }
+
+    /// The candidate that holds what the request goes on from, because no other can answer it; else the one that `policy` picks.
+    fn pick(&self, policy: impl FnOnce() -> Option<Pick>) -> Option<Pick> {
+        let held =
+            self.holder.and_then(|id| self.found.list.iter().position(|worker| worker.id == id));
+        held.map_or_else(policy, |index| Some(Pick::sticky(index)))
+    }
+
+    fn member(&self, pick: &Pick) -> &'a Member {
+        &self.members[self.found.members[pick.index] as usize]
+    }
+}
+
+/// The workers that serve a model.
+fn members<'s>(
+    fleet: &Fleet,
+    snapshot: &'s Snapshot,
+    model: Option<&str>,
+    now: Now,
+) -> Result<&'s [Member], DispatchError> {
+    match (snapshot.served_by(model), model) {
+        (ServedBy::Members(members), _) => Ok(members),
+        (ServedBy::NotYetKnown, _) | (ServedBy::UnknownModel, None) => {
+            Err(DispatchError::NoneAvailable)
+        }
+        (ServedBy::UnknownModel, Some(model)) if fleet.has_departed(model, now) => {
+            Err(DispatchError::ModelDeparted)
+        }
+        (ServedBy::UnknownModel, Some(_)) => Err(DispatchError::NoSuchModel),
+    }
+}
+
 /// Picks a worker from the present snapshot of the fleet and takes a place on it. `tried`: the workers that were tried
 /// before, the last one at the end.
 ///
 /// # Errors
 /// If no worker serves the model, or none can take the request now.
 pub(super) fn choose(
-    fleet: &Fleet,
-    policies: &Policies,
-    request: &Request<'_>,
+    (fleet, policies): (&Fleet, &Policies),
+    criteria: &Criteria<'_>,
     tried: &[WorkerId],
     blocks: &mut Blocks,
     now: Now,
     rng: &mut dyn Rng,
 ) -> Result<Chosen, DispatchError> {
     let snapshot = fleet.load();
-    let members = match snapshot.served_by(request.model) {
-        ServedBy::Members(members) => members,
-        ServedBy::NotYetKnown => return Err(DispatchError::NoneAvailable),
-        ServedBy::UnknownModel => {
-            return Err(match request.model {
-                None => DispatchError::NoneAvailable,
-                Some(model) if fleet.has_departed(model, now) => DispatchError::ModelDeparted,
-                Some(_) => DispatchError::NoSuchModel,
-            });
-        }
-    };
+    let members = members(fleet, &snapshot, criteria.model, now)?;
     let table = policies.table(&snapshot);
-    let entry = table.entry(request.model);
-    if entry.policy.wants_blocks() {
-        let root = entry.root(request.model);
-        blocks.compute(root, request.prompt, &policies.config().ignored);
-    }
-    let hint = request.hint(blocks.hashes(), entry);
-    let weights = &entry.weights;
-    let mut found = candidates::of(members, tried, now, fleet.config(), weights);
-    let mut untried = true;
-    if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
-        // All were tried: then any worker but the last one, and the last one only if it is the only one. A worker that
-        // is merely full is worth waiting for, if that is allowed.
-        untried = false;
-        let last = std::slice::from_ref(last);
-        found = candidates::of(members, last, now, fleet.config(), weights);
-        if found.list.is_empty() && !found.full {
-            found = candidates::of(members, &[], now, fleet.config(), weights);
-        }
-    }
-    if snapshot.has_ranks() {
-        found.prefer(members, entry);
-    }
-    let holder = request.goes_on_from.and_then(|id| policies.memory().holder(id, now));
+    let entry = table.entry(criteria.model);
+    let served = (fleet, &**snapshot, members);
+    let mut round =
+        Round::of(served, (policies, entry), criteria, tried, blocks, now, &mut |_, _| {});
+    let breaker = &fleet.config().breaker;
     loop {
-        let held = holder.and_then(|id| found.list.iter().position(|worker| worker.id == id));
-        let pick = match held {
-            // No other worker can answer it, whatever the policy.
-            Some(index) => Some(Pick::sticky(index)),
-            None => entry.policy.pick(&found.list, &hint, now, rng),
-        };
-        let Some(pick) = pick else {
+        let Round { found, hint, .. } = &round;
+        let Some(pick) = round.pick(|| entry.policy.pick(&found.list, hint, now, rng)) else {
             return Err(DispatchError::NoneAvailable);
         };
-        let member = &members[found.members[pick.index] as usize];
+        let member = round.member(&pick);
         // Since the candidates were listed, the worker may have filled up, or its half-open breaker may have let its one
         // request through.
-        let Some(in_flight) = member.worker.begin(now, &fleet.config().breaker, found.anyway)
-        else {
-            found.remove(pick.index, members, entry);
+        let Some(in_flight) = member.worker.begin(now, breaker, found.anyway) else {
+            round.found.remove(pick.index, members, entry);
             continue;
         };
         entry.count_decision(pick.decision);
@@ -130,7 +175,89 @@ pub(super) fn choose(
                 prompt_bytes: hint.prompt_bytes,
             },
             tokens: pick.uncached_tokens(hint.prompt_bytes, member.worker.tokens_per_byte()),
-            others: untried && found.has_several(),
+            others: round.untried && found.has_several(),
         });
     }
+}
+
+/// Picks a worker as [`choose`] does for the first attempt of a request, takes no place on it, and says why. Nothing is sent,
+/// counted or learnt.
+#[must_use]
+pub fn explain(
+    (fleet, policies): (&Fleet, &Policies),
+    criteria: &Criteria<'_>,
+    now: Now,
+    rng: &mut dyn Rng,
+) -> Explanation {
+    let snapshot = fleet.load();
+    let table = policies.table(&snapshot);
+    let entry = table.entry(criteria.model);
+    let mut explanation = Explanation::new(entry, criteria);
+    let members = members(fleet, &snapshot, criteria.model, now);
+    let mut standings = Vec::new();
+    let served = match members {
+        Ok(members) => members,
+        Err(error) => {
+            explanation.refusal = Some(error);
+            &[]
+        }
+    };
+    let mut blocks = Blocks::default();
+    let round = Round::of(
+        (fleet, &snapshot, served),
+        (policies, entry),
+        criteria,
+        &[],
+        &mut blocks,
+        now,
+        &mut |at, standing| standings.push((at, standing)),
+    );
+    let Round { found, hint, .. } = &round;
+    let mut explained = Explained::default();
+    let pick = round.pick(|| {
+        explained = entry.policy.explain(&found.list, hint, now, rng);
+        explained.pick
+    });
+    explanation.blocks = hint.blocks.len();
+    explanation.pick = pick.map(|pick| (round.member(&pick).worker.id, pick.decision));
+    if pick.is_none() {
+        explanation.refusal.get_or_insert(DispatchError::NoneAvailable);
+    }
+    let chosen_rank = found.members.first().map(|at| served[*at as usize].rank);
+    for (nth, (candidate, at)) in found.all().enumerate() {
+        let member = &served[at as usize];
+        let standing = match chosen_rank {
+            _ if nth < found.list.len() => Standing::Candidate,
+            Some(Rank { priority, .. }) if member.rank.priority < priority => {
+                Standing::LowerPriority
+            }
+            Some(_) | None => Standing::FartherAway,
+        };
+        explanation.workers.push(Considered {
+            worker: Arc::clone(&member.worker),
+            standing,
+            candidate: *candidate,
+            terms: explained.terms.get(nth).copied(),
+        });
+    }
+    let weights = &entry.weights;
+    for (at, standing) in standings {
+        let worker = &served[at as usize].worker;
+        explanation.workers.push(Considered::left_out(worker, standing, weights, now));
+    }
+    let is_other = |worker: &&Arc<Worker>| {
+        explanation.workers.iter().all(|considered| considered.worker.id != worker.id)
+    };
+    let others: Vec<_> = snapshot.workers().iter().filter(is_other).cloned().collect();
+    for worker in others {
+        // A worker whose models are unknown may serve this one.
+        let standing = match worker.fitness(now, &fleet.config().breaker) {
+            Fitness::Out(outage) => Standing::Out(outage),
+            Fitness::Fit | Fitness::PushesBack | Fitness::Full | Fitness::Ejected { .. } => {
+                Standing::OtherModel
+            }
+        };
+        explanation.workers.push(Considered::left_out(&worker, standing, weights, now));
+    }
+    explanation
 }

@@ -188,7 +188,7 @@ impl Dispatcher {
     ) -> Step {
         let worker = &chosen.worker;
         let sent_at = self.clock.now();
-        let hint = request.hint(progress.blocks.hashes(), &chosen.entry);
+        let hint = request.criteria.hint(progress.blocks.hashes(), &chosen.entry);
         chosen.entry.policy.sent(worker.id, &hint, sent_at);
         let outgoing = Outgoing {
             method: &request.method,
@@ -345,7 +345,7 @@ impl Dispatcher {
             streams: is_events && response.status().is_success(),
             stores: request.path_and_query.path() == "/v1/responses"
                 && response.status().is_success(),
-            goes_on_from: request.goes_on_from.map(Into::into),
+            goes_on_from: request.criteria.goes_on_from.map(Into::into),
             memory: Arc::clone(self.shared.policies.memory()),
             asked,
             reported: None,
@@ -399,7 +399,8 @@ impl Dispatcher {
             let chosen = {
                 let (tried, blocks) = (&progress.tried, &mut progress.blocks);
                 let rng = &mut *self.rng.lock();
-                choice::choose(fleet, policies, request, tried, blocks, now, rng)
+                let among = (&**fleet, &**policies);
+                choice::choose(among, &request.criteria, tried, blocks, now, rng)
             };
             let may_wait = match &chosen {
                 Err(DispatchError::NoneAvailable) => now.mono < deadline,

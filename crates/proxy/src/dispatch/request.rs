@@ -30,8 +30,8 @@ pub struct Request<'a> {
     pub headers: HeaderMap,
     /// The body as the client sent it.
     pub body: Bytes,
-    /// The model that it names.
-    pub model: Option<&'a str>,
+    /// The parts by which a worker is chosen.
+    pub criteria: Criteria<'a>,
     /// Where the model's name lies in the body.
     pub model_at: Option<ModelPlace>,
     /// Whether the client asked for a stream.
@@ -40,12 +40,6 @@ pub struct Request<'a> {
     pub websocket: bool,
     /// What a stream that breaks ends with.
     pub stream_end: StreamEnd,
-    /// Session or routing key.
-    pub session: Option<&'a [u8]>,
-    /// The id of the earlier response, or of the conversation, that the request goes on from.
-    pub goes_on_from: Option<&'a str>,
-    /// The pieces of the prompt, in the order in which an engine sees them.
-    pub prompt: &'a [&'a [u8]],
     /// Its class in the queue.
     pub priority: Priority,
     /// Set before it is first sent to a worker. A caller that drops the dispatch sees by it whether a worker may have worked.
@@ -61,6 +55,19 @@ pub trait Observer: std::fmt::Debug + Sync {
 
     /// An attempt is about to be sent to this worker.
     fn sent(&self, worker: &Worker);
+}
+
+/// The parts of a request by which a worker is chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Criteria<'a> {
+    /// The model that it names.
+    pub model: Option<&'a str>,
+    /// Session or routing key.
+    pub session: Option<&'a [u8]>,
+    /// The id of the earlier response, or of the conversation, that the request goes on from.
+    pub goes_on_from: Option<&'a str>,
+    /// The pieces of the prompt, in the order in which an engine sees them.
+    pub prompt: &'a [&'a [u8]],
 }
 
 /// Where a body names its model: a worker may call the model by another name.
@@ -139,9 +146,14 @@ impl Request<'_> {
         };
         [&self.body[..at.start], &name, &self.body[at.end..]].concat().into()
     }
+}
 
-    /// What the policy of `entry` is told of the request. `blocks`: the hashes of the prompt's blocks, if they are known.
-    pub(super) fn hint<'h>(&'h self, blocks: &'h [u64], entry: &Entry) -> Hint<'h> {
+impl<'a> Criteria<'a> {
+    /// What the policy of `entry` gets to know of the request. `blocks`: the hashes of the prompt's blocks, if they are known.
+    pub(super) fn hint<'h>(&self, blocks: &'h [u64], entry: &Entry) -> Hint<'h>
+    where
+        'a: 'h,
+    {
         let prompt_bytes = self.prompt.iter().map(|piece| piece.len()).sum();
         let model = entry.session_root(self.session, self.model);
         Hint { session: self.session, blocks, prompt_bytes, model }

@@ -26,9 +26,35 @@ pub enum Fitness {
     Ejected {
         /// The time of the ejection (`Now::mono`).
         since: Duration,
-        /// The last attempt could not connect.
-        unreachable: bool,
+        /// What ejected it.
+        by: Ejection,
     },
-    /// The worker gets no requests: it is draining, down, asleep, overridden by an operator, or its models are unknown.
-    Out,
+    /// The worker gets no requests.
+    Out(Outage),
+}
+
+/// What has ejected a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ejection {
+    /// This router's breaker: too many requests have failed.
+    Breaker,
+    /// The breakers of other routers.
+    OtherRouters,
+    /// The last attempt could not connect.
+    Unreachable,
+}
+
+/// Why a worker gets no requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// The worker is draining.
+    Draining,
+    /// The router does not know yet which models the worker serves.
+    ModelsUnknown,
+    /// An operator has decided so.
+    Overridden,
+    /// The worker fails its probes, or no probe has succeeded yet.
+    Down,
+    /// The worker's engine sleeps.
+    Sleeping,
 }

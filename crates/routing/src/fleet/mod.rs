@@ -42,7 +42,7 @@ pub use config::{BreakerConfig, Config, HealthConfig, Place};
 pub use departed::Departure;
 pub use desired::{DesiredWorker, Reconciled};
 pub use failure::{Cause, Failure};
-pub use fitness::{Fitness, Override};
+pub use fitness::{Ejection, Fitness, Outage, Override};
 pub use health::{HealthChange, ProbeResult, WorkerState};
 pub use in_flight::{InFlight, TimeToFirstToken};
 pub use metrics::Metrics;

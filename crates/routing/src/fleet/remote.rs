@@ -154,7 +154,7 @@ impl Worker {
     pub fn is_routed(&self, now: Now, config: &super::BreakerConfig) -> bool {
         match self.fitness(now, config) {
             super::Fitness::Fit | super::Fitness::PushesBack | super::Fitness::Full => true,
-            super::Fitness::Ejected { .. } | super::Fitness::Out => false,
+            super::Fitness::Ejected { .. } | super::Fitness::Out(_) => false,
         }
     }
 

@@ -289,7 +289,7 @@ fn failures_eject_and_a_half_open_breaker_lets_one_request_through() {
     }
     assert_eq!(
         worker.fitness(NOW, breaker),
-        Fitness::Ejected { since: NOW.mono, unreachable: false }
+        Fitness::Ejected { since: NOW.mono, by: Ejection::Breaker }
     );
     assert!(worker.begin(NOW, breaker, false).is_none());
     let later = NOW + Duration::from_secs(61);
@@ -319,13 +319,13 @@ fn a_sleeping_worker_gets_no_requests_and_wakes_up_with_an_empty_cache() {
     assert!(!fleet.report_sleeping(id, false));
     assert!(fleet.report_sleeping(id, true) && !fleet.report_sleeping(id, true));
     assert_eq!(worker().state(), WorkerState::Sleeping);
-    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out);
+    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out(Outage::Sleeping));
     assert_eq!(fleet.ready_and_total(), (0, 1));
     // Other routers learn of it as of a bad health.
     assert_eq!(worker().local_view(NOW, breaker).health, Some(false));
     // Good probes do not wake it up.
     fleet.report_probe(id, ProbeResult::Good);
-    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out);
+    assert_eq!(worker().fitness(NOW, breaker), Fitness::Out(Outage::Sleeping));
     assert!(fleet.report_sleeping(id, false));
     assert_eq!(worker().fitness(NOW, breaker), Fitness::Fit);
     assert_eq!(fleet.ready_and_total(), (1, 1));
@@ -340,7 +340,10 @@ fn a_refused_connection_ejects_at_once_and_a_good_probe_brings_the_worker_back_c
     let breaker = &fleet.config().breaker;
     assert!(!worker.take_probe_request());
     worker.mark_unreachable(NOW, true);
-    assert!(matches!(worker.fitness(NOW, breaker), Fitness::Ejected { unreachable: true, .. }));
+    assert!(matches!(
+        worker.fitness(NOW, breaker),
+        Fitness::Ejected { by: Ejection::Unreachable, .. }
+    ));
     assert!(worker.take_probe_request() && !worker.take_probe_request());
     fleet.report_probe(id, ProbeResult::Good);
     let worker = Arc::clone(fleet.load().worker(id).unwrap());
@@ -360,12 +363,12 @@ fn an_override_outweighs_probes_until_it_ends() {
             Some(Override { healthy: false, reason: "disk".to_owned(), until })
         )
     );
-    assert_eq!(fitness(NOW), Fitness::Out);
+    assert_eq!(fitness(NOW), Fitness::Out(Outage::Overridden));
     assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Fit);
     for _ in 0..3 {
         fleet.report_probe(id, ProbeResult::Bad);
     }
-    assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Out);
+    assert_eq!(fitness(NOW + Duration::from_secs(10)), Fitness::Out(Outage::Down));
     assert!(fleet.override_worker(
         id,
         Some(Override { healthy: true, reason: "probe is wrong".to_owned(), until: None })
@@ -383,7 +386,7 @@ fn a_removed_worker_finishes_its_requests() {
     assert_eq!(fleet.load().worker(id).unwrap().state(), WorkerState::Draining);
     assert_eq!(
         fleet.load().worker(id).unwrap().fitness(NOW, &fleet.config().breaker),
-        Fitness::Out
+        Fitness::Out(Outage::Draining)
     );
     drop(guard);
     fleet.sweep(NOW);

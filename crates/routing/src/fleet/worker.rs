@@ -17,7 +17,7 @@ use super::abort::AbortSignal;
 use super::breaker::{Breaker, BreakerMode};
 use super::config::{BreakerConfig, Config};
 use super::failure::Failure;
-use super::fitness::{Fitness, Override};
+use super::fitness::{Ejection, Fitness, Outage, Override};
 use super::health::{Health, WorkerState};
 use super::metrics::WorkerMetrics;
 use super::model_objects::ModelObjects;
@@ -237,18 +237,22 @@ impl Worker {
     /// Whether the worker is a candidate, and if not, why.
     #[must_use]
     pub fn fitness(&self, now: Now, config: &BreakerConfig) -> Fitness {
-        if self.draining || self.models == Models::Unknown {
-            return Fitness::Out;
+        if self.draining {
+            return Fitness::Out(Outage::Draining);
+        }
+        if self.models == Models::Unknown {
+            return Fitness::Out(Outage::ModelsUnknown);
         }
         match self.active_override(now) {
             Some(given) if given.healthy => return self.fit_or_full(now),
-            Some(_) => return Fitness::Out,
+            Some(_) => return Fitness::Out(Outage::Overridden),
             None => {}
         }
-        if self.live.probed_state() != WorkerState::Ready
-            || self.live.sleeping.load(Ordering::Relaxed)
-        {
-            return Fitness::Out;
+        if self.live.probed_state() != WorkerState::Ready {
+            return Fitness::Out(Outage::Down);
+        }
+        if self.live.sleeping.load(Ordering::Relaxed) {
+            return Fitness::Out(Outage::Sleeping);
         }
         let unreachable = self.live.unreachable_until.load(Ordering::Relaxed) > now.mono_nanos();
         let mode = self.live.breaker_mode.load(Ordering::Relaxed);
@@ -258,7 +262,7 @@ impl Worker {
             }
             return match self.fit_or_full(now) {
                 Fitness::Fit | Fitness::PushesBack => {
-                    Fitness::Ejected { since: now.mono, unreachable: false }
+                    Fitness::Ejected { since: now.mono, by: Ejection::OtherRouters }
                 }
                 fitness => fitness,
             };
@@ -267,14 +271,14 @@ impl Worker {
         if !unreachable && breaker.admits(now.mono, config) {
             return self.fit_or_full(now);
         }
-        let since = if unreachable {
+        let (since, by) = if unreachable {
             let until = self.live.unreachable_until.load(Ordering::Relaxed);
-            Duration::from_nanos(until).saturating_sub(UNREACHABLE_FOR)
+            (Duration::from_nanos(until).saturating_sub(UNREACHABLE_FOR), Ejection::Unreachable)
         } else {
-            breaker.opened_at()
+            (breaker.opened_at(), Ejection::Breaker)
         };
         match self.fit_or_full(now) {
-            Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, unreachable },
+            Fitness::Fit | Fitness::PushesBack => Fitness::Ejected { since, by },
             fitness => fitness,
         }
     }

@@ -312,6 +312,18 @@ impl Entry {
         }
     }
 
+    /// The kind of the policy.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The parameters of the policy.
+    #[must_use]
+    pub fn config(&self) -> &policy::Config {
+        &self.config
+    }
+
     /// Whether the entry was made for this setting.
     fn follows(&self, setting: &Setting) -> bool {
         self.kind == setting.kind

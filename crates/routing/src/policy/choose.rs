@@ -8,6 +8,7 @@ use rand::Rng;
 
 use super::{Candidate, Config, Pick};
 use crate::prefix::Recall;
+use crate::speed::Speed;
 
 /// A random number below `n`, uniform to within 2^-64; 0 if `n` is 0.
 pub(super) fn below(rng: &mut dyn Rng, n: u64) -> u64 {
@@ -70,6 +71,26 @@ pub(super) fn weighted<'a>(
 /// The sum of the weights of all candidates.
 pub(super) fn total_weight(candidates: &[Candidate]) -> u64 {
     candidates.iter().map(weight).sum()
+}
+
+/// The mean speed of the candidates that have shown theirs, for the others.
+pub(super) fn mean_speed<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> Speed {
+    let mut sum = Speed { overhead: 0.0, per_token: 0.0, per_request: 0.0 };
+    let mut count = 0.0;
+    for speed in candidates.filter_map(|candidate| candidate.speed) {
+        sum.overhead += speed.overhead;
+        sum.per_token += speed.per_token;
+        sum.per_request += speed.per_request;
+        count += 1.0;
+    }
+    if count == 0.0 {
+        return Speed::ASSUMED;
+    }
+    Speed {
+        overhead: sum.overhead / count,
+        per_token: sum.per_token / count,
+        per_request: sum.per_request / count,
+    }
 }
 
 /// Whether the load of `candidate` is low enough to prefer it to the `least` loaded one. It is not if it exceeds the load of

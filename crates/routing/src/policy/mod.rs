@@ -23,6 +23,7 @@ mod random;
 mod rendezvous;
 mod round_robin;
 mod sessions;
+mod terms;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use crate::speed::Speed;
 pub use build::build;
 pub(crate) use choose::{compare_load, within_balance as is_within_balance};
 pub use memory::Memory;
+pub use terms::TimeTerms;
 
 /// The policies (`--policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,6 +99,25 @@ impl Kind {
             Self::Manual => "manual",
             Self::Bucket => "bucket",
             Self::Passthrough => "passthrough",
+        }
+    }
+}
+
+impl Kind {
+    /// How the policy picks a worker, in one line.
+    #[must_use]
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Self::CacheAware => "The worker with the shortest expected time to first token",
+            Self::RoundRobin => "In turn, by weight",
+            Self::Random => "At random, by weight",
+            Self::PowerOfTwo => "The less loaded of two workers drawn at random",
+            Self::LeastLoad => "The least loaded worker",
+            Self::ConsistentHashing => "Rendezvous hashing of the session, with bounded load",
+            Self::PrefixHash => "Rendezvous hashing of the prompt's head, with bounded load",
+            Self::Manual => "Sticky sessions with a time to live",
+            Self::Bucket => "A range of prompt lengths for each worker",
+            Self::Passthrough => "The first worker: for a fleet of one",
         }
     }
 }
@@ -279,6 +300,15 @@ impl Pick {
     }
 }
 
+/// A pick that was made to be shown.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Explained {
+    /// The pick; `None` if there are no candidates.
+    pub pick: Option<Pick>,
+    /// The terms of each candidate, in the order of the candidates. Empty if the policy does not compare times.
+    pub terms: Vec<TimeTerms>,
+}
+
 /// A rule that picks one candidate. Several threads of the request path call it at once: an implementation may hold a lock
 /// for a few look-ups and must not block on anything else.
 pub trait Policy: Send + Sync + fmt::Debug {
@@ -293,6 +323,18 @@ pub trait Policy: Send + Sync + fmt::Debug {
         now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick>;
+
+    /// Decides as [`Policy::pick`] would, by the same code, and changes nothing that later picks or metrics depend on. The default
+    /// suits a policy whose `pick` changes nothing.
+    fn explain(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        now: Now,
+        rng: &mut dyn Rng,
+    ) -> Explained {
+        Explained { pick: self.pick(candidates, hint, now, rng), terms: Vec::new() }
+    }
 
     /// Called for each attempt, when it goes to `worker`. A policy learns here. The default does nothing.
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {

@@ -15,7 +15,7 @@ use rand::Rng;
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
-use super::{Candidate, Decision, Hint, Kind, Pick, Policy, choose};
+use super::{Candidate, Decision, Explained, Hint, Kind, Pick, Policy, choose};
 
 /// The stride of weight 1. A pass of 64 bits lasts for 2^44 turns of such a worker.
 const STRIDE: u64 = 1 << 20;
@@ -28,7 +28,7 @@ pub(super) struct RoundRobin {
     turns: Mutex<Turns>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Turns {
     slots: Vec<Slot>,
     places: HashMap<WorkerId, usize>,
@@ -36,7 +36,7 @@ struct Turns {
     candidate_slots: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Slot {
     worker: WorkerId,
     pass: u64,
@@ -59,6 +59,19 @@ impl Policy for RoundRobin {
     ) -> Option<Pick> {
         let index = self.turns.lock().next(candidates, rng)?;
         Some(Pick::new(index, Decision::Plain))
+    }
+
+    fn explain(
+        &self,
+        candidates: &[Candidate],
+        _hint: &Hint<'_>,
+        _now: Now,
+        rng: &mut dyn Rng,
+    ) -> Explained {
+        // Nobody's turn is used up.
+        let mut turns = self.turns.lock().clone();
+        let pick = turns.next(candidates, rng).map(|index| Pick::new(index, Decision::Plain));
+        Explained { pick, terms: Vec::new() }
     }
 
     fn forget(&self, worker: WorkerId) {

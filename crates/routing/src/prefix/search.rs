@@ -45,18 +45,22 @@ const MOST_ROUNDS: usize = 4;
 type Holders = [(Handle, u32); WORKERS];
 
 impl Index {
-    /// The longest prefix of the prompt `blocks` that a fit worker has served. Counts a hit or a miss.
+    /// The longest prefix of the prompt `blocks` that a fit worker has served. `used`: the time, if the prompt is about to be sent:
+    /// then a hit or a miss is counted, and the prefix counts as used. Otherwise the look-up changes nothing.
     pub fn longest(
         &self,
         blocks: &[u64],
-        now: Now,
+        used: impl Into<Option<Now>>,
         fit: impl Fn(WorkerId) -> bool,
     ) -> Option<Match> {
+        let used = used.into();
         let workers = self.workers.read();
         let found = self.deepest_fit(&workers, blocks, &fit);
-        self.count(found.is_some());
+        if used.is_some() {
+            self.count(found.is_some());
+        }
         let (stored, position, workers) = found?;
-        self.mark_used(stored.key(position), now, position);
+        self.visit(stored.key(position), used, position);
         Some(Match { depth: stored.depth(position), workers, position })
     }
 
@@ -80,16 +84,22 @@ impl Index {
     }
 
     /// What each fit worker was sent of the prompt `blocks` and is expected to hold, for the workers with the longest prefixes.
-    /// Counts a hit or a miss.
-    pub fn recalls(&self, blocks: &[u64], now: Now, fit: impl Fn(WorkerId) -> bool) -> Recalls {
+    /// `used` is as in [`Index::longest`].
+    pub fn recalls(
+        &self,
+        blocks: &[u64],
+        used: impl Into<Option<Now>>,
+        fit: impl Fn(WorkerId) -> bool,
+    ) -> Recalls {
+        let used = used.into();
         let workers = self.workers.read();
         let mut recalls = Recalls::default();
-        let Some((stored, position, _)) = self.deepest_fit(&workers, blocks, &fit) else {
-            self.count(false);
-            return recalls;
-        };
-        self.count(true);
-        recalls.is_shared = self.mark_used(stored.key(position), now, position) > 1;
+        let found = self.deepest_fit(&workers, blocks, &fit);
+        if used.is_some() {
+            self.count(found.is_some());
+        }
+        let Some((stored, position, _)) = found else { return recalls };
+        recalls.is_shared = self.visit(stored.key(position), used, position) > 1;
         let found = &mut recalls.workers;
         let mut at = Some(position);
         for _ in 0..MOST_ROUNDS {
@@ -173,11 +183,13 @@ impl Index {
         Some(entry.holders.each_ref().map(|h| (h.handle, h.stamp.load(Ordering::Relaxed))))
     }
 
-    /// Marks a prefix as used now. Returns the number of prompts that have had it.
-    fn mark_used(&self, key: u64, now: Now, position: usize) -> u16 {
+    /// The number of prompts that have had a prefix. It is marked as used if it is used now.
+    fn visit(&self, key: u64, used: Option<Now>, position: usize) -> u16 {
         let shard = self.shard(key).read();
         let Some(entry) = shard.find(key) else { return 0 };
-        entry.touched.store(self.touch(tick(now), position), Ordering::Relaxed);
+        if let Some(now) = used {
+            entry.touched.store(self.touch(tick(now), position), Ordering::Relaxed);
+        }
         entry.prompts.load(Ordering::Relaxed)
     }
 

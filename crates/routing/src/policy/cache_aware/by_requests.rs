@@ -24,7 +24,7 @@ impl CacheAware {
         &self,
         candidates: &[Candidate],
         hint: &Hint<'_>,
-        now: Now,
+        used: Option<Now>,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
         let least = choose::least_loaded(candidates.iter().enumerate(), rng)?;
@@ -32,7 +32,7 @@ impl CacheAware {
             return Some(Pick::new(least, Decision::NoKey));
         }
         let is_candidate = |worker| position(candidates, worker).is_some();
-        let longest = self.memory.index.longest(hint.blocks, now, is_candidate);
+        let longest = self.memory.index.longest(hint.blocks, used, is_candidate);
         let known = longest.as_ref().map_or(0, |found| found.depth);
         let Some((longest, fraction)) = longest.and_then(|found| {
             self.fraction_if_enough(&found, hint).map(|fraction| (found, fraction))

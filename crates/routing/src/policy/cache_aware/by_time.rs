@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use smg_types::now::Now;
 
 use super::{CacheAware, position};
-use crate::policy::{Candidate, Decision, Hint, Pick, choose, rendezvous};
+use crate::policy::{Candidate, Decision, Hint, Pick, TimeTerms, choose, rendezvous};
 use crate::prefix::{BLOCK_BYTES, Recall, Recalls};
 use crate::speed::Speed;
 
@@ -31,30 +31,19 @@ const ALIKE_SECONDS: f32 = 2.0 * CROWDING;
 /// Positions among the candidates.
 type Positions = SmallVec<[usize; 16]>;
 
-/// The terms of one candidate's expected time to first token.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Terms {
-    /// What the worker is expected to hold of the prompt.
-    recall: Recall,
-    /// Tokens of the prompt that it would have to compute.
-    own_tokens: f32,
-    /// The speed that is taken for it.
-    speed: Speed,
-    /// The time by which candidates are compared, in seconds.
-    cost: f32,
-}
-
 impl CacheAware {
+    /// `explained` receives the terms of all candidates.
     pub(super) fn pick_by_time(
         &self,
         candidates: &[Candidate],
         hint: &Hint<'_>,
-        now: Now,
+        used: Option<Now>,
         rng: &mut dyn Rng,
+        explained: Option<&mut Vec<TimeTerms>>,
     ) -> Option<Pick> {
         let least_loaded = choose::least_loaded(candidates.iter().enumerate(), rng)?;
         let is_candidate = |worker| position(candidates, worker).is_some();
-        let mut recalls = self.memory.index.recalls(hint.blocks, now, is_candidate);
+        let mut recalls = self.memory.index.recalls(hint.blocks, used, is_candidate);
         for (_, recall) in &mut recalls.workers {
             if (recall.held as f32) < self.config.cache_threshold * hint.blocks.len() as f32 {
                 recall.held = 0;
@@ -66,8 +55,7 @@ impl CacheAware {
         };
         let within: Positions = (0..candidates.len()).filter(|at| is_within(*at)).collect();
         let best = cheapest(&terms, &within)?;
-        let own = terms[best].own_tokens * terms[best].speed.per_token;
-        let alike = terms[best].cost + ALIKE_SECONDS + ALIKE * own;
+        let alike = terms[best].cost + ALIKE_SECONDS + ALIKE * terms[best].own_seconds;
         let is_alike = |at: &usize| {
             terms[*at].cost <= alike && terms[*at].recall.held == terms[best].recall.held
         };
@@ -84,6 +72,13 @@ impl CacheAware {
         } else {
             Decision::Hit(recall.held as f32 / hint.blocks.len() as f32)
         };
+        if let Some(explained) = explained {
+            explained.extend(terms.iter().enumerate().map(|(at, terms)| TimeTerms {
+                is_within_balance: within.contains(&at),
+                is_alike: alike.contains(&at),
+                ..*terms
+            }));
+        }
         Some(Pick { index, decision, recall })
     }
 
@@ -114,22 +109,21 @@ impl CacheAware {
 }
 
 /// The candidate with the least time, of those at these positions.
-fn cheapest(terms: &[Terms], within: &[usize]) -> Option<usize> {
+fn cheapest(terms: &[TimeTerms], within: &[usize]) -> Option<usize> {
     within.iter().copied().min_by(|a, b| terms[*a].cost.total_cmp(&terms[*b].cost))
 }
 
 /// The expected times of all candidates for a prompt of which `recalls` is known.
-fn terms(candidates: &[Candidate], recalls: &Recalls, hint: &Hint<'_>) -> SmallVec<[Terms; 16]> {
-    let assumed = mean_speed(candidates);
+fn terms(
+    candidates: &[Candidate],
+    recalls: &Recalls,
+    hint: &Hint<'_>,
+) -> SmallVec<[TimeTerms; 16]> {
+    let assumed = choose::mean_speed(candidates.iter());
     let mean_weight = choose::total_weight(candidates) as f32 / candidates.len() as f32;
-    let mut terms: SmallVec<[Terms; 16]> = candidates
+    let mut terms: SmallVec<[TimeTerms; 16]> = candidates
         .iter()
-        .map(|candidate| Terms {
-            recall: Recall::default(),
-            own_tokens: 0.0,
-            speed: candidate.speed.unwrap_or(assumed),
-            cost: 0.0,
-        })
+        .map(|candidate| TimeTerms::of_speed(candidate.speed.unwrap_or(assumed)))
         .collect();
     for (worker, recall) in &recalls.workers {
         if let Some(at) = position(candidates, *worker) {
@@ -140,33 +134,18 @@ fn terms(candidates: &[Candidate], recalls: &Recalls, hint: &Hint<'_>) -> SmallV
         let held = terms.recall.held as usize * BLOCK_BYTES;
         let own = hint.prompt_bytes.saturating_sub(held) as f32 * candidate.tokens_per_byte;
         let is_free = recalls.is_shared && candidate.waiting == 0;
-        let own_weight = if is_free { 1.0 } else { OWN_WEIGHT };
         let Speed { overhead, per_token, per_request } = terms.speed;
-        let time = overhead
-            + per_token * (candidate.waiting as f32 + own_weight * own)
-            + per_request.max(CROWDING) * candidate.load as f32;
         terms.own_tokens = own;
-        terms.cost = time * mean_weight / choose::weight(candidate) as f32;
+        terms.own_seconds = per_token * own;
+        terms.own_weight = if is_free { 1.0 } else { OWN_WEIGHT };
+        terms.waiting_seconds = per_token * candidate.waiting as f32;
+        terms.crowding_seconds = per_request.max(CROWDING) * candidate.load as f32;
+        terms.share_factor = mean_weight / choose::weight(candidate) as f32;
+        let time = overhead
+            + terms.waiting_seconds
+            + terms.own_weight * terms.own_seconds
+            + terms.crowding_seconds;
+        terms.cost = time * terms.share_factor;
     }
     terms
-}
-
-/// The mean speed of the candidates that have shown theirs, for the others.
-fn mean_speed(candidates: &[Candidate]) -> Speed {
-    let mut sum = Speed { overhead: 0.0, per_token: 0.0, per_request: 0.0 };
-    let mut count = 0.0;
-    for speed in candidates.iter().filter_map(|candidate| candidate.speed) {
-        sum.overhead += speed.overhead;
-        sum.per_token += speed.per_token;
-        sum.per_request += speed.per_request;
-        count += 1.0;
-    }
-    if count == 0.0 {
-        return Speed::ASSUMED;
-    }
-    Speed {
-        overhead: sum.overhead / count,
-        per_token: sum.per_token / count,
-        per_request: sum.per_request / count,
-    }
 }

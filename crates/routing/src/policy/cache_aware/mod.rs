@@ -13,7 +13,7 @@ use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
 use super::memory::Memory;
-use super::{Candidate, Config, Hint, Kind, Measure, Pick, Policy};
+use super::{Candidate, Config, Explained, Hint, Kind, Measure, Pick, Policy, TimeTerms};
 
 /// The policy `cache_aware`.
 #[derive(Debug)]
@@ -25,6 +25,23 @@ pub(super) struct CacheAware {
 impl CacheAware {
     pub(super) fn new(config: &Config, memory: Arc<Memory>) -> Self {
         Self { config: config.clone(), memory }
+    }
+}
+
+impl CacheAware {
+    /// Picks a worker. `used`: the time, if the request is about to be sent. `explained` receives the terms of the decision.
+    fn decide(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        used: Option<Now>,
+        rng: &mut dyn Rng,
+        explained: Option<&mut Vec<TimeTerms>>,
+    ) -> Option<Pick> {
+        match self.config.cache_aware_by {
+            Measure::Time => self.pick_by_time(candidates, hint, used, rng, explained),
+            Measure::Requests => self.pick_by_requests(candidates, hint, used, rng),
+        }
     }
 }
 
@@ -40,10 +57,19 @@ impl Policy for CacheAware {
         now: Now,
         rng: &mut dyn Rng,
     ) -> Option<Pick> {
-        match self.config.cache_aware_by {
-            Measure::Time => self.pick_by_time(candidates, hint, now, rng),
-            Measure::Requests => self.pick_by_requests(candidates, hint, now, rng),
-        }
+        self.decide(candidates, hint, Some(now), rng, None)
+    }
+
+    fn explain(
+        &self,
+        candidates: &[Candidate],
+        hint: &Hint<'_>,
+        _now: Now,
+        rng: &mut dyn Rng,
+    ) -> Explained {
+        let mut terms = Vec::new();
+        let pick = self.decide(candidates, hint, None, rng, Some(&mut terms));
+        Explained { pick, terms }
     }
 
     fn sent(&self, worker: WorkerId, hint: &Hint<'_>, now: Now) {
