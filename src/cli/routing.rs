@@ -233,8 +233,9 @@ pub struct AdmissionArgs {
     pub max_concurrent_requests: Limit,
     /// The most requests that may wait in the queue, 0 to 1000000; 0: none waits.
     ///
-    /// Requests wait only because of --max-concurrent-requests. A request that finds the queue full is answered 429 at
-    /// once.
+    /// Requests wait because of --max-concurrent-requests, because all workers of their model have as many requests as their
+    /// own max_concurrent allows, or because of --max-expected-wait. A request that finds the queue full is answered 429
+    /// at once.
     #[arg(long, value_name = "N", default_value = "100", value_parser = whole::<u32>(0, 1_000_000))]
     pub queue_size: u32,
     /// How long a request may wait in the queue, 0.001 to 86400 seconds.
@@ -247,6 +248,13 @@ pub struct AdmissionArgs {
         value_parser = seconds(0.001, 86_400.0)
     )]
     pub queue_timeout_secs: Duration,
+    /// The longest that a request should wait for the prompts before it on a worker, 0 to 86400 seconds; 0: no limit.
+    ///
+    /// While every worker of the model has more to compute than that, requests wait in the queue of the router, where
+    /// x-smg-priority orders them, and not in the queues of the engines. The time follows from the prompts in flight, those of other
+    /// routers included, and from the speed that each worker has shown; POST /ha/explain shows it.
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds(0.0, 86_400.0))]
+    pub max_expected_wait: Duration,
     /// Most requests per minute of all clients together, on all routers of the cluster, 1 to 1000000000.
     ///
     /// More are answered 429 with Retry-After. The short form of a rule; docs/limits.md shows what else rules can do. Default:

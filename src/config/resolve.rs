@@ -289,6 +289,7 @@ fn dispatch_config(args: &Args) -> dispatch::Config {
         budget_floor: retry.retry_budget_floor,
         push_back_statuses: breaker.push_back_statuses.iter().filter_map(|s| s.0).collect(),
         queue_timeout: admission.queue_timeout_secs,
+        max_expected_wait: unless_zero(admission.max_expected_wait),
         no_worker_wait: admission.no_worker_wait_secs,
     }
 }

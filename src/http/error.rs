@@ -377,6 +377,10 @@ impl From<DispatchError> for ApiError {
                 limit: Some(max_concurrent),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
+            DispatchError::Rejected(Rejected::WorkersFull { .. }) => Self {
+                retry_after: soon,
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
+            },
             // Not a 408: clients and proxies take that for their own slowness, and try again at once.
             DispatchError::QueueTimeout(_) => Self {
                 retry_after: soon,

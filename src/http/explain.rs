@@ -56,7 +56,8 @@ pub(super) async fn explain(
     };
     let now = surface.clock.now();
     let mut rng = SmallRng::seed_from_u64(now.mono_nanos());
-    let among = (&*surface.fleet, &*surface.policies);
+    let max_wait = surface.dispatch.config.max_expected_wait;
+    let among = (&*surface.fleet, &*surface.policies, max_wait);
     let explanation = dispatch::explain(among, &criteria, now, &mut rng);
     Ok(Json(document(&surface, path, &criteria, &explanation, now)))
 }
@@ -91,7 +92,7 @@ fn document(
     explanation: &Explanation,
     now: Now,
 ) -> Value {
-    let Explanation { entry, pick, refusal, .. } = explanation;
+    let Explanation { entry, pick, refusal, must_wait, shortest_wait, .. } = explanation;
     let picked = pick.and_then(|(id, decision)| {
         let found = explanation.workers.iter().find(|considered| considered.worker.id == id)?;
         Some(json!({
@@ -101,6 +102,7 @@ fn document(
             "reason": decision.to_string(),
         }))
     });
+    let max_wait = surface.dispatch.config.max_expected_wait;
     let workers = explanation.workers.iter();
     json!({
         "node_name": surface.config.node_name,
@@ -115,7 +117,10 @@ fn document(
             "goes_on_from": criteria.goes_on_from,
         },
         "pick": picked,
-        "refusal": refusal.as_ref().map(ToString::to_string),
+        "waits": must_wait,
+        "shortest_wait_seconds": shortest_wait.map(|wait| wait.as_secs_f64()),
+        "max_expected_wait_seconds": max_wait.map(|wait| wait.as_secs_f64()),
+        "refusal": refusal.as_ref().filter(|_| !must_wait).map(ToString::to_string),
         "workers": workers.map(|worker| worker_document(surface, worker, now)).collect::<Vec<_>>(),
     })
 }

@@ -16,7 +16,7 @@ const CHAT: &str = r#"{"model":"m","max_tokens":2,"messages":[]}"#;
 const STREAM: &[u8] = br#"{"model":"m","stream":true}"#;
 
 /// A worker that answers each request when `gate` has a permit. The header `x-name` identifies the requests.
-async fn gated(gate: &Arc<Semaphore>) -> Worker {
+pub(crate) async fn gated(gate: &Arc<Semaphore>) -> Worker {
     let gate = Arc::clone(gate);
     Worker::start(move |mut talk| {
         let gate = Arc::clone(&gate);
@@ -35,12 +35,12 @@ async fn gated(gate: &Arc<Semaphore>) -> Worker {
     .await
 }
 
-fn names(worker: &Worker) -> Vec<String> {
+pub(crate) fn names(worker: &Worker) -> Vec<String> {
     worker.seen().iter().map(|seen| seen.all("x-name").concat()).collect()
 }
 
 /// Sends a request with the given name, and does not wait for its answer.
-fn ask(router: &Router, name: &str, priority: &str) -> JoinHandle<Answer> {
+pub(crate) fn ask(router: &Router, name: &str, priority: &str) -> JoinHandle<Answer> {
     let (address, name, priority) = (router.address(), name.to_owned(), priority.to_owned());
     tokio::spawn(async move {
         let headers = [("x-name", name.as_str()), ("x-smg-priority", priority.as_str())];
@@ -49,7 +49,7 @@ fn ask(router: &Router, name: &str, priority: &str) -> JoinHandle<Answer> {
 }
 
 /// Waits until exactly `n` requests are in the queue.
-async fn waiting(router: &Router, n: usize) {
+pub(crate) async fn waiting(router: &Router, n: usize) {
     eventually(&format!("{n} requests wait"), || async {
         let seen = router.metric("smg_admission_waiting").await;
         if seen == n as f64 { Ok(()) } else { Err(seen) }
@@ -58,7 +58,7 @@ async fn waiting(router: &Router, n: usize) {
 }
 
 /// Waits until the worker has received exactly `n` requests.
-async fn arrived(worker: &Worker, n: usize) {
+pub(crate) async fn arrived(worker: &Worker, n: usize) {
     eventually(&format!("{n} requests at the worker"), || async {
         let seen = worker.seen().len();
         if seen == n { Ok(()) } else { Err(seen) }

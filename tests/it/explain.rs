@@ -112,7 +112,7 @@ async fn the_terms_show_why_a_conversation_stays_with_its_worker() {
     let id = first.header("x-smg-worker").unwrap().to_owned();
     let shown = explain(&router, &chat("a conversation"), &[]).await;
     assert_eq!((&shown["pick"]["worker"], &shown["pick"]["decision"]), (&json!(id), &json!("hit")));
-    assert_eq!(shown["refusal"], Value::Null);
+    assert_eq!((&shown["waits"], &shown["refusal"]), (&json!(false), &Value::Null));
     for worker in shown["workers"].as_array().unwrap() {
         assert_eq!(worker["standing"], "candidate");
         let terms = &worker["terms"];

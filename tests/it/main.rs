@@ -57,5 +57,6 @@ mod supervisor;
 mod tls;
 mod tokens;
 mod ui;
+mod waiting;
 mod websocket;
 mod worker_tls;

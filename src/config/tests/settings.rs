@@ -183,6 +183,7 @@ fn workers_and_routing() -> Vec<Row> {
             "[7]",
             see!(limits.rules.iter().map(|rule| rule.meters[0].limit).collect::<Vec<_>>()),
         ),
+        row("max-expected-wait", "7", "8", "Some(7s)", see!(dispatch.max_expected_wait)),
         row("queue-timeout-secs", "7", "8", "7s", see!(dispatch.queue_timeout)),
         row("max-client-priority", "bulk", "system", "Bulk", see!(http.max_client_priority)),
         row("no-worker-wait-secs", "7", "8", "7s", see!(dispatch.no_worker_wait)),

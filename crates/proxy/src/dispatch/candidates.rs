@@ -6,7 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use smg_routing::fleet::{self, Ejection, Fitness, Member, Rank};
 use smg_routing::policies::{self, Entry};
-use smg_routing::policy::Candidate;
+use smg_routing::policy::{self, Candidate};
 use smg_types::ids::WorkerId;
 use smg_types::now::Now;
 
@@ -123,6 +123,11 @@ impl Candidates {
             (self.list, self.members) = self.less_preferred.drain(..).rev().unzip();
             self.prefer(members, entry);
         }
+    }
+
+    /// The shortest time that the request would wait for the prompts before it at any candidate; `None`: there are none.
+    pub(super) fn shortest_wait(&self) -> Option<Duration> {
+        policy::shortest_wait(self.all().map(|(candidate, _)| candidate))
     }
 
     /// All candidates with their indexes among the members, the preferred ones first.

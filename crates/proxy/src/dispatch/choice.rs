@@ -1,6 +1,7 @@
 //! One pick: which worker gets the next attempt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 use smg_routing::fleet::{Fitness, Fleet, InFlight, Member, Rank, ServedBy, Snapshot, Worker};
@@ -30,6 +31,15 @@ pub(super) struct Chosen {
     pub(super) tokens: u32,
     /// Whether another worker could be tried after this one.
     pub(super) others: bool,
+}
+
+/// Why there is no choice.
+#[derive(Debug)]
+pub(super) enum NoChoice {
+    /// No worker can take the request.
+    Error(DispatchError),
+    /// Workers that could take the request have no room at present.
+    NoRoom,
 }
 
 /// Block hashes of the prompt, computed when a policy first asks for them.
@@ -83,7 +93,7 @@ impl<'a> Round<'a> {
         let mut untried = true;
         if let (true, Some(last)) = (found.list.is_empty(), tried.last()) {
             // All were tried: then any worker but the last one, and the last one only if it is the only one. A worker that
-            // is merely full is worth waiting for, if that is allowed.
+            // is merely full is worth waiting for.
             untried = false;
             let last = std::slice::from_ref(last);
             found = candidates::of(members, last, now, fleet.config(), weights, left_out);
@@ -96,6 +106,11 @@ impl<'a> Round<'a> {
         }
         let holder = criteria.goes_on_from.and_then(|id| policies.memory().holder(id, now));
         Self { members, hint, found, holder, untried }
+    }
+
+    /// Whether the request must wait, because the prompts that wait on each candidate need more than `most`.
+    fn must_wait(&self, most: Option<Duration>) -> bool {
+        most.is_some_and(|most| self.found.shortest_wait().is_some_and(|wait| wait > most))
     }
 
     /// The candidate that holds what the request goes on from, because no other can answer it; else the one that `policy` picks.
@@ -129,36 +144,53 @@ fn members<'s>(
     }
 }
 
+/// The line in which requests for a model wait. Requests for its aliases wait in the same one.
+pub(super) fn line(fleet: &Fleet, model: Option<&str>) -> u64 {
+    let snapshot = fleet.load();
+    let own_name = match snapshot.served_by(model) {
+        ServedBy::Members([first, ..]) => first.renamed.clone(),
+        ServedBy::Members([]) | ServedBy::NotYetKnown | ServedBy::UnknownModel => None,
+    };
+    prefix::root(&own_name.unwrap_or_else(|| ModelId::from(model.unwrap_or_default())))
+}
+
 /// Picks a worker from the present snapshot of the fleet and takes a place on it. `tried`: the workers that were tried
-/// before, the last one at the end.
+/// before, the last one at the end. `max_wait`: the longest time that the prompts which wait on the best worker may need.
 ///
 /// # Errors
 /// If no worker serves the model, or none can take the request now.
 pub(super) fn choose(
-    (fleet, policies): (&Fleet, &Policies),
+    (fleet, policies, max_wait): (&Fleet, &Policies, Option<Duration>),
     criteria: &Criteria<'_>,
     tried: &[WorkerId],
     blocks: &mut Blocks,
     now: Now,
     rng: &mut dyn Rng,
-) -> Result<Chosen, DispatchError> {
+) -> Result<Chosen, NoChoice> {
     let snapshot = fleet.load();
-    let members = members(fleet, &snapshot, criteria.model, now)?;
+    let members = members(fleet, &snapshot, criteria.model, now).map_err(NoChoice::Error)?;
     let table = policies.table(&snapshot);
     let entry = table.entry(criteria.model);
     let served = (fleet, &**snapshot, members);
     let mut round =
         Round::of(served, (policies, entry), criteria, tried, blocks, now, &mut |_, _| {});
+    if round.must_wait(max_wait) {
+        return Err(NoChoice::NoRoom);
+    }
     let breaker = &fleet.config().breaker;
     loop {
         let Round { found, hint, .. } = &round;
         let Some(pick) = round.pick(|| entry.policy.pick(&found.list, hint, now, rng)) else {
-            return Err(DispatchError::NoneAvailable);
+            return Err(match found.full {
+                true => NoChoice::NoRoom,
+                false => NoChoice::Error(DispatchError::NoneAvailable),
+            });
         };
         let member = round.member(&pick);
         // Since the candidates were listed, the worker may have filled up, or its half-open breaker may have let its one
         // request through.
         let Some(in_flight) = member.worker.begin(now, breaker, found.anyway) else {
+            round.found.full |= member.worker.fitness(now, breaker) == Fitness::Full;
             round.found.remove(pick.index, members, entry);
             continue;
         };
@@ -184,7 +216,7 @@ pub(super) fn choose(
 /// counted or learnt.
 #[must_use]
 pub fn explain(
-    (fleet, policies): (&Fleet, &Policies),
+    (fleet, policies, max_wait): (&Fleet, &Policies, Option<Duration>),
     criteria: &Criteria<'_>,
     now: Now,
     rng: &mut dyn Rng,
@@ -219,8 +251,10 @@ pub fn explain(
         explained.pick
     });
     explanation.blocks = hint.blocks.len();
+    explanation.shortest_wait = found.shortest_wait();
+    explanation.must_wait = round.must_wait(max_wait) || (pick.is_none() && found.full);
     explanation.pick = pick.map(|pick| (round.member(&pick).worker.id, pick.decision));
-    if pick.is_none() {
+    if pick.is_none() && !found.full {
         explanation.refusal.get_or_insert(DispatchError::NoneAvailable);
     }
     let chosen_rank = found.members.first().map(|at| served[*at as usize].rank);

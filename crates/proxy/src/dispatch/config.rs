@@ -25,8 +25,10 @@ pub struct Config {
     /// The statuses with which a worker reports that it is overloaded. They are no failures, but other workers are
     /// preferred.
     pub push_back_statuses: Vec<StatusCode>,
-    /// How long a request waits for a place while `max_concurrent` requests are in flight.
+    /// How long a request waits in the queue: for a place while `max_concurrent` requests are in flight, and for a worker with room.
     pub queue_timeout: Duration,
+    /// A request waits in the queue while the prompts that wait on each worker need more than this time; `None`: it does not.
+    pub max_expected_wait: Option<Duration>,
     /// How long a request waits if workers are known and none is available; zero means that it does not wait.
     pub no_worker_wait: Duration,
 }
@@ -46,6 +48,7 @@ impl Default for Config {
                 StatusCode::SERVICE_UNAVAILABLE,
             ],
             queue_timeout: Duration::from_secs(60),
+            max_expected_wait: None,
             no_worker_wait: Duration::ZERO,
         }
     }

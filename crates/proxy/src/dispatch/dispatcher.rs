@@ -20,10 +20,9 @@ use tracing::{debug, warn};
 use super::account::{Account, log_breaker};
 use super::attempts::{Attempt, Attempts, Budget, Next};
 use super::body::{ResponseBody, StreamEnd};
-use super::choice::{self, Blocks, Chosen};
+use super::choice::{Blocks, Chosen};
 use super::config::Config;
 use super::metrics::Metrics;
-use super::rediscovery::Rediscovery;
 use super::request::{DispatchError, Dispatched, Request, Trace};
 use crate::causes::with_causes;
 use crate::upstream::{self, Client, Outgoing, SendError};
@@ -62,22 +61,22 @@ impl Shared {
 /// Sends requests to workers until one answers.
 #[derive(Debug)]
 pub struct Dispatcher {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     upstream: Client,
-    clock: Clock,
+    pub(super) clock: Clock,
     // Held for one pick; a dispatcher belongs to one thread, so it is never contended.
-    rng: parking_lot::Mutex<SmallRng>,
+    pub(super) rng: parking_lot::Mutex<SmallRng>,
 }
 
 /// How far a request has come.
-struct Progress {
+pub(super) struct Progress {
     /// `Clock::mono` when dispatch began.
-    started: Duration,
+    pub(super) started: Duration,
     permit: Permit,
     attempts: Attempts,
     /// The workers that were tried.
-    tried: SmallVec<[WorkerId; 4]>,
-    blocks: Blocks,
+    pub(super) tried: SmallVec<[WorkerId; 4]>,
+    pub(super) blocks: Blocks,
 }
 
 /// What a worker answered.
@@ -105,9 +104,6 @@ enum Step {
 
 /// How long other workers are preferred to one that pushes back without a `Retry-After`.
 const PUSH_BACK: Duration = Duration::from_secs(1);
-
-/// How often a request that waits for a worker tries to choose one.
-const CHOOSE_EVERY: Duration = Duration::from_millis(20);
 
 impl Dispatcher {
     /// A dispatcher for one thread.
@@ -154,8 +150,13 @@ impl Dispatcher {
             let chosen = match self.choose_or_wait(request, &mut progress).await {
                 Ok(chosen) => chosen,
                 Err(error) => {
-                    let poor =
-                        poor.take().filter(|_| matches!(error, DispatchError::NoneAvailable));
+                    let is_shortage = matches!(
+                        error,
+                        DispatchError::NoneAvailable
+                            | DispatchError::Rejected(_)
+                            | DispatchError::QueueTimeout(_)
+                    );
+                    let poor = poor.take().filter(|_| is_shortage);
                     let poor = poor.ok_or(error)?;
                     return Ok(self.respond(request, poor, None, progress));
                 }
@@ -383,40 +384,8 @@ impl Dispatcher {
         if let Some(mode) = in_flight.end(outcome, now, &self.shared.fleet.config().breaker) {
             log_breaker(&self.shared.fleet, worker, mode);
         }
-    }
-
-    /// Chooses a worker; where the configuration says so, waits until there is one to choose.
-    async fn choose_or_wait(
-        &self,
-        request: &Request<'_>,
-        progress: &mut Progress,
-    ) -> Result<Chosen, DispatchError> {
-        let Shared { fleet, policies, config, .. } = &*self.shared;
-        let deadline = self.clock.mono() + config.no_worker_wait;
-        let mut rediscovery = None;
-        loop {
-            let now = self.clock.now();
-            let chosen = {
-                let (tried, blocks) = (&progress.tried, &mut progress.blocks);
-                let rng = &mut *self.rng.lock();
-                let among = (&**fleet, &**policies);
-                choice::choose(among, &request.criteria, tried, blocks, now, rng)
-            };
-            let may_wait = match &chosen {
-                Err(DispatchError::NoneAvailable) => now.mono < deadline,
-                Err(DispatchError::NoSuchModel | DispatchError::ModelDeparted) => {
-                    let reading =
-                        rediscovery.get_or_insert_with(|| Rediscovery::request(fleet, now));
-                    let departed = matches!(chosen, Err(DispatchError::ModelDeparted));
-                    !reading.is_over(fleet, now) || (departed && now.mono < deadline)
-                }
-                Ok(_) | Err(_) => false,
-            };
-            if !may_wait {
-                return chosen;
-            }
-            tokio::time::sleep(CHOOSE_EVERY).await;
-        }
+        // The worker has room for another request.
+        self.shared.admission.call_lines();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smg_routing::fleet::Worker;
 use smg_routing::policies::{self, Entry};
@@ -24,8 +25,12 @@ pub struct Explanation {
     /// The worker that would get the request, and why; `None` if no worker can take it now. Where chance decides between workers
     /// that are about equally good, another call may name another one.
     pub pick: Option<(WorkerId, Decision)>,
-    /// Why no worker can take the request; `None` if one can.
+    /// Why no worker can take the request; `None` if one can, or if the request would wait.
     pub refusal: Option<DispatchError>,
+    /// Whether the request would wait in the queue.
+    pub must_wait: bool,
+    /// The shortest time that the request would wait for the prompts before it at any candidate; `None`: there are none.
+    pub shortest_wait: Option<Duration>,
     /// All workers: the candidates, in the order in which the policy gets them, and then the others.
     pub workers: Vec<Considered>,
 }
@@ -51,6 +56,8 @@ impl Explanation {
             blocks: 0,
             pick: None,
             refusal: None,
+            must_wait: false,
+            shortest_wait: None,
             workers: Vec::new(),
         }
     }

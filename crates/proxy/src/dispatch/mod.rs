@@ -17,6 +17,7 @@ mod rediscovery;
 mod request;
 mod standing;
 mod tunnel;
+mod waiting;
 
 pub use body::{BodyError, ResponseBody, StreamEnd};
 pub use choice::explain;

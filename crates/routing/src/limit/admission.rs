@@ -6,17 +6,20 @@
 //! While a request waits, no permit is free: a released permit goes to the first request of the queue, so a new request can't
 //! take it and no wake-up is lost. A waiter that gives up leaves the queue at once. If it was granted a permit that it has not
 //! taken, the permit goes to the next waiter.
+//!
+//! Requests with a permit may wait for a worker ([`super::for_worker`]). They count toward the bound of the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
 use super::counters::Counters;
+use super::line::{Line, QueueKey};
 use super::{Config, Priority};
 
 /// Admits at most `max_concurrent` requests at once and queues at most `queue_size` more.
@@ -25,20 +28,30 @@ pub struct Admission {
     /// Both [`Counts`], packed.
     word: AtomicU64,
     max_concurrent: u32,
-    queue_size: u32,
-    queue: Mutex<Queue>,
+    pub(super) queue_size: u32,
+    /// Requests that wait for a worker. Changes under the lock of the queue only.
+    pub(super) waiting_for_worker: AtomicU32,
+    pub(super) queue: Mutex<Queue>,
     counters: Counters,
 }
 
-/// The requests that wait, in the order in which they get a permit.
+/// The requests that wait.
 #[derive(Debug, Default)]
-struct Queue {
+pub(super) struct Queue {
+    /// Those that wait for a permit, in the order in which they get one.
     waiting: BTreeMap<QueueKey, Option<Waker>>,
+    /// Those that wait for a worker.
+    pub(super) lines: HashMap<u64, Line>,
     arrivals: u64,
 }
 
-/// The order of the queue: the arrival number less the head start, then the arrival number.
-type QueueKey = (u64, u64);
+impl Queue {
+    /// The place of a request that arrives now.
+    pub(super) fn next_key(&mut self, priority: Priority) -> QueueKey {
+        self.arrivals += 1;
+        (self.arrivals + Priority::System.head_start() - priority.head_start(), self.arrivals)
+    }
+}
 
 /// The two counts that [`Admission::word`] packs into 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +81,12 @@ pub enum Rejected {
         /// Requests that may wait for a permit.
         queue_size: u32,
     },
+    /// The queue is full, and no worker has room.
+    #[error("no worker has room for the request and {queue_size} requests wait already")]
+    WorkersFull {
+        /// Requests that may wait.
+        queue_size: u32,
+    },
 }
 
 impl Admission {
@@ -78,6 +97,7 @@ impl Admission {
             word: AtomicU64::new(0),
             max_concurrent: config.max_concurrent.map_or(u32::MAX, |n| n.get()),
             queue_size: config.queue_size,
+            waiting_for_worker: AtomicU32::new(0),
             queue: Mutex::default(),
             counters: Counters::new(),
         })
@@ -99,7 +119,9 @@ impl Admission {
         let mut queue = self.queue.lock();
         let joined = self.step(|word| {
             let waits = |word: Counts| Counts { waiting: word.waiting + 1, ..word };
-            let may_wait = (word.waiting < self.queue_size).then(|| waits(word));
+            let others = self.waiting_for_worker.load(Ordering::Relaxed);
+            let may_wait =
+                (word.waiting.saturating_add(others) < self.queue_size).then(|| waits(word));
             // A permit may have been released before this thread got the lock.
             self.taken(word).or(may_wait)
         });
@@ -110,10 +132,7 @@ impl Admission {
                 Ok(Acquire { admission: Arc::clone(self), state: AcquireState::Free(permit) })
             }
             Ok(_) => {
-                queue.arrivals += 1;
-                let arrival = queue.arrivals;
-                let key =
-                    (arrival + Priority::System.head_start() - priority.head_start(), arrival);
+                let key = queue.next_key(priority);
                 queue.waiting.insert(key, None);
                 drop(queue);
                 self.counters.queued(priority).inc();
@@ -136,10 +155,16 @@ impl Admission {
         self.word().in_use
     }
 
-    /// Requests in the queue.
+    /// Requests in the queue, those that wait for a worker included.
     #[must_use]
     pub fn waiting(&self) -> u32 {
-        self.word().waiting
+        self.word().waiting.saturating_add(self.waiting_for_worker())
+    }
+
+    /// Requests that have a permit and wait for a worker.
+    #[must_use]
+    pub fn waiting_for_worker(&self) -> u32 {
+        self.waiting_for_worker.load(Ordering::Relaxed)
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -219,6 +244,8 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.release();
+        // The request that held it has left its worker.
+        self.admission.call_lines();
     }
 }
 

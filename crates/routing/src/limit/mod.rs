@@ -1,10 +1,12 @@
 //! Limits: a request is admitted, waits in a bounded queue, or is rejected.
 //!
-//! [`Admission`] is a semaphore with a bounded queue. It uses no clock and no runtime: the caller bounds the wait by dropping
+//! [`Admission`] is a semaphore with a bounded queue, in which requests also wait for a worker with room ([`Place`]). It uses no clock and no runtime: the caller bounds the wait by dropping
 //! the future, and any executor can poll it.
 
 mod admission;
 mod counters;
+mod for_worker;
+mod line;
 mod metrics;
 mod priority;
 
@@ -14,6 +16,7 @@ mod tests;
 use std::num::NonZeroU32;
 
 pub use admission::{Acquire, Admission, Permit, Rejected};
+pub use for_worker::Place;
 pub use metrics::Metrics;
 pub use priority::{ParsePriorityError, Priority};
 

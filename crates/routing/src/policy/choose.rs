@@ -3,6 +3,7 @@
 //! Comparisons use integers that can't overflow: a load plus one has at most 33 bits, and a weight at most 32.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use rand::Rng;
 
@@ -91,6 +92,22 @@ pub(super) fn mean_speed<'a>(candidates: impl Iterator<Item = &'a Candidate>) ->
         per_token: sum.per_token / count,
         per_request: sum.per_request / count,
     }
+}
+
+/// The shortest time that a request would wait for the prompts before it at one of the candidates; `None`: there are none.
+pub fn shortest_wait<'a>(
+    candidates: impl Iterator<Item = &'a Candidate> + Clone,
+) -> Option<Duration> {
+    let assumed = mean_speed(candidates.clone());
+    let waits = candidates.map(|candidate| expected_wait(candidate, assumed));
+    waits
+        .min_by(f32::total_cmp)
+        .map(|wait| Duration::try_from_secs_f32(wait).unwrap_or(Duration::MAX))
+}
+
+/// The seconds that a request would wait for the prompts before it. `assumed`: the speed of a candidate that has shown none.
+fn expected_wait(candidate: &Candidate, assumed: Speed) -> f32 {
+    candidate.waiting as f32 * candidate.speed.unwrap_or(assumed).per_token
 }
 
 /// Whether the load of `candidate` is low enough to prefer it to the `least` loaded one. It is not if it exceeds the load of

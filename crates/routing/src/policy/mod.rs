@@ -41,6 +41,7 @@ use crate::prefix::{BLOCK_BYTES, Ignored, Recall};
 use crate::speed::Speed;
 
 pub use build::build;
+pub use choose::shortest_wait;
 pub(crate) use choose::{compare_load, within_balance as is_within_balance};
 pub use memory::Memory;
 pub use terms::TimeTerms;
