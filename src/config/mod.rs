@@ -17,6 +17,7 @@ use crate::cli;
 use crate::console;
 use crate::http::ShownSettings;
 
+mod checks;
 mod cluster;
 mod file;
 mod layers;

@@ -19,8 +19,9 @@ use smg_runtime::tls;
 use smg_types::spec::{WorkerNetworks, WorkerSpec};
 
 use crate::bridge;
-use crate::cli::values::{DOCUMENTED, ModelAlias};
+use crate::cli::values::DOCUMENTED;
 use crate::cli::{AccessLogFormat, Args, LogLevel, Measure, MinorityWrites};
+use crate::config::checks;
 use crate::config::cluster::{mesh_config, node_name};
 use crate::config::layers::Settings;
 use crate::config::limits::limits_config;
@@ -28,9 +29,6 @@ use crate::config::mistakes::{Mistake, flag, shown};
 use crate::config::process::Process;
 use crate::config::{Config, workers};
 use crate::http;
-
-/// The most headers that may carry a session's key, or a request's id. Every request is searched for each of them.
-const MOST_HEADERS: usize = 16;
 
 /// The configuration of the settings, and the contradictions between them.
 pub(super) fn resolve(
@@ -42,11 +40,7 @@ pub(super) fn resolve(
     let mut mistakes = Vec::new();
     check_access(args, &mut mistakes, warnings);
     check_ports(settings, &mut mistakes);
-    check_retries(args, &mut mistakes);
-    check_headers(args, &mut mistakes);
-    check_aliases(args, &mut mistakes);
-    check_push_back(args, &mut mistakes);
-    check_ignored(args, &mut mistakes);
+    mistakes.extend(checks::contradictions(args));
     let (described, wrong) = workers::read(&settings.workers, &settings.file, process);
     mistakes.extend(wrong);
     check_places(args, &described, &mut mistakes);
@@ -446,65 +440,5 @@ fn check_places(args: &Args, described: &[WorkerSpec], mistakes: &mut Vec<Mistak
         if let Err(error) = networks.check_url(url) {
             mistakes.push(Mistake::of_settings(&["worker_urls"], format!("worker {url}: {error}")));
         }
-    }
-}
-
-fn check_retries(args: &Args, mistakes: &mut Vec<Mistake>) {
-    let retry = &args.retry;
-    if retry.retry_max_backoff_ms < retry.retry_initial_backoff_ms {
-        let text = format!(
-            "--retry-max-backoff-ms is {}, less than --retry-initial-backoff-ms, which is {}",
-            retry.retry_max_backoff_ms.as_millis(),
-            retry.retry_initial_backoff_ms.as_millis()
-        );
-        mistakes.push(Mistake::of_settings(
-            &["retry_max_backoff_ms", "retry_initial_backoff_ms"],
-            text,
-        ));
-    }
-}
-
-fn check_headers(args: &Args, mistakes: &mut Vec<Mistake>) {
-    for (id, names) in [
-        ("session_header", args.routing.session_header.len()),
-        ("request_id_headers", args.listen.request_id_headers.len()),
-    ] {
-        if names > MOST_HEADERS {
-            let text = format!("{} has {names} names, more than {MOST_HEADERS}", flag(id));
-            mistakes.push(Mistake::of_settings(&[id], text));
-        }
-    }
-}
-
-fn check_aliases(args: &Args, mistakes: &mut Vec<Mistake>) {
-    let mut models = BTreeMap::new();
-    for ModelAlias { alias, model } in &args.workers.model_alias {
-        if let Some(other) = models.insert(alias, model).filter(|other| *other != model) {
-            let text = format!("--model-alias {alias} is both {other} and {model}");
-            mistakes.push(Mistake::of_settings(&["model_alias"], text));
-        }
-    }
-    for (alias, model) in models.iter().filter(|(_, model)| models.contains_key(*model)) {
-        let text = format!("--model-alias {alias}={model}: {model} is an alias itself");
-        mistakes.push(Mistake::of_settings(&["model_alias"], text));
-    }
-}
-
-fn check_ignored(args: &Args, mistakes: &mut Vec<Mistake>) {
-    let patterns = args.routing.prefix_ignore.len();
-    if patterns > prefix::MOST_PATTERNS {
-        let text = format!(
-            "--prefix-ignore is given {patterns} times, more than {}: join patterns with |",
-            prefix::MOST_PATTERNS
-        );
-        mistakes.push(Mistake::of_settings(&["prefix_ignore"], text));
-    }
-}
-
-fn check_push_back(args: &Args, mistakes: &mut Vec<Mistake>) {
-    let statuses = &args.breaker.push_back_statuses;
-    if statuses.len() > 1 && statuses.iter().any(|status| status.0.is_none()) {
-        let text = "--push-back-statuses has none beside other values".to_owned();
-        mistakes.push(Mistake::of_settings(&["push_back_statuses"], text));
     }
 }

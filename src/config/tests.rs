@@ -18,6 +18,7 @@ use super::*;
 
 mod given;
 mod peers;
+mod places;
 mod printed;
 mod reread;
 mod settings;

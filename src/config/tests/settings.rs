@@ -1,10 +1,11 @@
 //! Tests that the flag, the variable and the key of each setting set the same field, and that the strongest one
 //! applies.
 
-use super::{Given, given};
+use super::given;
+use super::places::{Place, put};
 use crate::cli;
 use crate::config::Config;
-use crate::config::peers::{self, PeerFlag, Takes};
+use crate::config::peers;
 
 /// A setting, two values, and how the configuration shows the first one.
 struct Row {
@@ -388,36 +389,6 @@ fn companions(flag: &str, files: &Files) -> String {
         "persist-fsync" => "data-dir = '/var/lib/smg'\n".to_owned(),
         flag if flag.starts_with("mesh-") => "enable-mesh = true\n".to_owned(),
         _ => String::new(),
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Place {
-    Flag,
-    /// The name that another router has for the flag.
-    Alias(&'static PeerFlag),
-    Variable,
-    Key,
-    KeyWithUnderscores,
-}
-
-fn put(given: Given, place: Place, flag: &str, value: &str, text: &mut String) -> Given {
-    let variable = format!("SMG_{}", flag.to_uppercase().replace('-', "_"));
-    let bare = value.parse::<f64>().is_ok() || matches!(value, "true" | "false");
-    let quoted = if bare { value.to_owned() } else { format!("'{value}'") };
-    match place {
-        Place::Flag => given.flags(&[&format!("--{flag}={value}")]),
-        Place::Alias(alias) if alias.takes == Takes::Nothing => given.flags(&[alias.flag]),
-        Place::Alias(alias) => given.flags(&[alias.flag, value]),
-        Place::Variable => given.variable(&variable, value),
-        Place::Key => {
-            text.push_str(&format!("{flag} = {quoted}\n"));
-            given
-        }
-        Place::KeyWithUnderscores => {
-            text.push_str(&format!("{} = {quoted}\n", flag.replace('-', "_")));
-            given
-        }
     }
 }
 
