@@ -120,9 +120,9 @@ pub struct RoutingArgs {
     pub cache_aware_by: Measure,
     /// Share of a prompt that must be cached before cache_aware takes notice of it, 0 to 1.
     ///
-    /// With --cache-aware-by requests, 0.3 is a good value: a shorter match is worth less than even load.
-    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = between(0.0, 1.0))]
-    pub cache_threshold: f32,
+    /// Default: 0; with --cache-aware-by requests 0.3, because a shorter match is worth less than even load.
+    #[arg(long, value_name = "SHARE", value_parser = between(0.0, 1.0))]
+    pub cache_threshold: Option<f32>,
     /// Requests by which the load of a worker may exceed the least loaded one for cache_aware to choose it, 0 to 1000000.
     ///
     /// A worker is left out only if this and --balance-rel-threshold are both exceeded. A good value is about the number

@@ -191,7 +191,10 @@ fn policy_config(args: &Args) -> policy::Config {
             Measure::Time => policy::Measure::Time,
             Measure::Requests => policy::Measure::Requests,
         },
-        cache_threshold: routing.cache_threshold,
+        cache_threshold: routing.cache_threshold.unwrap_or(match routing.cache_aware_by {
+            Measure::Time => 0.0,
+            Measure::Requests => 0.3,
+        }),
         balance_abs_threshold: routing.balance_abs_threshold,
         balance_rel_threshold: routing.balance_rel_threshold,
         session_ttl: routing.session_ttl_secs,
