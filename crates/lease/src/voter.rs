@@ -76,7 +76,12 @@ impl Voter {
         let mut voter =
             Self { times, abstains_until: at, started: at, first_floor, floor, ballots };
         let mut released = BTreeMap::new();
-        let Some(Remembered { votes: stored, ended }) = votes.load() else {
+        // A term that was promised while the clock was far ahead could not be exceeded by any candidate: such a memory is dropped,
+        // and the voter abstains as one without a memory does.
+        let counts = |memory: &Remembered| {
+            memory.votes.values().all(|vote| voter.is_plausible(at, vote.promised))
+        };
+        let Some(Remembered { votes: stored, ended }) = votes.load().filter(counts) else {
             voter.abstains_until = at + times.abstain;
             return (voter, released);
         };

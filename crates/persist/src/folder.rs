@@ -103,6 +103,16 @@ impl Folder {
         held.as_ref().is_some_and(|lock| is_same_file(lock, &self.path.join(LOCK)))
     }
 
+    /// Device and inode of the lock file that this process holds, if it is that of the folder that is there now. A copy of the
+    /// folder has another one.
+    #[must_use]
+    pub fn lock_id(&self) -> Option<(u64, u64)> {
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = held.as_ref().filter(|lock| is_same_file(lock, &self.path.join(LOCK)))?;
+        let file = lock.metadata().ok()?;
+        Some((file.dev(), file.ino()))
+    }
+
     /// Takes the lock, unless this process has that of the present folder.
     fn take_lock(&self) -> io::Result<()> {
         let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);

@@ -361,6 +361,20 @@ fn l20_a_process_that_may_still_run_is_waited_for() {
 }
 
 #[test]
+fn l17_a_memory_with_a_term_that_can_not_have_been_reached_is_none() {
+    let week = 7 * 24 * 3_600_000;
+    for (promised, remembers) in [(1_000 + week, true), (1_001 + week, false)] {
+        let vote = StoredVote { promised: Term(promised), promised_to: None, voted: None };
+        let votes = BTreeMap::from([(lease(), vote)]);
+        let mut memory =
+            Memory { loaded: Some(Remembered { votes, ended: None }), ..Memory::EMPTY };
+        let (voter, _) = Voter::new(ms(0), Times::DEFAULT, Term(1_000), &mut memory);
+        let abstains = if remembers { Duration::ZERO } else { Times::DEFAULT.abstain };
+        assert_eq!(voter.abstains_until(), abstains, "{promised}");
+    }
+}
+
+#[test]
 fn l17_a_term_that_can_not_have_been_reached_changes_nothing() {
     let mut cluster = Cluster::new(3);
     let liar = node(2, 1);

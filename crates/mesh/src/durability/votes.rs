@@ -2,12 +2,12 @@
 //!
 //! All votes are one value of some hundred bytes, which is written and synced as a whole. The mesh's thread waits for it, because
 //! the answer to a candidate may leave only then (rule L13), but never longer than [`STORE_TIMEOUT`]: a thread of its own
-//! writes, and while it waits for a slow disk the voter refuses. Votes are stored a few times per election, and never while
-//! a holder goes on.
+//! writes, and while it waits for a slow disk the voter refuses. Votes are stored a few times per election, and not for a
+//! renewal.
 //!
-//! The file counts as memory only if nothing can be missing in it. It does not count on a network file system, where another
-//! process may have written since, or if another router has written it. It can't be noticed that the folder was replaced by an older
-//! copy, or that the router has run for a while without it: docs/lease.md excludes both.
+//! The file does not count as memory on a network file system, where another process may have written since, or if another
+//! router has written it. It can't be noticed that the folder was replaced by an older copy, or that the router has run for a
+//! while without it: docs/lease.md excludes both.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,6 +35,8 @@ struct SavedVotes {
     voter: NodeId,
     /// The boot of the machine on which it ran.
     boot: Option<String>,
+    /// Device and inode of the lock file that it held.
+    lock: Option<(u64, u64)>,
     votes: BTreeMap<LeaseName, StoredVote>,
 }
 
@@ -45,6 +47,8 @@ pub(crate) struct SavedBallots {
     boot: Option<String>,
     votes: BTreeMap<LeaseName, StoredVote>,
     /// `None`: the configured keys do not open the folder.
+    folder: Option<Arc<Folder>>,
+    /// The slot in it, until a thread writes to it.
     slots: Option<VoteSlot>,
     writer: Option<Writer>,
     has_failed: bool,
@@ -71,7 +75,8 @@ impl SavedBallots {
     /// The votes of the router `me` in its folder; `None`: the folder can't be opened, so that it never votes.
     pub(super) fn new(me: NodeId, slot: Option<VoteSlot>) -> Self {
         let (votes, boot) = (BTreeMap::new(), boot_id());
-        Self { me, boot, votes, slots: slot, writer: None, has_failed: false }
+        let folder = slot.as_ref().map(|slot| Arc::clone(&slot.folder));
+        Self { me, boot, votes, folder, slots: slot, writer: None, has_failed: false }
     }
 
     /// Reads the slot; `None`: there is nothing that counts.
@@ -103,12 +108,13 @@ impl SavedBallots {
         }
     }
 
-    /// Whether the process that has stored the votes has certainly ended: it had the lock of the folder, this process has it
-    /// now, and both are on one machine that was not started in between. A folder that came from another machine may have been taken away
-    /// from a process that goes on there.
+    /// Whether the process that has stored the votes has certainly ended: it held the lock that this process holds now, and the
+    /// machine was not started in between. A folder that is a copy or came from another machine has another lock, and a
+    /// process may go on with the original. So may one whose lock file was deleted.
     fn has_ended(&self, saved: &SavedVotes) -> bool {
-        let is_locked = self.slots.as_ref().is_some_and(|slot| slot.folder.has_lock());
-        is_locked && self.boot.is_some() && saved.boot == self.boot
+        let lock = self.slots.as_ref().and_then(|slot| slot.folder.lock_id());
+        let is_same_lock = lock.is_some() && saved.lock == lock;
+        is_same_lock && self.boot.is_some() && saved.boot == self.boot
     }
 
     fn write(&mut self) -> Result<(), String> {
@@ -120,6 +126,7 @@ impl SavedBallots {
         let saved = SavedVotes {
             voter: self.me.clone(),
             boot: self.boot.clone(),
+            lock: self.folder.as_ref().and_then(|folder| folder.lock_id()),
             votes: self.votes.clone(),
         };
         let writer = self.writer.as_mut().ok_or_else(unreadable)?;
@@ -188,7 +195,8 @@ impl Writer {
         Ok(Self { values, results, is_late: false })
     }
 
-    /// Writes the value, and waits until it is on disk. One that has not come there in time may do so later, but before the next.
+    /// Writes the value, and waits until it is on disk. A value that is not on
+    /// disk in time may reach it later, but before the next one.
     fn write(&mut self, value: Vec<u8>) -> Result<(), String> {
         if self.is_late {
             match self.results.try_recv() {
@@ -251,7 +259,9 @@ mod tests {
     }
 
     fn ballots(folder: &Arc<Folder>, me: NodeId) -> SavedBallots {
-        SavedBallots::new(me, Some(VoteSlot::new(folder, None)))
+        let mut ballots = SavedBallots::new(me, Some(VoteSlot::new(folder, None)));
+        ballots.boot = Some("of this machine".to_owned());
+        ballots
     }
 
     #[test]
@@ -311,6 +321,22 @@ mod tests {
         let mut unknown = ballots(&folder, node("a", 3));
         unknown.boot = None;
         assert_eq!(unknown.load().unwrap().ended, None);
+    }
+
+    #[test]
+    fn the_process_before_may_go_on_if_its_lock_file_was_deleted_or_the_folder_is_a_copy() {
+        let path = tempfile::tempdir().unwrap();
+        let (original, copy) = (path.path().join("data"), path.path().join("copy"));
+        let first = folder(&original);
+        ballots(&first, node("a", 1)).store(&lease("leader"), &vote(3)).unwrap();
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(original.join("slot-votes"), copy.join("slot-votes")).unwrap();
+        std::fs::remove_file(original.join("LOCK")).unwrap();
+        for path in [original, copy] {
+            let second = folder(&path);
+            let found = ballots(&second, node("a", 2)).load().unwrap();
+            assert_eq!((found.votes.len(), found.ended), (1, None), "{path:?}");
+        }
     }
 
     #[test]
