@@ -440,14 +440,16 @@ impl Replication {
 
     fn handle_retired(&mut self, now: Now, from: &NodeName, retired: &[RetiredWriter]) -> Changes {
         let mut changes = Changes::default();
+        // The sender knows a later generation of this node, which must exceed the latest one.
+        let own = retired.iter().map(|history| &history.writer);
+        let own = own.filter(|id| id.name == self.me.name && id.generation > self.me.generation);
+        if let Some(latest) = own.filter(|id| id.generation <= latest_generation(now)).max() {
+            let is_known = self.state.writers.intern(latest).is_some();
+            self.counters.refused_writers += u64::from(!is_known);
+            self.is_fenced |= is_known;
+            changes.fenced |= is_known;
+        }
         for history in retired {
-            let NodeId { name, generation } = &history.writer;
-            if *name == self.me.name && *generation > self.me.generation {
-                // The sender knows a later generation of this node, which must exceed it.
-                self.counters.refused_writers +=
-                    u64::from(self.state.writers.intern(&history.writer).is_none());
-                continue;
-            }
             let Some(writer) = self.state.writers.number(&history.writer) else { continue };
             if writer == self.state.me {
                 self.is_fenced = true;
