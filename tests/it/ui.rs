@@ -98,6 +98,15 @@ async fn administrators_read_events_and_routers_although_clients_have_keys() {
     for headers in [&[][..], &[("x-api-key", "wrong")]] {
         assert_eq!(router.send("GET", "/ha/routers", headers, b"").await.status, 401);
     }
+    // The keys of tenants alone keep others out too.
+    let router = Router::start(&["--tenant-api-key", "acme:secret"]).await;
+    for path in ["/ha/routers", "/ha/events"] {
+        for headers in [&[][..], &[("x-api-key", "wrong")]] {
+            assert_eq!(router.send("GET", path, headers, b"").await.status, 401, "{path}");
+        }
+    }
+    let tenant = [("x-api-key", "secret")];
+    assert_eq!(router.send("GET", "/ha/routers", &tenant, b"").await.status, 200);
 }
 
 #[tokio::test]
