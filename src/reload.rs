@@ -248,8 +248,10 @@ impl Reload {
             reloaded.changed.push("addresses of other routers".to_owned());
         }
         let keys = &network.security.keys;
-        // A mesh that was started without a key needs a restart to use one.
-        if self.taken.mesh_keys.as_ref().is_none_or(|taken| taken.is_empty() || taken == keys) {
+        // Whether the mesh has keys at all is changed by a restart.
+        if keys.is_empty()
+            || self.taken.mesh_keys.as_ref().is_none_or(|taken| taken.is_empty() || taken == keys)
+        {
             return;
         }
         let part = "keys of the mesh";

@@ -126,6 +126,7 @@ impl Policies {
             session_ttl: known.session_ttl,
             max_sessions: known.max_sessions,
             agree_across_routers: known.agree_across_routers,
+            ignored: known.ignored.clone(),
             ..config.clone()
         };
         if *known == wanted {
