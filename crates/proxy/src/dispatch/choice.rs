@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use smg_routing::fleet::{Fitness, Fleet, InFlight, Member, Rank, ServedBy, Snapshot, Worker};
+use smg_routing::limit::Place;
 use smg_routing::policies::{Asked, Entry, Policies};
 use smg_routing::policy::{Decision, Explained, Hint, Pick};
 use smg_routing::prefix;
@@ -31,6 +32,8 @@ pub(super) struct Chosen {
     pub(super) tokens: u32,
     /// Whether another worker could be tried after this one.
     pub(super) others: bool,
+    /// The place in the queue that the request had. The next request of its line may choose once this one's prompt is counted.
+    pub(super) place: Option<Place>,
 }
 
 /// Why there is no choice.
@@ -85,7 +88,7 @@ impl<'a> Round<'a> {
     ) -> Self {
         if entry.policy.wants_blocks() {
             let root = entry.root(criteria.model);
-            blocks.compute(root, criteria.prompt, &policies.config().ignored);
+            blocks.compute(root, criteria.prompt, &entry.config().ignored);
         }
         let hint = criteria.hint(blocks.hashes(), entry);
         let weights = &entry.weights;
@@ -207,12 +210,13 @@ pub(super) fn choose(
                 prompt_bytes: hint.prompt_bytes,
             },
             tokens: pick.uncached_tokens(hint.prompt_bytes, member.worker.tokens_per_byte()),
+            place: None,
             others: round.untried && found.has_several(),
         });
     }
 }
 
-/// Picks a worker as [`choose`] does for the first attempt of a request, takes no place on it, and says why. Nothing is sent,
+/// Picks a worker as `choose` does for the first attempt of a request, takes no place on it, and says why. Nothing is sent,
 /// counted or learnt.
 #[must_use]
 pub fn explain(

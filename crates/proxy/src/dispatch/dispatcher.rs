@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use rand::rngs::SmallRng;
 use smallvec::SmallVec;
 use smg_routing::fleet::{Fleet, InFlight, Outcome};
-use smg_routing::limit::{Admission, Permit, Priority};
+use smg_routing::limit::{Admission, Permit, Place, Priority};
 use smg_routing::policies::{Asked, Ending, Entry, Policies};
 use smg_routing::policy::Decision;
 use smg_runtime::clock::Clock;
@@ -208,6 +208,7 @@ impl Dispatcher {
             observer.sent(worker);
         }
         chosen.in_flight.send_prompt(chosen.tokens, request.stream, sent_at);
+        chosen.place.take().into_iter().for_each(Place::leave);
         let sending = self.upstream.send(&*worker.spec, &outgoing);
         let answer = unless_cut(&mut chosen.in_flight, sending).await;
         progress.tried.push(chosen.worker.id);

@@ -40,10 +40,7 @@ impl Dispatcher {
             let chosen =
                 if is_turn { self.choose(request, progress, now) } else { Err(NoChoice::NoRoom) };
             let error = match chosen {
-                Ok(chosen) => {
-                    place.into_iter().for_each(Place::leave);
-                    return Ok(chosen);
-                }
+                Ok(chosen) => return Ok(Chosen { place, ..chosen }),
                 Err(NoChoice::NoRoom) if now.mono >= queue_deadline => {
                     place.into_iter().for_each(Place::time_out);
                     return Err(DispatchError::QueueTimeout(config.queue_timeout));
