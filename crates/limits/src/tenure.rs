@@ -1,4 +1,4 @@
-//! Until when, and in which windows, a router uses its whole share and what it inherits, by the [votes].
+//! Until when, and in which windows, a router uses its whole share and what it inherits, by the votes of the routers.
 //!
 //! A vote says until when a right may be used. It does not say what others have used in the present window. A right that begins
 //! therefore counts only in windows that begin later. Each rule has a number by which the tests name it:
