@@ -211,7 +211,7 @@ class Service(unittest.TestCase):
 
         self.append('log-level = "debug"')
         self.assertEqual(self.systemctl("reload", "smg"), (0, ""))
-        eventually(lambda: "files were read again" in self.journal(), "the router has read its file again")
+        eventually(lambda: "the configuration was read again" in self.journal(), "the router has read its file again")
 
         self.append('policy = "sometimes"')
         self.assertNotEqual(self.systemctl("reload", "smg")[0], 0)
