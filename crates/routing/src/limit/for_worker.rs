@@ -5,7 +5,8 @@
 //! also get room otherwise (a probe succeeds, other routers report less), so that the first one of a line should try now and then
 //! without a call.
 //!
-//! A line is a number, because admission knows no models. Requests of different lines do not wait for each other.
+//! A line is a number, because admission knows no models. Requests of different lines do not wait for each other, except for
+//! permits: a request in a line keeps its permit, so that with `--max-concurrent-requests` those of one model may leave none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
