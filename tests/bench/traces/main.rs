@@ -23,22 +23,23 @@
 
 mod peers;
 mod router;
+#[path = "../trace_file.rs"]
+mod trace_file;
 mod workers;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde::Deserialize;
 use smg_routing::policy::{Kind, Measure};
 
 use peers::Peer;
 use router::{Router, Sent};
+use trace_file::Request;
 use workers::Worker;
 
 /// Bytes of a token in the prompts that the routers see.
@@ -49,15 +50,6 @@ const BLOCK_TOKENS: u32 = 512;
 const PUBLISH_EVERY: Duration = Duration::from_millis(25);
 /// Time from publishing to the other routers.
 const NETWORK_DELAY: Duration = Duration::from_millis(5);
-
-/// One line of a trace.
-#[derive(Debug, Deserialize)]
-struct Request {
-    timestamp: f64,
-    input_length: u32,
-    output_length: u32,
-    hash_ids: Vec<u64>,
-}
 
 /// The settings of a run.
 #[derive(Debug, Clone)]
@@ -145,7 +137,7 @@ fn main() -> ExitCode {
     let trace = match read(&settings) {
         Ok(trace) => trace,
         Err(error) => {
-            eprintln!("{}: {error}", settings.trace.display());
+            eprintln!("{error}");
             return ExitCode::FAILURE;
         }
     };
@@ -228,33 +220,12 @@ fn arguments(mut given: impl Iterator<Item = String>) -> Result<Option<Settings>
     Ok((!settings.trace.as_os_str().is_empty()).then_some(settings))
 }
 
-fn read(settings: &Settings) -> std::io::Result<Vec<Request>> {
-    let lines = BufReader::new(File::open(&settings.trace)?).lines();
-    let mut trace = Vec::new();
-    for line in lines.take(settings.limit) {
-        trace.push(serde_json::from_str(&line?)?);
-    }
+fn read(settings: &Settings) -> Result<Vec<Request>, Box<dyn Error + Send + Sync>> {
+    let mut trace = trace_file::read(&settings.trace, settings.limit)?;
     if !settings.as_recorded {
-        spread(&mut trace);
+        trace_file::spread(&mut trace);
     }
     Ok(trace)
-}
-
-/// Spreads requests with equal timestamps evenly over the time to the next timestamp. Those with the last timestamp stay.
-fn spread(trace: &mut [Request]) {
-    let mut rest = trace;
-    while let Some(first) = rest.first() {
-        let begin = first.timestamp;
-        let count = rest.iter().take_while(|request| request.timestamp <= begin).count();
-        let (equal, later) = rest.split_at_mut(count);
-        if let Some(next) = later.first() {
-            let step = (next.timestamp - begin) / count as f64;
-            for (at, request) in equal.iter_mut().enumerate() {
-                request.timestamp += step * at as f64;
-            }
-        }
-        rest = later;
-    }
 }
 
 /// Plays the trace under one rule.
