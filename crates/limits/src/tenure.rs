@@ -20,7 +20,7 @@ use crate::standing::Inherited;
 use crate::votes::Votes;
 use crate::windows::CLOCK_MARGIN_MS;
 
-/// What a router's rights by votes are based on at a moment.
+/// The facts at one moment from which the rights of a router follow.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment<'a> {
     /// This router.

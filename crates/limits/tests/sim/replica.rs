@@ -8,7 +8,7 @@ use smg_limits::rows::{Row, WindowKey};
 /// A router by its slot and generation.
 pub(crate) type Writer = (usize, u64);
 
-/// What a row is about. A row replaces an earlier one with the same key.
+/// The key of a row. A row replaces an earlier one with the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     /// The roster has no writer: the latest one of all counts.
