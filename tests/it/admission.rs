@@ -199,6 +199,27 @@ async fn a_request_that_waits_too_long_is_answered() {
     assert_eq!(names(&worker), ["first", "third"]);
 }
 
+/// Checks that a client that leaves the queue frees its place there. `first`: the request that is at the worker.
+pub(crate) async fn check_that_leaving_frees_a_place(
+    router: &Router,
+    worker: &Worker,
+    gate: &Semaphore,
+    first: JoinHandle<Answer>,
+) {
+    let leaver = ask(router, "leaver", "default");
+    waiting(router, 1).await;
+    leaver.abort();
+    waiting(router, 0).await;
+    // Its place in the queue is free again.
+    let next = ask(router, "next", "default");
+    waiting(router, 1).await;
+    gate.add_permits(2);
+    for asked in [first, next] {
+        assert_eq!(asked.await.unwrap().status, 200);
+    }
+    assert_eq!(names(worker), ["first", "next"]);
+}
+
 #[tokio::test]
 async fn a_client_that_disconnects_frees_its_place_in_the_queue() {
     let gate = Arc::new(Semaphore::new(0));
@@ -207,18 +228,7 @@ async fn a_client_that_disconnects_frees_its_place_in_the_queue() {
     let router = Router::before(&[worker.url()], &flags).await;
     let first = ask(&router, "first", "default");
     arrived(&worker, 1).await;
-    let leaver = ask(&router, "leaver", "default");
-    waiting(&router, 1).await;
-    leaver.abort();
-    waiting(&router, 0).await;
-    // Its place in the queue is free again.
-    let next = ask(&router, "next", "default");
-    waiting(&router, 1).await;
-    gate.add_permits(2);
-    for asked in [first, next] {
-        assert_eq!(asked.await.unwrap().status, 200);
-    }
-    assert_eq!(names(&worker), ["first", "next"]);
+    check_that_leaving_frees_a_place(&router, &worker, &gate, first).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::admission::{arrived, ask, gated, names, waiting};
+use crate::admission::{arrived, ask, check_that_leaving_frees_a_place, gated, names, waiting};
 use crate::support::client::{self, Answer};
 use crate::support::eventually;
 use crate::support::router::Router;
@@ -80,18 +80,7 @@ async fn the_wait_for_a_full_worker_is_bounded_by_the_queue() {
     waiting(&router, 0).await;
     assert_eq!(router.metric("smg_admission_rejected_total{reason=\"timeout\"}").await, 1.0);
     assert_eq!(router.metric("smg_admission_rejected_total{reason=\"queue_full\"}").await, 1.0);
-    // A client that leaves frees its place.
-    let leaver = ask(&router, "leaver", "default");
-    waiting(&router, 1).await;
-    leaver.abort();
-    waiting(&router, 0).await;
-    let next = ask(&router, "next", "default");
-    waiting(&router, 1).await;
-    gate.add_permits(2);
-    for asked in [first, next] {
-        assert_eq!(asked.await.unwrap().status, 200);
-    }
-    assert_eq!(names(&worker), ["first", "next"]);
+    check_that_leaving_frees_a_place(&router, &worker, &gate, first).await;
 }
 
 #[tokio::test]
