@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Request, Version};
-use http_body::Body;
 use smg_runtime::clock::Clock;
 
 use super::access_log::Ticket;
@@ -146,12 +144,6 @@ impl State {
     /// The connection must end after the exchange under way.
     pub(super) fn close_after(&self) {
         self.close.store(true, Ordering::Relaxed);
-    }
-
-    /// Records whether the request that has begun has a body to be read. Returns whether it came over HTTP/1.
-    pub(super) fn note_request<B: Body>(&self, request: &Request<B>) -> bool {
-        self.set_unread_body(!request.body().is_end_stream());
-        request.version() < Version::HTTP_2
     }
 
     /// Records whether the body of the request in progress is still to be read.

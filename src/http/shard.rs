@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use rand::rngs::SmallRng;
@@ -87,7 +89,8 @@ impl Shard {
         slot: &Slot,
     ) -> Result<Response<Body>, Infallible> {
         let mut exchange = state.begin();
-        let is_http1 = state.note_request(&request);
+        let is_http1 = request.version() < Version::HTTP_2;
+        state.set_unread_body(!request.body().is_end_stream());
         let request_id = {
             let names = &self.surface().config.request_id_headers;
             headers::request_id(request.headers(), names, &mut self.inference.rng())
@@ -248,7 +251,7 @@ impl Shard {
         let config = &surface.config;
         let (parts, incoming) = request.into_parts();
         let mut held = Held::new(&surface.metrics, config.max_buffered_bytes);
-        // What is to be explained is as large as any request.
+        // A request that is explained may be as large as one that is sent.
         let is_request = route.access == Access::Inspect;
         let largest = if is_request { usize::MAX } else { LARGEST_OWN_BODY };
         let limits =
