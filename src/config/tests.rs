@@ -52,6 +52,17 @@ fn three_names_of_the_subcommand_run_the_router() {
 }
 
 #[test]
+fn a_short_match_counts_unless_requests_are_compared() {
+    for (flags, threshold) in [
+        (&[][..], 0.0),
+        (&["--cache-aware-by", "requests"], 0.3),
+        (&["--cache-aware-by", "requests", "--cache-threshold", "0"], 0.0),
+    ] {
+        assert_eq!(given().flags(flags).config().policy.cache_threshold, threshold, "{flags:?}");
+    }
+}
+
+#[test]
 fn a_list_is_split_at_commas_blanks_and_repetitions() {
     let two = given().flags(&["--worker-urls", "http://a", "http://b"]).config();
     let urls: Vec<_> = two.workers.iter().map(|worker| worker.url.as_str()).collect();
