@@ -10,7 +10,7 @@ use serde::Serialize;
 pub enum Severity {
     /// Worth knowing; nothing is wrong.
     Info,
-    /// It works, and one failure more will be felt.
+    /// It works, but one more failure would disturb users.
     Warning,
     /// It does not work, or everyone who reaches a port can change it.
     Error,

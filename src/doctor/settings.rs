@@ -134,7 +134,7 @@ pub(super) fn even(count: u64, source: &str) -> Option<Finding> {
                 format!("the number of routers is even: {count}"),
                 format!("run {} or {} routers", count - 1, count + 1),
             ],
-            "a majority of an even number is larger than half, so that one router more tolerates no failure more, and a cut \
+            "a majority of an even number is larger than half, so that an even number survives no more failures than one router fewer, and a cut \
              in two halves leaves no majority: no leader, and limits that are strict stop",
         )
     })

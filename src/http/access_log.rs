@@ -239,7 +239,7 @@ impl Ticket {
         self.0.is_some()
     }
 
-    /// What learns of the way of the request to a worker.
+    /// The observer of the attempts to send the request, which writes them into the line.
     pub(super) fn observer(&self) -> Option<&dyn Observer> {
         self.0.as_deref().map(|open| open as &dyn Observer)
     }

@@ -20,7 +20,7 @@ pub struct StoredVote {
     pub voted: Option<(Term, NodeId)>,
 }
 
-/// What a voter remembers at its start.
+/// The memory of a voter at its start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Remembered {
     /// Its votes. A lease that is not there was never voted on.

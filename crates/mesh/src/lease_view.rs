@@ -1,4 +1,4 @@
-//! What the driver publishes of the leases.
+//! The state of the leases as the driver publishes it for other threads.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use smg_types::ids::NodeName;
 pub static LEADER: LazyLock<LeaseName> =
     LazyLock::new(|| "leader".parse().expect("the name of the lease is valid"));
 
-/// What the driver publishes of the leases. Times are readings of the clock of leases.
+/// The state of the leases as the driver publishes it. Times are readings of the clock of leases.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct LeaseView {
     pub(super) leader: Option<Status>,
@@ -47,7 +47,7 @@ impl HaMode {
     }
 }
 
-/// What was published of the leases last.
+/// The state of the leases that was published last.
 #[derive(Debug)]
 pub(super) struct PublishedLeases {
     pub(super) version: u64,

@@ -97,8 +97,7 @@ impl Folder {
     }
 
     /// Whether this process has the lock of the folder that is there now.
-    #[must_use]
-    pub fn has_lock(&self) -> bool {
+    fn has_lock(&self) -> bool {
         let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_some_and(|lock| is_same_file(lock, &self.path.join(LOCK)))
     }

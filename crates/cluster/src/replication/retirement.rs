@@ -124,8 +124,8 @@ pub(super) fn reopen_if_behind(state: &mut State, (store, writer): Stream, versi
     }
 }
 
-/// What a notice says of writers that have ended: their names, and the versions that this node has applied of the retired ones
-/// (R34).
+/// The entries of a notice about `writers`, which have ended: their names, and the versions that this node has applied of those that
+/// are retired (R34).
 pub(super) fn ended(state: &State, writers: &[Writer]) -> Vec<RetiredWriter> {
     let entry = |writer: &Writer| {
         let id = state.writers.id(*writer)?;

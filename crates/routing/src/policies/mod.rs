@@ -118,7 +118,7 @@ impl Policies {
     }
 
     /// Replaces the default policy and its parameters. The sessions and their bounds stay, because the memory was made for
-    /// them, and so does each policy that the admin API has set. Returns whether anything differs from before.
+    /// them; so does the text that is ignored, by which the prompts in it were hashed; and so does each policy that the admin API has set. Returns whether anything differs from before.
     pub fn set_default(&self, config: &policy::Config, snapshot: &Snapshot) -> bool {
         let settings = self.settings.lock();
         let known = self.config.load_full();
